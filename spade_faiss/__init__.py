@@ -1,0 +1,65 @@
+"""A FAISS-backed anomaly search engine: SPADE over banks of normal images."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spade_faiss.backbone import Backbone, load_backbone
+    from spade_faiss.bank import Bank
+    from spade_faiss.config import Preprocess, Source
+    from spade_faiss.detector import Detector
+    from spade_faiss.errors import SpadeError
+    from spade_faiss.evaluation import evaluate
+    from spade_faiss.extract import fit
+    from spade_faiss.features import FeatureBatch, Level
+    from spade_faiss.scoring import Scores
+
+__version__ = "0.1.0"
+
+# torch and FAISS each bring a pool of OpenMP threads. Idle threads of the one that spin take the cores from the other; this
+# makes them sleep. It counts only before the first of the two is imported, and never overrides what the user has set.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Where each public name lives; imported at first use, so that `spade-faiss --help` loads neither torch nor FAISS.
+_HOMES = {
+    "Backbone": "backbone",
+    "Bank": "bank",
+    "Detector": "detector",
+    "FeatureBatch": "features",
+    "Level": "features",
+    "Preprocess": "config",
+    "Scores": "scoring",
+    "Source": "config",
+    "SpadeError": "errors",
+    "evaluate": "evaluation",
+    "fit": "extract",
+    "load_backbone": "backbone",
+}
+
+__all__ = [
+    "Backbone",
+    "Bank",
+    "Detector",
+    "FeatureBatch",
+    "Level",
+    "Preprocess",
+    "Scores",
+    "Source",
+    "SpadeError",
+    "evaluate",
+    "fit",
+    "load_backbone",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,218 @@
+"""The detector: an opened bank, its indexes and a method; images in, scores out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from spade_faiss.bank import Bank
+from spade_faiss.config import MAX_SKIPPED, Method
+from spade_faiss.errors import InputError, NotFoundError
+from spade_faiss.features import FeatureBatch, FloatArray, Level, prepare
+from spade_faiss.gallery import find_gallery_search
+from spade_faiss.image_index import ImageIndex
+from spade_faiss.images import find_images
+from spade_faiss.knn import IntArray
+from spade_faiss.recipe import Recipe, load_recipe
+from spade_faiss.scoring import NEAREST_DTYPE, NearestArray, Scores, join, score_maps, to_distance, upsample
+from spade_faiss.stages import Stages
+
+if TYPE_CHECKING:
+    from spade_faiss.backbone import Backbone
+    from spade_faiss.extract import Images
+
+CONCAT = "concat"
+
+
+class Detector:
+    """Scores images against a bank, in the state that the bank had when it was opened. Safe to share between threads."""
+
+    def __init__(self, bank: Bank, recipe: Recipe, method: Method) -> None:
+        self.bank = bank
+        self.recipe = recipe
+        self.method = method
+        self._searched = _searched_levels(bank.layout.levels, method.fusion)
+        self._images = ImageIndex.open(bank, recipe)
+        self._search = find_gallery_search(recipe.build.gallery)
+        self._backbone: Backbone | None = None
+        self._loading = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        bank: str | Path,
+        *,
+        recipe: str | Path | Recipe = "exact",
+        k_image: int = 5,
+        k_gallery: int = 5,
+        kappa: int = 1,
+        fusion: str = "mean",
+        distance: str = "l2",
+        sigma: float = 4.0,
+        backbone: str | Backbone | None = None,
+        weights: str | Path | None = None,
+    ) -> Detector:
+        """Open a bank for scoring.
+
+        Args:
+            bank: the bank's folder.
+            recipe: a recipe's name or file.
+            k_image, k_gallery, kappa, fusion, distance, sigma: see `Method`.
+            backbone: a backbone in place of the one the bank names; it must be the same network with the same weights.
+            weights: where the bank's backbone's weights are, if they are not where they were or cannot be downloaded.
+
+        Raises:
+            NotFoundError: if there is no such bank or recipe.
+            BankError: if the bank or its index is damaged or missing.
+            InputError: for a setting out of range, more neighbours than normal images, or a backbone that is not the bank's.
+        """
+        method = Method(k_image=k_image, k_gallery=k_gallery, kappa=kappa, fusion=fusion, distance=distance, sigma=sigma)
+        opened = Bank.open(bank)
+        _check_neighbors(opened, method)
+        detector = cls(opened, load_recipe(recipe), method)
+        if backbone is not None or weights is not None:
+            detector._backbone = _load_backbone(opened, backbone, weights)
+        return detector
+
+    @property
+    def backbone(self) -> Backbone:
+        """The bank's own backbone, loaded at first use.
+
+        Raises:
+            InputError: if the bank was made by another extractor, or the weights that load now are not those it was made with.
+        """
+        with self._loading:
+            if self._backbone is None:
+                self._backbone = _load_backbone(self.bank, None, None)
+            return self._backbone
+
+    def score(self, images: Images, *, max_skipped: int = MAX_SKIPPED, progress: bool = False) -> Scores:
+        """Score images: a folder, an image, or a list of them, in the order of their ids.
+
+        All maps are held in memory; for more images than fit, score them in parts.
+
+        Args:
+            images: a folder, an image, or a list of them.
+            max_skipped: how many unreadable images to leave out (each is logged) before giving up.
+            progress: show a bar on stderr if that is a terminal.
+
+        Raises:
+            InputError: for bad input, or too many unreadable images.
+            NotFoundError: if a path does not exist.
+        """
+        from spade_faiss.extract import FeatureStream
+
+        root, records = find_images(images)
+        stream = FeatureStream(self.backbone, Stages(), root=root, max_skipped=max_skipped)
+        with tqdm(total=len(records), desc="score", unit="img", disable=None if progress else True) as bar:
+            parts = []
+            for extracted in stream(records):
+                parts.append(self.score_features(extracted.batch))
+                bar.update(len(extracted.batch))
+        return join(parts)
+
+    def score_features(self, batch: FeatureBatch, *, stages: Stages | None = None) -> Scores:
+        """Score images by their features, from any extractor.
+
+        Args:
+            batch: features of n images, of the bank's levels and source.
+            stages: where to count the time.
+
+        Raises:
+            InputError: for features that do not fit the bank.
+        """
+        stages = stages or Stages()
+        self.bank.check_source(batch.source)
+        with stages("prepare"):
+            query = prepare(batch, self.bank.layout)
+        k_image, k_gallery = self.method.k_image, self.method.k_gallery
+        with stages("image search"):
+            sq_dist, rows = self._images.search(query.embedding, max(k_image, k_gallery))
+            neighbor_dist = to_distance(sq_dist, self.method.distance)
+        level_dist, nearest = {}, {}
+        with stages("pixel search"):
+            for level in self._searched:
+                level_dist[level.name], nearest[level.name] = self._search_level(level, query, rows[:, :k_gallery])
+        with stages("fusion"):
+            maps = score_maps(list(level_dist.values()), self.bank.layout.input_size, self.method.sigma)
+            if query.valid is not None:
+                maps *= query.valid
+        ids = self.bank.ids
+        return Scores(
+            ids=list(batch.ids),
+            image_score=neighbor_dist[:, :k_image].mean(axis=1),
+            maps=maps,
+            neighbor_ids=np.array([[ids[row] for row in line] for line in rows]),
+            neighbor_dist=neighbor_dist,
+            level_dist=level_dist,
+            nearest=nearest,
+            distance=self.method.distance,
+        )
+
+    def _search_level(self, level: Level, query: FeatureBatch, gallery: IntArray) -> tuple[FloatArray, NearestArray]:
+        shape = (len(query), level.height, level.width)
+        xq = self._vectors(level, query.levels.__getitem__).reshape(len(query), -1, level.channels)
+
+        def read_block(row: int) -> FloatArray:
+            return self._vectors(level, lambda name: self.bank.level_map(name, row)[None]).reshape(-1, level.channels)
+
+        hits = self._search(read_block, xq, gallery, self.method.kappa)
+        nearest = np.empty(shape, NEAREST_DTYPE)
+        nearest["neighbor"] = (gallery[:, None, :] == hits.row[..., None]).argmax(axis=-1).reshape(shape)
+        nearest["y"], nearest["x"] = np.divmod(hits.location.reshape(shape), level.width)
+        return to_distance(hits.sq_dist, self.method.distance).mean(axis=-1).reshape(shape), nearest
+
+    def _vectors(self, level: Level, maps_of: Callable[[str], npt.NDArray[np.floating[Any]]]) -> FloatArray:
+        """(n, H, W, C) float32 of a searched level: the bank's own, or under `concat` all of them at the finest one's size."""
+        if self.method.fusion == "mean":
+            return maps_of(level.name).astype(np.float32, copy=False)
+        size = (level.height, level.width)
+        parts = [maps_of(part.name).astype(np.float32, copy=False) for part in self.bank.layout.levels]
+        return np.concatenate([part if part.shape[1:3] == size else upsample(part, size) for part in parts], axis=-1)
+
+
+def _searched_levels(levels: Sequence[Level], fusion: str) -> tuple[Level, ...]:
+    if fusion == "mean":
+        return tuple(levels)
+    finest = max(levels, key=lambda level: level.height * level.width)
+    return (replace(finest, name=CONCAT, channels=sum(level.channels for level in levels)),)
+
+
+def _check_neighbors(bank: Bank, method: Method) -> None:
+    for name in ("k_image", "k_gallery"):
+        if (k := getattr(method, name)) > len(bank):
+            raise InputError(
+                f"{name}={k} is larger than the number of normal images, {len(bank)} in {bank.path}; lower it or add images"
+            )
+    for level in bank.layout.levels:
+        if method.kappa > (most := method.k_gallery * level.height * level.width):
+            raise InputError(
+                f"kappa={method.kappa} is larger than the gallery, {most} vectors at level {level.name!r}; lower it"
+            )
+
+
+def _load_backbone(bank: Bank, backbone: str | Backbone | None, weights: str | Path | None) -> Backbone:
+    from spade_faiss.backbone import Backbone, load_backbone
+
+    if not isinstance(backbone, Backbone):
+        source, recorded = bank.manifest.source, bank.manifest.weights_file
+        if source is None:
+            raise InputError(f"the bank {bank.path} was made by another extractor; use score_features, or pass a Backbone")
+        if weights is None and recorded is not None:
+            if not Path(recorded).is_file():
+                raise NotFoundError(
+                    f"the weights of the bank {bank.path} were in {recorded}, which is gone; pass --weights FILE"
+                )
+            weights = recorded
+        backbone = load_backbone(
+            backbone or source.backbone, weights=weights, precision=source.precision, preprocess=source.preprocess
+        )
+    bank.check_source(backbone.source)
+    return backbone

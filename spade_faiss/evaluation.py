@@ -1,0 +1,178 @@
+"""From images to a folder of results: scores in files, a report to look at and, where there are labels, metrics."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from spade_faiss.config import MAX_SKIPPED, SHOWN
+from spade_faiss.detector import Detector
+from spade_faiss.errors import InputError
+from spade_faiss.extract import FeatureStream, Images
+from spade_faiss.images import ImageRecord, find_images, load_dataset, to_mask, valid_region
+from spade_faiss.metrics import detection_metrics, localization_metrics
+from spade_faiss.report.csvfile import write_csv
+from spade_faiss.report.html import write_html
+from spade_faiss.report.jsonfile import write_json
+from spade_faiss.report.pictures import write_png
+from spade_faiss.report.scorefile import ScoreFile, ScoreWriter
+from spade_faiss.results import KindMetrics, Metrics, Presenter, Results
+from spade_faiss.stages import Stages
+
+SCORES = "scores.h5"
+
+
+def score_to(
+    images: Images,
+    *,
+    bank: str | Path | Detector,
+    out: str | Path,
+    overlays: bool = False,
+    shown: int = SHOWN,
+    max_skipped: int = MAX_SKIPPED,
+    progress: bool = False,
+) -> Results:
+    """Score images and write scores.h5, scores.csv, report.json and report.html.
+
+    Args:
+        images: a folder, an image, or a list of them.
+        bank: a bank's folder, to be searched with the defaults, or an opened detector.
+        out: the folder to write to; made if there is none, files of the same names are replaced.
+        overlays: write a PNG of each image under its heat map, too.
+        shown: about how many images the report shows in full.
+        max_skipped: how many unreadable images to leave out before giving up.
+        progress: show a bar on stderr if that is a terminal.
+
+    Raises:
+        InputError: for bad input, or too many unreadable images.
+        NotFoundError: if a path does not exist.
+    """
+    root, records = find_images(images)
+    run = _Run(bank, Path(out), progress)
+    run.score(records, root, max_skipped)
+    return run.write(None, overlays=overlays, shown=shown)
+
+
+def evaluate(
+    dataset: str | Path,
+    *,
+    bank: str | Path | Detector,
+    out: str | Path,
+    overlays: bool = False,
+    shown: int = SHOWN,
+    max_skipped: int = MAX_SKIPPED,
+    progress: bool = False,
+) -> Results:
+    """Score the test images of a labelled set laid out as MVTec AD; write what `score_to` writes, with metrics and labels.
+
+    Args:
+        dataset: a folder with `test/<kind>` and, for pixel metrics, `ground_truth/<kind>`.
+        bank, out, overlays, shown, max_skipped, progress: as for `score_to`.
+
+    Raises:
+        InputError: for bad input, a set without normal or without defective test images, a defective image without its mask
+            in a set that has masks, or too many unreadable images.
+        NotFoundError: if a path does not exist.
+    """
+    loaded = load_dataset(dataset)
+    for name, defective in (("normal (test/good)", False), ("defective", True)):
+        if not any(record.defective == defective for record in loaded.test):
+            raise InputError(f"{dataset} has no {name} test images, so there is nothing to measure; use: spade-faiss score")
+    run = _Run(bank, Path(out), progress)
+    run.score(loaded.test, loaded.root, max_skipped)
+    metrics = run.measure(with_masks=loaded.has_masks)
+    return run.write(metrics, overlays=overlays, shown=shown)
+
+
+class _Run:
+    """One pass over images: score them into a file, measure, write the rest."""
+
+    def __init__(self, bank: str | Path | Detector, out: Path, progress: bool) -> None:
+        self._stages = Stages()
+        with self._stages("load"):
+            self._detector = bank if isinstance(bank, Detector) else Detector.open(bank)
+            self._backbone = self._detector.backbone
+        self._preprocess = self._backbone.source.preprocess
+        self._out = out
+        self._progress = progress
+
+    def score(self, records: Sequence[ImageRecord], root: Path, max_skipped: int) -> None:
+        self._records: list[ImageRecord] = []
+        self._sizes: list[tuple[int, int]] = []
+        stream = FeatureStream(self._backbone, self._stages, root=root, max_skipped=max_skipped)
+        settings = json.dumps({**asdict(self._detector.method), "recipe": self._detector.recipe.name})
+        self._out.mkdir(parents=True, exist_ok=True)
+        with (
+            tqdm(total=len(records), desc="score", unit="img", disable=None if self._progress else True) as bar,
+            ScoreWriter(self._out / SCORES, settings) as writer,
+        ):
+            for extracted in stream(records):
+                scores = self._detector.score_features(extracted.batch, stages=self._stages)
+                with self._stages("write"):
+                    writer.append(scores)
+                self._records += extracted.records
+                self._sizes += extracted.sizes
+                bar.update(len(scores))
+        self._skipped = tuple(stream.skipped)
+
+    def measure(self, *, with_masks: bool) -> Metrics:
+        with self._stages("metrics"), ScoreFile.open(self._out / SCORES) as scores:
+            kinds = np.array([str(record.kind) for record in self._records])
+            defective = np.array([bool(record.defective) for record in self._records])
+            if with_masks:
+                maps = np.stack(list(scores.maps()))
+                masks = np.zeros(maps.shape, np.bool_)
+                for mask, record, size in zip(masks, self._records, self._sizes, strict=True):
+                    if record.mask is not None:
+                        mask[:] = to_mask(record.mask, size, self._preprocess)
+                valid = np.stack([valid_region(size, self._preprocess) for size in self._sizes])
+
+            def metrics_of(chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> KindMetrics:
+                return KindMetrics(
+                    images=int(defective[chosen].sum()),
+                    by_knn=detection_metrics(defective[chosen], scores.image_score[chosen]),
+                    by_map=detection_metrics(defective[chosen], scores.map_score[chosen]),
+                    pixel=localization_metrics(masks[chosen], maps[chosen], valid[chosen])
+                    if with_masks and masks[chosen].any()
+                    else None,
+                )
+
+            return Metrics(
+                **vars(metrics_of(np.ones(len(kinds), np.bool_))),
+                kinds={str(kind): metrics_of(~defective | (kinds == kind)) for kind in np.unique(kinds[defective])},
+            )
+
+    def write(self, metrics: Metrics | None, *, overlays: bool, shown: int) -> Results:
+        results = Results(
+            out=self._out,
+            images=len(self._records),
+            skipped=self._skipped,
+            metrics=metrics,
+            stage_s=self._stages.seconds,
+            total_s=self._stages.total_s,
+            peak_memory_bytes=_peak_memory_bytes(),
+        )
+        kinds = None if metrics is None else [str(record.kind) for record in self._records]
+        with ScoreFile.open(self._out / SCORES) as scores:
+            presenter = Presenter(self._detector, results, scores, self._records, self._sizes)
+            write_csv(self._out / "scores.csv", scores, kinds)
+            write_json(self._out / "report.json", presenter.numbers())
+            write_html(self._out / "report.html", presenter.report(shown))
+            if overlays:
+                for record, picture in presenter.overlays():
+                    target = self._out / "overlays" / f"{record.id}.png"
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    write_png(target, picture)
+        return results
+
+
+def _peak_memory_bytes() -> int:
+    # Linux counts in kilobytes, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,200 @@
+"""The FAISS index over image embeddings: built from a bank, kept beside it, searched for the nearest normals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from spade_faiss.bank import Bank
+from spade_faiss.config import from_mapping
+from spade_faiss.errors import BankError, InputError
+from spade_faiss.features import FloatArray
+from spade_faiss.files import atomic_path, hash_file
+from spade_faiss.knn import IntArray, direct_sq_dist, import_faiss, sort_by_distance
+from spade_faiss.recipe import Build, Recipe
+
+FORMAT = "spade_faiss image index"
+SCHEMA = 1
+
+_DESCRIPTION = "index.json"
+_FILE = "image.faiss"
+# Candidates beyond k: a matrix product's rounding may swap near neighbours, a direct evaluation puts them right.
+_SPARE = 8
+_TRAIN_ROWS = 100_000
+_SEED = 1234
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What an index file says of itself: the state of the bank it covers, how it was built, and its checksum."""
+
+    format: str
+    schema: int
+    recipe: str
+    build: Build
+    generation: int
+    count: int
+    shards: tuple[str, ...]
+    bytes: int
+    sha256: str
+    faiss: str
+
+
+class ImageIndex:
+    """Nearest normals by embedding. Rows that the built index does not cover are searched flat beside it."""
+
+    def __init__(self, bank: Bank, index: Any, covered: int, query: str = "") -> None:
+        faiss = import_faiss()
+        self._bank = bank
+        self._index = index
+        self._covered = covered
+        self._tail = faiss.IndexFlatL2(bank.layout.embedding_dim)
+        for xb in _blocks(bank, covered):
+            self._tail.add(xb)
+        if query:
+            try:
+                faiss.ParameterSpace().set_index_parameters(index, query)
+            except RuntimeError as error:
+                raise InputError(f"FAISS does not take the query parameters {query!r} for this index: {error}") from error
+
+    @classmethod
+    def open(cls, bank: Bank, recipe: Recipe) -> ImageIndex:
+        """The recipe's index over a bank; a flat one is made on the spot, any other must have been built.
+
+        Raises:
+            BankError: if the index was not built, is damaged, or belongs to another bank or recipe.
+        """
+        faiss = import_faiss()
+        if not recipe.needs_index:
+            return cls(bank, faiss.IndexFlatL2(bank.layout.embedding_dim), 0)
+        folder = index_folder(bank, recipe)
+        command = f"spade-faiss index {bank.path} --recipe {recipe.name}"
+        if not (folder / _DESCRIPTION).is_file():
+            raise BankError(f"the bank {bank.path} has no index {recipe.name!r}; build it with: {command}")
+        description = _read_description(folder, command)
+        if description.build != recipe.build:
+            raise BankError(
+                f"index {folder} was built with {description.build}, the recipe says {recipe.build}; run: {command}"
+            )
+        held = tuple(shard.sha256 for shard in bank.manifest.shards)
+        if held[: len(description.shards)] != description.shards:
+            raise BankError(f"index {folder} was built from other shards than the bank now holds; run: {command}")
+        file = folder / _FILE
+        # FAISS trusts what it reads: a file is opened only when it is the one that was written.
+        if not file.is_file() or (found := hash_file(file)) != description.sha256:
+            state = f"has sha256 {found}, expected {description.sha256}" if file.is_file() else "is missing"
+            raise BankError(f"{file} {state}; rebuild it with: {command}")
+        return cls(bank, faiss.read_index(str(file)), description.count, recipe.query.image)
+
+    @property
+    def covered(self) -> int:
+        """Rows that the built index covers; those after it are searched flat."""
+        return self._covered
+
+    def search(self, xq: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
+        """Squared distances (n, k), ascending, and bank rows (n, k) of the nearest normals; equal distances by ascending row.
+
+        Args:
+            xq: (n, d) float32.
+            k: at most the number of images in the bank.
+
+        Raises:
+            InputError: if an approximate index returned fewer than k.
+        """
+        found = []
+        for index, offset in ((self._index, 0), (self._tail, self._covered)):
+            if index.ntotal:
+                _, I = index.search(xq, min(k + _SPARE, index.ntotal))
+                found.append(np.where(I < 0, -1, I + offset))
+        candidates = np.concatenate(found, axis=1)
+        if (np.sum(candidates >= 0, axis=1) < k).any():
+            raise InputError(
+                f"the image index returned fewer than k={k} neighbours; raise its query parameters (recipe: query)"
+            )
+        rows, positions = np.unique(candidates, return_inverse=True)
+        xb = self._bank.embedding(np.maximum(rows, 0))
+        D = direct_sq_dist(xq, xb, positions.reshape(candidates.shape))
+        D, I = sort_by_distance(np.where(candidates < 0, np.float32(np.inf), D), candidates)
+        return D[:, :k], I[:, :k]
+
+
+def build_image_index(bank: Bank, recipe: Recipe, *, progress: bool = False) -> Description:
+    """Train, fill and store the recipe's index for all images of a bank.
+
+    Raises:
+        InputError: for an empty bank, a factory string that FAISS does not know, or too few images to train it.
+    """
+    faiss = import_faiss()
+    if len(bank) == 0:
+        raise InputError(f"the bank {bank.path} is empty; extract images first")
+    try:
+        index = faiss.index_factory(bank.layout.embedding_dim, recipe.build.image, faiss.METRIC_L2)
+        if not index.is_trained:
+            rows = np.random.default_rng(_SEED).permutation(len(bank))[:_TRAIN_ROWS]
+            index.train(bank.embedding(np.sort(rows)))
+    except RuntimeError as error:
+        raise InputError(
+            f"FAISS could not make {recipe.build.image!r} for {len(bank)} embeddings of d={bank.layout.embedding_dim}: {error}"
+        ) from error
+    with tqdm(total=len(bank), desc="index", unit="img", disable=None if progress else True) as bar:
+        for xb in _blocks(bank, 0):
+            index.add(xb)
+            bar.update(len(xb))
+    folder = index_folder(bank, recipe)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / _FILE) as temporary:
+        faiss.write_index(index, str(temporary))
+        digest = hash_file(temporary)
+    description = Description(
+        format=FORMAT,
+        schema=SCHEMA,
+        recipe=recipe.name,
+        build=recipe.build,
+        generation=bank.generation,
+        count=len(bank),
+        shards=tuple(shard.sha256 for shard in bank.manifest.shards),
+        bytes=(folder / _FILE).stat().st_size,
+        sha256=digest,
+        faiss=faiss.__version__,
+    )
+    with atomic_path(folder / _DESCRIPTION) as temporary:
+        temporary.write_text(json.dumps(asdict(description), indent=1) + "\n", encoding="utf-8")
+    return description
+
+
+def index_folder(bank: Bank, recipe: Recipe) -> Path:
+    """Where a bank keeps the indexes of a recipe."""
+    return bank.path / "indexes" / recipe.name
+
+
+def built_indexes(bank: Bank) -> list[Description]:
+    """What every index that was built beside the bank says of itself."""
+    folders = sorted(path.parent for path in (bank.path / "indexes").glob(f"*/{_DESCRIPTION}"))
+    return [_read_description(folder, f"spade-faiss index {bank.path} --recipe {folder.name}") for folder in folders]
+
+
+def _read_description(folder: Path, command: str) -> Description:
+    path = folder / _DESCRIPTION
+    try:
+        description = from_mapping(Description, json.loads(path.read_bytes()), str(path))
+    except (ValueError, RecursionError) as error:
+        raise BankError(f"{path} is damaged ({error}); rebuild the index with: {command}") from error
+    if (description.format, description.schema) != (FORMAT, SCHEMA):
+        raise BankError(f"{path} has schema {description.schema}, this version reads {SCHEMA}; rebuild it with: {command}")
+    return description
+
+
+def _blocks(bank: Bank, start: int) -> Iterator[FloatArray]:
+    """The bank's embeddings from row `start` on, block by block."""
+    seen = 0
+    for xb in bank.embedding_blocks():
+        rest = xb[max(0, start - seen) :]
+        seen += len(xb)
+        if len(rest):
+            yield rest

@@ -1,0 +1,124 @@
+"""Nearest neighbours by FAISS with distances evaluated directly: the one place where vectors meet."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spade_faiss.errors import DependencyError
+from spade_faiss.features import FloatArray
+
+IntArray = npt.NDArray[np.int64]
+
+# FAISS leaves its matrix-product path when nq * d is below this; its default, 128,000, makes small maps up to 12 times slower.
+_BLAS_THRESHOLD = 1000
+# |q|^2 + |x|^2 - 2qx in float32 is off by up to 1e-6 of |q|^2 + |x|^2 (measured on features of 24 to 1024 channels).
+# Where the distance found is below this share of that scale, a rival may have been nearer: such queries are searched directly.
+_AMBIGUOUS = 1e-3
+_SCAN_BYTES = 16 << 20
+
+
+def exact_knn(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
+    """The k nearest rows of `xb` for each row of `xq`.
+
+    FAISS's matrix product finds them; it computes on centred copies, because its rounding error grows with the norms, which L2
+    does not depend on. The distances returned are then evaluated directly, sum((q - x)^2), so that equal vectors are at 0.
+
+    Args:
+        xq: (nq, d) float32, C-contiguous.
+        xb: (nb, d) float32, C-contiguous.
+        k: at most nb.
+
+    Returns:
+        Squared distances (nq, k), ascending, and row numbers (nq, k); equal distances by ascending row.
+    """
+    faiss = import_faiss()
+    centre = xb.mean(axis=0)
+    centred_q = xq - centre
+    with _blas_always(faiss):
+        D, I = faiss.knn(centred_q, xb - centre, k)
+    found = D[:, -1].copy()
+    D, I = sort_by_distance(direct_sq_dist(xq, xb, I), I)
+    # A rival at a small distance has about the query's own norm. A query whose k are all at 0 cannot be improved.
+    scale = 2 * np.einsum("ij,ij->i", centred_q, centred_q)
+    (ambiguous,) = np.nonzero((found < _AMBIGUOUS * scale) & (D[:, -1] > 0))
+    if len(ambiguous):
+        D[ambiguous], I[ambiguous] = _scan(xq[ambiguous], xb, k)
+    return D, I
+
+
+def direct_sq_dist(xq: FloatArray, xb: FloatArray, I: IntArray) -> FloatArray:
+    """(nq, k) squared distances, sum((q - x)^2), from each query to the base rows named in its line of `I` (nq, k)."""
+    faiss = import_faiss()
+    D = np.empty(I.shape, np.float32)
+    I = np.ascontiguousarray(I, np.int64)
+    pointer = faiss.swig_ptr
+    faiss.fvec_L2sqr_by_idx(pointer(D), pointer(xq), pointer(xb), pointer(I), xq.shape[1], *I.shape)
+    return D
+
+
+def sort_by_distance(D: FloatArray, I: IntArray) -> tuple[FloatArray, IntArray]:
+    """Each line ascending by distance, equal distances by ascending id."""
+    order = np.lexsort((I, D), axis=1)
+    return np.take_along_axis(D, order, axis=1), np.take_along_axis(I, order, axis=1)
+
+
+def _scan(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
+    """Direct distances to every row of the base, for a few queries at a time; the k nearest."""
+    nb = len(xb)
+    step = max(1, _SCAN_BYTES // (nb * (np.dtype(np.int64).itemsize + np.dtype(np.float32).itemsize)))
+    rows = np.tile(np.arange(nb, dtype=np.int64), (min(step, len(xq)), 1))
+    nearest = []
+    for start in range(0, len(xq), step):
+        part = xq[start : start + step]
+        D = direct_sq_dist(part, xb, rows[: len(part)])
+        # Both take the smaller row among equal distances.
+        I = D.argmin(axis=1, keepdims=True) if k == 1 else D.argsort(axis=1, kind="stable")[:, :k]
+        nearest.append((np.take_along_axis(D, I, axis=1), I))
+    return np.concatenate([D for D, _ in nearest]), np.concatenate([I for _, I in nearest])
+
+
+def import_faiss() -> ModuleType:
+    """The faiss module, whichever build is installed.
+
+    Raises:
+        DependencyError: if there is none.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise DependencyError(
+            "faiss is not installed; run: pip install 'spade-faiss[cpu]' (or 'spade-faiss[gpu]' on a machine with CUDA), "
+            "one of the two, never both"
+        ) from error
+    module: ModuleType = faiss
+    return module
+
+
+_threshold_lock = threading.Lock()
+_threshold_users = 0
+_threshold_before = 0
+
+
+@contextmanager
+def _blas_always(faiss: Any) -> Iterator[None]:
+    """Lower FAISS's process-wide threshold while any thread searches; the last one out puts it back."""
+    global _threshold_users, _threshold_before
+    with _threshold_lock:
+        if _threshold_users == 0:
+            _threshold_before = faiss.cvar.distance_compute_blas_threshold
+            faiss.cvar.distance_compute_blas_threshold = _BLAS_THRESHOLD
+        _threshold_users += 1
+    try:
+        yield
+    finally:
+        with _threshold_lock:
+            _threshold_users -= 1
+            if _threshold_users == 0:
+                faiss.cvar.distance_compute_blas_threshold = _threshold_before

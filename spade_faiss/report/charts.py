@@ -1,0 +1,149 @@
+"""Charts as inline SVG text: score histograms, ROC curves and the PRO curve."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
+
+from spade_faiss.errors import InputError
+
+# Okabe and Ito's blue, vermilion and green: told apart by every kind of colour vision.
+NORMAL, DEFECTIVE, THIRD = "#0072b2", "#d55e00", "#009e73"
+# Ink, muted ink and hairlines follow the page: the page may set these CSS variables for a dark ground.
+_INK, _MUTED, _LINE = "#1d2127", "#5b6470", "#d9dde3"
+_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line", NORMAL: "--normal", DEFECTIVE: "--defective", THIRD: "--third"}
+_STYLES = ((NORMAL, "-"), (DEFECTIVE, "--"), (THIRD, "-."))
+_WIDTH, _HEIGHT = 5.0, 2.8  # inches; small, so that text stays readable on a phone
+_STEPS = 400  # a curve is drawn to a four-hundredth of the chart's side
+
+Values = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A named curve of rising `x` and its `y`, both (n,) in [0, 1], and the `area` under it, which the legend says."""
+
+    label: str
+    x: Values
+    y: Values
+    area: float
+
+
+def histogram(title: str, scores: Values, defective: npt.NDArray[np.bool_] | None = None) -> str:
+    """An SVG chart of how many images have which score, normal and defective ones apart if there are labels.
+
+    Args:
+        title: what the scores are; the label of the x axis.
+        scores: (n,), finite.
+        defective: (n,) labels, or None.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    if not len(scores) or not np.isfinite(scores).all():
+        raise InputError(f"{title}: a histogram needs finite scores, got {len(scores)} scores")
+    edges = np.histogram_bin_edges(scores, bins=int(np.clip(2 * np.sqrt(len(scores)), 12, 48)))
+    figure, axes = _chart()
+    groups = [("", NORMAL, scores)]
+    if defective is not None:
+        labels = np.asarray(defective, dtype=bool)
+        groups = [("normal", NORMAL, scores[~labels]), ("defective", DEFECTIVE, scores[labels])]
+    for label, colour, values in groups:
+        name = f"{label} ({len(values)})" if label else None
+        counts = np.histogram(values, edges)[0]
+        axes.stairs(counts, edges, fill=True, color=colour, alpha=0.3)
+        axes.stairs(counts, edges, color=colour, linewidth=1.5, label=name)
+    axes.set_xlabel(title)
+    axes.set_ylabel("images")
+    axes.set_xlim(edges[0], edges[-1])
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    if defective is not None:
+        _legend(axes, "best")
+    return _svg(figure, title)
+
+
+def roc_chart(curves: Sequence[Curve]) -> str:
+    """An SVG chart of ROC curves: x is the false positive rate, y the true positive rate."""
+    figure, axes = _chart()
+    axes.plot([0, 1], [0, 1], color=_LINE, linewidth=1)
+    _draw(axes, curves)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="false positive rate", ylabel="true positive rate")
+    _legend(axes, "lower right", title="AUROC")
+    return _svg(figure, "ROC curves")
+
+
+def pro_chart(curves: Sequence[Curve], limit: float) -> str:
+    """An SVG chart of PRO curves: x is the false positive rate up to `limit`, y the overlap with each defect, averaged."""
+    figure, axes = _chart()
+    _draw(axes, curves)
+    axes.set(xlim=(-limit / 100, limit * 1.01), ylim=(-0.01, 1.01), xlabel="false positive rate", ylabel="per-region overlap")
+    _legend(axes, "lower right", title=f"AUPRO to {limit:g}")
+    return _svg(figure, "PRO curve")
+
+
+def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
+    if len(curves) > len(_STYLES):
+        raise InputError(f"a chart tells {len(_STYLES)} curves apart, got {len(curves)}")
+    for curve, (colour, dashes) in zip(curves, _STYLES, strict=False):
+        x, y = _thinned(curve.x, curve.y)
+        axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.8, label=f"{curve.label}  {curve.area:.3f}")
+
+
+def _thinned(x: Values, y: Values) -> tuple[Values, Values]:
+    """The points that a chart can show of a curve that may have one a pixel: first and last of each run in one cell."""
+    if x.shape != y.shape or not len(x):
+        raise InputError(f"a curve needs as many x as y and at least one, got {x.shape} and {y.shape}")
+    cell = np.rint(np.stack([x, y]) * _STEPS)
+    moved = (np.diff(cell) != 0).any(axis=0)
+    kept = np.concatenate([[True], moved]) | np.concatenate([moved, [True]])
+    return x[kept], y[kept]
+
+
+def _chart() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    axes.set_axisbelow(True)
+    axes.grid(True, color=_LINE, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_LINE)
+    axes.tick_params(length=0, labelsize=9, labelcolor=_MUTED)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(color=_MUTED, fontsize=9.5)
+    return figure, axes
+
+
+def _legend(axes: Axes, place: Literal["best", "lower right"], title: str = "") -> None:
+    legend = axes.legend(loc=place, frameon=False, fontsize=9, labelcolor=_INK, title=title, alignment="left")
+    legend.get_title().set(color=_MUTED, fontsize=9)
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The figure as an <svg> element: deterministic, without size (the page sets it), in the page's font and colours."""
+    FigureCanvasSVG(figure)
+    for name in figure.findobj(Text):
+        name.set_parse_math(False)  # a name between dollar signs is no formula
+    text = io.StringIO()
+    # The two settings that matplotlib takes from nowhere but its rcParams.
+    with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # figure_1, axes_1, ...: ids that a page with two charts would hold twice
+    svg = re.sub(r"font-family: [^;]*; ", "", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable}, {colour})")
+    return re.sub(r"\s*\n\s*", "\n", svg).strip()

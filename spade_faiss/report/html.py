@@ -1,0 +1,174 @@
+"""`report.html`: a report as one page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import math
+import os
+import unicodedata
+from collections.abc import Callable, Iterable
+from importlib.resources import files
+from numbers import Integral
+
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from spade_faiss.errors import InputError
+from spade_faiss.files import write_bytes
+from spade_faiss.report.csvfile import rank
+from spade_faiss.report.model import Card, Cell, ImageRow, Match, Report, Table
+from spade_faiss.report.pictures import (
+    OUTLINE,
+    Box,
+    Colour,
+    Picture,
+    check_picture,
+    colour_scale,
+    heat_map,
+    level_colours,
+    outline,
+    overlay,
+)
+
+MAX_ROWS = 10_000  # of the table of all images: as many as a browser sorts in about a second
+
+_DASH = "–"
+_QUALITY = 85  # of JPEG: 224 x 224 pixels in 10 to 15 kB
+_MARGIN = 0.02  # of the picture's side, by which frames stand off their cell: a cell may be too small to see, and levels nest
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def write_html(path: str | os.PathLike[str], report: Report) -> None:
+    """Write `report` as the file `path`, atomically; it makes no request when opened, and equal reports give equal bytes.
+
+    Args:
+        path: the file to make or replace; its folder exists.
+        report: what to show. Of more than `MAX_ROWS` images, the table lists the most anomalous.
+
+    Raises:
+        InputError: a picture or mask does not have its map's size, a match is of none of the report's levels, a chart is no
+            SVG, or there are cards but no colour range.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["shown"] = shown
+    source = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
+    page = environment.from_string(source).render(report=report, view=_View(report))
+    write_bytes(path, page.encode("utf-8"))
+
+
+def shown(text: str) -> str:
+    """`text` with characters that cannot be seen, or that turn the text around them, written as escapes such as \\n."""
+    hidden = {char for char in text if unicodedata.category(char) in ("Cc", "Cs") or char in _BIDI}
+    return "".join(char.encode("unicode_escape").decode("ascii") if char in hidden else char for char in text)
+
+
+class _View:
+    """What the template asks of a report: texts, colours and pictures, ready to place."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        numbers = itertools.count(1)
+        self.groups = [(group, [(f"card-{next(numbers)}", card) for card in group.cards]) for group in report.groups]
+        cards = [pair for _, pairs in self.groups for pair in pairs]
+        if cards and report.colours is None:
+            raise InputError("a report with cards needs `colours`, the range of their heat maps; see pictures.colour_range")
+        if bad := next((chart for chart in report.charts if not chart.svg.startswith("<svg")), None):
+            raise InputError(f"the chart {bad.title!r} is no <svg> element; make it with report.charts")
+        ranks = rank([image.image_score for image in report.images]).tolist()
+        order = sorted(zip(ranks, report.images, strict=True), key=lambda pair: (pair[0], pair[1].id))
+        self._ranks = {image.id: place for place, image in order}
+        self.rows = [image for _, image in order[:MAX_ROWS]]
+        self.score = _number_format(value for image in report.images for value in (image.image_score, image.neighbor_dist))
+        self.map_score = _number_format([image.map_score for image in report.images])
+        self._top = max((image.image_score for image in self.rows if math.isfinite(image.image_score)), default=0.0)
+        self._anchors = {card.image.id: anchor for anchor, card in reversed(cards)}  # the first card of each image
+        self.levels = {level: _css(colour) for level, colour in level_colours(report.levels).items()}
+        self.outline = _css(OUTLINE)
+        self.scale = [_css(colour) for colour in colour_scale(9)]
+        self.has_labels = any(image.kind is not None for image in report.images)
+        self.has_masks = any(card.mask is not None for _, card in cards)
+
+    def rank(self, image: ImageRow) -> str:
+        """The place of an image among all; a dash for one that is not among them."""
+        return str(self._ranks.get(image.id, _DASH))
+
+    def share(self, image: ImageRow) -> str:
+        """An image's score as a percentage of the highest, for the bar behind it."""
+        share = image.image_score / self._top if self._top > 0 else 0.0
+        return f"{100 * min(max(share, 0.0), 1.0):.1f}%" if math.isfinite(share) else "0%"
+
+    def anchor(self, image: ImageRow) -> str | None:
+        """The id of the image's first card; None if it has none."""
+        return self._anchors.get(image.id)
+
+    def photo(self, picture: Picture) -> str:
+        """A picture as a data URI."""
+        check_picture(picture)
+        return _data_uri(picture, crisp=False)
+
+    def heat(self, card: Card) -> str:
+        """The card's heat map over its picture (alone, if that is missing) with the ground truth's outline, as a data URI."""
+        assert self._report.colours is not None
+        low, high = self._report.colours
+        shaded = heat_map(card.map, low, high) if card.picture is None else overlay(card.picture, card.map, low, high)
+        return _data_uri(shaded if card.mask is None else outline(shaded, card.mask), crisp=True)
+
+    def frame(self, match: Match, picture: Picture) -> Box:
+        """(x, y, width, height) of the frame around a match, in pixels of its picture."""
+        y0, x0, y1, x1 = match.corners
+        height, width = picture.shape[:2]
+        margin = max(1, round(_MARGIN * min(height, width)))
+        left, top, right, bottom = (
+            max(x0 - margin, 1),
+            max(y0 - margin, 1),
+            min(x1 + margin, width - 1),
+            min(y1 + margin, height - 1),
+        )
+        return left, top, right - left, bottom - top
+
+    def colour(self, match: Match) -> str:
+        """The CSS colour of a match's level."""
+        if match.level not in self.levels:
+            raise InputError(f"a match is of level {match.level!r}, the report has levels {', '.join(self.levels) or 'none'}")
+        return self.levels[match.level]
+
+    def numeric_columns(self, table: Table) -> list[bool]:
+        """Which columns hold numbers only, with or without a unit: these are set flush right, with equal decimals."""
+        columns = zip(table.header, *table.rows, strict=True)
+        return [len(cells) > 0 and all(_is_numeric(cell) for cell in cells) for _, *cells in columns]
+
+    def cell(self, value: Cell, decimals: int | None) -> str:
+        """A table cell or headline as text; None decimals: as many as it takes."""
+        if isinstance(value, str):
+            return shown(value)
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, Integral):
+            return f"{value:,}"
+        if value is None or math.isnan(value):
+            return _DASH
+        return f"{value:g}" if decimals is None else f"{value:,.{decimals}f}"
+
+
+def _is_numeric(cell: Cell) -> bool:
+    return cell[:1].isdigit() if isinstance(cell, str) else not isinstance(cell, bool)
+
+
+def _number_format(values: Iterable[float]) -> Callable[[float], str]:
+    """One format for a column: as many decimals as show four digits of its largest value."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    decimals = min(max(3 - math.floor(math.log10(largest)), 0), 8) if largest > 0 else 0
+    return lambda value: f"{value:.{decimals}f}" if math.isfinite(value) else _DASH
+
+
+def _data_uri(picture: Picture, *, crisp: bool) -> str:
+    data = io.BytesIO()
+    # Half the colour resolution does not show on a photo, but it frays the edges of drawn colours.
+    Image.fromarray(picture).save(data, format="JPEG", quality=_QUALITY, optimize=True, subsampling=0 if crisp else 2)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+
+
+def _css(colour: Colour) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)

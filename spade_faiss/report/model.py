@@ -1,0 +1,141 @@
+"""What a report says, as data: the caller fills these in, `html.py` lays them out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spade_faiss.features import FloatArray
+from spade_faiss.report.pictures import Box, Mask, Picture
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """One of the few numbers that the page opens with; a float is shown with three decimals, a string as it is."""
+
+    label: str
+    value: Cell
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A small table; its first column names the rows. Floats have `decimals` places; None and NaN are shown as a dash."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+    decimals: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A chart with its heading; `svg` comes from `charts.py` and goes into the page as it is."""
+
+    title: str
+    svg: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRow:
+    """One scored image. `kind` and `defective` are its label, None where there are no labels."""
+
+    id: str
+    image_score: float
+    map_score: float
+    neighbor_id: str
+    neighbor_dist: float
+    kind: str | None = None
+    defective: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """Where in a normal image a level matched the strongest pixel: `corners` (y0, x0, y1, x1), see `pictures.cell_box`."""
+
+    level: str
+    corners: Box
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class NormalPicture:
+    """One of an image's nearest normals.
+
+    Args:
+        id: its name.
+        place: 1 for the nearest.
+        distance: to the image.
+        picture: (H, W, 3) uint8 as the backbone saw it, or None: then `missing` says why there is none.
+        matches: the levels that matched the strongest pixel to this image.
+    """
+
+    id: str
+    place: int
+    distance: float
+    picture: Picture | None
+    matches: tuple[Match, ...] = ()
+    missing: str = ""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Card:
+    """One image shown in full.
+
+    Args:
+        image: its row; equal to the one in `Report.images`.
+        map: (H, W), its score map.
+        peak: (y, x) of the strongest pixel.
+        picture: (H, W, 3) uint8 as the backbone saw it, or None: then `missing` says why there is none.
+        mask: (H, W) ground truth, or None.
+        normals: nearest first; those that a level matched to are among them.
+    """
+
+    image: ImageRow
+    map: FloatArray
+    peak: tuple[int, int]
+    picture: Picture | None
+    mask: Mask | None = None
+    normals: tuple[NormalPicture, ...] = ()
+    missing: str = ""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CardGroup:
+    """Cards under one heading, such as the most anomalous images, or the defects that scored lowest."""
+
+    title: str
+    cards: tuple[Card, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Report:
+    """Everything on the page, in its order.
+
+    Args:
+        title: of the page; `subtitle`: one line below it.
+        notices: what the reader must know first, such as how many files could not be read.
+        headlines: the verdict in up to six numbers.
+        summary: tables next to them: metrics, results per kind of defect.
+        charts: from `charts.py`.
+        groups: the images shown in full.
+        colours: (low, high) of all their heat maps, see `pictures.colour_range`; needed if there are any.
+        levels: the names that their matches use, finest first; they get their colours in this order.
+        images: every scored image, in any order.
+        details: tables at the end: settings, bank, time, skipped files.
+    """
+
+    title: str
+    subtitle: str = ""
+    notices: tuple[str, ...] = ()
+    headlines: tuple[Headline, ...] = ()
+    summary: tuple[Table, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    groups: tuple[CardGroup, ...] = ()
+    colours: tuple[float, float] | None = None
+    levels: tuple[str, ...] = ()
+    images: tuple[ImageRow, ...] = ()
+    details: tuple[Table, ...] = ()

@@ -1,0 +1,176 @@
+"""Score maps as colours: heat maps, overlays on the picture, the outline of the ground truth, and PNG files of them."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from spade_faiss.errors import InputError
+from spade_faiss.features import FloatArray
+from spade_faiss.files import write_bytes
+
+Picture = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+Colour = tuple[int, int, int]
+Box = tuple[int, int, int, int]
+
+COLOURMAP = "inferno"
+_COLOURMAP_PART = (0.3, 0.97)  # what lies below is too dark to be told from a dark picture, what lies above from a white one
+OUTLINE: Colour = (90, 230, 255)
+_HALO: Colour = (0, 0, 0)
+_ALPHA = 0.85  # of the strongest score: the picture stays to be seen through it
+# Okabe and Ito's colours for all kinds of colour vision, the ones that stand out on photos.
+_LEVEL_COLOURS: tuple[Colour, ...] = ((86, 180, 233), (240, 228, 66), (204, 121, 167), (0, 158, 115), (230, 159, 0))
+
+
+def colour_range(maps: Iterable[FloatArray], defective: Sequence[bool] | None = None) -> tuple[float, float]:
+    """The scores that colours start and end at, for all pictures of a report, so that they can be compared.
+
+    With labels, colour starts at the median maximum of the normal maps and is full at the median maximum of the defective
+    ones. Without, it starts where 95 % of the median map lie below, and is full at the 99 % quantile of all maxima.
+
+    Args:
+        maps: n score maps (H, W), read once, one at a time.
+        defective: n labels, or None.
+
+    Returns:
+        low and high, low < high.
+
+    Raises:
+        InputError: there are no maps, a score is not finite, or labels and maps differ in number.
+    """
+    quantiles = np.array([np.quantile(scores, (0.95, 1.0)) for scores in maps])
+    if not len(quantiles) or not np.isfinite(quantiles).all():
+        raise InputError(f"a colour range needs at least one map and finite scores, got {len(quantiles)} maps")
+    usual, maxima = quantiles.T
+    low, high = np.median(usual), np.quantile(maxima, 0.99)
+    if defective is not None:
+        if len(defective) != len(maxima):
+            raise InputError(f"{len(defective)} labels for {len(maxima)} maps")
+        labels = np.asarray(defective, dtype=bool)
+        low = np.median(maxima[~labels]) if not labels.all() else low
+        high = np.median(maxima[labels]) if labels.any() else high
+    return float(low), float(high if high > low else max(maxima.max(), np.nextafter(low, np.inf)))
+
+
+def heat_map(scores: FloatArray, low: float, high: float) -> Picture:
+    """(H, W, 3) colours for the (H, W) map `scores`: inferno without its ends, from purple at `low` to pale yellow at `high`.
+
+    Inferno's lightness rises evenly: a score looks as strong as it is, in grey print and to every kind of colour vision too.
+    Of the maps compared on dark and on bright pictures it is the one whose rim and core both stand out on either, and turbo,
+    which is as easy to see, changes hue so often that one find looks like several.
+    """
+    return _colours()[np.rint(_strength(scores, low, high) * 255).astype(np.intp)]
+
+
+def overlay(picture: Picture, scores: FloatArray, low: float, high: float) -> Picture:
+    """`picture` (H, W, 3) under the heat map of `scores` (H, W), which is the more opaque the higher the score.
+
+    Pixels that score `low` or less keep their colour exactly.
+
+    Raises:
+        InputError: `picture` is no uint8 RGB picture of the map's size.
+    """
+    _check_size(picture, scores.shape)
+    # Opacity rises faster than the score: it is the colour that says how strong, the opacity only has to show it.
+    alpha = _ALPHA * np.sqrt(_strength(scores, low, high))[..., None]
+    blend = picture * (1 - alpha) + heat_map(scores, low, high) * alpha
+    return np.rint(blend).astype(np.uint8)
+
+
+def outline(picture: Picture, mask: Mask) -> Picture:
+    """A copy of `picture` (H, W, 3) with a line around the `mask` (H, W), outside of it, dark-edged to be seen on any ground.
+
+    Raises:
+        InputError: `picture` is no uint8 RGB picture of the mask's size.
+    """
+    _check_size(picture, mask.shape)
+    inside = np.asarray(mask, dtype=bool)
+    line = _grown(inside, _line_width(picture))
+    result = picture.copy()
+    result[_grown(line, 1) & ~inside] = _HALO
+    result[line & ~inside] = OUTLINE
+    return result
+
+
+def box(picture: Picture, corners: Box, colour: Colour) -> Picture:
+    """A copy of `picture` (H, W, 3) with a frame around the rows y0:y1 and columns x0:x1 of `corners` (y0, x0, y1, x1)."""
+    _check_size(picture, picture.shape[:2])
+    y0, x0, y1, x1 = corners
+    frame = np.zeros(picture.shape[:2], dtype=bool)
+    inside = frame.copy()
+    inside[y0:y1, x0:x1] = True
+    frame = _grown(inside, _line_width(picture)) & ~inside
+    result = picture.copy()
+    result[frame] = colour
+    return result
+
+
+def cell_box(cell: tuple[int, int], grid: Sequence[int], size: Sequence[int]) -> Box:
+    """(y0, x0, y1, x1): the pixels of a `size` (H, W) picture that location `cell` (y, x) of a level's `grid` (h, w) covers."""
+    (y, x), (h, w), (height, width) = cell, grid, size
+    if not (0 <= y < h and 0 <= x < w):
+        raise InputError(f"cell {cell} lies outside of the grid {tuple(grid)}")
+    return y * height // h, x * width // w, math.ceil((y + 1) * height / h), math.ceil((x + 1) * width / w)
+
+
+def colour_scale(steps: int) -> list[Colour]:
+    """The heat map's colours from low to high in `steps` even steps, for a legend."""
+    return [(int(r), int(g), int(b)) for r, g, b in _colours()[np.linspace(0, 255, steps).astype(np.intp)]]
+
+
+def level_colours(levels: Sequence[str]) -> dict[str, Colour]:
+    """One colour a pyramid level, in the order given; the same in every picture and legend."""
+    return {level: _LEVEL_COLOURS[i % len(_LEVEL_COLOURS)] for i, level in enumerate(levels)}
+
+
+def check_picture(picture: Picture) -> None:
+    """Raise InputError unless `picture` is (H, W, 3) uint8."""
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise InputError(f"a picture must be (height, width, 3) of uint8, got {picture.shape} of {picture.dtype}")
+
+
+def write_png(path: str | os.PathLike[str], picture: Picture) -> None:
+    """Write `picture` (H, W, 3) or (H, W), uint8, as the PNG file `path`, atomically."""
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, format="PNG")
+    write_bytes(path, data.getvalue())
+
+
+@cache
+def _colours() -> Picture:
+    table: Picture = matplotlib.colormaps[COLOURMAP](np.linspace(*_COLOURMAP_PART, 256), bytes=True)[:, :3]
+    return table
+
+
+def _strength(scores: FloatArray, low: float, high: float) -> npt.NDArray[np.float64]:
+    if not low < high:
+        raise InputError(f"the colour range must rise, got {low} to {high}")
+    return np.clip((scores.astype(np.float64) - low) / (high - low), 0, 1)
+
+
+def _grown(mask: Mask, pixels: int) -> Mask:
+    """`mask` (H, W) and all that lies within `pixels` of it, diagonals included."""
+    padded = np.pad(mask, pixels)
+    steps = range(2 * pixels + 1)
+    rows = np.logical_or.reduce([padded[y : y + mask.shape[0]] for y in steps])
+    grown: Mask = np.logical_or.reduce([rows[:, x : x + mask.shape[1]] for x in steps])
+    return grown
+
+
+def _line_width(picture: Picture) -> int:
+    return max(1, round(int(min(picture.shape[:2])) / 256))
+
+
+def _check_size(picture: Picture, size: tuple[int, ...]) -> None:
+    check_picture(picture)
+    if picture.shape[:2] != size:
+        raise InputError(f"the picture is {picture.shape[:2]}, its map {size}; both must have the size of the backbone's input")

@@ -1,0 +1,314 @@
+"""What a run over images says: its numbers for programs, its report for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spade_faiss.bank import Bank
+from spade_faiss.config import Preprocess
+from spade_faiss.detector import Detector
+from spade_faiss.errors import InputError
+from spade_faiss.images import ImageRecord, Picture, Skipped, load, to_mask
+from spade_faiss.metrics import Detection, Localization
+from spade_faiss.report import charts
+from spade_faiss.report.csvfile import rank
+from spade_faiss.report.model import Card, CardGroup, Cell, Chart, Headline, ImageRow, Match, NormalPicture, Report, Table
+from spade_faiss.report.pictures import cell_box, colour_range, overlay
+from spade_faiss.report.scorefile import ScoreFile
+
+_NORMALS_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindMetrics:
+    """How well defective images are told from normal ones.
+
+    `images` are the defective ones; `by_knn` ranks by SPADE's image score, `by_map` by the map's maximum. `pixel` is None
+    without masks; it covers the region that was scored.
+    """
+
+    images: int
+    by_knn: Detection
+    by_map: Detection
+    pixel: Localization | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics(KindMetrics):
+    """Metrics of a labelled set, all defects together and, in `kinds`, each kind against all normal test images."""
+
+    kinds: dict[str, KindMetrics]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a run did: it wrote its files to `out`; `metrics` is None where there are no labels.
+
+    `stage_s` are seconds by stage (stages in other threads overlap), `total_s` is the wall clock until the report was begun,
+    `peak_memory_bytes` the most that the process has held since it started.
+    """
+
+    out: Path
+    images: int
+    skipped: tuple[Skipped, ...]
+    metrics: Metrics | None
+    stage_s: dict[str, float]
+    total_s: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Presenter:
+    """Lays out one run: `records` and original `sizes` (width, height) belong to the images of `scores`, in its order."""
+
+    detector: Detector
+    results: Results
+    scores: ScoreFile
+    records: Sequence[ImageRecord]
+    sizes: Sequence[tuple[int, int]]
+
+    def numbers(self) -> dict[str, Any]:
+        """Every number of the run, for report.json."""
+        scores, metrics = self.scores, self.results.metrics
+        places = rank(scores.image_score)
+        return {
+            "method": self._method(),
+            "bank": bank_facts(self.detector.bank),
+            "images": self.results.images,
+            "skipped": [asdict(item) for item in self.results.skipped],
+            "metrics": None if metrics is None else metric_numbers(metrics),
+            "time": {"total_s": self.results.total_s, "stage_s": self.results.stage_s},
+            "peak_memory_bytes": self.results.peak_memory_bytes,
+            "scores": [
+                {
+                    "id": record.id,
+                    "kind": record.kind,
+                    "image_score": scores.image_score[i],
+                    "map_score": scores.map_score[i],
+                    "rank": places[i],
+                    "neighbors": [
+                        {"id": str(name), "dist": dist}
+                        for name, dist in zip(scores.neighbor_ids[i], scores.neighbor_dist[i], strict=True)
+                    ],
+                }
+                for i, record in enumerate(self.records)
+            ],
+        }
+
+    def report(self, shown: int) -> Report:
+        """The page for people; `shown` images are laid out in full."""
+        scores, bank, metrics = self.scores, self.detector.bank, self.results.metrics
+        rows = [self._row(i) for i in range(len(scores))]
+        return Report(
+            title="Evaluation" if metrics else "Anomaly scores",
+            subtitle=f"{len(scores)} images against {len(bank)} normal ones in {bank.path.resolve().name}",
+            notices=tuple(self._notices()),
+            headlines=tuple(_headlines(metrics) if metrics else ()),
+            summary=tuple(_metric_tables(metrics) if metrics else ()),
+            charts=tuple(self._charts()),
+            groups=tuple(self._groups(rows, shown)),
+            colours=self.colours,
+            levels=tuple(scores.match),
+            images=tuple(rows),
+            details=tuple(self._details()),
+        )
+
+    @cached_property
+    def colours(self) -> tuple[float, float]:
+        """The scores at which the colours of all heat maps start and end."""
+        labels = None if self.results.metrics is None else [bool(record.defective) for record in self.records]
+        return colour_range(self.scores.maps(), labels)
+
+    def overlays(self) -> Iterator[tuple[ImageRecord, Picture]]:
+        """Each image under its heat map, if its file is still there."""
+        for i, record in enumerate(self.records):
+            picture, _ = self._picture(record)
+            if picture is not None:
+                yield record, overlay(picture, self.scores.map(i), *self.colours)
+
+    def _method(self) -> dict[str, Any]:
+        return {**asdict(self.detector.method), "recipe": asdict(self.detector.recipe)}
+
+    def _notices(self) -> Iterator[str]:
+        if skipped := self.results.skipped:
+            yield f"{len(skipped)} images could not be read and were left out; they are listed at the end."
+
+    def _row(self, i: int) -> ImageRow:
+        scores, record = self.scores, self.records[i]
+        return ImageRow(
+            id=record.id,
+            image_score=float(scores.image_score[i]),
+            map_score=float(scores.map_score[i]),
+            neighbor_id=str(scores.neighbor_ids[i, 0]),
+            neighbor_dist=float(scores.neighbor_dist[i, 0]),
+            kind=record.kind,
+            defective=record.defective,
+        )
+
+    def _groups(self, rows: Sequence[ImageRow], shown: int) -> Iterator[CardGroup]:
+        order = np.argsort(-self.scores.image_score, kind="stable").tolist()
+        if self.results.metrics is None:
+            yield self._group("Most anomalous images", rows, order[:shown])
+            return
+        defective = [i for i in order if self.records[i].defective]
+        normal = [i for i in order if not self.records[i].defective]
+        share = max(1, shown // 3)
+        yield self._group("Most anomalous images", rows, order[:share], "The highest image scores.")
+        rest = [i for i in reversed(defective) if i not in order[:share]]
+        yield self._group("Defects hardest to find", rows, rest[:share], "Defective images with the lowest image scores.")
+        rest = [i for i in normal if i not in order[:share]]
+        yield self._group("Normal images most suspected", rows, rest[:share], "Normal images with the highest image scores.")
+
+    def _group(self, title: str, rows: Sequence[ImageRow], chosen: Sequence[int], note: str = "") -> CardGroup:
+        return CardGroup(title=title, cards=tuple(self._card(i, rows[i]) for i in chosen), note=note)
+
+    def _card(self, i: int, row: ImageRow) -> Card:
+        record, scores = self.records[i], self.scores
+        picture, missing = self._picture(record)
+        mask = None if record.mask is None else to_mask(record.mask, self.sizes[i], self._preprocess)
+        peak_y, peak_x = scores.peak[i].tolist()
+        matches: dict[int, list[Match]] = {}
+        for level, match in scores.match.items():
+            column, y, x = match[i].tolist()
+            matches.setdefault(column, []).append(Match(level=level, corners=cell_box((y, x), scores.grid[level], scores.size)))
+        columns = sorted({*range(min(_NORMALS_SHOWN, scores.neighbor_ids.shape[1])), *matches})
+        normals = tuple(self._normal(i, column, tuple(matches.get(column, ()))) for column in columns)
+        return Card(
+            image=row,
+            map=scores.map(i),
+            peak=(peak_y, peak_x),
+            picture=picture,
+            mask=mask,
+            normals=normals,
+            missing=missing,
+        )
+
+    def _normal(self, i: int, column: int, matches: tuple[Match, ...]) -> NormalPicture:
+        name = str(self.scores.neighbor_ids[i, column])
+        path = self.detector.bank.image_path(name)
+        if path is None:
+            picture, missing = None, "the bank does not know its file"
+        else:
+            picture, missing = self._picture(ImageRecord(name, path))
+        return NormalPicture(
+            id=name,
+            place=column + 1,
+            distance=float(self.scores.neighbor_dist[i, column]),
+            picture=picture,
+            matches=matches,
+            missing=missing,
+        )
+
+    def _picture(self, record: ImageRecord) -> tuple[Picture | None, str]:
+        try:
+            return load(record, self._preprocess).picture, ""
+        except InputError as error:
+            return None, str(error)
+
+    @property
+    def _preprocess(self) -> Preprocess:
+        return self.detector.backbone.source.preprocess
+
+    def _charts(self) -> Iterator[Chart]:
+        scores, metrics = self.scores, self.results.metrics
+        labels = None if metrics is None else np.array([bool(record.defective) for record in self.records])
+        image = charts.histogram("image score", scores.image_score, labels)
+        yield Chart(title="Image scores", svg=image, note="Mean distance to the nearest normal images.")
+        by_map = charts.histogram("map maximum", scores.map_score, labels)
+        yield Chart(title="Map maxima", svg=by_map, note="Highest pixel score of each image.")
+        if metrics is None:
+            return
+        named = [("image, by kNN", metrics.by_knn), ("image, by map maximum", metrics.by_map), ("pixel", metrics.pixel)]
+        curves = [charts.Curve(label, found.roc.x, found.roc.y, found.auroc) for label, found in named if found is not None]
+        yield Chart(title="ROC", svg=charts.roc_chart(curves))
+        if (pixel := metrics.pixel) is not None:
+            curve = charts.Curve("regions", pixel.pro.x, pixel.pro.y, pixel.aupro)
+            yield Chart(title="Per-region overlap", svg=charts.pro_chart([curve], pixel.aupro_fpr_limit))
+
+    def _details(self) -> Iterator[Table]:
+        yield Table(title="Method", header=("setting", "value"), rows=_as_rows(self._method()))
+        yield Table(title="Bank", header=("fact", "value"), rows=_as_rows(bank_facts(self.detector.bank)))
+        count = max(1, self.results.images)
+        stages = {**self.results.stage_s, "wall clock": self.results.total_s}
+        yield Table(
+            title="Where the time went",
+            header=("stage", "seconds", "ms an image"),
+            rows=tuple((name, seconds, 1000 * seconds / count) for name, seconds in stages.items()),
+            note="Decoding runs in threads beside the rest. "
+            f"Peak memory of the process: {self.results.peak_memory_bytes / 2**30:.2f} GiB.",
+            decimals=2,
+        )
+        if skipped := self.results.skipped:
+            yield Table(title="Skipped", header=("image", "reason"), rows=tuple((item.id, item.reason) for item in skipped))
+
+
+def bank_facts(bank: Bank) -> dict[str, Any]:
+    """What identifies a bank and says how large it is."""
+    layout, source = bank.layout, bank.manifest.source
+    return {
+        "path": str(bank.path),
+        "generation": bank.generation,
+        "images": len(bank),
+        "shards": len(bank.manifest.shards),
+        "bytes": bank.bytes_on_disk,
+        "bytes_per_image": round(bank.bytes_on_disk / len(bank)) if len(bank) else 0,
+        **asdict(layout),
+        "source": None if source is None else asdict(source),
+        "versions": bank.manifest.versions,
+    }
+
+
+def _headlines(metrics: Metrics) -> Iterator[Headline]:
+    yield Headline(label="Image AUROC", value=metrics.by_knn.auroc, note="by distance to the nearest normals")
+    yield Headline(label="Image AUROC", value=metrics.by_map.auroc, note="by the map's maximum")
+    if metrics.pixel is not None:
+        yield Headline(label="Pixel AUROC", value=metrics.pixel.auroc)
+        note = f"to a false positive rate of {metrics.pixel.aupro_fpr_limit:g}"
+        yield Headline(label="AUPRO", value=metrics.pixel.aupro, note=note)
+
+
+def _metric_tables(metrics: Metrics) -> Iterator[Table]:
+    rows: list[tuple[Cell, ...]] = []
+    for name, found in (("image, by kNN", metrics.by_knn), ("image, by map maximum", metrics.by_map), ("pixel", metrics.pixel)):
+        if found is not None:
+            aupro = found.aupro if isinstance(found, Localization) else None
+            rows.append((name, found.auroc, found.ap, found.f1_max, found.f1_threshold, aupro))
+    yield Table(title="Metrics", header=("ranking", "AUROC", "AP", "F1-max", "at threshold", "AUPRO"), rows=tuple(rows))
+    yield Table(
+        title="By kind of defect",
+        header=("kind", "images", "AUROC by kNN", "AUROC by map", "pixel AUROC", "AUPRO"),
+        rows=tuple(
+            (
+                kind,
+                found.images,
+                found.by_knn.auroc,
+                found.by_map.auroc,
+                found.pixel.auroc if found.pixel else None,
+                found.pixel.aupro if found.pixel else None,
+            )
+            for kind, found in metrics.kinds.items()
+        ),
+        note="Each kind against all normal test images.",
+    )
+
+
+def metric_numbers(metrics: Metrics) -> dict[str, Any]:
+    """All metrics as nested plain values; curves only for all defects together, where the report draws them."""
+    numbers = asdict(metrics)
+    for kind in numbers["kinds"].values():
+        for found in filter(None, (kind["by_knn"], kind["by_map"], kind["pixel"])):
+            for curve in ("roc", "precision_recall", "pro"):
+                found.pop(curve, None)
+    return numbers
+
+
+def _as_rows(facts: dict[str, Any]) -> tuple[tuple[Cell, ...], ...]:
+    plain = {key: json.dumps(value) if isinstance(value, dict | list | tuple) else str(value) for key, value in facts.items()}
+    return tuple(plain.items())

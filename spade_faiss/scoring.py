@@ -1,0 +1,94 @@
+"""Distances to scores: the arithmetic of SPADE on plain arrays, and the result type that carries it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from spade_faiss.features import FloatArray
+
+# Where a location's nearest gallery vector came from: the column of `neighbor_ids`, and the cell in that image's map.
+NearestArray = npt.NDArray[np.void]
+NEAREST_DTYPE = np.dtype([("neighbor", np.int32), ("y", np.int16), ("x", np.int16)])
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What the engine says of n images; every distance in it is of the kind that `distance` names.
+
+    Args:
+        ids: n image names.
+        image_score: (n,), mean distance to the `k_image` nearest normals.
+        maps: (n, H, W), smoothed pixel scores at the size of the backbone's input; 0 where it shows no image.
+        neighbor_ids: (n, k), names of the nearest normals, nearest first; k is the larger of `k_image` and `k_gallery`.
+        neighbor_dist: (n, k), their distances.
+        level_dist: for each level, (n, h, w), the pixel distances before fusion; one entry named `concat` under that fusion.
+        nearest: for each level, (n, h, w) of `NEAREST_DTYPE`, the gallery vector each distance was measured to (with kappa > 1,
+            the nearest of them).
+        distance: `l2` or `squared_l2`.
+    """
+
+    ids: Sequence[str]
+    image_score: FloatArray
+    maps: FloatArray
+    neighbor_ids: npt.NDArray[np.str_]
+    neighbor_dist: FloatArray
+    level_dist: dict[str, FloatArray]
+    nearest: dict[str, NearestArray]
+    distance: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def map_score(self) -> FloatArray:
+        """(n,), the maximum of each map: the other image score in common use."""
+        return self.maps.max(axis=(1, 2)) if len(self) else np.zeros(0, np.float32)
+
+    @property
+    def peak(self) -> npt.NDArray[np.int64]:
+        """(n, 2), row and column of each map's strongest pixel."""
+        n, height, width = self.maps.shape
+        flat = self.maps.reshape(n, height * width).argmax(axis=1)
+        return np.stack(np.divmod(flat, width), axis=1)
+
+
+def join(parts: Sequence[Scores]) -> Scores:
+    """One result of several from the same detector, in their order."""
+    first = parts[0]
+    return Scores(
+        ids=[name for part in parts for name in part.ids],
+        image_score=np.concatenate([part.image_score for part in parts]),
+        maps=np.concatenate([part.maps for part in parts]),
+        neighbor_ids=np.concatenate([part.neighbor_ids for part in parts]),
+        neighbor_dist=np.concatenate([part.neighbor_dist for part in parts]),
+        level_dist={level: np.concatenate([part.level_dist[level] for part in parts]) for level in first.level_dist},
+        nearest={level: np.concatenate([part.nearest[level] for part in parts]) for level in first.nearest},
+        distance=first.distance,
+    )
+
+
+def to_distance(sq_dist: FloatArray, distance: str) -> FloatArray:
+    """Squared L2 distances as the distance that scores are made of; the only place where a root is taken."""
+    return np.sqrt(sq_dist) if distance == "l2" else sq_dist
+
+
+def upsample(maps: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """Resize (n, h, w, ...) to (n, H, W, ...) bilinearly, pixel centres aligned (torch: align_corners=False)."""
+    factors = [1.0] * maps.ndim
+    factors[1:3] = size[0] / maps.shape[1], size[1] / maps.shape[2]
+    resized: FloatArray = ndimage.zoom(maps, factors, order=1, mode="nearest", grid_mode=True)
+    return resized
+
+
+def score_maps(level_dist: Sequence[FloatArray], size: tuple[int, int], sigma: float) -> FloatArray:
+    """(n, H, W): the levels' distances (n, h, w), upsampled, averaged with equal weights, smoothed by a Gaussian.
+
+    Source: Cohen & Hoshen, arXiv 2005.02357, section 3.3; scipy's defaults for the Gaussian (reflect, truncated at 4 sigma).
+    """
+    maps: FloatArray = np.stack([upsample(dist, size) for dist in level_dist]).mean(axis=0, dtype=np.float32)
+    return ndimage.gaussian_filter(maps, (0, sigma, sigma)) if sigma > 0 else maps
