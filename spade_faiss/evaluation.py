@@ -16,7 +16,7 @@ from spade_faiss.config import MAX_SKIPPED, SHOWN
 from spade_faiss.detector import Detector
 from spade_faiss.errors import InputError
 from spade_faiss.extract import FeatureStream, Images
-from spade_faiss.images import ImageRecord, find_images, load_dataset, to_mask, valid_region
+from spade_faiss.images import ImageRecord, Mask, find_images, load_dataset, to_mask, valid_region
 from spade_faiss.metrics import detection_metrics, localization_metrics
 from spade_faiss.report.csvfile import write_csv
 from spade_faiss.report.html import write_html
@@ -123,31 +123,39 @@ class _Run:
         self._skipped = tuple(stream.skipped)
 
     def measure(self, *, with_masks: bool) -> Metrics:
+        kinds = np.array([str(record.kind) for record in self._records])
+        defective = np.array([bool(record.defective) for record in self._records])
         with self._stages("metrics"), ScoreFile.open(self._out / SCORES) as scores:
-            kinds = np.array([str(record.kind) for record in self._records])
-            defective = np.array([bool(record.defective) for record in self._records])
-            if with_masks:
-                maps = np.stack(list(scores.maps()))
-                masks = np.zeros(maps.shape, np.bool_)
-                for mask, record, size in zip(masks, self._records, self._sizes, strict=True):
-                    if record.mask is not None:
-                        mask[:] = to_mask(record.mask, size, self._preprocess)
-                valid = np.stack([valid_region(size, self._preprocess) for size in self._sizes])
+            masks, valid = self._ground_truth(scores.size) if with_masks else (None, None)
+            maps = np.stack(list(scores.maps())) if with_masks else None
 
-            def metrics_of(chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> KindMetrics:
+            def metrics_of(chosen: Mask) -> KindMetrics:
+                unseen, pixel = 0, None
+                if masks is not None and maps is not None and valid is not None:
+                    unseen = int((defective & ~masks.any(axis=(1, 2)))[chosen].sum())
+                    if masks[chosen].any():
+                        pixel = localization_metrics(masks[chosen], maps[chosen], valid[chosen])
                 return KindMetrics(
                     images=int(defective[chosen].sum()),
+                    unseen=unseen,
                     by_knn=detection_metrics(defective[chosen], scores.image_score[chosen]),
                     by_map=detection_metrics(defective[chosen], scores.map_score[chosen]),
-                    pixel=localization_metrics(masks[chosen], maps[chosen], valid[chosen])
-                    if with_masks and masks[chosen].any()
-                    else None,
+                    pixel=pixel,
                 )
 
             return Metrics(
                 **vars(metrics_of(np.ones(len(kinds), np.bool_))),
                 kinds={str(kind): metrics_of(~defective | (kinds == kind)) for kind in np.unique(kinds[defective])},
             )
+
+    def _ground_truth(self, size: tuple[int, ...]) -> tuple[Mask, Mask]:
+        """(n, H, W) of defective pixels, and of pixels that were scored."""
+        masks = np.zeros((len(self._records), *size), np.bool_)
+        valid = np.stack([valid_region(original, self._preprocess) for original in self._sizes])
+        for mask, record, original in zip(masks, self._records, self._sizes, strict=True):
+            if record.mask is not None:
+                mask[:] = to_mask(record.mask, original, self._preprocess)
+        return masks, valid
 
     def write(self, metrics: Metrics | None, *, overlays: bool, shown: int) -> Results:
         results = Results(

@@ -30,11 +30,12 @@ _NORMALS_SHOWN = 5
 class KindMetrics:
     """How well defective images are told from normal ones.
 
-    `images` are the defective ones; `by_knn` ranks by SPADE's image score, `by_map` by the map's maximum. `pixel` is None
-    without masks; it covers the region that was scored.
+    `images` are the defective ones, `unseen` those of them whose mask has nothing inside the region that was scored.
+    `by_knn` ranks by SPADE's image score, `by_map` by the map's maximum. `pixel` covers that region; None without masks.
     """
 
     images: int
+    unseen: int
     by_knn: Detection
     by_map: Detection
     pixel: Localization | None
@@ -139,6 +140,13 @@ class Presenter:
     def _notices(self) -> Iterator[str]:
         if skipped := self.results.skipped:
             yield f"{len(skipped)} images could not be read and were left out; they are listed at the end."
+        if (metrics := self.results.metrics) is not None and metrics.unseen:
+            framing = self._preprocess.framing
+            yield (
+                f"{metrics.unseen} of {metrics.images} defective images show no defect in the region that was scored "
+                f"(framing {framing}), yet count as defective. "
+                + ("To score whole images, extract a bank with --framing letterbox." if framing == "crop" else "")
+            )
 
     def _row(self, i: int) -> ImageRow:
         scores, record = self.scores, self.records[i]
@@ -283,11 +291,12 @@ def _metric_tables(metrics: Metrics) -> Iterator[Table]:
     yield Table(title="Metrics", header=("ranking", "AUROC", "AP", "F1-max", "at threshold", "AUPRO"), rows=tuple(rows))
     yield Table(
         title="By kind of defect",
-        header=("kind", "images", "AUROC by kNN", "AUROC by map", "pixel AUROC", "AUPRO"),
+        header=("kind", "images", "unseen", "AUROC by kNN", "AUROC by map", "pixel AUROC", "AUPRO"),
         rows=tuple(
             (
                 kind,
                 found.images,
+                found.unseen,
                 found.by_knn.auroc,
                 found.by_map.auroc,
                 found.pixel.auroc if found.pixel else None,
@@ -295,7 +304,7 @@ def _metric_tables(metrics: Metrics) -> Iterator[Table]:
             )
             for kind, found in metrics.kinds.items()
         ),
-        note="Each kind against all normal test images.",
+        note="Each kind against all normal test images. Unseen: the mask has nothing inside the region that was scored.",
     )
 
 

@@ -165,8 +165,9 @@ def _number_format(values: Iterable[float]) -> Callable[[float], str]:
 
 def _data_uri(picture: Picture, *, crisp: bool) -> str:
     data = io.BytesIO()
-    # Half the colour resolution does not show on a photo, but it frays the edges of drawn colours.
-    Image.fromarray(picture).save(data, format="JPEG", quality=_QUALITY, optimize=True, subsampling=0 if crisp else 2)
+    # Half the colour resolution does not show on a photo, but it frays the edges of drawn colours. Not `optimize`: with it
+    # Pillow cannot write a picture that takes more than about a byte a pixel.
+    Image.fromarray(picture).save(data, format="JPEG", quality=_QUALITY, subsampling=0 if crisp else 2)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
 
 

@@ -2,17 +2,20 @@
 
 The layout of `scores.h5`, for n images with k neighbours each and score maps of H x W pixels:
 
-    /ids (n,)  /image_score (n,)  /map_score (n,)  /peak (n, 2)  /neighbor_ids (n, k)  /neighbor_dist (n, k)  /maps (n, H, W)
+    /image_score (n,)  /map_score (n,)  /peak (n, 2)  /neighbor_dist (n, k)  /maps (n, H, W)
     /match/<level> (n, 3): neighbour column, y and x of the gallery location that the level's cell under the strongest
         pixel was matched to; its attribute `grid` is the (height, width) of the level
+    /ids, /neighbor_ids: bytes, each of the n, or n * k, names in UTF-8 with a NUL behind it
     attributes: schema, distance, settings (JSON text)
+
+Names are bytes because HDF5's text of variable length has no checksum, and one flipped bit in it can send HDF5 into an
+endless loop; everything in this file has one, so damage is an error and never a different score.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -33,7 +36,11 @@ SCHEMA = 1
 
 IntArray = npt.NDArray[np.int64]
 
-_BLOCK = 1024  # rows a chunk, of everything but the maps
+_ROWS = 1024  # rows a chunk, of everything but maps and names
+_BYTES = 1 << 16  # bytes of names a chunk
+# Measured on SPADE's maps of 224 x 224: gzip 1 with shuffle keeps 67 % in 3.5 ms a map, lzf 72 % in 1.9 ms; every HDF5 reader
+# knows gzip, only h5py knows lzf.
+_PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 _DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError)  # what h5py raises on a damaged file
 
 
@@ -104,7 +111,7 @@ class ScoreWriter:
                 raise InputError(f"{self._path}: this batch has {name}={now}, the batches before it have {name}={before}")
         peak, size = scores.peak, scores.maps.shape[1:]
         self._add("ids", ids)
-        self._add("neighbor_ids", neighbor_ids.reshape(scores.neighbor_ids.shape))
+        self._add("neighbor_ids", neighbor_ids)
         for name in ("image_score", "map_score", "neighbor_dist", "maps"):
             self._add(name, getattr(scores, name))
         self._add("peak", peak)
@@ -118,42 +125,32 @@ class ScoreWriter:
             yield
             if self._form is None:
                 raise InputError(f"no scores for {self._path}: no batch was appended")
-            self._file.attrs.update(schema=SCHEMA, distance=self._form.distance, settings=self._settings)
+            settings = np.bytes_(self._settings.encode("utf-8", "backslashreplace"))
+            self._file.attrs.update(schema=SCHEMA, distance=np.bytes_(self._form.distance.encode()), settings=settings)
 
     def _create(self, form: _Form) -> None:
-        text, k = h5py.string_dtype(), form.neighbors
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-            "ids": ((), text),
-            "neighbor_ids": ((k,), text),
-            "neighbor_dist": ((k,), np.float32),
-            "image_score": ((), np.float32),
-            "map_score": ((), np.float32),
-            "peak": ((2,), np.int64),
-            **{f"match/{level}": ((3,), np.int32) for level in form.levels},
-        }
+        k = form.neighbors
+        for name in ("ids", "neighbor_ids"):
+            self._new(name, (), np.uint8, chunk=_BYTES, **_PACKED)
+        self._new("image_score", (), np.float32)
+        self._new("map_score", (), np.float32)
+        self._new("neighbor_dist", (k,), np.float32)
+        self._new("peak", (2,), np.int64)
+        self._new("maps", form.size, np.float32, chunk=1, **_PACKED)
         self._file.create_group("match", track_order=True)  # levels come back finest first, not by name
-        for name, (shape, dtype) in shapes.items():
-            self._new(name, shape, dtype, chunk=_BLOCK)
-        # Measured on SPADE's maps of 224 x 224: gzip 1 with shuffle keeps 67 % in 3.5 ms a map, lzf 72 % in 1.9 ms; every
-        # HDF5 reader knows gzip, only h5py knows lzf.
-        self._new("maps", form.size, np.float32, chunk=1, compression="gzip", compression_opts=1, shuffle=True)
         for level, grid in form.levels.items():
+            self._new(f"match/{level}", (3,), np.int32)
             self._file[f"match/{level}"].attrs["grid"] = grid
 
-    def _new(self, name: str, shape: tuple[int, ...], dtype: Any, *, chunk: int, **storage: Any) -> None:
+    def _new(self, name: str, shape: tuple[int, ...], dtype: Any, *, chunk: int = _ROWS, **packing: Any) -> None:
         chunks = (chunk, *(max(1, side) for side in shape))
-        checked = isinstance(dtype, type)  # HDF5 has no checksum for text; `_add` keeps one
-        self._file.create_dataset(
-            name, (0, *shape), dtype, maxshape=(None, *shape), chunks=chunks, fletcher32=checked, **storage
-        )
+        self._file.create_dataset(name, (0, *shape), dtype, maxshape=(None, *shape), chunks=chunks, fletcher32=True, **packing)
 
     def _add(self, name: str, rows: npt.NDArray[Any]) -> None:
         dataset = self._file[name]
-        start = dataset.shape[0]
+        start = len(dataset)
         dataset.resize(start + len(rows), axis=0)
         dataset[start:] = rows
-        if rows.dtype == object:
-            dataset.attrs["crc32"] = _crc32(rows, int(dataset.attrs.get("crc32", 0)))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -209,17 +206,18 @@ class ScoreFile:
     def _read(cls, path: Path, file: Any) -> ScoreFile:
         if (schema := file.attrs.get("schema")) != SCHEMA:
             raise InputError(f"{path} has score file schema {schema}, this version reads {SCHEMA}; score the images again")
-        levels = file["match"]
+        levels, neighbor_dist = file["match"], file["neighbor_dist"][...]
         result = cls(
             path=path,
             ids=tuple(_decoded(file["ids"])),
-            **{name: file[name][...] for name in ("image_score", "map_score", "peak", "neighbor_dist")},
-            neighbor_ids=np.array(_decoded(file["neighbor_ids"]), dtype=np.str_).reshape(file["neighbor_ids"].shape),
+            **{name: file[name][...] for name in ("image_score", "map_score", "peak")},
+            neighbor_dist=neighbor_dist,
+            neighbor_ids=np.array(_decoded(file["neighbor_ids"]), dtype=np.str_).reshape(neighbor_dist.shape),
             match={level: dataset[...] for level, dataset in levels.items()},
             grid={level: tuple(map(int, dataset.attrs["grid"])) for level, dataset in levels.items()},
             size=file["maps"].shape[1:],
-            distance=str(file.attrs["distance"]),
-            settings=str(file.attrs["settings"]),
+            distance=file.attrs["distance"].decode(),
+            settings=file.attrs["settings"].decode(),
             _maps=file["maps"],
         )
         columns = [result.image_score, result.map_score, result.peak, result.neighbor_ids, result.neighbor_dist, file["maps"]]
@@ -263,25 +261,19 @@ def _match_at(peak: IntArray, size: tuple[int, ...], nearest: npt.NDArray[np.voi
     return np.stack([found["neighbor"], found["y"], found["x"]], axis=1).astype(np.int32)
 
 
-def _encoded(texts: Iterable[str]) -> npt.NDArray[np.object_]:
+def _encoded(names: Iterable[str]) -> npt.NDArray[np.uint8]:
     # The name of a file that is no valid UTF-8 is text with lone surrogates; surrogateescape gives back the bytes it has.
-    encoded = [str(text).encode("utf-8", "surrogateescape") for text in texts]
-    if nul := next((text for text in encoded if b"\0" in text), None):
-        raise InputError(f"id {nul!r} holds a NUL character, which HDF5 text cannot keep")
-    return np.array(encoded, dtype=object)
+    encoded = [str(name).encode("utf-8", "surrogateescape") for name in names]
+    if nul := next((name for name in encoded if b"\0" in name), None):
+        raise InputError(f"id {nul!r} holds a NUL character, which no file name does; score files cannot keep it")
+    return np.frombuffer(b"".join(name + b"\0" for name in encoded), dtype=np.uint8)
 
 
 def _decoded(dataset: Any) -> list[str]:
-    encoded = dataset[...].ravel()
-    if _crc32(encoded) != int(dataset.attrs["crc32"]):
-        raise ValueError(f"the text of {dataset.name} does not match its checksum")
-    return [text.decode("utf-8", "surrogateescape") for text in encoded]
-
-
-def _crc32(encoded: npt.NDArray[np.object_], value: int = 0) -> int:
-    for text in encoded.ravel():
-        value = zlib.crc32(text + b"\0", value)
-    return value
+    *names, rest = dataset[...].tobytes().split(b"\0")
+    if rest:
+        raise ValueError(f"{dataset.name} ends in the middle of a name")
+    return [name.decode("utf-8", "surrogateescape") for name in names]
 
 
 @contextmanager

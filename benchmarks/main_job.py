@@ -1,0 +1,216 @@
+"""The figures of the main job: quality on real sets, time and memory of extraction and scoring.
+
+Run as `python -m benchmarks.main_job --data FOLDER --out benchmarks/results`, FOLDER holding `mvtec_bottle` and
+`magnetic_tile`. Every command runs in a process of its own, so that its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("spade-faiss", "faiss-cpu", "torch", "torchvision", "timm", "numpy", "scipy", "h5py")
+LITE0 = ("--backbone", "efficientnet_lite0")
+REPEATS = 5
+
+
+def main() -> None:
+    """Measure everything and write main_job.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    bottle, tile = arguments.data / "mvtec_bottle", arguments.data / "magnetic_tile"
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        figures = {
+            "machine": machine(),
+            "bottle": bottle_quality(bottle, scratch),
+            "magnetic_tile": tile_quality(tile, scratch),
+            "extraction": extraction_overhead(bottle, scratch),
+            "scoring": scoring_cost(bottle, scratch),
+            "wide_resnet50_2": wide_resnet(bottle, scratch),
+        }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    target = arguments.out / "main_job.json"
+    target.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {target}")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "cpu": names[0],
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def bottle_quality(dataset: Path, scratch: Path) -> list[dict[str, Any]]:
+    """All four combinations of `normalize` and `pool`, and a gallery of 50."""
+    rows = []
+    for normalize in ("none", "l2"):
+        for pool in ("1", "3"):
+            bank = scratch / f"bottle-{normalize}-{pool}.bank"
+            cli("fit", dataset / "train/good", "--bank", bank, *LITE0, "--normalize", normalize, "--pool", pool)
+            for k_gallery in ("5", "50"):
+                found = evaluate(dataset, bank, scratch, "--k-gallery", k_gallery)
+                rows.append(
+                    {"normalize": normalize, "pool": int(pool), "k_gallery": int(k_gallery), **summary(found["metrics"])}
+                )
+                print(rows[-1], flush=True)
+    return rows
+
+
+def tile_quality(dataset: Path, scratch: Path) -> list[dict[str, Any]]:
+    """The framings, all defects together and by kind."""
+    rows = []
+    for framing in ("crop", "stretch", "letterbox"):
+        bank = scratch / f"tile-{framing}.bank"
+        cli("fit", dataset / "train/good", "--bank", bank, *LITE0, "--framing", framing)
+        metrics = evaluate(dataset, bank, scratch)["metrics"]
+        for kind, found in {"all": metrics, **metrics["kinds"]}.items():
+            rows.append(
+                {"framing": framing, "kind": kind, "images": found["images"], "unseen": found["unseen"], **summary(found)}
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def extraction_overhead(dataset: Path, scratch: Path) -> dict[str, Any]:
+    """Wall time of a whole extraction over the time of its bare forward passes, taken in turn in one process."""
+    return script(
+        f"""
+        import json, time
+        from pathlib import Path
+        import numpy as np
+        from spade_faiss.backbone import load_backbone
+        from spade_faiss.extract import BATCH_SIZE, fit
+        from spade_faiss.images import find_images, load, to_input
+        backbone = load_backbone("efficientnet_lite0")
+        images = {str(dataset / "train/good")!r}
+        preprocess = backbone.source.preprocess
+        inputs = np.stack([to_input(load(record, preprocess).picture, preprocess) for record in find_images(images)[1]])
+        batches = [inputs[start : start + BATCH_SIZE] for start in range(0, len(inputs), BATCH_SIZE)]
+        rows = []
+        for repeat in range({REPEATS} + 1):
+            start = time.perf_counter()
+            for batch in batches:
+                backbone(batch)
+            forward_s = time.perf_counter() - start
+            start = time.perf_counter()
+            done = fit(images, bank=Path({str(scratch)!r}) / f"extraction-{{repeat}}.bank", backbone=backbone)
+            extract_s = time.perf_counter() - start
+            if repeat:  # the first is the warm-up
+                rows.append(dict(forward_s=forward_s, extract_s=extract_s, stage_s=done.stage_s))
+        ratios = sorted(row["extract_s"] / row["forward_s"] for row in rows)
+        print(json.dumps(dict(images=len(inputs), ratio=ratios[len(ratios) // 2], ratios=ratios, repeats=rows)))
+        """
+    )
+
+
+def scoring_cost(dataset: Path, scratch: Path) -> dict[str, Any]:
+    """Where the time of scoring bottle's test images goes, peak memory, and what idle threads that spin would cost."""
+    runs: dict[str, list[dict[str, Any]]] = {"passive": [], "active": []}
+    for _ in range(REPEATS):
+        for policy, found in runs.items():
+            # Ours is PASSIVE unless the user says otherwise.
+            environment = {} if policy == "passive" else {"OMP_WAIT_POLICY": "ACTIVE"}
+            numbers = cli(
+                "score",
+                dataset / "test",
+                "--bank",
+                scratch / "bottle-none-1.bank",
+                "--out",
+                scratch / "scored",
+                environment=environment,
+            )
+            found.append({"peak_memory_bytes": numbers["peak_memory_bytes"], **numbers["time"]})
+    middle = {policy: sorted(found, key=lambda run: float(run["total_s"]))[len(found) // 2] for policy, found in runs.items()}
+    return {
+        "images": numbers["images"],
+        **middle["passive"],
+        "active_over_passive": middle["active"]["total_s"] / middle["passive"]["total_s"],
+        "total_s_runs": {policy: [run["total_s"] for run in found] for policy, found in runs.items()},
+    }
+
+
+def wide_resnet(dataset: Path, scratch: Path) -> dict[str, Any]:
+    """The default backbone with seeded random weights: bytes and seconds an image, for want of a download."""
+    weights = scratch / "wide_resnet50_2.pt"
+    script(
+        f"""
+        import torch, torchvision
+        torch.manual_seed(0)
+        torch.save(torchvision.models.wide_resnet50_2().state_dict(), {str(weights)!r})
+        print("{{}}")
+        """
+    )
+    bank = scratch / "wide.bank"
+    fitted = cli("fit", dataset / "train/good", "--bank", bank, "--weights", weights)
+    scored = cli("score", dataset / "test", "--bank", bank, "--out", scratch / "wide")
+    return {
+        "bytes_per_image": fitted["bytes"] / fitted["images"],
+        "fit_s_per_image": fitted["time"]["total_s"] / fitted["images"],
+        "score_s_per_image": scored["time"]["total_s"] / scored["images"],
+        "score_stage_s": scored["time"]["stage_s"],
+        "score_images": scored["images"],
+        "peak_memory_bytes": scored["peak_memory_bytes"],
+    }
+
+
+def evaluate(dataset: Path, bank: Path, scratch: Path, *options: str) -> dict[str, Any]:
+    """The report.json of an evaluation."""
+    out = scratch / "evaluated"
+    cli("evaluate", dataset, "--bank", bank, "--out", out, *options)
+    found: dict[str, Any] = json.loads((out / "report.json").read_bytes())
+    return found
+
+
+def summary(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """The numbers that tables show."""
+    pixel = metrics["pixel"] or {}
+    return {
+        "image_auroc_knn": metrics["by_knn"]["auroc"],
+        "image_auroc_map": metrics["by_map"]["auroc"],
+        "pixel_auroc": pixel.get("auroc"),
+        "pixel_ap": pixel.get("ap"),
+        "aupro": pixel.get("aupro"),
+    }
+
+
+def cli(*words: object, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Run a spade-faiss command in a process of its own; its JSON."""
+    command = [sys.executable, "-m", "spade_faiss", *map(str, words), "--json", "--quiet"]
+    return _run(command, environment or {})
+
+
+def script(source: str) -> dict[str, Any]:
+    """Run a Python script in a process of its own; the JSON it prints."""
+    return _run([sys.executable, "-c", textwrap.dedent(source)], {})
+
+
+def _run(command: list[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    if done.returncode:
+        sys.exit(f"{' '.join(command[:4])} failed:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    main()
