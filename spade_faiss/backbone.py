@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -61,6 +62,10 @@ class Backbone:
         precision: str = "float32",
     ) -> None:
         nodes = {node: level for level, node in taps.items()} | {embedding: ""}
+        if len(nodes) <= len(taps):
+            raise InputError(
+                f"backbone {name!r}: each level and the embedding need a module of their own, got {[*taps.values(), embedding]}"
+            )
         try:
             tapped = create_feature_extractor(module.eval(), return_nodes=nodes)
         except ValueError as error:
@@ -109,7 +114,7 @@ class Backbone:
         self.embedding_dim = embedding.shape[1]
         self.input_size = (side, side)
         self.levels = tuple(
-            Level(level, channels=m.shape[3], stride=round(side / m.shape[1]), height=m.shape[1], width=m.shape[2])
+            Level(level, channels=m.shape[3], stride=_stride(side, m.shape[1]), height=m.shape[1], width=m.shape[2])
             for level, m in maps.items()
         )
 
@@ -259,9 +264,15 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is not a state dict that can be loaded safely (tensors only): {error}") from error
     if isinstance(state, dict):
         state = state.get("state_dict", state)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(state[key], Tensor) for key in state):
         raise InputError(f"{path} holds no state dict (a mapping of names to tensors)")
     return state
+
+
+def _stride(side: int, size: int) -> int:
+    """Input pixels between the locations of a map: networks halve, rounding up, or cut the input into equal patches."""
+    halved = 1 << (math.ceil(side / size) - 1).bit_length()
+    return halved if math.ceil(side / halved) == size else round(side / size)
 
 
 def _hash_weights(state: Mapping[str, Tensor]) -> str:

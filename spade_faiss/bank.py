@@ -121,15 +121,13 @@ class Bank:
 
     @classmethod
     def _create(cls, folder: Path, layout: Layout, source: Source | None, weights_file: str | None) -> Bank:
-        if (folder / _MANIFEST).exists():
-            raise InputError(f"{folder} already holds a bank; open it, or choose another folder")
-        if folder.exists() and not (folder.is_dir() and {item.name for item in folder.iterdir()} <= {_SHARDS, _LOCK}):
-            raise InputError(f"{folder} exists and is not a bank; choose a new or empty folder")
+        _check_new(folder)
         manifest = Manifest(
             generation=0, layout=layout, source=source, weights_file=weights_file, shards=(), versions=_versions()
         )
         (folder / _SHARDS).mkdir(parents=True, exist_ok=True)
         with _writer_lock(folder):
+            _check_new(folder)  # again: another process may have been faster
             _write_manifest(folder, manifest)
         return cls(folder, manifest)
 
@@ -161,6 +159,10 @@ class Bank:
         if not (Path(path) / _MANIFEST).exists():
             return cls._create(Path(path), layout, source, weights_file)
         bank = cls.open(path)
+        if source is not None and bank.manifest.source is None:
+            raise InputError(
+                f"the bank {path} holds the features of another extractor, not of {source.backbone!r}; make a new bank"
+            )
         bank.check_source(source)
         if difference := _first_difference(asdict(bank.layout), asdict(layout)):
             name, ours, theirs = difference
@@ -210,7 +212,11 @@ class Bank:
                 current, generation=current.generation + 1, shards=(*current.shards, shard), versions=_versions()
             )
             _write_manifest(self.path, manifest)
+            row_of = self._row_of
             self._adopt(manifest)
+            # Kept, not read again: a long extraction would read all ids so far for each of its shards.
+            row_of.update(zip(batch.ids, range(len(row_of), len(self)), strict=True))
+            self.__dict__["_row_of"] = row_of
 
     def check_source(self, source: Source | None) -> None:
         """Raise InputError, with both values, if features from `source` cannot be compared with the bank's.
@@ -231,11 +237,12 @@ class Bank:
     @cached_property
     def ids(self) -> list[str]:
         """The image ids in row order."""
-        return [name for index in range(len(self.manifest.shards)) for name in self._strings(index, "id")]
+        return list(self._row_of)
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self.ids)}
+        names = (name for index in range(len(self.manifest.shards)) for name in self._strings(index, "id"))
+        return {name: row for row, name in enumerate(names)}
 
     @cached_property
     def sha256_of(self) -> dict[str, str]:
@@ -310,7 +317,7 @@ def _write_shard(folder: Path, name: str, batch: FeatureBatch) -> ShardEntry:
             file.attrs["schema"] = SCHEMA
             file.attrs["root"] = batch.root
             for field, strings in (("id", batch.ids), ("path", batch.paths), ("sha256", batch.sha256)):
-                if strings:
+                if len(strings):
                     file.create_dataset(f"image/{field}", data=list(strings), dtype=h5py.string_dtype())
             file.create_dataset(_EMBEDDING, data=batch.embedding)
             for level, maps in batch.levels.items():
@@ -318,6 +325,20 @@ def _write_shard(folder: Path, name: str, batch: FeatureBatch) -> ShardEntry:
         digest = hash_file(temporary)
     status = target.stat()
     return ShardEntry(file=name, count=len(batch), bytes=status.st_size, mtime_ns=status.st_mtime_ns, sha256=digest)
+
+
+def _check_new(folder: Path) -> None:
+    if (folder / _MANIFEST).exists():
+        raise InputError(f"{folder} already holds a bank; open it, or choose another folder")
+    if not folder.exists():
+        return
+    if folder.is_dir() and any((folder / _SHARDS).glob("*.h5")):
+        raise InputError(f"{folder} holds shards but no {_MANIFEST}; restore it from a backup, or choose another folder")
+    # What a creation that was interrupted leaves behind is no obstacle.
+    if not folder.is_dir() or any(
+        item.name not in (_SHARDS, _LOCK) and not item.match(TEMPORARY_PATTERN) for item in folder.iterdir()
+    ):
+        raise InputError(f"{folder} exists and is not a bank; choose a new or empty folder")
 
 
 def _check_shard(folder: Path, shard: ShardEntry) -> None:
@@ -347,7 +368,8 @@ def _check_shard(folder: Path, shard: ShardEntry) -> None:
 def _writer_lock(folder: Path) -> Iterator[None]:
     try:
         with FileLock(folder / _LOCK, timeout=0):
-            for leftover in folder.rglob(TEMPORARY_PATTERN):  # of a killed writer: this process is the only one now
+            # Of a killed writer: this process is the only one now. Not below indexes/, which may be built at the same time.
+            for leftover in (*folder.glob(TEMPORARY_PATTERN), *(folder / _SHARDS).glob(TEMPORARY_PATTERN)):
                 leftover.unlink()
             yield
     except Timeout as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -41,6 +43,10 @@ def check_at_least(name: str, value: object, least: int) -> None:
         raise InputError(f"{name}={value!r} must be an integer of at least {least}")
 
 
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
     """How an image becomes the backbone's input; recorded in the bank, identical for every query.
@@ -61,8 +67,13 @@ class Preprocess:
     def __post_init__(self) -> None:
         check_choice("framing", self.framing, FRAMINGS)
         check_at_least("crop", self.crop, 1)
+        check_at_least("resize", self.resize, 1)
         if self.framing == "crop" and self.resize < self.crop:
             raise InputError(f"resize={self.resize} is smaller than crop={self.crop}; the crop must fit into the resized image")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or len(values) != 3 or not all(map(_is_finite, values)):
+                raise InputError(f"{name}={values!r} must be a tuple of three finite numbers, one a colour")
         if not all(value > 0 for value in self.std):
             raise InputError(f"std must be positive, got {self.std}")
 
@@ -101,8 +112,8 @@ class Method:
             check_at_least(name, getattr(self, name), 1)
         check_choice("fusion", self.fusion, FUSIONS)
         check_choice("distance", self.distance, DISTANCES)
-        if not 0 <= self.sigma < float("inf"):
-            raise InputError(f"sigma={self.sigma} must be 0 or more")
+        if not _is_finite(self.sigma) or self.sigma < 0:
+            raise InputError(f"sigma={self.sigma!r} must be a number of 0 or more")
 
 
 def from_mapping(cls: type[T], mapping: object, where: str) -> T:
@@ -120,7 +131,8 @@ def from_mapping(cls: type[T], mapping: object, where: str) -> T:
     if unknown := sorted(set(map(str, mapping)) - set(hints)):
         raise InputError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(hints)}")
     values = {name: _checked(hints[name], value, f"{where}: {name}") for name, value in mapping.items()}
-    needed = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    needed = {field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING}
     if missing := sorted(needed - set(values)):
         raise InputError(f"{where}: missing key {missing[0]!r}")
     try:

@@ -94,7 +94,7 @@ class Detector:
             return self._backbone
 
     def score(self, images: Images, *, max_skipped: int = MAX_SKIPPED, progress: bool = False) -> Scores:
-        """Score images: a folder, an image, or a list of them, in the order of their ids.
+        """Score images: those of a folder in the order of their ids, those of a list in its own.
 
         All maps are held in memory; for more images than fit, score them in parts.
 
@@ -172,9 +172,9 @@ class Detector:
     def _vectors(self, level: Level, maps_of: Callable[[str], npt.NDArray[np.floating[Any]]]) -> FloatArray:
         """(n, H, W, C) float32 of a searched level: the bank's own, or under `concat` all of them at the finest one's size."""
         if self.method.fusion == "mean":
-            return maps_of(level.name).astype(np.float32, copy=False)
+            return maps_of(level.name).astype(np.float32, order="C", copy=False)
         size = (level.height, level.width)
-        parts = [maps_of(part.name).astype(np.float32, copy=False) for part in self.bank.layout.levels]
+        parts = [maps_of(part.name).astype(np.float32, order="C", copy=False) for part in self.bank.layout.levels]
         return np.concatenate([part if part.shape[1:3] == size else upsample(part, size) for part in parts], axis=-1)
 
 
@@ -191,7 +191,7 @@ def _check_neighbors(bank: Bank, method: Method) -> None:
             raise InputError(
                 f"{name}={k} is larger than the number of normal images, {len(bank)} in {bank.path}; lower it or add images"
             )
-    for level in bank.layout.levels:
+    for level in _searched_levels(bank.layout.levels, method.fusion):
         if method.kappa > (most := method.k_gallery * level.height * level.width):
             raise InputError(
                 f"kappa={method.kappa} is larger than the gallery, {most} vectors at level {level.name!r}; lower it"

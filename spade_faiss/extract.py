@@ -49,16 +49,20 @@ class Extracted:
 class FeatureStream:
     """Features of images, in order, `BATCH_SIZE` at a time: threads decode ahead while the network computes.
 
-    Images that cannot be read are left out and listed in `skipped`; more than `max_skipped` of them stop the stream.
+    Images that cannot be read are left out and listed in `skipped`; more than `max_skipped` of them stop the stream, and
+    so does a stream of nothing else, unless `allow_none`.
     """
 
-    def __init__(self, backbone: Backbone, stages: Stages, *, root: Path, max_skipped: int = MAX_SKIPPED) -> None:
+    def __init__(
+        self, backbone: Backbone, stages: Stages, *, root: Path, max_skipped: int = MAX_SKIPPED, allow_none: bool = False
+    ) -> None:
         self.skipped: list[Skipped] = []
         self._backbone = backbone
         self._preprocess = backbone.source.preprocess
         self._stages = stages
         self._root = root
         self._max_skipped = max_skipped
+        self._allow_none = allow_none
 
     def __call__(self, records: Sequence[ImageRecord]) -> Iterator[Extracted]:
         """Yield the features of `records`.
@@ -78,7 +82,7 @@ class FeatureStream:
                         yield self._forward(inputs)
             finally:
                 pool.shutdown(cancel_futures=True)
-        if records and len(self.skipped) == len(records):
+        if records and len(self.skipped) == len(records) and not self._allow_none:
             raise InputError(f"none of the {len(records)} images could be read; the first: {self.skipped[0].reason}")
 
     def _load(self, record: ImageRecord) -> _Input:
@@ -249,7 +253,8 @@ def fit(
     with stages("check"):
         target = Bank.open_or_create(bank, layout, source=backbone.source, weights_file=weights_file)
         new = _not_in(target, records)
-    stream = FeatureStream(backbone, stages, root=root, max_skipped=max_skipped)
+    # On a second run, what is left of a folder may be the images that could not be read in the first.
+    stream = FeatureStream(backbone, stages, root=root, max_skipped=max_skipped, allow_none=len(new) < len(records))
     before = len(target)
     with (
         tqdm(total=len(new), desc="extract", unit="img", disable=None if progress else True) as bar,

@@ -28,8 +28,8 @@ class Level:
     width: int
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise InputError(f"level name {self.name!r} must be non-empty, hold no '/', and not start with '.'")
+        if not isinstance(self.name, str) or not self.name.isprintable() or "/" in self.name or self.name[:1] in ("", "."):
+            raise InputError(f"level name {self.name!r} must be non-empty and printable, hold no '/', and not start with '.'")
         for name in ("channels", "stride", "height", "width"):
             check_at_least(f"level {self.name}: {name}", getattr(self, name), 1)
 
@@ -110,8 +110,9 @@ def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
         The batch with a float32 embedding and maps that are pooled, normalised and of `layout.dtype`.
 
     Raises:
-        InputError: for shapes that differ from the layout, missing or unknown levels, ids that are empty, repeated or hold
-            a NUL, values that are not finite, or values beyond the range of float16.
+        InputError: for shapes that differ from the layout, missing or unknown levels, ids that are empty or repeated, ids or
+            paths that hold a NUL or are not valid Unicode, values that are not finite, or values beyond the range of float32,
+            or of float16 where maps are stored so.
     """
     n = len(batch)
     if n == 0:
@@ -120,41 +121,45 @@ def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
     for name in ("paths", "sha256"):
         if len(getattr(batch, name)) not in (0, n):
             raise InputError(f"a batch of {n} images has {len(getattr(batch, name))} {name}")
+        _check_strings(name, getattr(batch, name))
+    _check_strings("root", [batch.root])
     shape = (n, *layout.input_size)
     if batch.valid is not None and (batch.valid.dtype != np.bool_ or batch.valid.shape != shape):
         raise InputError(f"valid is {batch.valid.dtype} of shape {batch.valid.shape}, expected bool of shape {shape}")
-    embedding = np.asarray(batch.embedding)
-    _check_array("embedding", embedding, (n, layout.embedding_dim))
+    embedding = _to_float32("embedding", np.asarray(batch.embedding), (n, layout.embedding_dim))
     if set(batch.levels) != {level.name for level in layout.levels}:
         expected = [level.name for level in layout.levels]
         raise InputError(f"the batch has levels {sorted(batch.levels)}, the bank has {expected}")
     maps = {level.name: _prepare_maps(level, np.asarray(batch.levels[level.name]), n, layout) for level in layout.levels}
-    return replace(batch, embedding=embedding.astype(np.float32, order="C"), levels=maps)
+    return replace(batch, embedding=embedding, levels=maps)
 
 
 def concatenate(batches: Sequence[FeatureBatch]) -> FeatureBatch:
-    """One batch of several that share their levels, source and root."""
+    """One batch of several that share their levels, source and root, and of which all or none have `valid`."""
+    valid = [batch.valid for batch in batches if batch.valid is not None]
     return replace(
         batches[0],
         ids=[name for batch in batches for name in batch.ids],
         embedding=np.concatenate([batch.embedding for batch in batches]),
         levels={level: np.concatenate([batch.levels[level] for batch in batches]) for level in batches[0].levels},
+        valid=np.concatenate(valid) if valid else None,
         paths=[path for batch in batches for path in batch.paths],
         sha256=[digest for batch in batches for digest in batch.sha256],
     )
 
 
 def _prepare_maps(level: Level, maps: npt.NDArray[Any], n: int, layout: Layout) -> npt.NDArray[Any]:
-    _check_array(f"level {level.name!r}", maps, (n, *level.shape))
-    values = maps.astype(np.float32, copy=False)
+    values = _to_float32(f"level {level.name!r}", maps, (n, *level.shape))
     if layout.pool > 1:
         # The mean of those neighbours that exist: at the border the window is smaller, not padded.
         size = (1, layout.pool, layout.pool, 1)
         inside = ndimage.uniform_filter(np.ones((1, *level.shape[:2], 1), np.float32), size, mode="constant")
         values = ndimage.uniform_filter(values, size, mode="constant") / inside
     if layout.normalize == "l2":
-        norm = np.linalg.norm(values, axis=-1, keepdims=True)
-        values = values / np.maximum(norm, np.finfo(np.float32).tiny)
+        # In float64: the squares of values beyond 1e19 or below 1e-22 leave the range of float32.
+        norm = np.sqrt(np.einsum("nhwc,nhwc->nhw", values, values, dtype=np.float64))[..., np.newaxis]
+        norm[norm == 0] = 1
+        values = np.divide(values, norm, out=np.empty_like(values), casting="same_kind")
     if layout.dtype == "float32":
         return values
     with np.errstate(over="ignore"):
@@ -166,18 +171,35 @@ def _prepare_maps(level: Level, maps: npt.NDArray[Any], n: int, layout: Layout) 
 
 
 def _check_ids(ids: Sequence[str]) -> None:
-    for name in ids:
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise InputError(f"image id {name!r} must be a non-empty string without NUL")
+    _check_strings("image id", ids)
+    if "" in ids:
+        raise InputError("an image id is empty; ids must be non-empty")
     if len(set(ids)) < len(ids):
         repeated = next(name for name, count in Counter(ids).items() if count > 1)
         raise InputError(f"image id {repeated!r} appears more than once in the batch; ids must be distinct")
 
 
-def _check_array(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+def _check_strings(name: str, values: Sequence[str]) -> None:
+    """Refuse what HDF5 cannot hold."""
+    for value in values:
+        if not isinstance(value, str) or "\0" in value:
+            raise InputError(f"{name} {value!r} must be a string without NUL")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{name} {value!r} is not valid Unicode: {error.reason}") from error
+
+
+def _to_float32(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> FloatArray:
+    """A checked array, C-contiguous; the array itself where it is that already."""
     if array.shape != shape:
         raise InputError(f"{name} has shape {array.shape}, expected {shape}")
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"{name} is of dtype {array.dtype}, expected floating point")
     if not np.isfinite(array).all():
         raise InputError(f"{name} holds NaN or infinite values")
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(array, np.float32)
+    if not np.can_cast(array.dtype, np.float32) and not np.isfinite(values).all():
+        raise InputError(f"{name} holds {np.abs(array).max():.4g}, beyond float32")
+    return values

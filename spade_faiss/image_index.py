@@ -16,7 +16,7 @@ from spade_faiss.config import from_mapping
 from spade_faiss.errors import BankError, InputError
 from spade_faiss.features import FloatArray
 from spade_faiss.files import atomic_path, hash_file
-from spade_faiss.knn import IntArray, direct_sq_dist, import_faiss, sort_by_distance
+from spade_faiss.knn import ROUNDING, IntArray, direct_sq_dist, import_faiss, scan, sort_by_distance
 from spade_faiss.recipe import Build, Recipe
 
 FORMAT = "spade_faiss image index"
@@ -24,7 +24,8 @@ SCHEMA = 1
 
 _DESCRIPTION = "index.json"
 _FILE = "image.faiss"
-# Candidates beyond k: a matrix product's rounding may swap near neighbours, a direct evaluation puts them right.
+# Candidates beyond k: a matrix product's rounding may swap near neighbours, a direct evaluation puts them right. Where it may
+# have swapped more than these, the flat rows are searched without it.
 _SPARE = 8
 _TRAIN_ROWS = 100_000
 _SEED = 1234
@@ -55,8 +56,12 @@ class ImageIndex:
         self._index = index
         self._covered = covered
         self._tail = faiss.IndexFlatL2(bank.layout.embedding_dim)
+        # L2 does not depend on the origin, rounding does: near the data it is smaller.
+        self._centre = np.zeros(bank.layout.embedding_dim, np.float32)
         for xb in _blocks(bank, covered):
-            self._tail.add(xb)
+            if self._tail.ntotal == 0:
+                self._centre = xb.mean(axis=0)
+            self._tail.add(xb - self._centre)
         if query:
             try:
                 faiss.ParameterSpace().set_index_parameters(index, query)
@@ -72,7 +77,7 @@ class ImageIndex:
         """
         faiss = import_faiss()
         if not recipe.needs_index:
-            return cls(bank, faiss.IndexFlatL2(bank.layout.embedding_dim), 0)
+            return cls(bank, faiss.IndexFlatL2(bank.layout.embedding_dim), 0, recipe.query.image)
         folder = index_folder(bank, recipe)
         command = f"spade-faiss index {bank.path} --recipe {recipe.name}"
         if not (folder / _DESCRIPTION).is_file():
@@ -85,6 +90,8 @@ class ImageIndex:
         held = tuple(shard.sha256 for shard in bank.manifest.shards)
         if held[: len(description.shards)] != description.shards:
             raise BankError(f"index {folder} was built from other shards than the bank now holds; run: {command}")
+        if description.count != (count := sum(shard.count for shard in bank.manifest.shards[: len(description.shards)])):
+            raise BankError(f"{folder / _DESCRIPTION} says count={description.count}, its shards hold {count}; run: {command}")
         file = folder / _FILE
         # FAISS trusts what it reads: a file is opened only when it is the one that was written.
         if not file.is_file() or (found := hash_file(file)) != description.sha256:
@@ -107,12 +114,25 @@ class ImageIndex:
         Raises:
             InputError: if an approximate index returned fewer than k.
         """
-        found = []
-        for index, offset in ((self._index, 0), (self._tail, self._covered)):
-            if index.ntotal:
-                _, I = index.search(xq, min(k + _SPARE, index.ntotal))
-                found.append(np.where(I < 0, -1, I + offset))
-        candidates = np.concatenate(found, axis=1)
+        candidates = np.empty((len(xq), 0), np.int64)
+        if self._index.ntotal:
+            _, candidates = self._index.search(xq, min(k + _SPARE, self._index.ntotal))
+        if self._tail.ntotal == 0:
+            return self._nearest(xq, candidates, k)
+        centred = xq - self._centre
+        found, I = self._tail.search(centred, min(k + _SPARE, self._tail.ntotal))
+        D, rows = self._nearest(xq, np.concatenate([candidates, np.where(I < 0, -1, I + self._covered)], axis=1), k)
+        if I.shape[1] < self._tail.ntotal:
+            norm = np.linalg.norm(centred, axis=1)
+            rounding = ROUNDING * (norm**2 + (norm + np.sqrt(D[:, -1])) ** 2)
+            (doubtful,) = np.nonzero((D[:, -1] > found[:, -1] - rounding) & (D[:, -1] > 0))
+            if len(doubtful):
+                every = np.concatenate([candidates[doubtful], self._scan_tail(xq[doubtful], k)], axis=1)
+                D[doubtful], rows[doubtful] = self._nearest(xq[doubtful], every, k)
+        return D, rows
+
+    def _nearest(self, xq: FloatArray, candidates: IntArray, k: int) -> tuple[FloatArray, IntArray]:
+        """The k nearest of each line's candidate rows, by direct distances; -1 is no row."""
         if (np.sum(candidates >= 0, axis=1) < k).any():
             raise InputError(
                 f"the image index returned fewer than k={k} neighbours; raise its query parameters (recipe: query)"
@@ -122,6 +142,14 @@ class ImageIndex:
         D = direct_sq_dist(xq, xb, positions.reshape(candidates.shape))
         D, I = sort_by_distance(np.where(candidates < 0, np.float32(np.inf), D), candidates)
         return D[:, :k], I[:, :k]
+
+    def _scan_tail(self, xq: FloatArray, k: int) -> IntArray:
+        """The k nearest rows of every block of the tail, block after block, by direct distances."""
+        nearest, start = [], self._covered
+        for xb in _blocks(self._bank, self._covered):
+            nearest.append(start + scan(xq, xb, min(k, len(xb)))[1])
+            start += len(xb)
+        return np.concatenate(nearest, axis=1)
 
 
 def build_image_index(bank: Bank, recipe: Recipe, *, progress: bool = False) -> Description:

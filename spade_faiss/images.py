@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,8 @@ def find_images(source: str | Path | Sequence[str | Path]) -> tuple[Path, list[I
     Hidden files and folders are left out, links to folders are not followed.
 
     Returns:
-        The root (the folder, the file's folder, or the common parent of the list) and the records, sorted by id.
+        The root (the folder, the file's folder, or the common parent of the list) and the records: those of a folder sorted
+        by id, those of a list in its order.
 
     Raises:
         NotFoundError: for a path that does not exist.
@@ -139,7 +140,7 @@ def find_images(source: str | Path | Sequence[str | Path]) -> tuple[Path, list[I
     for item in map(Path, sources):
         if item.is_dir():
             bases.append(item.resolve())
-            found = _walk(bases[-1])
+            found = sorted(_walk(bases[-1]), key=lambda path: path.relative_to(bases[-1]).as_posix())
         elif not item.exists():
             raise NotFoundError(f"{str(item)!r} does not exist; give an image file, a folder of images, or a list of both")
         else:
@@ -151,8 +152,8 @@ def find_images(source: str | Path | Sequence[str | Path]) -> tuple[Path, list[I
     if not paths:
         raise InputError(f"the list of images is empty; give files ending in {' '.join(SUFFIXES)}, or folders of them")
     root = Path(os.path.commonpath(bases))
-    records = sorted((_record(path, root) for path in paths), key=_by_id)
-    if twice := [one.id for one, other in pairwise(records) if one.id == other.id]:
+    records = [_record(path, root) for path in paths]
+    if twice := [name for name, count in Counter(record.id for record in records).items() if count > 1]:
         raise InputError(f"listed twice, in {str(root)!r}: {_first(twice)}; list every image once, alone or with its folder")
     return root, records
 

@@ -18,9 +18,11 @@ IntArray = npt.NDArray[np.int64]
 
 # FAISS leaves its matrix-product path when nq * d is below this; its default, 128,000, makes small maps up to 12 times slower.
 _BLAS_THRESHOLD = 1000
-# |q|^2 + |x|^2 - 2qx in float32 is off by up to 1e-6 of |q|^2 + |x|^2 (measured on features of 24 to 1024 channels).
-# Where the distance found is below this share of that scale, a rival may have been nearer: such queries are searched directly.
-_AMBIGUOUS = 1e-3
+# |q|^2 + |x|^2 - 2qx in float32 is off by up to this share of |q|^2 + |x|^2 (measured on features of 24 to 1792 channels).
+ROUNDING = 1e-6
+# Where the distance found is below this share of that scale, rounding could hide a rival that is nearer by more than 1e-4 of
+# the distance: such queries are searched directly.
+_AMBIGUOUS = 1e-2
 _SCAN_BYTES = 16 << 20
 
 
@@ -36,7 +38,7 @@ def exact_knn(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, IntAr
         k: at most nb.
 
     Returns:
-        Squared distances (nq, k), ascending, and row numbers (nq, k); equal distances by ascending row.
+        Squared distances (nq, k), ascending, and row numbers (nq, k); equal distances among them by ascending row.
     """
     faiss = import_faiss()
     centre = xb.mean(axis=0)
@@ -49,7 +51,7 @@ def exact_knn(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, IntAr
     scale = 2 * np.einsum("ij,ij->i", centred_q, centred_q)
     (ambiguous,) = np.nonzero((found < _AMBIGUOUS * scale) & (D[:, -1] > 0))
     if len(ambiguous):
-        D[ambiguous], I[ambiguous] = _scan(xq[ambiguous], xb, k)
+        D[ambiguous], I[ambiguous] = scan(xq[ambiguous], xb, k)
     return D, I
 
 
@@ -69,8 +71,8 @@ def sort_by_distance(D: FloatArray, I: IntArray) -> tuple[FloatArray, IntArray]:
     return np.take_along_axis(D, order, axis=1), np.take_along_axis(I, order, axis=1)
 
 
-def _scan(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
-    """Direct distances to every row of the base, for a few queries at a time; the k nearest."""
+def scan(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
+    """`exact_knn` by direct distances alone: slow, and right whatever the data; equal distances by ascending row."""
     nb = len(xb)
     step = max(1, _SCAN_BYTES // (nb * (np.dtype(np.int64).itemsize + np.dtype(np.float32).itemsize)))
     rows = np.tile(np.arange(nb, dtype=np.int64), (min(step, len(xq)), 1))

@@ -59,12 +59,14 @@ def load_recipe(recipe: str | Path | Recipe) -> Recipe:
     """
     if isinstance(recipe, Recipe):
         return recipe
-    path = Path(recipe) if Path(recipe).suffix in (".yaml", ".yml") else _folder() / f"{recipe}.yaml"
-    if not path.is_file():
+    is_file = Path(recipe).suffix in (".yaml", ".yml")
+    path = Path(recipe) if is_file else _folder() / f"{recipe}.yaml"
+    # A name is looked up in the list, so that no '../' in it leads elsewhere.
+    if not (path.is_file() if is_file else str(recipe) in recipe_names()):
         raise NotFoundError(f"no recipe {str(recipe)!r}; known are {', '.join(recipe_names())}, or pass a .yaml file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date that does not exist
         raise InputError(f"{path} is not valid YAML: {error}") from error
     return from_mapping(Recipe, content, str(path))
 

@@ -79,6 +79,14 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 # Finding
 
 
+def test_a_list_keeps_its_order_and_its_folders_are_sorted(tmp_path: Path) -> None:
+    for name in ("z.png", "folder/b.png", "folder/a.png", "y.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    _, records = find_images([tmp_path / "z.png", tmp_path / "folder", tmp_path / "y.png"])
+    assert [record.id for record in records] == ["z.png", "folder/a.png", "folder/b.png", "y.png"]
+
+
 def test_folder_is_searched_at_any_depth_in_the_order_of_ids(tmp_path: Path) -> None:
     names = ["b.png", "a/z.JPG", "a/y.jpeg", "a/b/c.Tif", "d.tiff", "e.bmp", "f.webp", "a-.png"]
     touch(*(tmp_path / name for name in names))

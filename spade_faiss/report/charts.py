@@ -26,7 +26,6 @@ _INK, _MUTED, _LINE = "#1d2127", "#5b6470", "#d9dde3"
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line", NORMAL: "--normal", DEFECTIVE: "--defective", THIRD: "--third"}
 _STYLES = ((NORMAL, "-"), (DEFECTIVE, "--"), (THIRD, "-."))
 _WIDTH, _HEIGHT = 5.0, 2.8  # inches; small, so that text stays readable on a phone
-_STEPS = 400  # a curve is drawn to a four-hundredth of the chart's side
 
 Values = npt.NDArray[np.floating[Any]]
 
@@ -95,18 +94,10 @@ def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
     if len(curves) > len(_STYLES):
         raise InputError(f"a chart tells {len(_STYLES)} curves apart, got {len(curves)}")
     for curve, (colour, dashes) in zip(curves, _STYLES, strict=False):
-        x, y = _thinned(curve.x, curve.y)
-        axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.8, label=f"{curve.label}  {curve.area:.3f}")
-
-
-def _thinned(x: Values, y: Values) -> tuple[Values, Values]:
-    """The points that a chart can show of a curve that may have one a pixel: first and last of each run in one cell."""
-    if x.shape != y.shape or not len(x):
-        raise InputError(f"a curve needs as many x as y and at least one, got {x.shape} and {y.shape}")
-    cell = np.rint(np.stack([x, y]) * _STEPS)
-    moved = (np.diff(cell) != 0).any(axis=0)
-    kept = np.concatenate([[True], moved]) | np.concatenate([moved, [True]])
-    return x[kept], y[kept]
+        if curve.x.shape != curve.y.shape or not len(curve.x):
+            raise InputError(f"curve {curve.label!r} needs as many x as y, got {curve.x.shape} and {curve.y.shape}")
+        # A curve may have a point a pixel of every image: matplotlib leaves out what nobody could see (rcParam path.simplify).
+        axes.plot(curve.x, curve.y, color=colour, linestyle=dashes, linewidth=1.8, label=f"{curve.label}  {curve.area:.3f}")
 
 
 def _chart() -> tuple[Figure, Axes]:
@@ -137,7 +128,7 @@ def _svg(figure: Figure, title: str) -> str:
     text = io.StringIO()
     # The two settings that matplotlib takes from nowhere but its rcParams.
     with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(text, format="svg")
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spade_faiss.errors import InputError
 from spade_faiss.features import FloatArray
 from spade_faiss.report.pictures import Box, Mask, Picture
 
@@ -28,6 +29,10 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     decimals: int = 3
+
+    def __post_init__(self) -> None:
+        if bad := next((row for row in self.rows if len(row) != len(self.header)), None):
+            raise InputError(f"table {self.title!r}: row {bad} has {len(bad)} cells, the header has {len(self.header)}")
 
 
 @dataclass(frozen=True, kw_only=True)

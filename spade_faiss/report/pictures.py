@@ -101,19 +101,6 @@ def outline(picture: Picture, mask: Mask) -> Picture:
     return result
 
 
-def box(picture: Picture, corners: Box, colour: Colour) -> Picture:
-    """A copy of `picture` (H, W, 3) with a frame around the rows y0:y1 and columns x0:x1 of `corners` (y0, x0, y1, x1)."""
-    _check_size(picture, picture.shape[:2])
-    y0, x0, y1, x1 = corners
-    frame = np.zeros(picture.shape[:2], dtype=bool)
-    inside = frame.copy()
-    inside[y0:y1, x0:x1] = True
-    frame = _grown(inside, _line_width(picture)) & ~inside
-    result = picture.copy()
-    result[frame] = colour
-    return result
-
-
 def cell_box(cell: tuple[int, int], grid: Sequence[int], size: Sequence[int]) -> Box:
     """(y0, x0, y1, x1): the pixels of a `size` (H, W) picture that location `cell` (y, x) of a level's `grid` (h, w) covers."""
     (y, x), (h, w), (height, width) = cell, grid, size

@@ -1,0 +1,55 @@
+"""README does what it says: its commands and programs run, its tables are those of the committed results."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks.readme import README, ROOT, filled
+from spade_faiss.cli import main
+from spade_faiss.config import DEFAULT_BACKBONE
+from spade_faiss.recipe import recipe_names
+
+TEXT = README.read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_commands_and_programs_run(
+    dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(dataset_folder / "train" / "good", tmp_path / "good")
+    shutil.copytree(dataset_folder / "test" / "spot", tmp_path / "new")
+    shutil.copytree(dataset_folder, tmp_path / "dataset")
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    assert len(lines) >= 4
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert program == "spade-faiss"
+        assert main(words) == 0, capsys.readouterr().err
+    for name in ("report.html", "report.json", "scores.csv", "scores.h5", "overlays"):
+        assert (tmp_path / "results" / name).exists()
+    programs = blocks("python")
+    assert len(programs) == 2
+    for program in programs:
+        exec(compile(program, "README", "exec"), {})
+    assert "(16, 16)" in capsys.readouterr().out.replace("(1, 16, 16)", "(16, 16)")
+
+
+def test_tables_are_those_of_the_results() -> None:
+    assert filled(TEXT) == TEXT, "run: python -m benchmarks.readme"
+
+
+def test_every_module_and_recipe_is_named() -> None:
+    for path in sorted((ROOT / "spade_faiss").glob("*.py")):
+        if path.stem not in ("__init__", "__main__", "config", "errors", "files", "stages"):
+            assert path.name in TEXT, path.name
+    for name in (*recipe_names(), DEFAULT_BACKBONE):
+        assert f"`{name}`" in TEXT, name
