@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import importlib
 import math
@@ -221,7 +222,7 @@ def _load_timm(name: str, weights: str | Path | None) -> nn.Module:
     timm = _import("timm", f"backbone {name}")
     timm_name = name.removeprefix(TIMM_PREFIX)
     if not timm.is_model(timm_name):
-        close = ", ".join(timm.list_models(f"*{timm_name}*")[:5]) or "see timm.list_models()"
+        close = ", ".join(difflib.get_close_matches(timm_name, timm.list_models(), n=5)) or "see timm.list_models()"
         raise InputError(f"timm has no model {timm_name!r}; close to it: {close}")
     try:
         model = timm.create_model(timm_name, pretrained=weights is None)
@@ -241,7 +242,7 @@ def _without_classifier(model: nn.Module, classifier: str, state: Mapping[str, T
     try:
         missing, unexpected = model.load_state_dict(kept, strict=False)
     except RuntimeError as error:
-        raise InputError(f"the weights do not fit {name}: {error}") from error
+        raise InputError(f"the weights do not fit {name}: {' '.join(str(error).split())}") from error
     missing = [key for key in missing if not (classifier and key.startswith(f"{classifier}."))]
     if missing or unexpected:
         raise InputError(

@@ -172,9 +172,9 @@ class Detector:
     def _vectors(self, level: Level, maps_of: Callable[[str], npt.NDArray[np.floating[Any]]]) -> FloatArray:
         """(n, H, W, C) float32 of a searched level: the bank's own, or under `concat` all of them at the finest one's size."""
         if self.method.fusion == "mean":
-            return maps_of(level.name).astype(np.float32, order="C", copy=False)
+            return maps_of(level.name).astype(np.float32, copy=False)
         size = (level.height, level.width)
-        parts = [maps_of(part.name).astype(np.float32, order="C", copy=False) for part in self.bank.layout.levels]
+        parts = [maps_of(part.name).astype(np.float32, copy=False) for part in self.bank.layout.levels]
         return np.concatenate([part if part.shape[1:3] == size else upsample(part, size) for part in parts], axis=-1)
 
 

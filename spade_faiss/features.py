@@ -16,6 +16,9 @@ from spade_faiss.errors import InputError
 
 FloatArray = npt.NDArray[np.float32]
 
+# Of any feature: the squared distance of two vectors of these must stay within float32.
+_LARGEST = 2e16
+
 
 @dataclass(frozen=True)
 class Level:
@@ -156,7 +159,7 @@ def _prepare_maps(level: Level, maps: npt.NDArray[Any], n: int, layout: Layout) 
         inside = ndimage.uniform_filter(np.ones((1, *level.shape[:2], 1), np.float32), size, mode="constant")
         values = ndimage.uniform_filter(values, size, mode="constant") / inside
     if layout.normalize == "l2":
-        # In float64: the squares of values beyond 1e19 or below 1e-22 leave the range of float32.
+        # In float64: the squares of values below 1e-22 leave the range of float32.
         norm = np.sqrt(np.einsum("nhwc,nhwc->nhw", values, values, dtype=np.float64))[..., np.newaxis]
         norm[norm == 0] = 1
         values = np.divide(values, norm, out=np.empty_like(values), casting="same_kind")
@@ -198,8 +201,6 @@ def _to_float32(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> F
         raise InputError(f"{name} is of dtype {array.dtype}, expected floating point")
     if not np.isfinite(array).all():
         raise InputError(f"{name} holds NaN or infinite values")
-    with np.errstate(over="ignore"):
-        values = np.ascontiguousarray(array, np.float32)
-    if not np.can_cast(array.dtype, np.float32) and not np.isfinite(values).all():
-        raise InputError(f"{name} holds {np.abs(array).max():.4g}, beyond float32")
-    return values
+    if (largest := max(float(array.max()), -float(array.min()))) > _LARGEST:
+        raise InputError(f"{name} holds {largest:.4g}; the squares of values beyond {_LARGEST:g} leave the range of float32")
+    return np.ascontiguousarray(array, np.float32)

@@ -16,7 +16,7 @@ from spade_faiss.config import from_mapping
 from spade_faiss.errors import BankError, InputError
 from spade_faiss.features import FloatArray
 from spade_faiss.files import atomic_path, hash_file
-from spade_faiss.knn import ROUNDING, IntArray, direct_sq_dist, import_faiss, scan, sort_by_distance
+from spade_faiss.knn import IntArray, direct_sq_dist, import_faiss, rounding_of, scan, sort_by_distance
 from spade_faiss.recipe import Build, Recipe
 
 FORMAT = "spade_faiss image index"
@@ -123,9 +123,8 @@ class ImageIndex:
         found, I = self._tail.search(centred, min(k + _SPARE, self._tail.ntotal))
         D, rows = self._nearest(xq, np.concatenate([candidates, np.where(I < 0, -1, I + self._covered)], axis=1), k)
         if I.shape[1] < self._tail.ntotal:
-            norm = np.linalg.norm(centred, axis=1)
-            rounding = ROUNDING * (norm**2 + (norm + np.sqrt(D[:, -1])) ** 2)
-            (doubtful,) = np.nonzero((D[:, -1] > found[:, -1] - rounding) & (D[:, -1] > 0))
+            rounding = rounding_of(np.einsum("ij,ij->i", centred, centred), D[:, -1])
+            (doubtful,) = np.nonzero(D[:, -1] >= found[:, -1] - rounding)
             if len(doubtful):
                 every = np.concatenate([candidates[doubtful], self._scan_tail(xq[doubtful], k)], axis=1)
                 D[doubtful], rows[doubtful] = self._nearest(xq[doubtful], every, k)

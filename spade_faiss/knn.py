@@ -19,18 +19,14 @@ IntArray = npt.NDArray[np.int64]
 # FAISS leaves its matrix-product path when nq * d is below this; its default, 128,000, makes small maps up to 12 times slower.
 _BLAS_THRESHOLD = 1000
 # |q|^2 + |x|^2 - 2qx in float32 is off by up to this share of |q|^2 + |x|^2 (measured on features of 24 to 1792 channels).
-ROUNDING = 1e-6
-# Where the distance found is below this share of that scale, rounding could hide a rival that is nearer by more than 1e-4 of
-# the distance: such queries are searched directly.
-_AMBIGUOUS = 1e-2
+_ROUNDING = np.float32(1e-6)
 _SCAN_BYTES = 16 << 20
 
 
-def exact_knn(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
-    """The k nearest rows of `xb` for each row of `xq`.
+def product_knn(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, IntArray, FloatArray]:
+    """The k nearest rows of `xb` for each row of `xq`, as far as FAISS's matrix product can tell.
 
-    FAISS's matrix product finds them; it computes on centred copies, because its rounding error grows with the norms, which L2
-    does not depend on. The distances returned are then evaluated directly, sum((q - x)^2), so that equal vectors are at 0.
+    It computes on centred copies: its rounding grows with the norms, which L2 does not depend on.
 
     Args:
         xq: (nq, d) float32, C-contiguous.
@@ -38,21 +34,22 @@ def exact_knn(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, IntAr
         k: at most nb.
 
     Returns:
-        Squared distances (nq, k), ascending, and row numbers (nq, k); equal distances among them by ascending row.
+        Squared distances (nq, k), ascending; row numbers (nq, k); and for each query (nq,) the most by which the product's
+        distance of any row as near as these may differ from the true one.
     """
     faiss = import_faiss()
     centre = xb.mean(axis=0)
-    centred_q = xq - centre
+    centred = xq - centre
     with _blas_always(faiss):
-        D, I = faiss.knn(centred_q, xb - centre, k)
-    found = D[:, -1].copy()
-    D, I = sort_by_distance(direct_sq_dist(xq, xb, I), I)
-    # A rival at a small distance has about the query's own norm. A query whose k are all at 0 cannot be improved.
-    scale = 2 * np.einsum("ij,ij->i", centred_q, centred_q)
-    (ambiguous,) = np.nonzero((found < _AMBIGUOUS * scale) & (D[:, -1] > 0))
-    if len(ambiguous):
-        D[ambiguous], I[ambiguous] = scan(xq[ambiguous], xb, k)
-    return D, I
+        D, I = faiss.knn(centred, xb - centre, k)
+    return D, I, rounding_of(np.einsum("ij,ij->i", centred, centred), D[:, -1])
+
+
+def rounding_of(sq_norm: FloatArray, sq_dist: FloatArray) -> FloatArray:
+    """The most by which a product's squared distance may be off, for queries of `sq_norm` and rows as near as `sq_dist`."""
+    # A row at a distance has a norm of at most the query's plus that distance.
+    bound: FloatArray = _ROUNDING * (sq_norm + (np.sqrt(sq_norm) + np.sqrt(sq_dist)) ** 2)
+    return bound
 
 
 def direct_sq_dist(xq: FloatArray, xb: FloatArray, I: IntArray) -> FloatArray:
@@ -72,7 +69,7 @@ def sort_by_distance(D: FloatArray, I: IntArray) -> tuple[FloatArray, IntArray]:
 
 
 def scan(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
-    """`exact_knn` by direct distances alone: slow, and right whatever the data; equal distances by ascending row."""
+    """The k nearest by direct distances alone: slow, and right whatever the data; equal distances by ascending row."""
     nb = len(xb)
     step = max(1, _SCAN_BYTES // (nb * (np.dtype(np.int64).itemsize + np.dtype(np.float32).itemsize)))
     rows = np.tile(np.arange(nb, dtype=np.int64), (min(step, len(xq)), 1))

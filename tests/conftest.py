@@ -11,6 +11,8 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+import spade_faiss  # noqa: F401  # before torch: idle OpenMP threads sleep only if the first import says so
+
 if TYPE_CHECKING:
     from spade_faiss.backbone import Backbone
 

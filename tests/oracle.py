@@ -93,8 +93,8 @@ def pixel_sq_distances(bank: Features, query: Features, neighbors: Ints, kappa: 
 
 def fuse(level_dist: dict[str, Doubles], size: tuple[int, int], sigma: float) -> Doubles:
     """(n, H, W): each level upsampled, the mean over levels, a Gaussian."""
-    maps = sum(upsample(dist[..., None], size)[..., 0] for dist in level_dist.values()) / len(level_dist)
-    return np.stack([gaussian_filter(image, sigma) for image in maps]) if sigma else np.asarray(maps)
+    maps = np.mean([upsample(dist[..., None], size)[..., 0] for dist in level_dist.values()], axis=0)
+    return np.stack([gaussian_filter(image, sigma) for image in maps]) if sigma else maps
 
 
 def concatenated(features: Features) -> Features:
@@ -123,7 +123,7 @@ def _taps(n: int, N: int) -> Iterator[tuple[int, int, float]]:
 
 def prepared(maps: npt.NDArray[Any], *, pool: int, normalize: str) -> Doubles:
     """A bank's options: the mean over the part of a pool x pool window that exists, then unit length."""
-    n, height, width, _ = maps.shape
+    height, width = maps.shape[1:3]
     out = np.empty(maps.shape)
     r = pool // 2
     for y, x in np.ndindex(height, width):

@@ -133,7 +133,7 @@ def test_score_writes_everything(
         rows = list(csv.DictReader(file))
         assert done["images"] == len(scores) == len(rows) == len(list(test.rglob("*.png")))
         assert [row["id"] for row in rows] == list(scores.ids)
-        np.testing.assert_array_equal(np.float32([row["image_score"] for row in rows]), scores.image_score)
+        np.testing.assert_array_equal(np.array([row["image_score"] for row in rows], np.float32), scores.image_score)
         np.testing.assert_allclose(scores.neighbor_dist[:, :3].mean(axis=1), scores.image_score, rtol=1e-6)
         assert scores.neighbor_ids.shape[1] == 5  # the larger of k_image and k_gallery
         assert json.loads(scores.settings)["k_image"] == 3

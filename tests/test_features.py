@@ -78,15 +78,16 @@ def test_pooling_is_the_mean_over_the_window(values: npt.NDArray[np.float32], po
 def test_l2_scales_each_location_to_unit_length_and_leaves_zero_vectors() -> None:
     values = np.array([[[3, 4], [0, 0]], [[-5, 12], [1e-3, 0]]], np.float32)
     scaled = one_level(values, normalize="l2")
-    np.testing.assert_allclose(scaled, [[[0.6, 0.8], [0, 0]], [[-5 / 13, 12 / 13], [1, 0]]], rtol=1e-6)
+    expected = np.array([[[0.6, 0.8], [0, 0]], [[-5 / 13, 12 / 13], [1, 0]]])
+    np.testing.assert_allclose(scaled, expected, rtol=1e-6)
 
 
 @given(
     direction=hnp.arrays(np.float32, 4, elements=st.floats(-1, 1, width=32)),
-    exponent=st.integers(-30, 30),
+    exponent=st.integers(-30, 16),
 )
 def test_l2_takes_vectors_of_any_length(direction: npt.NDArray[np.float32], exponent: int) -> None:
-    # Squares of values beyond 1e19 or below 1e-22 leave float32: norms must not be computed in it.
+    # Squares of values below 1e-22 leave float32: norms must not be computed in it.
     direction = np.round(direction, 3)
     values = (direction * np.float32(10.0**exponent)).reshape(1, 1, 4)
     length = float(np.linalg.norm(one_level(values, normalize="l2").astype(np.float64)))
@@ -236,10 +237,10 @@ def test_values_beyond_float16_are_refused_where_maps_are_stored_so() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_values_beyond_float32_are_refused(dtype: str) -> None:
-    refused(batch(embedding=np.full((2, 5), -1e300)), r"embedding holds 1e\+300, beyond float32", dtype=dtype)
-    levels = {**batch().levels, "fine": np.full((2, 3, 4, 2), 1e39)}
-    refused(batch(levels=levels), r"level 'fine' holds 1e\+39, beyond float32", dtype=dtype)
+def test_values_whose_squares_leave_float32_are_refused(dtype: str) -> None:
+    refused(batch(embedding=np.full((2, 5), -1e300)), r"embedding holds 1e\+300; the squares", dtype=dtype)
+    levels = {**batch().levels, "fine": np.full((2, 3, 4, 2), 1e17, np.float32)}
+    refused(batch(levels=levels), r"level 'fine' holds 1e\+17; the squares", dtype=dtype)
 
 
 def test_concatenated_batches_keep_everything_in_order() -> None:

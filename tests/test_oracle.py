@@ -66,7 +66,10 @@ def agree(scores: Scores, expected: Expected, *, atol: float = 0.0) -> None:
     alone[:, -1] = False  # its twin may be the next
     np.testing.assert_array_equal(scores.neighbor_ids[alone], ids[alone])
     assert scores.level_dist.keys() == expected.level_dist.keys()
-    for found, values in [(scores.maps, expected.maps), *((scores.level_dist[x], expected.level_dist[x]) for x in scores.level_dist)]:
+    for found, values in [
+        (scores.maps, expected.maps),
+        *((scores.level_dist[x], expected.level_dist[x]) for x in scores.level_dist),
+    ]:
         if scores.distance == "l2" or not atol:
             close(found, values, atol)
         else:
@@ -108,7 +111,13 @@ def test_the_engine_is_the_definition(
     distance: str,
 ) -> None:
     bank, query = (seven(), queries()) if name == "seven" else (sixty(), small_queries())
-    method: dict[str, Any] = {"k_image": k_image, "k_gallery": k_gallery, "kappa": kappa, "fusion": fusion, "distance": distance}
+    method: dict[str, Any] = {
+        "k_image": k_image,
+        "k_gallery": k_gallery,
+        "kappa": kappa,
+        "fusion": fusion,
+        "distance": distance,
+    }
     found = {level: dist[..., :kappa] for level, dist in galleries(name, k_gallery, fusion).items()}
     monkeypatch.setattr(oracle, "pixel_sq_distances", lambda *_: found)
     expected = oracle.spade(bank, query, input_size=INPUT if name == "seven" else SMALL_INPUT, **method)
@@ -234,13 +243,15 @@ def test_adversarial_data_agrees_with_the_definition(tmp_path: Path, fusion: str
                 close(scores.level_dist[level], dist, rounding(data))
 
 
-def test_features_stored_channels_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize("normalize", ["none", "l2"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_features_stored_channels_first(tmp_path: Path, dtype: str, normalize: str) -> None:
     """An extractor that keeps channels first hands over transposed views; they score as their copies do."""
-    normals = sixty()[:7]
-    bank_of(tmp_path / "b", normals, input_size=SMALL_INPUT)
+    normals = product(6, 7, {"level": (9, 11, 64)}, DIM)
+    bank_of(tmp_path / "b", normals, input_size=SMALL_INPUT, dtype=dtype, normalize=normalize)
     detector = Detector.open(tmp_path / "b", k_gallery=3)
-    assert not detector.score_features(batch_of(channels_first(normals))).maps.any()
-    assert not detector.score_features(batch_of(channels_first(normals[:1]))).maps.any()
+    for part in (normals, normals[:1]):
+        assert not detector.score_features(batch_of(channels_first(part))).maps.any()
 
 
 def channels_first(features: Features) -> Features:

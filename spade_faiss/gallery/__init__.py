@@ -37,8 +37,9 @@ class GallerySearch(Protocol):
     """A way to find, for each location of each test image, the nearest vectors in a few normal images' maps.
 
     An implementation is a callable without state between calls, safe to share between threads. It must return the same
-    numbers whatever the other test images of the batch are, break ties by the smaller bank row and then the smaller location,
-    and never change its arguments. It may be approximate; distances it returns are true distances to the vectors it names.
+    numbers whatever the other test images of the batch are, break ties between images by the smaller bank row (of equal
+    vectors in one image it may name any), and never change its arguments. It may be approximate; distances it returns are
+    true distances to the vectors it names.
     """
 
     def __call__(self, read_block: ReadBlock, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
