@@ -1,22 +1,18 @@
-"""The bank on disk: a manifest that names immutable, checksummed HDF5 shards. The only module that knows their layout."""
+"""The bank on disk: a manifest that names immutable, checksummed shards; commits, readers, the writer's lock."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import mmap
-import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
@@ -24,7 +20,8 @@ from filelock import FileLock, Timeout
 from spade_faiss.config import Source, from_mapping
 from spade_faiss.errors import BankError, InputError, NotFoundError
 from spade_faiss.features import FeatureBatch, FloatArray, Layout, Level, prepare
-from spade_faiss.files import TEMPORARY_PATTERN, atomic_path, hash_file
+from spade_faiss.files import TEMPORARY_PATTERN, atomic_path
+from spade_faiss.shards import Shard, ShardEntry, check_shard, map_shard, read_image_path, read_strings, write_shard
 
 FORMAT = "spade_faiss bank"
 SCHEMA = 1
@@ -32,23 +29,6 @@ SCHEMA = 1
 _MANIFEST = "manifest.json"
 _SHARDS = "features"
 _LOCK = ".lock"
-_EMBEDDING = "image/embedding"
-# A shard's arrays start on a cache line, so that a mapped view is aligned for any dtype and vector unit.
-_ALIGNMENT = 64
-_OPEN_SHARDS = 256
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardEntry:
-    """What the manifest says of one shard."""
-
-    file: str
-    count: int
-    bytes: int
-    mtime_ns: int
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +50,7 @@ class Bank:
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
+        self.path = path.absolute()
         self._adopt(manifest)
 
     def _adopt(self, manifest: Manifest) -> None:
@@ -144,7 +124,7 @@ class Bank:
         folder = Path(path)
         manifest = _read_manifest(folder)
         for shard in manifest.shards:
-            _check_shard(folder, shard)
+            check_shard(folder / _SHARDS / shard.file, shard)
         return cls(folder, manifest)
 
     @classmethod
@@ -207,7 +187,7 @@ class Bank:
                 self._adopt(current)
             if known := [name for name in batch.ids if name in self._row_of]:
                 raise InputError(f"the bank {self.path} already holds {len(known)} of these images, the first is {known[0]!r}")
-            shard = _write_shard(self.path, f"{len(current.shards):06d}.h5", batch)
+            shard = write_shard(self.path / _SHARDS / f"{len(current.shards):06d}.h5", batch)
             manifest = replace(
                 current, generation=current.generation + 1, shards=(*current.shards, shard), versions=_versions()
             )
@@ -254,29 +234,26 @@ class Bank:
 
     def image_path(self, image: str) -> Path | None:
         """Where a normal image was read from, if it came from a file."""
-        index, offset = self._locate(self._row_of[image])
-        with h5py.File(self._shard_path(index)) as file:
-            if "image/path" not in file:
-                return None
-            return Path(str(file.attrs["root"]), file["image/path"].asstr()[offset])
+        index, position = self._locate(self._row_of[image])
+        return read_image_path(self._shard_path(index), position)
 
     def embedding_blocks(self) -> Iterator[FloatArray]:
         """The embeddings shard by shard, (count, d) each, mapped and read-only."""
         for index in range(len(self.manifest.shards)):
-            yield self._shard(index)[_EMBEDDING]
+            yield self._shard(index).embedding
 
     def embedding(self, rows: npt.NDArray[np.integer[Any]]) -> FloatArray:
         """(n, d) embeddings of the given rows, copied."""
         found = np.empty((len(rows), self.layout.embedding_dim), np.float32)
         for position, row in enumerate(rows):
-            index, offset = self._locate(int(row))
-            found[position] = self._shard(index)[_EMBEDDING][offset]
+            index, place = self._locate(int(row))
+            found[position] = self._shard(index).embedding[place]
         return found
 
     def level_map(self, level: str, row: int) -> npt.NDArray[np.floating[Any]]:
         """One image's map at one level, (H, W, C) of the bank's dtype: a read-only view of the mapped file, not a copy."""
-        index, offset = self._locate(row)
-        found: npt.NDArray[np.floating[Any]] = self._shard(index)[f"level/{level}"][offset]
+        index, position = self._locate(row)
+        found: npt.NDArray[np.floating[Any]] = self._shard(index).levels[level][position]
         return found
 
     def _locate(self, row: int) -> tuple[int, int]:
@@ -288,43 +265,11 @@ class Bank:
     def _shard_path(self, index: int) -> Path:
         return self.path / _SHARDS / self.manifest.shards[index].file
 
-    def _shard(self, index: int) -> dict[str, npt.NDArray[Any]]:
-        return _map_shard(self._shard_path(index), self.manifest.shards[index].sha256)
+    def _shard(self, index: int) -> Shard:
+        return map_shard(self._shard_path(index), self.manifest.shards[index].sha256)
 
-    def _strings(self, index: int, name: str) -> list[str]:
-        with h5py.File(self._shard_path(index)) as file:
-            return list(file[f"image/{name}"].asstr()[:]) if f"image/{name}" in file else []
-
-
-@lru_cache(maxsize=_OPEN_SHARDS)
-def _map_shard(path: Path, sha256: str) -> dict[str, npt.NDArray[Any]]:
-    """All numeric arrays of a shard as views of one mapping; a view keeps the mapping alive after it left the cache.
-
-    The checksum is part of the cache's key: another bank may later stand at the same path.
-    """
-    with h5py.File(path) as file:
-        names = [_EMBEDDING, *(f"level/{name}" for name in file["level"])]
-        layout = {name: (file[name].id.get_offset(), file[name].shape, file[name].dtype) for name in names}
-    with path.open("rb") as raw:
-        mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-    return {name: np.ndarray(shape, dtype, mapped, offset) for name, (offset, shape, dtype) in layout.items()}
-
-
-def _write_shard(folder: Path, name: str, batch: FeatureBatch) -> ShardEntry:
-    target = folder / _SHARDS / name
-    with atomic_path(target) as temporary:
-        with h5py.File(temporary, "w", alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
-            file.attrs["schema"] = SCHEMA
-            file.attrs["root"] = batch.root
-            for field, strings in (("id", batch.ids), ("path", batch.paths), ("sha256", batch.sha256)):
-                if len(strings):
-                    file.create_dataset(f"image/{field}", data=list(strings), dtype=h5py.string_dtype())
-            file.create_dataset(_EMBEDDING, data=batch.embedding)
-            for level, maps in batch.levels.items():
-                file.create_dataset(f"level/{level}", data=maps)
-        digest = hash_file(temporary)
-    status = target.stat()
-    return ShardEntry(file=name, count=len(batch), bytes=status.st_size, mtime_ns=status.st_mtime_ns, sha256=digest)
+    def _strings(self, index: int, field: str) -> list[str]:
+        return read_strings(self._shard_path(index), field)
 
 
 def _check_new(folder: Path) -> None:
@@ -339,29 +284,6 @@ def _check_new(folder: Path) -> None:
         item.name not in (_SHARDS, _LOCK) and not item.match(TEMPORARY_PATTERN) for item in folder.iterdir()
     ):
         raise InputError(f"{folder} exists and is not a bank; choose a new or empty folder")
-
-
-def _check_shard(folder: Path, shard: ShardEntry) -> None:
-    path = folder / _SHARDS / shard.file
-    if not path.is_file():
-        raise BankError(
-            f"the bank {folder} names shard {path.name}, which is missing; restore it from a backup or extract again"
-        )
-    status = path.stat()
-    if (status.st_size, status.st_mtime_ns) == (shard.bytes, shard.mtime_ns):
-        return
-    found = f"{status.st_size} bytes" if status.st_size != shard.bytes else f"sha256 {hash_file(path)}"
-    expected = f"{shard.bytes} bytes" if status.st_size != shard.bytes else f"sha256 {shard.sha256}"
-    if found != expected:
-        raise BankError(
-            f"shard {path} has changed since it was written: {found}, the manifest says {expected}; "
-            f"restore it from a backup or extract again"
-        )
-    _log.info("shard %s has a new modification time; its checksum is right", path)
-    try:  # a copied bank: give the shard its recorded time back, so that the next opening need not read it all
-        os.utime(path, ns=(status.st_atime_ns, shard.mtime_ns))
-    except OSError:
-        _log.info("could not restore the modification time of %s; it is checked in full at every opening", path)
 
 
 @contextmanager

@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(message)s", force=True)
     try:
         numbers, text = arguments.run(arguments)
-    except SpadeError as error:
+    except (SpadeError, OSError) as error:
         if arguments.debug:
             raise
-        print(f"spade-faiss: error: {error}", file=sys.stderr)
+        print(f"spade-faiss: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("spade-faiss: interrupted; run the same command again to go on", file=sys.stderr)

@@ -236,6 +236,8 @@ def fit(
         NotFoundError: if a path does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """
+    if weights is not None and not isinstance(backbone, str):
+        raise InputError("weights= belongs to a backbone that is given by name; this one has its weights already")
     chosen = None if recipe is None else load_recipe(recipe)
     root, records = find_images(images)
     if isinstance(backbone, str):

@@ -116,7 +116,10 @@ class ImageIndex:
         """
         candidates = np.empty((len(xq), 0), np.int64)
         if self._index.ntotal:
-            _, candidates = self._index.search(xq, min(k + _SPARE, self._index.ntotal))
+            try:
+                _, candidates = self._index.search(xq, min(k + _SPARE, self._index.ntotal))
+            except RuntimeError as error:
+                raise InputError(f"FAISS could not search with the recipe's query parameters: {error}") from error
         if self._tail.ntotal == 0:
             return self._nearest(xq, candidates, k)
         centred = xq - self._centre
@@ -165,14 +168,14 @@ def build_image_index(bank: Bank, recipe: Recipe, *, progress: bool = False) -> 
         if not index.is_trained:
             rows = np.random.default_rng(_SEED).permutation(len(bank))[:_TRAIN_ROWS]
             index.train(bank.embedding(np.sort(rows)))
+        with tqdm(total=len(bank), desc="index", unit="img", disable=None if progress else True) as bar:
+            for xb in _blocks(bank, 0):
+                index.add(xb)
+                bar.update(len(xb))
     except RuntimeError as error:
         raise InputError(
             f"FAISS could not make {recipe.build.image!r} for {len(bank)} embeddings of d={bank.layout.embedding_dim}: {error}"
         ) from error
-    with tqdm(total=len(bank), desc="index", unit="img", disable=None if progress else True) as bar:
-        for xb in _blocks(bank, 0):
-            index.add(xb)
-            bar.update(len(xb))
     folder = index_folder(bank, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / _FILE) as temporary:

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from spade_faiss import bank as bank_module
+from spade_faiss import shards
 from spade_faiss.bank import Bank
 from spade_faiss.config import Preprocess, Source
 from spade_faiss.errors import BankError, InputError, NotFoundError, SpadeError
@@ -221,7 +222,7 @@ def test_a_view_outlives_its_place_in_the_cache(tmp_path: Path) -> None:
     views = []
     for row in range(4):
         views.append(bank.level_map(FINE.name, row))
-        bank_module._map_shard.cache_clear()
+        shards.map_shard.cache_clear()
     for view, part in zip(views, parts, strict=True):
         np.testing.assert_array_equal(view, part.levels[FINE.name][0])
 
@@ -526,7 +527,7 @@ def test_a_manifest_of_something_else_is_refused(two_shards: Bank, content: byte
 
 def test_a_missing_shard_is_named(two_shards: Bank) -> None:
     shard_path(two_shards, 1).unlink()
-    with pytest.raises(BankError, match=r"names shard 000001\.h5, which is missing"):
+    with pytest.raises(BankError, match=r"shard .*000001\.h5, which the manifest names, is missing"):
         Bank.open(two_shards.path)
 
 
@@ -575,7 +576,7 @@ def test_a_copied_bank_opens_and_is_read_in_full_only_once(
         hashed.append(path.name)
         return hash_file(path)
 
-    monkeypatch.setattr(bank_module, "hash_file", counted)
+    monkeypatch.setattr(shards, "hash_file", counted)
     assert_holds(Bank.open(copied), batch("a", "ü\n"), batch("c"))
     assert hashed == ["000000.h5", "000001.h5"]
     recorded = [shard.mtime_ns for shard in two_shards.manifest.shards]
@@ -605,14 +606,14 @@ def test_a_second_writer_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     first = make_bank(tmp_path / "b")
     second = Bank.open(tmp_path / "b")
     writing, may_go_on = threading.Event(), threading.Event()
-    write_shard = bank_module._write_shard
+    write_shard = shards.write_shard
 
     def slow(*arguments: Any) -> Any:
         writing.set()
         assert may_go_on.wait(20)
         return write_shard(*arguments)
 
-    monkeypatch.setattr(bank_module, "_write_shard", slow)
+    monkeypatch.setattr(bank_module, "write_shard", slow)
     thread = threading.Thread(target=first.append, args=[batch("a")])
     thread.start()
     try:
@@ -652,7 +653,7 @@ def fail_on_call(function: Callable[..., Any], number: int) -> Callable[..., Any
     [
         (h5py.Group, "create_dataset", 1),
         (h5py.Group, "create_dataset", 3),
-        (bank_module, "hash_file", 1),
+        (shards, "hash_file", 1),
         (os, "fsync", 1),  # the shard's content
         (Path, "replace", 1),  # the shard's name
         (os, "fsync", 2),  # the shard's folder: it has its name, nobody refers to it
