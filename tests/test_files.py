@@ -107,3 +107,9 @@ def test_hash_file(tmp_path: Path) -> None:
     # The example of FIPS 180-2, appendix B.1.
     write_bytes(tmp_path / "f", b"abc")
     assert hash_file(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_file_has_the_usual_rights(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    write_bytes(tmp_path / "f", b"")
+    assert (tmp_path / "f").stat().st_mode == (tmp_path / "plain").stat().st_mode

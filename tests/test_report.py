@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -22,7 +21,6 @@ import pytest
 from PIL import Image
 
 from spade_faiss.errors import InputError, NotFoundError, SpadeError
-from spade_faiss.files import atomic_path, write_bytes
 from spade_faiss.report import charts, html, pictures
 from spade_faiss.report.csvfile import rank, write_csv
 from spade_faiss.report.html import shown, write_html
@@ -92,63 +90,6 @@ def content(path: Path) -> tuple[object, ...]:
 
 def leftovers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-class TestFiles:
-    def test_a_file_appears_whole_and_with_the_usual_rights(self, tmp_path: Path) -> None:
-        plain = tmp_path / "plain"
-        plain.write_bytes(b"")
-        with atomic_path(tmp_path / "x.h5") as temporary:
-            assert temporary.parent == tmp_path
-            temporary.write_bytes(b"data")
-            assert leftovers(tmp_path) == [temporary.name, "plain"]
-            assert not list(tmp_path.glob("*.h5"))
-        assert (tmp_path / "x.h5").read_bytes() == b"data"
-        assert (tmp_path / "x.h5").stat().st_mode == plain.stat().st_mode
-        assert leftovers(tmp_path) == ["plain", "x.h5"]
-
-    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-    def test_a_failure_leaves_the_old_file_and_nothing_else(self, tmp_path: Path, error: type[BaseException]) -> None:
-        (tmp_path / "x").write_bytes(b"old")
-
-        def fail() -> None:
-            with atomic_path(tmp_path / "x") as temporary:
-                temporary.write_bytes(b"half")
-                raise error
-
-        with pytest.raises(error):
-            fail()
-        assert (tmp_path / "x").read_bytes() == b"old"
-        assert leftovers(tmp_path) == ["x"]
-
-    def test_data_is_on_disk_before_its_name_and_the_name_before_we_go_on(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        events: list[str] = []
-        fsync, rename = os.fsync, Path.replace
-
-        def spy_fsync(descriptor: int) -> None:
-            events.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")  # noqa: PTH112
-            fsync(descriptor)
-
-        def spy_rename(path: Path, target: Path) -> Path:
-            events.append("rename")
-            return rename(path, target)
-
-        monkeypatch.setattr(os, "fsync", spy_fsync)
-        monkeypatch.setattr(Path, "replace", spy_rename)
-        write_bytes(tmp_path / "x", b"data")
-        assert events == ["file", "rename", "folder"]
-
-    def test_a_place_that_cannot_be_written_is_refused_first(self, tmp_path: Path) -> None:
-        with pytest.raises(NotFoundError, match="nowhere"):
-            write_bytes(tmp_path / "nowhere" / "x", b"")
-        with pytest.raises(InputError, match="folder"):
-            write_bytes(tmp_path, b"")
-
-    def test_the_longest_name_that_fits_can_be_written(self, tmp_path: Path) -> None:
-        write_bytes(tmp_path / ("x" * 255), b"data")
-        assert leftovers(tmp_path) == ["x" * 255]
 
 
 class TestScoreFile:
