@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,17 @@ def _time(figures: Figures) -> str:
         f"{scoring['peak_memory_bytes'] / 2**20:.0f} MiB.",
         f"- Extracting {extraction['images']} images takes {extraction['ratio']:.2f} times their bare forward passes "
         f"(median of {len(extraction['ratios'])}, {spread}).",
-        f"- With OpenMP threads that spin (OMP_WAIT_POLICY=ACTIVE) scoring takes {scoring['active_over_passive']:.2f} times as "
-        f"long as with ours, which sleep.",
+        f"- Idle OpenMP threads sleep (OMP_WAIT_POLICY=PASSIVE): {_runs(scoring['total_s_runs']['passive'])}. "
+        f"Were they to spin: {_runs(scoring['total_s_runs']['active'])}; the more so, the more else the machine has to do.",
         f"- wide_resnet50_2 (seeded random weights, for its shapes): {wide['bytes_per_image'] / 1e6:.2f} MB of bank an image, "
         f"{wide['fit_s_per_image']:.2f} s an image to extract, {wide['score_s_per_image']:.2f} s to score, peak memory "
         f"{wide['peak_memory_bytes'] / 2**20:.0f} MiB.",
     )
     return "\n".join(lines)
+
+
+def _runs(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.1f} s in the median of {len(seconds)} ({min(seconds):.1f} to {max(seconds):.1f})"
 
 
 def _machine(figures: Figures) -> str:
