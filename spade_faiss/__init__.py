@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from spade_faiss.config import Preprocess, Source
     from spade_faiss.detector import Detector
     from spade_faiss.errors import SpadeError
-    from spade_faiss.evaluation import evaluate
+    from spade_faiss.evaluation import evaluate, score_to
     from spade_faiss.extract import fit
     from spade_faiss.features import FeatureBatch, Level
     from spade_faiss.scoring import Scores
@@ -37,6 +37,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "fit": "extract",
     "load_backbone": "backbone",
+    "score_to": "evaluation",
 }
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "evaluate",
     "fit",
     "load_backbone",
+    "score_to",
 ]
 
 

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import importlib
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -147,6 +148,11 @@ class Backbone:
         return torch.autocast("cpu", dtype=torch.bfloat16)
 
 
+def is_known(name: str) -> bool:
+    """Whether `load_backbone` takes this name."""
+    return name in TORCHVISION_NAMES or name == EFFICIENTNET_LITE0 or name.startswith(TIMM_PREFIX)
+
+
 def load_backbone(
     name: str = DEFAULT_BACKBONE,
     *,
@@ -194,7 +200,8 @@ def _load_torchvision(name: str, weights: str | Path | None) -> nn.Module:
     else:
         published = models.get_model_weights(name)["IMAGENET1K_V1"]
         try:
-            state = published.get_state_dict(progress=True, check_hash=True)
+            with contextlib.redirect_stdout(sys.stderr):  # torch says on stdout that it downloads
+                state = published.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"could not download the weights of {name} ({error}). Fetch {published.url} on a machine with internet, "
@@ -242,7 +249,7 @@ def _without_classifier(model: nn.Module, classifier: str, state: Mapping[str, T
     try:
         missing, unexpected = model.load_state_dict(kept, strict=False)
     except RuntimeError as error:
-        raise InputError(f"the weights do not fit {name}: {' '.join(str(error).split())}") from error
+        raise InputError(f"the weights do not fit {name}: {' '.join(str(error).split())[:300]}") from error
     missing = [key for key in missing if not (classifier and key.startswith(f"{classifier}."))]
     if missing or unexpected:
         raise InputError(
@@ -262,7 +269,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and safetensors raise a dozen kinds for one cause: not such a file
-        raise InputError(f"{path} is not a state dict that can be loaded safely (tensors only): {error}") from error
+        kind = type(error).__name__
+        raise InputError(f"{path} is no state dict of tensors alone ({kind}); save model.state_dict()") from error
     if isinstance(state, dict):
         state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(state[key], Tensor) for key in state):

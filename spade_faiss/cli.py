@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for an error we can name, 2 for wrong usage."""
     arguments = _parser().parse_args(argv)
-    level = logging.DEBUG if arguments.debug else logging.WARNING
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(message)s", force=True)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s", force=True)
+    logging.getLogger("spade_faiss").setLevel(logging.DEBUG if arguments.debug else logging.NOTSET)
     try:
         numbers, text = arguments.run(arguments)
     except (SpadeError, OSError) as error:
@@ -281,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_extraction(extract)
     index = add("index", _index, "build a recipe's index over a bank", "spade-faiss index parts.bank --recipe hnsw")
-    index.add_argument("bank", metavar="BANK")
+    index.add_argument("bank", metavar="BANK", help="the bank's folder")
     _add_recipe(index)
     score = add(
         "score",
@@ -297,10 +297,10 @@ def _parser() -> argparse.ArgumentParser:
         "score a labelled set (test/<kind>, ground_truth/<kind>) and measure",
         "spade-faiss evaluate bottle/ --bank bottle.bank --out results/",
     )
-    evaluate.add_argument("dataset", metavar="DATASET")
+    evaluate.add_argument("dataset", metavar="DATASET", help="a folder laid out as MVTec AD")
     _add_scoring(evaluate)
     info = add("info", _info, "say what a bank holds", "spade-faiss info parts.bank")
-    info.add_argument("bank", metavar="BANK")
+    info.add_argument("bank", metavar="BANK", help="the bank's folder")
     return parser
 
 
@@ -362,7 +362,7 @@ def _add_scoring(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--sigma", type=float, default=4.0, metavar="PIXELS", help="of the Gaussian over the map (default: %(default)s)"
     )
-    command.add_argument("--backbone", help="must be the bank's; checked, never needed")
+    command.add_argument("--backbone", help="must be the bank's, which is used anyway")
     _add_weights(command)
     command.add_argument("--overlays", action="store_true", help="write a PNG of each image under its heat map")
     command.add_argument(

@@ -199,8 +199,10 @@ def _check_neighbors(bank: Bank, method: Method) -> None:
 
 
 def _load_backbone(bank: Bank, backbone: str | Backbone | None, weights: str | Path | None) -> Backbone:
-    from spade_faiss.backbone import Backbone, load_backbone
+    from spade_faiss.backbone import Backbone, is_known, load_backbone
 
+    if isinstance(backbone, Backbone) and weights is not None:
+        raise InputError("weights belong to a backbone given by name; this one has its own")
     if not isinstance(backbone, Backbone):
         source, recorded = bank.manifest.source, bank.manifest.weights_file
         if source is None:
@@ -211,6 +213,8 @@ def _load_backbone(bank: Bank, backbone: str | Backbone | None, weights: str | P
                     f"the weights of the bank {bank.path} were in {recorded}, which is gone; pass --weights FILE"
                 )
             weights = recorded
+        if backbone is None and not is_known(source.backbone):
+            raise InputError(f"the bank {bank.path} was made with your own backbone {source.backbone!r}; pass it as backbone=")
         backbone = load_backbone(
             backbone or source.backbone, weights=weights, precision=source.precision, preprocess=source.preprocess
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from spade_faiss.config import MAX_SKIPPED, SHOWN
+from spade_faiss.config import MAX_SKIPPED, SHOWN, check_at_least
 from spade_faiss.detector import Detector
 from spade_faiss.errors import InputError
 from spade_faiss.extract import FeatureStream, Images
@@ -54,7 +54,12 @@ def score_to(
         InputError: for bad input, or too many unreadable images.
         NotFoundError: if a path does not exist.
     """
+    check_at_least("shown", shown, 0)
+    check_at_least("max_skipped", max_skipped, 0)
     root, records = find_images(images)
+    for source in [images] if isinstance(images, str | Path) else images:
+        if Path(source).is_dir() and Path(out).resolve().is_relative_to(Path(source).resolve()):
+            raise InputError(f"out={out} lies inside of {source}: its pictures would be scored the next time; choose another")
     run = _Run(bank, Path(out), progress)
     run.score(records, root, max_skipped)
     return run.write(None, overlays=overlays, shown=shown)
@@ -81,6 +86,8 @@ def evaluate(
             in a set that has masks, or too many unreadable images.
         NotFoundError: if a path does not exist.
     """
+    check_at_least("shown", shown, 0)
+    check_at_least("max_skipped", max_skipped, 0)
     loaded = load_dataset(dataset)
     for name, defective in (("normal (test/good)", False), ("defective", True)):
         if not any(record.defective == defective for record in loaded.test):
@@ -95,6 +102,8 @@ class _Run:
     """One pass over images: score them into a file, measure, write the rest."""
 
     def __init__(self, bank: str | Path | Detector, out: Path, progress: bool) -> None:
+        if out.exists() and not out.is_dir():
+            raise InputError(f"out={out} is a file; choose a folder")
         self._stages = Stages()
         with self._stages("load"):
             self._detector = bank if isinstance(bank, Detector) else Detector.open(bank)

@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from spade_faiss.backbone import Backbone, load_backbone
 from spade_faiss.bank import Bank
-from spade_faiss.config import DEFAULT_BACKBONE, MAX_SKIPPED, Preprocess
+from spade_faiss.config import DEFAULT_BACKBONE, MAX_SKIPPED, Preprocess, check_at_least
 from spade_faiss.errors import InputError
 from spade_faiss.features import FeatureBatch, FloatArray, Layout, concatenate, prepare
 from spade_faiss.files import hash_file
-from spade_faiss.image_index import Description, build_image_index
+from spade_faiss.image_index import Description, build_image_index, check_factory
 from spade_faiss.images import ImageRecord, Skipped, check_skipped, find_images, load, to_input, valid_region
 from spade_faiss.recipe import Recipe, load_recipe
 from spade_faiss.stages import Stages
@@ -236,8 +236,12 @@ def fit(
         NotFoundError: if a path does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """
-    if weights is not None and not isinstance(backbone, str):
-        raise InputError("weights= belongs to a backbone that is given by name; this one has its weights already")
+    check_at_least("max_skipped", max_skipped, 0)
+    if not isinstance(backbone, str | Backbone):
+        found = type(backbone).__name__
+        raise InputError(f"backbone is a {found}; wrap a module: Backbone(module, name=..., taps=..., embedding=...)")
+    if isinstance(backbone, Backbone) and (weights is not None or precision != "float32" or preprocess is not None):
+        raise InputError("weights, precision and preprocess belong to a backbone given by name; this one has its own")
     chosen = None if recipe is None else load_recipe(recipe)
     root, records = find_images(images)
     if isinstance(backbone, str):
@@ -250,6 +254,8 @@ def fit(
         normalize=normalize,
         pool=pool,
     )
+    if chosen is not None:
+        check_factory(chosen, layout.embedding_dim)
     weights_file = None if weights is None else str(Path(weights).resolve())
     stages = Stages()
     with stages("check"):
@@ -292,6 +298,11 @@ def _not_in(bank: Bank, records: Sequence[ImageRecord]) -> list[ImageRecord]:
         digests = pool.map(hash_file, [record.path for record in present])
     for record, digest in zip(present, digests, strict=True):
         if held[record.id] != digest:
+            if bank.image_path(record.id) != record.path:
+                raise InputError(
+                    f"the bank {bank.path} holds another image named {record.id!r}, from {bank.image_path(record.id)}; "
+                    f"rename this one, {record.path}"
+                )
             raise InputError(
                 f"{record.id} has changed since the bank {bank.path} took it (sha256 {held[record.id]}, now {digest}); "
                 f"give it another name, or extract a new bank"

@@ -154,6 +154,15 @@ class ImageIndex:
         return np.concatenate(nearest, axis=1)
 
 
+def check_factory(recipe: Recipe, embedding_dim: int) -> None:
+    """Raise InputError if FAISS cannot make the recipe's index, before long work that would end in it."""
+    faiss = import_faiss()
+    try:
+        faiss.index_factory(embedding_dim, recipe.build.image, faiss.METRIC_L2)
+    except RuntimeError as error:
+        raise InputError(f"FAISS could not make {recipe.build.image!r} for d={embedding_dim}: {error}") from error
+
+
 def build_image_index(bank: Bank, recipe: Recipe, *, progress: bool = False) -> Description:
     """Train, fill and store the recipe's index for all images of a bank.
 

@@ -204,7 +204,7 @@ class Presenter:
         if path is None:
             picture, missing = None, "the bank does not know its file"
         else:
-            picture, missing = self._picture(ImageRecord(name, path))
+            picture, missing = self._picture(ImageRecord(name, path), self.detector.bank.sha256_of.get(name))
         return NormalPicture(
             id=name,
             place=column + 1,
@@ -214,11 +214,14 @@ class Presenter:
             missing=missing,
         )
 
-    def _picture(self, record: ImageRecord) -> tuple[Picture | None, str]:
+    def _picture(self, record: ImageRecord, sha256: str | None = None) -> tuple[Picture | None, str]:
         try:
-            return load(record, self._preprocess).picture, ""
+            loaded = load(record, self._preprocess)
         except InputError as error:
             return None, str(error)
+        if sha256 not in (None, loaded.sha256):
+            return None, f"{record.path} has changed since the bank took it"
+        return loaded.picture, ""
 
     @property
     def _preprocess(self) -> Preprocess:

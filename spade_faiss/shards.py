@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import shutil
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from spade_faiss.errors import BankError
+from spade_faiss.errors import BankError, InputError
 from spade_faiss.features import FeatureBatch
 from spade_faiss.files import atomic_path, hash_file
 
@@ -24,6 +25,7 @@ _EMBEDDING = "image/embedding"
 # A shard's arrays start on a cache line, so that a mapped view is aligned for any dtype and vector unit.
 _ALIGNMENT = 64
 _OPEN_SHARDS = 256
+_HEADROOM_BYTES = 1 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +52,15 @@ class Shard:
 
 
 def write_shard(path: Path, batch: FeatureBatch) -> ShardEntry:
-    """Write a prepared batch as a new shard; the file appears whole or not at all."""
+    """Write a prepared batch as a new shard; the file appears whole or not at all.
+
+    Raises:
+        InputError: if the disk has no room for it.
+    """
+    needed = batch.embedding.nbytes + sum(maps.nbytes for maps in batch.levels.values()) + _HEADROOM_BYTES
+    # Asked beforehand: HDF5 may crash the process when the disk fills up while it closes a file.
+    if (free := shutil.disk_usage(path.parent).free) < needed:
+        raise InputError(f"{path.parent} has {free} bytes free, a shard needs {needed}; make room and run the command again")
     with atomic_path(path) as temporary:
         with h5py.File(temporary, "w", alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
             file.attrs["schema"] = SCHEMA

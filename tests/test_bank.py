@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -896,3 +897,15 @@ def test_prepared_batches_are_appended_as_they_are(tmp_path: Path) -> None:
         for level in (FINE, COARSE):
             np.testing.assert_array_equal(bank.level_map(level.name, row), prepared.levels[level.name][row])
             np.testing.assert_array_equal(twin.level_map(level.name, row), prepared.levels[level.name][row])
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = Bank.create(tmp_path / "b", levels=[Level("a", 2, 4, 3, 3)], embedding_dim=4, input_size=(12, 12))
+    batch = FeatureBatch(["x"], np.zeros((1, 4), np.float32), {"a": np.zeros((1, 3, 3, 2), np.float32)})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match="1000 bytes free"):
+        bank.append(batch)
+    assert not any((tmp_path / "b" / "features").iterdir())
+    monkeypatch.undo()
+    bank.append(batch)
+    assert len(Bank.open(tmp_path / "b")) == 1

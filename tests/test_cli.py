@@ -187,3 +187,36 @@ def test_no_progress_where_stderr_is_no_terminal(dataset_folder: Path, fitted_ba
     done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert "report.html" in done.stdout
+
+
+def test_every_option_arrives(dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bank, out = tmp_path / "b", tmp_path / "out"
+    extraction = {"--dtype": "float32", "--normalize": "l2", "--pool": "3", "--precision": "bfloat16", "--framing": "letterbox"}
+    words = [word for pair in extraction.items() for word in pair]
+    run_json(capsys, "fit", dataset_folder / "train/good", "--bank", bank, *SMALL, *words)
+    info = run_json(capsys, "info", bank)
+    source = info["source"]
+    assert (info["dtype"], info["normalize"], info["pool"], info["input_size"]) == ("float32", "l2", 3, [64, 64])
+    assert (source["precision"], source["preprocess"]["framing"]) == ("bfloat16", "letterbox")
+    asked = {"k_image": 2, "k_gallery": 3, "kappa": 4, "fusion": "concat", "distance": "squared_l2", "sigma": 1.5}
+    words = [str(word) for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", value)]
+    run_json(capsys, "evaluate", dataset_folder, "--bank", bank, "--out", out, *words, "--shown", "3")
+    report = json.loads((out / "report.json").read_bytes())
+    assert {name: report["method"][name] for name in asked} == asked
+    # One card in each of the three groups.
+    assert (out / "report.html").read_text().count('id="card-') == 3
+    with (out / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["kind"] for row in rows] == [Path(row["id"]).parent.name for row in rows]
+    assert [row["rank"] for row in rows] == [str(item["rank"]) for item in report["scores"]]
+    assert [float(row["map_score"]) for row in rows] == pytest.approx([item["map_score"] for item in report["scores"]])
+
+
+def test_results_do_not_go_into_the_images(fitted_bank: Path, dataset_folder: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(dataset_folder / "test", tmp_path / "images")
+    words = ["score", str(images), "--bank", str(fitted_bank)]
+    assert main([*words, "--out", str(images / "results")]) == 1
+    assert not (images / "results").exists()
+    (tmp_path / "file").touch()
+    assert main([*words, "--out", str(tmp_path / "file")]) == 1
+    assert main([*words, "--out", str(tmp_path / "out"), "--shown", "-1"]) == 1

@@ -13,7 +13,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from spade_faiss import Backbone, Detector, Preprocess, evaluate, fit, load_backbone
 from spade_faiss.errors import InputError
+from spade_faiss.images import load_dataset
 from spade_faiss.report.scorefile import ScoreFile
+from spade_faiss.results import Presenter
 
 
 def test_metrics_are_those_of_the_scores_written(dataset_folder: Path, fitted_bank: Path, tmp_path: Path) -> None:
@@ -49,7 +51,7 @@ def test_metrics_are_those_of_the_scores_written(dataset_folder: Path, fitted_ba
 
 def test_defects_that_the_framing_hides_are_counted(dataset_folder: Path, fitted_bank: Path, tmp_path: Path) -> None:
     dataset = shutil.copytree(dataset_folder, tmp_path / "dataset")
-    picture, mask = sorted((dataset / "test/spot").iterdir())[0], sorted((dataset / "ground_truth/spot").iterdir())[0]
+    mask = sorted((dataset / "ground_truth/spot").iterdir())[0]
     corner = np.zeros(np.asarray(Image.open(mask).convert("L")).shape, np.uint8)
     corner[:2, :2] = 255  # outside of the central square
     Image.fromarray(corner).save(mask)
@@ -57,7 +59,6 @@ def test_defects_that_the_framing_hides_are_counted(dataset_folder: Path, fitted
     assert metrics is not None
     assert (metrics.unseen, metrics.kinds["spot"].unseen) == (1, 1)
     assert f"1 of {metrics.images} defective images show no defect" in (tmp_path / "out/report.html").read_text()
-    assert picture.exists()
 
 
 def test_letterbox_scores_the_whole_image_and_nothing_else(dataset_folder: Path, tmp_path: Path) -> None:
@@ -133,3 +134,64 @@ def test_weights_are_loaded_from_where_they_were(dataset_folder: Path, tmp_path:
         Detector.open(tmp_path / "b").score(image)
     assert ours.weights_sha256 in str(error.value)
     assert theirs.weights_sha256 in str(error.value)
+
+
+def test_cards_show_what_the_detector_found(
+    dataset_folder: Path, fitted_bank: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    detector = Detector.open(fitted_bank, k_gallery=9, backbone=backbone)
+    results = evaluate(dataset_folder, bank=detector, out=tmp_path)
+    dataset = load_dataset(dataset_folder)
+    direct = detector.score([record.path for record in dataset.test])
+    with ScoreFile.open(tmp_path / "scores.h5") as scores:
+        with_sizes = [(96, 80)] * len(dataset.test)
+        report = Presenter(detector, results, scores, dataset.test, with_sizes).report(shown=12)
+    cards = {card.image.id: card for group in report.groups for card in group.cards}
+    assert cards
+    places = {record.id: place for place, record in enumerate(dataset.test)}
+    for name, card in cards.items():
+        i = places[name]
+        assert (card.image.image_score, card.image.map_score) == (direct.image_score[i], direct.map_score[i])
+        y, x = card.peak
+        assert direct.maps[i, y, x] == direct.maps[i].max()
+        assert (card.mask is not None) == bool(dataset.test[i].defective)
+        shown = {normal.place: normal for normal in card.normals}
+        assert set(range(1, 6)) <= set(shown)
+        for place, normal in shown.items():
+            assert normal.id == direct.neighbor_ids[i, place - 1]
+            assert normal.distance == direct.neighbor_dist[i, place - 1]
+        for level, nearest in direct.nearest.items():
+            cell = 64 // nearest.shape[1]
+            match = nearest[i, y // cell, x // cell]
+            corners = (match["y"] * cell, match["x"] * cell, (match["y"] + 1) * cell, (match["x"] + 1) * cell)
+            found = [(item.level, item.corners) for item in shown[match["neighbor"] + 1].matches]
+            assert (level, corners) in found
+    hardest = [card.image.image_score for card in report.groups[1].cards]
+    assert hardest == sorted(hardest)
+
+
+def test_letterbox_metrics_count_only_what_shows_the_image(dataset_folder: Path, tmp_path: Path) -> None:
+    preprocess = Preprocess(framing="letterbox", crop=64)
+    fit(dataset_folder / "train/good", bank=tmp_path / "b", backbone="efficientnet_lite0", preprocess=preprocess)
+    metrics = evaluate(dataset_folder, bank=tmp_path / "b", out=tmp_path / "out").metrics
+    assert metrics is not None
+    assert metrics.pixel is not None
+    truth, values = [], []
+    with ScoreFile.open(tmp_path / "out/scores.h5") as scores:
+        for name, scored in zip(scores.ids, scores.maps(), strict=True):
+            path = dataset_folder / "ground_truth" / Path(name).parent.name / f"{Path(name).stem}_mask.png"
+            mask = Image.open(path) if path.exists() else Image.new("L", (96, 80))
+            band = slice(5, 58)  # 96 x 80 becomes 64 x 53, at row 5
+            truth.append(np.asarray(mask.convert("L").resize((64, 53), Image.Resampling.NEAREST)) > 127)
+            values.append(scored[band])
+    expected = roc_auc_score(np.stack(truth).ravel(), np.stack(values).ravel())
+    assert metrics.pixel.auroc == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_normal_image_that_has_changed_is_not_shown(dataset_folder: Path, backbone: Backbone, tmp_path: Path) -> None:
+    dataset = shutil.copytree(dataset_folder, tmp_path / "dataset")
+    fit(dataset / "train/good", bank=tmp_path / "b", backbone=backbone)
+    for path in (dataset / "train/good").iterdir():
+        Image.new("RGB", (96, 80), (255, 0, 0)).save(path)
+    evaluate(dataset, bank=Detector.open(tmp_path / "b", backbone=backbone), out=tmp_path / "out")
+    assert "has changed since the bank took it" in (tmp_path / "out/report.html").read_text()

@@ -223,8 +223,17 @@ def test_a_shard_that_cannot_be_written_ends_the_run_and_is_made_up_for(
     assert sorted(result.bank.ids) == sorted(path.name for path in good.iterdir())
 
 
-def test_an_image_that_has_changed_since_is_an_error(fitted_bank: Path, good: Path, tmp_path: Path, backbone: Backbone) -> None:
-    path = Path(shutil.copytree(fitted_bank, tmp_path / "bank"))
+def test_another_image_of_a_name_that_is_taken_is_an_error(
+    fitted_bank: Path, good: Path, tmp_path: Path, backbone: Backbone
+) -> None:
+    bank = shutil.copytree(fitted_bank, tmp_path / "bank")
+    shutil.copy(good / "004.png", good / "003.png")
+    with pytest.raises(InputError, match=r"holds another image named '003\.png', from .*weave/train/good/003\.png; rename"):
+        fit(good, bank=bank, backbone=backbone)
+
+
+def test_an_image_that_has_changed_since_is_an_error(good: Path, tmp_path: Path, backbone: Backbone) -> None:
+    path = fit(good, bank=tmp_path / "bank", backbone=backbone).bank.path
     before, held = hash_file(good / "003.png"), Bank.open(path).manifest
     shutil.copy(good / "004.png", good / "003.png")
     with pytest.raises(

@@ -96,7 +96,6 @@ def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
     for curve, (colour, dashes) in zip(curves, _STYLES, strict=False):
         if curve.x.shape != curve.y.shape or not len(curve.x):
             raise InputError(f"curve {curve.label!r} needs as many x as y, got {curve.x.shape} and {curve.y.shape}")
-        # A curve may have a point a pixel of every image: matplotlib leaves out what nobody could see (rcParam path.simplify).
         axes.plot(curve.x, curve.y, color=colour, linestyle=dashes, linewidth=1.8, label=f"{curve.label}  {curve.area:.3f}")
 
 

@@ -121,12 +121,17 @@ class ScoreWriter:
     @contextmanager
     def _write(self) -> Iterator[None]:
         # From 1.10 on, HDF5 keeps checksums of its own structures: damage is noticed there, not read as something else.
-        with atomic_path(self._path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as self._file:
+        with atomic_path(self._path) as temporary, self._create_file(temporary) as self._file:
             yield
             if self._form is None:
                 raise InputError(f"no scores for {self._path}: no batch was appended")
             settings = np.bytes_(self._settings.encode("utf-8", "backslashreplace"))
             self._file.attrs.update(schema=SCHEMA, distance=np.bytes_(self._form.distance.encode()), settings=settings)
+
+    @staticmethod
+    def _create_file(path: Path) -> Any:
+        # No chunk cache: on a full disk a write then fails here, and not unseen in a destructor, which leaves a damaged file.
+        return h5py.File(path, "w", libver=("v110", "v110"), rdcc_nbytes=0)
 
     def _create(self, form: _Form) -> None:
         k = form.neighbors
