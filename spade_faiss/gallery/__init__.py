@@ -6,13 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from spade_faiss.errors import InputError
 from spade_faiss.features import FloatArray
-
-IntArray = npt.NDArray[np.int64]
+from spade_faiss.knn import IntArray
 
 # A block: one normal image's map at one level, row -> (H*W, C) float32. It may be a read-only view.
 ReadBlock = Callable[[int], FloatArray]
