@@ -95,7 +95,8 @@ def extraction_overhead(dataset: Path, scratch: Path) -> dict[str, Any]:
         from pathlib import Path
         import numpy as np
         from spade_faiss.backbone import load_backbone
-        from spade_faiss.extract import BATCH_SIZE, fit
+        from spade_faiss.device import BATCH_SIZE
+        from spade_faiss.extract import fit
         from spade_faiss.images import find_images, load, to_input
         backbone = load_backbone("efficientnet_lite0")
         images = {str(dataset / "train/good")!r}

@@ -21,7 +21,17 @@ from spade_faiss.config import Source, from_mapping
 from spade_faiss.errors import BankError, InputError, NotFoundError
 from spade_faiss.features import FeatureBatch, FloatArray, Layout, Level, prepare
 from spade_faiss.files import TEMPORARY_PATTERN, atomic_path
-from spade_faiss.shards import Shard, ShardEntry, check_shard, map_shard, read_image_path, read_strings, write_shard
+from spade_faiss.shards import (
+    Shard,
+    ShardEntry,
+    check_shard,
+    map_shard,
+    prefetch_map,
+    read_image_path,
+    read_strings,
+    release_map,
+    write_shard,
+)
 
 FORMAT = "spade_faiss bank"
 SCHEMA = 1
@@ -234,7 +244,7 @@ class Bank:
 
     def image_path(self, image: str) -> Path | None:
         """Where a normal image was read from, if it came from a file."""
-        index, position = self._locate(self._row_of[image])
+        index, position = self.locate(self._row_of[image])
         return read_image_path(self._shard_path(index), position)
 
     def embedding_blocks(self) -> Iterator[FloatArray]:
@@ -246,17 +256,28 @@ class Bank:
         """(n, d) embeddings of the given rows, copied."""
         found = np.empty((len(rows), self.layout.embedding_dim), np.float32)
         for position, row in enumerate(rows):
-            index, place = self._locate(int(row))
+            index, place = self.locate(int(row))
             found[position] = self._shard(index).embedding[place]
         return found
 
     def level_map(self, level: str, row: int) -> npt.NDArray[np.floating[Any]]:
         """One image's map at one level, (H, W, C) of the bank's dtype: a read-only view of the mapped file, not a copy."""
-        index, position = self._locate(row)
+        index, position = self.locate(row)
         found: npt.NDArray[np.floating[Any]] = self._shard(index).levels[level][position]
         return found
 
-    def _locate(self, row: int) -> tuple[int, int]:
+    def prefetch_map(self, level: str, row: int) -> None:
+        """Ask for one image's map to be read from disk soon."""
+        index, position = self.locate(row)
+        prefetch_map(self._shard_path(index), self.manifest.shards[index].sha256, level, position)
+
+    def release_map(self, level: str, row: int) -> None:
+        """Let go of the memory of one image's map, where it was read; it is read again when it is looked at again."""
+        index, position = self.locate(row)
+        release_map(self._shard_path(index), self.manifest.shards[index].sha256, level, position)
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """The number of the shard that holds a row, and its position in it."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a bank of {len(self)} images")
         index = int(np.searchsorted(self._starts, row, side="right")) - 1

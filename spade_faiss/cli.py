@@ -107,12 +107,12 @@ def _index(arguments: argparse.Namespace) -> Output:
     from spade_faiss.recipe import load_recipe
 
     bank, recipe = Bank.open(arguments.bank), load_recipe(arguments.recipe)
-    if not recipe.needs_index:
+    if not recipe.needs_image_index:
         numbers = {"bank": str(bank.path), "recipe": recipe.name, "built": False}
         return numbers, f"recipe {recipe.name!r} trains nothing: {bank.path} can be queried as it is"
     built = build_image_index(bank, recipe, progress=not arguments.quiet)
     numbers = {"bank": str(bank.path), "recipe": recipe.name, "built": True, "bytes": built.bytes, "images": built.count}
-    return numbers, f"{bank.path}: index {recipe.name!r} ({built.build.image}) over {built.count} images, {_size(built.bytes)}"
+    return numbers, f"{bank.path}: index {recipe.name!r} ({built.factory}) over {built.count} images, {_size(built.bytes)}"
 
 
 def _score(arguments: argparse.Namespace) -> Output:
@@ -202,7 +202,7 @@ def _info(arguments: argparse.Namespace) -> Output:
     numbers = {
         **bank_facts(bank),
         "indexes": [
-            {"recipe": item.recipe, "image": item.build.image, "covers": item.count, "bytes": item.bytes} for item in indexes
+            {"recipe": item.recipe, "image": item.factory, "covers": item.count, "bytes": item.bytes} for item in indexes
         ],
     }
     source = bank.manifest.source
@@ -217,10 +217,7 @@ def _info(arguments: argparse.Namespace) -> Output:
         ),
         f"  features   {bank.layout.dtype}, normalize {bank.layout.normalize}, pool {bank.layout.pool}",
         f"  disk       {_size(bank.bytes_on_disk)} in {len(bank.manifest.shards)} shards",
-        *(
-            f"  index      {item.recipe}: {item.build.image}, covers {item.count} images, {_size(item.bytes)}"
-            for item in indexes
-        ),
+        *(f"  index      {item.recipe}: {item.factory}, covers {item.count} images, {_size(item.bytes)}" for item in indexes),
     ]
     return numbers, "\n".join(lines)
 

@@ -24,6 +24,8 @@ NORMALIZE = ("none", "l2")
 DEFAULT_BACKBONE = "wide_resnet50_2"
 # Unreadable images that a run leaves out before it gives up.
 MAX_SKIPPED = 10
+# That scoring may take beside what is loaded at the start.
+MEMORY = "2GiB"
 # Images that a report shows in full.
 SHOWN = 24
 
@@ -143,8 +145,13 @@ def from_mapping(cls: type[T], mapping: object, where: str) -> T:
 
 def _checked(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin is UnionType:  # only `X | None` is used
-        return None if value is None else _checked(arguments[0], value, where)
+    if origin is UnionType:
+        if type(None) in arguments:  # `X | None`
+            return None if value is None else _checked(arguments[0], value, where)
+        if isinstance(value, bool) or not isinstance(value, arguments):
+            names = " or ".join(argument.__name__ for argument in arguments)
+            raise InputError(f"{where}={value!r} is of type {type(value).__name__}, expected {names}")
+        return value
     if dataclasses.is_dataclass(hint):
         return from_mapping(cast(type[Any], hint), value, where)
     if origin is tuple:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,16 +14,19 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from spade_faiss.bank import Bank
-from spade_faiss.config import MAX_SKIPPED, Method
+from spade_faiss.config import MAX_SKIPPED, MEMORY, Method
+from spade_faiss.device import parse_bytes, plan
 from spade_faiss.errors import InputError, NotFoundError
 from spade_faiss.features import FeatureBatch, FloatArray, Level, prepare
-from spade_faiss.gallery import find_gallery_search
+from spade_faiss.gallery import GallerySearch, find_method
+from spade_faiss.gallery.blocks import BlockCache, Blocks
 from spade_faiss.image_index import ImageIndex
 from spade_faiss.images import find_images
 from spade_faiss.knn import IntArray
 from spade_faiss.recipe import Recipe, load_recipe
 from spade_faiss.scoring import NEAREST_DTYPE, NearestArray, Scores, join, score_maps, to_distance, upsample
 from spade_faiss.stages import Stages
+from spade_faiss.workers import Workers
 
 if TYPE_CHECKING:
     from spade_faiss.backbone import Backbone
@@ -30,17 +34,27 @@ if TYPE_CHECKING:
 
 CONCAT = "concat"
 
+# A network's forward pass takes about this much, and so many times the bytes of each input (measured on efficientnet_lite0 and
+# wide_resnet50_2); decoded images wait for it, and so do those that they were decoded from.
+_FORWARD_BYTES = 64 << 20
+_FORWARD_INPUTS = 25
+
 
 class Detector:
     """Scores images against a bank, in the state that the bank had when it was opened. Safe to share between threads."""
 
-    def __init__(self, bank: Bank, recipe: Recipe, method: Method) -> None:
+    def __init__(self, bank: Bank, recipe: Recipe, method: Method, memory: str | int = MEMORY) -> None:
         self.bank = bank
         self.recipe = recipe
         self.method = method
         self._searched = _searched_levels(bank.layout.levels, method.fusion)
         self._images = ImageIndex.open(bank, recipe)
-        self._search = find_gallery_search(recipe.build.gallery)
+        self._workers = Workers()
+        self._cache = BlockCache()
+        self._searches = {level.name: self._open_search(level) for level in self._searched}
+        cacheable = len(bank) * sum(_floats(level.shape) for level in self._searched)
+        self.plan = plan(parse_bytes(memory), self._working_bytes, cacheable)
+        self._cache.capacity = self.plan.cache_bytes
         self._backbone: Backbone | None = None
         self._loading = threading.Lock()
 
@@ -56,6 +70,7 @@ class Detector:
         fusion: str = "mean",
         distance: str = "l2",
         sigma: float = 4.0,
+        memory: str | int = MEMORY,
         backbone: str | Backbone | None = None,
         weights: str | Path | None = None,
     ) -> Detector:
@@ -65,18 +80,20 @@ class Detector:
             bank: the bank's folder.
             recipe: a recipe's name or file.
             k_image, k_gallery, kappa, fusion, distance, sigma: see `Method`.
+            memory: how much the process may grow by while it scores, for instance `2GiB`: batches and caches follow from it.
             backbone: a backbone in place of the one the bank names; it must be the same network with the same weights.
             weights: where the bank's backbone's weights are, if they are not where they were or cannot be downloaded.
 
         Raises:
             NotFoundError: if there is no such bank or recipe.
             BankError: if the bank or its index is damaged or missing.
-            InputError: for a setting out of range, more neighbours than normal images, or a backbone that is not the bank's.
+            InputError: for a setting out of range, more neighbours than normal images, too little memory, or a backbone that
+                is not the bank's.
         """
         method = Method(k_image=k_image, k_gallery=k_gallery, kappa=kappa, fusion=fusion, distance=distance, sigma=sigma)
         opened = Bank.open(bank)
         _check_neighbors(opened, method)
-        detector = cls(opened, load_recipe(recipe), method)
+        detector = cls(opened, load_recipe(recipe), method, memory)
         if backbone is not None or weights is not None:
             detector._backbone = _load_backbone(opened, backbone, weights)
         return detector
@@ -110,7 +127,7 @@ class Detector:
         from spade_faiss.extract import FeatureStream
 
         root, records = find_images(images)
-        stream = FeatureStream(self.backbone, Stages(), root=root, max_skipped=max_skipped)
+        stream = FeatureStream(self.backbone, Stages(), root=root, max_skipped=max_skipped, batch_size=self.plan.batch)
         with tqdm(total=len(records), desc="score", unit="img", disable=None if progress else True) as bar:
             parts = []
             for extracted in stream(records):
@@ -132,6 +149,10 @@ class Detector:
         self.bank.check_source(batch.source)
         with stages("prepare"):
             query = prepare(batch, self.bank.layout)
+        size = self.plan.batch
+        return join([self._score(query[start : start + size], stages) for start in range(0, len(query), size)])
+
+    def _score(self, query: FeatureBatch, stages: Stages) -> Scores:
         k_image, k_gallery = self.method.k_image, self.method.k_gallery
         with stages("image search"):
             sq_dist, rows = self._images.search(query.embedding, max(k_image, k_gallery))
@@ -146,7 +167,7 @@ class Detector:
                 maps *= query.valid
         ids = self.bank.ids
         return Scores(
-            ids=list(batch.ids),
+            ids=list(query.ids),
             image_score=neighbor_dist[:, :k_image].mean(axis=1),
             maps=maps,
             neighbor_ids=np.array([[ids[row] for row in line] for line in rows]),
@@ -156,14 +177,50 @@ class Detector:
             distance=self.method.distance,
         )
 
+    def _open_search(self, level: Level) -> GallerySearch:
+        chosen = find_method(self.recipe)
+
+        def read(row: int) -> FloatArray:
+            return self._vectors(level, lambda name: self.bank.level_map(name, row)[None]).reshape(-1, level.channels)
+
+        def prefetch(row: int) -> None:
+            for part in stored:
+                self.bank.prefetch_map(part.name, row)
+
+        def release(row: int) -> None:
+            for part in stored:
+                self.bank.release_map(part.name, row)
+
+        stored = self.bank.layout.levels if level.name == CONCAT else (level,)
+        decodes = level.name == CONCAT or self.bank.layout.dtype != "float32"
+        blocks = Blocks(
+            level,
+            len(self.bank),
+            read,
+            cache=self._cache if decodes else None,
+            prefetch=prefetch,
+            release=release,
+        )
+        return chosen.method.open(blocks, self._workers, chosen.build, chosen.query, None)
+
+    def _working_bytes(self, images: int) -> int:
+        """What scoring so many images at a time takes, about: from the decoded images to the finished maps."""
+        layout, k_gallery, kappa = self.bank.layout, self.method.k_gallery, self.method.kappa
+        image = _floats((3, *layout.input_size))
+        forward = _FORWARD_BYTES + images * _FORWARD_INPUTS * image if self.bank.manifest.source else 0
+        features = images * sum(2 * _floats(level.shape) for level in layout.levels)
+        search = max(
+            images * _floats(level.shape) + self._searches[level.name].working_bytes(images, k_gallery, kappa)
+            for level in self._searched
+        )
+        # Distances, and where they are from; score maps before and after smoothing.
+        results = images * sum(10 * _floats((level.height, level.width)) for level in self._searched) + images * 2 * image
+        return max(forward, search) + features + results
+
     def _search_level(self, level: Level, query: FeatureBatch, gallery: IntArray) -> tuple[FloatArray, NearestArray]:
         shape = (len(query), level.height, level.width)
         xq = self._vectors(level, query.levels.__getitem__).reshape(len(query), -1, level.channels)
-
-        def read_block(row: int) -> FloatArray:
-            return self._vectors(level, lambda name: self.bank.level_map(name, row)[None]).reshape(-1, level.channels)
-
-        hits = self._search(read_block, xq, gallery, self.method.kappa)
+        hits = self._searches[level.name](xq, gallery, self.method.kappa)
         nearest = np.empty(shape, NEAREST_DTYPE)
         nearest["neighbor"] = (gallery[:, None, :] == hits.row[..., None]).argmax(axis=-1).reshape(shape)
         nearest["y"], nearest["x"] = np.divmod(hits.location.reshape(shape), level.width)
@@ -176,6 +233,11 @@ class Detector:
         size = (level.height, level.width)
         parts = [maps_of(part.name).astype(np.float32, copy=False) for part in self.bank.layout.levels]
         return np.concatenate([part if part.shape[1:3] == size else upsample(part, size) for part in parts], axis=-1)
+
+
+def _floats(shape: tuple[int, ...]) -> int:
+    """Bytes of a float32 array."""
+    return math.prod(shape) * np.dtype(np.float32).itemsize
 
 
 def _searched_levels(levels: Sequence[Level], fusion: str) -> tuple[Level, ...]:

@@ -115,7 +115,8 @@ class _Run:
     def score(self, records: Sequence[ImageRecord], root: Path, max_skipped: int) -> None:
         self._records: list[ImageRecord] = []
         self._sizes: list[tuple[int, int]] = []
-        stream = FeatureStream(self._backbone, self._stages, root=root, max_skipped=max_skipped)
+        batch_size = self._detector.plan.batch
+        stream = FeatureStream(self._backbone, self._stages, root=root, batch_size=batch_size, max_skipped=max_skipped)
         settings = json.dumps({**asdict(self._detector.method), "recipe": self._detector.recipe.name})
         self._out.mkdir(parents=True, exist_ok=True)
         with (

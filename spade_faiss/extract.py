@@ -19,6 +19,7 @@ from tqdm import tqdm
 from spade_faiss.backbone import Backbone, load_backbone
 from spade_faiss.bank import Bank
 from spade_faiss.config import DEFAULT_BACKBONE, MAX_SKIPPED, Preprocess, check_at_least
+from spade_faiss.device import BATCH_SIZE
 from spade_faiss.errors import InputError
 from spade_faiss.features import FeatureBatch, FloatArray, Layout, concatenate, prepare
 from spade_faiss.files import hash_file
@@ -26,8 +27,6 @@ from spade_faiss.image_index import Description, build_image_index, check_factor
 from spade_faiss.images import ImageRecord, Skipped, check_skipped, find_images, load, to_input, valid_region
 from spade_faiss.recipe import Recipe, load_recipe
 from spade_faiss.stages import Stages
-
-BATCH_SIZE = 16
 
 _SHARD_BYTES = 256 << 20
 _BATCHES_AHEAD = 3
@@ -47,20 +46,28 @@ class Extracted:
 
 
 class FeatureStream:
-    """Features of images, in order, `BATCH_SIZE` at a time: threads decode ahead while the network computes.
+    """Features of images, in order, `batch_size` at a time: threads decode ahead while the network computes.
 
     Images that cannot be read are left out and listed in `skipped`; more than `max_skipped` of them stop the stream, and
     so does a stream of nothing else, unless `allow_none`.
     """
 
     def __init__(
-        self, backbone: Backbone, stages: Stages, *, root: Path, max_skipped: int = MAX_SKIPPED, allow_none: bool = False
+        self,
+        backbone: Backbone,
+        stages: Stages,
+        *,
+        root: Path,
+        batch_size: int,
+        max_skipped: int = MAX_SKIPPED,
+        allow_none: bool = False,
     ) -> None:
         self.skipped: list[Skipped] = []
         self._backbone = backbone
         self._preprocess = backbone.source.preprocess
         self._stages = stages
         self._root = root
+        self._batch_size = batch_size
         self._max_skipped = max_skipped
         self._allow_none = allow_none
 
@@ -70,7 +77,7 @@ class FeatureStream:
         Raises:
             InputError: when more images than allowed were skipped, or all of them.
         """
-        parts = [records[start : start + BATCH_SIZE] for start in range(0, len(records), BATCH_SIZE)]
+        parts = [records[start : start + self._batch_size] for start in range(0, len(records), self._batch_size)]
         with ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="decode") as pool:
             ahead: deque[list[Future[_Input]]] = deque()
             waiting = iter(parts)
@@ -262,7 +269,9 @@ def fit(
         target = Bank.open_or_create(bank, layout, source=backbone.source, weights_file=weights_file)
         new = _not_in(target, records)
     # On a second run, what is left of a folder may be the images that could not be read in the first.
-    stream = FeatureStream(backbone, stages, root=root, max_skipped=max_skipped, allow_none=len(new) < len(records))
+    stream = FeatureStream(
+        backbone, stages, root=root, batch_size=BATCH_SIZE, max_skipped=max_skipped, allow_none=len(new) < len(records)
+    )
     before = len(target)
     with (
         tqdm(total=len(new), desc="extract", unit="img", disable=None if progress else True) as bar,
@@ -272,7 +281,7 @@ def fit(
             buffer.add(extracted.batch)
             bar.update(len(extracted.batch))
     built = None
-    if chosen is not None and chosen.needs_index:
+    if chosen is not None and chosen.needs_image_index:
         with stages("index"):
             built = build_image_index(target, chosen, progress=progress)
     return Fit(

@@ -70,6 +70,18 @@ class FeatureBatch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __getitem__(self, part: slice) -> FeatureBatch:
+        """Some of the images: views."""
+        return replace(
+            self,
+            ids=self.ids[part],
+            embedding=self.embedding[part],
+            levels={name: maps[part] for name, maps in self.levels.items()},
+            valid=None if self.valid is None else self.valid[part],
+            paths=self.paths[part],
+            sha256=self.sha256[part],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:

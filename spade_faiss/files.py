@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from spade_faiss.errors import InputError, NotFoundError
+from spade_faiss.errors import BankError, InputError, NotFoundError
+
+_log = logging.getLogger(__name__)
 
 # What a process that was killed leaves behind. Short, so that any name that fits into a folder can be written there, and
 # without the suffix of the real file, so that a search for `*.h5` does not meet it.
@@ -77,3 +81,47 @@ def hash_file(path: Path) -> str:
     """The sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """What is remembered of a file that was written once, to know it again."""
+
+    file: str
+    bytes: int
+    mtime_ns: int
+    sha256: str
+
+    @staticmethod
+    def of(path: Path, sha256: str) -> FileEntry:
+        """The entry of a file whose checksum is known."""
+        status = path.stat()
+        return FileEntry(file=path.name, bytes=status.st_size, mtime_ns=status.st_mtime_ns, sha256=sha256)
+
+
+def check_file(path: Path, entry: FileEntry, name: str, where: str, remedy: str) -> None:
+    """Raise BankError if the file at `path` is not the one that was written.
+
+    It is read in full where its size or modification time is not the recorded one.
+
+    Args:
+        path: the file.
+        entry: what is remembered of it.
+        name: how the message calls it.
+        where: what remembers it.
+        remedy: what to do about it.
+    """
+    if not path.is_file():
+        raise BankError(f"{name}, which {where} names, is missing; {remedy}")
+    status = path.stat()
+    if (status.st_size, status.st_mtime_ns) == (entry.bytes, entry.mtime_ns):
+        return
+    found = f"{status.st_size} bytes" if status.st_size != entry.bytes else f"sha256 {hash_file(path)}"
+    expected = f"{entry.bytes} bytes" if status.st_size != entry.bytes else f"sha256 {entry.sha256}"
+    if found != expected:
+        raise BankError(f"{name} has changed since it was written: {found}, {where} says {expected}; {remedy}")
+    _log.info("%s has a new modification time; its checksum is right", name)
+    try:  # a copied bank: give the file its recorded time back, so that the next opening need not read it all
+        os.utime(path, ns=(status.st_atime_ns, entry.mtime_ns))
+    except OSError:
+        _log.info("could not restore the modification time of %s; it is checked in full at every opening", path)

@@ -16,11 +16,11 @@ from spade_faiss.config import from_mapping
 from spade_faiss.errors import BankError, InputError
 from spade_faiss.features import FloatArray
 from spade_faiss.files import atomic_path, hash_file
-from spade_faiss.knn import IntArray, direct_sq_dist, import_faiss, rounding_of, scan, sort_by_distance
-from spade_faiss.recipe import Build, Recipe
+from spade_faiss.knn import IntArray, direct_sq_dist, import_faiss, rounding_of, scan, sort_by_distance, sq_norms
+from spade_faiss.recipe import Recipe
 
 FORMAT = "spade_faiss image index"
-SCHEMA = 1
+SCHEMA = 2
 
 _DESCRIPTION = "index.json"
 _FILE = "image.faiss"
@@ -38,7 +38,7 @@ class Description:
     format: str
     schema: int
     recipe: str
-    build: Build
+    factory: str
     generation: int
     count: int
     shards: tuple[str, ...]
@@ -76,16 +76,16 @@ class ImageIndex:
             BankError: if the index was not built, is damaged, or belongs to another bank or recipe.
         """
         faiss = import_faiss()
-        if not recipe.needs_index:
+        if not recipe.needs_image_index:
             return cls(bank, faiss.IndexFlatL2(bank.layout.embedding_dim), 0, recipe.query.image)
         folder = index_folder(bank, recipe)
         command = f"spade-faiss index {bank.path} --recipe {recipe.name}"
         if not (folder / _DESCRIPTION).is_file():
             raise BankError(f"the bank {bank.path} has no index {recipe.name!r}; build it with: {command}")
         description = _read_description(folder, command)
-        if description.build != recipe.build:
+        if description.factory != recipe.build.image:
             raise BankError(
-                f"index {folder} was built with {description.build}, the recipe says {recipe.build}; run: {command}"
+                f"index {folder} was built as {description.factory!r}, the recipe says {recipe.build.image!r}; run: {command}"
             )
         held = tuple(shard.sha256 for shard in bank.manifest.shards)
         if held[: len(description.shards)] != description.shards:
@@ -126,7 +126,7 @@ class ImageIndex:
         found, I = self._tail.search(centred, min(k + _SPARE, self._tail.ntotal))
         D, rows = self._nearest(xq, np.concatenate([candidates, np.where(I < 0, -1, I + self._covered)], axis=1), k)
         if I.shape[1] < self._tail.ntotal:
-            rounding = rounding_of(np.einsum("ij,ij->i", centred, centred), D[:, -1])
+            rounding = rounding_of(sq_norms(centred), D[:, -1], xq.shape[1])
             (doubtful,) = np.nonzero(D[:, -1] >= found[:, -1] - rounding)
             if len(doubtful):
                 every = np.concatenate([candidates[doubtful], self._scan_tail(xq[doubtful], k)], axis=1)
@@ -194,7 +194,7 @@ def build_image_index(bank: Bank, recipe: Recipe, *, progress: bool = False) -> 
         format=FORMAT,
         schema=SCHEMA,
         recipe=recipe.name,
-        build=recipe.build,
+        factory=recipe.build.image,
         generation=bank.generation,
         count=len(bank),
         shards=tuple(shard.sha256 for shard in bank.manifest.shards),

@@ -18,37 +18,52 @@ IntArray = npt.NDArray[np.int64]
 
 # FAISS leaves its matrix-product path when nq * d is below this; its default, 128,000, makes small maps up to 12 times slower.
 _BLAS_THRESHOLD = 1000
-# |q|^2 + |x|^2 - 2qx in float32 is off by up to this share of |q|^2 + |x|^2 (measured on features of 24 to 1792 channels).
-_ROUNDING = np.float32(1e-6)
-_SCAN_BYTES = 16 << 20
+# |q|^2 + |x|^2 - 2qx in float32 is off by up to this share of |q|^2 + |x|^2: it grows as the root of the channels that are
+# summed up, until the product is made of sums of sums (measured on features of 24 to 1792 channels).
+_ROUNDING = 1e-7
+_MOST_ROUNDING = 1e-6
+# FAISS holds the product of this many queries and rows at a time; BLAS has a workspace for each thread.
+_TILE_QUERIES, _TILE_ROWS = 4096, 1024
+_BLAS_BYTES = 32 << 20
+SCAN_BYTES = 16 << 20
 
 
-def product_knn(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, IntArray, FloatArray]:
+def product_knn(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
     """The k nearest rows of `xb` for each row of `xq`, as far as FAISS's matrix product can tell.
 
-    It computes on centred copies: its rounding grows with the norms, which L2 does not depend on.
-
     Args:
-        xq: (nq, d) float32, C-contiguous.
+        xq: (nq, d) float32, C-contiguous. Its rounding grows with the norms: subtract a centre first, L2 does not depend on it.
         xb: (nb, d) float32, C-contiguous.
         k: at most nb.
 
     Returns:
-        Squared distances (nq, k), ascending; row numbers (nq, k); and for each query (nq,) the most by which the product's
-        distance of any row as near as these may differ from the true one.
+        Squared distances (nq, k), ascending, each off by up to `rounding_of`; row numbers (nq, k).
     """
     faiss = import_faiss()
-    centre = xb.mean(axis=0)
-    centred = xq - centre
+    D, I = np.empty((len(xq), k), np.float32), np.empty((len(xq), k), np.int64)
+    pointer = faiss.swig_ptr
     with _blas_always(faiss):
-        D, I = faiss.knn(centred, xb - centre, k)
-    return D, I, rounding_of(np.einsum("ij,ij->i", centred, centred), D[:, -1])
+        faiss.knn_L2sqr(pointer(xq), pointer(xb), xq.shape[1], len(xq), len(xb), k, pointer(D), pointer(I))
+    return D, I
 
 
-def rounding_of(sq_norm: FloatArray, sq_dist: FloatArray) -> FloatArray:
+def product_bytes(nq: int, nb: int, d: int, k: int) -> int:
+    """Bytes that one `product_knn` of these shapes takes beside its arguments."""
+    tile = min(nq, _TILE_QUERIES) * min(nb, _TILE_ROWS)
+    return np.dtype(np.float32).itemsize * (tile + nq + nb + 3 * nq * k) + _BLAS_BYTES
+
+
+def sq_norms(x: FloatArray) -> FloatArray:
+    """(...) squared norms of vectors (..., d)."""
+    found: FloatArray = np.einsum("...i,...i->...", x, x)
+    return found
+
+
+def rounding_of(sq_norm: FloatArray, sq_dist: FloatArray, d: int) -> FloatArray:
     """The most by which a product's squared distance may be off, for queries of `sq_norm` and rows as near as `sq_dist`."""
+    share = np.float32(min(_ROUNDING * d**0.5, _MOST_ROUNDING))
     # A row at a distance has a norm of at most the query's plus that distance.
-    bound: FloatArray = _ROUNDING * (sq_norm + (np.sqrt(sq_norm) + np.sqrt(sq_dist)) ** 2)
+    bound: FloatArray = share * (sq_norm + (np.sqrt(sq_norm) + np.sqrt(np.maximum(sq_dist, 0))) ** 2)
     return bound
 
 
@@ -71,7 +86,7 @@ def sort_by_distance(D: FloatArray, I: IntArray) -> tuple[FloatArray, IntArray]:
 def scan(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
     """The k nearest by direct distances alone: slow, and right whatever the data; equal distances by ascending row."""
     nb = len(xb)
-    step = max(1, _SCAN_BYTES // (nb * (np.dtype(np.int64).itemsize + np.dtype(np.float32).itemsize)))
+    step = max(1, SCAN_BYTES // (nb * (np.dtype(np.int64).itemsize + np.dtype(np.float32).itemsize)))
     rows = np.tile(np.arange(nb, dtype=np.int64), (min(step, len(xq)), 1))
     nearest = []
     for start in range(0, len(xq), step):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -12,13 +13,21 @@ from spade_faiss.errors import InputError, NotFoundError
 
 GALLERIES = ("exact",)
 
+# What a gallery search can be told.
+Settings = dict[str, int | float | str]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """What is built once: `image` is a FAISS factory string over the embeddings, `gallery` the way the maps are searched."""
+    """What is built once.
+
+    `image`: a FAISS factory string over the embeddings. `gallery`: how the neighbours' maps are searched, a module of
+    `spade_faiss.gallery`. `settings`: that module's build settings.
+    """
 
     image: str = "Flat"
     gallery: str = "exact"
+    settings: Settings = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_choice("gallery", self.gallery, GALLERIES)
@@ -26,9 +35,13 @@ class Build:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What may change from query to query: `image` is a FAISS parameter string, for instance `efSearch=128`."""
+    """What may change from query to query.
+
+    `image`: a FAISS parameter string, for instance `efSearch=128`. `settings`: the gallery module's query settings.
+    """
 
     image: str = ""
+    settings: Settings = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +58,18 @@ class Recipe:
             raise InputError(f"recipe name {self.name!r} must consist of letters, digits, '-' and '_'")
 
     @property
-    def needs_index(self) -> bool:
-        """Whether something must be built before the first query; a flat index is made when the bank is opened."""
+    def needs_image_index(self) -> bool:
+        """Whether the image index must be built before the first query; a flat one is made when the bank is opened."""
         return self.build.image != "Flat"
+
+    def with_query(self, changes: Mapping[str, str]) -> Recipe:
+        """The recipe with other query settings; values as text, read as YAML reads them. `image` is the image index's string.
+
+        What the gallery does not know is refused when it is opened.
+        """
+        values = {name: yaml.safe_load(text) for name, text in changes.items() if name != "image"}
+        query = Query(image=changes.get("image", self.query.image), settings={**self.query.settings, **values})
+        return replace(self, query=query)
 
 
 def load_recipe(recipe: str | Path | Recipe) -> Recipe:

@@ -61,6 +61,8 @@ class Scores:
 def join(parts: Sequence[Scores]) -> Scores:
     """One result of several from the same detector, in their order."""
     first = parts[0]
+    if len(parts) == 1:
+        return first
     return Scores(
         ids=[name for part in parts for name in part.ids],
         image_score=np.concatenate([part.image_score for part in parts]),

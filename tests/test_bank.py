@@ -28,8 +28,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from spade_faiss import arrays, shards
 from spade_faiss import bank as bank_module
-from spade_faiss import shards
+from spade_faiss import files as files_module
 from spade_faiss.bank import Bank
 from spade_faiss.config import Preprocess, Source
 from spade_faiss.errors import BankError, InputError, NotFoundError, SpadeError
@@ -223,7 +224,7 @@ def test_a_view_outlives_its_place_in_the_cache(tmp_path: Path) -> None:
     views = []
     for row in range(4):
         views.append(bank.level_map(FINE.name, row))
-        shards.map_shard.cache_clear()
+        arrays.map_arrays.cache_clear()
     for view, part in zip(views, parts, strict=True):
         np.testing.assert_array_equal(view, part.levels[FINE.name][0])
 
@@ -577,7 +578,7 @@ def test_a_copied_bank_opens_and_is_read_in_full_only_once(
         hashed.append(path.name)
         return hash_file(path)
 
-    monkeypatch.setattr(shards, "hash_file", counted)
+    monkeypatch.setattr(files_module, "hash_file", counted)
     assert_holds(Bank.open(copied), batch("a", "ü\n"), batch("c"))
     assert hashed == ["000000.h5", "000001.h5"]
     recorded = [shard.mtime_ns for shard in two_shards.manifest.shards]
@@ -654,7 +655,7 @@ def fail_on_call(function: Callable[..., Any], number: int) -> Callable[..., Any
     [
         (h5py.Group, "create_dataset", 1),
         (h5py.Group, "create_dataset", 3),
-        (shards, "hash_file", 1),
+        (arrays, "hash_file", 1),
         (os, "fsync", 1),  # the shard's content
         (Path, "replace", 1),  # the shard's name
         (os, "fsync", 2),  # the shard's folder: it has its name, nobody refers to it

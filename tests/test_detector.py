@@ -142,7 +142,7 @@ def test_hnsw_needs_its_index_agrees_with_exact_and_finds_what_came_later(tmp_pa
     with pytest.raises(BankError, match=f"has no index 'hnsw'; build it with: {command}"):
         Detector.open(tmp_path / "b", recipe="hnsw")
     described = build_image_index(bank, load_recipe("hnsw"))
-    assert (described.count, described.generation, described.build.image) == (120, 2, "HNSW32")
+    assert (described.count, described.generation, described.factory) == (120, 2, "HNSW32")
     query = batch_of(dots(embeddings(2, 30)))
     exact = Detector.open(tmp_path / "b").score_features(query)
     equal(Detector.open(tmp_path / "b", recipe="hnsw").score_features(query), exact)
@@ -186,10 +186,10 @@ def test_a_changed_index_is_refused(copied: Path) -> None:
     [
         ("count", 11, "says count=11, its shards hold 12"),
         ("count", "12", "is damaged"),
-        ("schema", 99, "has schema 99, this version reads 1"),
-        ("format", "other", "has schema 1"),
+        ("schema", 99, "has schema 99, this version reads 2"),
+        ("format", "other", "has schema 2"),
         ("shards", ["0" * 64], "built from other shards than the bank now holds"),
-        ("build", {"image": "HNSW8", "gallery": "exact"}, "HNSW8.*HNSW32"),
+        ("factory", "HNSW8", "HNSW8.*HNSW32"),
         ("more", 1, "unknown key 'more'"),
     ],
 )
@@ -218,7 +218,7 @@ def test_query_parameters_that_the_index_does_not_take(copied: Path) -> None:
     """A misspelt option must fail, for the flat index too, which takes none."""
     for image, query in (("Flat", "efSearch=16"), ("HNSW16", "efSerach=16")):
         recipe = Recipe(name="mine", build=Build(image=image), query=Query(image=query))
-        if recipe.needs_index:
+        if recipe.needs_image_index:
             build_image_index(Bank.open(copied), recipe)
         with pytest.raises(InputError, match=f"does not take the query parameters '{query}'"):
             Detector.open(copied, recipe=recipe)

@@ -387,7 +387,7 @@ def test_images_of_every_kind_in_one_folder(tmp_path: Path, backbone: Backbone) 
 
 def stream_of(folder: Path, backbone: Backbone, **settings: Any) -> tuple[FeatureStream, Generator[extract.Extracted]]:
     root, records = find_images(folder)
-    stream = FeatureStream(backbone, Stages(), root=root, **settings)
+    stream = FeatureStream(backbone, Stages(), root=root, batch_size=vars(extract)["BATCH_SIZE"], **settings)
     parts = stream(records)
     assert isinstance(parts, Generator)
     return stream, parts

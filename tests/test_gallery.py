@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spade_faiss.errors import InputError
-from spade_faiss.gallery import GallerySearch, Hits, exact, find_gallery_search
-from spade_faiss.gallery.exact import search
-from spade_faiss.knn import product_knn
+from spade_faiss.features import Level
+from spade_faiss.gallery import Hits, exact, find_method
+from spade_faiss.gallery.blocks import Blocks
+from spade_faiss.gallery.exact import ExactSearch
+from spade_faiss.recipe import Build, Query, Recipe
+from spade_faiss.workers import Workers
 from tests.oracle import product, sq_distances
 from tests.test_knn import brute as all_distances
 from tests.test_knn import near_duplicates
@@ -65,8 +68,15 @@ def brute(case: Case, kappa: int) -> tuple[npt.NDArray[np.float64], list[list[se
     return dist, nearest
 
 
+def exact_search(blocks: Floats, threads: int = 2) -> ExactSearch:
+    """Of blocks (rows, HW, C)."""
+    rows, locations, channels = blocks.shape
+    level = Level("level", channels, stride=1, height=1, width=locations)
+    return ExactSearch(Blocks(level, rows, blocks.__getitem__), Workers(threads))
+
+
 def run(case: Case, kappa: int = 1) -> Hits:
-    return search(case.blocks.__getitem__, case.xq, case.neighbors, kappa)
+    return exact_search(case.blocks)(case.xq, case.neighbors, kappa)
 
 
 def equal(a: Hits, b: Hits) -> None:
@@ -101,27 +111,25 @@ def test_whole_numbers_are_exact_and_ties_go_to_the_smaller_row(case: Case, data
         assert at[0] == min(row for row, _ in nearest[image][location])
 
 
-def test_each_block_is_searched_once_and_read_only_where_it_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_block_is_read_once_and_only_where_it_was_chosen() -> None:
     case = structured(2, 6, 9, 4)
     neighbors = np.array([[0, 3, 5, 7], [7, 5, 3, 0], [1, 2, 3, 4], [0, 1, 2, 3], [6, 4, 2, 0], [3, 7, 1, 2]])  # nobody's is 8
-    blocks: list[Floats] = list(case.blocks)
     read: list[int] = []
+    released: list[int] = []
 
     def read_block(row: int) -> Floats:
         read.append(row)
-        return blocks[row]
+        block: Floats = case.blocks[row]
+        return block
 
-    searched = []
-
-    def product_and_tell(xq: Floats, xb: Floats, k: int) -> object:
-        searched.append((len(xq) // 42, next(row for row in range(9) if np.shares_memory(xb, case.blocks[row]))))
-        return product_knn(xq, xb, k)
-
-    monkeypatch.setattr(exact, "product_knn", product_and_tell)
-    hits = search(read_block, case.xq, neighbors, 1)
-    # How many test images chose each row, and the row.
-    assert searched == [(4, 0), (3, 1), (4, 2), (5, 3), (2, 4), (2, 5), (1, 6), (3, 7)]
-    assert set(read) == set(range(8))
+    blocks = Blocks(Level("level", 5, stride=1, height=6, width=7), 9, read_block, release=released.append)
+    blocks.centre  # noqa: B018  # reads blocks of its own
+    read.clear()
+    hits = ExactSearch(blocks, Workers(2))(case.xq, neighbors, 1)
+    # The second time for vectors that rounding makes doubtful.
+    assert sorted(set(read)) == list(range(8))
+    assert max(read.count(row) for row in range(8)) <= 2
+    assert sorted(released) == sorted(read)
     # No image is measured against a block that only others chose.
     assert all(set(np.unique(rows)) <= set(line) for rows, line in zip(hits.row, neighbors, strict=True))
 
@@ -162,12 +170,14 @@ def test_an_image_does_not_depend_on_its_batch_on_real_numbers() -> None:
     together = run(case, 3)
     for image in range(7):
         alone = run(Case(case.blocks, case.xq[image : image + 1], case.neighbors[image : image + 1]), 3)
-        np.testing.assert_allclose(alone.sq_dist[0], together.sq_dist[image], rtol=1e-6)
+        for name in ("sq_dist", "row", "location"):
+            np.testing.assert_array_equal(getattr(alone, name)[0], getattr(together, name)[image])
 
 
 def one_block(xq: Floats, xb: Floats, kappa: int) -> Floats:
     """(nq, kappa) squared distances of queries to a single block."""
-    found: Floats = search(lambda _: xb, xq[None], np.zeros((1, 1), np.int64), kappa).sq_dist[0]
+    blocks = Blocks(Level("level", xb.shape[1], stride=1, height=1, width=len(xb)), 1, lambda _: xb)
+    found: Floats = ExactSearch(blocks, Workers(1))(xq[None], np.zeros((1, 1), np.int64), kappa).sq_dist[0]
     return found
 
 
@@ -187,7 +197,7 @@ def test_a_block_is_scanned_where_another_seems_nearer() -> None:
     """The product's error may put the block that holds a query's own vector behind one that does not."""
     xq, xb = near_duplicates()
     blocks = xb.reshape(8, 50, -1)
-    hits = search(blocks.__getitem__, xq[None], np.arange(8)[None], 1)
+    hits = exact_search(blocks)(xq[None], np.arange(8)[None], 1)
     assert not hits.sq_dist.any()
     np.testing.assert_array_equal(blocks[hits.row[0], hits.location[0]], xq)
 
@@ -225,8 +235,10 @@ def test_arguments_are_left_alone() -> None:
         np.testing.assert_array_equal(getattr(case, name), getattr(before, name))
 
 
-def test_find_gallery_search() -> None:
-    exact: GallerySearch = find_gallery_search("exact")
-    assert exact is search
+def test_a_method_and_its_settings() -> None:
+    assert find_method(Recipe(name="r")).method is exact.METHOD
     with pytest.raises(InputError, match="gallery='exakt' is not one of exact"):
-        find_gallery_search("exakt")
+        Build(gallery="exakt")
+    for recipe in (Recipe(name="r", build=Build(settings={"lists": 3})), Recipe(name="r", query=Query(settings={"lists": 3}))):
+        with pytest.raises(InputError, match=r"recipe 'r': (build|query): settings: unknown key 'lists'"):
+            find_method(recipe)

@@ -104,7 +104,7 @@ def bank(indexed: Path, tmp_path: Path) -> Bank:
 @pytest.mark.parametrize("k", [1, 5, 50])
 def test_the_nearest_by_brute_force(indexed: Path, xb: FloatArray, xq: FloatArray, recipe: Recipe, k: int) -> None:
     index = ImageIndex.open(Bank.open(indexed), recipe)
-    assert index.covered == (COUNT if recipe.needs_index else 0)
+    assert index.covered == (COUNT if recipe.needs_image_index else 0)
     D, I = index.search(xq, k)
     assert_nearest(D, I, xq, xb, k)
     # One more neighbour changes nothing of the first k, one query alone nothing of its line.
@@ -137,7 +137,7 @@ def test_images_added_since_are_searched_beside_the_index(bank: Bank, xb: FloatA
     added = structured(43, seed=3)
     fill(bank, added, [40, 3])
     index = ImageIndex.open(Bank.open(bank.path), recipe)
-    assert index.covered == (COUNT if recipe.needs_index else 0)
+    assert index.covered == (COUNT if recipe.needs_image_index else 0)
     D, I = index.search(xq, 9)
     assert_nearest(D, I, xq, np.concatenate([xb, added]), 9)
     assert (I >= COUNT).any()
@@ -159,7 +159,7 @@ def test_ties_are_broken_by_the_smaller_row(tmp_path: Path, recipe: Recipe) -> N
     """Three copies of each point, in different shards: all at the same distance, in ascending order."""
     points = structured(50, seed=4)
     bank = make_bank(tmp_path / "bank", np.concatenate([points, points, points]), [50, 70, 30])
-    if recipe.needs_index:
+    if recipe.needs_image_index:
         build_image_index(bank, recipe)
     D, I = ImageIndex.open(bank, recipe).search(points[:20], 3)
     np.testing.assert_array_equal(D, np.zeros((20, 3)))
@@ -262,7 +262,7 @@ def test_an_index_that_was_not_built_names_the_command(tmp_path: Path, xb: Float
 
 def test_an_index_of_another_recipe_is_refused_with_both(bank: Bank) -> None:
     changed = replace(IVF, build=Build(image="IVF8,Flat"))
-    with pytest.raises(BankError, match=r"was built with Build\(image='IVF4,Flat'.*the recipe says Build\(image='IVF8,Flat'"):
+    with pytest.raises(BankError, match="was built as 'IVF4,Flat', the recipe says 'IVF8,Flat'"):
         ImageIndex.open(bank, changed)
 
 
@@ -295,7 +295,7 @@ def test_a_damaged_index_file_is_never_given_to_faiss(bank: Bank, monkeypatch: p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(schema=2), "has schema 2, this version reads 1"),
+        (lambda content: content.update(schema=3), "has schema 3, this version reads 2"),
         (lambda content: content.update(format="x"), "rebuild it with"),
         (lambda content: content.update(extra=2), "unknown key 'extra'"),
         (lambda content: content.pop("sha256"), "missing key 'sha256'"),
@@ -306,7 +306,7 @@ def test_a_damaged_index_file_is_never_given_to_faiss(bank: Bank, monkeypatch: p
         (lambda content: content["shards"].reverse(), "was built from other shards"),
         (lambda content: content.update(shards=["0" * 64]), "was built from other shards"),
         (lambda content: content.update(sha256="0" * 64), "has sha256"),
-        (lambda content: content["build"].update(image="Flat"), "was built with"),
+        (lambda content: content.update(factory="Flat"), "was built as"),
     ],
 )
 def test_a_description_that_was_edited_is_refused(bank: Bank, change: Callable[[dict[str, Any]], object], message: str) -> None:
@@ -347,7 +347,7 @@ def test_what_an_index_says_of_itself(bank: Bank) -> None:
     assert [item.recipe for item in descriptions] == ["hnsw", "ivf"]
     for item, recipe in zip(descriptions, RECIPES[1:], strict=True):
         assert isinstance(item, Description)
-        assert item.build == recipe.build
+        assert item.factory == recipe.build.image
         assert (item.count, item.generation) == (COUNT, bank.generation)
         assert item.shards == tuple(shard.sha256 for shard in bank.manifest.shards)
         assert item.bytes == (index_folder(bank, recipe) / "image.faiss").stat().st_size

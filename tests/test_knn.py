@@ -14,7 +14,7 @@ import pytest
 
 from spade_faiss import Detector, knn
 from spade_faiss.errors import DependencyError
-from spade_faiss.knn import direct_sq_dist, product_knn, scan, sort_by_distance
+from spade_faiss.knn import direct_sq_dist, product_knn, rounding_of, scan, sort_by_distance, sq_norms
 
 Floats = npt.NDArray[np.float32]
 USERS_THRESHOLD = 54_321
@@ -70,7 +70,8 @@ def test_brute_force(nq: int, d: int, nb: int) -> None:
 
 def check_bound(xq: Floats, xb: Floats, k: int) -> None:
     """What the exact search relies on: no listed distance is further off, and no unlisted row nearer, than the bound allows."""
-    D, I, rounding = product_knn(xq, xb, k)
+    D, I = product_knn(xq, xb, k)
+    rounding = rounding_of(sq_norms(xq), D[:, -1], xq.shape[1])
     truth = brute(xq, xb)
     assert (D.shape, I.shape, rounding.shape) == ((len(xq), k), (len(xq), k), (len(xq),))
     assert (np.abs(D - np.take_along_axis(truth, I, axis=1)) <= rounding[:, None]).all()
@@ -110,7 +111,7 @@ def near_duplicates(d: int = 48) -> tuple[Floats, Floats]:
 def test_scan_in_parts_that_do_not_divide_the_queries(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     xq, xb = vectors(11, 23, 9), vectors(12, 50, 9)
     whole = scan(xq, xb, k)
-    monkeypatch.setattr(knn, "_SCAN_BYTES", 5 * 50 * 12)
+    monkeypatch.setattr(knn, "SCAN_BYTES", 5 * 50 * 12)
     for a, b in zip(scan(xq, xb, k), whole, strict=True):
         np.testing.assert_array_equal(a, b)
     check(*whole, xq, xb, k)
@@ -138,13 +139,13 @@ def test_inputs_may_be_read_only_and_are_left_alone() -> None:
 
 def spy_on_faiss(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The threshold that each search finds."""
-    seen, search = [], faiss.knn
+    seen, search = [], faiss.knn_L2sqr
 
     def knn_and_tell(*arguments: Any) -> Any:
         seen.append(faiss.cvar.distance_compute_blas_threshold)
         return search(*arguments)
 
-    monkeypatch.setattr(faiss, "knn", knn_and_tell)
+    monkeypatch.setattr(faiss, "knn_L2sqr", knn_and_tell)
     return seen
 
 
@@ -157,7 +158,7 @@ def test_the_threshold_is_low_during_a_search_and_put_back_after_an_error(monkey
     def fail(*_: Any) -> Any:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(faiss, "knn", fail)
+    monkeypatch.setattr(faiss, "knn_L2sqr", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         product_knn(vectors(18, 5, 4), vectors(19, 6, 4), 1)
     assert faiss.cvar.distance_compute_blas_threshold == USERS_THRESHOLD
@@ -166,7 +167,7 @@ def test_the_threshold_is_low_during_a_search_and_put_back_after_an_error(monkey
 def test_threads_that_search_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = spy_on_faiss(monkeypatch)
     xq, xb = vectors(20, 50, 30), vectors(21, 200, 30)
-    D, I, _ = product_knn(xq, xb, 3)
+    D, I = product_knn(xq, xb, 3)
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: product_knn(xq, xb, 3), range(60)))
     for result in results:

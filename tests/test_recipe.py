@@ -26,13 +26,13 @@ def test_every_recipe_of_ours_loads_and_is_named_as_its_file() -> None:
         recipe = load_recipe(name)
         assert recipe.name == name
         assert recipe.description.endswith(".")
-        assert recipe.needs_index == (recipe.build.image != "Flat")
+        assert recipe.needs_image_index == (recipe.build.image != "Flat")
 
 
 def test_the_default_recipe_approximates_nothing() -> None:
     recipe = load_recipe("exact")
     assert (recipe.build, recipe.query) == (Build(image="Flat", gallery="exact"), Query(image=""))
-    assert not recipe.needs_index
+    assert not recipe.needs_image_index
 
 
 def test_a_recipe_from_a_file(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_recipe_from_a_file(tmp_path: Path) -> None:
     for path in (write(tmp_path, text), write(tmp_path, text, "mine.yml")):
         assert load_recipe(path) == expected
         assert load_recipe(str(path)) == expected
-    assert expected.needs_index
+    assert expected.needs_image_index
     assert load_recipe(expected) is expected
 
 

@@ -2,91 +2,157 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 
 from spade_faiss.features import FloatArray
-from spade_faiss.gallery import Hits, ReadBlock
-from spade_faiss.knn import IntArray, direct_sq_dist, product_knn, scan
+from spade_faiss.gallery import Hits, Kept, Method, NoSettings
+from spade_faiss.gallery.blocks import Blocks
+from spade_faiss.gallery.nearest import Found, smallest_of
+from spade_faiss.gallery.sweep import Piece, Visit, in_flight, parts_of, slices, sweep, visits_of
+from spade_faiss.knn import SCAN_BYTES, IntArray, direct_sq_dist, product_bytes, product_knn, rounding_of, scan, sq_norms
+from spade_faiss.workers import Workers
 
-# A block is scanned directly where rounding could hide a squared distance that is smaller by more than this share.
-TOLERANCE = 1e-4
+# A block is searched again where rounding could hide a squared distance that is smaller by more than this share: distances
+# are then right to 1e-4.
+TOLERANCE = 1.9e-4
+# Candidates of a second look beyond kappa: rivals within rounding of each other are few.
+_SPARE = 7
+_STRIP_ROWS = 784
+# Up to as many FAISS has a kernel of its own that is fastest on whole blocks.
+_FUSED_CHANNELS = 32
+
+# A block as it is and less the centre.
+_Pair = tuple[FloatArray, FloatArray]
 
 
-class _Visit(NamedTuple):
-    """A normal image to search, and who asked: test images, and the column of it in each one's gallery."""
+class ExactSearch:
+    """Exact nearest gallery vectors, see `GallerySearch`.
 
-    row: int
-    images: IntArray
-    columns: IntArray
-
-
-def search(read_block: ReadBlock, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
-    """Exact nearest gallery vectors; see `GallerySearch` for the arguments.
-
-    Every needed normal image is searched once for all test images that chose it. The product's distances are off by up to a
-    known rounding, so that they settle only which vectors may be among the nearest: those few are evaluated directly. What
-    is returned is a true distance, at most `TOLERANCE` above the smallest (squared), and exactly 0 where vectors are equal.
+    What is returned is a true distance, at most `TOLERANCE` above the smallest (squared), and exactly 0 where vectors are
+    equal. A product's distances are off by up to a known rounding: they choose the vectors that are evaluated directly, and
+    say where another vector could be nearer still. A strip of a block where that is so is searched again for more candidates,
+    and scanned by direct distances where those do not settle it. Each part of an image meets each strip in a call of its own,
+    so that the numbers depend neither on the batch nor on the order nor on the number of threads.
     """
-    (n, nq, d), k_gallery = xq.shape, neighbors.shape[1]
-    rows = np.sort(neighbors, axis=1)  # ascending, so that the smaller row wins a tie
-    visits = list(_visits(rows))
-    # For each image, column, query and place: the product's distance, its location, the direct distance.
-    shape = (n, k_gallery, nq, kappa)
-    D, I, exact = np.full(shape, np.inf, np.float32), np.full(shape, -1, np.int64), np.full(shape, np.inf, np.float32)
-    rounding = np.zeros((n, k_gallery, nq, 1), np.float32)
-    for row, images, columns in visits:
-        xb = read_block(row)
-        k = min(kappa, len(xb))
-        found, ids, off_by = product_knn(xq[images].reshape(-1, d), xb, k)
-        D[images, columns, :, :k] = found.reshape(-1, nq, k)
-        I[images, columns, :, :k] = ids.reshape(-1, nq, k)
-        rounding[images, columns] = off_by.reshape(-1, nq, 1)
 
-    candidates = D - rounding <= _smallest(D + rounding, kappa)
-    for row, images, columns in visits:
-        visit, query, place = np.nonzero(candidates[images, columns])
-        if len(visit):
-            at = images[visit], columns[visit], query, place
-            exact[at] = direct_sq_dist(xq[at[0], query], read_block(row), I[at][:, None])[:, 0]
+    def __init__(self, blocks: Blocks, workers: Workers) -> None:
+        self._blocks = blocks
+        self._workers = workers
 
-    largest = _smallest(exact, kappa)
-    # A vector that a block did not list is at least as far as its last one that it did, rounding apart.
-    doubtful = ((D[..., -1:] - rounding < (1 - TOLERANCE) * largest) & (largest > 0))[..., 0]
-    for row, images, columns in visits:
-        visit, query = np.nonzero(doubtful[images, columns])
-        if len(visit):
-            xb = read_block(row)
-            k = min(kappa, len(xb))
-            of = images[visit], columns[visit], query, slice(k)
-            exact[of], I[of] = scan(xq[of[0], query], xb, k)
+    def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
+        """See `GallerySearch`."""
+        height, width, channels = self._blocks.level.shape
+        queries, value = height * width, np.dtype(np.float32).itemsize
+        strips = strips_of(queries, channels)
+        centred = images * queries * (channels + 1) * value
+        found = Found.nbytes(images, k_gallery, queries, min(kappa, queries))
+        last = 2 * images * k_gallery * len(strips) * queries * value
+        blocks = in_flight(self._workers.threads) * 2 * self._blocks.block_bytes
+        # A second look may concern all queries of an image, and a scan all rows of a strip.
+        product = product_bytes(queries, strips[0].stop, channels, kappa + _SPARE) + queries * channels * value + SCAN_BYTES
+        return centred + found + last + blocks + self._workers.threads * product
 
-    return _nearest(exact, I, rows, kappa)
+    def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
+        """See `GallerySearch`."""
+        (n, queries, channels), k_gallery = xq.shape, neighbors.shape[1]
+        rows = self._blocks.level.height * self._blocks.level.width
+        centre = self._blocks.centre
+        centred = xq - centre
+        strips = strips_of(rows, channels)
+        k = min(kappa, rows)
+        found = Found(neighbors, queries, k)
+        # Of each query and strip: the product's distance of the last vector that was evaluated; infinite where all were.
+        last = np.full((n, k_gallery, len(strips), queries), np.inf, np.float32)
+
+        def look(image: int, column: int, part: slice, block: _Pair) -> None:
+            xb, xb_centred = block
+            each = []
+            for index, strip in enumerate(strips):
+                listed = min(k, strip.stop - strip.start)
+                product, I = product_knn(centred[image, part], xb_centred[strip], listed)
+                each.append((direct_sq_dist(xq[image, part], xb[strip], I), I + strip.start))
+                if listed < strip.stop - strip.start:
+                    last[image, column, index, part] = product[:, -1]
+            found.sq_dist[image, column, part], found.location[image, column, part] = smallest_of(each, k)
+
+        def looks(visit: Visit) -> list[Piece[_Pair]]:
+            return [
+                Piece(partial(look, image, column, part), (part.stop - part.start) * rows * channels)
+                for image, column in visit.asked
+                for part in parts
+            ]
+
+        parts = parts_of(queries, rows, channels)
+        visits = visits_of(found.rows)
+        sweep(self._blocks, self._workers, visits, lambda xb: (xb, xb - centre), looks)
+
+        furthest = found.furthest(kappa)
+        # A vector that was not listed is at least as far as the last one that was, rounding apart.
+        with np.errstate(invalid="ignore"):  # infinite less infinite: nothing is left there
+            last -= rounding_of(sq_norms(centred)[:, None, None], last, channels)
+        doubtful = (last < (1 - TOLERANCE) * furthest[:, None, None]) & (furthest[:, None, None] > 0)
+        doubts = doubtful.sum(axis=(2, 3))
+
+        def look_again(image: int, column: int, block: _Pair) -> None:
+            xb, xb_centred = block
+            for index, strip in enumerate(strips):
+                (which,) = np.nonzero(doubtful[image, column, index])
+                if len(which):
+                    pair = xb[strip], xb_centred[strip]
+                    D, I = _settle(xq[image, which], centred[image, which], pair, k, furthest[image, which])
+                    before = found.sq_dist[image, column, which], found.location[image, column, which]
+                    outside = (before[1] < strip.start) | (before[1] >= strip.stop)
+                    kept = np.where(outside, before[0], np.inf), before[1]
+                    found.sq_dist[image, column, which], found.location[image, column, which] = smallest_of(
+                        [kept, (D, I + strip.start)], k
+                    )
+
+        def second_looks(visit: Visit) -> list[Piece[_Pair]]:
+            return [
+                Piece(partial(look_again, image, column), int(doubts[image, column]) * rows // len(strips) * channels)
+                for image, column in visit.asked
+                if doubts[image, column]
+            ]
+
+        again = [visit for visit in visits if doubts[visit.images, visit.columns].any()]
+        sweep(self._blocks, self._workers, again, lambda xb: (xb, xb - centre), second_looks)
+        return found.hits(kappa)
 
 
-def _visits(rows: IntArray) -> Iterator[_Visit]:
-    """Each bank row in `rows` (n, k), ascending."""
-    order = np.argsort(rows, axis=None, kind="stable")
-    found, starts = np.unique(rows.ravel()[order], return_index=True)
-    for row, places in zip(found, np.split(order, starts[1:]), strict=True):
-        yield _Visit(int(row), *np.divmod(places, rows.shape[1]))
+def strips_of(rows: int, channels: int) -> list[slice]:
+    """A block's rows, part by part: the smaller they are, the less there is to search again."""
+    count = 1 if channels <= _FUSED_CHANNELS else max(1, round(rows / _STRIP_ROWS))
+    return slices(rows, count)
 
 
-def _smallest(values: FloatArray, kappa: int) -> FloatArray:
-    """(n, 1, nq, 1): the kappa-th smallest of each query, over all columns and places."""
-    if kappa == 1:
-        nearest: FloatArray = values.min(axis=1, keepdims=True)
-        return nearest
-    by_query = np.moveaxis(values, 1, 2).reshape(values.shape[0], 1, values.shape[2], -1)
-    return np.partition(by_query, kappa - 1, axis=-1)[..., kappa - 1 : kappa]
+def _settle(xq: FloatArray, centred: FloatArray, strip: _Pair, k: int, furthest: FloatArray) -> tuple[FloatArray, IntArray]:
+    """The nearest rows of a strip, k or all if it has less, by direct distances, in no order.
+
+    Args:
+        xq: (nq, d) queries that listing k candidates did not settle.
+        centred: the same less the centre.
+        strip: (nb, d) rows, and less the centre.
+        k: how many are asked for.
+        furthest: (nq,), a squared distance beyond which nothing is asked for.
+    """
+    xb, xb_centred = strip
+    k, listed = min(k, len(xb)), min(k + _SPARE, len(xb))
+    product, I = product_knn(centred, xb_centred, listed)
+    D, I = smallest_of([(direct_sq_dist(xq, xb, I), I)], k)
+    if listed < len(xb):
+        least = product[:, -1] - rounding_of(sq_norms(centred), product[:, -1], xq.shape[1])
+        # What was found in all blocks before, and what is found in this strip now: either bounds the result.
+        limit = np.minimum(furthest, D.max(axis=1))
+        (left,) = np.nonzero((least < (1 - TOLERANCE) * limit) & (limit > 0))
+        if len(left):
+            D[left], I[left] = scan(xq[left], xb, k)
+    return D, I
 
 
-def _nearest(exact: FloatArray, locations: IntArray, rows: IntArray, kappa: int) -> Hits:
-    n, _, nq, _ = exact.shape
-    by_query = np.moveaxis(exact, 1, 2).reshape(n, nq, -1)
-    best = by_query.argmin(axis=-1)[..., None] if kappa == 1 else by_query.argsort(axis=-1, kind="stable")[..., :kappa]
-    column, place = np.divmod(best[..., 0], kappa)
-    image, query = np.ogrid[:n, :nq]
-    return Hits(np.take_along_axis(by_query, best, axis=-1), rows[image, column], locations[image, column, query, place])
+def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: NoSettings, kept: Kept | None) -> ExactSearch:
+    return ExactSearch(blocks, workers)
+
+
+METHOD = Method(build=NoSettings, query=NoSettings, open=_open)

@@ -1,0 +1,100 @@
+"""HDF5 files of arrays: written once, mapped into memory, never appended to."""
+
+from __future__ import annotations
+
+import mmap
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from spade_faiss.errors import InputError
+from spade_faiss.files import atomic_path, hash_file
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+# Arrays start on a cache line, so that a mapped view is aligned for any dtype and vector unit.
+_ALIGNMENT = 64
+_OPEN_FILES = 256
+_HEADROOM_BYTES = 1 << 20
+
+
+def write_arrays(
+    path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, attributes: Mapping[str, str | int], strings: Mapping[str, list[str]]
+) -> str:
+    """Write a file; it appears whole or not at all. Returns its sha256.
+
+    Args:
+        path: the file to make or to replace.
+        arrays: by name; a '/' in it makes a group.
+        attributes: of the file.
+        strings: lists of text by name.
+
+    Raises:
+        InputError: if the disk has no room for it.
+    """
+    needed = sum(array.nbytes for array in arrays.values()) + _HEADROOM_BYTES
+    # Asked beforehand: HDF5 may crash the process when the disk fills up while it closes a file.
+    if (free := shutil.disk_usage(path.parent).free) < needed:
+        raise InputError(
+            f"{path.parent} has {free} bytes free, {path.name} needs {needed}; make room and run the command again"
+        )
+    with atomic_path(path) as temporary:
+        with h5py.File(temporary, "w", alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
+            file.attrs.update(attributes)
+            for name, values in strings.items():
+                file.create_dataset(name, data=values, dtype=h5py.string_dtype())
+            for name, array in arrays.items():
+                file.create_dataset(name, data=array)
+        return hash_file(temporary)
+
+
+@lru_cache(maxsize=_OPEN_FILES)
+def map_arrays(path: Path, sha256: str) -> Mapped:
+    """Map the numeric arrays of a file into memory; views keep the mapping alive after it has left the cache.
+
+    The checksum is part of the cache's key: another file may later stand at the same path.
+    """
+    return Mapped(path)
+
+
+class Mapped:
+    """The arrays of a file by name, read-only views, and what the operating system should do with their pages."""
+
+    def __init__(self, path: Path) -> None:
+        layout: dict[str, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
+
+        def note(name: str, item: object) -> None:
+            if isinstance(item, h5py.Dataset) and item.dtype.kind in "iuf":
+                layout[name] = item.id.get_offset(), item.shape, item.dtype
+
+        with h5py.File(path) as file:
+            file.visititems(note)
+        with path.open("rb") as raw:
+            self._mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+        self.arrays: Arrays = {
+            name: np.ndarray(shape, dtype, self._mapped, offset) for name, (offset, shape, dtype) in layout.items()
+        }
+        self._offsets = {name: offset for name, (offset, _, _) in layout.items()}
+
+    def prefetch(self, name: str, position: int) -> None:
+        """Ask for one item of an array to be read from disk soon."""
+        self._advise("MADV_WILLNEED", name, position)
+
+    def release(self, name: str, position: int) -> None:
+        """Let go of the memory of one item: the system's cache of the file keeps it, as long as there is room."""
+        self._advise("MADV_DONTNEED", name, position)
+
+    def _advise(self, option: str, name: str, position: int) -> None:
+        size = self.arrays[name][position].nbytes
+        start = self._offsets[name] + position * size
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        if hasattr(mmap, option):
+            with suppress(OSError):  # advice: what is not taken does no harm
+                self._mapped.madvise(getattr(mmap, option), first, start + size - first)

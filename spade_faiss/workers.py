@@ -1,0 +1,31 @@
+"""The threads that search: each runs a FAISS of its own that stays in its thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from spade_faiss.knn import import_faiss
+
+T = TypeVar("T")
+
+
+class Workers:
+    """As many threads as FAISS may use where this is made (`faiss.omp_set_num_threads`, or `OMP_NUM_THREADS`).
+
+    One single-threaded search per core beats one search spread over the cores: decoding, products and evaluations of
+    different blocks overlap, and what a search returns does not depend on the number of threads.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._faiss = import_faiss()
+        self.threads: int = threads or self._faiss.omp_get_max_threads()
+        self._pool = ThreadPoolExecutor(self.threads, "spade_faiss", initializer=self._start)
+
+    def _start(self) -> None:
+        self._faiss.omp_set_num_threads(1)  # of this thread alone
+
+    def submit(self, task: Callable[..., T], *arguments: object) -> Future[T]:
+        """Run `task(*arguments)` in one of the threads; tasks start in the order they were submitted in."""
+        return self._pool.submit(task, *arguments)
