@@ -16,7 +16,9 @@ from spade_faiss.config import (
     DTYPES,
     FRAMINGS,
     FUSIONS,
+    LOCALIZE,
     MAX_SKIPPED,
+    MEMORY,
     NORMALIZE,
     PRECISIONS,
     SHOWN,
@@ -103,16 +105,33 @@ def _describe_fit(done: Fit) -> Output:
 
 def _index(arguments: argparse.Namespace) -> Output:
     from spade_faiss.bank import Bank
-    from spade_faiss.image_index import build_image_index
+    from spade_faiss.index_build import build_index, built_before
     from spade_faiss.recipe import load_recipe
 
     bank, recipe = Bank.open(arguments.bank), load_recipe(arguments.recipe)
-    if not recipe.needs_image_index:
-        numbers = {"bank": str(bank.path), "recipe": recipe.name, "built": False}
+    before = built_before(bank, recipe)
+    built = build_index(bank, recipe, rebuild=arguments.rebuild, progress=not arguments.quiet)
+    numbers: dict[str, Any] = {"bank": str(bank.path), "recipe": recipe.name, "built": built is not None}
+    if built is None:
         return numbers, f"recipe {recipe.name!r} trains nothing: {bank.path} can be queried as it is"
-    built = build_image_index(bank, recipe, progress=not arguments.quiet)
-    numbers = {"bank": str(bank.path), "recipe": recipe.name, "built": True, "bytes": built.bytes, "images": built.count}
-    return numbers, f"{bank.path}: index {recipe.name!r} ({built.factory}) over {built.count} images, {_size(built.bytes)}"
+    numbers |= {
+        "images": len(bank),
+        "bank_bytes": bank.bytes_on_disk,
+        "bytes_before": before,
+        "bytes": built.bytes,
+        "time": {"total_s": built.total_s},
+    }
+    lines = [
+        f"{bank.path}: index {recipe.name!r} over {len(bank)} images, built in {built.total_s:.2f} s",
+        f"  on disk {_size(built.bytes)}, before {_size(before)}; the bank itself {_size(bank.bytes_on_disk)}",
+        *([f"  image    {built.image.factory}: {_size(built.image.bytes)}"] if built.image else []),
+        *(
+            [f"  gallery  {built.gallery.gallery} {_settings(built.gallery.settings)}: {_size(built.gallery.bytes)}"]
+            if built.gallery
+            else []
+        ),
+    ]
+    return numbers, "\n".join(lines)
 
 
 def _score(arguments: argparse.Namespace) -> Output:
@@ -149,16 +168,20 @@ def _evaluate(arguments: argparse.Namespace) -> Output:
 
 def _detector(arguments: argparse.Namespace) -> Detector:
     from spade_faiss.detector import Detector
+    from spade_faiss.recipe import load_recipe
 
     return Detector.open(
         arguments.bank,
-        recipe=arguments.recipe,
+        recipe=load_recipe(arguments.recipe).with_query(dict(arguments.set)),
         k_image=arguments.k_image,
         k_gallery=arguments.k_gallery,
         kappa=arguments.kappa,
         fusion=arguments.fusion,
         distance=arguments.distance,
         sigma=arguments.sigma,
+        localize=arguments.localize,
+        flag_above=arguments.flag_above,
+        memory=arguments.memory,
         backbone=arguments.backbone,
         weights=arguments.weights,
     )
@@ -194,15 +217,28 @@ def _describe_results(done: Results) -> Output:
 
 def _info(arguments: argparse.Namespace) -> Output:
     from spade_faiss.bank import Bank
+    from spade_faiss.gallery.store import built_galleries
     from spade_faiss.image_index import built_indexes
     from spade_faiss.results import bank_facts
 
     bank = Bank.open(arguments.bank)
-    indexes = built_indexes(bank)
+    indexes, galleries = built_indexes(bank), built_galleries(bank)
     numbers = {
         **bank_facts(bank),
         "indexes": [
             {"recipe": item.recipe, "image": item.factory, "covers": item.count, "bytes": item.bytes} for item in indexes
+        ],
+        "galleries": [
+            {
+                "recipe": item.recipe,
+                "gallery": item.gallery,
+                "settings": item.settings,
+                "covers": item.count,
+                "bytes": item.bytes,
+                "generation": item.generation,
+                "build_s": item.build_s,
+            }
+            for item in galleries
         ],
     }
     source = bank.manifest.source
@@ -218,6 +254,11 @@ def _info(arguments: argparse.Namespace) -> Output:
         f"  features   {bank.layout.dtype}, normalize {bank.layout.normalize}, pool {bank.layout.pool}",
         f"  disk       {_size(bank.bytes_on_disk)} in {len(bank.manifest.shards)} shards",
         *(f"  index      {item.recipe}: {item.factory}, covers {item.count} images, {_size(item.bytes)}" for item in indexes),
+        *(
+            f"  index      {item.recipe}: {item.gallery} {_settings(item.settings)}, covers {item.count} images, "
+            f"{_size(item.bytes)}"
+            for item in galleries
+        ),
     ]
     return numbers, "\n".join(lines)
 
@@ -225,6 +266,10 @@ def _info(arguments: argparse.Namespace) -> Output:
 def _framing(preprocess: Preprocess) -> str:
     resized = f"shorter side to {preprocess.resize}, " if preprocess.framing == "crop" else ""
     return f"{resized}{preprocess.framing} to {preprocess.crop} x {preprocess.crop}"
+
+
+def _settings(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def _times(stage_s: Mapping[str, float], total_s: float, images: int) -> str:
@@ -277,9 +322,15 @@ def _parser() -> argparse.ArgumentParser:
         "spade-faiss extract good/ --bank parts.bank",
     )
     _add_extraction(extract)
-    index = add("index", _index, "build a recipe's index over a bank", "spade-faiss index parts.bank --recipe hnsw")
+    index = add(
+        "index",
+        _index,
+        "build a recipe's index over a bank, or bring it up to date; run again to go on after an interruption",
+        "spade-faiss index parts.bank --recipe ivf",
+    )
     index.add_argument("bank", metavar="BANK", help="the bank's folder")
     _add_recipe(index)
+    index.add_argument("--rebuild", action="store_true", help="learn and encode everything anew")
     score = add(
         "score",
         _score,
@@ -359,6 +410,22 @@ def _add_scoring(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--sigma", type=float, default=4.0, metavar="PIXELS", help="of the Gaussian over the map (default: %(default)s)"
     )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=_assignment,
+        metavar="NAME=VALUE",
+        help="a query setting of the recipe, for instance nprobe=8; may be repeated",
+    )
+    command.add_argument("--localize", choices=LOCALIZE, default="all", help="which images get a map (default: %(default)s)")
+    command.add_argument("--flag-above", type=float, metavar="SCORE", help="the image score above which 'flagged' looks")
+    command.add_argument(
+        "--memory",
+        default=MEMORY,
+        metavar="SIZE",
+        help="that scoring may take, such as 500MB; batches and caches follow from it (default: %(default)s)",
+    )
     command.add_argument("--backbone", help="must be the bank's, which is used anyway")
     _add_weights(command)
     command.add_argument("--overlays", action="store_true", help="write a PNG of each image under its heat map")
@@ -366,6 +433,13 @@ def _add_scoring(command: argparse.ArgumentParser) -> None:
         "--shown", type=int, default=SHOWN, metavar="N", help="images that the report shows in full (default: %(default)s)"
     )
     _add_max_skipped(command)
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not (name and sign and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ T = TypeVar("T")
 FRAMINGS = ("crop", "stretch", "letterbox")
 FUSIONS = ("mean", "concat")
 DISTANCES = ("l2", "squared_l2")
+LOCALIZE = ("all", "flagged", "none")
 PRECISIONS = ("float32", "bfloat16")
 DTYPES = ("float16", "float32")
 NORMALIZE = ("none", "l2")
@@ -100,6 +101,7 @@ class Method:
     `k_image`: nearest normals that the image score averages. `k_gallery`: nearest normals whose maps are searched.
     `kappa`: nearest gallery vectors that a pixel score averages. `distance`: `l2`, or `squared_l2` as in the paper,
     for image and pixel scores alike. `sigma`: of the Gaussian that smooths the map, in input pixels; 0 leaves it as it is.
+    `localize`: which images get a map, `all`, `none`, or those `flagged`: with an image score above `flag_above`.
     """
 
     k_image: int = 5
@@ -108,6 +110,8 @@ class Method:
     fusion: str = "mean"
     distance: str = "l2"
     sigma: float = 4.0
+    localize: str = "all"
+    flag_above: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("k_image", "k_gallery", "kappa"):
@@ -116,6 +120,15 @@ class Method:
         check_choice("distance", self.distance, DISTANCES)
         if not _is_finite(self.sigma) or self.sigma < 0:
             raise InputError(f"sigma={self.sigma!r} must be a number of 0 or more")
+        check_choice("localize", self.localize, LOCALIZE)
+        if self.localize == "flagged" and not _is_finite(self.flag_above):
+            raise InputError(
+                f"localize='flagged' needs flag_above, the image score from which on it looks; got {self.flag_above!r}"
+            )
+        if self.localize != "flagged" and self.flag_above is not None:
+            raise InputError(
+                f"flag_above={self.flag_above!r} does nothing with localize={self.localize!r}; use localize='flagged'"
+            )
 
 
 def from_mapping(cls: type[T], mapping: object, where: str) -> T:

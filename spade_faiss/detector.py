@@ -20,6 +20,7 @@ from spade_faiss.errors import InputError, NotFoundError
 from spade_faiss.features import FeatureBatch, FloatArray, Level, prepare
 from spade_faiss.gallery import GallerySearch, find_method
 from spade_faiss.gallery.blocks import BlockCache, Blocks
+from spade_faiss.gallery.store import KeptLevel, open_gallery
 from spade_faiss.image_index import ImageIndex
 from spade_faiss.images import find_images
 from spade_faiss.knn import IntArray
@@ -51,7 +52,7 @@ class Detector:
         self._images = ImageIndex.open(bank, recipe)
         self._workers = Workers()
         self._cache = BlockCache()
-        self._searches = {level.name: self._open_search(level) for level in self._searched}
+        self._searches = self._open_searches()
         cacheable = len(bank) * sum(_floats(level.shape) for level in self._searched)
         self.plan = plan(parse_bytes(memory), self._working_bytes, cacheable)
         self._cache.capacity = self.plan.cache_bytes
@@ -70,6 +71,8 @@ class Detector:
         fusion: str = "mean",
         distance: str = "l2",
         sigma: float = 4.0,
+        localize: str = "all",
+        flag_above: float | None = None,
         memory: str | int = MEMORY,
         backbone: str | Backbone | None = None,
         weights: str | Path | None = None,
@@ -79,7 +82,7 @@ class Detector:
         Args:
             bank: the bank's folder.
             recipe: a recipe's name or file.
-            k_image, k_gallery, kappa, fusion, distance, sigma: see `Method`.
+            k_image, k_gallery, kappa, fusion, distance, sigma, localize, flag_above: see `Method`.
             memory: how much the process may grow by while it scores, for instance `2GiB`: batches and caches follow from it.
             backbone: a backbone in place of the one the bank names; it must be the same network with the same weights.
             weights: where the bank's backbone's weights are, if they are not where they were or cannot be downloaded.
@@ -90,7 +93,16 @@ class Detector:
             InputError: for a setting out of range, more neighbours than normal images, too little memory, or a backbone that
                 is not the bank's.
         """
-        method = Method(k_image=k_image, k_gallery=k_gallery, kappa=kappa, fusion=fusion, distance=distance, sigma=sigma)
+        method = Method(
+            k_image=k_image,
+            k_gallery=k_gallery,
+            kappa=kappa,
+            fusion=fusion,
+            distance=distance,
+            sigma=sigma,
+            localize=localize,
+            flag_above=flag_above,
+        )
         opened = Bank.open(bank)
         _check_neighbors(opened, method)
         detector = cls(opened, load_recipe(recipe), method, memory)
@@ -157,18 +169,23 @@ class Detector:
         with stages("image search"):
             sq_dist, rows = self._images.search(query.embedding, max(k_image, k_gallery))
             neighbor_dist = to_distance(sq_dist, self.method.distance)
+        image_score = neighbor_dist[:, :k_image].mean(axis=1)
+        looked = np.flatnonzero(self._looks_at(image_score))
         level_dist, nearest = {}, {}
         with stages("pixel search"):
             for level in self._searched:
-                level_dist[level.name], nearest[level.name] = self._search_level(level, query, rows[:, :k_gallery])
+                level_dist[level.name], nearest[level.name] = self._search_level(level, query, rows[:, :k_gallery], looked)
         with stages("fusion"):
-            maps = score_maps(list(level_dist.values()), self.bank.layout.input_size, self.method.sigma)
+            maps = np.full((len(query), *self.bank.layout.input_size), np.nan, np.float32)
+            if len(looked):
+                of_looked = [dist[looked] for dist in level_dist.values()]
+                maps[looked] = score_maps(of_looked, self.bank.layout.input_size, self.method.sigma)
             if query.valid is not None:
                 maps *= query.valid
         ids = self.bank.ids
         return Scores(
             ids=list(query.ids),
-            image_score=neighbor_dist[:, :k_image].mean(axis=1),
+            image_score=image_score,
             maps=maps,
             neighbor_ids=np.array([[ids[row] for row in line] for line in rows]),
             neighbor_dist=neighbor_dist,
@@ -177,11 +194,28 @@ class Detector:
             distance=self.method.distance,
         )
 
-    def _open_search(self, level: Level) -> GallerySearch:
+    def _open_searches(self) -> dict[str, GallerySearch]:
         chosen = find_method(self.recipe)
+        if chosen.method.train is None:
+            kept = None
+        elif self.method.fusion == "mean":
+            kept = open_gallery(self.bank, self.recipe)
+        else:
+            raise InputError(f"recipe {self.recipe.name!r} keeps each level by itself; fusion=concat needs one like 'exact'")
+        searches = {}
+        for level in self._searched:
+            blocks = self._blocks_of(level)
+            of_level = None if kept is None else KeptLevel(kept, level, blocks)
+            searches[level.name] = chosen.method.open(blocks, self._workers, chosen.build, chosen.query, of_level)
+        return searches
 
+    def _blocks_of(self, level: Level) -> Blocks:
         def read(row: int) -> FloatArray:
             return self._vectors(level, lambda name: self.bank.level_map(name, row)[None]).reshape(-1, level.channels)
+
+        def read_some(row: int, locations: IntArray) -> FloatArray:
+            found = self.bank.level_map(level.name, row).reshape(-1, level.channels)[locations]
+            return found.astype(np.float32, copy=False)
 
         def prefetch(row: int) -> None:
             for part in stored:
@@ -193,15 +227,15 @@ class Detector:
 
         stored = self.bank.layout.levels if level.name == CONCAT else (level,)
         decodes = level.name == CONCAT or self.bank.layout.dtype != "float32"
-        blocks = Blocks(
+        return Blocks(
             level,
             len(self.bank),
             read,
+            read_some=None if level.name == CONCAT else read_some,
             cache=self._cache if decodes else None,
             prefetch=prefetch,
             release=release,
         )
-        return chosen.method.open(blocks, self._workers, chosen.build, chosen.query, None)
 
     def _working_bytes(self, images: int) -> int:
         """What scoring so many images at a time takes, about: from the decoded images to the finished maps."""
@@ -217,14 +251,31 @@ class Detector:
         results = images * sum(10 * _floats((level.height, level.width)) for level in self._searched) + images * 2 * image
         return max(forward, search) + features + results
 
-    def _search_level(self, level: Level, query: FeatureBatch, gallery: IntArray) -> tuple[FloatArray, NearestArray]:
+    def _looks_at(self, image_score: FloatArray) -> npt.NDArray[np.bool_]:
+        """Which images the pixel search runs for."""
+        if self.method.localize == "flagged":
+            assert self.method.flag_above is not None
+            return image_score > self.method.flag_above
+        return np.full(image_score.shape, self.method.localize == "all")
+
+    def _search_level(
+        self, level: Level, query: FeatureBatch, gallery: IntArray, looked: IntArray
+    ) -> tuple[FloatArray, NearestArray]:
         shape = (len(query), level.height, level.width)
-        xq = self._vectors(level, query.levels.__getitem__).reshape(len(query), -1, level.channels)
-        hits = self._searches[level.name](xq, gallery, self.method.kappa)
-        nearest = np.empty(shape, NEAREST_DTYPE)
-        nearest["neighbor"] = (gallery[:, None, :] == hits.row[..., None]).argmax(axis=-1).reshape(shape)
-        nearest["y"], nearest["x"] = np.divmod(hits.location.reshape(shape), level.width)
-        return to_distance(hits.sq_dist, self.method.distance).mean(axis=-1).reshape(shape), nearest
+        dist, nearest = np.full(shape, np.nan, np.float32), np.zeros(shape, NEAREST_DTYPE)
+        nearest["neighbor"] = -1
+        if len(looked) == 0:
+            return dist, nearest
+        gallery, shape = gallery[looked], (len(looked), *shape[1:])
+        every = len(looked) == len(query)  # the usual case, without a copy
+        xq = self._vectors(level, lambda name: query.levels[name] if every else query.levels[name][looked])
+        hits = self._searches[level.name](xq.reshape(len(looked), -1, level.channels), gallery, self.method.kappa)
+        dist[looked] = to_distance(hits.sq_dist, self.method.distance).mean(axis=-1).reshape(shape)
+        found = np.empty(shape, NEAREST_DTYPE)
+        found["neighbor"] = (gallery[:, None, :] == hits.row[..., None]).argmax(axis=-1).reshape(shape)
+        found["y"], found["x"] = np.divmod(hits.location.reshape(shape), level.width)
+        nearest[looked] = found
+        return dist, nearest
 
     def _vectors(self, level: Level, maps_of: Callable[[str], npt.NDArray[np.floating[Any]]]) -> FloatArray:
         """(n, H, W, C) float32 of a searched level: the bank's own, or under `concat` all of them at the finest one's size."""

@@ -88,6 +88,10 @@ def evaluate(
     """
     check_at_least("shown", shown, 0)
     check_at_least("max_skipped", max_skipped, 0)
+    if isinstance(bank, Detector) and bank.method.localize != "all":
+        raise InputError(
+            f"localize={bank.method.localize!r} leaves images without a map to measure; evaluate with localize='all'"
+        )
     loaded = load_dataset(dataset)
     for name, defective in (("normal (test/good)", False), ("defective", True)):
         if not any(record.defective == defective for record in loaded.test):

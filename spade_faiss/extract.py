@@ -23,8 +23,8 @@ from spade_faiss.device import BATCH_SIZE
 from spade_faiss.errors import InputError
 from spade_faiss.features import FeatureBatch, FloatArray, Layout, concatenate, prepare
 from spade_faiss.files import hash_file
-from spade_faiss.image_index import Description, build_image_index, check_factory
 from spade_faiss.images import ImageRecord, Skipped, check_skipped, find_images, load, to_input, valid_region
+from spade_faiss.index_build import Built, build_index, check_recipe
 from spade_faiss.recipe import Recipe, load_recipe
 from spade_faiss.stages import Stages
 
@@ -200,7 +200,7 @@ class Fit:
     skipped: tuple[Skipped, ...]
     stage_s: dict[str, float]
     total_s: float
-    index: Description | None
+    index: Built | None
 
 
 def fit(
@@ -262,7 +262,7 @@ def fit(
         pool=pool,
     )
     if chosen is not None:
-        check_factory(chosen, layout.embedding_dim)
+        check_recipe(chosen, layout.embedding_dim)
     weights_file = None if weights is None else str(Path(weights).resolve())
     stages = Stages()
     with stages("check"):
@@ -281,9 +281,9 @@ def fit(
             buffer.add(extracted.batch)
             bar.update(len(extracted.batch))
     built = None
-    if chosen is not None and chosen.needs_image_index:
+    if chosen is not None:
         with stages("index"):
-            built = build_image_index(target, chosen, progress=progress)
+            built = build_index(target, chosen, progress=progress)
     return Fit(
         bank=target,
         added=len(target) - before,

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from spade_faiss.bank import Bank
 from spade_faiss.config import Preprocess
 from spade_faiss.detector import Detector
 from spade_faiss.errors import InputError
+from spade_faiss.gallery import find_method
 from spade_faiss.images import ImageRecord, Picture, Skipped, load, to_mask
 from spade_faiss.metrics import Detection, Localization
 from spade_faiss.report import charts
@@ -87,6 +89,7 @@ class Presenter:
             "metrics": None if metrics is None else metric_numbers(metrics),
             "time": {"total_s": self.results.total_s, "stage_s": self.results.stage_s},
             "peak_memory_bytes": self.results.peak_memory_bytes,
+            "memory": asdict(self.detector.plan),
             "scores": [
                 {
                     "id": record.id,
@@ -125,19 +128,32 @@ class Presenter:
     def colours(self) -> tuple[float, float]:
         """The scores at which the colours of all heat maps start and end."""
         labels = None if self.results.metrics is None else [bool(record.defective) for record in self.records]
-        return colour_range(self.scores.maps(), labels)
+        if not self._localized.any():
+            return 0.0, 1.0  # of no map
+        return colour_range(map(self.scores.map, np.flatnonzero(self._localized).tolist()), labels)
+
+    @property
+    def _localized(self) -> npt.NDArray[np.bool_]:
+        """Which images have a map."""
+        found: npt.NDArray[np.bool_] = np.isfinite(self.scores.map_score)
+        return found
 
     def overlays(self) -> Iterator[tuple[ImageRecord, Picture]]:
-        """Each image under its heat map, if its file is still there."""
+        """Each image under its heat map, if it has one and its file is still there."""
         for i, record in enumerate(self.records):
             picture, _ = self._picture(record)
-            if picture is not None:
+            if picture is not None and self._localized[i]:
                 yield record, overlay(picture, self.scores.map(i), *self.colours)
 
     def _method(self) -> dict[str, Any]:
-        return {**asdict(self.detector.method), "recipe": asdict(self.detector.recipe)}
+        search = find_method(self.detector.recipe).method.definition
+        return {**asdict(self.detector.method), "recipe": asdict(self.detector.recipe), "search": search}
 
     def _notices(self) -> Iterator[str]:
+        if unseen := int((~self._localized).sum()):
+            yield f"{unseen} of {len(self.scores)} images have no map, as asked for; they are in the table alone."
+        if self.detector.recipe.build.gallery != "exact":
+            yield find_method(self.detector.recipe).method.definition
         if skipped := self.results.skipped:
             yield f"{len(skipped)} images could not be read and were left out; they are listed at the end."
         if (metrics := self.results.metrics) is not None and metrics.unseen:
@@ -161,7 +177,7 @@ class Presenter:
         )
 
     def _groups(self, rows: Sequence[ImageRow], shown: int) -> Iterator[CardGroup]:
-        order = np.argsort(-self.scores.image_score, kind="stable").tolist()
+        order = [i for i in np.argsort(-self.scores.image_score, kind="stable").tolist() if self._localized[i]]
         if self.results.metrics is None:
             yield self._group("Most anomalous images", rows, order[:shown])
             return
@@ -232,8 +248,9 @@ class Presenter:
         labels = None if metrics is None else np.array([bool(record.defective) for record in self.records])
         image = charts.histogram("image score", scores.image_score, labels)
         yield Chart(title="Image scores", svg=image, note="Mean distance to the nearest normal images.")
-        by_map = charts.histogram("map maximum", scores.map_score, labels)
-        yield Chart(title="Map maxima", svg=by_map, note="Highest pixel score of each image.")
+        if (localized := self._localized).any():
+            by_map = charts.histogram("map maximum", scores.map_score[localized], None if labels is None else labels[localized])
+            yield Chart(title="Map maxima", svg=by_map, note="Highest pixel score of each image.")
         if metrics is None:
             return
         named = [("image, by kNN", metrics.by_knn), ("image, by map maximum", metrics.by_map), ("pixel", metrics.pixel)]

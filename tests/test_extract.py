@@ -285,7 +285,9 @@ def test_a_name_with_weights_and_settings_of_its_own(good: Path, tmp_path: Path)
 def test_the_recipes_index_is_built(good: Path, tmp_path: Path, backbone: Backbone) -> None:
     result = fit(sorted(good.iterdir())[:5], bank=tmp_path / "bank", backbone=backbone, recipe="hnsw")
     assert result.index is not None
-    assert (result.index.recipe, result.index.count) == ("hnsw", 5)
+    assert result.index.image is not None
+    assert result.index.gallery is None
+    assert (result.index.recipe, result.index.image.count) == ("hnsw", 5)
     assert ImageIndex.open(Bank.open(tmp_path / "bank"), load_recipe("hnsw")).covered == 5
     with pytest.raises(NotFoundError, match="no recipe 'nothing'"):
         fit(good, bank=tmp_path / "other", backbone=backbone, recipe="nothing")

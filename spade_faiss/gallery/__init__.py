@@ -87,6 +87,7 @@ class Method(Generic[B, Q]):
     """A way of searching.
 
     Args:
+        definition: what is found, in a sentence that stands in results.
         build: dataclass of the settings of what is kept beside the bank; changing one means building again.
         query: dataclass of the settings that may change from query to query.
         open: makes the search of one level, from its blocks, the workers, both settings, and what is kept.
@@ -95,6 +96,7 @@ class Method(Generic[B, Q]):
             blocks. It must depend on its arguments alone: an image that was added since the build is encoded when it is met.
     """
 
+    definition: str
     build: type[B]
     query: type[Q]
     open: Callable[[Blocks, Workers, B, Q, Kept | None], GallerySearch]

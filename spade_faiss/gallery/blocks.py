@@ -5,14 +5,18 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 
 from spade_faiss.features import FloatArray, Level
+from spade_faiss.knn import IntArray
 
 # A centre is the mean of this many blocks.
 _CENTRE_BLOCKS = 8
+# A sample is of vectors of up to this many.
+_SAMPLE_BLOCKS = 500
 
 
 def _nothing(row: int) -> None:
@@ -54,6 +58,7 @@ class Blocks:
         level: the level's name and shape.
         count: how many normal images there are.
         read: decodes a row's map, (H*W, C) float32; it may be a view of the bank.
+        read_some: decodes only some locations of a row's map, (m, C) float32; None if that is not cheaper.
         cache: where decoded blocks are kept; None where `read` decodes nothing.
         prefetch: told which row will be read soon, so that the disk can start.
         release: told which row was read and is not needed now, so that its mapped pages need not stay.
@@ -65,13 +70,15 @@ class Blocks:
         count: int,
         read: Callable[[int], FloatArray],
         *,
+        read_some: Callable[[int, IntArray], FloatArray] | None = None,
         cache: BlockCache | None = None,
         prefetch: Callable[[int], None] = _nothing,
         release: Callable[[int], None] = _nothing,
     ) -> None:
         self.level = level
         self._count = count
-        self._read = read
+        self.read = read
+        self._read_some = read_some
         self._cache = cache
         self._prefetch = prefetch
         self.release = release
@@ -83,12 +90,36 @@ class Blocks:
         """The block of a bank row."""
         key = (self.level.name, row)
         if self._cache is None:
-            return self._read(row)
+            return self.read(row)
         block = self._cache.get(key)
         if block is None:
-            block = self._read(row)
+            block = self.read(row)
             self._cache.put(key, block)
         return block
+
+    def take(self, row: int, locations: IntArray) -> FloatArray:
+        """(m, C), the vectors at some locations of a bank row; where the block is not here it is not decoded for them."""
+        if self._read_some is None:
+            return self(row)[locations]
+        block = None if self._cache is None else self._cache.get((self.level.name, row))
+        return self._read_some(row, locations) if block is None else block[locations]
+
+    def sample(self, count: int, seed: int) -> FloatArray:
+        """(n, C), about `count` vectors of as many images as it takes, up to all of them; the same at every call."""
+        rng = np.random.default_rng(seed)
+        height, width, _ = self.level.shape
+        rows = np.sort(rng.permutation(self._count)[:_SAMPLE_BLOCKS])
+        each = min(height * width, -(-count // len(rows)))
+        parts = []
+        for row in rows.tolist():
+            parts.append(self.read(row)[np.sort(rng.permutation(height * width)[:each])])
+            self.release(row)
+        return np.concatenate(parts)
+
+    def derived(self, name: str, read: Callable[[int], FloatArray], channels: int) -> Blocks:
+        """Blocks that are made from what is kept of this level, in the same cache: `channels` values at each location."""
+        level = replace(self.level, name=f"{self.level.name} {name}", channels=channels)
+        return Blocks(level, self._count, read, cache=self._cache, release=self.release)
 
     def prefetch(self, row: int) -> None:
         """Say that a row will be read soon."""
@@ -109,5 +140,5 @@ class Blocks:
         alone, so that the same search gives the same numbers in any batch.
         """
         rows = np.unique(np.linspace(0, self._count - 1, _CENTRE_BLOCKS).astype(int))
-        mean: FloatArray = np.mean([self._read(int(row)).mean(axis=0) for row in rows], axis=0, dtype=np.float32)
+        mean: FloatArray = np.mean([self.read(int(row)).mean(axis=0) for row in rows], axis=0, dtype=np.float32)
         return mean

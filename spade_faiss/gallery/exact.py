@@ -155,4 +155,9 @@ def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: NoSettings
     return ExactSearch(blocks, workers)
 
 
-METHOD = Method(build=NoSettings, query=NoSettings, open=_open)
+METHOD = Method(
+    definition="Every location is compared with every location of the nearest normal images: exact.",
+    build=NoSettings,
+    query=NoSettings,
+    open=_open,
+)

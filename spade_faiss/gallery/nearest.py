@@ -62,7 +62,7 @@ def smallest_of(candidates: list[tuple[FloatArray, IntArray]], k: int) -> tuple[
     if k == 1 and all(D.shape[1] == 1 for D, _ in candidates):
         D, I = candidates[0]
         for other, location in candidates[1:]:
-            nearer = other < D
+            nearer = (other < D) | ((other == D) & (location < I))
             D, I = np.where(nearer, other, D), np.where(nearer, location, I)
         return D, I
     D = np.concatenate([D for D, _ in candidates], axis=1)

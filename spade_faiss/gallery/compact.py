@@ -1,0 +1,151 @@
+"""Compact search: a few principal components and what they leave over choose candidates, direct distances rank the best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from spade_faiss.arrays import Arrays
+from spade_faiss.config import check_at_least
+from spade_faiss.features import FloatArray
+from spade_faiss.gallery import Hits, Kept, Method
+from spade_faiss.gallery.blocks import Blocks
+from spade_faiss.gallery.exact import ExactSearch
+from spade_faiss.gallery.nearest import Found
+from spade_faiss.gallery.sweep import Piece, Visit, in_flight, parts_of, sweep, visits_of
+from spade_faiss.knn import IntArray, direct_sq_dist, product_bytes, product_knn, sq_norms
+from spade_faiss.workers import Workers
+
+_SEED = 1234
+_CODES = "codes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """`dims`: numbers kept of each vector; up to 32, FAISS searches them fastest. `train_vectors`: the sample learned from."""
+
+    dims: int = 32
+    train_vectors: int = 50_000
+
+    def __post_init__(self) -> None:
+        check_at_least("dims", self.dims, 2)
+        check_at_least("train_vectors", self.train_vectors, 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """`rerank`: candidates of each location, one from each neighbour, whose true distances are evaluated."""
+
+    rerank: int = 8
+
+    def __post_init__(self) -> None:
+        check_at_least("rerank", self.rerank, 1)
+
+
+class CompactSearch:
+    """Approximate nearest gallery vectors, see `GallerySearch`: their distances are true, but nearer ones may be missed.
+
+    A vector is kept as its first `dims - 1` principal components and the length of the rest. The distance of two such is a
+    lower bound of the true one (the triangle inequality between the rests), and far closer to it than that of the components
+    alone. The best vector of each neighbour by that bound is a candidate; the best few candidates are evaluated.
+    """
+
+    def __init__(self, blocks: Blocks, workers: Workers, rerank: int, kept: Kept) -> None:
+        self._blocks = blocks
+
+        def codes(row: int) -> FloatArray:
+            return kept(row)[_CODES].astype(np.float32)
+
+        self._codes = blocks.derived(_CODES, codes, kept.trained["components"].shape[1] + 1)
+        self._workers = workers
+        self._rerank = rerank
+        self._trained = kept.trained
+
+    def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
+        """See `GallerySearch`."""
+        height, width, dims = self._codes.level.shape
+        queries, value = height * width, np.dtype(np.float32).itemsize
+        found = 2 * Found.nbytes(images, k_gallery, queries, min(kappa, queries))
+        projected = images * queries * (dims + 2 * self._blocks.level.channels) * value
+        blocks = in_flight(self._workers.threads) * self._codes.block_bytes
+        # A re-ranking may look at all of a block's vectors for all of an image's queries.
+        each = product_bytes(queries, queries, dims, kappa) + 2 * self._blocks.block_bytes
+        return found + projected + blocks + self._workers.threads * each
+
+    def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
+        """See `GallerySearch`."""
+        queries = xq.shape[1]
+        projected = np.stack([project(x, self._trained) for x in xq])
+        rows = self._codes.level.height * self._codes.level.width
+        dims = projected.shape[2]
+        k = min(kappa, rows)
+        found = Found(neighbors, queries, k)
+
+        def look(image: int, column: int, part: slice, codes: FloatArray) -> None:
+            D, I = product_knn(projected[image, part], codes, k)
+            found.sq_dist[image, column, part], found.location[image, column, part] = D, I
+
+        def looks(visit: Visit) -> list[Piece[FloatArray]]:
+            return [
+                Piece(partial(look, image, column, part), (part.stop - part.start) * rows * dims)
+                for image, column in visit.asked
+                for part in parts
+            ]
+
+        parts = parts_of(queries, rows, dims)
+        visits = visits_of(found.rows)
+        sweep(self._codes, self._workers, visits, lambda codes: codes, looks)
+
+        chosen = found.sq_dist <= found.furthest(max(kappa, self._rerank))[:, None, :, None]
+        found.sq_dist[:] = np.inf
+
+        def evaluate(visit: Visit) -> None:
+            for image, column in visit.asked:
+                query, place = np.nonzero(chosen[image, column])
+                if len(query):
+                    near = self._blocks.take(visit.row, found.location[image, column, query, place])
+                    D = direct_sq_dist(xq[image, query], near, np.arange(len(query))[:, None])
+                    found.sq_dist[image, column, query, place] = D[:, 0]
+
+        for task in [self._workers.submit(evaluate, visit) for visit in visits]:
+            task.result()
+        return found.hits(kappa)
+
+
+def project(x: FloatArray, trained: Arrays) -> FloatArray:
+    """(n, dims) of vectors (n, C): components, and the length of what they leave over."""
+    centred = x - trained["mean"]
+    components = centred @ trained["components"]
+    rest = np.sqrt(np.maximum(sq_norms(centred) - sq_norms(components), 0))
+    return np.concatenate([components, rest[:, None]], axis=1)
+
+
+def _train(blocks: Blocks, build: Build) -> Arrays:
+    xt = blocks.sample(build.train_vectors, _SEED).astype(np.float64)
+    mean = xt.mean(axis=0)
+    _, vectors = np.linalg.eigh(np.cov(xt - mean, rowvar=False).reshape(xt.shape[1], xt.shape[1]))
+    components = vectors[:, ::-1][:, : min(build.dims - 1, xt.shape[1])]
+    return {"mean": mean.astype(np.float32), "components": np.ascontiguousarray(components, np.float32)}
+
+
+def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
+    return {_CODES: project(block, trained).astype(np.float16)}
+
+
+def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, kept: Kept | None) -> CompactSearch | ExactSearch:
+    if kept is None or blocks.level.channels < 2 * build.dims:
+        return ExactSearch(blocks, workers)  # there is little to leave out
+    return CompactSearch(blocks, workers, query.rerank, kept)
+
+
+METHOD = Method(
+    definition="Locations of the nearest normal images are compared by a few principal components, the best of them exactly: "
+    "distances are true, but a nearer vector may have been missed.",
+    build=Build,
+    query=Query,
+    open=_open,
+    train=_train,
+    encode=_encode,
+)
