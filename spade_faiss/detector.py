@@ -263,7 +263,7 @@ class Detector:
     ) -> tuple[FloatArray, NearestArray]:
         shape = (len(query), level.height, level.width)
         dist, nearest = np.full(shape, np.nan, np.float32), np.zeros(shape, NEAREST_DTYPE)
-        nearest["neighbor"] = -1
+        nearest["neighbor"] = nearest["row"] = -1
         if len(looked) == 0:
             return dist, nearest
         gallery, shape = gallery[looked], (len(looked), *shape[1:])
@@ -272,7 +272,9 @@ class Detector:
         hits = self._searches[level.name](xq.reshape(len(looked), -1, level.channels), gallery, self.method.kappa)
         dist[looked] = to_distance(hits.sq_dist, self.method.distance).mean(axis=-1).reshape(shape)
         found = np.empty(shape, NEAREST_DTYPE)
-        found["neighbor"] = (gallery[:, None, :] == hits.row[..., None]).argmax(axis=-1).reshape(shape)
+        of = gallery[:, None, :] == hits.row[..., None]
+        found["neighbor"] = np.where(of.any(axis=-1), of.argmax(axis=-1), -1).reshape(shape)
+        found["row"] = hits.row.reshape(shape)
         found["y"], found["x"] = np.divmod(hits.location.reshape(shape), level.width)
         nearest[looked] = found
         return dist, nearest

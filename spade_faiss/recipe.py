@@ -11,7 +11,7 @@ import yaml
 from spade_faiss.config import check_choice, from_mapping
 from spade_faiss.errors import InputError, NotFoundError
 
-GALLERIES = ("exact", "location", "compact", "ivf")
+GALLERIES = ("exact", "location", "history", "compact", "ivf")
 
 # What a gallery search can be told.
 Settings = dict[str, int | float | str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -200,9 +201,12 @@ class Presenter:
         peak_y, peak_x = scores.peak[i].tolist()
         matches: dict[int, list[Match]] = {}
         for level, match in scores.match.items():
-            column, y, x = match[i].tolist()
-            matches.setdefault(column, []).append(Match(level=level, corners=cell_box((y, x), scores.grid[level], scores.size)))
-        columns = sorted({*range(min(_NORMALS_SHOWN, scores.neighbor_ids.shape[1])), *matches})
+            column, y, x, bank_row = match[i].tolist()
+            matches.setdefault(column if column >= 0 else -1 - bank_row, []).append(
+                Match(level=level, corners=cell_box((y, x), scores.grid[level], scores.size))
+            )
+        # Neighbours by their column, other normal images that a level matched by the negative of their row and one more.
+        columns = sorted({*range(min(_NORMALS_SHOWN, scores.neighbor_ids.shape[1])), *matches}, key=lambda at: (at < 0, at))
         normals = tuple(self._normal(i, column, tuple(matches.get(column, ()))) for column in columns)
         return Card(
             image=row,
@@ -215,7 +219,8 @@ class Presenter:
         )
 
     def _normal(self, i: int, column: int, matches: tuple[Match, ...]) -> NormalPicture:
-        name = str(self.scores.neighbor_ids[i, column])
+        is_neighbor = column >= 0
+        name = str(self.scores.neighbor_ids[i, column]) if is_neighbor else self.detector.bank.ids[-1 - column]
         path = self.detector.bank.image_path(name)
         if path is None:
             picture, missing = None, "the bank does not know its file"
@@ -223,8 +228,8 @@ class Presenter:
             picture, missing = self._picture(ImageRecord(name, path), self.detector.bank.sha256_of.get(name))
         return NormalPicture(
             id=name,
-            place=column + 1,
-            distance=float(self.scores.neighbor_dist[i, column]),
+            place=column + 1 if is_neighbor else None,
+            distance=float(self.scores.neighbor_dist[i, column]) if is_neighbor else math.nan,
             picture=picture,
             matches=matches,
             missing=missing,

@@ -12,9 +12,10 @@ from scipy import ndimage, sparse
 
 from spade_faiss.features import FloatArray
 
-# Where a location's nearest gallery vector came from: the column of `neighbor_ids`, and the cell in that image's map.
+# Where a location's nearest gallery vector came from: the column of `neighbor_ids` (-1: none of them), the cell in that
+# image's map, and its row in the bank.
 NearestArray = npt.NDArray[np.void]
-NEAREST_DTYPE = np.dtype([("neighbor", np.int32), ("y", np.int16), ("x", np.int16)])
+NEAREST_DTYPE = np.dtype([("neighbor", np.int32), ("y", np.int16), ("x", np.int16), ("row", np.int32)])
 
 
 @dataclass(frozen=True, eq=False)

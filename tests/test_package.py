@@ -57,4 +57,4 @@ def test_a_wheel_works_outside_of_the_checkout(tmp_path: Path) -> None:
     )
     assert done.stdout.startswith(str(tmp_path / "site"))
     assert "image='Flat'" in done.stdout
-    assert "['compact', 'exact', 'hnsw', 'ivf', 'location'] True" in done.stdout
+    assert "['compact', 'exact', 'history', 'hnsw', 'ivf', 'location'] True" in done.stdout

@@ -92,7 +92,7 @@ def test_a_file_of_bytes_is_no_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nothing", "", ".", "..", "exact ", "Exact", "a\0b", "a" * 5000, "missing.yaml"])
 def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(NotFoundError, match=r"known are compact, exact, hnsw.*, or pass a .yaml file") as caught:
+    with pytest.raises(NotFoundError, match=r"known are compact, exact, .*hnsw.*, or pass a .yaml file") as caught:
         load_recipe(name)
     assert repr(name) in str(caught.value)
 

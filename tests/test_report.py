@@ -116,7 +116,7 @@ class TestScoreFile:
             for level, nearest in scores.nearest.items():
                 for i, (y, x) in enumerate(scores.peak):
                     cell = nearest[i, int(y * nearest.shape[1] / 20), int(x * nearest.shape[2] / 24)]
-                    assert file.match[level][i].tolist() == [cell["neighbor"], cell["y"], cell["x"]]
+                    assert file.match[level][i].tolist() == [cell["neighbor"], cell["y"], cell["x"], cell["row"]]
                 assert file.match[level].dtype == np.int32
 
     def test_uneven_batches_equal_one_batch(self, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ class TestScoreFile:
     def test_maps_are_stored_one_a_chunk_and_as_float32(self, tmp_path: Path) -> None:
         with h5py.File(write(tmp_path / "s.h5", make_scores())) as file:
             assert (file["maps"].chunks, file["maps"].dtype) == ((1, 20, 24), np.float32)
-            assert file.attrs["schema"] == 1
+            assert file.attrs["schema"] == 2
 
     def test_an_interrupted_writer_leaves_what_was_there(self, tmp_path: Path) -> None:
         before = content(write(tmp_path / "s.h5", make_scores(4)))
@@ -209,11 +209,11 @@ class TestScoreFile:
         with h5py.File(tmp_path / "other.h5", "w") as file:
             file["x"] = 1
         with h5py.File(write(tmp_path / "next.h5", make_scores()), "a") as file:
-            file.attrs["schema"] = 2
+            file.attrs["schema"] = 3
         for name, message in (
             ("text.h5", "damaged"),
             ("other.h5", "schema None"),
-            ("next.h5", "schema 2, this version reads 1"),
+            ("next.h5", "schema 3, this version reads 2"),
         ):
             with pytest.raises(SpadeError, match=message):
                 ScoreFile.open(tmp_path / name)

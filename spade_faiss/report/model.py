@@ -71,14 +71,14 @@ class NormalPicture:
 
     Args:
         id: its name.
-        place: 1 for the nearest.
-        distance: to the image.
+        place: 1 for the nearest; None for one that is no neighbour but was matched.
+        distance: to the image; NaN for one that is no neighbour.
         picture: (H, W, 3) uint8 as the backbone saw it, or None: then `missing` says why there is none.
         matches: the levels that matched the strongest pixel to this image.
     """
 
     id: str
-    place: int
+    place: int | None
     distance: float
     picture: Picture | None
     matches: tuple[Match, ...] = ()

@@ -3,8 +3,9 @@
 The layout of `scores.h5`, for n images with k neighbours each and score maps of H x W pixels:
 
     /image_score (n,)  /map_score (n,)  /peak (n, 2)  /neighbor_dist (n, k)  /maps (n, H, W)
-    /match/<level> (n, 3): neighbour column, y and x of the gallery location that the level's cell under the strongest
-        pixel was matched to; its attribute `grid` is the (height, width) of the level
+    /match/<level> (n, 4): neighbour column, y, x and bank row of the location that the level's cell under the strongest
+        pixel was matched to (column -1: of an image that is none of the neighbours; row -1: the image was not localised);
+        its attribute `grid` is the (height, width) of the level
     /ids, /neighbor_ids: bytes, each of the n, or n * k, names in UTF-8 with a NUL behind it
     attributes: schema, distance, settings (JSON text)
 
@@ -32,7 +33,7 @@ from spade_faiss.features import FloatArray
 from spade_faiss.files import atomic_path
 from spade_faiss.scoring import Scores
 
-SCHEMA = 1
+SCHEMA = 2
 
 IntArray = npt.NDArray[np.int64]
 
@@ -144,7 +145,7 @@ class ScoreWriter:
         self._new("maps", form.size, np.float32, chunk=1, **_PACKED)
         self._file.create_group("match", track_order=True)  # levels come back finest first, not by name
         for level, grid in form.levels.items():
-            self._new(f"match/{level}", (3,), np.int32)
+            self._new(f"match/{level}", (4,), np.int32)
             self._file[f"match/{level}"].attrs["grid"] = grid
 
     def _new(self, name: str, shape: tuple[int, ...], dtype: Any, *, chunk: int = _ROWS, **packing: Any) -> None:
@@ -167,7 +168,7 @@ class ScoreFile:
         ids: n image names.
         image_score: (n,); map_score: (n,), each map's maximum; peak: (n, 2), row and column of that maximum.
         neighbor_ids: (n, k), nearest first; neighbor_dist: (n, k).
-        match: for each level, (n, 3): neighbour column, y, x of the location that the cell under the peak was matched to.
+        match: for each level, (n, 4): neighbour column, y, x, bank row of the location that the cell under the peak matched.
         grid: for each level, (height, width).
         size: (H, W) of the maps.
         distance: of all scores, `l2` or `squared_l2`.
@@ -263,7 +264,7 @@ def _match_at(peak: IntArray, size: tuple[int, ...], nearest: npt.NDArray[np.voi
     n, *grid = nearest.shape
     y, x = (peak * grid // size).T
     found = nearest[np.arange(n), y, x]
-    return np.stack([found["neighbor"], found["y"], found["x"]], axis=1).astype(np.int32)
+    return np.stack([found["neighbor"], found["y"], found["x"], found["row"]], axis=1).astype(np.int32)
 
 
 def _encoded(names: Iterable[str]) -> npt.NDArray[np.uint8]:
