@@ -232,7 +232,8 @@ class Detector:
             len(self.bank),
             read,
             read_some=None if level.name == CONCAT else read_some,
-            cache=self._cache if decodes else None,
+            cache=self._cache,
+            decodes=decodes,
             prefetch=prefetch,
             release=release,
         )

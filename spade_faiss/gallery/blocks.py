@@ -59,7 +59,8 @@ class Blocks:
         count: how many normal images there are.
         read: decodes a row's map, (H*W, C) float32; it may be a view of the bank.
         read_some: decodes only some locations of a row's map, (m, C) float32; None if that is not cheaper.
-        cache: where decoded blocks are kept; None where `read` decodes nothing.
+        cache: where decoded blocks are kept, if anywhere.
+        decodes: False where `read` gives a view: there is nothing to keep then.
         prefetch: told which row will be read soon, so that the disk can start.
         release: told which row was read and is not needed now, so that its mapped pages need not stay.
     """
@@ -72,6 +73,7 @@ class Blocks:
         *,
         read_some: Callable[[int, IntArray], FloatArray] | None = None,
         cache: BlockCache | None = None,
+        decodes: bool = True,
         prefetch: Callable[[int], None] = _nothing,
         release: Callable[[int], None] = _nothing,
     ) -> None:
@@ -79,7 +81,8 @@ class Blocks:
         self._count = count
         self.read = read
         self._read_some = read_some
-        self._cache = cache
+        self._shared = cache
+        self._cache = cache if decodes else None
         self._prefetch = prefetch
         self.release = release
 
@@ -119,7 +122,7 @@ class Blocks:
     def derived(self, name: str, read: Callable[[int], FloatArray], channels: int) -> Blocks:
         """Blocks that are made from what is kept of this level, in the same cache: `channels` values at each location."""
         level = replace(self.level, name=f"{self.level.name} {name}", channels=channels)
-        return Blocks(level, self._count, read, cache=self._cache, release=self.release)
+        return Blocks(level, self._count, read, cache=self._shared, release=self.release)
 
     def prefetch(self, row: int) -> None:
         """Say that a row will be read soon."""

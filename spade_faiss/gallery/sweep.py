@@ -102,8 +102,8 @@ def sweep(
         group, tasks = running.popleft()
         for task in tasks:
             task.result()
-        for row, _ in group:
-            blocks.release(row)
+        if len(tasks) > 1:
+            blocks.release(group[0][0])
 
     def decode(row: int) -> Prepared:
         return prepare(blocks(row))
@@ -118,6 +118,7 @@ def sweep(
             prepared = decode(row)
             for piece in pieces:
                 piece.run(prepared)
+            blocks.release(row)
 
     def begin(group: _Group[Prepared]) -> Callable[[], list[Future[None]]]:
         row, pieces = group[0]
