@@ -123,6 +123,8 @@ def project(x: FloatArray, trained: Arrays) -> FloatArray:
 
 
 def _train(blocks: Blocks, build: Build) -> Arrays:
+    if blocks.level.channels < 2 * build.dims:
+        return {}  # there is little to leave out: such a level is searched as it is
     xt = blocks.sample(build.train_vectors, _SEED).astype(np.float64)
     mean = xt.mean(axis=0)
     _, vectors = np.linalg.eigh(np.cov(xt - mean, rowvar=False).reshape(xt.shape[1], xt.shape[1]))
@@ -131,13 +133,12 @@ def _train(blocks: Blocks, build: Build) -> Arrays:
 
 
 def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
-    return {_CODES: project(block, trained).astype(np.float16)}
+    return {} if not trained else {_CODES: project(block, trained).astype(np.float16)}
 
 
 def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, kept: Kept | None) -> CompactSearch | ExactSearch:
-    if kept is None or blocks.level.channels < 2 * build.dims:
-        return ExactSearch(blocks, workers)  # there is little to leave out
-    return CompactSearch(blocks, workers, query.rerank, kept)
+    assert kept is not None
+    return CompactSearch(blocks, workers, query.rerank, kept) if kept.trained else ExactSearch(blocks, workers)
 
 
 METHOD = Method(

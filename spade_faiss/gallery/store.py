@@ -138,7 +138,7 @@ class KeptLevel:
         self._opened = opened
         self._name = level.name
         self._blocks = blocks
-        self.trained = opened.trained[level.name]
+        self.trained = opened.trained.get(level.name, {})
 
     def __call__(self, row: int) -> Arrays:
         """What is kept of a bank row's map."""
@@ -220,7 +220,7 @@ def _encode(chosen: Chosen, levels: dict[str, Blocks], trained: dict[str, Arrays
     stacks: Arrays = {}
     for position, row in enumerate(rows):
         for name, blocks in levels.items():
-            for key, array in chosen.method.encode(blocks(row), trained[name], chosen.build).items():
+            for key, array in chosen.method.encode(blocks(row), trained.get(name, {}), chosen.build).items():
                 stack = stacks.setdefault(f"{name}/{key}", np.empty((len(rows), *array.shape), array.dtype))
                 stack[position] = array
             blocks.release(row)
