@@ -98,7 +98,8 @@ class CompactSearch:
         visits = visits_of(found.rows)
         sweep(self._codes, self._workers, visits, lambda codes: codes, looks)
 
-        chosen = found.sq_dist <= found.furthest(max(kappa, self._rerank))[:, None, :, None]
+        candidates = min(max(kappa, self._rerank), neighbors.shape[1] * k)
+        chosen = found.sq_dist <= found.furthest(candidates)[:, None, :, None]
         found.sq_dist[:] = np.inf
 
         def evaluate(visit: Visit) -> None:
