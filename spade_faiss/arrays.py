@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import os
 import shutil
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -14,7 +16,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from spade_faiss.errors import InputError
+from spade_faiss.errors import BankError, InputError
 from spade_faiss.files import atomic_path, hash_file
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -76,12 +78,24 @@ class Mapped:
 
         with h5py.File(path) as file:
             file.visititems(note)
-        with path.open("rb") as raw:
-            self._mapped = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._descriptor)
+        self._mapped = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
         self.arrays: Arrays = {
             name: np.ndarray(shape, dtype, self._mapped, offset) for name, (offset, shape, dtype) in layout.items()
         }
         self._offsets = {name: offset for name, (offset, _, _) in layout.items()}
+
+    def read(self, name: str, position: int, out: npt.NDArray[Any]) -> None:
+        """Copy one item of an array into `out`, of its type and size: what is read once costs no page faults that way."""
+        rest = memoryview(out.data).cast("B")
+        offset = self._offsets[name] + position * rest.nbytes
+        while rest.nbytes:
+            count = os.preadv(self._descriptor, [rest], offset)
+            if count == 0:
+                raise BankError(f"{self._path} ended while it was read; restore it from a backup")
+            rest, offset = rest[count:], offset + count
 
     def prefetch(self, name: str, position: int) -> None:
         """Ask for one item of an array to be read from disk soon."""

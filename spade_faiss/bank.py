@@ -28,6 +28,7 @@ from spade_faiss.shards import (
     map_shard,
     prefetch_map,
     read_image_path,
+    read_map,
     read_strings,
     release_map,
     write_shard,
@@ -265,6 +266,11 @@ class Bank:
         index, position = self.locate(row)
         found: npt.NDArray[np.floating[Any]] = self._shard(index).levels[level][position]
         return found
+
+    def read_map(self, level: str, row: int, out: npt.NDArray[np.floating[Any]]) -> None:
+        """Copy one image's map at one level into `out`, (H, W, C) of the bank's dtype and contiguous."""
+        index, position = self.locate(row)
+        read_map(self._shard_path(index), self.manifest.shards[index].sha256, level, position, out)
 
     def prefetch_map(self, level: str, row: int) -> None:
         """Ask for one image's map to be read from disk soon."""

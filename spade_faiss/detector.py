@@ -210,8 +210,17 @@ class Detector:
         return searches
 
     def _blocks_of(self, level: Level) -> Blocks:
-        def read(row: int) -> FloatArray:
-            return self._vectors(level, lambda name: self.bank.level_map(name, row)[None]).reshape(-1, level.channels)
+        scratch = threading.local()
+
+        def read(row: int, out: FloatArray | None) -> FloatArray:
+            if not halves:
+                return self._vectors(level, lambda name: self.bank.level_map(name, row)[None]).reshape(-1, level.channels)
+            if not hasattr(scratch, "map"):
+                scratch.map = np.empty((level.height * level.width, level.channels), np.float16)
+            self.bank.read_map(level.name, row, scratch.map)
+            decoded = np.empty(scratch.map.shape, np.float32) if out is None else out
+            np.copyto(decoded, scratch.map)
+            return decoded
 
         def read_some(row: int, locations: IntArray) -> FloatArray:
             found = self.bank.level_map(level.name, row).reshape(-1, level.channels)[locations]
@@ -226,14 +235,14 @@ class Detector:
                 self.bank.release_map(part.name, row)
 
         stored = self.bank.layout.levels if level.name == CONCAT else (level,)
-        decodes = level.name == CONCAT or self.bank.layout.dtype != "float32"
+        halves = level.name != CONCAT and self.bank.layout.dtype == "float16"
         return Blocks(
             level,
             len(self.bank),
             read,
             read_some=None if level.name == CONCAT else read_some,
             cache=self._cache,
-            decodes=decodes,
+            decodes=halves or level.name == CONCAT,
             prefetch=prefetch,
             release=release,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -54,6 +55,11 @@ def map_shard(path: Path, sha256: str) -> Shard:
     arrays = map_arrays(path, sha256).arrays
     levels = {name.removeprefix("level/"): maps for name, maps in arrays.items() if name.startswith("level/")}
     return Shard(arrays[_EMBEDDING], levels)
+
+
+def read_map(path: Path, sha256: str, level: str, position: int, out: npt.NDArray[Any]) -> None:
+    """Copy an image's map into `out`, of its type and size."""
+    map_arrays(path, sha256).read(f"level/{level}", position, out)
 
 
 def prefetch_map(path: Path, sha256: str, level: str, position: int) -> None:

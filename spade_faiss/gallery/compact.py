@@ -55,7 +55,7 @@ class CompactSearch:
     def __init__(self, blocks: Blocks, workers: Workers, rerank: int, kept: Kept) -> None:
         self._blocks = blocks
 
-        def codes(row: int) -> FloatArray:
+        def codes(row: int, _: FloatArray | None) -> FloatArray:
             return kept(row)[_CODES].astype(np.float32)
 
         self._codes = blocks.derived(_CODES, codes, kept.trained["components"].shape[1] + 1)
@@ -96,7 +96,7 @@ class CompactSearch:
 
         parts = parts_of(queries, rows, dims)
         visits = visits_of(found.rows)
-        sweep(self._codes, self._workers, visits, lambda codes: codes, looks)
+        sweep(self._codes, self._workers, visits, self._codes, looks)
 
         candidates = min(max(kappa, self._rerank), neighbors.shape[1] * k)
         chosen = found.sq_dist <= found.furthest(candidates)[:, None, :, None]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +25,34 @@ _STRIP_ROWS = 784
 # Up to as many FAISS has a kernel of its own that is fastest on whole blocks.
 _FUSED_CHANNELS = 32
 
-# A block as it is and less the centre.
-_Pair = tuple[FloatArray, FloatArray]
+
+class _Block(NamedTuple):
+    """A block as it is and less the centre; `memory` is what the first is decoded into, unless it is kept elsewhere."""
+
+    xb: FloatArray
+    centred: FloatArray
+    memory: FloatArray
+
+
+class _Blocks:
+    """Makes blocks in memory that is used again and again: to ask the system for more takes as long as to decode."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks = blocks
+        self._shape = (blocks.level.height * blocks.level.width, blocks.level.channels)
+        self._free: deque[_Block] = deque()
+
+    def make(self, row: int) -> _Block:
+        try:
+            _, centred, memory = self._free.pop()
+        except IndexError:
+            centred, memory = np.empty(self._shape, np.float32), np.empty(self._shape, np.float32)
+        xb = self._blocks(row, memory)
+        np.subtract(xb, self._blocks.centre, out=centred)
+        return _Block(xb, centred, memory)
+
+    def done(self, block: _Block) -> None:
+        self._free.append(block)
 
 
 class ExactSearch:
@@ -66,8 +94,8 @@ class ExactSearch:
         # Of each query and strip: the product's distance of the last vector that was evaluated; infinite where all were.
         last = np.full((n, k_gallery, len(strips), queries), np.inf, np.float32)
 
-        def look(image: int, column: int, part: slice, block: _Pair) -> None:
-            xb, xb_centred = block
+        def look(image: int, column: int, part: slice, block: _Block) -> None:
+            xb, xb_centred, _ = block
             each = []
             for index, strip in enumerate(strips):
                 listed = min(k, strip.stop - strip.start)
@@ -77,7 +105,7 @@ class ExactSearch:
                     last[image, column, index, part] = product[:, -1]
             found.sq_dist[image, column, part], found.location[image, column, part] = smallest_of(each, k)
 
-        def looks(visit: Visit) -> list[Piece[_Pair]]:
+        def looks(visit: Visit) -> list[Piece[_Block]]:
             return [
                 Piece(partial(look, image, column, part), (part.stop - part.start) * rows * channels)
                 for image, column in visit.asked
@@ -86,7 +114,8 @@ class ExactSearch:
 
         parts = parts_of(queries, rows, channels)
         visits = visits_of(found.rows)
-        sweep(self._blocks, self._workers, visits, lambda xb: (xb, xb - centre), looks)
+        made = _Blocks(self._blocks)
+        sweep(self._blocks, self._workers, visits, made.make, looks, made.done)
 
         furthest = found.furthest(kappa)
         # A vector that was not listed is at least as far as the last one that was, rounding apart.
@@ -95,8 +124,8 @@ class ExactSearch:
         doubtful = (last < (1 - TOLERANCE) * furthest[:, None, None]) & (furthest[:, None, None] > 0)
         doubts = doubtful.sum(axis=(2, 3))
 
-        def look_again(image: int, column: int, block: _Pair) -> None:
-            xb, xb_centred = block
+        def look_again(image: int, column: int, block: _Block) -> None:
+            xb, xb_centred, _ = block
             for index, strip in enumerate(strips):
                 (which,) = np.nonzero(doubtful[image, column, index])
                 if len(which):
@@ -109,7 +138,7 @@ class ExactSearch:
                         [kept, (D, I + strip.start)], k
                     )
 
-        def second_looks(visit: Visit) -> list[Piece[_Pair]]:
+        def second_looks(visit: Visit) -> list[Piece[_Block]]:
             return [
                 Piece(partial(look_again, image, column), int(doubts[image, column]) * rows // len(strips) * channels)
                 for image, column in visit.asked
@@ -117,7 +146,7 @@ class ExactSearch:
             ]
 
         again = [visit for visit in visits if doubts[visit.images, visit.columns].any()]
-        sweep(self._blocks, self._workers, again, lambda xb: (xb, xb - centre), second_looks)
+        sweep(self._blocks, self._workers, again, made.make, second_looks, made.done)
         return found.hits(kappa)
 
 
@@ -127,7 +156,9 @@ def strips_of(rows: int, channels: int) -> list[slice]:
     return slices(rows, count)
 
 
-def _settle(xq: FloatArray, centred: FloatArray, strip: _Pair, k: int, furthest: FloatArray) -> tuple[FloatArray, IntArray]:
+def _settle(
+    xq: FloatArray, centred: FloatArray, strip: tuple[FloatArray, FloatArray], k: int, furthest: FloatArray
+) -> tuple[FloatArray, IntArray]:
     """The nearest rows of a strip, k or all if it has less, by direct distances, in no order.
 
     Args:

@@ -75,7 +75,7 @@ class LocationSearch:
                 for part in parts
             ]
 
-        sweep(self._blocks, self._workers, visits_of(found.rows), lambda xb: xb, looks)
+        sweep(self._blocks, self._workers, visits_of(found.rows), self._blocks, looks)
         return found.hits(kappa)
 
 

@@ -18,7 +18,7 @@ from spade_faiss.arrays import Arrays, map_arrays, write_arrays
 from spade_faiss.bank import Bank
 from spade_faiss.config import from_mapping
 from spade_faiss.errors import BankError, InputError
-from spade_faiss.features import Level
+from spade_faiss.features import FloatArray, Level
 from spade_faiss.files import FileEntry, atomic_path, check_file, hash_file
 from spade_faiss.gallery import Chosen, find_method
 from spade_faiss.gallery.blocks import Blocks
@@ -229,7 +229,7 @@ def _encode(chosen: Chosen, levels: dict[str, Blocks], trained: dict[str, Arrays
 
 
 def _blocks(bank: Bank, level: Level) -> Blocks:
-    def read(row: int) -> Any:
+    def read(row: int, _: FloatArray | None) -> FloatArray:
         return bank.level_map(level.name, row).reshape(-1, level.channels).astype(np.float32, copy=False)
 
     return Blocks(level, len(bank), read, release=lambda row: bank.release_map(level.name, row))

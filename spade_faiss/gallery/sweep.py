@@ -10,7 +10,6 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from spade_faiss.features import FloatArray
 from spade_faiss.gallery.blocks import Blocks
 from spade_faiss.knn import IntArray
 from spade_faiss.workers import Workers
@@ -82,31 +81,32 @@ def sweep(
     blocks: Blocks,
     workers: Workers,
     visits: Iterable[Visit],
-    prepare: Callable[[FloatArray], Prepared],
+    prepare: Callable[[int], Prepared],
     pieces_of: Callable[[Visit], list[Piece[Prepared]]],
+    done: Callable[[Prepared], object] = lambda prepared: None,
 ) -> None:
     """Do each visit's pieces of work with its block, in the workers.
 
     A large visit is spread over the workers, several small ones are one task.
 
     Args:
-        blocks: each visit's block is read once.
+        blocks: what `prepare` reads from; a row is released after its visit.
         workers: where everything runs.
         visits: in the order they are begun in.
-        prepare: turns a block into what its pieces work on; it runs once for each visit.
+        prepare: reads the block of a row and makes of it what its pieces work on; it runs once for each visit.
         pieces_of: what to do with a visit's block.
+        done: told when a visit's pieces have run, so that memory can be used again.
     """
-    running: deque[tuple[_Group[Prepared], list[Future[None]]]] = deque()
+    # Tasks, and of a visit that is spread over several of them its row and block.
+    running: deque[tuple[list[Future[None]], tuple[int, Future[Prepared]] | None]] = deque()
 
     def finish() -> None:
-        group, tasks = running.popleft()
+        tasks, spread = running.popleft()
         for task in tasks:
             task.result()
-        if len(tasks) > 1:
-            blocks.release(group[0][0])
-
-    def decode(row: int) -> Prepared:
-        return prepare(blocks(row))
+        if spread is not None:
+            blocks.release(spread[0])
+            done(spread[1].result())
 
     def search(pieces: Sequence[Piece[Prepared]], block: Future[Prepared]) -> None:
         prepared = block.result()  # its decoding began before this did: the wait ends
@@ -115,24 +115,21 @@ def sweep(
 
     def visit_all(group: _Group[Prepared]) -> None:
         for row, pieces in group:
-            prepared = decode(row)
+            prepared = prepare(row)
             for piece in pieces:
                 piece.run(prepared)
             blocks.release(row)
+            done(prepared)
 
-    def begin(group: _Group[Prepared]) -> Callable[[], list[Future[None]]]:
+    def begin(group: _Group[Prepared]) -> Callable[[], None]:
         row, pieces = group[0]
         tasks = list(_tasks(pieces, enough))
         if len(group) > 1 or len(tasks) == 1:
-            return lambda: [workers.submit(visit_all, group)]
-        block = workers.submit(decode, row)
-        return lambda: [workers.submit(search, task, block) for task in tasks]
+            return lambda: running.append(([workers.submit(visit_all, group)], None))
+        block = workers.submit(prepare, row)
+        return lambda: running.append(([workers.submit(search, task, block) for task in tasks], (row, block)))
 
-    begun: deque[tuple[_Group[Prepared], Callable[[], list[Future[None]]]]] = deque()
-
-    def go_on() -> None:
-        group, submit = begun.popleft()
-        running.append((group, submit()))
+    begun: deque[Callable[[], None]] = deque()
 
     try:
         work = [(visit.row, pieces_of(visit)) for visit in visits]
@@ -144,15 +141,15 @@ def sweep(
             if len(running) + 1 == in_flight(workers.threads):
                 finish()
             # The decoding of this one stands before the searches of the one before.
-            begun.append((group, begin(group)))
+            begun.append(begin(group))
             if len(begun) > 1:
-                go_on()
+                begun.popleft()()
         while begun:
-            go_on()
+            begun.popleft()()
         while running:
             finish()
     except BaseException:
-        for _, tasks in running:
+        for tasks, _ in running:
             for task in tasks:
                 task.cancel()
         raise
