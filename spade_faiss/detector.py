@@ -212,15 +212,17 @@ class Detector:
     def _blocks_of(self, level: Level) -> Blocks:
         scratch = threading.local()
 
-        def read(row: int, out: FloatArray | None) -> FloatArray:
-            if not halves:
-                return self._vectors(level, lambda name: self.bank.level_map(name, row)[None]).reshape(-1, level.channels)
+        def read(row: int) -> FloatArray:
+            if halves:
+                read_into(row, out := np.empty((level.height * level.width, level.channels), np.float32))
+                return out
+            return self._vectors(level, lambda name: self.bank.level_map(name, row)[None]).reshape(-1, level.channels)
+
+        def read_into(row: int, out: FloatArray) -> None:
             if not hasattr(scratch, "map"):
-                scratch.map = np.empty((level.height * level.width, level.channels), np.float16)
+                scratch.map = np.empty(out.shape, np.float16)
             self.bank.read_map(level.name, row, scratch.map)
-            decoded = np.empty(scratch.map.shape, np.float32) if out is None else out
-            np.copyto(decoded, scratch.map)
-            return decoded
+            np.copyto(out, scratch.map)
 
         def read_some(row: int, locations: IntArray) -> FloatArray:
             found = self.bank.level_map(level.name, row).reshape(-1, level.channels)[locations]
@@ -240,6 +242,7 @@ class Detector:
             level,
             len(self.bank),
             read,
+            read_into=read_into if halves else None,
             read_some=None if level.name == CONCAT else read_some,
             cache=self._cache,
             decodes=halves or level.name == CONCAT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 from PIL import Image
 
 from spade_faiss.cli import main
+from spade_faiss.device import parse_bytes
+from spade_faiss.recipe import recipe_names
 from spade_faiss.report.scorefile import ScoreFile
 
 COMMANDS = ("fit", "extract", "index", "score", "evaluate", "info")
@@ -220,3 +223,279 @@ def test_results_do_not_go_into_the_images(fitted_bank: Path, dataset_folder: Pa
     (tmp_path / "file").touch()
     assert main([*words, "--out", str(tmp_path / "file")]) == 1
     assert main([*words, "--out", str(tmp_path / "out"), "--shown", "-1"]) == 1
+
+
+# Recipes that keep something, settings that change from query to query, budgets
+
+
+@pytest.fixture
+def copied_bank(fitted_bank: Path, tmp_path: Path) -> Path:
+    """The bank, to build indexes in."""
+    return Path(shutil.copytree(fitted_bank, tmp_path / "copy.bank"))
+
+
+@pytest.fixture
+def one_image(dataset_folder: Path) -> Path:
+    return sorted((dataset_folder / "test" / "spot").iterdir())[0]
+
+
+def run_text(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    assert main([*map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def run_error(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one line on stderr of a command that fails, without its prefix."""
+    assert main([*map(str, words)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("spade-faiss: error: ")
+    return captured.err.removeprefix("spade-faiss: error: ").rstrip()
+
+
+def kept(bank: Path, recipe: str) -> dict[str, tuple[int, bytes]]:
+    """Files of vectors that were built for a recipe: when, and what is in them."""
+    folder = bank / "indexes" / recipe
+    return {path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*.h5")}
+
+
+def test_index_says_what_it_built_and_builds_it_once(copied_bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("index", copied_bank, "--recipe", "ivf", "--quiet")
+    first = run_json(capsys, *words)
+    built = kept(copied_bank, "ivf")
+    size = sum(len(content) for _, content in built.values())
+    assert sorted(built) == ["gallery/000000.h5", "gallery/trained.h5"]
+    assert set(first) == {"bank", "recipe", "built", "images", "bank_bytes", "bytes_before", "bytes", "time"}
+    assert (first["bank"], first["recipe"], first["built"], first["images"]) == (str(copied_bank), "ivf", True, 24)
+    assert (first["bytes_before"], first["bytes"]) == (0, size)
+    assert first["bank_bytes"] == sum(path.stat().st_size for path in (copied_bank / "features").iterdir())
+    assert first["time"]["total_s"] > 0
+    # Again: nothing is learned or encoded.
+    again = run_json(capsys, *words)
+    assert kept(copied_bank, "ivf") == built
+    assert again["bytes"] == size
+    assert again["bytes_before"] >= size
+    text = run_text(capsys, *words)
+    assert re.match(rf"{re.escape(str(copied_bank))}: index 'ivf' over 24 images, built in \d+\.\d\d s\n", text)
+    assert "gallery  ivf lists=64, train_vectors=50000: " in text
+    assert kept(copied_bank, "ivf") == built
+    # Anew: to the same result.
+    run_json(capsys, *words, "--rebuild")
+    rebuilt = kept(copied_bank, "ivf")
+    assert all(rebuilt[name][0] > time for name, (time, _) in built.items())
+    assert {name: len(content) for name, (_, content) in rebuilt.items()} == {
+        name: len(content) for name, (_, content) in built.items()
+    }
+
+
+def test_a_recipe_that_keeps_nothing_says_so(copied_bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for recipe in ("exact", "location"):
+        text = run_text(capsys, "index", copied_bank, "--recipe", recipe)
+        assert text == f"recipe {recipe!r} trains nothing: {copied_bank} can be queried as it is\n"
+    assert not (copied_bank / "indexes").exists()
+
+
+def test_info_lists_what_is_built(copied_bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = run_json(capsys, "info", copied_bank)
+    assert (before["indexes"], before["galleries"]) == ([], [])
+    assert "  index " not in run_text(capsys, "info", copied_bank)
+    sizes = {name: run_json(capsys, "index", copied_bank, "--recipe", name)["bytes"] for name in ("hnsw", "ivf", "compact")}
+    info = run_json(capsys, "info", copied_bank)
+    (image,) = info["indexes"]
+    assert (image["recipe"], image["image"], image["covers"], image["bytes"]) == ("hnsw", "HNSW32", 24, sizes["hnsw"])
+    assert [(item["recipe"], item["gallery"], item["covers"], item["bytes"]) for item in info["galleries"]] == [
+        (name, name, 24, sizes[name]) for name in ("compact", "ivf")
+    ]
+    assert info["galleries"][1]["settings"] == {"lists": 64, "train_vectors": 50_000}
+    lines = [line.split()[1:] for line in run_text(capsys, "info", copied_bank).splitlines() if line.startswith("  index ")]
+    assert [line[:2] for line in lines] == [["hnsw:", "HNSW32,"], ["compact:", "compact"], ["ivf:", "ivf"]]
+
+
+def test_score_before_index_says_what_to_run(
+    copied_bank: Path, one_image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("score", one_image, "--bank", copied_bank, "--out", tmp_path / "out", "--recipe", "ivf")
+    error = run_error(capsys, *words)
+    command = f"spade-faiss index {copied_bank} --recipe ivf"
+    assert error.endswith(f"build it with: {command}")
+    assert not (tmp_path / "out").exists()
+    run_text(capsys, *command.split()[1:])
+    run_text(capsys, *words)
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_of_ours_scores_with_its_defaults(
+    recipe: str, copied_bank: Path, one_image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = run_json(capsys, "index", copied_bank, "--recipe", recipe)
+    assert built["built"] == (recipe not in ("exact", "location"))
+    out = tmp_path / "out"
+    run_json(capsys, "score", one_image, "--bank", copied_bank, "--recipe", recipe, "--out", out)
+    report = json.loads((out / "report.json").read_bytes())
+    assert report["method"]["recipe"]["name"] == recipe
+    assert report["scores"][0]["map_score"] > 0
+
+
+def test_settings_of_a_query_arrive(
+    copied_bank: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_json(capsys, "index", copied_bank, "--recipe", "ivf")
+    built = kept(copied_bank, "ivf")
+    score = ("score", dataset_folder / "test", "--bank", copied_bank)
+    run_json(capsys, *score, "--out", tmp_path / "exact")
+    exact = json.loads((tmp_path / "exact" / "report.json").read_bytes())
+    above = sorted(item["image_score"] for item in exact["scores"])[5]
+    chosen = ("--recipe", "ivf", "--set", "nprobe=2", "--memory", "1GiB", "--localize", "flagged", "--flag-above", above)
+    done = run_json(capsys, *score, *chosen, "--out", tmp_path / "out", "--overlays")
+    assert done["images"] == 11
+    report = json.loads((tmp_path / "out" / "report.json").read_bytes())
+    method = report["method"]
+    assert method["recipe"]["name"] == "ivf"
+    assert method["recipe"]["query"] == {"image": "", "settings": {"nprobe": 2}}
+    assert (method["localize"], method["flag_above"]) == ("flagged", above)
+    assert method["search"] in (tmp_path / "out" / "report.html").read_text()
+    assert sum(report["memory"][name] for name in ("working_bytes", "cache_bytes")) <= parse_bytes("1GiB")
+    assert [item["image_score"] for item in report["scores"]] == [item["image_score"] for item in exact["scores"]]
+    for item, of_exact in zip(report["scores"], exact["scores"], strict=True):
+        assert (item["map_score"] is None) == (item["image_score"] <= above)
+        # An approximate search misses nearer vectors; it does not invent any.
+        assert item["map_score"] is None or item["map_score"] >= of_exact["map_score"] * (1 - 1e-3)
+    assert len(list((tmp_path / "out" / "overlays").rglob("*.png"))) == 5
+    # With all of its lists it is exact. The last of the same name counts.
+    everywhere = ("--recipe", "ivf", "--set", "nprobe=2", "--set", "nprobe=64")
+    run_json(capsys, *score, *everywhere, "--out", tmp_path / "everywhere")
+    found = json.loads((tmp_path / "everywhere" / "report.json").read_bytes())
+    assert [item["map_score"] for item in found["scores"]] == pytest.approx([item["map_score"] for item in exact["scores"]])
+    assert kept(copied_bank, "ivf") == built
+
+
+def test_the_image_index_has_settings_of_a_query_too(
+    copied_bank: Path, one_image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_json(capsys, "index", copied_bank, "--recipe", "hnsw")
+    score = ("score", one_image, "--bank", copied_bank, "--recipe", "hnsw", "--out", tmp_path / "out", "--set")
+    run_json(capsys, *score, "image=efSearch=32")
+    method = json.loads((tmp_path / "out" / "report.json").read_bytes())["method"]
+    assert method["recipe"]["query"]["image"] == "efSearch=32"
+    assert "FAISS does not take the query parameters 'efSeach=32'" in run_error(capsys, *score, "image=efSeach=32")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "assignment", "message"),
+    [
+        ("ivf", "nprob=2", "unknown key 'nprob'; known are nprobe"),
+        ("ivf", "lists=2", "unknown key 'lists'; known are nprobe"),
+        ("ivf", "nprobe=many", "nprobe='many' is of type str, expected int"),
+        ("ivf", "nprobe=2.5", "nprobe=2.5 is of type float, expected int"),
+        ("ivf", "nprobe=0", "nprobe=0 must be an integer of at least 1"),
+        ("ivf", "nprobe=[", "nprobe"),
+        ("compact", "rerank=-1", "rerank=-1 must be an integer of at least 1"),
+        ("location", "radius=x", "radius='x' is of type str, expected int"),
+        ("exact", "nprobe=2", "unknown key 'nprobe'"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_refused_and_named(
+    recipe: str,
+    assignment: str,
+    message: str,
+    fitted_bank: Path,
+    one_image: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whether or not the recipe's index was built before."""
+    words = ("score", one_image, "--bank", fitted_bank, "--recipe", recipe, "--set", assignment, "--out", tmp_path / "out")
+    assert message in run_error(capsys, *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("assignment", ["nprobe", "=2", "nprobe="])
+def test_a_setting_without_name_or_value_is_wrong_usage(
+    assignment: str, fitted_bank: Path, one_image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["score", str(one_image), "--bank", str(fitted_bank), "--out", str(tmp_path / "out"), "--set", assignment]
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert capsys.readouterr().err.endswith(f"argument --set: {assignment!r} is not NAME=VALUE\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--memory", "10kB"), "is too small: scoring image by image takes"),
+        (("--memory", "much"), "memory='much' is no size; write for instance 500MB or 2GiB"),
+        (("--localize", "flagged"), "localize='flagged' needs flag_above"),
+        (("--localize", "flagged", "--flag-above", "nan"), "localize='flagged' needs flag_above"),
+        (("--flag-above", "3"), "flag_above=3.0 does nothing with localize='all'"),
+    ],
+)
+def test_budgets_and_thresholds_that_do_not_work(
+    option: tuple[str, ...],
+    message: str,
+    fitted_bank: Path,
+    one_image: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("score", one_image, "--bank", fitted_bank, "--out", tmp_path / "out")
+    assert message in run_error(capsys, *words, *option)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_memory_that_an_error_names_is_enough(
+    fitted_bank: Path, one_image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("score", one_image, "--bank", fitted_bank, "--out", tmp_path / "out", "--memory")
+    named = re.search(r"takes ([^;]*);", run_error(capsys, *words, "10kB"))
+    assert named is not None
+    assert run_json(capsys, *words, named[1])["images"] == 1
+
+
+def test_an_evaluation_of_flagged_images_alone_is_refused(
+    fitted_bank: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("evaluate", dataset_folder, "--bank", fitted_bank, "--out", tmp_path / "out", "--localize")
+    for option in (("none",), ("flagged", "--flag-above", "3")):
+        assert f"localize={option[0]!r} leaves images without a map" in run_error(capsys, *words, *option)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("{list: 9}", "recipe 'mine': build: settings: unknown key 'list'; known are lists, train_vectors"),
+        ("{lists: many}", "recipe 'mine': build: settings: lists='many' is of type str, expected int"),
+        ("{lists: 0}", "recipe 'mine': build: settings: lists=0 must be an integer of at least 1"),
+        # The coarsest level has 24 x 16 vectors.
+        ("{lists: 500}", "lists=500 is more than the 384 vectors of level"),
+    ],
+)
+def test_settings_in_a_recipe_of_ones_own_that_do_not_fit(
+    settings: str, message: str, copied_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"name: mine\nbuild: {{gallery: ivf, settings: {settings}}}\n")
+    assert message in run_error(capsys, "index", copied_bank, "--recipe", recipe)
+
+
+def test_a_recipe_of_ones_own_is_built_and_queried(
+    copied_bank: Path, one_image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("name: mine\nbuild: {gallery: ivf, settings: {lists: 9}}\nquery: {settings: {nprobe: 3}}\n")
+    text = run_text(capsys, "index", copied_bank, "--recipe", recipe)
+    assert "index 'mine' over 24 images" in text
+    assert "gallery  ivf lists=9, train_vectors=50000" in text
+    (found,) = run_json(capsys, "info", copied_bank)["galleries"]
+    assert (found["recipe"], found["settings"]["lists"]) == ("mine", 9)
+    score = ("score", one_image, "--bank", copied_bank, "--recipe", recipe, "--out", tmp_path / "out")
+    run_json(capsys, *score)
+    method = json.loads((tmp_path / "out" / "report.json").read_bytes())["method"]
+    assert method["recipe"]["query"]["settings"] == {"nprobe": 3}
+    # What is built is not what the file says any more.
+    recipe.write_text("name: mine\nbuild: {gallery: ivf, settings: {lists: 8}}\n")
+    error = run_error(capsys, *score)
+    assert "'lists': 9" in error
+    assert "'lists': 8" in error
+    assert "spade-faiss index" in error

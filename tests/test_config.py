@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spade_faiss.config import DISTANCES, FRAMINGS, FUSIONS, PRECISIONS, Method, Preprocess, Source, from_mapping
+from spade_faiss.config import DISTANCES, FRAMINGS, FUSIONS, LOCALIZE, PRECISIONS, Method, Preprocess, Source, from_mapping
 from spade_faiss.errors import InputError
 
 
@@ -193,3 +193,28 @@ def test_method_choices() -> None:
         Method(fusion="max")
     with pytest.raises(InputError, match="distance='L2' is not one of l2, squared_l2"):
         Method(distance="L2")
+
+
+def test_which_images_get_a_map() -> None:
+    assert (Method().localize, Method().flag_above) == ("all", None)
+    assert LOCALIZE == ("all", "flagged", "none")
+    assert Method(localize="none").flag_above is None
+    for above in (0, 12.5, -1.0):  # a score's scale is the backbone's
+        assert Method(localize="flagged", flag_above=above).flag_above == above
+    with pytest.raises(InputError, match=r"^localize='some' is not one of all, flagged, none$"):
+        Method(localize="some")
+
+
+@pytest.mark.parametrize("above", [None, float("nan"), float("inf"), -float("inf"), "12", True])
+def test_flagged_needs_a_threshold(above: Any) -> None:
+    with pytest.raises(InputError, match=r"^localize='flagged' needs flag_above, the image score .*; got ") as caught:
+        Method(localize="flagged", flag_above=above)
+    assert str(caught.value).endswith(f"got {above!r}")
+
+
+@pytest.mark.parametrize("localize", ["all", "none"])
+@pytest.mark.parametrize("above", [0, 12.5, float("nan")])
+def test_a_threshold_that_would_do_nothing_is_refused(localize: str, above: float) -> None:
+    message = f"^flag_above={above!r} does nothing with localize='{localize}'; use localize='flagged'"
+    with pytest.raises(InputError, match=message):
+        Method(localize=localize, flag_above=above)

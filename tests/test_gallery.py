@@ -72,7 +72,7 @@ def exact_search(blocks: Floats, threads: int = 2) -> ExactSearch:
     """Of blocks (rows, HW, C)."""
     rows, locations, channels = blocks.shape
     level = Level("level", channels, stride=1, height=1, width=locations)
-    return ExactSearch(Blocks(level, rows, lambda row, _: blocks[row]), Workers(threads))
+    return ExactSearch(Blocks(level, rows, blocks.__getitem__), Workers(threads))
 
 
 def run(case: Case, kappa: int = 1) -> Hits:
@@ -117,7 +117,7 @@ def test_each_block_is_read_once_and_only_where_it_was_chosen() -> None:
     read: list[int] = []
     released: list[int] = []
 
-    def read_block(row: int, _: Floats | None) -> Floats:
+    def read_block(row: int) -> Floats:
         read.append(row)
         block: Floats = case.blocks[row]
         return block
@@ -176,7 +176,7 @@ def test_an_image_does_not_depend_on_its_batch_on_real_numbers() -> None:
 
 def one_block(xq: Floats, xb: Floats, kappa: int) -> Floats:
     """(nq, kappa) squared distances of queries to a single block."""
-    blocks = Blocks(Level("level", xb.shape[1], stride=1, height=1, width=len(xb)), 1, lambda row, out: xb)
+    blocks = Blocks(Level("level", xb.shape[1], stride=1, height=1, width=len(xb)), 1, lambda _: xb)
     found: Floats = ExactSearch(blocks, Workers(1))(xq[None], np.zeros((1, 1), np.int64), kappa).sq_dist[0]
     return found
 

@@ -57,8 +57,8 @@ class Blocks:
     Args:
         level: the level's name and shape.
         count: how many normal images there are.
-        read: decodes a row's map, (H*W, C) float32, into the second argument if that is not None and it has anything to decode;
-            it may be a view of the bank.
+        read: decodes a row's map, (H*W, C) float32; it may be a view of the bank.
+        read_into: decodes it into memory that is there; None if it has nothing to decode.
         read_some: decodes only some locations of a row's map, (m, C) float32; None if that is not cheaper.
         cache: where decoded blocks are kept, if anywhere.
         decodes: False where `read` gives a view: there is nothing to keep then.
@@ -70,8 +70,9 @@ class Blocks:
         self,
         level: Level,
         count: int,
-        read: Callable[[int, FloatArray | None], FloatArray],
+        read: Callable[[int], FloatArray],
         *,
+        read_into: Callable[[int, FloatArray], None] | None = None,
         read_some: Callable[[int, IntArray], FloatArray] | None = None,
         cache: BlockCache | None = None,
         decodes: bool = True,
@@ -81,6 +82,7 @@ class Blocks:
         self.level = level
         self._count = count
         self.read = read
+        self._read_into = read_into
         self._read_some = read_some
         self._shared = cache
         self._cache = cache if decodes else None
@@ -93,11 +95,14 @@ class Blocks:
     def __call__(self, row: int, out: FloatArray | None = None) -> FloatArray:
         """The block of a bank row; `out` is where it may be decoded to if it will not be kept."""
         if self._cache is None or self._cache.capacity < self.block_bytes:
-            return self.read(row, out)
+            if out is None or self._read_into is None:
+                return self.read(row)
+            self._read_into(row, out)
+            return out
         key = (self.level.name, row)
         block = self._cache.get(key)
         if block is None:
-            block = self.read(row, None)
+            block = self.read(row)
             self._cache.put(key, block)
         return block
 
@@ -116,11 +121,11 @@ class Blocks:
         each = min(height * width, -(-count // len(rows)))
         parts = []
         for row in rows.tolist():
-            parts.append(self.read(row, None)[np.sort(rng.permutation(height * width)[:each])])
+            parts.append(self.read(row)[np.sort(rng.permutation(height * width)[:each])])
             self.release(row)
         return np.concatenate(parts)
 
-    def derived(self, name: str, read: Callable[[int, FloatArray | None], FloatArray], channels: int) -> Blocks:
+    def derived(self, name: str, read: Callable[[int], FloatArray], channels: int) -> Blocks:
         """Blocks that are made from what is kept of this level, in the same cache: `channels` values at each location."""
         level = replace(self.level, name=f"{self.level.name} {name}", channels=channels)
         return Blocks(level, self._count, read, cache=self._shared, release=self.release)
@@ -144,5 +149,5 @@ class Blocks:
         alone, so that the same search gives the same numbers in any batch.
         """
         rows = np.unique(np.linspace(0, self._count - 1, _CENTRE_BLOCKS).astype(int))
-        mean: FloatArray = np.mean([self.read(int(row), None).mean(axis=0) for row in rows], axis=0, dtype=np.float32)
+        mean: FloatArray = np.mean([self.read(int(row)).mean(axis=0) for row in rows], axis=0, dtype=np.float32)
         return mean

@@ -55,7 +55,7 @@ class CompactSearch:
     def __init__(self, blocks: Blocks, workers: Workers, rerank: int, kept: Kept) -> None:
         self._blocks = blocks
 
-        def codes(row: int, _: FloatArray | None) -> FloatArray:
+        def codes(row: int) -> FloatArray:
             return kept(row)[_CODES].astype(np.float32)
 
         self._codes = blocks.derived(_CODES, codes, kept.trained["components"].shape[1] + 1)

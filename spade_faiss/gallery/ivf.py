@@ -53,8 +53,8 @@ class IvfSearch:
     """
 
     def __init__(self, blocks: Blocks, workers: Workers, nprobe: int, kept: Kept) -> None:
-        def by_list(row: int, _: FloatArray | None) -> FloatArray:
-            return blocks.read(row, None)[kept(row)["order"]]
+        def by_list(row: int) -> FloatArray:
+            return blocks.read(row)[kept(row)["order"]]
 
         self._blocks = blocks.derived("by list", by_list, blocks.level.channels)
         self._workers = workers

@@ -229,7 +229,7 @@ def _encode(chosen: Chosen, levels: dict[str, Blocks], trained: dict[str, Arrays
 
 
 def _blocks(bank: Bank, level: Level) -> Blocks:
-    def read(row: int, _: FloatArray | None) -> FloatArray:
+    def read(row: int) -> FloatArray:
         return bank.level_map(level.name, row).reshape(-1, level.channels).astype(np.float32, copy=False)
 
     return Blocks(level, len(bank), read, release=lambda row: bank.release_map(level.name, row))
