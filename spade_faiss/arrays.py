@@ -24,6 +24,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 # Arrays start on a cache line, so that a mapped view is aligned for any dtype and vector unit.
 _ALIGNMENT = 64
 _OPEN_FILES = 256
+_MAPPED_BYTES = 2 << 20
 _HEADROOM_BYTES = 1 << 20
 
 
@@ -108,7 +109,9 @@ class Mapped:
     def _advise(self, option: str, name: str, position: int) -> None:
         size = self.arrays[name][position].nbytes
         start = self._offsets[name] + position * size
-        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        # Linux maps files in pieces of up to this size: what lies beside an item comes, and must go, with it.
+        first = start // _MAPPED_BYTES * _MAPPED_BYTES
+        end = min(-(-(start + size) // _MAPPED_BYTES) * _MAPPED_BYTES, len(self._mapped))
         if hasattr(mmap, option):
             with suppress(OSError):  # advice: what is not taken does no harm
-                self._mapped.madvise(getattr(mmap, option), first, start + size - first)
+                self._mapped.madvise(getattr(mmap, option), first, end - first)

@@ -129,6 +129,9 @@ class Method:
             raise InputError(
                 f"flag_above={self.flag_above!r} does nothing with localize={self.localize!r}; use localize='flagged'"
             )
+        for name in ("sigma", "flag_above"):  # a NumPy number is one too, but none that JSON knows
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
 
 
 def from_mapping(cls: type[T], mapping: object, where: str) -> T:
@@ -177,7 +180,9 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise InputError(f"{where}={value!r} is of type {type(value).__name__}, expected a mapping")
-        return {_checked(arguments[0], key, where): _checked(arguments[1], item, where) for key, item in value.items()}
+        return {
+            _checked(arguments[0], key, where): _checked(arguments[1], item, f"{where}: {key}") for key, item in value.items()
+        }
     allowed = (int, float) if hint is float else hint
     if (isinstance(value, bool) and hint is not bool) or not isinstance(value, allowed):
         raise InputError(f"{where}={value!r} is of type {type(value).__name__}, expected {hint.__name__}")

@@ -52,7 +52,7 @@ class Detector:
         self._images = ImageIndex.open(bank, recipe)
         self._workers = Workers()
         self._cache = BlockCache()
-        self._searches = self._open_searches()
+        self._searches = {} if method.localize == "none" else self._open_searches()
         cacheable = len(bank) * sum(_floats(level.shape) for level in self._searched)
         self.plan = plan(parse_bytes(memory), self._working_bytes, cacheable)
         self._cache.capacity = self.plan.cache_bytes
@@ -159,12 +159,12 @@ class Detector:
         """
         stages = stages or Stages()
         self.bank.check_source(batch.source)
+        size = self.plan.batch
+        return join([self._score(batch[start : start + size], stages) for start in range(0, max(1, len(batch)), size)])
+
+    def _score(self, batch: FeatureBatch, stages: Stages) -> Scores:
         with stages("prepare"):
             query = prepare(batch, self.bank.layout)
-        size = self.plan.batch
-        return join([self._score(query[start : start + size], stages) for start in range(0, len(query), size)])
-
-    def _score(self, query: FeatureBatch, stages: Stages) -> Scores:
         k_image, k_gallery = self.method.k_image, self.method.k_gallery
         with stages("image search"):
             sq_dist, rows = self._images.search(query.embedding, max(k_image, k_gallery))
@@ -257,8 +257,12 @@ class Detector:
         forward = _FORWARD_BYTES + images * _FORWARD_INPUTS * image if self.bank.manifest.source else 0
         features = images * sum(2 * _floats(level.shape) for level in layout.levels)
         search = max(
-            images * _floats(level.shape) + self._searches[level.name].working_bytes(images, k_gallery, kappa)
-            for level in self._searched
+            (
+                images * _floats(level.shape) + self._searches[level.name].working_bytes(images, k_gallery, kappa)
+                for level in self._searched
+                if self._searches
+            ),
+            default=0,
         )
         # Distances, and where they are from; score maps before and after smoothing.
         results = images * sum(10 * _floats((level.height, level.width)) for level in self._searched) + images * 2 * image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,16 +27,19 @@ def parse_bytes(text: str | int) -> int:
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
     if found is None or found[2].lower() not in units:
         raise InputError(f"memory={text!r} is no size; write for instance 500MB or 2GiB")
-    return int(float(found[1]) * units[found[2].lower()])
+    size = float(found[1]) * units[found[2].lower()]
+    if not math.isfinite(size):
+        raise InputError(f"memory={text!r} is more than any machine has; write for instance 2GiB")
+    return round(size)
 
 
 def format_bytes(count: float) -> str:
-    """A size as people read it, in units of 1024."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
+    """A size as people read it and `parse_bytes` does, in units of 1024; rounded up, so that it is never too little."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1000 or unit == "GiB":
+            break
         count /= 1024
-    return f"{count:.2f} GiB"
+    return f"{math.ceil(count * 100) / 100:.2f}".rstrip("0").rstrip(".") + f" {unit}"
 
 
 @dataclass(frozen=True, kw_only=True)

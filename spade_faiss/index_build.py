@@ -51,9 +51,9 @@ def build_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: 
 
 
 def built_before(bank: Bank, recipe: Recipe) -> int:
-    """Bytes on disk of what stands at a recipe's place."""
+    """Bytes on disk of the index files that stand at a recipe's place."""
     folder = index_folder(bank, recipe)
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".faiss", ".h5"))
 
 
 def check_recipe(recipe: Recipe, embedding_dim: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,6 +13,9 @@ from spade_faiss.config import check_choice, from_mapping
 from spade_faiss.errors import InputError, NotFoundError
 
 GALLERIES = ("exact", "location", "history", "compact", "ivf")
+
+# ValueError: no UTF-8, or a date that does not exist.
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 # What a gallery search can be told.
 Settings = dict[str, int | float | str]
@@ -67,7 +71,7 @@ class Recipe:
 
         What the gallery does not know is refused when it is opened.
         """
-        values = {name: yaml.safe_load(text) for name, text in changes.items() if name != "image"}
+        values = {name: _value(name, text) for name, text in changes.items() if name != "image"}
         query = Query(image=changes.get("image", self.query.image), settings={**self.query.settings, **values})
         return replace(self, query=query)
 
@@ -88,9 +92,16 @@ def load_recipe(recipe: str | Path | Recipe) -> Recipe:
         raise NotFoundError(f"no recipe {str(recipe)!r}; known are {', '.join(recipe_names())}, or pass a .yaml file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date that does not exist
+    except _NO_YAML as error:
         raise InputError(f"{path} is not valid YAML: {error}") from error
     return from_mapping(Recipe, content, str(path))
+
+
+def _value(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except _NO_YAML as error:
+        raise InputError(f"{name}={text!r} is no value: {' '.join(str(error).split())}") from error
 
 
 def recipe_names() -> list[str]:

@@ -86,6 +86,7 @@ class Presenter:
             "method": self._method(),
             "bank": bank_facts(self.detector.bank),
             "images": self.results.images,
+            "localized": int(self._localized.sum()),
             "skipped": [asdict(item) for item in self.results.skipped],
             "metrics": None if metrics is None else metric_numbers(metrics),
             "time": {"total_s": self.results.total_s, "stage_s": self.results.stage_s},
@@ -152,7 +153,9 @@ class Presenter:
 
     def _notices(self) -> Iterator[str]:
         if unseen := int((~self._localized).sum()):
-            yield f"{unseen} of {len(self.scores)} images have no map, as asked for; they are in the table alone."
+            method = self.detector.method
+            which = "localize=none" if method.localize == "none" else f"an image score of at most {method.flag_above:g}"
+            yield f"{unseen} of {len(self.scores)} images have no map ({which}); they are in the table alone."
         if self.detector.recipe.build.gallery != "exact":
             yield find_method(self.detector.recipe).method.definition
         if skipped := self.results.skipped:
@@ -180,7 +183,8 @@ class Presenter:
     def _groups(self, rows: Sequence[ImageRow], shown: int) -> Iterator[CardGroup]:
         order = [i for i in np.argsort(-self.scores.image_score, kind="stable").tolist() if self._localized[i]]
         if self.results.metrics is None:
-            yield self._group("Most anomalous images", rows, order[:shown])
+            if order:
+                yield self._group("Most anomalous images", rows, order[:shown])
             return
         defective = [i for i in order if self.records[i].defective]
         normal = [i for i in order if not self.records[i].defective]

@@ -86,7 +86,7 @@ def test_everything_given_and_everything_left_out() -> None:
         ({"many": ["a", 2]}, "file.yaml: many[1]=2 is of type int, expected str"),
         ({"several": [{}, {"size": None}]}, "file.yaml: several[1]: size=None is of type NoneType"),
         ({"table": [1]}, "file.yaml: table=[1] is of type list, expected a mapping"),
-        ({"table": {"x": "y"}}, "file.yaml: table='y' is of type str, expected int"),
+        ({"table": {"x": "y"}}, "file.yaml: table: x='y' is of type str, expected int"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(values: dict[Any, Any], message: str) -> None:

@@ -80,6 +80,7 @@ class Blocks:
         release: Callable[[int], None] = _nothing,
     ) -> None:
         self.level = level
+        self._key = level.name
         self._count = count
         self.read = read
         self._read_into = read_into
@@ -99,7 +100,7 @@ class Blocks:
                 return self.read(row)
             self._read_into(row, out)
             return out
-        key = (self.level.name, row)
+        key = (self._key, row)
         block = self._cache.get(key)
         if block is None:
             block = self.read(row)
@@ -110,7 +111,7 @@ class Blocks:
         """(m, C), the vectors at some locations of a bank row; where the block is not here it is not decoded for them."""
         if self._read_some is None:
             return self(row)[locations]
-        block = None if self._cache is None else self._cache.get((self.level.name, row))
+        block = None if self._cache is None else self._cache.get((self._key, row))
         return self._read_some(row, locations) if block is None else block[locations]
 
     def sample(self, count: int, seed: int) -> FloatArray:
@@ -127,12 +128,14 @@ class Blocks:
 
     def derived(self, name: str, read: Callable[[int], FloatArray], channels: int) -> Blocks:
         """Blocks that are made from what is kept of this level, in the same cache: `channels` values at each location."""
-        level = replace(self.level, name=f"{self.level.name} {name}", channels=channels)
-        return Blocks(level, self._count, read, cache=self._shared, release=self.release)
+        level = replace(self.level, channels=channels)
+        made = Blocks(level, self._count, read, cache=self._shared, release=self.release)
+        made._key = f"{self._key}/{name}"  # no level's name holds a '/'
+        return made
 
     def prefetch(self, row: int) -> None:
         """Say that a row will be read soon."""
-        if self._cache is None or self._cache.get((self.level.name, row)) is None:
+        if self._cache is None or self._cache.get((self._key, row)) is None:
             self._prefetch(row)
 
     @property

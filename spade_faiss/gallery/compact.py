@@ -109,6 +109,7 @@ class CompactSearch:
                     near = self._blocks.take(visit.row, found.location[image, column, query, place])
                     D = direct_sq_dist(xq[image, query], near, np.arange(len(query))[:, None])
                     found.sq_dist[image, column, query, place] = D[:, 0]
+            self._blocks.release(visit.row)
 
         for task in [self._workers.submit(evaluate, visit) for visit in visits]:
             task.result()
@@ -128,13 +129,17 @@ def _train(blocks: Blocks, build: Build) -> Arrays:
         return {}  # there is little to leave out: such a level is searched as it is
     xt = blocks.sample(build.train_vectors, _SEED).astype(np.float64)
     mean = xt.mean(axis=0)
-    _, vectors = np.linalg.eigh(np.cov(xt - mean, rowvar=False).reshape(xt.shape[1], xt.shape[1]))
+    centred = xt - mean
+    _, vectors = np.linalg.eigh(centred.T @ centred)
     components = vectors[:, ::-1][:, : min(build.dims - 1, xt.shape[1])]
     return {"mean": mean.astype(np.float32), "components": np.ascontiguousarray(components, np.float32)}
 
 
 def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
-    return {} if not trained else {_CODES: project(block, trained).astype(np.float16)}
+    if not trained:
+        return {}
+    largest = np.finfo(np.float16).max
+    return {_CODES: project(block, trained).clip(-largest, largest).astype(np.float16)}
 
 
 def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, kept: Kept | None) -> CompactSearch | ExactSearch:

@@ -95,7 +95,7 @@ def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: Query, kep
 
 METHOD = Method(
     definition="Every location is compared with a window around the same place in the nearest normal images, exactly: "
-    "a narrower definition than that of SPADE, whose distances are never larger.",
+    "a narrower definition than that of SPADE; distances are never smaller than its.",
     build=NoSettings,
     query=Query,
     open=_open,

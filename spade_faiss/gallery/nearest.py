@@ -32,8 +32,8 @@ class Found:
     @staticmethod
     def nbytes(images: int, k_gallery: int, queries: int, kappa: int) -> int:
         """Bytes of such an object, with what `hits` needs."""
-        copies = 1 if kappa == 1 else 3  # sorting many takes a copy and an order
-        return images * k_gallery * queries * kappa * (4 * copies + 8)
+        each = 4 + 8 if kappa == 1 else 4 + 8 + 4 + 8 + 4  # sorting many takes copies and an order
+        return images * k_gallery * queries * kappa * each
 
     def furthest(self, kappa: int) -> FloatArray:
         """(n, queries), the kappa-th smallest distance of each query, over all blocks."""

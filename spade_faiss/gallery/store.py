@@ -144,9 +144,14 @@ class KeptLevel:
         """What is kept of a bank row's map."""
         shard, position = self._opened.bank.locate(row)
         if shard < len(self._opened.files):
-            arrays = map_arrays(*self._opened.files[shard]).arrays
-            prefix = f"{self._name}/"
-            return {name.removeprefix(prefix): stack[position] for name, stack in arrays.items() if name.startswith(prefix)}
+            mapped = map_arrays(*self._opened.files[shard])
+            kept: Arrays = {}
+            for name, stack in mapped.arrays.items():
+                level, key = name.rsplit("/", 1)
+                if level == self._name:
+                    kept[key] = np.empty(stack.shape[1:], stack.dtype)
+                    mapped.read(name, position, kept[key])
+            return kept
         chosen = self._opened.chosen
         assert chosen.method.encode is not None
         return chosen.method.encode(self._blocks(row), self.trained, chosen.build)

@@ -1,0 +1,591 @@
+"""The figures of the gallery search: what each recipe costs and what it changes, beside what one would do without them.
+
+Run as `python -m benchmarks.gallery --out benchmarks/results`: on generated features, with --bank and --queries on real
+ones too. A ratio is that of runs in turn, in one process, with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks import main_job
+from benchmarks.features import SHAPES, Product, Shape, load_queries, save_queries, write_bank
+from spade_faiss import Bank, Detector, FeatureBatch, Level, Scores
+from spade_faiss.device import format_bytes, parse_bytes
+from spade_faiss.features import FloatArray, concatenate
+from spade_faiss.gallery import exact
+from spade_faiss.gallery.blocks import Blocks
+from spade_faiss.index_build import build_index
+from spade_faiss.knn import IntArray, import_faiss
+from spade_faiss.recipe import load_recipe, recipe_names
+from spade_faiss.scoring import join
+from spade_faiss.stages import Stages
+
+TOLERANCE = 1e-4
+QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
+IMAGES, PIXELS = "image search", "pixel search"
+# Beyond what any batch needs, so that decoded maps are kept; the budgets that are put to the test.
+AMPLE, MEMORY_BUDGET, SCALING_BUDGET = "4GiB", "1GiB", "256MiB"
+# SPADE-pytorch compares so many gallery rows at a time.
+_CHUNK = 100
+_MEASURED_CHUNKS = 2
+_LOW_THRESHOLD = 1000
+_ORACLE_IMAGES, _ORACLE_QUERIES = 2, 48
+_PEAK_SIDE, _PEAK_RUNS = 2048, 5
+_SAMPLE_S = 0.002
+
+Row = dict[str, Any]
+# Scores a batch; seconds an image.
+Engine = Callable[[FeatureBatch], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """A bank, and test images."""
+
+    name: str
+    bank: Path
+    tests: FeatureBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is measured, and how often. `memory` and `scaling` write banks of `shapes` of their own."""
+
+    sets: Sequence[Features]
+    scratch: Path
+    recipes: Sequence[str] = ("exact",)
+    ks: Sequence[int] = (5, 50)
+    repeats: int = 5
+    batch: int = 16
+    data: Path | None = None
+    shapes: Mapping[str, Shape]
+    memory_normals: Sequence[int] = (500, 5000)
+    memory_tests: int = 32
+    scaling_normals: Sequence[int] = (500, 1000, 2000, 5000, 10000, 20000)
+    scaling_tests: int = 64
+
+
+def main() -> None:
+    """Measure everything, or what --only names, and write gallery.json; sections not measured again are kept."""
+    import torch
+
+    arguments = _parse()
+    torch.set_num_threads(import_faiss().omp_get_max_threads())
+    target = arguments.out / "gallery.json"
+    figures = json.loads(target.read_bytes()) if target.exists() else {}
+    figures["machine"] = machine()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+        setup = _setup(arguments, Path(scratch))
+        for name in arguments.only:
+            figures[name] = [_say(name, row) for row in SECTIONS[name](setup)]
+            target.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    _say("wrote", {"file": str(target)})
+    if arguments.json:
+        print(json.dumps({name: figures[name] for name in ("machine", *arguments.only)}))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on, and what linear algebra runs there."""
+    faiss = import_faiss()
+    try:
+        pools = importlib.import_module("threadpoolctl").threadpool_info()
+    except ImportError:
+        pools = []
+    return {
+        **main_job.machine(),
+        "threads": faiss.omp_get_max_threads(),
+        "faiss_compile_options": faiss.get_compile_options().split(),
+        "blas": {Path(pool["filepath"]).name: pool["architecture"] for pool in pools if "architecture" in pool},
+        "environment": {name: value for name, value in os.environ.items() if name.startswith(("OPENBLAS_", "OMP_"))},
+    }
+
+
+def build(setup: Setup) -> Iterator[Row]:
+    """Seconds and bytes of what recipes keep beside the bank."""
+    for features in setup.sets:
+        bank = Bank.open(features.bank)
+        for recipe in setup.recipes:
+            built = build_index(bank, load_recipe(recipe), rebuild=True)
+            kept = {"s": built.total_s, "bytes": built.bytes} if built else {"s": 0.0, "bytes": 0}
+            yield {"set": features.name, "recipe": recipe, "normals": len(bank), "bank_bytes": bank.bytes_on_disk, **kept}
+
+
+def speed(setup: Setup) -> Iterator[Row]:
+    """Seconds an image of ours and of others: single images, and a batch that shares its nearest normals."""
+    for features in setup.sets:
+        bank, tests = Bank.open(features.bank), features.tests[: setup.batch]
+        tests = replace(tests, embedding=np.repeat(tests.embedding[:1], len(tests), axis=0))
+        for k in setup.ks:
+            detectors = {recipe: _open(features, recipe, k) for recipe in dict.fromkeys(("exact", *setup.recipes))}
+            # Of a large bank, hardly any map is met again: without room for decoded ones.
+            detectors["exact_uncached"] = _open(features, "exact", k, detectors["exact"].plan.working_bytes)
+            nearest = _galleries(bank, detectors["exact"].score_features(tests[:1]), k)[0]
+            ours = {name: _engine(detector) for name, detector in detectors.items()}
+            others = _peers(bank, nearest, published=k == min(setup.ks))
+            for size in (1, len(tests)):
+                batches = [tests[start : start + size] for start in range(0, len(tests), size)]
+                seconds = _in_turn({**others, **ours}, batches, setup.repeats)
+                spread = {name: {**_spread(runs), "extrapolated": name == "published"} for name, runs in seconds.items()}
+                over = {name: {one: _ratio(seconds[one], seconds[name]) for one in (*others, "exact")} for name in ours}
+                yield {"set": features.name, "k": k, "batch": size, "s_per_image": spread, "times_that_of": over}
+
+
+def quality(setup: Setup) -> Iterator[Row]:
+    """What other recipes than exact do to distances and maps; to AUROC and AUPRO where there is a labelled set."""
+    for features in setup.sets:
+        for k in setup.ks:
+            best = _open(features, "exact", k).score_features(features.tests)
+            for recipe in setup.recipes:
+                if recipe != "exact":
+                    found = _excess(best, _open(features, recipe, k).score_features(features.tests))
+                    yield {"set": features.name, "k": k, "recipe": recipe, **found}
+    if setup.data:
+        yield from _labelled(setup, setup.data / "mvtec_bottle")
+
+
+def equal(setup: Setup) -> Iterator[Row]:
+    """That exact gives the same numbers whatever is beside an image, and how far they are from float64's."""
+    for features in setup.sets:
+        tests = features.tests[: setup.batch]
+        for k in setup.ks:
+            base = _open(features, "exact", k).score_features(tests)
+            same = {name: _same(base, scores) for name, scores in _variants(features, tests, k)}
+            off = _off_oracle(Bank.open(features.bank), tests, base, k)
+            row = {"set": features.name, "k": k, "identical": same, "off_float64": off}
+            if not all(same.values()) or off > TOLERANCE:
+                raise RuntimeError(f"exact is not exact: {row}")
+            yield row
+
+
+def memory(setup: Setup) -> Iterator[Row]:
+    """Peak memory of scoring against small and large banks, each in a process of its own."""
+    k, first = max(setup.ks), dict[str, int]()
+    for bank, tests, recipe in _growing(setup, "wrn50", setup.memory_normals, setup.memory_tests):
+        found = _child("peak_growth", str(bank.path), str(tests), recipe, k, MEMORY_BUDGET)
+        limit = {"start_and_budget_bytes": found["start_bytes"] + parse_bytes(MEMORY_BUDGET)}
+        over_first = found["peak_bytes"] / first.setdefault(recipe, found["peak_bytes"])
+        yield {"recipe": recipe, "normals": len(bank), "k": k, **found, **limit, "over_first_peak": over_first}
+
+
+def scaling(setup: Setup) -> Iterator[Row]:
+    """Time of an image by size of bank; its files in the system's cache, and dropped from it before each image."""
+    k = min(setup.ks)
+    for bank, tests, recipe in _growing(setup, "lite0", setup.scaling_normals, setup.scaling_tests):
+        for cold in (False, True):
+            found = _child("stage_times", str(bank.path), str(tests), recipe, k, SCALING_BUDGET, cold)
+            yield {"recipe": recipe, "normals": len(bank), "bank_bytes": bank.bytes_on_disk, "cold": cold, **found}
+
+
+def profile(setup: Setup) -> Iterator[Row]:
+    """What exact reaches of the machine's peak at the largest K, and what the threads' time goes to."""
+    k = max(setup.ks)
+    a = np.random.default_rng(0).random((_PEAK_SIDE, _PEAK_SIDE), np.float32)
+    for features in setup.sets:
+        detector = _open(features, "exact", k)
+        levels = detector.bank.layout.levels
+        work = {"exact": sum(2 * (level.height * level.width) ** 2 * k * level.channels for level in levels)}
+        work |= dict.fromkeys(("numpy", "faiss"), 2 * _PEAK_SIDE**3)
+        engines: dict[str, Engine] = {
+            "exact": _engine(detector),
+            "numpy": lambda _: _least_s(lambda: a @ a),
+            # With so many channels, the rest of the search is little beside the product in FAISS's own BLAS.
+            "faiss": lambda _: _least_s(lambda: import_faiss().knn(a, a, 1)),
+        }
+        seconds = _in_turn(engines, [features.tests[:1]], setup.repeats)
+        rate = {name: [work[name] / second / 1e9 for second in runs] for name, runs in seconds.items()}
+        with _instrumented() as stages:
+            thread_s = _engine(detector)(features.tests[:1]) * import_faiss().omp_get_max_threads()
+        parts = {name: spent / thread_s for name, spent in stages.seconds.items()}
+        parts["rest"] = 1 - sum(parts.values())
+        of_peak = {name: _ratio(rate["exact"], rate[name]) for name in ("numpy", "faiss")}
+        spread = {name: _spread(runs) for name, runs in rate.items()}
+        yield {"set": features.name, "k": k, "gflop_per_s": spread, "of_peak": of_peak, "of_threads_time": parts}
+
+
+def published(xq: FloatArray, xb: FloatArray, chunks: int | None = None) -> tuple[FloatArray, float]:
+    """SPADE-pytorch's search: all queries' distances to a chunk of the gallery at a time, by broadcasting; their minimum.
+
+    Args:
+        xq: (nq, d) queries.
+        xb: (nb, d) gallery.
+        chunks: how many to do; None for all.
+
+    Returns:
+        (nq,) smallest distances to what was searched, and seconds, extrapolated to the whole gallery.
+    """
+    import torch
+
+    query, gallery = torch.from_numpy(xq).T.contiguous()[None], torch.from_numpy(xb)[..., None]
+    nearest = torch.full((len(xq),), torch.inf)
+    stop = len(xb) if chunks is None else min(len(xb), chunks * _CHUNK)
+    start = time.perf_counter()
+    for first in range(0, stop, _CHUNK):
+        dist = torch.linalg.vector_norm(gallery[first : min(stop, first + _CHUNK)] - query, dim=1)
+        nearest = torch.minimum(nearest, dist.amin(dim=0))
+    return nearest.numpy(), (time.perf_counter() - start) * len(xb) / stop
+
+
+def peak_growth(bank: str, tests: str, recipe: str, k: int, budget: str) -> dict[str, int]:
+    """Resident bytes before the first scoring, and the most while it runs; for a process of its own."""
+    batch = load_queries(Path(tests))
+    detector = Detector.open(bank, recipe=recipe, k_gallery=k, memory=budget)
+    samples = [_resident_bytes()]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_SAMPLE_S):
+            samples.append(_resident_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    detector.score_features(batch)
+    done.set()
+    watcher.join()
+    return {"start_bytes": samples[0], "peak_bytes": max(samples), "batch": detector.plan.batch}
+
+
+def stage_times(bank: str, tests: str, recipe: str, k: int, budget: str, cold: bool) -> dict[str, Any]:
+    """Seconds by stage of one image after the other, the first left out; for a process of its own."""
+    batch = load_queries(Path(tests))
+    if not cold:  # another detector fills the system's cache: the one that is measured has decoded nothing yet
+        Detector.open(bank, recipe=recipe, k_gallery=k, memory=budget).score_features(batch)
+    detector = Detector.open(bank, recipe=recipe, k_gallery=k, memory=budget)
+    seconds: dict[str, list[float]] = {IMAGES: [], PIXELS: []}
+    read = []
+    for place in range(len(batch)):
+        if cold:
+            _drop_from_cache(Path(bank))
+        stages, before = Stages(), _read_bytes()
+        detector.score_features(batch[place : place + 1], stages=stages)
+        read.append(_read_bytes() - before)
+        for stage, runs in seconds.items():
+            runs.append(stages.seconds[stage])
+    spread = {stage: _spread(runs[1:]) for stage, runs in seconds.items()}
+    return {**spread, "read_bytes_per_image": statistics.median(read[1:]), "cache_bytes": detector.plan.cache_bytes}
+
+
+def _open(features: Features, recipe: str, k: int, budget: str | int = AMPLE) -> Detector:
+    build_index(Bank.open(features.bank), load_recipe(recipe))
+    return Detector.open(features.bank, recipe=recipe, k_gallery=k, memory=budget)
+
+
+def _engine(detector: Detector) -> Engine:
+    def run(batch: FeatureBatch) -> float:
+        stages = Stages()
+        detector.score_features(batch, stages=stages)
+        return stages.seconds[PIXELS] / len(batch)
+
+    return run
+
+
+def _peers(bank: Bank, rows: IntArray, *, published: bool) -> dict[str, Engine]:
+    """What one would do without us. The first two take image by image: they are timed on one of a batch."""
+    faiss = import_faiss()
+
+    def rebuilt(xq: FloatArray, xb: FloatArray) -> None:
+        index = faiss.IndexFlatL2(xb.shape[1])
+        index.add(xb)
+        index.search(xq, 1)
+
+    def knn_low_threshold(xq: FloatArray, xb: FloatArray) -> None:
+        before = faiss.cvar.distance_compute_blas_threshold
+        faiss.cvar.distance_compute_blas_threshold = _LOW_THRESHOLD
+        try:
+            faiss.knn(xq, xb, 1)
+        finally:
+            faiss.cvar.distance_compute_blas_threshold = before
+
+    def timed(search: Callable[[FloatArray, FloatArray], object], batch: FeatureBatch) -> float:
+        return _seconds(lambda: [search(*_pair(bank, level, batch, rows)) for level in bank.layout.levels]) / len(batch)
+
+    engines: dict[str, Engine] = {
+        "rebuilt": lambda batch: timed(rebuilt, batch[:1]),
+        "knn": lambda batch: timed(lambda xq, xb: faiss.knn(xq, xb, 1), batch),
+        "knn_low_threshold": lambda batch: timed(knn_low_threshold, batch),
+    }
+    return {"published": lambda batch: _published_s(bank, batch[:1], rows), **engines} if published else engines
+
+
+def _published_s(bank: Bank, batch: FeatureBatch, rows: IntArray) -> float:
+    """Seconds of the published loop, without gathering."""
+    return sum(published(*_pair(bank, level, batch, rows), _MEASURED_CHUNKS)[1] for level in bank.layout.levels)
+
+
+def _pair(bank: Bank, level: Level, batch: FeatureBatch, rows: IntArray) -> tuple[FloatArray, FloatArray]:
+    """A level's queries, and the gallery of these normals in one piece."""
+    gallery = np.empty((len(rows), *level.shape), np.float32)
+    for place, row in enumerate(rows):
+        gallery[place] = bank.level_map(level.name, int(row))
+    xq = np.asarray(batch.levels[level.name], np.float32)
+    return xq.reshape(-1, level.channels), gallery.reshape(-1, level.channels)
+
+
+def _in_turn(engines: Mapping[str, Engine], batches: Sequence[FeatureBatch], repeats: int) -> dict[str, list[float]]:
+    """Seconds an image of each engine in each repeat, all on the same batch; a round before it warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    for repeat in range(-1, repeats):
+        for name, engine in engines.items():
+            found = engine(batches[repeat % len(batches)])
+            if repeat >= 0:
+                seconds[name].append(found)
+    return seconds
+
+
+def _growing(setup: Setup, shape: str, sizes: Sequence[int], tests: int) -> Iterator[tuple[Bank, Path, str]]:
+    """A bank that grows, the file of its test images, and each recipe, built."""
+    product = Product(setup.shapes[shape])
+    queries = save_queries(product.tests(tests), setup.scratch / f"growing-{shape}.npz")
+    for normals in sizes:
+        bank = write_bank(setup.scratch / f"growing-{shape}.bank", product, normals)
+        for recipe in setup.recipes:
+            build_index(bank, load_recipe(recipe))
+            yield bank, queries, recipe
+
+
+def _excess(best: Scores, ours: Scores) -> Row:
+    """How much larger distances are than exact's, by level, and what is left of it in the map."""
+    levels: Row = {}
+    for name, dist in best.level_dist.items():
+        excess = ours.level_dist[name][dist > 0] / dist[dist > 0] - 1
+        zeros = ours.level_dist[name][dist == 0]
+        if (least := float(excess.min())) < -TOLERANCE:
+            raise RuntimeError(f"nearer than exact at {name}, by {-least}")
+        levels[name] = {
+            **{f"quantile {at}": float(np.quantile(excess, at)) for at in QUANTILES},
+            "exactly_0": float((excess == 0).mean()),
+            "least": least,
+            "zeros": len(zeros),
+            "zeros_lost": int((zeros > 0).sum()),
+        }
+    change = np.abs(ours.maps - best.maps) / np.maximum(best.maps, np.finfo(np.float32).tiny)
+    return {"excess": levels, "map_change": {"max": float(change.max()), "mean": float(change.mean())}}
+
+
+def _labelled(setup: Setup, dataset: Path) -> Iterator[Row]:
+    """The scores of a real set with each recipe."""
+    bank = setup.scratch / "labelled.bank"
+    main_job.cli("fit", dataset / "train/good", "--bank", bank, *main_job.LITE0)
+    for recipe in setup.recipes:
+        main_job.cli("index", bank, "--recipe", recipe)
+        for k in setup.ks:
+            report = main_job.evaluate(dataset, bank, setup.scratch, "--recipe", recipe, "--k-gallery", str(k))
+            found = {**main_job.summary(report["metrics"]), "pixel_search_s": report["time"]["stage_s"][PIXELS]}
+            yield {"set": dataset.name, "k": k, "recipe": recipe, **found}
+
+
+def _variants(features: Features, tests: FeatureBatch, k: int) -> Iterator[tuple[str, Scores]]:
+    """The same images scored in other company."""
+    faiss = import_faiss()
+    for size in (1, 3, 16):
+        detector = _open(features, "exact", k)
+        yield f"batch {size}", join([detector.score_features(tests[at : at + size]) for at in range(0, len(tests), size)])
+    for budget in ("512MiB", "4GiB"):
+        yield f"memory {budget}", _open(features, "exact", k, budget).score_features(tests)
+    order = np.random.default_rng(0).permutation(len(tests))
+    yield "permuted", _open(features, "exact", k).score_features(concatenate([tests[at : at + 1] for at in order]))
+    before = faiss.omp_get_max_threads()
+    for threads in (1, 2):
+        faiss.omp_set_num_threads(threads)
+        try:
+            yield f"threads {threads}", _open(features, "exact", k).score_features(tests)
+        finally:
+            faiss.omp_set_num_threads(before)
+
+
+def _same(ours: Scores, theirs: Scores) -> bool:
+    """Whether the same images, in any order, have the same numbers to the last bit."""
+    order = [theirs.ids.index(name) for name in ours.ids]
+    pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = [(ours.maps, theirs.maps)]
+    for name in ours.level_dist:
+        pairs += [(ours.level_dist[name], theirs.level_dist[name]), (ours.nearest[name], theirs.nearest[name])]
+    return all(np.array_equal(mine, other[order]) for mine, other in pairs)
+
+
+def _off_oracle(bank: Bank, tests: FeatureBatch, scores: Scores, k: int) -> float:
+    """The largest relative difference of some distances to brute force in float64."""
+    largest = 0.0
+    for image, rows in enumerate(_galleries(bank, scores, k)[:_ORACLE_IMAGES]):
+        for level in bank.layout.levels:
+            which = np.linspace(0, level.height * level.width - 1, _ORACLE_QUERIES).astype(int)
+            xq = np.asarray(tests.levels[level.name][image], np.float64).reshape(-1, level.channels)[which]
+            nearest = np.full(len(xq), np.inf)
+            for row in rows:
+                xb = bank.level_map(level.name, int(row)).reshape(-1, level.channels).astype(np.float64)
+                best = ((xb**2).sum(axis=1) - 2 * xq @ xb.T).argmin(axis=1)
+                nearest = np.minimum(nearest, np.linalg.norm(xq - xb[best], axis=1))
+            off = np.abs(scores.level_dist[level.name][image].ravel()[which] - nearest)
+            largest = max(largest, float((off / np.maximum(nearest, np.finfo(np.float32).tiny)).max()))
+    return largest
+
+
+def _galleries(bank: Bank, scores: Scores, k: int) -> IntArray:
+    """(n, k) bank rows of the k nearest normals."""
+    row_of = {name: row for row, name in enumerate(bank.ids)}
+    return np.array([[row_of[name] for name in line[:k]] for line in scores.neighbor_ids])
+
+
+@contextmanager
+def _instrumented() -> Iterator[Stages]:
+    """Count the seconds of exact's parts, summed over threads."""
+    stages = Stages()
+
+    def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            with stages(name):
+                return function(*arguments)
+
+        return run
+
+    parts: list[tuple[str, Any, str]] = [("decode", Blocks, "__call__")]
+    parts += [(name, exact, name) for name in ("product_knn", "direct_sq_dist", "scan", "rounding_of")]
+    before = [getattr(owner, attribute) for _, owner, attribute in parts]
+    for (name, owner, attribute), function in zip(parts, before, strict=True):
+        setattr(owner, attribute, timed(function, name))
+    try:
+        yield stages
+    finally:
+        for (_, owner, attribute), function in zip(parts, before, strict=True):
+            setattr(owner, attribute, function)
+
+
+def _child(function: str, *arguments: object) -> dict[str, Any]:
+    """Call a function of this module in a process of its own."""
+    call = f"gallery.{function}({', '.join(map(repr, arguments))})"
+    return main_job.script(f"import json\nfrom benchmarks import gallery\nprint(json.dumps({call}))")
+
+
+def _drop_from_cache(folder: Path) -> None:
+    """Have the system forget the contents of files; those that this process still maps stay."""
+    for path in folder.rglob("*.h5"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _read_bytes() -> int:
+    """Bytes that this process has had read from disks."""
+    return int(Path("/proc/self/io").read_text().split("\nread_bytes:")[1].split()[0])
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _least_s(run: Callable[[], object]) -> float:
+    """The shortest of some runs: a peak is what nothing disturbs."""
+    return min(_seconds(run) for _ in range(_PEAK_RUNS))
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": list(values)}
+
+
+def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """The median of the ratios of what was measured side by side."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def _say(title: str, row: Row) -> Row:
+    print(f"{title}: {_text(row)}", file=sys.stderr, flush=True)
+    return row
+
+
+def _text(value: object) -> str:
+    """One line of anything in a row."""
+    if isinstance(value, dict) and "runs" in value:
+        return f"{_text(value['median'])} ({_text(value['min'])} to {_text(value['max'])})"
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{name} [{_text(item)}]"
+            if isinstance(item, dict) and "runs" not in item
+            else f"{name} {format_bytes(item) if 'bytes' in name else _text(item)}"
+            for name, item in value.items()
+        )
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shapes", nargs="*", choices=sorted(SHAPES), default=list(SHAPES), help="of generated features")
+    parser.add_argument("--k", nargs="+", type=int, default=[5, 50])
+    parser.add_argument("--recipes", nargs="+", default=["exact", "location", "compact", "ivf"])
+    parser.add_argument("--normals", type=int, default=200, help="of generated banks (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--bank", type=Path, help="real features to measure on as well")
+    parser.add_argument("--queries", type=Path, help="features of its test images, see benchmarks.features")
+    parser.add_argument("--data", type=Path, help="a folder that holds mvtec_bottle, for quality")
+    parser.add_argument("--memory-normals", nargs="+", type=int, default=[500, 5000])
+    parser.add_argument("--scaling-normals", nargs="+", type=int, default=[500, 1000, 2000, 5000, 10000, 20000])
+    parser.add_argument("--scratch", type=Path, help="where banks are written, up to 20 GB of them; not in memory")
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), metavar="SECTION")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    arguments = parser.parse_args()
+    if (arguments.bank is None) != (arguments.queries is None):
+        parser.error("--bank and --queries belong together")
+    for recipe in set(arguments.recipes) - set(recipe_names()):
+        _say("skipped", {"unknown recipe": recipe})
+        arguments.recipes.remove(recipe)
+    return arguments
+
+
+def _setup(arguments: argparse.Namespace, scratch: Path) -> Setup:
+    sets = []
+    if set(arguments.only) - {"memory", "scaling"}:
+        for name in arguments.shapes:
+            product = Product(SHAPES[name])
+            bank = write_bank(scratch / f"{name}.bank", product, arguments.normals)
+            sets.append(Features(name, bank.path, product.tests(Setup.batch)))
+        if arguments.bank:  # a copy: indexes are built beside its maps
+            copy = shutil.copytree(arguments.bank, scratch / arguments.bank.name)
+            sets.append(Features(arguments.bank.stem, copy, load_queries(arguments.queries)))
+    return Setup(
+        sets=sets,
+        scratch=scratch,
+        recipes=arguments.recipes,
+        ks=arguments.k,
+        repeats=arguments.repeats,
+        data=arguments.data,
+        shapes=SHAPES,
+        memory_normals=sorted(arguments.memory_normals),
+        scaling_normals=sorted(arguments.scaling_normals),
+    )
+
+
+SECTIONS: dict[str, Callable[[Setup], Iterator[Row]]] = {
+    "build": build,
+    "speed": speed,
+    "quality": quality,
+    "equal": equal,
+    "memory": memory,
+    "scaling": scaling,
+    "profile": profile,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,728 @@
+"""What methods keep beside a bank: built once, resumed, extended; damaged, missing and unfit files are refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from spade_faiss import Bank, Detector, Scores, arrays
+from spade_faiss.errors import BankError, InputError
+from spade_faiss.features import FloatArray
+from spade_faiss.files import hash_file
+from spade_faiss.gallery import compact, find_method, history, ivf, store
+from spade_faiss.gallery.blocks import Blocks
+from spade_faiss.gallery.store import Description, KeptLevel, build_gallery, built_galleries, open_gallery
+from spade_faiss.image_index import index_folder
+from spade_faiss.index_build import build_index, built_before, check_recipe
+from spade_faiss.recipe import Build, Query, Recipe
+from tests.oracle import Features, bank_of, batch_of, levels_of, product
+
+SHAPES = {"fine": (5, 6, 16), "coarse": (3, 4, 8)}
+INPUT = (20, 24)
+DIM = 8
+COUNT = 11
+SHARDS = [4, 1, 3]
+STARTS = [0, 4, 5, 8, 11]
+
+IVF = Recipe(name="ivf", build=Build(gallery="ivf", settings={"lists": 4}), query=Query(settings={"nprobe": 2}))
+COMPACT = Recipe(name="codes", build=Build(gallery="compact", settings={"dims": 4}), query=Query(settings={"rerank": 3}))
+HISTORY = Recipe(name="history", build=Build(gallery="history", settings={"lists": 2}), query=Query(settings={"nprobe": 1}))
+RECIPES = [COMPACT, HISTORY, IVF]  # as their folders are sorted
+MODULES: dict[str, Any] = {"compact": compact, "history": history, "ivf": ivf}
+
+by_name = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+
+
+def normals(count: int = COUNT) -> Features:
+    return product(1, count, SHAPES, DIM)
+
+
+def queries() -> Features:
+    return product(2, 3, SHAPES, DIM, defect=True)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bank of four shards with everything built. Do not change it."""
+    bank = bank_of(tmp_path_factory.mktemp("store") / "bank", normals(), input_size=INPUT, shards=SHARDS)
+    for recipe in RECIPES:
+        build_gallery(bank, recipe)
+    return bank.path
+
+
+@pytest.fixture
+def bank(built: Path, tmp_path: Path) -> Bank:
+    """The same, to be changed."""
+    return Bank.open(shutil.copytree(built, tmp_path / "bank"))
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Bank:
+    """A bank of the same images with nothing built."""
+    return bank_of(tmp_path / "bare", normals(), input_size=INPUT, shards=SHARDS)
+
+
+def folder_of(bank: Bank, recipe: Recipe) -> Path:
+    return index_folder(bank, recipe) / "gallery"
+
+
+def description_of(bank: Bank, recipe: Recipe) -> Path:
+    return index_folder(bank, recipe) / "gallery.json"
+
+
+def command(bank: Bank, recipe: Recipe) -> str:
+    return f"spade-faiss index {bank.path} --recipe {recipe.name}"
+
+
+def swap(path: Path, data: bytes) -> None:
+    """Put another file in its place; the old one may be mapped, and must not change under the mapping."""
+    path.unlink()
+    path.write_bytes(data)
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Everything about the files of a folder that writing to it would change."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.glob("*"))}
+
+
+def scores_of(bank: Bank, recipe: Recipe) -> Scores:
+    return Detector.open(bank.path, recipe=recipe).score_features(batch_of(queries()))
+
+
+def equal(a: Scores, b: Scores) -> None:
+    np.testing.assert_array_equal(a.neighbor_ids, b.neighbor_ids)
+    np.testing.assert_array_equal(a.maps, b.maps)
+    for level, dist in a.level_dist.items():
+        np.testing.assert_array_equal(dist, b.level_dist[level])
+        np.testing.assert_array_equal(a.nearest[level], b.nearest[level])
+
+
+def add(bank: Bank, features: Features, prefix: str = "late") -> None:
+    bank.append(batch_of(features, [f"{prefix} {number}" for number in range(len(features))]))
+
+
+def kept_level(bank: Bank, recipe: Recipe, name: str) -> tuple[KeptLevel, Blocks]:
+    level = next(level for level in bank.layout.levels if level.name == name)
+
+    def read(row: int) -> FloatArray:
+        found: FloatArray = bank.level_map(name, row).reshape(-1, level.channels).astype(np.float32)
+        return found
+
+    blocks = Blocks(level, len(bank), read)
+    return KeptLevel(open_gallery(bank, recipe), level, blocks), blocks
+
+
+def contents(bank: Bank, recipe: Recipe) -> list[npt.NDArray[Any]]:
+    """All that is kept, of all levels and rows, copied."""
+    found = []
+    for name in SHAPES:
+        kept, _ = kept_level(bank, recipe, name)
+        of_level = [kept.trained, *(kept(row) for row in range(len(bank)))]
+        found += [array.copy() for item in of_level for _, array in sorted(item.items())]
+    return found
+
+
+def same(a: list[npt.NDArray[Any]], b: list[npt.NDArray[Any]]) -> bool:
+    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+class Calls(NamedTuple):
+    """Of a method's functions, one a level."""
+
+    train: list[str]
+    encode: list[FloatArray]
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, *, interrupt_at: int | None = None) -> Calls:
+    """Count the calls; the `interrupt_at`-th encoding is interrupted."""
+    module = MODULES[recipe.build.gallery]
+    method, calls = module.METHOD, Calls([], [])
+    assert method.train is not None
+    assert method.encode is not None
+    train_before, encode_before = method.train, method.encode
+
+    def train(blocks: Blocks, build: Any) -> Any:
+        calls.train.append(blocks.level.name)
+        return train_before(blocks, build)
+
+    def encode(block: FloatArray, trained: Any, build: Any) -> Any:
+        if len(calls.encode) == interrupt_at:
+            raise KeyboardInterrupt
+        calls.encode.append(block)
+        return encode_before(block, trained, build)
+
+    monkeypatch.setattr(module, "METHOD", replace(method, train=train, encode=encode))
+    return calls
+
+
+# What is built
+
+
+@by_name
+def test_what_is_built_says_what_it_is(bank: Bank, recipe: Recipe) -> None:
+    described = json.loads(description_of(bank, recipe).read_text())
+    method = find_method(recipe)
+    assert described["format"] == "spade_faiss gallery index"
+    assert described["schema"] == 1
+    assert (described["recipe"], described["gallery"]) == (recipe.name, recipe.build.gallery)
+    # Settings that the recipe leaves out are spelled out: a default may change one day.
+    assert described["settings"] == {**vars(method.build)}
+    assert set(recipe.build.settings) < set(described["settings"])
+    assert (described["generation"], described["count"]) == (4, COUNT)
+    assert described["shards"] == [shard.sha256 for shard in bank.manifest.shards]
+    assert described["build_s"] > 0
+    assert described["faiss"]
+    names = ["trained.h5", *(f"{number:06d}.h5" for number in range(4))]
+    assert [entry["file"] for entry in (described["trained"], *described["files"])] == names
+    assert sorted(path.name for path in folder_of(bank, recipe).iterdir()) == sorted(names)
+    for entry in (described["trained"], *described["files"]):
+        path = folder_of(bank, recipe) / entry["file"]
+        assert entry["bytes"] == path.stat().st_size
+        assert entry["mtime_ns"] == path.stat().st_mtime_ns
+        assert entry["sha256"] == hash_file(path)
+
+
+@by_name
+def test_what_is_kept_is_what_was_encoded(bank: Bank, recipe: Recipe) -> None:
+    """Read back to the bit, each image its own, without a second look at the bank."""
+    chosen = find_method(recipe)
+    assert chosen.method.encode is not None
+    for name in SHAPES:
+        kept, blocks = kept_level(bank, recipe, name)
+        for row in range(COUNT):
+            expected = chosen.method.encode(blocks(row), kept.trained, chosen.build)
+            found = kept(row)
+            assert found.keys() == expected.keys()
+            for key, array in expected.items():
+                np.testing.assert_array_equal(found[key], array)
+                assert found[key].dtype == array.dtype
+        with pytest.raises(IndexError):
+            kept(COUNT)
+
+
+@by_name
+def test_building_again_changes_nothing(bank: Bank, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, described = state_of(folder_of(bank, recipe)), built_galleries(bank)[RECIPES.index(recipe)]
+    calls = watch(monkeypatch, recipe)
+    again = build_gallery(bank, recipe)
+    assert not any(calls)
+    assert state_of(folder_of(bank, recipe)) == before
+    assert replace(again, build_s=described.build_s) == described
+
+
+@by_name
+def test_the_same_bank_gives_the_same_files(built: Path, bare: Bank, recipe: Recipe) -> None:
+    build_gallery(bare, recipe)
+    for path in folder_of(bare, recipe).iterdir():
+        assert path.read_bytes() == (folder_of(Bank.open(built), recipe) / path.name).read_bytes()
+
+
+def test_recipes_of_one_bank_do_not_meet(bank: Bank) -> None:
+    before = state_of(folder_of(bank, COMPACT))
+    build_gallery(bank, replace(IVF, build=Build(gallery="ivf", settings={"lists": 3})))
+    assert state_of(folder_of(bank, COMPACT)) == before
+    other = replace(IVF, name="more-lists", build=Build(gallery="ivf", settings={"lists": 9}))
+    build_gallery(bank, other)
+    assert [item.recipe for item in built_galleries(bank)] == ["codes", "history", "ivf", "more-lists"]
+    for recipe in (COMPACT, other):
+        open_gallery(bank, recipe)
+
+
+def test_levels_of_which_nothing_is_kept(bare: Bank) -> None:
+    """Too narrow for codes: one of them, or all."""
+    for dims, narrow in ((5, ["coarse"]), (9, ["fine", "coarse"])):
+        recipe = replace(COMPACT, name=f"codes{dims}", build=Build(gallery="compact", settings={"dims": dims}))
+        build_gallery(bare, recipe)
+        for name in SHAPES:
+            kept, _ = kept_level(bare, recipe, name)
+            assert (kept.trained == {}) == (kept(0) == {}) == (name in narrow)
+        exact, found = scores_of(bare, Recipe(name="exact")), scores_of(bare, recipe)
+        for name in narrow:
+            np.testing.assert_array_equal(found.level_dist[name], exact.level_dist[name])
+
+
+@by_name
+def test_levels_are_told_apart_by_any_names(tmp_path: Path, recipe: Recipe) -> None:
+    """On disk, and in the cache of decoded blocks, where blocks are that are made from what is kept of a level."""
+
+    def scores(names: tuple[str, str], folder: str) -> list[FloatArray]:
+        def renamed(features: Features) -> Features:
+            return Features(features.embedding, dict(zip(names, features.levels.values(), strict=True)))
+
+        bank = bank_of(tmp_path / folder, renamed(normals()), input_size=INPUT, dtype="float16")
+        build_gallery(bank, recipe)
+        found = Detector.open(bank.path, recipe=recipe).score_features(batch_of(renamed(queries())))
+        return [found.level_dist[name] for name in names]
+
+    plain = scores(("fine", "coarse"), "plain")
+    for number, names in enumerate([("a", "a by list"), ("a", "a codes"), ("a b", "a"), ("trained", "Ebene 2 µ")]):
+        for found, expected in zip(scores(names, str(number)), plain, strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+# Interruptions
+
+
+@by_name
+@pytest.mark.parametrize("images", [0, 1, 4, 7, 10])
+def test_an_interrupted_build_goes_on(bare: Bank, built: Path, recipe: Recipe, images: int, tmp_path: Path) -> None:
+    """What was learned and the shards that were finished are kept; in the end it is what it would have been."""
+    levels = len(SHAPES)
+    with pytest.MonkeyPatch.context() as patch:
+        calls = watch(patch, recipe, interrupt_at=images * levels + 1)
+        with pytest.raises(KeyboardInterrupt):
+            build_gallery(bare, recipe)
+        assert calls.train == list(SHAPES)
+    finished = max(number for number, start in enumerate(STARTS) if start <= images)
+    expected = ["trained.h5", *(f"{number:06d}.h5" for number in range(finished))]
+    # No half of a file, nor a description that names too little.
+    assert sorted(path.name for path in folder_of(bare, recipe).iterdir()) == sorted(expected)
+    assert sorted(path.name for path in index_folder(bare, recipe).iterdir()) == ["gallery"]
+    with pytest.raises(BankError, match=f"has no index '{recipe.name}' of its maps; build it with: {command(bare, recipe)}$"):
+        open_gallery(bare, recipe)
+    before = state_of(folder_of(bare, recipe))
+    with pytest.MonkeyPatch.context() as patch:
+        calls = watch(patch, recipe)
+        described = build_gallery(bare, recipe)
+        assert calls.train == []
+        assert len(calls.encode) == levels * (COUNT - STARTS[finished])
+    after = state_of(folder_of(bare, recipe))
+    assert {name: after[name] for name in before} == before
+    whole = built_galleries(Bank.open(built))[RECIPES.index(recipe)]
+    assert [entry.sha256 for entry in described.files] == [entry.sha256 for entry in whole.files]
+
+
+def test_an_interruption_while_learning(bare: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(path: Path) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(arrays, "hash_file", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build_gallery(bare, IVF)
+    assert list(folder_of(bare, IVF).iterdir()) == []
+    build_gallery(bare, IVF)
+    open_gallery(bare, IVF)
+
+
+@by_name
+def test_a_full_disk_loses_nothing(bare: Bank, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = shutil.disk_usage(bare.path)
+    asked: list[Path] = []
+
+    def usage(path: Path) -> Any:
+        asked.append(path)
+        return real._replace(free=1000) if len(asked) > 3 else real
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", usage)
+        with pytest.raises(InputError, match=r"has 1000 bytes free, 000002\.h5 needs \d+; make room and run the command again"):
+            build_gallery(bare, recipe)
+    assert sorted(path.name for path in folder_of(bare, recipe).iterdir()) == ["000000.h5", "000001.h5", "trained.h5"]
+    before = state_of(folder_of(bare, recipe))
+    build_gallery(bare, recipe)
+    after = state_of(folder_of(bare, recipe))
+    assert {name: after[name] for name in before} == before
+    open_gallery(bare, recipe)
+
+
+def test_a_full_disk_leaves_what_was_built(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For more images, the old build stays in use."""
+    add(bank, queries())
+    expected = scores_of(bank, IVF)
+    real = shutil.disk_usage(bank.path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: real._replace(free=0))
+        with pytest.raises(InputError, match="has 0 bytes free"):
+            build_gallery(bank, IVF)
+    equal(scores_of(bank, IVF), expected)
+
+
+def test_settings_that_do_not_fit_leave_what_was_built(bank: Bank) -> None:
+    """Nothing is taken away before there is something to put in its place."""
+    before, described = state_of(folder_of(bank, IVF)), description_of(bank, IVF).read_bytes()
+    with pytest.raises(InputError, match="lists=5000 is more than the 330 vectors of level 'fine'; lower it or add images"):
+        build_gallery(bank, replace(IVF, build=Build(gallery="ivf", settings={"lists": 5000})))
+    assert state_of(folder_of(bank, IVF)) == before
+    assert description_of(bank, IVF).read_bytes() == described
+
+
+def test_an_empty_bank_has_nothing_to_keep(tmp_path: Path) -> None:
+    bank = Bank.create(tmp_path / "empty", levels=levels_of(normals()), embedding_dim=DIM, input_size=INPUT)
+    for build in (build_gallery, build_index):
+        with pytest.raises(InputError, match=r"the bank .*empty is empty; extract images first"):
+            build(bank, IVF)
+    assert not (bank.path / "indexes").exists()
+
+
+# Images that were added
+
+
+@by_name
+def test_images_added_since_are_encoded_when_they_are_met(bank: Bank, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are those that a build of the new state gives; and only those images are encoded, then and there."""
+    add(bank, queries())
+    add(bank, product(3, 2, SHAPES, DIM), "later")
+    for level in SHAPES:
+        kept, blocks = kept_level(bank, recipe, level)
+        chosen = find_method(recipe)
+        assert chosen.method.encode is not None
+        for row in (COUNT, COUNT + 2, COUNT + 4):
+            for key, array in chosen.method.encode(blocks(row), kept.trained, chosen.build).items():
+                np.testing.assert_array_equal(kept(row)[key], array)
+    before = scores_of(bank, recipe)
+    assert before.neighbor_ids[:, 0].tolist() == ["late 0", "late 1", "late 2"]
+    assert all((dist == 0).mean() > 0.9 for dist in before.level_dist.values())
+    files = state_of(folder_of(bank, recipe))
+    with monkeypatch.context() as patch:
+        calls = watch(patch, recipe)
+        described = build_gallery(bank, recipe)
+        assert calls.train == []
+        assert len(calls.encode) == 5 * len(SHAPES)
+    assert (described.count, described.generation, len(described.files)) == (COUNT + 5, 6, 6)
+    after = state_of(folder_of(bank, recipe))
+    assert {name: after[name] for name in files} == files
+    assert set(after) - set(files) == {"000004.h5", "000005.h5"}
+    with monkeypatch.context() as patch:
+        calls = watch(patch, recipe)
+        equal(scores_of(bank, recipe), before)
+        assert calls.encode == []
+
+
+@by_name
+def test_a_whole_bank_added_to_a_small_one(tmp_path: Path, recipe: Recipe) -> None:
+    """What was learned from two images serves the others, until it is learned anew."""
+    bank = bank_of(tmp_path / "b", normals()[:2], input_size=INPUT)
+    first = build_gallery(bank, recipe)
+    add(bank, normals()[2:])
+    detector_before = scores_of(bank, recipe)
+    second = build_gallery(bank, recipe)
+    assert second.trained == first.trained
+    equal(scores_of(bank, recipe), detector_before)
+    third = build_gallery(bank, recipe, rebuild=True)
+    assert third.trained.sha256 != first.trained.sha256
+    scores_of(bank, recipe)
+
+
+@by_name
+def test_beginning_anew_learns_and_encodes_everything(bank: Bank, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(bank, recipe)
+    leftover = folder_of(bank, recipe) / "000017.h5"
+    leftover.write_bytes(b"of a longer bank")
+    calls = watch(monkeypatch, recipe)
+    build_gallery(bank, recipe, rebuild=True)
+    assert calls.train == list(SHAPES)
+    assert len(calls.encode) == COUNT * len(SHAPES)
+    assert not leftover.exists()
+    assert same(contents(bank, recipe), before)
+
+
+# Other settings
+
+
+@pytest.mark.parametrize(
+    ("build", "old", "new"),
+    [
+        (Build(gallery="ivf", settings={"lists": 5}), r"settings \{'lists': 4, .*\}", r"\{'lists': 5, .*\}"),
+        (Build(gallery="ivf", settings={"lists": 4, "train_vectors": 77}), "'train_vectors': 50000", "'train_vectors': 77"),
+        (Build(gallery="compact", settings={"dims": 4}), "gallery ivf", "compact"),
+    ],
+)
+def test_other_settings_are_another_index(bank: Bank, build: Build, old: str, new: str) -> None:
+    changed = replace(IVF, build=build, query=Query())
+    message = f"was built with .*{old}.*, the recipe says .*{new}.*; run: {command(bank, IVF)}$"
+    with pytest.raises(BankError, match=message):
+        open_gallery(bank, changed)
+    with pytest.raises(BankError, match=message):
+        Detector.open(bank.path, recipe=changed)
+    # The command that the message names is enough.
+    build_gallery(bank, changed)
+    open_gallery(bank, changed)
+    with pytest.raises(BankError, match="was built with"):
+        open_gallery(bank, IVF)
+    # And back again, to the same bits.
+    build_gallery(bank, IVF)
+    open_gallery(bank, IVF)
+
+
+def test_a_build_with_other_settings_that_is_interrupted(bank: Bank) -> None:
+    """Neither the old recipe nor the new one meets a mixture."""
+    before = contents(bank, IVF)
+    changed = replace(IVF, build=Build(gallery="ivf", settings={"lists": 5}))
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, changed, interrupt_at=11)
+        with pytest.raises(KeyboardInterrupt):
+            build_gallery(bank, changed)
+    for recipe in (IVF, changed):
+        with pytest.raises(BankError, match=command(bank, IVF)):
+            open_gallery(bank, recipe)
+    build_gallery(bank, changed)
+    assert not same(contents(bank, changed), before)
+    build_gallery(bank, IVF)
+    assert same(contents(bank, IVF), before)
+
+
+def test_query_settings_are_not_built(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = watch(monkeypatch, IVF)
+    turned = replace(IVF, query=Query(settings={"nprobe": 4}))
+    open_gallery(bank, turned)
+    build_gallery(bank, turned)
+    assert not any(calls)
+
+
+# What cannot be opened
+
+
+@by_name
+def test_nothing_built_names_the_command(bare: Bank, recipe: Recipe) -> None:
+    for opened in (lambda: open_gallery(bare, recipe), lambda: Detector.open(bare.path, recipe=recipe)):
+        with pytest.raises(
+            BankError, match=f"has no index '{recipe.name}' of its maps; build it with: {command(bare, recipe)}$"
+        ):
+            opened()
+
+
+@by_name
+@pytest.mark.parametrize("file", ["trained.h5", "000000.h5", "000003.h5"])
+def test_damaged_files_are_refused(bank: Bank, recipe: Recipe, file: str) -> None:
+    path = folder_of(bank, recipe) / file
+    data, rng = path.read_bytes(), random.Random(1)
+    remedy = f"rebuild it with: {command(bank, recipe)} --rebuild$"
+    for number in range(8):
+        place = rng.randrange(len(data))
+        flipped = data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+        swap(path, data[:place] if number % 2 else flipped)
+        what = r"\d+ bytes, .* says \d+ bytes" if number % 2 else "sha256 .*, .* says sha256 .*"
+        with pytest.raises(BankError, match=rf"{file} has changed since it was written: {what}; {remedy}"):
+            open_gallery(bank, recipe)
+        with pytest.raises(BankError, match=remedy):
+            Detector.open(bank.path, recipe=recipe)
+    path.unlink()
+    with pytest.raises(BankError, match=rf"{file}, which gallery.json names, is missing; {remedy}"):
+        open_gallery(bank, recipe)
+    path.write_bytes(data)
+    assert same(contents(bank, recipe), contents(bank, recipe))
+
+
+@by_name
+def test_the_command_that_is_named_repairs_it(bank: Bank, recipe: Recipe) -> None:
+    expected = contents(bank, recipe)
+    for path in sorted(folder_of(bank, recipe).iterdir()):
+        data = path.read_bytes()
+        swap(path, data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(BankError, match=r"--rebuild$"):
+        open_gallery(bank, recipe)
+    build_gallery(bank, recipe, rebuild=True)
+    assert same(contents(bank, recipe), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.update(schema=2), "has schema 2, this version reads 1; rebuild it with"),
+        (lambda content: content.update(format="x"), "rebuild it with"),
+        (lambda content: content.update(extra=2), "unknown key 'extra'"),
+        (lambda content: content.pop("build_s"), "missing key 'build_s'"),
+        (lambda content: content.update(recipe=3), "recipe=3 is of type int"),
+        (lambda content: content.update(gallery="compact"), "was built with gallery compact, the recipe says ivf"),
+        (lambda content: content.update(settings={}), "was built with settings {}, the recipe says {'lists': 4"),
+        (lambda content: content["settings"].update(lists=5), "was built with settings {'lists': 5"),
+        (lambda content: content.update(generation="4"), "generation='4' is of type str"),
+        (lambda content: content.update(count="11"), "count='11' is of type str"),
+        pytest.param(lambda content: content.update(count=10), "10.*11", id="other count"),
+        (lambda content: content["shards"].pop(), "other shards"),
+        (lambda content: content["shards"].reverse(), "other shards"),
+        (lambda content: content.update(shards=["0" * 64] * 4), "other shards"),
+        pytest.param(lambda content: content.update(shards=[], files=[]), "ivf", id="no shards"),
+        (lambda content: content["trained"].update(sha256="0" * 64, mtime_ns=1), "trained.h5 has changed"),
+        (lambda content: content["trained"].update(bytes=1), "trained.h5 has changed"),
+        (lambda content: content["trained"].update(file="x.h5"), "x.h5, which gallery.json names, is missing"),
+        (lambda content: content["trained"].pop("file"), "missing key 'file'"),
+        pytest.param(lambda content: content.update(trained=content["files"][1]), "ivf", id="a shard's file as trained"),
+        (lambda content: content["files"].pop(), "other shards"),
+        pytest.param(lambda content: content["files"].reverse(), "ivf", id="files reversed"),
+        pytest.param(lambda content: content.update(files=[content["files"][1]] * 4), "ivf", id="one file for all"),
+        (lambda content: content["files"][2].update(sha256="0" * 64, mtime_ns=1), "000002.h5 has changed"),
+        (lambda content: content["files"][2].update(file="../../../manifest.json"), "manifest.json"),
+        (lambda content: content.update(build_s="fast"), "build_s='fast' is of type str"),
+        (lambda content: content.update(faiss=1), "faiss=1 is of type int"),
+    ],
+)
+def test_a_description_that_was_edited_is_refused(bank: Bank, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    path = description_of(bank, IVF)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(BankError, match=message) as caught:
+        open_gallery(bank, IVF)
+    assert command(bank, IVF) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
+def test_a_description_of_something_else_is_refused(bank: Bank, content: bytes) -> None:
+    description_of(bank, IVF).write_bytes(content)
+    for read in (lambda: open_gallery(bank, IVF), lambda: built_galleries(bank)):
+        with pytest.raises(BankError, match=f"gallery.json is damaged .*; rebuild the index with: {command(bank, IVF)}$"):
+            read()
+    build_gallery(bank, IVF)
+    open_gallery(bank, IVF)
+
+
+def test_no_changed_character_of_a_description_changes_an_answer(bank: Bank) -> None:
+    path, expected = description_of(bank, IVF), contents(bank, IVF)
+    text, rng, refused = path.read_text(), random.Random(7), 0
+    for place in rng.sample(range(len(text)), 60):
+        path.write_text(text[:place] + rng.choice('0123456789abcdefx"{}[]:, \n') + text[place + 1 :])
+        try:
+            found = contents(bank, IVF)
+        except BankError:
+            refused += 1
+            continue
+        assert same(found, expected)
+    assert refused > 20
+
+
+@by_name
+def test_what_was_built_for_another_bank_is_refused(bank: Bank, recipe: Recipe, tmp_path: Path) -> None:
+    other = bank_of(tmp_path / "other", product(9, COUNT, SHAPES, DIM), input_size=INPUT, shards=SHARDS)
+    shutil.copytree(bank.path / "indexes", other.path / "indexes")
+    message = f"was built from other shards than the bank now holds; run: {command(other, recipe)}$"
+    with pytest.raises(BankError, match=message):
+        open_gallery(other, recipe)
+    # A build there takes none of the files for its own.
+    before = contents(bank, recipe)
+    build_gallery(other, recipe)
+    assert not same(contents(other, recipe), before)
+    build_gallery(other, recipe, rebuild=True)
+    fresh = bank_of(tmp_path / "fresh", product(9, COUNT, SHAPES, DIM), input_size=INPUT, shards=SHARDS)
+    build_gallery(fresh, recipe)
+    assert same(contents(other, recipe), contents(fresh, recipe))
+
+
+def test_a_copied_bank_keeps_what_was_built(bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New modification times make it read once, not built again."""
+    copy = Bank.open(shutil.copytree(bank.path, tmp_path / "copy", copy_function=shutil.copyfile))
+    assert same(contents(copy, IVF), contents(bank, IVF))
+    calls = watch(monkeypatch, IVF)
+    build_gallery(copy, IVF)
+    assert not any(calls)
+
+
+# Damage that a build meets
+
+
+@by_name
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\0" * len(data)])
+def test_a_file_that_cannot_be_read_is_made_again(
+    bank: Bank, recipe: Recipe, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = contents(bank, recipe)
+    path = folder_of(bank, recipe) / "000001.h5"
+    swap(path, damage(path.read_bytes()))
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
+        calls = watch(patch, recipe)
+        build_gallery(bank, recipe)
+        assert calls.train == []
+        assert len(calls.encode) == len(SHAPES)  # it holds one image
+    assert "000001.h5 is damaged" in caplog.text
+    assert same(contents(bank, recipe), expected)
+
+
+@by_name
+@pytest.mark.parametrize("file", ["trained.h5", "000000.h5"])
+def test_a_flipped_bit_is_not_built_upon(bank: Bank, recipe: Recipe, file: str) -> None:
+    """Running the command again must not take a damaged file for a good one, and write its checksum down."""
+    expected = contents(bank, recipe)
+    path = folder_of(bank, recipe) / file
+    with h5py.File(path) as opened:
+        group = opened["fine"]
+        places = [group[name].id.get_offset() for name in group]
+    data = bytearray(path.read_bytes())
+    for place in places:
+        data[place] ^= 0x01
+    swap(path, bytes(data))
+    refused = ""
+    try:
+        build_gallery(bank, recipe)
+    except BankError as error:
+        refused = str(error)
+    if refused:
+        assert command(bank, recipe) in refused
+    else:
+        assert same(contents(bank, recipe), expected)
+
+
+# All that a recipe needs
+
+
+def test_a_recipe_that_needs_nothing(bare: Bank) -> None:
+    for gallery in ("exact", "location"):
+        assert build_index(bare, Recipe(name=gallery, build=Build(gallery=gallery))) is None
+    assert not (bare.path / "indexes").exists()
+    assert built_before(bare, IVF) == 0
+
+
+def test_what_a_recipe_needs_is_built(bare: Bank) -> None:
+    both = replace(IVF, name="both", build=Build(image="HNSW8", gallery="ivf", settings={"lists": 4}))
+    graph = Recipe(name="graph", build=Build(image="HNSW8"))
+    for recipe, image, gallery in ((IVF, False, True), (graph, True, False), (both, True, True)):
+        done = build_index(bare, recipe)
+        assert done is not None
+        assert (done.image is not None, done.gallery is not None) == (image, gallery)
+        assert done.recipe == recipe.name
+        assert done.total_s > 0
+        files = [path for path in index_folder(bare, recipe).rglob("*") if path.suffix in (".h5", ".faiss")]
+        assert done.bytes == sum(path.stat().st_size for path in files) > 0
+        assert built_before(bare, recipe) == done.bytes
+        scores_of(bare, recipe)
+    assert [item.recipe for item in built_galleries(bare)] == ["both", "ivf"]
+    # A graph over the embeddings is no obstacle for the one over the maps, nor the other way round.
+    missing = index_folder(bare, both) / "index.json"
+    missing.unlink()
+    with pytest.raises(BankError, match="has no index 'both'; build it with"):
+        Detector.open(bare.path, recipe=both)
+    build_index(bare, both)
+    Detector.open(bare.path, recipe=both)
+
+
+def test_building_everything_anew(bare: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_index(bare, IVF)
+    calls = watch(monkeypatch, IVF)
+    build_index(bare, IVF)
+    assert not any(calls)
+    build_index(bare, IVF, rebuild=True)
+    assert calls.train == list(SHAPES)
+
+
+def test_a_recipe_is_checked_before_long_work() -> None:
+    check_recipe(IVF, DIM)
+    for build in (
+        Build(gallery="ivf", settings={"lists": 0}),
+        Build(gallery="ivf", settings={"dims": 3}),
+        Build(image="Flatt"),
+    ):
+        with pytest.raises(InputError):
+            check_recipe(Recipe(name="r", build=build), DIM)
+
+
+def test_descriptions_are_read_back(bank: Bank) -> None:
+    found = built_galleries(bank)
+    assert [item.recipe for item in found] == ["codes", "history", "ivf"]
+    for item, recipe in zip(found, RECIPES, strict=True):
+        assert isinstance(item, Description)
+        assert (item.count, item.generation, item.gallery) == (COUNT, bank.generation, recipe.build.gallery)
+        assert item.bytes == sum(path.stat().st_size for path in folder_of(bank, recipe).iterdir())
+    assert found[0].schema == store.SCHEMA
+    shutil.rmtree(index_folder(bank, COMPACT))
+    assert [item.recipe for item in built_galleries(bank)] == ["history", "ivf"]
