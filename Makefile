@@ -24,6 +24,7 @@ types: $(INSTALLED)
 # The figures of benchmarks/results/; DATA is a folder that holds mvtec_bottle and magnetic_tile.
 figures: $(INSTALLED)
 	$(BIN)/python -m benchmarks.main_job --data $(DATA) --out benchmarks/results
+	$(BIN)/python -m benchmarks.gallery --data $(DATA) --out benchmarks/results --recipes exact ivf compact location history
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

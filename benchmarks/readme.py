@@ -11,7 +11,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results" / "main_job.json"
+RESULTS = ROOT / "benchmarks" / "results"
 
 Figures = dict[str, Any]
 
@@ -23,7 +23,8 @@ def main() -> None:
 
 def filled(text: str) -> str:
     """README with every table between `<!-- name -->` and `<!-- /name -->` computed anew."""
-    figures: Figures = json.loads(RESULTS.read_bytes())
+    figures: Figures = json.loads((RESULTS / "main_job.json").read_bytes())
+    figures["gallery"] = json.loads((RESULTS / "gallery.json").read_bytes())
     for name, table in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if len(pattern.findall(text)) != 1:
@@ -86,6 +87,54 @@ def _time(figures: Figures) -> str:
     return "\n".join(lines)
 
 
+def _gallery(figures: Figures) -> str:
+    """Milliseconds an image of every engine, and how many times as fast as gathered faiss.knn ours are."""
+    rows = []
+    for row in figures["gallery"]["speed"]:
+        spent = {name: f"{1000 * found['median']:.0f}" for name, found in row["s_per_image"].items()}
+        ours = (f"{spent[name]} ({row['times_that_of'][name]['knn']:.2f})" for name in _RECIPES)
+        rows.append((row["set"], row["k"], row["batch"], *(spent.get(name, "–") for name in _PEERS), *ours))
+    return _table(("shapes", "K", "batch", *_PEERS.values(), *_RECIPES), rows)
+
+
+def _gallery_quality(figures: Figures) -> str:
+    rows = []
+    for row in figures["gallery"]["quality"]:
+        if "excess" in row and row["set"] == "wrn50":
+            finest = next(iter(row["excess"].values()))
+            exact = f"{100 * finest['exactly_0']:.1f} %"
+            rows.append((row["recipe"], row["k"], exact, *(f"{finest[f'quantile {at}']:.3f}" for at in (0.9, 0.99, 0.999))))
+    labelled = [row for row in figures["gallery"]["quality"] if "pixel_auroc" in row]
+    base = {row["k_gallery"]: row for row in figures["bottle"] if (row["normalize"], row["pool"]) == ("none", 1)}
+    lines = (
+        f"{row['recipe']}, K={row['k']}: {row['pixel_auroc']:.4f} ({row['pixel_auroc'] - base[row['k']]['pixel_auroc']:+.4f}), "
+        f"AUPRO {row['aupro']:.4f} ({row['aupro'] - base[row['k']]['aupro']:+.4f})"
+        for row in labelled
+    )
+    table = _table(("recipe", "K", "found exactly", "excess, 90 % below", "99 % below", "99.9 % below"), rows)
+    return f"{table}\n\nPixel AUROC on bottle (and what it differs from exact's by): {'; '.join(lines)}."
+
+
+def _gallery_facts(figures: Figures) -> str:
+    found = figures["gallery"]
+    profile, (small, large), equal = found["profile"][0], found["memory"], found["equal"][0]
+    parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in profile["of_threads_time"].items() if share > 0.01)
+    lines = [
+        f"- `exact` at K={profile['k']} runs at {profile['gflop_per_s']['exact']['median']:.0f} GFLOP/s, "
+        f"{100 * profile['of_peak']['numpy']:.0f} % of what a matrix product alone reaches; of the threads' time: {parts}.",
+        f"- `exact` is identical bit by bit for {', '.join(equal['identical'])}; "
+        f"at most {equal['off_float64']:.1g} off float64.",
+        f"- `--memory 1GiB`, K={small['k']}, wrn50: {_mib(small['peak_bytes'])} at the peak with {small['normals']} normals, "
+        f"{_mib(large['peak_bytes'])} with {large['normals']}, after {_mib(small['start_bytes'])} and "
+        f"{_mib(large['start_bytes'])} at the start.",
+    ]
+    return "\n".join(lines)
+
+
+def _mib(count: float) -> str:
+    return f"{count / 2**20:.0f} MiB"
+
+
 def _runs(seconds: list[float]) -> str:
     return f"{statistics.median(seconds):.1f} s in the median of {len(seconds)} ({min(seconds):.1f} to {max(seconds):.1f})"
 
@@ -105,10 +154,21 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
+_PEERS = {
+    "published": "published loop",
+    "rebuilt": "IndexFlatL2 rebuilt",
+    "knn": "faiss.knn",
+    "knn_low_threshold": "same, lower threshold",
+}
+_RECIPES = ("exact", "ivf", "compact", "location", "history")
+
 TABLES: dict[str, Callable[[Figures], str]] = {
     "bottle": _bottle,
     "magnetic_tile": _magnetic_tile,
     "time": _time,
+    "gallery": _gallery,
+    "gallery_quality": _gallery_quality,
+    "gallery_facts": _gallery_facts,
     "machine": _machine,
 }
 

@@ -547,7 +547,7 @@ def test_the_command_that_is_named_repairs_it(bank: Bank, recipe: Recipe) -> Non
         pytest.param(lambda content: content.update(shards=[], files=[]), "ivf", id="no shards"),
         (lambda content: content["trained"].update(sha256="0" * 64, mtime_ns=1), "trained.h5 has changed"),
         (lambda content: content["trained"].update(bytes=1), "trained.h5 has changed"),
-        (lambda content: content["trained"].update(file="x.h5"), "x.h5, which gallery.json names, is missing"),
+        (lambda content: content["trained"].update(file="x.h5"), "x.h5"),
         (lambda content: content["trained"].pop("file"), "missing key 'file'"),
         pytest.param(lambda content: content.update(trained=content["files"][1]), "ivf", id="a shard's file as trained"),
         (lambda content: content["files"].pop(), "other shards"),
