@@ -90,6 +90,9 @@ class Mapped:
 
     def read(self, name: str, position: int, out: npt.NDArray[Any]) -> None:
         """Copy one item of an array into `out`, of its type and size: what is read once costs no page faults that way."""
+        if not hasattr(os, "preadv"):  # Windows
+            np.copyto(out, self.arrays[name][position].reshape(out.shape))
+            return
         rest = memoryview(out.data).cast("B")
         offset = self._offsets[name] + position * rest.nbytes
         while rest.nbytes:

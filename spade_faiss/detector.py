@@ -17,7 +17,7 @@ from spade_faiss.bank import Bank
 from spade_faiss.config import MAX_SKIPPED, MEMORY, Method
 from spade_faiss.device import parse_bytes, plan
 from spade_faiss.errors import InputError, NotFoundError
-from spade_faiss.features import FeatureBatch, FloatArray, Level, prepare
+from spade_faiss.features import FeatureBatch, FloatArray, Level, check_ids, prepare
 from spade_faiss.gallery import GallerySearch, find_method
 from spade_faiss.gallery.blocks import BlockCache, Blocks
 from spade_faiss.gallery.store import KeptLevel, open_gallery
@@ -159,6 +159,7 @@ class Detector:
         """
         stages = stages or Stages()
         self.bank.check_source(batch.source)
+        check_ids(batch.ids)
         size = self.plan.batch
         return join([self._score(batch[start : start + size], stages) for start in range(0, max(1, len(batch)), size)])
 

@@ -132,7 +132,7 @@ def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
     n = len(batch)
     if n == 0:
         raise InputError("a feature batch needs at least one image")
-    _check_ids(batch.ids)
+    check_ids(batch.ids)
     for name in ("paths", "sha256"):
         if len(getattr(batch, name)) not in (0, n):
             raise InputError(f"a batch of {n} images has {len(getattr(batch, name))} {name}")
@@ -185,7 +185,8 @@ def _prepare_maps(level: Level, maps: npt.NDArray[Any], n: int, layout: Layout) 
     return stored
 
 
-def _check_ids(ids: Sequence[str]) -> None:
+def check_ids(ids: Sequence[str]) -> None:
+    """Raise InputError for ids that are empty or repeated, or that HDF5 cannot hold."""
     _check_strings("image id", ids)
     if "" in ids:
         raise InputError("an image id is empty; ids must be non-empty")

@@ -20,6 +20,7 @@ from spade_faiss.workers import Workers
 
 _SEED = 1234
 _CODES = "codes"
+_LARGEST_CODE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +118,11 @@ class CompactSearch:
 
 
 def project(x: FloatArray, trained: Arrays) -> FloatArray:
-    """(n, dims) of vectors (n, C): components, and the length of what they leave over."""
+    """(n, dims) of vectors (n, C): components, and the length of what they leave over, in units of `scale`."""
     centred = x - trained["mean"]
     components = centred @ trained["components"]
     rest = np.sqrt(np.maximum(sq_norms(centred) - sq_norms(components), 0))
-    return np.concatenate([components, rest[:, None]], axis=1)
+    return (np.concatenate([components, rest[:, None]], axis=1) / trained["scale"]).astype(np.float32, copy=False)
 
 
 def _train(blocks: Blocks, build: Build) -> Arrays:
@@ -132,7 +133,14 @@ def _train(blocks: Blocks, build: Build) -> Arrays:
     centred = xt - mean
     _, vectors = np.linalg.eigh(centred.T @ centred)
     components = vectors[:, ::-1][:, : min(build.dims - 1, xt.shape[1])]
-    return {"mean": mean.astype(np.float32), "components": np.ascontiguousarray(components, np.float32)}
+    # Of large features, in units that leave float16 room.
+    largest = np.sqrt(np.square(centred).sum(axis=1).max())
+    scale = 2.0 ** max(0, np.ceil(np.log2(max(largest, 1) / _LARGEST_CODE)))
+    return {
+        "mean": mean.astype(np.float32),
+        "components": np.ascontiguousarray(components, np.float32),
+        "scale": np.array([scale], np.float32),
+    }
 
 
 def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:

@@ -84,25 +84,26 @@ def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress
     levels = {level.name: _blocks(bank, level) for level in bank.layout.levels}
 
     trained_file = folder / _TRAINED
-    trained_entry = _entry_of(trained_file, how)
+    known = _known(folder.parent)
+    trained_entry = _entry_of(trained_file, how, known)
     if trained_entry is None:
-        # Files made with other settings do not belong to the recipe any more: the old description must not name them.
-        (folder.parent / _DESCRIPTION).unlink(missing_ok=True)
         assert chosen.method.train is not None
         arrays = {
             f"{name}/{key}": array
             for name, blocks in levels.items()
             for key, array in chosen.method.train(blocks, chosen.build).items()
         }
+        # Files made with other settings do not belong to the recipe any more: the old description must not name them.
+        (folder.parent / _DESCRIPTION).unlink(missing_ok=True)
         trained_entry = FileEntry.of(trained_file, write_arrays(trained_file, arrays, attributes={"made_of": how}, strings={}))
     trained = _by_level(map_arrays(trained_file, trained_entry.sha256).arrays)
     files = []
     with tqdm(total=len(bank), desc="index maps", unit="img", disable=None if progress else True) as bar:
         row = 0
         for number, shard in enumerate(bank.manifest.shards):
-            path = folder / f"{number:06d}.h5"
+            path = folder / _shard_file(number)
             of = _hash({"trained": trained_entry.sha256, "shard": shard.sha256})
-            entry = _entry_of(path, of)
+            entry = _entry_of(path, of, known)
             if entry is None:
                 arrays = _encode(chosen, levels, trained, range(row, row + shard.count), bar)
                 entry = FileEntry.of(path, write_arrays(path, arrays, attributes={"made_of": of}, strings={}))
@@ -186,6 +187,13 @@ def open_gallery(bank: Bank, recipe: Recipe) -> _Opened:
     held = tuple(shard.sha256 for shard in bank.manifest.shards)
     if held[: len(description.shards)] != description.shards or len(description.files) != len(description.shards):
         raise BankError(f"index {folder} was built from other shards than the bank now holds; run: {command}")
+    names = [description.trained.file, *(entry.file for entry in description.files)]
+    count = sum(shard.count for shard in bank.manifest.shards[: len(description.shards)])
+    if names != [_TRAINED, *map(_shard_file, range(len(description.files)))] or description.count != count:
+        raise BankError(
+            f"{folder / _DESCRIPTION} says count={description.count} and files {names}, its shards hold {count} images; "
+            f"rebuild the index with: {command} --rebuild"
+        )
     for entry in (description.trained, *description.files):
         path = folder / _FOLDER / entry.file
         check_file(path, entry, str(path), _DESCRIPTION, f"rebuild it with: {command} --rebuild")
@@ -248,18 +256,35 @@ def _by_level(arrays: Arrays) -> dict[str, Arrays]:
     return by_level
 
 
-def _entry_of(path: Path, made_of: str) -> FileEntry | None:
-    """The entry of a file that is there and was made of that, else None."""
+def _shard_file(number: int) -> str:
+    return f"{number:06d}.h5"
+
+
+def _known(folder: Path) -> dict[str, str]:
+    """The checksums of the files that an index's description names; none where it cannot be read."""
+    try:
+        description = read_description(folder, "")
+    except (BankError, OSError):
+        return {}
+    return {entry.file: entry.sha256 for entry in (description.trained, *description.files)}
+
+
+def _entry_of(path: Path, made_of: str, known: dict[str, str]) -> FileEntry | None:
+    """The entry of a file that is there, is the one that was written, and was made of that; else None."""
     if not path.is_file():
+        return None
+    digest = hash_file(path)
+    if known.get(path.name, digest) != digest:
+        _log.warning("%s is damaged (it has changed since it was written) and is made again", path)
         return None
     try:
         with h5py.File(path) as file:
             if file.attrs.get("made_of") != made_of:
                 return None
-    except OSError as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         _log.warning("%s is damaged (%s) and is made again", path, error)
         return None
-    return FileEntry.of(path, hash_file(path))
+    return FileEntry.of(path, digest)
 
 
 def _hash(content: dict[str, Any]) -> str:

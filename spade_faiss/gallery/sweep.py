@@ -101,9 +101,10 @@ def sweep(
     running: deque[tuple[list[Future[None]], tuple[int, Future[Prepared]] | None]] = deque()
 
     def finish() -> None:
-        tasks, spread = running.popleft()
+        tasks, spread = running[0]
         for task in tasks:
             task.result()
+        running.popleft()
         if spread is not None:
             blocks.release(spread[0])
             done(spread[1].result())
@@ -120,6 +121,7 @@ def sweep(
                 piece.run(prepared)
             blocks.release(row)
             done(prepared)
+            del prepared  # before the next is made
 
     def begin(group: _Group[Prepared]) -> Callable[[], None]:
         row, pieces = group[0]
