@@ -128,7 +128,18 @@ def _gallery_facts(figures: Figures) -> str:
         f"{_mib(large['peak_bytes'])} with {large['normals']}, after {_mib(small['start_bytes'])} and "
         f"{_mib(large['start_bytes'])} at the start.",
     ]
+    for cold in (False, True):
+        rows = [row for row in found["scaling"] if row["cold"] == cold]
+        spent = "; ".join(f"{row['normals']} normals {_ms(row['image search'])} + {_ms(row['pixel search'])}" for row in rows)
+        where = "dropped from the system's cache before each image" if cold else "in the system's cache"
+        lines.append(
+            f"- lite0, K=5, `--memory 256MiB`, the bank's files {where}, ms an image of image search + pixel search: {spent}."
+        )
     return "\n".join(lines)
+
+
+def _ms(spread: Figures) -> str:
+    return f"{1000 * spread['median']:.1f}"
 
 
 def _mib(count: float) -> str:
