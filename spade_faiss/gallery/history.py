@@ -67,7 +67,7 @@ class HistorySearch:
         """See `GallerySearch`."""
         locations, lists, channels = self._centroids.shape
         parts = -(-len(self._blocks) // _ROWS_AT_A_TIME)
-        probed = locations * lists * (channels * 4 + 16)
+        probed = locations * lists * (2 * channels * 4 + 16)
         return int(
             images * locations * kappa * 12 * (parts + 4) + probed + self._workers.threads * 3 * self._blocks.block_bytes
         )

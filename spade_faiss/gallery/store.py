@@ -80,7 +80,9 @@ def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress
     if rebuild:
         for path in (folder.parent / _DESCRIPTION, *folder.glob("*.h5")):
             path.unlink(missing_ok=True)
-    how = _hash({"gallery": recipe.build.gallery, "settings": asdict(chosen.build), "layout": asdict(bank.layout)})
+    how = _hash(
+        {"schema": SCHEMA, "gallery": recipe.build.gallery, "settings": asdict(chosen.build), "layout": asdict(bank.layout)}
+    )
     levels = {level.name: _blocks(bank, level) for level in bank.layout.levels}
 
     trained_file = folder / _TRAINED
