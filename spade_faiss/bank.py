@@ -261,6 +261,15 @@ class Bank:
             found[position] = self._shard(index).embedding[place]
         return found
 
+    def read(self, rows: npt.NDArray[np.integer[Any]]) -> FeatureBatch:
+        """The features of the given rows as they were prepared, copied."""
+        maps = {}
+        for level in self.layout.levels:
+            maps[level.name] = np.empty((len(rows), *level.shape), self.layout.dtype)
+            for out, row in zip(maps[level.name], rows, strict=True):
+                self.read_map(level.name, int(row), out)
+        return FeatureBatch([self.ids[row] for row in rows], self.embedding(rows), maps, self.manifest.source)
+
     def level_map(self, level: str, row: int) -> npt.NDArray[np.floating[Any]]:
         """One image's map at one level, (H, W, C) of the bank's dtype: a read-only view of the mapped file, not a copy."""
         index, position = self.locate(row)

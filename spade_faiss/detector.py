@@ -163,13 +163,55 @@ class Detector:
         size = self.plan.batch
         return join([self._score(batch[start : start + size], stages) for start in range(0, max(1, len(batch)), size)])
 
+    def score_rows(self, rows: Sequence[int], *, stages: Stages | None = None) -> Scores:
+        """Score normal images of the bank, each against all the others: how normal images look to this detector.
+
+        Args:
+            rows: bank rows.
+            stages: where to count the time.
+
+        Raises:
+            InputError: for a bank that has no other image for each of the neighbours asked for, or a recipe that searches the
+                maps of the whole bank: it would meet the image itself.
+        """
+        method, stages = self.method, stages or Stages()
+        if (k := max(method.k_image, method.k_gallery)) >= len(self.bank):
+            raise InputError(
+                f"each of the {len(self.bank)} normal images in {self.bank.path} has {len(self.bank) - 1} others, "
+                f"k={k} were asked for; lower k_image and k_gallery, or add images"
+            )
+        if self._searches and find_method(self.recipe).method.whole_bank:
+            raise InputError(
+                f"recipe {self.recipe.name!r} searches all normal images and would meet the scored one itself; "
+                f"use another recipe, or score images that are not in the bank"
+            )
+        size = self.plan.batch
+        parts = [rows[start : start + size] for start in range(0, max(1, len(rows)), size)]
+        return join([self._score_rows(np.asarray(part, np.int64), stages) for part in parts])
+
     def _score(self, batch: FeatureBatch, stages: Stages) -> Scores:
         with stages("prepare"):
             query = prepare(batch, self.bank.layout)
-        k_image, k_gallery = self.method.k_image, self.method.k_gallery
         with stages("image search"):
-            sq_dist, rows = self._images.search(query.embedding, max(k_image, k_gallery))
-            neighbor_dist = to_distance(sq_dist, self.method.distance)
+            sq_dist, rows = self._images.search(query.embedding, max(self.method.k_image, self.method.k_gallery))
+        return self._score_prepared(query, sq_dist, rows, stages)
+
+    def _score_rows(self, own: IntArray, stages: Stages) -> Scores:
+        k = max(self.method.k_image, self.method.k_gallery)
+        with stages("read"):
+            query = self.bank.read(own)
+        with stages("image search"):
+            sq_dist, rows = self._images.search(query.embedding, k + 1)
+            # All but the image itself; an approximate index may have missed it, or equal ones may stand before it.
+            others = rows != own[:, None]
+            others[others.all(axis=1), -1] = False
+            sq_dist, rows = sq_dist[others].reshape(-1, k), rows[others].reshape(-1, k)
+        return self._score_prepared(query, sq_dist, rows, stages)
+
+    def _score_prepared(self, query: FeatureBatch, sq_dist: FloatArray, rows: IntArray, stages: Stages) -> Scores:
+        """Score prepared features whose nearest normals are known."""
+        k_image, k_gallery = self.method.k_image, self.method.k_gallery
+        neighbor_dist = to_distance(sq_dist, self.method.distance)
         image_score = neighbor_dist[:, :k_image].mean(axis=1)
         looked = np.flatnonzero(self._looks_at(image_score))
         level_dist, nearest = {}, {}

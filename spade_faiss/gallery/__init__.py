@@ -94,6 +94,7 @@ class Method(Generic[B, Q]):
         train: learns from a sample of a level's blocks; None for a method that keeps nothing.
         encode: turns a block, (H*W, C) float32, into what is kept of it: arrays whose shapes and types are the same for all
             blocks. It must depend on its arguments alone: an image that was added since the build is encoded when it is met.
+        whole_bank: whether it searches all normal images, whoever the neighbours are.
     """
 
     definition: str
@@ -102,6 +103,7 @@ class Method(Generic[B, Q]):
     open: Callable[[Blocks, Workers, B, Q, Kept | None], GallerySearch]
     train: Callable[[Blocks, B], Arrays] | None = None
     encode: Callable[[FloatArray, Arrays, B], Arrays] | None = None
+    whole_bank: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,4 +155,5 @@ METHOD = Method(
     open=_open,
     train=_train,
     encode=_encode,
+    whole_bank=True,
 )

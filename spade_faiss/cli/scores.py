@@ -1,0 +1,105 @@
+"""The commands that score images: score, evaluate."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from spade_faiss.cli.options import Commands, add_max_skipped, add_method, open_detector
+from spade_faiss.cli.text import Output, format_times
+from spade_faiss.config import SHOWN
+from spade_faiss.device import format_bytes
+
+if TYPE_CHECKING:
+    from spade_faiss.results import Results
+
+
+def register(commands: Commands) -> None:
+    """Add the commands of this module."""
+    score = commands.add(
+        "score",
+        _score,
+        "score images and write scores, maps and a report",
+        "spade-faiss score new/ --bank parts.bank --out results/ --overlays",
+    )
+    score.add_argument("images", nargs="+", metavar="IMAGES", help="a folder, an image, or several")
+    _add_scoring(score)
+    evaluate = commands.add(
+        "evaluate",
+        _evaluate,
+        "score a labelled set (test/<kind>, ground_truth/<kind>) and measure",
+        "spade-faiss evaluate bottle/ --bank bottle.bank --out results/",
+    )
+    evaluate.add_argument("dataset", metavar="DATASET", help="a folder laid out as MVTec AD")
+    _add_scoring(evaluate)
+
+
+def _score(arguments: argparse.Namespace) -> Output:
+    from spade_faiss.evaluation import score_to
+
+    return _describe_results(
+        score_to(
+            arguments.images,
+            bank=open_detector(arguments),
+            out=arguments.out,
+            overlays=arguments.overlays,
+            shown=arguments.shown,
+            max_skipped=arguments.max_skipped,
+            progress=not arguments.quiet,
+        )
+    )
+
+
+def _evaluate(arguments: argparse.Namespace) -> Output:
+    from spade_faiss.evaluation import evaluate
+
+    return _describe_results(
+        evaluate(
+            arguments.dataset,
+            bank=open_detector(arguments),
+            out=arguments.out,
+            overlays=arguments.overlays,
+            shown=arguments.shown,
+            max_skipped=arguments.max_skipped,
+            progress=not arguments.quiet,
+        )
+    )
+
+
+def _describe_results(done: Results) -> Output:
+    numbers: dict[str, Any] = {
+        "out": str(done.out),
+        "images": done.images,
+        "skipped": [{"id": item.id, "reason": item.reason} for item in done.skipped],
+        "time": {"total_s": done.total_s, "stage_s": done.stage_s},
+        "peak_memory_bytes": done.peak_memory_bytes,
+    }
+    lines = [f"{done.images} images scored, {len(done.skipped)} skipped"]
+    lines += [f"  skipped {item.id}: {item.reason}" for item in done.skipped]
+    if (metrics := done.metrics) is not None:
+        named = {"image, by kNN": metrics.by_knn, "image, by map maximum": metrics.by_map, "pixel": metrics.pixel}
+        lines.append(f"{'':24}{'AUROC':>8}{'AP':>8}{'F1-max':>8}{'AUPRO':>8}")
+        numbers["metrics"] = {}
+        for name, found in named.items():
+            if found is None:
+                continue
+            values = {"auroc": found.auroc, "ap": found.ap, "f1_max": found.f1_max}
+            if found is metrics.pixel:
+                values["aupro"] = metrics.pixel.aupro
+            numbers["metrics"][name] = values
+            lines.append(f"{name:24}" + "".join(f"{value:8.3f}" for value in values.values()))
+    lines.append(format_times(done.stage_s, done.total_s, done.images))
+    lines.append(f"peak memory {format_bytes(done.peak_memory_bytes)}")
+    lines.append(f"look at {done.out / 'report.html'}; numbers are in report.json, scores.csv and scores.h5 beside it")
+    return numbers, "\n".join(lines)
+
+
+def _add_scoring(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--bank", required=True, help="the bank's folder")
+    command.add_argument("--out", required=True, help="the folder to write results to")
+    add_method(command)
+    command.add_argument("--overlays", action="store_true", help="write a PNG of each image under its heat map")
+    command.add_argument(
+        "--shown", type=int, default=SHOWN, metavar="N", help="images that the report shows in full (default: %(default)s)"
+    )
+    add_max_skipped(command)
