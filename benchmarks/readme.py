@@ -24,6 +24,7 @@ def main() -> None:
 def filled(text: str) -> str:
     """README with every table between `<!-- name -->` and `<!-- /name -->` computed anew."""
     figures: Figures = json.loads((RESULTS / "main_job.json").read_bytes())
+    figures["durability"] = json.loads((RESULTS / "durability.json").read_bytes())
     figures["gallery"] = json.loads((RESULTS / "gallery.json").read_bytes())
     for name, table in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
@@ -138,6 +139,25 @@ def _gallery_facts(figures: Figures) -> str:
     return "\n".join(lines)
 
 
+def _durability(figures: Figures) -> str:
+    found = figures["durability"]
+    kills, fills, fuzz, readers, add = (found[name] for name in ("kills", "fills", "fuzz", "readers", "add"))
+    faults = sum(len(part["faults"]) for part in (kills, fills, fuzz, readers))
+    hit = ", ".join(f"{name} {count}" for name, count in sorted(kills["hit"].items()))
+    lines = [
+        f"- {kills['count']} kills at random instants ({hit}), each followed by `verify --deep` and the same command again; "
+        f"{fills['full']} of {fills['runs']} runs on a disk with little room ran out of it; {fuzz['mutants']} damaged files, "
+        f"{fuzz['refused']} refused, {fuzz['equal']} as good as before; {readers['readers']} readers beside a writer that added "
+        f"{readers['added']} images and compacted, {readers['results']} results, {readers['generations_seen']} generations seen. "
+        f"Lost, torn or wrong: {faults}.",
+        f"- Adding {add['added']} images to {add['images']}: {1000 * add['add_s']:.0f} ms and {_mib(add['bytes_written'])} written, "
+        f"the index folds them in in {1000 * add['update_s']:.0f} ms; building it all again: "
+        f"{add['build_s'] + add['index_s']:.1f} s and {_mib(add['bank_bytes'])} (features given, {add['shards_rewritten']} shards "
+        f"rewritten).",
+    ]
+    return "\n".join(lines)
+
+
 def _ms(spread: Figures) -> str:
     return f"{1000 * spread['median']:.1f}"
 
@@ -180,6 +200,7 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "gallery": _gallery,
     "gallery_quality": _gallery_quality,
     "gallery_facts": _gallery_facts,
+    "durability": _durability,
     "machine": _machine,
 }
 

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from spade_faiss.detector import Detector
     from spade_faiss.errors import SpadeError
     from spade_faiss.evaluation import evaluate, score_to
-    from spade_faiss.extract import fit
+    from spade_faiss.extract import add, fit
     from spade_faiss.features import FeatureBatch, Level
+    from spade_faiss.index_build import update_indexes
+    from spade_faiss.leave_one_out import suspects
     from spade_faiss.scoring import Scores
+    from spade_faiss.verification import verify
 
 __version__ = "0.1.0"
 
@@ -53,10 +56,14 @@ _HOMES = {
     "Scores": "scoring",
     "Source": "config",
     "SpadeError": "errors",
+    "add": "extract",
     "evaluate": "evaluation",
     "fit": "extract",
     "load_backbone": "backbone",
     "score_to": "evaluation",
+    "suspects": "leave_one_out",
+    "update_indexes": "index_build",
+    "verify": "verification",
 }
 
 __all__ = [
@@ -69,10 +76,14 @@ __all__ = [
     "Scores",
     "Source",
     "SpadeError",
+    "add",
     "evaluate",
     "fit",
     "load_backbone",
     "score_to",
+    "suspects",
+    "update_indexes",
+    "verify",
 ]
 
 

@@ -6,7 +6,7 @@ import mmap
 import os
 import shutil
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -28,34 +28,54 @@ _MAPPED_BYTES = 2 << 20
 _HEADROOM_BYTES = 1 << 20
 
 
-def write_arrays(
-    path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, attributes: Mapping[str, str | int], strings: Mapping[str, list[str]]
-) -> str:
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, attributes: Mapping[str, str | int]) -> str:
     """Write a file; it appears whole or not at all. Returns its sha256.
 
     Args:
         path: the file to make or to replace.
-        arrays: by name; a '/' in it makes a group.
+        arrays: by name; a '/' in it makes a group. Of numbers, or of UTF-8 text (`text_array`).
         attributes: of the file.
-        strings: lists of text by name.
 
     Raises:
         InputError: if the disk has no room for it.
     """
     needed = sum(array.nbytes for array in arrays.values()) + _HEADROOM_BYTES
-    # Asked beforehand: HDF5 may crash the process when the disk fills up while it closes a file.
     if (free := shutil.disk_usage(path.parent).free) < needed:
         raise InputError(
             f"{path.parent} has {free} bytes free, {path.name} needs {needed}; make room and run the command again"
         )
     with atomic_path(path) as temporary:
-        with h5py.File(temporary, "w", alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
+        with _hdf5(temporary, "w") as file:
             file.attrs.update(attributes)
-            for name, values in strings.items():
-                file.create_dataset(name, data=values, dtype=h5py.string_dtype())
             for name, array in arrays.items():
-                file.create_dataset(name, data=array)
+                file.create_dataset(name, array.shape, array.dtype)
+        # HDF5 may crash the process where the disk fills up while it writes. Now the room is there, or this raises.
+        _reserve(temporary, needed)
+        with _hdf5(temporary, "r+") as file:
+            for name, array in arrays.items():
+                file[name][...] = array
         return hash_file(temporary)
+
+
+def text_array(values: Sequence[str]) -> npt.NDArray[np.bytes_]:
+    """Text as an array that `write_arrays` takes: UTF-8, padded with NUL."""
+    encoded = [value.encode() for value in values]
+    kind = h5py.string_dtype("utf-8", max([1, *map(len, encoded)]))
+    found: npt.NDArray[np.bytes_] = np.array(encoded, kind)
+    return found
+
+
+def _hdf5(path: Path, mode: str) -> h5py.File:
+    return h5py.File(path, mode, alignment_threshold=1, alignment_interval=_ALIGNMENT)
+
+
+def _reserve(path: Path, needed: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            os.posix_fallocate(descriptor, 0, needed)
+        finally:
+            os.close(descriptor)
 
 
 @lru_cache(maxsize=_OPEN_FILES)
@@ -63,8 +83,16 @@ def map_arrays(path: Path, sha256: str) -> Mapped:
     """Map the numeric arrays of a file into memory; views keep the mapping alive after it has left the cache.
 
     The checksum is part of the cache's key: another file may later stand at the same path.
+
+    Raises:
+        BankError: for a file that is gone or damaged.
     """
-    return Mapped(path)
+    try:
+        return Mapped(path)
+    except FileNotFoundError as error:
+        raise BankError(f"{path} is gone since the bank was opened; open it again") from error
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise BankError(f"{path} is damaged ({error}); restore it from a backup") from error
 
 
 class Mapped:
@@ -72,12 +100,16 @@ class Mapped:
 
     def __init__(self, path: Path) -> None:
         layout: dict[str, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
+        read: Arrays = {}
 
         def note(name: str, item: object) -> None:
-            if isinstance(item, h5py.Dataset) and item.dtype.kind in "iuf":
+            if isinstance(item, h5py.Dataset) and item.dtype.kind == "O":  # text of variable length, which files once had
+                read[name] = text_array(item.asstr()[:])
+            elif isinstance(item, h5py.Dataset) and item.dtype.kind in "iufS":
                 layout[name] = item.id.get_offset(), item.shape, item.dtype
 
         with h5py.File(path) as file:
+            self.attributes = dict(file.attrs)
             file.visititems(note)
         self._path = path
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -85,7 +117,7 @@ class Mapped:
         self._mapped = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
         self.arrays: Arrays = {
             name: np.ndarray(shape, dtype, self._mapped, offset) for name, (offset, shape, dtype) in layout.items()
-        }
+        } | read
         self._offsets = {name: offset for name, (offset, _, _) in layout.items()}
 
     def read(self, name: str, position: int, out: npt.NDArray[Any]) -> None:

@@ -1,74 +1,39 @@
-"""The bank on disk: a manifest that names immutable, checksummed shards; commits, readers, the writer's lock."""
+"""The bank on disk: a manifest that names immutable, checksummed shards; what is committed, by one writer at a time."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
-from collections.abc import Iterator, Sequence
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from filelock import FileLock, Timeout
+from spade_faiss.config import Source
+from spade_faiss.errors import InputError
+from spade_faiss.features import FeatureBatch, Layout, Level, concatenate, prepare
+from spade_faiss.files import TEMPORARY_PATTERN
+from spade_faiss.locks import LOCK, READERS, WRITER, Lease, WriterLock, readers
+from spade_faiss.manifest import MANIFEST, Manifest, read_manifest, versions, write_manifest
+from spade_faiss.shards import SHARD_BYTES, ShardEntry, check_shard, write_shard
+from spade_faiss.snapshot import SHARDS, Snapshot, first_difference
 
-from spade_faiss.config import Source, from_mapping
-from spade_faiss.errors import BankError, InputError, NotFoundError
-from spade_faiss.features import FeatureBatch, FloatArray, Layout, Level, prepare
-from spade_faiss.files import TEMPORARY_PATTERN, atomic_path
-from spade_faiss.shards import (
-    Shard,
-    ShardEntry,
-    check_shard,
-    map_shard,
-    prefetch_map,
-    read_image_path,
-    read_map,
-    read_strings,
-    release_map,
-    write_shard,
-)
-
-FORMAT = "spade_faiss bank"
-SCHEMA = 1
-
-_MANIFEST = "manifest.json"
-_SHARDS = "features"
-_LOCK = ".lock"
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """One committed state of a bank."""
+class Bank(Snapshot):
+    """The features of normal images: read them, add and remove; what was committed is never written again.
 
-    generation: int
-    layout: Layout
-    source: Source | None
-    weights_file: str | None
-    shards: tuple[ShardEntry, ...]
-    versions: dict[str, str]
-
-
-class Bank:
-    """The features of normal images: append to it, or read it; what was committed is never written again.
-
-    A `Bank` reads the state that was current when it was opened, plus what it appends itself.
+    A `Bank` reads the state that was current when it was opened, until it changes something itself.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path.absolute()
-        self._adopt(manifest)
-
-    def _adopt(self, manifest: Manifest) -> None:
-        self.manifest = manifest
-        self._starts = np.cumsum([0, *(shard.count for shard in manifest.shards)])
-        for name in ("ids", "_row_of", "sha256_of"):
-            self.__dict__.pop(name, None)  # drop the cached property
+    def __init__(self, path: Path, manifest: Manifest, lease: Lease) -> None:
+        super().__init__(path, manifest)
+        self._lease = lease
+        self._lock = WriterLock(self.path, f"the bank {self.path}")
+        self._committing = threading.Lock()
+        self._continued = False
 
     @classmethod
     def create(
@@ -114,29 +79,40 @@ class Bank:
     def _create(cls, folder: Path, layout: Layout, source: Source | None, weights_file: str | None) -> Bank:
         _check_new(folder)
         manifest = Manifest(
-            generation=0, layout=layout, source=source, weights_file=weights_file, shards=(), versions=_versions()
+            generation=0, layout=layout, source=source, weights_file=weights_file, shards=(), versions=versions()
         )
-        (folder / _SHARDS).mkdir(parents=True, exist_ok=True)
-        with _writer_lock(folder):
+        (folder / SHARDS).mkdir(parents=True, exist_ok=True)
+        with WriterLock(folder, f"the bank {folder}")():
             _check_new(folder)  # again: another process may have been faster
-            _write_manifest(folder, manifest)
-        return cls(folder, manifest)
+            write_manifest(folder, manifest)
+            return cls(folder, manifest, Lease(folder, 0))
 
     @classmethod
-    def open(cls, path: str | Path) -> Bank:
+    def open(cls, path: str | Path, *, check: bool = True) -> Bank:
         """Open a bank and check that its shards are those that the manifest names.
 
-        A shard whose size or modification time is not the recorded one is read in full and its checksum compared.
+        A shard whose size or modification time is not the recorded one is read in full and its checksum compared. What it
+        reads stays on disk while it is open, whatever others do to the bank.
+
+        Args:
+            path: the folder.
+            check: False to open a damaged bank, too.
 
         Raises:
             NotFoundError: if there is no bank at `path`.
             BankError: for a damaged or newer manifest, and for a missing or changed shard.
         """
         folder = Path(path)
-        manifest = _read_manifest(folder)
-        for shard in manifest.shards:
-            check_shard(folder / _SHARDS / shard.file, shard)
-        return cls(folder, manifest)
+        while True:
+            manifest = read_manifest(folder)
+            lease = Lease(folder, manifest.generation)
+            # Between the two, another process may have compacted and deleted what nobody seemed to read.
+            if read_manifest(folder).generation == manifest.generation:
+                break
+            lease.end()
+        for shard in manifest.shards if check else ():
+            check_shard(folder / SHARDS / shard.file, shard)
+        return cls(folder, manifest, lease)
 
     @classmethod
     def open_or_create(
@@ -147,38 +123,44 @@ class Bank:
         Raises:
             InputError: if it has not, with both values.
         """
-        if not (Path(path) / _MANIFEST).exists():
+        if not (Path(path) / MANIFEST).exists():
             return cls._create(Path(path), layout, source, weights_file)
         bank = cls.open(path)
+        if bank.generation == 0:  # of a run that stored nothing: its settings bind nobody
+            with bank.writing():
+                manifest = replace(bank.manifest, layout=layout, source=source, weights_file=weights_file)
+                if bank.generation == 0 and manifest != bank.manifest:
+                    write_manifest(bank.path, manifest)
+                    bank._adopt(manifest)
         if source is not None and bank.manifest.source is None:
             raise InputError(
                 f"the bank {path} holds the features of another extractor, not of {source.backbone!r}; make a new bank"
             )
         bank.check_source(source)
-        if difference := _first_difference(asdict(bank.layout), asdict(layout)):
+        if difference := first_difference(asdict(bank.layout), asdict(layout)):
             name, ours, theirs = difference
             raise InputError(
                 f"the bank {path} has {name}={ours!r}, asked for {theirs!r}; use the bank's setting, or make a new bank"
             )
         return bank
 
-    @property
-    def layout(self) -> Layout:
-        """What all features of the bank have in common."""
-        return self.manifest.layout
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the right to write for a whole command, and begin with the bank's newest state.
 
-    @property
-    def generation(self) -> int:
-        """Counts the commits: a state of the bank is named by it."""
-        return self.manifest.generation
-
-    @property
-    def bytes_on_disk(self) -> int:
-        """Bytes of all shards."""
-        return sum(shard.bytes for shard in self.manifest.shards)
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
+        Raises:
+            BankError: if another process is writing to the bank; names it.
+        """
+        with self._lock() as held:
+            if not held:
+                self._continued = False
+                current = read_manifest(self.path)
+                if current.generation != self.generation:
+                    self._adopt(current)
+                # Of a killed writer. Not below indexes/, which may be built at the same time.
+                for leftover in (*self.path.glob(TEMPORARY_PATTERN), *(self.path / SHARDS).glob(TEMPORARY_PATTERN)):
+                    leftover.unlink()
+            yield
 
     def append(self, batch: FeatureBatch) -> None:
         """Store a batch as one new shard and commit it: after this returns, the batch survives a crash.
@@ -192,194 +174,180 @@ class Bank:
 
     def append_prepared(self, batch: FeatureBatch) -> None:
         """`append` for a batch that `prepare` has returned, from this bank's source."""
-        with _writer_lock(self.path):
-            current = _read_manifest(self.path)
-            if current.generation != self.generation:
-                self._adopt(current)
-            if known := [name for name in batch.ids if name in self._row_of]:
-                raise InputError(f"the bank {self.path} already holds {len(known)} of these images, the first is {known[0]!r}")
-            shard = write_shard(self.path / _SHARDS / f"{len(current.shards):06d}.h5", batch)
-            manifest = replace(
-                current, generation=current.generation + 1, shards=(*current.shards, shard), versions=_versions()
-            )
-            _write_manifest(self.path, manifest)
-            row_of = self._row_of
-            self._adopt(manifest)
+        with self.writing(), self._committing:
+            known = self._known
+            if held := [name for name in batch.ids if name in known]:
+                was = " (it was removed: restore it, or compact the bank first)" if held[0] not in self._row_of else ""
+                raise InputError(
+                    f"the bank {self.path} already holds {len(held)} of these images, the first is {held[0]!r}{was}"
+                )
+            shard = write_shard(self.path / SHARDS / f"{self.generation + 1:06d}.h5", batch)
+            row_of, first = self._row_of, len(self)
+            self._commit("add", len(batch), (*self.manifest.shards, shard))
             # Kept, not read again: a long extraction would read all ids so far for each of its shards.
-            row_of.update(zip(batch.ids, range(len(row_of), len(self)), strict=True))
-            self.__dict__["_row_of"] = row_of
+            row_of.update(zip(batch.ids, range(first, len(self)), strict=True))
+            known.update(batch.ids)
+            self.__dict__.update(_row_of=row_of, _known=known)
 
-    def check_source(self, source: Source | None) -> None:
-        """Raise InputError, with both values, if features from `source` cannot be compared with the bank's.
+    def remove(self, ids: Sequence[str]) -> int:
+        """Take images out: at once for all who open the bank from now on. Until `compact`, `restore` brings them back.
 
-        Features without a source are taken on trust: the caller knows where they are from.
+        Returns:
+            How many were taken out now; those that were out before are left as they are.
+
+        Raises:
+            InputError: for an id that the bank does not hold; then none is removed.
+            BankError: if another process is writing to the bank.
         """
-        ours = self.manifest.source
-        if source is None or ours is None or source == ours:
-            return
-        difference = _first_difference(asdict(ours), asdict(source))
-        assert difference is not None
-        name, value, theirs = difference
-        raise InputError(
-            f"the bank {self.path} was extracted with {name}={value!r}, these features with {theirs!r}; "
-            f"distances between them mean nothing. Use the bank's setting, or extract a new bank"
+        with self.writing(), self._committing:
+            if missing := [name for name in ids if name not in self._known]:
+                raise InputError(
+                    f"the bank {self.path} does not hold {len(missing)} of these images, the first is {missing[0]!r}; "
+                    f"nothing was removed"
+                )
+            places = [self.locate(self._row_of[name]) for name in ids if name in self._row_of]
+            return self._mark("remove", places, lambda removed, position: removed | {position})
+
+    def restore(self, ids: Sequence[str]) -> int:
+        """Bring removed images back.
+
+        Returns:
+            How many were brought back now; those that were there are left as they are.
+
+        Raises:
+            InputError: for an id that the bank does not hold, or not any more; then none is restored.
+            BankError: if another process is writing to the bank.
+        """
+        with self.writing(), self._committing:
+            if missing := [name for name in ids if name not in self._known]:
+                raise InputError(
+                    f"the bank {self.path} does not hold {len(missing)} of these images (any more), the first is "
+                    f"{missing[0]!r}; nothing was restored"
+                )
+            places = [self.removed[name] for name in ids if name in self.removed]
+            return self._mark("restore", places, lambda removed, position: removed - {position})
+
+    def compact(self, *, target_bytes: int = SHARD_BYTES) -> Compaction:
+        """Rewrite shards that hold removed images without them, and join small neighbours: their order stays.
+
+        Removed images are gone for good then. Shards that somebody still reads stay on disk until the next `compact`.
+
+        Raises:
+            BankError: if another process is writing to the bank.
+            InputError: if the disk has no room.
+        """
+        with self.writing(), self._committing:
+            before, held = self.bytes_on_disk, set(self.manifest.shards)
+            dropped, shards = len(self.removed), []
+            for number, group in enumerate(groups := plan_compaction(self.manifest.shards, target_bytes)):
+                first = self.manifest.shards[group[0]]
+                if len(group) == 1 and not first.removed:
+                    shards.append(first)
+                elif any(self.manifest.shards[index].live_count for index in group):
+                    name = f"{self.generation + 1:06d}-{number:06d}.h5"
+                    shards.append(write_shard(self.path / SHARDS / name, self._joined(group)))
+            if len(groups) < len(self.manifest.shards) or dropped:
+                self._commit("compact", dropped, tuple(shards))
+            self._sweep()
+            written = sum(shard.bytes for shard in self.manifest.shards if shard not in held)
+            return Compaction(dropped=dropped, bytes_before=before, bytes_after=self.bytes_on_disk, bytes_written=written)
+
+    def _joined(self, group: Sequence[int]) -> FeatureBatch:
+        """The live images of some shards as one batch."""
+        batches = [self._live(index) for index in group if self.manifest.shards[index].live_count]
+        root = batches[0].root
+        moved = [
+            replace(batch, root=root, paths=[os.path.relpath(Path(batch.root, path), root) for path in batch.paths])
+            for batch in batches
+        ]
+        return concatenate(moved)
+
+    def _live(self, index: int) -> FeatureBatch:
+        """The images of a shard that were not removed, as they are stored; copied."""
+        shard, live = self._shard(index), self.manifest.shards[index].live
+
+        def texts(field: str) -> list[str]:
+            found = shard.texts(field)
+            return [found[position] for position in live] if found else []
+
+        return FeatureBatch(
+            texts("id"),
+            shard.embedding[live],
+            {name: maps[live] for name, maps in shard.levels.items()},
+            self.manifest.source,
+            valid=shard.valid(live, self.layout.input_size),
+            paths=texts("path"),
+            sha256=texts("sha256"),
+            root=shard.root,
         )
 
-    @cached_property
-    def ids(self) -> list[str]:
-        """The image ids in row order."""
-        return list(self._row_of)
+    def _mark(self, action: str, places: Sequence[tuple[int, int]], change: Callable[[set[int], int], set[int]]) -> int:
+        """Commit that the images at some shards' positions are removed, or are not."""
+        removed = [set(shard.removed) for shard in self.manifest.shards]
+        for index, position in places:
+            removed[index] = change(removed[index], position)
+        if places:
+            marked = zip(self.manifest.shards, removed, strict=True)
+            shards = tuple(replace(shard, removed=tuple(sorted(positions))) for shard, positions in marked)
+            self._commit(action, len(set(places)), shards)
+        return len(set(places))
 
-    @cached_property
-    def _row_of(self) -> dict[str, int]:
-        names = (name for index in range(len(self.manifest.shards)) for name in self._strings(index, "id"))
-        return {name: row for row, name in enumerate(names)}
+    def _commit(self, action: str, images: int, shards: tuple[ShardEntry, ...]) -> None:
+        manifest = self.manifest.next(action, images, shards, continued=self._continued)
+        write_manifest(self.path, manifest)
+        self._continued = True
+        self._adopt(manifest)
 
-    @cached_property
-    def sha256_of(self) -> dict[str, str]:
-        """Image id -> sha256 of its file, where one was recorded."""
-        digests: dict[str, str] = {}
-        for index in range(len(self.manifest.shards)):
-            digests.update(zip(self._strings(index, "id"), self._strings(index, "sha256"), strict=False))
-        return digests
+    def _sweep(self) -> None:
+        """Delete shards that no state names that somebody reads."""
+        if any(generation < self.generation for generation in self.readers()):
+            _log.info("somebody reads an older state of %s; what only it needs is deleted by a later compact", self.path)
+            return
+        named = {shard.file for shard in self.manifest.shards}
+        for path in (self.path / SHARDS).glob("*.h5"):
+            if path.name not in named:
+                path.unlink()
 
-    def image_path(self, image: str) -> Path | None:
-        """Where a normal image was read from, if it came from a file."""
-        index, position = self.locate(self._row_of[image])
-        return read_image_path(self._shard_path(index), position)
+    def readers(self) -> list[int]:
+        """The generations that others read, each named as often as it is opened."""
+        return readers(self.path, besides=self._lease)
 
-    def embedding_blocks(self) -> Iterator[FloatArray]:
-        """The embeddings shard by shard, (count, d) each, mapped and read-only."""
-        for index in range(len(self.manifest.shards)):
-            yield self._shard(index).embedding
 
-    def embedding(self, rows: npt.NDArray[np.integer[Any]]) -> FloatArray:
-        """(n, d) embeddings of the given rows, copied."""
-        found = np.empty((len(rows), self.layout.embedding_dim), np.float32)
-        for position, row in enumerate(rows):
-            index, place = self.locate(int(row))
-            found[position] = self._shard(index).embedding[place]
-        return found
+@dataclass(frozen=True, kw_only=True)
+class Compaction:
+    """What `Bank.compact` did: how many removed images it dropped, bytes of all shards before and after, bytes written."""
 
-    def read(self, rows: npt.NDArray[np.integer[Any]]) -> FeatureBatch:
-        """The features of the given rows as they were prepared, copied."""
-        maps = {}
-        for level in self.layout.levels:
-            maps[level.name] = np.empty((len(rows), *level.shape), self.layout.dtype)
-            for out, row in zip(maps[level.name], rows, strict=True):
-                self.read_map(level.name, int(row), out)
-        return FeatureBatch([self.ids[row] for row in rows], self.embedding(rows), maps, self.manifest.source)
+    dropped: int
+    bytes_before: int
+    bytes_after: int
+    bytes_written: int
 
-    def level_map(self, level: str, row: int) -> npt.NDArray[np.floating[Any]]:
-        """One image's map at one level, (H, W, C) of the bank's dtype: a read-only view of the mapped file, not a copy."""
-        index, position = self.locate(row)
-        found: npt.NDArray[np.floating[Any]] = self._shard(index).levels[level][position]
-        return found
 
-    def read_map(self, level: str, row: int, out: npt.NDArray[np.floating[Any]]) -> None:
-        """Copy one image's map at one level into `out`, (H, W, C) of the bank's dtype and contiguous."""
-        index, position = self.locate(row)
-        read_map(self._shard_path(index), self.manifest.shards[index].sha256, level, position, out)
-
-    def prefetch_map(self, level: str, row: int) -> None:
-        """Ask for one image's map to be read from disk soon."""
-        index, position = self.locate(row)
-        prefetch_map(self._shard_path(index), self.manifest.shards[index].sha256, level, position)
-
-    def release_map(self, level: str, row: int) -> None:
-        """Let go of the memory of one image's map, where it was read; it is read again when it is looked at again."""
-        index, position = self.locate(row)
-        release_map(self._shard_path(index), self.manifest.shards[index].sha256, level, position)
-
-    def locate(self, row: int) -> tuple[int, int]:
-        """The number of the shard that holds a row, and its position in it."""
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of a bank of {len(self)} images")
-        index = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return index, row - int(self._starts[index])
-
-    def _shard_path(self, index: int) -> Path:
-        return self.path / _SHARDS / self.manifest.shards[index].file
-
-    def _shard(self, index: int) -> Shard:
-        return map_shard(self._shard_path(index), self.manifest.shards[index].sha256)
-
-    def _strings(self, index: int, field: str) -> list[str]:
-        return read_strings(self._shard_path(index), field)
+def plan_compaction(shards: Sequence[ShardEntry], target_bytes: int) -> list[list[int]]:
+    """Groups of neighbouring shards that become one each: of up to `target_bytes`, and none that is half as large is moved."""
+    groups: list[list[int]] = []
+    gathered = 0
+    for index, shard in enumerate(shards):
+        size = shard.bytes * shard.live_count // shard.count
+        stays = not shard.removed and size >= target_bytes // 2
+        if groups and gathered and not stays and gathered + size <= target_bytes:
+            groups[-1].append(index)
+            gathered += size
+        else:
+            groups.append([index])
+            gathered = 0 if stays else size
+    return groups
 
 
 def _check_new(folder: Path) -> None:
-    if (folder / _MANIFEST).exists():
+    if (folder / MANIFEST).exists():
         raise InputError(f"{folder} already holds a bank; open it, or choose another folder")
     if not folder.exists():
         return
-    if folder.is_dir() and any((folder / _SHARDS).glob("*.h5")):
-        raise InputError(f"{folder} holds shards but no {_MANIFEST}; restore it from a backup, or choose another folder")
+    if folder.is_dir() and any((folder / SHARDS).glob("*.h5")):
+        raise InputError(f"{folder} holds shards but no {MANIFEST}; restore it from a backup, or choose another folder")
     # What a creation that was interrupted leaves behind is no obstacle.
     if not folder.is_dir() or any(
-        item.name not in (_SHARDS, _LOCK) and not item.match(TEMPORARY_PATTERN) for item in folder.iterdir()
+        item.name not in (SHARDS, LOCK, WRITER, READERS) and not item.match(TEMPORARY_PATTERN) for item in folder.iterdir()
     ):
         raise InputError(f"{folder} exists and is not a bank; choose a new or empty folder")
-
-
-@contextmanager
-def _writer_lock(folder: Path) -> Iterator[None]:
-    try:
-        with FileLock(folder / _LOCK, timeout=0):
-            # Of a killed writer: this process is the only one now. Not below indexes/, which may be built at the same time.
-            for leftover in (*folder.glob(TEMPORARY_PATTERN), *(folder / _SHARDS).glob(TEMPORARY_PATTERN)):
-                leftover.unlink()
-            yield
-    except Timeout as error:
-        raise BankError(f"another process is writing to the bank {folder}; wait until it has finished") from error
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    content = {"format": FORMAT, "schema": SCHEMA, **asdict(manifest)}
-    content["sha256"] = _hash_manifest(content)
-    with atomic_path(folder / _MANIFEST) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / _MANIFEST
-    if not path.is_file():
-        raise NotFoundError(
-            f"there is no bank at {folder} (no {_MANIFEST}); make one with: spade-faiss fit IMAGES --bank {folder}"
-        )
-    try:
-        content = json.loads(path.read_bytes())
-        if content.pop("format") != FORMAT:
-            raise ValueError("not a bank's manifest")
-        schema = content.pop("schema")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise BankError(f"{path} is damaged ({error}); restore it from a backup") from error
-    if schema != SCHEMA:
-        raise BankError(f"{path} has schema {schema!r}, this version reads {SCHEMA}; use the spade_faiss version that wrote it")
-    digest = content.pop("sha256", None)
-    expected = _hash_manifest({"format": FORMAT, "schema": SCHEMA, **content})
-    if digest != expected:
-        raise BankError(f"{path} is damaged: its sha256 is {expected}, it says {digest}; restore it from a backup")
-    try:
-        return from_mapping(Manifest, content, str(path))
-    except InputError as error:
-        raise BankError(str(error)) from error
-
-
-def _hash_manifest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _first_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    for name, value in ours.items():
-        if isinstance(value, dict):
-            if difference := _first_difference(value, theirs[name]):
-                return f"{name}.{difference[0]}", *difference[1:]
-        elif value != theirs[name]:
-            return name, value, theirs[name]
-    return None
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("spade-faiss", "h5py", "numpy")}
-    return {**packages, "python": platform.python_version()}

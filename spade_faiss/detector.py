@@ -16,7 +16,7 @@ from tqdm import tqdm
 from spade_faiss.bank import Bank
 from spade_faiss.config import MAX_SKIPPED, MEMORY, Method
 from spade_faiss.device import parse_bytes, plan
-from spade_faiss.errors import InputError, NotFoundError
+from spade_faiss.errors import InputError
 from spade_faiss.features import FeatureBatch, FloatArray, Level, check_ids, prepare
 from spade_faiss.gallery import GallerySearch, find_method
 from spade_faiss.gallery.blocks import BlockCache, Blocks
@@ -49,6 +49,7 @@ class Detector:
         self.recipe = recipe
         self.method = method
         self._searched = _searched_levels(bank.layout.levels, method.fusion)
+        self._memory = memory
         self._images = ImageIndex.open(bank, recipe)
         self._workers = Workers()
         self._cache = BlockCache()
@@ -110,6 +111,13 @@ class Detector:
             detector._backbone = _load_backbone(opened, backbone, weights)
         return detector
 
+    def with_localize(self, localize: str) -> Detector:
+        """The same detector for `all` images or `none`: it shares the bank's files, not the caches."""
+        method = replace(self.method, localize=localize, flag_above=None)
+        detector = Detector(self.bank, self.recipe, method, self._memory)
+        detector._backbone = self._backbone
+        return detector
+
     @property
     def backbone(self) -> Backbone:
         """The bank's own backbone, loaded at first use.
@@ -136,7 +144,7 @@ class Detector:
             InputError: for bad input, or too many unreadable images.
             NotFoundError: if a path does not exist.
         """
-        from spade_faiss.extract import FeatureStream
+        from spade_faiss.stream import FeatureStream
 
         root, records = find_images(images)
         stream = FeatureStream(self.backbone, Stages(), root=root, max_skipped=max_skipped, batch_size=self.plan.batch)
@@ -360,6 +368,12 @@ def _searched_levels(levels: Sequence[Level], fusion: str) -> tuple[Level, ...]:
     return (replace(finest, name=CONCAT, channels=sum(level.channels for level in levels)),)
 
 
+def _load_backbone(bank: Bank, backbone: str | Backbone | None, weights: str | Path | None) -> Backbone:
+    from spade_faiss.extract import backbone_of
+
+    return backbone_of(bank, backbone, weights)
+
+
 def _check_neighbors(bank: Bank, method: Method) -> None:
     for name in ("k_image", "k_gallery"):
         if (k := getattr(method, name)) > len(bank):
@@ -371,27 +385,3 @@ def _check_neighbors(bank: Bank, method: Method) -> None:
             raise InputError(
                 f"kappa={method.kappa} is larger than the gallery, {most} vectors at level {level.name!r}; lower it"
             )
-
-
-def _load_backbone(bank: Bank, backbone: str | Backbone | None, weights: str | Path | None) -> Backbone:
-    from spade_faiss.backbone import Backbone, is_known, load_backbone
-
-    if isinstance(backbone, Backbone) and weights is not None:
-        raise InputError("weights belong to a backbone given by name; this one has its own")
-    if not isinstance(backbone, Backbone):
-        source, recorded = bank.manifest.source, bank.manifest.weights_file
-        if source is None:
-            raise InputError(f"the bank {bank.path} was made by another extractor; use score_features, or pass a Backbone")
-        if weights is None and recorded is not None:
-            if not Path(recorded).is_file():
-                raise NotFoundError(
-                    f"the weights of the bank {bank.path} were in {recorded}, which is gone; pass --weights FILE"
-                )
-            weights = recorded
-        if backbone is None and not is_known(source.backbone):
-            raise InputError(f"the bank {bank.path} was made with your own backbone {source.backbone!r}; pass it as backbone=")
-        backbone = load_backbone(
-            backbone or source.backbone, weights=weights, precision=source.precision, preprocess=source.preprocess
-        )
-    bank.check_source(backbone.source)
-    return backbone

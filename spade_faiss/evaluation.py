@@ -15,7 +15,7 @@ from tqdm import tqdm
 from spade_faiss.config import MAX_SKIPPED, SHOWN, check_at_least
 from spade_faiss.detector import Detector
 from spade_faiss.errors import InputError
-from spade_faiss.extract import FeatureStream, Images
+from spade_faiss.extract import Images
 from spade_faiss.images import ImageRecord, Mask, find_images, load_dataset, to_mask, valid_region
 from spade_faiss.metrics import detection_metrics, localization_metrics
 from spade_faiss.report.csvfile import write_csv
@@ -25,6 +25,7 @@ from spade_faiss.report.pictures import write_png
 from spade_faiss.report.scorefile import ScoreFile, ScoreWriter
 from spade_faiss.results import KindMetrics, Metrics, Presenter, Results
 from spade_faiss.stages import Stages
+from spade_faiss.stream import FeatureStream
 
 SCORES = "scores.h5"
 
@@ -179,7 +180,7 @@ class _Run:
             metrics=metrics,
             stage_s=self._stages.seconds,
             total_s=self._stages.total_s,
-            peak_memory_bytes=_peak_memory_bytes(),
+            peak_memory_bytes=peak_memory_bytes(),
         )
         kinds = None if metrics is None else [str(record.kind) for record in self._records]
         with ScoreFile.open(self._out / SCORES) as scores:
@@ -195,6 +196,7 @@ class _Run:
         return results
 
 
-def _peak_memory_bytes() -> int:
+def peak_memory_bytes() -> int:
+    """The most that the process has held since it started."""
     # Linux counts in kilobytes, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

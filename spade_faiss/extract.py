@@ -2,140 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
-from spade_faiss.backbone import Backbone, load_backbone
+from spade_faiss.backbone import Backbone, is_known, load_backbone
 from spade_faiss.bank import Bank
 from spade_faiss.config import DEFAULT_BACKBONE, MAX_SKIPPED, Preprocess, check_at_least
 from spade_faiss.device import BATCH_SIZE
-from spade_faiss.errors import InputError
-from spade_faiss.features import FeatureBatch, FloatArray, Layout, concatenate, prepare
+from spade_faiss.errors import InputError, NotFoundError
+from spade_faiss.features import FeatureBatch, Layout, concatenate, prepare
 from spade_faiss.files import hash_file
-from spade_faiss.images import ImageRecord, Skipped, check_skipped, find_images, load, to_input, valid_region
+from spade_faiss.images import ImageRecord, Skipped, find_images
 from spade_faiss.index_build import Built, build_index, check_recipe
 from spade_faiss.recipe import Recipe, load_recipe
+from spade_faiss.shards import SHARD_BYTES
 from spade_faiss.stages import Stages
-
-_SHARD_BYTES = 256 << 20
-_BATCHES_AHEAD = 3
-
-_log = logging.getLogger(__name__)
+from spade_faiss.stream import Duplicate, FeatureStream
 
 Images = str | Path | Sequence[str | Path]
-
-
-@dataclass(frozen=True, eq=False)
-class Extracted:
-    """The features of some images, their records, and their original sizes (width, height)."""
-
-    records: list[ImageRecord]
-    sizes: list[tuple[int, int]]
-    batch: FeatureBatch
-
-
-class FeatureStream:
-    """Features of images, in order, `batch_size` at a time: threads decode ahead while the network computes.
-
-    Images that cannot be read are left out and listed in `skipped`; more than `max_skipped` of them stop the stream, and
-    so does a stream of nothing else, unless `allow_none`.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        stages: Stages,
-        *,
-        root: Path,
-        batch_size: int,
-        max_skipped: int = MAX_SKIPPED,
-        allow_none: bool = False,
-    ) -> None:
-        self.skipped: list[Skipped] = []
-        self._backbone = backbone
-        self._preprocess = backbone.source.preprocess
-        self._stages = stages
-        self._root = root
-        self._batch_size = batch_size
-        self._max_skipped = max_skipped
-        self._allow_none = allow_none
-
-    def __call__(self, records: Sequence[ImageRecord]) -> Iterator[Extracted]:
-        """Yield the features of `records`.
-
-        Raises:
-            InputError: when more images than allowed were skipped, or all of them.
-        """
-        parts = [records[start : start + self._batch_size] for start in range(0, len(records), self._batch_size)]
-        with ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="decode") as pool:
-            ahead: deque[list[Future[_Input]]] = deque()
-            waiting = iter(parts)
-            try:
-                for part in parts:
-                    for coming in islice(waiting, _BATCHES_AHEAD - len(ahead)):
-                        ahead.append([pool.submit(self._load, record) for record in coming])
-                    if inputs := self._collect(part, ahead.popleft()):
-                        yield self._forward(inputs)
-            finally:
-                pool.shutdown(cancel_futures=True)
-        if records and len(self.skipped) == len(records) and not self._allow_none:
-            raise InputError(f"none of the {len(records)} images could be read; the first: {self.skipped[0].reason}")
-
-    def _load(self, record: ImageRecord) -> _Input:
-        with self._stages("decode"):
-            loaded = load(record, self._preprocess)
-            return _Input(record, to_input(loaded.picture, self._preprocess), loaded.size, loaded.sha256)
-
-    def _collect(self, records: Sequence[ImageRecord], futures: Sequence[Future[_Input]]) -> list[_Input]:
-        inputs = []
-        with self._stages("wait for decode"):
-            for record, future in zip(records, futures, strict=True):
-                try:
-                    inputs.append(future.result())
-                except InputError as error:
-                    _log.warning("skipped %s", error)
-                    self.skipped.append(Skipped(record.id, str(error)))
-                    check_skipped(self.skipped, self._max_skipped)
-        return inputs
-
-    def _forward(self, inputs: Sequence[_Input]) -> Extracted:
-        with self._stages("forward"):
-            embedding, levels = self._backbone(np.stack([item.x for item in inputs]))
-        records = [item.record for item in inputs]
-        batch = FeatureBatch(
-            [record.id for record in records],
-            embedding,
-            levels,
-            self._backbone.source,
-            valid=self._valid([item.size for item in inputs]),
-            paths=[os.path.relpath(record.path, self._root) for record in records],
-            sha256=[item.sha256 for item in inputs],
-            root=str(self._root.resolve()),
-        )
-        return Extracted(records, [item.size for item in inputs], batch)
-
-    def _valid(self, sizes: Sequence[tuple[int, int]]) -> npt.NDArray[np.bool_] | None:
-        if self._preprocess.framing != "letterbox":
-            return None
-        return np.stack([valid_region(size, self._preprocess) for size in sizes])
-
-
-class _Input(NamedTuple):
-    record: ImageRecord
-    x: FloatArray
-    size: tuple[int, int]
-    sha256: str
 
 
 class _ShardBuffer:
@@ -154,7 +43,7 @@ class _ShardBuffer:
             prepared = prepare(batch, self._bank.layout)
         self._batches.append(prepared)
         self._bytes += prepared.embedding.nbytes + sum(maps.nbytes for maps in prepared.levels.values())
-        if self._bytes >= _SHARD_BYTES:
+        if self._bytes >= SHARD_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -188,15 +77,18 @@ class _ShardBuffer:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What `fit` did.
+    """What `fit` or `add` did.
 
-    `added` images were extracted, `present` were in the bank before, `skipped` could not be read; `stage_s` are seconds by
-    stage (stages in other threads overlap) and `total_s` the wall clock; `index` is None where nothing had to be built.
+    `added` images were extracted, `present` were in the bank before, `removed` were taken out of it and are not taken in again,
+    `duplicates` have the content of another one, `skipped` could not be read; `stage_s` are seconds by stage (stages in other
+    threads overlap) and `total_s` the wall clock; `index` is None where nothing had to be built.
     """
 
     bank: Bank
     added: int
     present: int
+    removed: tuple[str, ...]
+    duplicates: tuple[Duplicate, ...]
     skipped: tuple[Skipped, ...]
     stage_s: dict[str, float]
     total_s: float
@@ -267,53 +159,152 @@ def fit(
     stages = Stages()
     with stages("check"):
         target = Bank.open_or_create(bank, layout, source=backbone.source, weights_file=weights_file)
-        new = _not_in(target, records)
-    # On a second run, what is left of a folder may be the images that could not be read in the first.
-    stream = FeatureStream(
-        backbone, stages, root=root, batch_size=BATCH_SIZE, max_skipped=max_skipped, allow_none=len(new) < len(records)
-    )
-    before = len(target)
-    with (
-        tqdm(total=len(new), desc="extract", unit="img", disable=None if progress else True) as bar,
-        _ShardBuffer(target, stages) as buffer,
-    ):
-        for extracted in stream(new):
-            buffer.add(extracted.batch)
-            bar.update(len(extracted.batch))
-    built = None
-    if chosen is not None:
-        with stages("index"):
-            built = build_index(target, chosen, progress=progress)
-    return Fit(
-        bank=target,
-        added=len(target) - before,
-        present=len(records) - len(new),
-        skipped=tuple(stream.skipped),
-        stage_s=stages.seconds,
-        total_s=stages.total_s,
-        index=built,
-    )
+    done = _add_records(target, backbone, root, records, stages, max_skipped=max_skipped, progress=progress)
+    if chosen is None:
+        return done
+    with stages("index"):
+        built = build_index(target, chosen, progress=progress)
+    return replace(done, index=built, stage_s=stages.seconds, total_s=stages.total_s)
 
 
-def _not_in(bank: Bank, records: Sequence[ImageRecord]) -> list[ImageRecord]:
-    """The records that the bank does not hold.
+def add(
+    images: Images,
+    *,
+    bank: str | Path,
+    backbone: Backbone | None = None,
+    weights: str | Path | None = None,
+    max_skipped: int = MAX_SKIPPED,
+    progress: bool = False,
+) -> Fit:
+    """Add normal images to a bank that exists, with its own backbone and settings. Its indexes stay as they are: what they do
+    not cover is searched beside them, exactly, until `update_indexes` folds it in.
+
+    Args:
+        images: a folder, an image, or a list of them.
+        bank: the bank's folder.
+        backbone: the bank's own, for a bank that was made with a module of yours.
+        weights: where the backbone's weights are, if they are not where they were or cannot be downloaded.
+        max_skipped: how many unreadable images to leave out before giving up.
+        progress: show bars on stderr if that is a terminal.
+
+    Raises:
+        InputError: for bad input, too many unreadable images, an image that has changed since the bank took it, or a backbone
+            that is not the bank's.
+        NotFoundError: if there is no such bank, or a path does not exist.
+        BankError: if the bank is damaged, or another process is writing to it.
+    """
+    check_at_least("max_skipped", max_skipped, 0)
+    root, records = find_images(images)
+    stages = Stages()
+    with stages("check"):
+        target = Bank.open(bank)
+        network = backbone_of(target, backbone, weights)
+    return _add_records(target, network, root, records, stages, max_skipped=max_skipped, progress=progress)
+
+
+def _add_records(
+    target: Bank,
+    backbone: Backbone,
+    root: Path,
+    records: Sequence[ImageRecord],
+    stages: Stages,
+    *,
+    max_skipped: int,
+    progress: bool,
+) -> Fit:
+    """Extract what the bank does not hold and commit it shard by shard."""
+    with target.writing():  # for the whole run: a second one is told at its start, not when it has computed a shard
+        with stages("check"):
+            new, removed = _not_in(target, records)
+            known = {digest: name for name, digest in target.with_removed().sha256_of.items() if digest}
+        # On a second run, what is left of a folder may be the images that could not be read in the first.
+        stream = FeatureStream(
+            backbone,
+            stages,
+            root=root,
+            batch_size=BATCH_SIZE,
+            max_skipped=max_skipped,
+            allow_none=len(new) < len(records),
+            known=known,
+        )
+        before = len(target)
+        with (
+            tqdm(total=len(new), desc="extract", unit="img", disable=None if progress else True) as bar,
+            _ShardBuffer(target, stages) as buffer,
+        ):
+            for extracted in stream(new):
+                buffer.add(extracted.batch)
+                bar.update(len(extracted.batch))
+        return Fit(
+            bank=target,
+            added=len(target) - before,
+            present=len(records) - len(new) - len(removed),
+            removed=tuple(removed),
+            duplicates=tuple(stream.duplicates),
+            skipped=tuple(stream.skipped),
+            stage_s=stages.seconds,
+            total_s=stages.total_s,
+            index=None,
+        )
+
+
+def backbone_of(bank: Bank, backbone: str | Backbone | None = None, weights: str | Path | None = None) -> Backbone:
+    """The backbone that a bank was made with.
+
+    Args:
+        bank: the bank.
+        backbone: the same network from elsewhere: needed where it was a module of your own.
+        weights: where its weights are, if they are not where they were.
+
+    Raises:
+        InputError: if the bank was made by another extractor, or what is loaded is not what it was made with.
+        NotFoundError: if the weights are gone.
+    """
+    if isinstance(backbone, Backbone) and weights is not None:
+        raise InputError("weights belong to a backbone given by name; this one has its own")
+    if not isinstance(backbone, Backbone):
+        source, recorded = bank.manifest.source, bank.manifest.weights_file
+        if source is None:
+            raise InputError(f"the bank {bank.path} was made by another extractor; hand it features, or pass a Backbone")
+        if weights is None and recorded is not None:
+            if not Path(recorded).is_file():
+                raise NotFoundError(
+                    f"the weights of the bank {bank.path} were in {recorded}, which is gone; pass --weights FILE"
+                )
+            weights = recorded
+        if backbone is None and not is_known(source.backbone):
+            raise InputError(f"the bank {bank.path} was made with your own backbone {source.backbone!r}; pass it as backbone=")
+        backbone = load_backbone(
+            backbone or source.backbone, weights=weights, precision=source.precision, preprocess=source.preprocess
+        )
+    bank.check_source(backbone.source)
+    return backbone
+
+
+def _not_in(bank: Bank, records: Sequence[ImageRecord]) -> tuple[list[ImageRecord], list[str]]:
+    """The records that the bank never held, and the ids of those that were removed from it.
 
     Raises:
         InputError: if it holds one of that name with other content.
     """
-    held = bank.sha256_of
+    everything = bank.with_removed()
+    held = everything.sha256_of
     present = [record for record in records if record.id in held]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         digests = pool.map(hash_file, [record.path for record in present])
     for record, digest in zip(present, digests, strict=True):
         if held[record.id] != digest:
-            if bank.image_path(record.id) != record.path:
+            before = everything.image_path(record.id)
+            gone = "; it was removed: compact the bank to forget it" if record.id in bank.removed else ""
+            if before != record.path:
                 raise InputError(
-                    f"the bank {bank.path} holds another image named {record.id!r}, from {bank.image_path(record.id)}; "
-                    f"rename this one, {record.path}"
+                    f"the bank {bank.path} holds another image named {record.id!r}, from {before}; "
+                    f"rename this one, {record.path}{gone}"
                 )
             raise InputError(
                 f"{record.id} has changed since the bank {bank.path} took it (sha256 {held[record.id]}, now {digest}); "
-                f"give it another name, or extract a new bank"
+                f"give it another name, or extract a new bank{gone}"
             )
-    return [record for record in records if record.id not in held]
+    return [record for record in records if record.id not in held], [
+        record.id for record in present if record.id in bank.removed
+    ]

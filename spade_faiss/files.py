@@ -34,7 +34,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         NotFoundError: the folder does not exist.
-        InputError: `path` is a folder.
+        InputError: `path` is a folder, or the disk has no room.
     """
     target = Path(path)
     if not target.parent.is_dir():
@@ -46,10 +46,22 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         _sync(temporary, os.O_RDWR)
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if _is_full(error):
+            raise InputError(
+                f"there is no room for {target} ({error}); make room and run the command again: what was there before is intact"
+            ) from error
         raise
     sync_folder(target.parent)
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a disk, a quota or a limit on file sizes said that there is no room; HDF5 says it in words."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and (
+        error.errno in numbers or any(f"errno = {number}," in str(error) for number in numbers)
+    )
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

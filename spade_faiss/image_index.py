@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,52 +13,76 @@ from tqdm import tqdm
 
 from spade_faiss.bank import Bank
 from spade_faiss.config import from_mapping
+from spade_faiss.coverage import Covered, check_covers, freshness, index_folder, too_dead, why_learn_anew
+from spade_faiss.described import read_description, write_description
 from spade_faiss.errors import BankError, InputError
 from spade_faiss.features import FloatArray
-from spade_faiss.files import atomic_path, hash_file
+from spade_faiss.files import FileEntry, atomic_path, hash_file
 from spade_faiss.knn import IntArray, direct_sq_dist, import_faiss, rounding_of, scan, sort_by_distance, sq_norms
 from spade_faiss.recipe import Recipe
 
 FORMAT = "spade_faiss image index"
-SCHEMA = 2
+SCHEMA = 3
 
 _DESCRIPTION = "index.json"
-_FILE = "image.faiss"
 # Candidates beyond k: a matrix product's rounding may swap near neighbours, a direct evaluation puts them right. Where it may
 # have swapped more than these, the flat rows are searched without it.
 _SPARE = 8
 _TRAIN_ROWS = 100_000
 _SEED = 1234
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What an index file says of itself: the state of the bank it covers, how it was built, and its checksum."""
+    """What an index file says of itself: the shards it covers, how it was built, and its checksum.
 
-    format: str
-    schema: int
+    `build` counts the files that were written in its place. It learned from the first `trained` of its `shards`.
+    """
+
     recipe: str
     factory: str
     generation: int
-    count: int
-    shards: tuple[str, ...]
-    bytes: int
-    sha256: str
+    build: int
+    trained: int
+    shards: tuple[Covered, ...]
+    file: FileEntry
     faiss: str
+
+    @property
+    def count(self) -> int:
+        """Its entries."""
+        return sum(shard.count for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk."""
+        return self.file.bytes
 
 
 class ImageIndex:
-    """Nearest normals by embedding. Rows that the built index does not cover are searched flat beside it."""
+    """Nearest normals by embedding. Images that the built index does not cover are searched flat beside it."""
 
-    def __init__(self, bank: Bank, index: Any, covered: int, query: str = "") -> None:
+    def __init__(self, bank: Bank, index: Any, shards: Sequence[Covered], query: str = "") -> None:
         faiss = import_faiss()
         self._bank = bank
         self._index = index
-        self._covered = covered
+        place = {shard.sha256: number for number, shard in enumerate(bank.manifest.shards)}
+        covered = {shard.sha256 for shard in shards}
+        # (ntotal,), the bank row of each entry; -1 for images that were removed, or whose shard is gone.
+        entries = [
+            bank.rows_of_shard(place[shard.sha256]) if shard.sha256 in place else np.full(shard.count, -1) for shard in shards
+        ]
+        self._row_of_entry: IntArray = np.concatenate([np.empty(0, np.int64), *entries])
+        self._beside = [number for number, shard in enumerate(bank.manifest.shards) if shard.sha256 not in covered]
         self._tail = faiss.IndexFlatL2(bank.layout.embedding_dim)
+        rows = [bank.rows_of_shard(number) for number in self._beside]
+        # (tail,), the bank row of each image that is searched flat; ascending.
+        self._tail_rows: IntArray = np.concatenate([np.empty(0, np.int64), *(of[of >= 0] for of in rows)])
         # L2 does not depend on the origin, rounding does: near the data it is smaller.
         self._centre = np.zeros(bank.layout.embedding_dim, np.float32)
-        for xb in _blocks(bank, covered):
+        for xb in self._tail_blocks():
             if self._tail.ntotal == 0:
                 self._centre = xb.mean(axis=0)
             self._tail.add(xb - self._centre)
@@ -75,34 +99,33 @@ class ImageIndex:
         Raises:
             BankError: if the index was not built, is damaged, or belongs to another bank or recipe.
         """
-        faiss = import_faiss()
         if not recipe.needs_image_index:
-            return cls(bank, faiss.IndexFlatL2(bank.layout.embedding_dim), 0, recipe.query.image)
+            return cls(bank, import_faiss().IndexFlatL2(bank.layout.embedding_dim), (), recipe.query.image)
         folder = index_folder(bank, recipe)
         command = f"spade-faiss index {bank.path} --recipe {recipe.name}"
         if not (folder / _DESCRIPTION).is_file():
             raise BankError(f"the bank {bank.path} has no index {recipe.name!r}; build it with: {command}")
-        description = _read_description(folder, command)
-        if description.factory != recipe.build.image:
-            raise BankError(
-                f"index {folder} was built as {description.factory!r}, the recipe says {recipe.build.image!r}; run: {command}"
-            )
-        held = tuple(shard.sha256 for shard in bank.manifest.shards)
-        if held[: len(description.shards)] != description.shards:
-            raise BankError(f"index {folder} was built from other shards than the bank now holds; run: {command}")
-        if description.count != (count := sum(shard.count for shard in bank.manifest.shards[: len(description.shards)])):
-            raise BankError(f"{folder / _DESCRIPTION} says count={description.count}, its shards hold {count}; run: {command}")
-        file = folder / _FILE
-        # FAISS trusts what it reads: a file is opened only when it is the one that was written.
-        if not file.is_file() or (found := hash_file(file)) != description.sha256:
-            state = f"has sha256 {found}, expected {description.sha256}" if file.is_file() else "is missing"
-            raise BankError(f"{file} {state}; rebuild it with: {command}")
-        return cls(bank, faiss.read_index(str(file)), description.count, recipe.query.image)
+        while True:
+            description = _read(folder, command)
+            if description.factory != recipe.build.image:
+                raise BankError(
+                    f"index {folder} was built as {description.factory!r}, the recipe says {recipe.build.image!r}; "
+                    f"run: {command}"
+                )
+            try:
+                index = _load(folder, description, command)
+            except BankError:
+                if _read(folder, command) == description:  # else another process has just built it again
+                    raise
+            else:
+                break
+        check_covers(bank, description.shards, folder, command)
+        return cls(bank, index, description.shards, recipe.query.image)
 
     @property
     def covered(self) -> int:
-        """Rows that the built index covers; those after it are searched flat."""
-        return self._covered
+        """Images that the built index covers; the others are searched flat."""
+        return len(self._bank) - len(self._tail_rows)
 
     def search(self, xq: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
         """Squared distances (n, k), ascending, and bank rows (n, k) of the nearest normals; equal distances by ascending row.
@@ -114,17 +137,12 @@ class ImageIndex:
         Raises:
             InputError: if an approximate index returned fewer than k.
         """
-        candidates = np.empty((len(xq), 0), np.int64)
-        if self._index.ntotal:
-            try:
-                _, candidates = self._index.search(xq, min(k + _SPARE, self._index.ntotal))
-            except RuntimeError as error:
-                raise InputError(f"FAISS could not search with the recipe's query parameters: {error}") from error
+        candidates = self._candidates(xq, k)
         if self._tail.ntotal == 0:
             return self._nearest(xq, candidates, k)
         centred = xq - self._centre
         found, I = self._tail.search(centred, min(k + _SPARE, self._tail.ntotal))
-        D, rows = self._nearest(xq, np.concatenate([candidates, np.where(I < 0, -1, I + self._covered)], axis=1), k)
+        D, rows = self._nearest(xq, np.concatenate([candidates, np.where(I < 0, -1, self._tail_rows[I])], axis=1), k)
         if I.shape[1] < self._tail.ntotal:
             rounding = rounding_of(sq_norms(centred), D[:, -1], xq.shape[1])
             (doubtful,) = np.nonzero(D[:, -1] >= found[:, -1] - rounding)
@@ -132,6 +150,22 @@ class ImageIndex:
                 every = np.concatenate([candidates[doubtful], self._scan_tail(xq[doubtful], k)], axis=1)
                 D[doubtful], rows[doubtful] = self._nearest(xq[doubtful], every, k)
         return D, rows
+
+    def _candidates(self, xq: FloatArray, k: int) -> IntArray:
+        """(n, m), the rows that the built index finds nearest, at least k of images that are there, if it can; -1 is no row."""
+        found, wanted = np.empty((len(xq), 0), np.int64), k + _SPARE
+        while self._index.ntotal and found.shape[1] < self._index.ntotal:
+            try:
+                _, entries = self._index.search(xq, min(wanted, self._index.ntotal))
+            except RuntimeError as error:
+                raise InputError(f"FAISS could not search with the recipe's query parameters: {error}") from error
+            found = np.where(entries < 0, -1, self._row_of_entry[entries])
+            # What was removed since takes places; entries that FAISS did not fill will not be filled by asking for more.
+            lost = np.sum((entries >= 0) & (found < 0), axis=1)
+            if np.all(np.sum(found >= 0, axis=1) >= np.minimum(k + _SPARE, self.covered)) or not lost.any():
+                break
+            wanted *= 2
+        return found
 
     def _nearest(self, xq: FloatArray, candidates: IntArray, k: int) -> tuple[FloatArray, IntArray]:
         """The k nearest of each line's candidate rows, by direct distances; -1 is no row."""
@@ -147,11 +181,17 @@ class ImageIndex:
 
     def _scan_tail(self, xq: FloatArray, k: int) -> IntArray:
         """The k nearest rows of every block of the tail, block after block, by direct distances."""
-        nearest, start = [], self._covered
-        for xb in _blocks(self._bank, self._covered):
-            nearest.append(start + scan(xq, xb, min(k, len(xb)))[1])
+        nearest, start = [], 0
+        for xb in self._tail_blocks():
+            nearest.append(self._tail_rows[start + scan(xq, xb, min(k, len(xb)))[1]])
             start += len(xb)
         return np.concatenate(nearest, axis=1)
+
+    def _tail_blocks(self) -> Iterator[FloatArray]:
+        """The embeddings that are searched flat, shard by shard."""
+        for number in self._beside:
+            if len(xb := self._bank.embeddings_of_shard(number)):
+                yield xb
 
 
 def check_factory(recipe: Recipe, embedding_dim: int) -> None:
@@ -163,8 +203,12 @@ def check_factory(recipe: Recipe, embedding_dim: int) -> None:
         raise InputError(f"FAISS could not make {recipe.build.image!r} for d={embedding_dim}: {error}") from error
 
 
-def build_image_index(bank: Bank, recipe: Recipe, *, progress: bool = False) -> Description:
-    """Train, fill and store the recipe's index for all images of a bank.
+def build_image_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: bool = False) -> tuple[Description, str]:
+    """Bring the recipe's index up to date with a bank: add what it does not cover, or build it where there is none, it was
+    built otherwise, or what it learned does not fit any more.
+
+    Returns:
+        What it says of itself, and what was done, in words.
 
     Raises:
         InputError: for an empty bank, a factory string that FAISS does not know, or too few images to train it.
@@ -172,68 +216,110 @@ def build_image_index(bank: Bank, recipe: Recipe, *, progress: bool = False) -> 
     faiss = import_faiss()
     if len(bank) == 0:
         raise InputError(f"the bank {bank.path} is empty; extract images first")
+    folder = index_folder(bank, recipe)
+    before = _known(folder)
+    index, why = (None, "asked for") if rebuild else _to_add_to(bank, recipe, before)
+    covered: list[Covered] = list(before.shards) if before and index is not None else []
+    names = {shard.sha256 for shard in covered}
+    missing = [number for number, shard in enumerate(bank.manifest.shards) if shard.sha256 not in names]
+    if before and index is not None and not missing:
+        return before, "is up to date"
+    everything = bank.with_removed()
+    done = f"added {sum(bank.manifest.shards[number].count for number in missing)} images to it"
+    trained = before.trained if before and index is not None else 0
     try:
-        index = faiss.index_factory(bank.layout.embedding_dim, recipe.build.image, faiss.METRIC_L2)
-        if not index.is_trained:
-            rows = np.random.default_rng(_SEED).permutation(len(bank))[:_TRAIN_ROWS]
-            index.train(bank.embedding(np.sort(rows)))
-        with tqdm(total=len(bank), desc="index", unit="img", disable=None if progress else True) as bar:
-            for xb in _blocks(bank, 0):
+        if index is None:
+            done = f"built anew: {why}" if before else "built"
+            index = faiss.index_factory(bank.layout.embedding_dim, recipe.build.image, faiss.METRIC_L2)
+            if not index.is_trained:
+                rows = np.random.default_rng(_SEED).permutation(len(bank))[:_TRAIN_ROWS]
+                index.train(bank.embedding(np.sort(rows)))
+                trained = len(bank.manifest.shards)
+        count = sum(bank.manifest.shards[number].count for number in missing)
+        with tqdm(total=count, desc="index", unit="img", disable=None if progress else True) as bar:
+            for number in missing:
+                xb = everything.embeddings_of_shard(number)
                 index.add(xb)
                 bar.update(len(xb))
     except RuntimeError as error:
         raise InputError(
             f"FAISS could not make {recipe.build.image!r} for {len(bank)} embeddings of d={bank.layout.embedding_dim}: {error}"
         ) from error
-    folder = index_folder(bank, recipe)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / _FILE) as temporary:
+    build = before.build + 1 if before else 0
+    file = folder / f"image-{build:06d}.faiss"
+    with atomic_path(file) as temporary:
         faiss.write_index(index, str(temporary))
         digest = hash_file(temporary)
+    shards = [bank.manifest.shards[number] for number in missing]
     description = Description(
-        format=FORMAT,
-        schema=SCHEMA,
         recipe=recipe.name,
         factory=recipe.build.image,
         generation=bank.generation,
-        count=len(bank),
-        shards=tuple(shard.sha256 for shard in bank.manifest.shards),
-        bytes=(folder / _FILE).stat().st_size,
-        sha256=digest,
+        build=build,
+        trained=trained,
+        shards=(*covered, *(Covered(sha256=shard.sha256, count=shard.count) for shard in shards)),
+        file=FileEntry.of(file, digest),
         faiss=faiss.__version__,
     )
-    with atomic_path(folder / _DESCRIPTION) as temporary:
-        temporary.write_text(json.dumps(asdict(description), indent=1) + "\n", encoding="utf-8")
-    return description
+    write_description(folder / _DESCRIPTION, FORMAT, SCHEMA, asdict(description))
+    for path in folder.glob("*.faiss"):
+        if path != file:
+            path.unlink()
+    return description, done
 
 
-def index_folder(bank: Bank, recipe: Recipe) -> Path:
-    """Where a bank keeps the indexes of a recipe."""
-    return bank.path / "indexes" / recipe.name
+def built_indexes(bank: Bank, recipe: str = "*") -> list[Description]:
+    """What every index that was built beside the bank, or that of one recipe, says of itself."""
+    folders = sorted(path.parent for path in (bank.path / "indexes").glob(f"{recipe}/{_DESCRIPTION}"))
+    return [_read(folder, f"spade-faiss index {bank.path} --recipe {folder.name}") for folder in folders]
 
 
-def built_indexes(bank: Bank) -> list[Description]:
-    """What every index that was built beside the bank says of itself."""
-    folders = sorted(path.parent for path in (bank.path / "indexes").glob(f"*/{_DESCRIPTION}"))
-    return [_read_description(folder, f"spade-faiss index {bank.path} --recipe {folder.name}") for folder in folders]
+def check_index(bank: Bank, description: Description) -> None:
+    """Raise BankError if the file of an index is not the one that was written."""
+    folder = bank.path / "indexes" / description.recipe
+    _load(folder, description, f"spade-faiss index {bank.path} --recipe {description.recipe} --rebuild")
 
 
-def _read_description(folder: Path, command: str) -> Description:
-    path = folder / _DESCRIPTION
+def _to_add_to(bank: Bank, recipe: Recipe, before: Description | None) -> tuple[Any, str]:
+    """The index that is there, if it can be added to, and if not, why."""
+    if before is None:
+        return None, ""
+    if before.factory != recipe.build.image:
+        return None, f"it was {before.factory!r}, the recipe says {recipe.build.image!r}"
+    if why := too_dead(freshness(bank, before.shards)) or why_learn_anew(bank, before.shards, before.trained):
+        return None, why
     try:
-        description = from_mapping(Description, json.loads(path.read_bytes()), str(path))
-    except (ValueError, RecursionError) as error:
-        raise BankError(f"{path} is damaged ({error}); rebuild the index with: {command}") from error
-    if (description.format, description.schema) != (FORMAT, SCHEMA):
-        raise BankError(f"{path} has schema {description.schema}, this version reads {SCHEMA}; rebuild it with: {command}")
-    return description
+        return _load(index_folder(bank, recipe), before, ""), ""
+    except BankError as error:
+        return None, str(error)
 
 
-def _blocks(bank: Bank, start: int) -> Iterator[FloatArray]:
-    """The bank's embeddings from row `start` on, block by block."""
-    seen = 0
-    for xb in bank.embedding_blocks():
-        rest = xb[max(0, start - seen) :]
-        seen += len(xb)
-        if len(rest):
-            yield rest
+def _load(folder: Path, description: Description, command: str) -> Any:
+    """The FAISS index that a description names. FAISS trusts what it reads: only the file that was written is opened."""
+    file = folder / description.file.file
+    if not file.is_file() or (found := hash_file(file)) != description.file.sha256:
+        state = f"has sha256 {found}, expected {description.file.sha256}" if file.is_file() else "is missing"
+        raise BankError(f"{file} {state}; rebuild it with: {command}")
+    index = import_faiss().read_index(str(file))
+    if index.ntotal != description.count:
+        raise BankError(f"{file} holds {index.ntotal} entries, its description says {description.count}; run: {command}")
+    return index
+
+
+def _known(folder: Path) -> Description | None:
+    """What is there says of itself; None where there is nothing to be read."""
+    try:
+        return _read(folder, "") if (folder / _DESCRIPTION).is_file() else None
+    except BankError as error:
+        _log.warning("%s", error)
+        return None
+
+
+def _read(folder: Path, command: str) -> Description:
+    path = folder / _DESCRIPTION
+    _, content = read_description(path, FORMAT, (SCHEMA,), f"rebuild the index with: {command}")
+    try:
+        return from_mapping(Description, content, str(path))
+    except InputError as error:
+        raise BankError(f"{error}; rebuild the index with: {command}") from error

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spade_faiss.bank import Bank
 from spade_faiss.config import Preprocess
 from spade_faiss.detector import Detector
 from spade_faiss.errors import InputError
@@ -84,7 +83,7 @@ class Presenter:
         places = rank(scores.image_score)
         return {
             "method": self._method(),
-            "bank": bank_facts(self.detector.bank),
+            "bank": self.detector.bank.facts(),
             "images": self.results.images,
             "localized": int(self._localized.sum()),
             "skipped": [asdict(item) for item in self.results.skipped],
@@ -240,6 +239,8 @@ class Presenter:
         )
 
     def _picture(self, record: ImageRecord, sha256: str | None = None) -> tuple[Picture | None, str]:
+        if self.detector.bank.manifest.source is None:
+            return None, "the features came from another extractor"
         try:
             loaded = load(record, self._preprocess)
         except InputError as error:
@@ -250,7 +251,8 @@ class Presenter:
 
     @property
     def _preprocess(self) -> Preprocess:
-        return self.detector.backbone.source.preprocess
+        source = self.detector.bank.manifest.source
+        return Preprocess() if source is None else source.preprocess
 
     def _charts(self) -> Iterator[Chart]:
         scores, metrics = self.scores, self.results.metrics
@@ -271,7 +273,7 @@ class Presenter:
 
     def _details(self) -> Iterator[Table]:
         yield Table(title="Method", header=("setting", "value"), rows=_as_rows(self._method()))
-        yield Table(title="Bank", header=("fact", "value"), rows=_as_rows(bank_facts(self.detector.bank)))
+        yield Table(title="Bank", header=("fact", "value"), rows=_as_rows(self.detector.bank.facts()))
         count = max(1, self.results.images)
         stages = {**self.results.stage_s, "wall clock": self.results.total_s}
         yield Table(
@@ -284,22 +286,6 @@ class Presenter:
         )
         if skipped := self.results.skipped:
             yield Table(title="Skipped", header=("image", "reason"), rows=tuple((item.id, item.reason) for item in skipped))
-
-
-def bank_facts(bank: Bank) -> dict[str, Any]:
-    """What identifies a bank and says how large it is."""
-    layout, source = bank.layout, bank.manifest.source
-    return {
-        "path": str(bank.path),
-        "generation": bank.generation,
-        "images": len(bank),
-        "shards": len(bank.manifest.shards),
-        "bytes": bank.bytes_on_disk,
-        "bytes_per_image": round(bank.bytes_on_disk / len(bank)) if len(bank) else 0,
-        **asdict(layout),
-        "source": None if source is None else asdict(source),
-        "versions": bank.manifest.versions,
-    }
 
 
 def _headlines(metrics: Metrics) -> Iterator[Headline]:

@@ -76,11 +76,11 @@ def assert_holds(bank: Bank, *batches: FeatureBatch, dtype: str = "float32") -> 
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """The content of every file below a folder; the lock is no content."""
+    """The content of every file below a folder; who reads and writes is no content."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and not {path.name, path.parent.name} & {".lock", ".writer.json", ".readers"}
     }
 
 
@@ -165,7 +165,7 @@ def test_embeddings_come_in_any_order_and_by_shard(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, whole[rows])
     found[:] = 0  # a copy: the caller may do what it likes
     np.testing.assert_array_equal(bank.embedding(rows), whole[rows])
-    blocks = list(bank.embedding_blocks())
+    blocks = [bank.embeddings_of_shard(index) for index in range(3)]
     assert [len(block) for block in blocks] == [3, 1, 2]
     np.testing.assert_array_equal(np.concatenate(blocks), whole)
     assert bank.embedding(np.array([], np.int64)).shape == (0, DIM)
@@ -194,7 +194,7 @@ def test_maps_are_views_of_the_mapped_file(tmp_path: Path, monkeypatch: pytest.M
     assert np.shares_memory(first, again)
     neighbour = bank.level_map(FINE.name, 2)
     assert neighbour.__array_interface__["data"][0] - first.__array_interface__["data"][0] == first.nbytes
-    for view in (again, bank.level_map(COARSE.name, 3), next(bank.embedding_blocks())):
+    for view in (again, bank.level_map(COARSE.name, 3), bank.embeddings_of_shard(0)):
         assert view.flags.c_contiguous
         assert view.flags.aligned
         assert not view.flags.writeable
@@ -212,7 +212,7 @@ def test_maps_are_views_of_the_mapped_file(tmp_path: Path, monkeypatch: pytest.M
 def test_arrays_of_a_shard_start_on_a_cache_line(tmp_path: Path) -> None:
     bank = make_bank(tmp_path / "b", dtype="float16")
     bank.append(batch("a", "b", "c"))
-    starts = [next(bank.embedding_blocks()), *(bank.level_map(level.name, 0) for level in (FINE, COARSE))]
+    starts = [bank.embeddings_of_shard(0), *(bank.level_map(level.name, 0) for level in (FINE, COARSE))]
     assert [start.__array_interface__["data"][0] % 64 for start in starts] == [0, 0, 0]
 
 
@@ -225,6 +225,7 @@ def test_a_view_outlives_its_place_in_the_cache(tmp_path: Path) -> None:
     for row in range(4):
         views.append(bank.level_map(FINE.name, row))
         arrays.map_arrays.cache_clear()
+        shards.map_shard.cache_clear()
     for view, part in zip(views, parts, strict=True):
         np.testing.assert_array_equal(view, part.levels[FINE.name][0])
 
@@ -258,8 +259,8 @@ def test_shards_are_never_written_again(tmp_path: Path) -> None:
     before = files(bank.path)
     bank.append(batch("b"))
     after = files(bank.path)
-    assert sorted(after) == ["features/000000.h5", "features/000001.h5", "manifest.json"]
-    assert after["features/000000.h5"] == before["features/000000.h5"]
+    assert sorted(after) == ["features/000001.h5", "features/000002.h5", "manifest.json"]
+    assert after["features/000001.h5"] == before["features/000001.h5"]
     assert bank.bytes_on_disk == sum(len(content) for name, content in after.items() if name.endswith(".h5"))
 
 
@@ -268,13 +269,13 @@ def test_appending_does_not_read_the_ids_of_earlier_shards_again(tmp_path: Path,
     bank = make_bank(tmp_path / "b")
     bank.append(batch("a"))
     reads: list[int] = []
-    strings = Bank._strings
+    texts = Bank._texts
 
     def counted(self: Bank, index: int, name: str) -> list[str]:
         reads.append(index)
-        return strings(self, index, name)
+        return texts(self, index, name)
 
-    monkeypatch.setattr(Bank, "_strings", counted)
+    monkeypatch.setattr(Bank, "_texts", counted)
     for name in "bcdef":
         bank.append(batch(name))
     assert reads == []
@@ -348,7 +349,7 @@ def test_create_takes_an_empty_folder_and_what_an_interrupted_creation_left(tmp_
     (tmp_path / "half" / ".lock").touch()
     (tmp_path / "half" / TEMPORARY_PATTERN.replace("*", "0123")).write_text("{")
     make_bank(tmp_path / "half").append(batch("a"))
-    assert sorted(files(tmp_path / "half")) == ["features/000000.h5", "manifest.json"]
+    assert sorted(files(tmp_path / "half")) == ["features/000001.h5", "manifest.json"]
     assert_holds(make_bank(tmp_path / "deeper" / "than" / "that"))
 
 
@@ -454,12 +455,12 @@ def rewrite(bank: Bank, change: Callable[[dict[str, Any]], object]) -> None:
     manifest.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("schema", [0, 2, "1", None, [1]])
+@pytest.mark.parametrize("schema", [0, 3, "1", None, [1]])
 def test_another_schema_is_refused_with_both_values(two_shards: Bank, schema: object) -> None:
     rewrite(two_shards, lambda content: content.update(schema=schema))
     with pytest.raises(BankError) as caught:
         Bank.open(two_shards.path)
-    assert f"has schema {schema!r}, this version reads 1" in str(caught.value)
+    assert f"has schema {schema!r}, this version reads 1 and 2" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -529,7 +530,7 @@ def test_a_manifest_of_something_else_is_refused(two_shards: Bank, content: byte
 
 def test_a_missing_shard_is_named(two_shards: Bank) -> None:
     shard_path(two_shards, 1).unlink()
-    with pytest.raises(BankError, match=r"shard .*000001\.h5, which the manifest names, is missing"):
+    with pytest.raises(BankError, match=r"shard .*000002\.h5, which the manifest names, is missing"):
         Bank.open(two_shards.path)
 
 
@@ -537,7 +538,7 @@ def test_a_truncated_shard_is_refused_with_both_sizes(two_shards: Bank) -> None:
     path = shard_path(two_shards, 0)
     size = path.stat().st_size
     os.truncate(path, size - 1)
-    with pytest.raises(BankError, match=rf"000000\.h5 has changed .*: {size - 1} bytes, the manifest says {size} bytes"):
+    with pytest.raises(BankError, match=rf"000001\.h5 has changed .*: {size - 1} bytes, the manifest says {size} bytes"):
         Bank.open(two_shards.path)
 
 
@@ -550,7 +551,7 @@ def test_any_flipped_byte_of_a_shard_is_noticed(two_shards: Bank) -> None:
         changed[place] ^= 1 << rng.randrange(8)
         path.write_bytes(changed)
         for _ in range(2):  # the first refusal must not make the second opening believe it
-            with pytest.raises(BankError, match=r"000001\.h5 has changed since it was written: sha256 .* says sha256 "):
+            with pytest.raises(BankError, match=r"000002\.h5 has changed since it was written: sha256 .* says sha256 "):
                 Bank.open(two_shards.path)
     path.write_bytes(data)
     assert_holds(Bank.open(two_shards.path), batch("a", "ü\n"), batch("c"))
@@ -562,7 +563,7 @@ def test_a_shard_of_another_bank_is_refused(two_shards: Bank, tmp_path: Path) ->
         other.append(part)
     assert shard_path(other, 0).stat().st_size == shard_path(two_shards, 0).stat().st_size
     shutil.copy(shard_path(other, 0), shard_path(two_shards, 0))
-    with pytest.raises(BankError, match=r"000000\.h5 has changed since it was written: sha256"):
+    with pytest.raises(BankError, match=r"000001\.h5 has changed since it was written: sha256"):
         Bank.open(two_shards.path)
 
 
@@ -571,7 +572,7 @@ def test_a_copied_bank_opens_and_is_read_in_full_only_once(
 ) -> None:
     copied = tmp_path / "copy"
     shutil.copytree(two_shards.path, copied, copy_function=shutil.copyfile)
-    os.utime(copied / "features" / "000000.h5", ns=(1, 1))
+    os.utime(copied / "features" / "000001.h5", ns=(1, 1))
     hashed: list[str] = []
 
     def counted(path: Path) -> str:
@@ -580,7 +581,7 @@ def test_a_copied_bank_opens_and_is_read_in_full_only_once(
 
     monkeypatch.setattr(files_module, "hash_file", counted)
     assert_holds(Bank.open(copied), batch("a", "ü\n"), batch("c"))
-    assert hashed == ["000000.h5", "000001.h5"]
+    assert hashed == ["000001.h5", "000002.h5"]
     recorded = [shard.mtime_ns for shard in two_shards.manifest.shards]
     assert [path.stat().st_mtime_ns for path in sorted((copied / "features").iterdir())] == recorded
     Bank.open(copied)
@@ -620,7 +621,7 @@ def test_a_second_writer_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     thread.start()
     try:
         assert writing.wait(20)
-        with pytest.raises(BankError, match=r"another process is writing to the bank .*b; wait until it has finished"):
+        with pytest.raises(BankError, match=rf"another process is writing to the bank .*b: process {os.getpid()} on .* since .*; wait until it has finished"):
             second.append(batch("b"))
         assert_holds(Bank.open(tmp_path / "b"))  # reading goes on
     finally:
@@ -659,8 +660,8 @@ def fail_on_call(function: Callable[..., Any], number: int) -> Callable[..., Any
         (os, "fsync", 1),  # the shard's content
         (Path, "replace", 1),  # the shard's name
         (os, "fsync", 2),  # the shard's folder: it has its name, nobody refers to it
-        (bank_module, "_write_manifest", 1),
-        (json, "dumps", 1),
+        (bank_module, "write_manifest", 1),
+        (json, "dumps", 2),
         (os, "fsync", 3),  # the manifest's content
         (Path, "replace", 2),  # the manifest's name
     ],

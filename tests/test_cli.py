@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spade_faiss.bank import Bank
 from spade_faiss.cli import main
 from spade_faiss.device import parse_bytes
+from spade_faiss.files import hash_file
 from spade_faiss.recipe import recipe_names
 from spade_faiss.report.scorefile import ScoreFile
 
-COMMANDS = ("fit", "extract", "index", "score", "evaluate", "info")
+COMMANDS = ("fit", "extract", "index", "info", "add", "remove", "restore", "compact", "verify", "suspects", "score", "evaluate")
 SMALL = ("--backbone", "efficientnet_lite0", "--resize", "72", "--crop", "64")
 
 
@@ -119,10 +122,11 @@ def test_other_settings_than_the_banks_are_refused_with_both_values(
 
 def test_index_builds_what_a_recipe_needs(fitted_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bank = shutil.copytree(fitted_bank, tmp_path / "copy.bank")
-    assert run_json(capsys, "index", bank, "--recipe", "exact")["built"] is False
-    built = run_json(capsys, "index", bank, "--recipe", "hnsw")
-    assert built["built"] is True
-    assert built["bytes"] == (bank / "indexes" / "hnsw" / "image.faiss").stat().st_size
+    assert run_json(capsys, "index", bank, "--recipe", "exact")["built"] == []
+    (built,) = run_json(capsys, "index", bank, "--recipe", "hnsw")["built"]
+    assert (built["recipe"], built["done"]) == ("hnsw", {"image": "built"})
+    (file,) = (bank / "indexes" / "hnsw").glob("*.faiss")
+    assert built["bytes"] == file.stat().st_size
     assert [item["recipe"] for item in run_json(capsys, "info", bank)["indexes"]] == ["hnsw"]
 
 
@@ -254,6 +258,13 @@ def run_error(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     return captured.err.removeprefix("spade-faiss: error: ").rstrip()
 
 
+def build(capsys: pytest.CaptureFixture[str], bank: Path, recipe: str, *words: object) -> dict[str, Any]:
+    """What `index` says that it built for one recipe."""
+    (built,) = run_json(capsys, "index", bank, "--recipe", recipe, *words)["built"]
+    assert isinstance(built, dict)
+    return built
+
+
 def kept(bank: Path, recipe: str) -> dict[str, tuple[int, bytes]]:
     """Files of vectors that were built for a recipe: when, and what is in them."""
     folder = bank / "indexes" / recipe
@@ -265,28 +276,65 @@ def test_index_says_what_it_built_and_builds_it_once(copied_bank: Path, capsys: 
     first = run_json(capsys, *words)
     built = kept(copied_bank, "ivf")
     size = sum(len(content) for _, content in built.values())
-    assert sorted(built) == ["gallery/000000.h5", "gallery/trained.h5"]
-    assert set(first) == {"bank", "recipe", "built", "images", "bank_bytes", "bytes_before", "bytes", "time"}
-    assert (first["bank"], first["recipe"], first["built"], first["images"]) == (str(copied_bank), "ivf", True, 24)
-    assert (first["bytes_before"], first["bytes"]) == (0, size)
-    assert first["bank_bytes"] == sum(path.stat().st_size for path in (copied_bank / "features").iterdir())
-    assert first["time"]["total_s"] > 0
+    (shard,) = (copied_bank / "features").iterdir()
+    of_shard = f"{hash_file(shard)[:16]}.h5"
+    assert sorted(built) == [f"gallery/000-{of_shard}", "gallery/trained-000.h5"]
+    assert set(first) == {"bank", "images", "bank_bytes", "built"}
+    assert (first["bank"], first["images"], first["bank_bytes"]) == (str(copied_bank), 24, shard.stat().st_size)
+    (done,) = first["built"]
+    assert set(done) == {"recipe", "done", "bytes_before", "bytes", "time"}
+    assert (done["recipe"], done["done"]) == ("ivf", {"gallery": "built"})
+    assert (done["bytes_before"], done["bytes"]) == (0, size)
+    assert done["time"]["total_s"] > 0
     # Again: nothing is learned or encoded.
-    again = run_json(capsys, *words)
+    (again,) = run_json(capsys, *words)["built"]
     assert kept(copied_bank, "ivf") == built
-    assert again["bytes"] == size
-    assert again["bytes_before"] >= size
+    assert again["done"] == {"gallery": "is up to date"}
+    assert (again["bytes_before"], again["bytes"]) == (size, size)
     text = run_text(capsys, *words)
-    assert re.match(rf"{re.escape(str(copied_bank))}: index 'ivf' over 24 images, built in \d+\.\d\d s\n", text)
-    assert "gallery  ivf lists=64, train_vectors=50000: " in text
+    assert re.match(rf"{re.escape(str(copied_bank))}: index 'ivf' over 24 images, \d+\.\d\d s\n", text)
+    assert re.search(r"gallery  ivf lists=64, train_vectors=50000: \S+ \S+, is up to date$", text, re.MULTILINE)
     assert kept(copied_bank, "ivf") == built
-    # Anew: to the same result.
-    run_json(capsys, *words, "--rebuild")
+    # Anew: to the same result, in other files.
+    (anew,) = run_json(capsys, *words, "--rebuild")["built"]
+    assert anew["done"] == {"gallery": "built anew: asked for"}
     rebuilt = kept(copied_bank, "ivf")
-    assert all(rebuilt[name][0] > time for name, (time, _) in built.items())
-    assert {name: len(content) for name, (_, content) in rebuilt.items()} == {
-        name: len(content) for name, (_, content) in built.items()
-    }
+    assert sorted(rebuilt) == [f"gallery/001-{of_shard}", "gallery/trained-001.h5"]
+    for name, (_, content) in built.items():
+        assert rebuilt[name.replace("000", "001", 1)][1] == content
+
+
+def test_update_brings_all_that_was_built_up_to_date(copied_bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("index", copied_bank, "--update")
+    assert run_json(capsys, *words)["built"] == []
+    assert run_text(capsys, *words) == f"no index was built beside {copied_bank}: there is nothing to update\n"
+    assert not (copied_bank / "indexes").exists()
+    for recipe in ("hnsw", "ivf"):
+        build(capsys, copied_bank, recipe)
+    bank = Bank.open(copied_bank)
+    late = bank.read(np.arange(3))
+    bank.append(replace(late, ids=["late 0", "late 1", "late 2"]))
+    updated = run_json(capsys, *words)
+    assert updated["images"] == 27
+    assert [(item["recipe"], item["done"]) for item in updated["built"]] == [
+        ("hnsw", {"image": "added 3 images to it"}),
+        ("ivf", {"gallery": "added 3 images to it"}),
+    ]
+    assert all(item["bytes"] > item["bytes_before"] for item in updated["built"])
+    text = run_text(capsys, *words)
+    assert text.count("is up to date") == 2
+    assert f"{copied_bank}: index 'hnsw' over 27 images" in text
+    # Rows are the images that are there: a removed one is no reason to build, and does not count.
+    bank.remove(["late 1"])
+    again = run_json(capsys, *words)
+    assert (again["images"], [item["done"] for item in again["built"]]) == (
+        26,
+        [{"image": "is up to date"}, {"gallery": "is up to date"}],
+    )
+    anew = run_json(capsys, *words, "--rebuild")["built"]
+    assert [list(item["done"].values()) for item in anew] == [["built anew: asked for"]] * 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["index", str(copied_bank), "--update", "--recipe", "ivf"])
 
 
 def test_a_recipe_that_keeps_nothing_says_so(copied_bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -300,16 +348,29 @@ def test_info_lists_what_is_built(copied_bank: Path, capsys: pytest.CaptureFixtu
     before = run_json(capsys, "info", copied_bank)
     assert (before["indexes"], before["galleries"]) == ([], [])
     assert "  index " not in run_text(capsys, "info", copied_bank)
-    sizes = {name: run_json(capsys, "index", copied_bank, "--recipe", name)["bytes"] for name in ("hnsw", "ivf", "compact")}
+    sizes = {name: build(capsys, copied_bank, name)["bytes"] for name in ("hnsw", "ivf", "compact")}
     info = run_json(capsys, "info", copied_bank)
     (image,) = info["indexes"]
-    assert (image["recipe"], image["image"], image["covers"], image["bytes"]) == ("hnsw", "HNSW32", 24, sizes["hnsw"])
-    assert [(item["recipe"], item["gallery"], item["covers"], item["bytes"]) for item in info["galleries"]] == [
-        (name, name, 24, sizes[name]) for name in ("compact", "ivf")
-    ]
+    whole = {"covered": 24, "beside": 0, "dead": 0, "generation": 1}
+    assert image == {"recipe": "hnsw", "image": "HNSW32", "bytes": sizes["hnsw"], **whole}
+    for item, name in zip(info["galleries"], ("compact", "ivf"), strict=True):
+        assert (item["recipe"], item["gallery"], item["bytes"]) == (name, name, sizes[name])
+        assert {key: item[key] for key in whole} == whole
     assert info["galleries"][1]["settings"] == {"lists": 64, "train_vectors": 50_000}
     lines = [line.split()[1:] for line in run_text(capsys, "info", copied_bank).splitlines() if line.startswith("  index ")]
     assert [line[:2] for line in lines] == [["hnsw:", "HNSW32,"], ["compact:", "compact"], ["ivf:", "ivf"]]
+    # Of images that came and went since, it says how each index stands to them.
+    bank = Bank.open(copied_bank)
+    bank.append(replace(bank.read(np.arange(3)), ids=["late 0", "late 1", "late 2"]))
+    bank.remove([bank.ids[5], bank.ids[7], "late 1"])
+    info = run_json(capsys, "info", copied_bank)
+    assert (info["images"], info["removed"]) == (24, sorted(bank.removed))
+    since = {"covered": 22, "beside": 2, "dead": 2, "generation": 1}
+    for item in (*info["indexes"], *info["galleries"]):
+        assert {key: item[key] for key in since} == since
+    text = run_text(capsys, "info", copied_bank)
+    assert text.count("covers 22 images, 2 are searched beside it, 2 of its entries are of images that are gone") == 3
+    assert f"spade-faiss index {copied_bank} --update" in text
 
 
 def test_score_before_index_says_what_to_run(
@@ -328,8 +389,8 @@ def test_score_before_index_says_what_to_run(
 def test_every_recipe_of_ours_scores_with_its_defaults(
     recipe: str, copied_bank: Path, one_image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    built = run_json(capsys, "index", copied_bank, "--recipe", recipe)
-    assert built["built"] == (recipe not in ("exact", "location"))
+    built = run_json(capsys, "index", copied_bank, "--recipe", recipe)["built"]
+    assert [item["recipe"] for item in built] == ([] if recipe in ("exact", "location") else [recipe])
     out = tmp_path / "out"
     run_json(capsys, "score", one_image, "--bank", copied_bank, "--recipe", recipe, "--out", out)
     report = json.loads((out / "report.json").read_bytes())

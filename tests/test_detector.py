@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,10 @@ import numpy.typing as npt
 import pytest
 
 from spade_faiss import Bank, Detector, FeatureBatch, Preprocess, Scores, Source, image_index
+from spade_faiss.coverage import index_folder
+from spade_faiss.described import hash_json
 from spade_faiss.errors import BankError, InputError, NotFoundError
-from spade_faiss.image_index import ImageIndex, build_image_index, index_folder
+from spade_faiss.image_index import ImageIndex, build_image_index
 from spade_faiss.recipe import Build, Query, Recipe, load_recipe
 from tests.oracle import Features, bank_of, batch_of, names, product, sq_distances
 
@@ -141,13 +144,13 @@ def test_hnsw_needs_its_index_agrees_with_exact_and_finds_what_came_later(tmp_pa
     command = f"spade-faiss index {tmp_path / 'b'} --recipe hnsw"
     with pytest.raises(BankError, match=f"has no index 'hnsw'; build it with: {command}"):
         Detector.open(tmp_path / "b", recipe="hnsw")
-    described = build_image_index(bank, load_recipe("hnsw"))
-    assert (described.count, described.generation, described.factory) == (120, 2, "HNSW32")
+    described, done = build_image_index(bank, load_recipe("hnsw"))
+    assert (described.count, described.generation, described.factory, done) == (120, 2, "HNSW32", "built")
     query = batch_of(dots(embeddings(2, 30)))
     exact = Detector.open(tmp_path / "b").score_features(query)
     equal(Detector.open(tmp_path / "b", recipe="hnsw").score_features(query), exact)
     np.testing.assert_allclose(exact.neighbor_dist, brute(embeddings(2, 30), embeddings(1, 120), 5), rtol=1e-5)
-    # Two more shards: searched flat beside the index, until it is built again.
+    # Two more shards: searched flat beside the index, until they are added to it.
     bank.append(replace(batch_of(dots(embeddings(2, 30)[:7])), ids=[f"late {i}" for i in range(7)]))
     bank.append(replace(batch_of(dots(embeddings(3, 20))), ids=[f"later {i}" for i in range(20)]))
     detector = Detector.open(tmp_path / "b", recipe="hnsw")
@@ -156,7 +159,8 @@ def test_hnsw_needs_its_index_agrees_with_exact_and_finds_what_came_later(tmp_pa
     assert late.neighbor_ids[:7, 0].tolist() == [f"late {i}" for i in range(7)]
     assert not late.neighbor_dist[:7, 0].any()
     equal(late, Detector.open(tmp_path / "b").score_features(query))
-    build_image_index(bank, load_recipe("hnsw"))
+    described, done = build_image_index(bank, load_recipe("hnsw"))
+    assert (described.count, described.generation, done) == (147, 4, "added 27 images to it")
     assert ImageIndex.open(bank, load_recipe("hnsw")).covered == 147
     equal(late, Detector.open(tmp_path / "b", recipe="hnsw").score_features(query))
 
@@ -164,18 +168,18 @@ def test_hnsw_needs_its_index_agrees_with_exact_and_finds_what_came_later(tmp_pa
 def test_a_changed_index_is_refused(copied: Path) -> None:
     bank = Bank.open(copied)
     recipe = load_recipe("hnsw")
-    build_image_index(bank, recipe)
-    file = index_folder(bank, recipe) / "image.faiss"
+    described, _ = build_image_index(bank, recipe)
+    file = index_folder(bank, recipe) / described.file.file
     whole = file.read_bytes()
     for position in (0, 3, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
-        with pytest.raises(BankError, match=r"image.faiss has sha256 .*, expected .*; rebuild it with: spade-faiss index"):
+        with pytest.raises(BankError, match=rf"{file.name} has sha256 .*, expected .*; rebuild it with: spade-faiss index"):
             Detector.open(copied, recipe=recipe)
     file.write_bytes(whole[:-100])
     with pytest.raises(BankError, match="has sha256"):
         Detector.open(copied, recipe=recipe)
     file.unlink()
-    with pytest.raises(BankError, match=r"image.faiss is missing; rebuild it with: spade-faiss index"):
+    with pytest.raises(BankError, match=rf"{file.name} is missing; rebuild it with: spade-faiss index"):
         Detector.open(copied, recipe=recipe)
     file.write_bytes(whole)
     assert Detector.open(copied, recipe=recipe).score_features(batch_of(queries())).ids
@@ -184,21 +188,26 @@ def test_a_changed_index_is_refused(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("count", 11, "says count=11, its shards hold 12"),
-        ("count", "12", "is damaged"),
-        ("schema", 99, "has schema 99, this version reads 2"),
-        ("format", "other", "has schema 2"),
-        ("shards", ["0" * 64], "built from other shards than the bank now holds"),
+        ("shards", [{"sha256": "0" * 64, "count": 11}], "holds 12 entries, its description says 11"),
+        ("shards", [], "holds 12 entries, its description says 0"),
+        ("shards", [{"sha256": "0" * 64, "count": "12"}], r"shards\[0\]: count='12' is of type str"),
+        ("schema", 99, "has schema 99, this version reads 3; it was written by a newer spade_faiss: install that"),
+        ("format", "other", "is of format 'other', expected 'spade_faiss image index'; rebuild the index with"),
         ("factory", "HNSW8", "HNSW8.*HNSW32"),
         ("more", 1, "unknown key 'more'"),
     ],
 )
 def test_a_changed_description_is_refused(copied: Path, key: str, value: object, message: str) -> None:
+    """For its checksum; with a right checksum, for what it says."""
     bank, recipe = Bank.open(copied), load_recipe("hnsw")
     build_image_index(bank, recipe)
     path = index_folder(bank, recipe) / "index.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, key: value}))
+    content = {**json.loads(path.read_text()), key: value}
+    path.write_text(json.dumps(content))
+    with pytest.raises(BankError, match=message if key in ("format", "schema") else "is damaged: its sha256 is .*, it says"):
+        Detector.open(copied, recipe=recipe)
+    del content["sha256"]
+    path.write_text(json.dumps({**content, "sha256": hash_json(content)}))
     with pytest.raises(BankError, match=message):
         Detector.open(copied, recipe=recipe)
     path.write_text("{")
@@ -206,12 +215,21 @@ def test_a_changed_description_is_refused(copied: Path, key: str, value: object,
         Detector.open(copied, recipe=recipe)
 
 
-def test_the_index_of_another_bank_is_refused(copied: Path, tmp_path: Path) -> None:
+def test_the_index_of_another_bank_covers_nothing(copied: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """None of its entries is taken for an image of this bank: all of these are searched beside it, and that is said."""
     bank_of(tmp_path / "other", product(5, 12, SHAPES, DIM), input_size=INPUT, shards=[5, 3])
     build_image_index(Bank.open(tmp_path / "other"), load_recipe("hnsw"))
     shutil.copytree(tmp_path / "other" / "indexes", copied / "indexes")
-    with pytest.raises(BankError, match=r"was built from other shards .*; run: spade-faiss index .* --recipe hnsw"):
-        Detector.open(copied, recipe="hnsw")
+    expected = Detector.open(copied).score_features(batch_of(queries()))
+    with caplog.at_level("WARNING", logger="spade_faiss"):
+        detector = Detector.open(copied, recipe="hnsw")
+    assert re.search(r"hnsw covers no image of the bank: all are .*: spade-faiss index .* --recipe hnsw$", caplog.text, re.M)
+    assert ImageIndex.open(detector.bank, load_recipe("hnsw")).covered == 0
+    equal(detector.score_features(batch_of(queries())), expected)
+    # An index that holds nothing of the bank is not added to.
+    described, done = build_image_index(Bank.open(copied), load_recipe("hnsw"))
+    assert (described.count, done) == (12, "built anew: 12 of its 12 entries are of images that are gone")
+    equal(Detector.open(copied, recipe="hnsw").score_features(batch_of(queries())), expected)
 
 
 def test_query_parameters_that_the_index_does_not_take(copied: Path) -> None:

@@ -18,18 +18,19 @@ import timm
 import torch
 from PIL import Image
 
-from spade_faiss import extract, images
+from spade_faiss import extract, images, stream
 from spade_faiss.backbone import Backbone, load_backbone
 from spade_faiss.bank import Bank
 from spade_faiss.config import Preprocess
 from spade_faiss.errors import InputError, NotFoundError
-from spade_faiss.extract import FeatureStream, Fit, fit
+from spade_faiss.extract import Fit, fit
 from spade_faiss.features import FeatureBatch, FloatArray, Layout, prepare
 from spade_faiss.files import hash_file
 from spade_faiss.image_index import ImageIndex
 from spade_faiss.images import find_images, to_input, to_picture, valid_region
 from spade_faiss.recipe import load_recipe
 from spade_faiss.stages import Stages
+from spade_faiss.stream import FeatureStream
 from tests.conftest import HEIGHT, NORMALS, WIDTH, save_png
 
 
@@ -43,7 +44,7 @@ def good(dataset_folder: Path, tmp_path: Path) -> Path:
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of 5, the last of them short, each of them a shard."""
     monkeypatch.setattr(extract, "BATCH_SIZE", 5)
-    monkeypatch.setattr(extract, "_SHARD_BYTES", 1)
+    monkeypatch.setattr(extract, "SHARD_BYTES", 1)
 
 
 class Forwarded:
@@ -387,7 +388,7 @@ def test_images_of_every_kind_in_one_folder(tmp_path: Path, backbone: Backbone) 
 # ---- the stream
 
 
-def stream_of(folder: Path, backbone: Backbone, **settings: Any) -> tuple[FeatureStream, Generator[extract.Extracted]]:
+def stream_of(folder: Path, backbone: Backbone, **settings: Any) -> tuple[FeatureStream, Generator[stream.Extracted]]:
     root, records = find_images(folder)
     stream = FeatureStream(backbone, Stages(), root=root, batch_size=vars(extract)["BATCH_SIZE"], **settings)
     parts = stream(records)
@@ -417,7 +418,7 @@ def test_letterboxed_images_come_with_their_valid_region(tmp_path: Path) -> None
 def test_letterboxed_images_go_into_a_bank_of_several_batches(
     good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extract, "_SHARD_BYTES", 1 << 30)
+    monkeypatch.setattr(extract, "SHARD_BYTES", 1 << 30)
     backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(framing="letterbox", resize=64, crop=64))
     bank = fit(good, bank=tmp_path / "bank", backbone=backbone).bank
     assert [shard.count for shard in bank.manifest.shards] == [NORMALS]
@@ -453,7 +454,7 @@ def test_decoding_runs_ahead_of_the_network_but_not_far(
         decoded.append(record.id)
         return load(record, preprocess)
 
-    monkeypatch.setattr(extract, "load", noted)
+    monkeypatch.setattr(stream, "load", noted)
     _, parts = stream_of(good, backbone)
     first = next(parts)
     assert len(first.batch) == 5
@@ -473,7 +474,7 @@ def test_a_stream_that_is_left_early_ends_its_threads_and_decodes_no_more(
         decoded.append(record.id)
         return load(record, preprocess)
 
-    monkeypatch.setattr(extract, "load", slow)
+    monkeypatch.setattr(stream, "load", slow)
     monkeypatch.setattr(extract, "BATCH_SIZE", 3)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     _, parts = stream_of(good, backbone)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,9 +17,11 @@ import pytest
 
 from spade_faiss import image_index
 from spade_faiss.bank import Bank
+from spade_faiss.coverage import Covered, index_folder
+from spade_faiss.described import hash_json
 from spade_faiss.errors import BankError, InputError
 from spade_faiss.features import FeatureBatch, FloatArray, Level
-from spade_faiss.image_index import Description, ImageIndex, build_image_index, built_indexes, index_folder
+from spade_faiss.image_index import Description, ImageIndex, build_image_index, built_indexes
 from spade_faiss.knn import import_faiss
 from spade_faiss.recipe import Build, Query, Recipe
 
@@ -74,6 +77,22 @@ def assert_nearest(D: FloatArray, I: npt.NDArray[np.int64], xq: FloatArray, xb: 
     np.testing.assert_allclose(D, np.take_along_axis(exact, I, axis=1), rtol=1e-5, atol=1e-10)
     assert all(len(set(line)) == k for line in I.tolist())
     assert (np.diff(D, axis=1) >= 0).all()
+
+
+def file_of(bank: Bank, recipe: Recipe) -> Path:
+    """The one index file of a recipe."""
+    (file,) = index_folder(bank, recipe).glob("*.faiss")
+    return file
+
+
+def describe_anew(path: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> None:
+    """Edit a description; `sign`: give it the checksum of what it now says."""
+    content = json.loads(path.read_text())
+    change(content)
+    if sign:
+        content.pop("sha256", None)
+        content["sha256"] = hash_json(content)
+    path.write_text(json.dumps(content))
 
 
 @pytest.fixture(scope="module")
@@ -144,14 +163,114 @@ def test_images_added_since_are_searched_beside_the_index(bank: Bank, xb: FloatA
     assert (I < COUNT).any()
 
 
-def test_an_index_built_again_covers_what_was_added(bank: Bank, xb: FloatArray, xq: FloatArray) -> None:
+@pytest.mark.parametrize("recipe", RECIPES[1:], ids=lambda recipe: recipe.name)
+def test_an_index_built_again_covers_what_was_added(
+    bank: Bank, xb: FloatArray, xq: FloatArray, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is added to, not made anew: FAISS is not asked for another one."""
+    (before,) = [item for item in built_indexes(bank) if item.recipe == recipe.name]
     added = structured(9, seed=3)
-    fill(bank, added, [9])
-    description = build_image_index(bank, IVF)
-    assert (description.count, description.generation, len(description.shards)) == (COUNT + 9, 5, 5)
-    index = ImageIndex.open(Bank.open(bank.path), IVF)
+    fill(bank, added, [5, 4])
+    with monkeypatch.context() as patch:
+        patch.setattr(import_faiss(), "index_factory", None)
+        description, done = build_image_index(bank, recipe)
+    assert done == "added 9 images to it"
+    assert (description.count, description.generation, len(description.shards)) == (COUNT + 9, 6, 6)
+    assert description.shards[:4] == before.shards
+    assert (description.trained, description.build) == (before.trained, before.build + 1)
+    assert sorted(path.name for path in index_folder(bank, recipe).iterdir()) == [description.file.file, "index.json"]
+    index = ImageIndex.open(Bank.open(bank.path), recipe)
     assert index.covered == COUNT + 9
     assert_nearest(*index.search(xq, 5), xq, np.concatenate([xb, added]), 5)
+
+
+@pytest.mark.parametrize("recipe", RECIPES[1:], ids=lambda recipe: recipe.name)
+def test_building_again_changes_nothing(bank: Bank, recipe: Recipe) -> None:
+    def state() -> dict[str, tuple[int, bytes]]:
+        return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in index_folder(bank, recipe).iterdir()}
+
+    before = state()
+    description, done = build_image_index(bank, recipe)
+    assert done == "is up to date"
+    assert description in built_indexes(bank)
+    assert state() == before
+    again, done = build_image_index(bank, recipe, rebuild=True)
+    assert done == "built anew: asked for"
+    assert again.file.sha256 == description.file.sha256
+    assert state().keys() == {"image-000001.faiss", "index.json"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_removed_images_are_found_no_more_until_they_are_restored(
+    bank: Bank, xb: FloatArray, xq: FloatArray, recipe: Recipe
+) -> None:
+    """More of them than the spare candidates, and those nearest to the queries: what is left is found all the same."""
+    nearest = np.unique(brute_force(xq, xb).argsort(axis=1)[:, :3])
+    gone = [bank.ids[row] for row in nearest]
+    added = structured(30, seed=3)
+    fill(bank, added, [30])
+    bank.remove([*gone, bank.ids[COUNT + 3]])
+    left = np.delete(np.concatenate([xb, added]), [*nearest, COUNT + 3], axis=0)
+    index = ImageIndex.open(bank, recipe)
+    assert index.covered == (COUNT - len(gone) if recipe.needs_image_index else 0)
+    for k in (1, 9):
+        assert_nearest(*index.search(xq, k), xq, left, k)
+    bank.restore([*gone, *bank.removed])
+    D, I = ImageIndex.open(bank, recipe).search(xq, 9)
+    assert_nearest(D, I, xq, np.concatenate([xb, added]), 9)
+
+
+@pytest.mark.parametrize(
+    ("many", "done"), [(50, "is up to date"), (51, "built anew: 51 of its 201 entries are of images that are gone")]
+)
+@pytest.mark.parametrize("recipe", RECIPES[1:], ids=lambda recipe: recipe.name)
+def test_an_index_of_many_removed_images_is_made_anew(
+    bank: Bank, xb: FloatArray, xq: FloatArray, recipe: Recipe, many: int, done: str
+) -> None:
+    bank.remove(bank.ids[:many])
+    assert build_image_index(bank, recipe)[1] == done
+    assert_nearest(*ImageIndex.open(bank, recipe).search(xq, 9), xq, xb[many:], 9)
+
+
+def test_an_index_whose_training_does_not_fit_any_more_is_made_anew(bank: Bank, xb: FloatArray, xq: FloatArray) -> None:
+    """A graph learned nothing and is added to; lists are learned again from images that have drifted, or are many more."""
+    drifted = structured(40, seed=3) + np.float32(60)
+    fill(bank, drifted, [40])
+    assert build_image_index(bank, HNSW)[1] == "added 40 images to it"
+    description, done = build_image_index(bank, IVF)
+    assert re.fullmatch(r"built anew: images added since lie \d+\.\d times as far from the mean as those it learned from", done)
+    assert (description.trained, description.build) == (5, 1)
+    more = structured(800, seed=4)
+    fill(bank, more, [800])
+    assert build_image_index(bank, HNSW)[1] == "added 800 images to it"
+    assert build_image_index(bank, IVF)[1] == "built anew: it learned from 241 images, the bank holds 1041"
+    for recipe in (HNSW, IVF):
+        assert_nearest(*ImageIndex.open(bank, recipe).search(xq, 5), xq, np.concatenate([xb, drifted, more]), 5)
+
+
+@pytest.mark.parametrize("recipe", RECIPES[1:], ids=lambda recipe: recipe.name)
+def test_a_compacted_bank_keeps_its_index_where_shards_stay(
+    bank: Bank, xb: FloatArray, xq: FloatArray, recipe: Recipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Shards that were written anew are searched beside it; those that are as they were are covered, wherever they stand."""
+    smallest = min(shard.bytes for shard in bank.manifest.shards)
+    bank.remove([bank.ids[3]])
+    bank.compact(target_bytes=smallest)  # joins nothing
+    left = np.delete(xb, 3, axis=0)
+    index = ImageIndex.open(bank, recipe)
+    assert index.covered == COUNT - 64
+    assert_nearest(*index.search(xq, 5), xq, left, 5)
+    assert not caplog.records
+    # All of it in one shard: nothing of what the index covers is there any more.
+    bank.compact()
+    index = ImageIndex.open(bank, recipe)
+    assert index.covered == 0
+    assert "covers no image of the bank: all are searched beside it" in caplog.text
+    assert_nearest(*index.search(xq, 5), xq, left, 5)
+    assert build_image_index(bank, recipe)[1].startswith("built anew: 201 of its 201 entries are of images that are gone")
+    index = ImageIndex.open(bank, recipe)
+    assert index.covered == COUNT - 1
+    assert_nearest(*index.search(xq, 5), xq, left, 5)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -200,8 +319,8 @@ def test_query_parameters_reach_the_index_without_a_rebuild(indexed: Path, xb: F
 
 
 def test_the_same_build_gives_the_same_index(tmp_path: Path, xb: FloatArray) -> None:
-    one, two = (build_image_index(make_bank(tmp_path / name, xb, [COUNT]), IVF) for name in ("a", "b"))
-    assert one.sha256 == two.sha256
+    one, two = (build_image_index(make_bank(tmp_path / name, xb, [COUNT]), IVF)[0] for name in ("a", "b"))
+    assert one.file.sha256 == two.file.sha256
 
 
 # ---- what cannot be built
@@ -228,19 +347,39 @@ def test_an_empty_bank_has_no_index(tmp_path: Path) -> None:
         build_image_index(bank, HNSW)
 
 
-def test_an_interrupted_build_leaves_the_old_index(bank: Bank, xb: FloatArray, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = (index_folder(bank, IVF) / "image.faiss").read_bytes()
+@pytest.mark.parametrize(
+    ("recipe", "rebuild"),
+    [(IVF, False), (IVF, True), (replace(IVF, build=Build(image="IVF8,Flat")), False)],
+    ids=["added to", "anew", "other settings"],
+)
+def test_an_interrupted_build_leaves_the_old_index(
+    bank: Bank, xb: FloatArray, xq: FloatArray, recipe: Recipe, rebuild: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = structured(9, seed=3)
+    fill(bank, added, [9])
+    before = {path.name: path.read_bytes() for path in index_folder(bank, IVF).iterdir()}
 
-    def interrupt(_: object) -> str:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_index, "hash_file", interrupt)
+        patch.setattr(image_index, "atomic_path", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            build_image_index(bank, IVF)
-    assert (index_folder(bank, IVF) / "image.faiss").read_bytes() == before
-    assert sorted(path.name for path in index_folder(bank, IVF).iterdir()) == ["image.faiss", "index.json"]
-    ImageIndex.open(bank, IVF)
+            build_image_index(bank, recipe, rebuild=rebuild)
+    with monkeypatch.context() as patch:
+        patch.setattr(image_index, "write_description", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build_image_index(bank, recipe, rebuild=rebuild)
+    # The new file was there before its description: nothing names it, and the old one is as it was.
+    after = {path.name: path.read_bytes() for path in index_folder(bank, IVF).iterdir()}
+    assert after.keys() - before.keys() == {"image-000001.faiss"}
+    assert {name: after[name] for name in before} == before
+    index = ImageIndex.open(bank, IVF)
+    assert index.covered == COUNT
+    assert_nearest(*index.search(xq, 5), xq, np.concatenate([xb, added]), 5)
+    build_image_index(bank, recipe, rebuild=rebuild)
+    assert ImageIndex.open(bank, recipe).covered == COUNT + 9
+    assert sorted(path.name for path in index_folder(bank, IVF).iterdir()) == ["image-000001.faiss", "index.json"]
 
 
 # ---- what cannot be opened
@@ -266,11 +405,29 @@ def test_an_index_of_another_recipe_is_refused_with_both(bank: Bank) -> None:
         ImageIndex.open(bank, changed)
 
 
-def test_an_index_of_another_bank_is_refused(bank: Bank, tmp_path: Path) -> None:
-    other = make_bank(tmp_path / "other", structured(COUNT, seed=9), [64, 1, 100, 36])
+def test_an_index_of_another_recipe_is_replaced(bank: Bank, xb: FloatArray, xq: FloatArray) -> None:
+    changed = replace(IVF, build=Build(image="IVF8,Flat"), query=Query(image="nprobe=8"))
+    assert build_image_index(bank, changed)[1] == "built anew: it was 'IVF4,Flat', the recipe says 'IVF8,Flat'"
+    assert_nearest(*ImageIndex.open(bank, changed).search(xq, 5), xq, xb, 5)
+    with pytest.raises(BankError, match="was built as 'IVF8,Flat', the recipe says 'IVF4,Flat'"):
+        ImageIndex.open(bank, IVF)
+
+
+@pytest.mark.parametrize("recipe", RECIPES[1:], ids=lambda recipe: recipe.name)
+def test_an_index_of_another_bank_covers_nothing(
+    bank: Bank, xq: FloatArray, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """None of its entries is taken for an image of this one, although there are as many, in shards of the same sizes."""
+    others = structured(COUNT, seed=9)
+    other = make_bank(tmp_path / "other", others, [64, 1, 100, 36])
     shutil.copytree(bank.path / "indexes", other.path / "indexes")
-    with pytest.raises(BankError, match="was built from other shards than the bank now holds; run: spade-faiss index"):
-        ImageIndex.open(other, IVF)
+    index = ImageIndex.open(other, recipe)
+    command = f"spade-faiss index {other.path} --recipe {recipe.name}"
+    assert f"covers no image of the bank: all are searched beside it; bring it up to date: {command}" in caplog.text
+    assert index.covered == 0
+    assert_nearest(*index.search(xq, 5), xq, others, 5)
+    assert build_image_index(other, recipe)[1] == "built anew: 201 of its 201 entries are of images that are gone"
+    assert ImageIndex.open(other, recipe).covered == COUNT
 
 
 def test_a_damaged_index_file_is_never_given_to_faiss(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,44 +435,87 @@ def test_a_damaged_index_file_is_never_given_to_faiss(bank: Bank, monkeypatch: p
         raise AssertionError("FAISS read it")
 
     monkeypatch.setattr(import_faiss(), "read_index", refuse)
-    file = index_folder(bank, IVF) / "image.faiss"
+    file = file_of(bank, IVF)
     data = file.read_bytes()
     rng = random.Random(1)
     for number in range(8):
         place = rng.randrange(len(data))
         flipped = data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
         file.write_bytes(data[:place] if number % 2 else flipped)
-        with pytest.raises(BankError, match=r"image\.faiss has sha256 .*, expected .*; rebuild it with: spade-faiss index"):
+        with pytest.raises(BankError, match=rf"{file.name} has sha256 .*, expected .*; rebuild it with: spade-faiss index"):
             ImageIndex.open(bank, IVF)
     file.unlink()
-    with pytest.raises(BankError, match=r"image\.faiss is missing; rebuild it with"):
+    with pytest.raises(BankError, match=rf"{file.name} is missing; rebuild it with"):
         ImageIndex.open(bank, IVF)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(schema=3), "has schema 3, this version reads 2"),
-        (lambda content: content.update(format="x"), "rebuild it with"),
+        (lambda content: content.update(schema=4), "has schema 4, this version reads 3; it was written by a newer spade_faiss"),
+        (lambda content: content.update(schema=2), "has schema 2, this version reads 3; rebuild the index with"),
+        (lambda content: content.update(schema=True), "has schema True, this version reads 3"),
+        (lambda content: content.pop("schema"), "is damaged .*rebuild the index with"),
+        (lambda content: content.update(format="x"), "is damaged: it is of format 'x', expected 'spade_faiss image index'"),
         (lambda content: content.update(extra=2), "unknown key 'extra'"),
-        (lambda content: content.pop("sha256"), "missing key 'sha256'"),
-        (lambda content: content.update(count="201"), "count='201' is of type str"),
-        (lambda content: content.update(count=200), "says count=200, its shards hold 201"),
-        (lambda content: content.update(count=0), "says count=0, its shards hold 201"),
-        (lambda content: content["shards"].pop(), "says count=201, its shards hold 165"),
-        (lambda content: content["shards"].reverse(), "was built from other shards"),
-        (lambda content: content.update(shards=["0" * 64]), "was built from other shards"),
-        (lambda content: content.update(sha256="0" * 64), "has sha256"),
+        (lambda content: content.pop("file"), "missing key 'file'"),
+        (lambda content: content["file"].pop("sha256"), "missing key 'sha256'"),
+        (lambda content: content.update(build="1"), "build='1' is of type str"),
+        (lambda content: content["shards"][0].update(count="64"), "count='64' is of type str"),
+        (lambda content: content["shards"][0].update(count=63), "holds 201 entries, its description says 200"),
+        (lambda content: content.update(shards=[]), "holds 201 entries, its description says 0"),
+        (lambda content: content["shards"].pop(), "holds 201 entries, its description says 165"),
+        (lambda content: content["shards"].append(content["shards"][0]), "holds 201 entries, its description says 265"),
+        (
+            lambda content: (content["shards"][0].update(count=60), content["shards"][1].update(count=5)),
+            "says that a shard has 60 images, it has 64",
+        ),
+        (lambda content: content.update(shards=["0" * 64]), "expected a mapping, got str"),
+        (lambda content: content["file"].update(sha256="0" * 64), "has sha256 .*, expected 0000"),
+        (lambda content: content["file"].update(file="image-000007.faiss"), "image-000007.faiss is missing"),
+        (lambda content: content["file"].update(file="../../manifest.json"), "manifest.json has sha256"),
         (lambda content: content.update(factory="Flat"), "was built as"),
     ],
 )
 def test_a_description_that_was_edited_is_refused(bank: Bank, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    """By its checksum; and, where somebody gave it a right one, by what it says."""
     path = index_folder(bank, IVF) / "index.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
+    text = path.read_text()
+    describe_anew(path, change, sign=False)
+    before, after = json.loads(text), json.loads(path.read_text())
+    # What is of another kind has another checksum, or none.
+    other_kind = any(before[key] != after.get(key) for key in ("format", "schema"))
+    unsigned = message if other_kind else "is damaged: its sha256 is .*, it says .*; rebuild the index with: spade-faiss index"
+    with pytest.raises(BankError, match=unsigned):
+        ImageIndex.open(bank, IVF)
+    path.write_text(text)
+    describe_anew(path, change)
     with pytest.raises(BankError, match=message):
         ImageIndex.open(bank, IVF)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["shards"].reverse(),
+        lambda content: content.update(trained=0),
+        lambda content: content.update(build=5),
+        lambda content: content.update(faiss="9"),
+        lambda content: content.pop("sha256"),
+        lambda content: content.update(sha256=None),
+        lambda content: content.update(sha256="0" * 64),
+    ],
+)
+def test_the_checksum_of_a_description_covers_all_of_it(bank: Bank, change: Callable[[dict[str, Any]], object]) -> None:
+    describe_anew(index_folder(bank, IVF) / "index.json", change, sign=False)
+    for read in (lambda: ImageIndex.open(bank, IVF), lambda: built_indexes(bank)):
+        with pytest.raises(
+            BankError, match=r"is damaged: its sha256 is .*, it says .*; rebuild the index with: spade-faiss index"
+        ):
+            read()
+    # The command that it names is enough.
+    build_image_index(bank, IVF)
+    assert ImageIndex.open(bank, IVF).covered == COUNT
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
@@ -349,5 +549,8 @@ def test_what_an_index_says_of_itself(bank: Bank) -> None:
         assert isinstance(item, Description)
         assert item.factory == recipe.build.image
         assert (item.count, item.generation) == (COUNT, bank.generation)
-        assert item.shards == tuple(shard.sha256 for shard in bank.manifest.shards)
-        assert item.bytes == (index_folder(bank, recipe) / "image.faiss").stat().st_size
+        assert item.shards == tuple(Covered(sha256=shard.sha256, count=shard.count) for shard in bank.manifest.shards)
+        # A graph learns nothing.
+        assert (item.build, item.trained) == (0, 4 if recipe is IVF else 0)
+        assert item.file.file == file_of(bank, recipe).name == "image-000000.faiss"
+        assert item.bytes == item.file.bytes == file_of(bank, recipe).stat().st_size

@@ -27,6 +27,8 @@ def test_commands_and_programs_run(
     shutil.copytree(dataset_folder / "train" / "good", tmp_path / "good")
     shutil.copytree(dataset_folder / "test" / "spot", tmp_path / "new")
     shutil.copytree(dataset_folder, tmp_path / "dataset")
+    (tmp_path / "newly-good" / "line3").mkdir(parents=True)
+    shutil.copy(sorted((dataset_folder / "test" / "good").iterdir())[0], tmp_path / "newly-good" / "line3" / "0017.png")
     monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     assert len(lines) >= 4

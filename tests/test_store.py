@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import random
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,14 +19,15 @@ import numpy.typing as npt
 import pytest
 
 from spade_faiss import Bank, Detector, Scores, arrays
+from spade_faiss.coverage import index_folder
+from spade_faiss.described import hash_json
 from spade_faiss.errors import BankError, InputError
 from spade_faiss.features import FloatArray
 from spade_faiss.files import hash_file
 from spade_faiss.gallery import compact, find_method, history, ivf, store
 from spade_faiss.gallery.blocks import Blocks
 from spade_faiss.gallery.store import Description, KeptLevel, build_gallery, built_galleries, open_gallery
-from spade_faiss.image_index import index_folder
-from spade_faiss.index_build import build_index, built_before, check_recipe
+from spade_faiss.index_build import build_index, check_recipe, update_indexes
 from spade_faiss.recipe import Build, Query, Recipe
 from tests.oracle import Features, bank_of, batch_of, levels_of, product
 
@@ -50,6 +53,11 @@ def normals(count: int = COUNT) -> Features:
 
 def queries() -> Features:
     return product(2, 3, SHAPES, DIM, defect=True)
+
+
+def late() -> Features:
+    """Normals that came later, and look like the others."""
+    return product(2, 3, SHAPES, DIM)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +89,35 @@ def description_of(bank: Bank, recipe: Recipe) -> Path:
     return index_folder(bank, recipe) / "gallery.json"
 
 
+def trained_name(build: int = 0) -> str:
+    """The file of what was learned by the so-manieth build."""
+    return f"trained-{build:03d}.h5"
+
+
+def shard_name(bank: Bank, number: int, build: int = 0) -> str:
+    """The file of what is kept of a shard."""
+    return f"{build:03d}-{bank.manifest.shards[number].sha256[:16]}.h5"
+
+
+def file_names(bank: Bank, build: int = 0) -> list[str]:
+    """All files, sorted."""
+    return sorted([trained_name(build), *(shard_name(bank, number, build) for number in range(len(bank.manifest.shards)))])
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def describe_anew(path: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> None:
+    """Edit a description; `sign`: give it the checksum of what it now says."""
+    content = json.loads(path.read_text())
+    change(content)
+    if sign:
+        content.pop("sha256", None)
+        content["sha256"] = hash_json(content)
+    path.write_text(json.dumps(content))
+
+
 def command(bank: Bank, recipe: Recipe) -> str:
     return f"spade-faiss index {bank.path} --recipe {recipe.name}"
 
@@ -96,8 +133,8 @@ def state_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.glob("*"))}
 
 
-def scores_of(bank: Bank, recipe: Recipe) -> Scores:
-    return Detector.open(bank.path, recipe=recipe).score_features(batch_of(queries()))
+def scores_of(bank: Bank, recipe: Recipe, features: Features | None = None) -> Scores:
+    return Detector.open(bank.path, recipe=recipe).score_features(batch_of(queries() if features is None else features))
 
 
 def equal(a: Scores, b: Scores) -> None:
@@ -174,23 +211,26 @@ def test_what_is_built_says_what_it_is(bank: Bank, recipe: Recipe) -> None:
     described = json.loads(description_of(bank, recipe).read_text())
     method = find_method(recipe)
     assert described["format"] == "spade_faiss gallery index"
-    assert described["schema"] == 1
+    assert described["schema"] == store.SCHEMA == 2
     assert (described["recipe"], described["gallery"]) == (recipe.name, recipe.build.gallery)
     # Settings that the recipe leaves out are spelled out: a default may change one day.
     assert described["settings"] == {**vars(method.build)}
     assert set(recipe.build.settings) < set(described["settings"])
-    assert (described["generation"], described["count"]) == (4, COUNT)
-    assert described["shards"] == [shard.sha256 for shard in bank.manifest.shards]
+    # Learned once, from all of the shards.
+    assert (described["generation"], described["build"], described["trained"]) == (4, 0, 4)
+    expected = [(shard.sha256, shard.count) for shard in bank.manifest.shards]
+    assert [(shard["sha256"], shard["count"]) for shard in described["shards"]] == expected
     assert described["build_s"] > 0
     assert described["faiss"]
-    names = ["trained.h5", *(f"{number:06d}.h5" for number in range(4))]
-    assert [entry["file"] for entry in (described["trained"], *described["files"])] == names
-    assert sorted(path.name for path in folder_of(bank, recipe).iterdir()) == sorted(names)
-    for entry in (described["trained"], *described["files"]):
+    entries = [described["trained_file"], *(shard["file"] for shard in described["shards"])]
+    assert [entry["file"] for entry in entries] == [trained_name(), *(shard_name(bank, number) for number in range(4))]
+    assert names_in(folder_of(bank, recipe)) == file_names(bank)
+    for entry in entries:
         path = folder_of(bank, recipe) / entry["file"]
         assert entry["bytes"] == path.stat().st_size
         assert entry["mtime_ns"] == path.stat().st_mtime_ns
         assert entry["sha256"] == hash_file(path)
+    assert described.pop("sha256") == hash_json(described)
 
 
 @by_name
@@ -215,15 +255,17 @@ def test_what_is_kept_is_what_was_encoded(bank: Bank, recipe: Recipe) -> None:
 def test_building_again_changes_nothing(bank: Bank, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     before, described = state_of(folder_of(bank, recipe)), built_galleries(bank)[RECIPES.index(recipe)]
     calls = watch(monkeypatch, recipe)
-    again = build_gallery(bank, recipe)
+    again, done = build_gallery(bank, recipe)
     assert not any(calls)
     assert state_of(folder_of(bank, recipe)) == before
-    assert replace(again, build_s=described.build_s) == described
+    assert (again, done) == (described, "is up to date")
 
 
 @by_name
 def test_the_same_bank_gives_the_same_files(built: Path, bare: Bank, recipe: Recipe) -> None:
-    build_gallery(bare, recipe)
+    _, done = build_gallery(bare, recipe)
+    assert done == "built"
+    assert names_in(folder_of(bare, recipe)) == names_in(folder_of(Bank.open(built), recipe))
     for path in folder_of(bare, recipe).iterdir():
         assert path.read_bytes() == (folder_of(Bank.open(built), recipe) / path.name).read_bytes()
 
@@ -285,16 +327,17 @@ def test_an_interrupted_build_goes_on(bare: Bank, built: Path, recipe: Recipe, i
             build_gallery(bare, recipe)
         assert calls.train == list(SHAPES)
     finished = max(number for number, start in enumerate(STARTS) if start <= images)
-    expected = ["trained.h5", *(f"{number:06d}.h5" for number in range(finished))]
+    expected = [trained_name(), *(shard_name(bare, number) for number in range(finished))]
     # No half of a file, nor a description that names too little.
-    assert sorted(path.name for path in folder_of(bare, recipe).iterdir()) == sorted(expected)
+    assert names_in(folder_of(bare, recipe)) == sorted(expected)
     assert sorted(path.name for path in index_folder(bare, recipe).iterdir()) == ["gallery"]
     with pytest.raises(BankError, match=f"has no index '{recipe.name}' of its maps; build it with: {command(bare, recipe)}$"):
         open_gallery(bare, recipe)
     before = state_of(folder_of(bare, recipe))
     with pytest.MonkeyPatch.context() as patch:
         calls = watch(patch, recipe)
-        described = build_gallery(bare, recipe)
+        described, done = build_gallery(bare, recipe)
+        assert done == "built"
         assert calls.train == []
         assert len(calls.encode) == levels * (COUNT - STARTS[finished])
     after = state_of(folder_of(bare, recipe))
@@ -327,9 +370,11 @@ def test_a_full_disk_loses_nothing(bare: Bank, recipe: Recipe, monkeypatch: pyte
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", usage)
-        with pytest.raises(InputError, match=r"has 1000 bytes free, 000002\.h5 needs \d+; make room and run the command again"):
+        with pytest.raises(
+            InputError, match=rf"has 1000 bytes free, {shard_name(bare, 2)} needs \d+; make room and run the command again"
+        ):
             build_gallery(bare, recipe)
-    assert sorted(path.name for path in folder_of(bare, recipe).iterdir()) == ["000000.h5", "000001.h5", "trained.h5"]
+    assert names_in(folder_of(bare, recipe)) == sorted([shard_name(bare, 0), shard_name(bare, 1), trained_name()])
     before = state_of(folder_of(bare, recipe))
     build_gallery(bare, recipe)
     after = state_of(folder_of(bare, recipe))
@@ -339,7 +384,7 @@ def test_a_full_disk_loses_nothing(bare: Bank, recipe: Recipe, monkeypatch: pyte
 
 def test_a_full_disk_leaves_what_was_built(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     """For more images, the old build stays in use."""
-    add(bank, queries())
+    add(bank, late())
     expected = scores_of(bank, IVF)
     real = shutil.disk_usage(bank.path)
     with monkeypatch.context() as patch:
@@ -372,7 +417,7 @@ def test_an_empty_bank_has_nothing_to_keep(tmp_path: Path) -> None:
 @by_name
 def test_images_added_since_are_encoded_when_they_are_met(bank: Bank, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results are those that a build of the new state gives; and only those images are encoded, then and there."""
-    add(bank, queries())
+    add(bank, late())
     add(bank, product(3, 2, SHAPES, DIM), "later")
     for level in SHAPES:
         kept, blocks = kept_level(bank, recipe, level)
@@ -381,51 +426,164 @@ def test_images_added_since_are_encoded_when_they_are_met(bank: Bank, recipe: Re
         for row in (COUNT, COUNT + 2, COUNT + 4):
             for key, array in chosen.method.encode(blocks(row), kept.trained, chosen.build).items():
                 np.testing.assert_array_equal(kept(row)[key], array)
-    before = scores_of(bank, recipe)
+    before = scores_of(bank, recipe, late())
     assert before.neighbor_ids[:, 0].tolist() == ["late 0", "late 1", "late 2"]
     assert all((dist == 0).mean() > 0.9 for dist in before.level_dist.values())
     files = state_of(folder_of(bank, recipe))
     with monkeypatch.context() as patch:
         calls = watch(patch, recipe)
-        described = build_gallery(bank, recipe)
+        described, done = build_gallery(bank, recipe)
         assert calls.train == []
         assert len(calls.encode) == 5 * len(SHAPES)
-    assert (described.count, described.generation, len(described.files)) == (COUNT + 5, 6, 6)
+    assert done == "added 5 images to it"
+    assert (described.count, described.generation, len(described.shards)) == (COUNT + 5, 6, 6)
+    assert (described.build, described.trained) == (0, 4)
     after = state_of(folder_of(bank, recipe))
     assert {name: after[name] for name in files} == files
-    assert set(after) - set(files) == {"000004.h5", "000005.h5"}
+    assert set(after) - set(files) == {shard_name(bank, 4), shard_name(bank, 5)}
     with monkeypatch.context() as patch:
         calls = watch(patch, recipe)
-        equal(scores_of(bank, recipe), before)
+        equal(scores_of(bank, recipe, late()), before)
         assert calls.encode == []
 
 
 @by_name
 def test_a_whole_bank_added_to_a_small_one(tmp_path: Path, recipe: Recipe) -> None:
-    """What was learned from two images serves the others, until it is learned anew."""
-    bank = bank_of(tmp_path / "b", normals()[:2], input_size=INPUT)
-    first = build_gallery(bank, recipe)
-    add(bank, normals()[2:])
-    detector_before = scores_of(bank, recipe)
-    second = build_gallery(bank, recipe)
-    assert second.trained == first.trained
-    equal(scores_of(bank, recipe), detector_before)
-    third = build_gallery(bank, recipe, rebuild=True)
-    assert third.trained.sha256 != first.trained.sha256
+    """What was learned from three images serves up to four times as many, then it is learned anew."""
+    bank = bank_of(tmp_path / "b", normals()[[0, 3, 5]], input_size=INPUT)
+    first, _ = build_gallery(bank, recipe)
+    add(bank, normals()[[1, 2, 4, *range(6, COUNT)]])
+    before = scores_of(bank, recipe)
+    second, done = build_gallery(bank, recipe)
+    assert done == "added 8 images to it"
+    assert second.trained_file == first.trained_file
+    equal(scores_of(bank, recipe), before)
+    add(bank, product(3, 2, SHAPES, DIM), "later")
+    third, done = build_gallery(bank, recipe)
+    assert done == "built anew: it learned from 3 images, the bank holds 13"
+    assert (third.build, third.trained) == (1, 3)
+    assert third.trained_file.sha256 != first.trained_file.sha256
     scores_of(bank, recipe)
+
+
+@by_name
+def test_what_was_learned_from_other_looking_images_is_learned_anew(tmp_path: Path, recipe: Recipe) -> None:
+    bank = bank_of(tmp_path / "b", normals(), input_size=INPUT)
+    first, _ = build_gallery(bank, recipe)
+    other = product(3, 3, SHAPES, DIM)
+    add(bank, Features(other.embedding + np.float32(100), other.levels))
+    second, done = build_gallery(bank, recipe)
+    assert re.fullmatch(r"built anew: images added since lie \d+\.\d times as far from the mean as those it learned from", done)
+    assert (second.build, second.trained, second.count) == (1, 2, COUNT + 3)
+    fresh = bank_of(tmp_path / "fresh", normals(), input_size=INPUT)
+    add(fresh, Features(other.embedding + np.float32(100), other.levels))
+    build_gallery(fresh, recipe)
+    assert same(contents(bank, recipe), contents(fresh, recipe))
+
+
+# Images that were removed
+
+
+@by_name
+def test_removed_images_are_kept_until_the_bank_is_compacted(
+    bank: Bank, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each image its own, whatever was removed before it; what comes back need not be encoded again."""
+
+    def check(encodings: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            calls = watch(patch, recipe)
+            for name in SHAPES:
+                kept, blocks = kept_level(bank, recipe, name)
+                chosen = find_method(recipe)
+                assert chosen.method.encode is not None
+                for row in range(len(bank)):
+                    # The method without the watch.
+                    expected = original(blocks(row), kept.trained, chosen.build)
+                    found = kept(row)
+                    assert found.keys() == expected.keys()
+                    for key, array in expected.items():
+                        np.testing.assert_array_equal(found[key], array)
+                with pytest.raises(IndexError):
+                    kept(len(bank))
+            assert (calls.train, len(calls.encode)) == ([], encodings * len(SHAPES))
+
+    original = find_method(recipe).method.encode
+    assert original is not None
+    before, names = state_of(folder_of(bank, recipe)), list(bank.ids)
+    whole = contents(bank, recipe)
+    bank.remove([names[0], names[2], names[4], names[10]])  # of three shards; one of them is empty now
+    assert len(bank) == COUNT - 4
+    check(encodings=0)
+    assert build_gallery(bank, recipe)[1] == "is up to date"
+    bank.restore(names[:1])
+    check(encodings=0)
+    bank.restore([names[2], names[4], names[10]])
+    assert same(contents(bank, recipe), whole)
+    assert state_of(folder_of(bank, recipe)) == before
+    # Compacted: one shard stays, the others became one. What is of it is encoded when it is met, until it is added.
+    bank.remove([names[4], names[10]])
+    bank.compact(target_bytes=1)
+    assert len(bank.manifest.shards) == 3
+    check(encodings=2)
+    scores = scores_of(bank, recipe)
+    gc.collect()  # the detector: files that it may read would stay
+    described, done = build_gallery(bank, recipe)
+    assert done == "added 2 images to it"
+    assert (described.count, described.build) == (COUNT - 2, 0)
+    assert names_in(folder_of(bank, recipe)) == file_names(bank)
+    check(encodings=0)
+    equal(scores_of(bank, recipe), scores)
 
 
 @by_name
 def test_beginning_anew_learns_and_encodes_everything(bank: Bank, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(bank, recipe)
-    leftover = folder_of(bank, recipe) / "000017.h5"
+    leftover = folder_of(bank, recipe) / "000-0123456789abcdef.h5"
     leftover.write_bytes(b"of a longer bank")
     calls = watch(monkeypatch, recipe)
-    build_gallery(bank, recipe, rebuild=True)
+    described, done = build_gallery(bank, recipe, rebuild=True)
+    assert (described.build, done) == (1, "built anew: asked for")
     assert calls.train == list(SHAPES)
     assert len(calls.encode) == COUNT * len(SHAPES)
-    assert not leftover.exists()
+    assert names_in(folder_of(bank, recipe)) == file_names(bank, 1)
     assert same(contents(bank, recipe), before)
+
+
+@by_name
+def test_beginning_anew_is_interrupted_and_goes_on(bank: Bank, recipe: Recipe) -> None:
+    """Until it has finished, what was there is in use; what it had done is not done again."""
+    before, described = contents(bank, recipe), description_of(bank, recipe).read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, recipe, interrupt_at=11)
+        with pytest.raises(KeyboardInterrupt):
+            build_gallery(bank, recipe, rebuild=True)
+    assert description_of(bank, recipe).read_bytes() == described
+    begun = [trained_name(1), shard_name(bank, 0, 1), shard_name(bank, 1, 1)]
+    assert names_in(folder_of(bank, recipe)) == sorted([*file_names(bank), *begun])
+    with pytest.MonkeyPatch.context() as patch:
+        calls = watch(patch, recipe)
+        assert same(contents(bank, recipe), before)
+        build_gallery(bank, recipe, rebuild=True)
+        assert (calls.train, len(calls.encode)) == ([], (COUNT - STARTS[2]) * len(SHAPES))
+    assert names_in(folder_of(bank, recipe)) == file_names(bank, 1)
+    assert same(contents(bank, recipe), before)
+
+
+@by_name
+def test_files_that_somebody_may_still_read_stay(bank: Bank, recipe: Recipe) -> None:
+    batch = batch_of(queries())
+    detector = Detector.open(bank.path, recipe=recipe)
+    expected = scores_of(bank, recipe)
+    gc.collect()  # that detector
+    build_gallery(bank, recipe, rebuild=True)
+    assert names_in(folder_of(bank, recipe)) == sorted([*file_names(bank), *file_names(bank, 1)])
+    equal(detector.score_features(batch), expected)
+    del detector
+    gc.collect()
+    build_gallery(bank, recipe, rebuild=True)
+    assert names_in(folder_of(bank, recipe)) == file_names(bank, 2)
+    equal(scores_of(bank, recipe), expected)
 
 
 # Other settings
@@ -447,7 +605,8 @@ def test_other_settings_are_another_index(bank: Bank, build: Build, old: str, ne
     with pytest.raises(BankError, match=message):
         Detector.open(bank.path, recipe=changed)
     # The command that the message names is enough.
-    build_gallery(bank, changed)
+    _, done = build_gallery(bank, changed)
+    assert re.fullmatch(r"built anew: it was ivf \{'lists': 4, .*\}, the recipe says (ivf|compact) \{.*\}", done)
     open_gallery(bank, changed)
     with pytest.raises(BankError, match="was built with"):
         open_gallery(bank, IVF)
@@ -457,20 +616,38 @@ def test_other_settings_are_another_index(bank: Bank, build: Build, old: str, ne
 
 
 def test_a_build_with_other_settings_that_is_interrupted(bank: Bank) -> None:
-    """Neither the old recipe nor the new one meets a mixture."""
-    before = contents(bank, IVF)
+    """Neither the old recipe nor the new one meets a mixture: the old one is in use until the new one is there."""
+    before, files = contents(bank, IVF), state_of(folder_of(bank, IVF))
     changed = replace(IVF, build=Build(gallery="ivf", settings={"lists": 5}))
     with pytest.MonkeyPatch.context() as patch:
         watch(patch, changed, interrupt_at=11)
         with pytest.raises(KeyboardInterrupt):
             build_gallery(bank, changed)
-    for recipe in (IVF, changed):
-        with pytest.raises(BankError, match=command(bank, IVF)):
-            open_gallery(bank, recipe)
-    build_gallery(bank, changed)
+    with pytest.raises(BankError, match=f"was built with .*{command(bank, IVF)}"):
+        open_gallery(bank, changed)
+    assert same(contents(bank, IVF), before)
+    assert state_of(folder_of(bank, IVF)).items() > files.items()
+    with pytest.MonkeyPatch.context() as patch:
+        calls = watch(patch, changed)
+        build_gallery(bank, changed)
+        assert (calls.train, len(calls.encode)) == ([], (COUNT - STARTS[2]) * len(SHAPES))
     assert not same(contents(bank, changed), before)
     build_gallery(bank, IVF)
     assert same(contents(bank, IVF), before)
+
+
+def test_a_build_with_other_settings_that_is_given_up(bank: Bank) -> None:
+    """A third one takes nothing of the second's files, which stand where its own will."""
+    changed, third = (replace(IVF, build=Build(gallery="ivf", settings={"lists": lists})) for lists in (5, 6))
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, changed, interrupt_at=11)
+        with pytest.raises(KeyboardInterrupt):
+            build_gallery(bank, changed)
+    fresh = bank_of(bank.path.parent / "fresh", normals(), input_size=INPUT, shards=SHARDS)
+    for at in (bank, fresh):
+        build_gallery(at, third)
+    assert same(contents(bank, third), contents(fresh, third))
+    assert names_in(folder_of(bank, third)) == file_names(bank, 1)
 
 
 def test_query_settings_are_not_built(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -494,16 +671,17 @@ def test_nothing_built_names_the_command(bare: Bank, recipe: Recipe) -> None:
 
 
 @by_name
-@pytest.mark.parametrize("file", ["trained.h5", "000000.h5", "000003.h5"])
-def test_damaged_files_are_refused(bank: Bank, recipe: Recipe, file: str) -> None:
+@pytest.mark.parametrize("number", [None, 0, 3])
+def test_damaged_files_are_refused(bank: Bank, recipe: Recipe, number: int | None) -> None:
+    file = trained_name() if number is None else shard_name(bank, number)
     path = folder_of(bank, recipe) / file
     data, rng = path.read_bytes(), random.Random(1)
     remedy = f"rebuild it with: {command(bank, recipe)} --rebuild$"
-    for number in range(8):
+    for attempt in range(8):
         place = rng.randrange(len(data))
         flipped = data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
-        swap(path, data[:place] if number % 2 else flipped)
-        what = r"\d+ bytes, .* says \d+ bytes" if number % 2 else "sha256 .*, .* says sha256 .*"
+        swap(path, data[:place] if attempt % 2 else flipped)
+        what = r"\d+ bytes, .* says \d+ bytes" if attempt % 2 else "sha256 .*, .* says sha256 .*"
         with pytest.raises(BankError, match=rf"{file} has changed since it was written: {what}; {remedy}"):
             open_gallery(bank, recipe)
         with pytest.raises(BankError, match=remedy):
@@ -530,8 +708,8 @@ def test_the_command_that_is_named_repairs_it(bank: Bank, recipe: Recipe) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(schema=2), "has schema 2, this version reads 1; rebuild it with"),
-        (lambda content: content.update(format="x"), "rebuild it with"),
+        (lambda content: content.update(schema=1), "has schema 1, this version reads 2; rebuild the index with"),
+        (lambda content: content.update(format="x"), "is damaged: it is of format 'x', expected 'spade_faiss gallery index'"),
         (lambda content: content.update(extra=2), "unknown key 'extra'"),
         (lambda content: content.pop("build_s"), "missing key 'build_s'"),
         (lambda content: content.update(recipe=3), "recipe=3 is of type int"),
@@ -539,34 +717,61 @@ def test_the_command_that_is_named_repairs_it(bank: Bank, recipe: Recipe) -> Non
         (lambda content: content.update(settings={}), "was built with settings {}, the recipe says {'lists': 4"),
         (lambda content: content["settings"].update(lists=5), "was built with settings {'lists': 5"),
         (lambda content: content.update(generation="4"), "generation='4' is of type str"),
-        (lambda content: content.update(count="11"), "count='11' is of type str"),
-        pytest.param(lambda content: content.update(count=10), "10.*11", id="other count"),
-        (lambda content: content["shards"].pop(), "other shards"),
-        (lambda content: content["shards"].reverse(), "other shards"),
-        (lambda content: content.update(shards=["0" * 64] * 4), "other shards"),
-        pytest.param(lambda content: content.update(shards=[], files=[]), "ivf", id="no shards"),
-        (lambda content: content["trained"].update(sha256="0" * 64, mtime_ns=1), "trained.h5 has changed"),
-        (lambda content: content["trained"].update(bytes=1), "trained.h5 has changed"),
-        (lambda content: content["trained"].update(file="x.h5"), "x.h5"),
-        (lambda content: content["trained"].pop("file"), "missing key 'file'"),
-        pytest.param(lambda content: content.update(trained=content["files"][1]), "ivf", id="a shard's file as trained"),
-        (lambda content: content["files"].pop(), "other shards"),
-        pytest.param(lambda content: content["files"].reverse(), "ivf", id="files reversed"),
-        pytest.param(lambda content: content.update(files=[content["files"][1]] * 4), "ivf", id="one file for all"),
-        (lambda content: content["files"][2].update(sha256="0" * 64, mtime_ns=1), "000002.h5 has changed"),
-        (lambda content: content["files"][2].update(file="../../../manifest.json"), "manifest.json"),
+        (lambda content: content["shards"][0].update(count="4"), "count='4' is of type str"),
+        (lambda content: content["shards"][0].update(count=3), "says that a shard has 3 images, it has 4"),
+        (lambda content: content.update(shards=["0" * 64] * 4), "expected a mapping, got str"),
+        (lambda content: content["trained_file"].update(sha256="0" * 64, mtime_ns=1), "trained-000.h5 has changed"),
+        (lambda content: content["trained_file"].update(bytes=1), "trained-000.h5 has changed"),
+        (lambda content: content["trained_file"].update(file="x.h5"), "x.h5, which gallery.json names, is missing"),
+        (lambda content: content["trained_file"].pop("file"), "missing key 'file'"),
+        (lambda content: content["shards"][2]["file"].update(sha256="0" * 64, mtime_ns=1), r"000-\w{16}.h5 has changed"),
+        (lambda content: content["shards"][2]["file"].update(file="../../../manifest.json"), "manifest.json has changed"),
         (lambda content: content.update(build_s="fast"), "build_s='fast' is of type str"),
         (lambda content: content.update(faiss=1), "faiss=1 is of type int"),
     ],
 )
 def test_a_description_that_was_edited_is_refused(bank: Bank, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    """By its checksum; and, where somebody gave it a right one, by what it says."""
     path = description_of(bank, IVF)
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
+    text = path.read_text()
+    describe_anew(path, change, sign=False)
+    before, after = json.loads(text), json.loads(path.read_text())
+    other_kind = any(before[key] != after[key] for key in ("format", "schema"))
+    unsigned = message if other_kind else "is damaged: its sha256 is .*, it says .*; rebuild the index with"
+    with pytest.raises(BankError, match=unsigned) as caught:
+        open_gallery(bank, IVF)
+    assert command(bank, IVF) in str(caught.value)
+    path.write_text(text)
+    describe_anew(path, change)
     with pytest.raises(BankError, match=message) as caught:
         open_gallery(bank, IVF)
     assert command(bank, IVF) in str(caught.value)
+
+
+def test_a_description_of_a_newer_version_says_what_to_install(bank: Bank) -> None:
+    describe_anew(description_of(bank, IVF), lambda content: content.update(schema=3))
+    for read in (lambda: open_gallery(bank, IVF), lambda: built_galleries(bank)):
+        with pytest.raises(
+            BankError, match="has schema 3, this version reads 2; it was written by a newer spade_faiss: install"
+        ):
+            read()
+
+
+@by_name
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda shards: shards.reverse(),
+        lambda shards: shards.pop(),
+        lambda shards: shards.clear(),
+        lambda shards: shards.append({**shards[0], "sha256": "0" * 64}),
+    ],
+)
+def test_shards_are_found_by_their_content(bank: Bank, recipe: Recipe, change: Callable[[list[Any]], object]) -> None:
+    """A description that names them in another order, more of them or less of them is no contradiction."""
+    expected = contents(bank, recipe)
+    describe_anew(description_of(bank, recipe), lambda content: change(content["shards"]))
+    assert same(contents(bank, recipe), expected)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
@@ -594,17 +799,24 @@ def test_no_changed_character_of_a_description_changes_an_answer(bank: Bank) -> 
 
 
 @by_name
-def test_what_was_built_for_another_bank_is_refused(bank: Bank, recipe: Recipe, tmp_path: Path) -> None:
+def test_what_was_built_for_another_bank_covers_nothing(
+    bank: Bank, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing that is kept is taken for an image of this bank, although there are as many, in shards of the same sizes."""
     other = bank_of(tmp_path / "other", product(9, COUNT, SHAPES, DIM), input_size=INPUT, shards=SHARDS)
     shutil.copytree(bank.path / "indexes", other.path / "indexes")
-    message = f"was built from other shards than the bank now holds; run: {command(other, recipe)}$"
-    with pytest.raises(BankError, match=message):
-        open_gallery(other, recipe)
+    chosen = find_method(recipe)
+    assert chosen.method.encode is not None
+    for name in SHAPES:
+        kept, blocks = kept_level(other, recipe, name)
+        assert f"covers no image of the bank: all are searched beside it; bring it up to date: {command(other, recipe)}" in (
+            caplog.text
+        )
+        for row in range(COUNT):
+            for key, array in chosen.method.encode(blocks(row), kept.trained, chosen.build).items():
+                np.testing.assert_array_equal(kept(row)[key], array)
     # A build there takes none of the files for its own.
-    before = contents(bank, recipe)
-    build_gallery(other, recipe)
-    assert not same(contents(other, recipe), before)
-    build_gallery(other, recipe, rebuild=True)
+    assert build_gallery(other, recipe)[1] == "built anew: the images it learned from are gone"
     fresh = bank_of(tmp_path / "fresh", product(9, COUNT, SHAPES, DIM), input_size=INPUT, shards=SHARDS)
     build_gallery(fresh, recipe)
     assert same(contents(other, recipe), contents(fresh, recipe))
@@ -628,23 +840,35 @@ def test_a_file_that_cannot_be_read_is_made_again(
     bank: Bank, recipe: Recipe, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = contents(bank, recipe)
-    path = folder_of(bank, recipe) / "000001.h5"
+    path = folder_of(bank, recipe) / shard_name(bank, 1)
     swap(path, damage(path.read_bytes()))
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
         calls = watch(patch, recipe)
         build_gallery(bank, recipe)
         assert calls.train == []
         assert len(calls.encode) == len(SHAPES)  # it holds one image
-    assert "000001.h5 is damaged" in caplog.text
+    assert f"{path.name} is damaged" in caplog.text
+    assert same(contents(bank, recipe), expected)
+    # In what an interrupted build has left, too: there nothing names it yet.
+    description_of(bank, recipe).unlink()
+    swap(path, damage(path.read_bytes()))
+    caplog.clear()
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
+        calls = watch(patch, recipe)
+        build_gallery(bank, recipe)
+        assert (calls.train, len(calls.encode)) == ([], len(SHAPES))
+    assert f"{path.name} is damaged" in caplog.text
     assert same(contents(bank, recipe), expected)
 
 
 @by_name
-@pytest.mark.parametrize("file", ["trained.h5", "000000.h5"])
-def test_a_flipped_bit_is_not_built_upon(bank: Bank, recipe: Recipe, file: str) -> None:
-    """Running the command again must not take a damaged file for a good one, and write its checksum down."""
-    expected = contents(bank, recipe)
-    path = folder_of(bank, recipe) / file
+@pytest.mark.parametrize("number", [None, 0])
+def test_a_flipped_bit_is_not_built_upon(
+    bank: Bank, recipe: Recipe, number: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Running the command again must not take a damaged file for a good one, and write its checksum down: it makes it again."""
+    expected, described = contents(bank, recipe), built_galleries(bank)[RECIPES.index(recipe)]
+    path = folder_of(bank, recipe) / (trained_name() if number is None else shard_name(bank, number))
     with h5py.File(path) as opened:
         group = opened["fine"]
         places = [group[name].id.get_offset() for name in group]
@@ -652,15 +876,13 @@ def test_a_flipped_bit_is_not_built_upon(bank: Bank, recipe: Recipe, file: str) 
     for place in places:
         data[place] ^= 0x01
     swap(path, bytes(data))
-    refused = ""
-    try:
-        build_gallery(bank, recipe)
-    except BankError as error:
-        refused = str(error)
-    if refused:
-        assert command(bank, recipe) in refused
-    else:
-        assert same(contents(bank, recipe), expected)
+    with pytest.MonkeyPatch.context() as patch:
+        calls = watch(patch, recipe)
+        again, _ = build_gallery(bank, recipe)
+        assert (len(calls.train), len(calls.encode)) == ((len(SHAPES), 0) if number is None else (0, SHARDS[0] * len(SHAPES)))
+    assert f"{path.name} is damaged (it has changed since it was written)" in caplog.text
+    assert [entry.sha256 for entry in again.files] == [entry.sha256 for entry in described.files]
+    assert same(contents(bank, recipe), expected)
 
 
 # All that a recipe needs
@@ -670,7 +892,7 @@ def test_a_recipe_that_needs_nothing(bare: Bank) -> None:
     for gallery in ("exact", "location"):
         assert build_index(bare, Recipe(name=gallery, build=Build(gallery=gallery))) is None
     assert not (bare.path / "indexes").exists()
-    assert built_before(bare, IVF) == 0
+    assert update_indexes(bare) == []
 
 
 def test_what_a_recipe_needs_is_built(bare: Bank) -> None:
@@ -684,7 +906,12 @@ def test_what_a_recipe_needs_is_built(bare: Bank) -> None:
         assert done.total_s > 0
         files = [path for path in index_folder(bare, recipe).rglob("*") if path.suffix in (".h5", ".faiss")]
         assert done.bytes == sum(path.stat().st_size for path in files) > 0
-        assert built_before(bare, recipe) == done.bytes
+        assert done.bytes_before == 0
+        assert done.done == {name: "built" for name, wanted in (("image", image), ("gallery", gallery)) if wanted}
+        again = build_index(bare, recipe)
+        assert again is not None
+        assert (again.bytes_before, again.bytes) == (done.bytes, done.bytes)
+        assert set(again.done.values()) == {"is up to date"}
         scores_of(bare, recipe)
     assert [item.recipe for item in built_galleries(bare)] == ["both", "ivf"]
     # A graph over the embeddings is no obstacle for the one over the maps, nor the other way round.
@@ -705,6 +932,31 @@ def test_building_everything_anew(bare: Bank, monkeypatch: pytest.MonkeyPatch) -
     assert calls.train == list(SHAPES)
 
 
+def test_all_that_was_built_is_brought_up_to_date(bare: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the settings it was built with; and a recipe that has both kinds of index has both of them brought along."""
+    both = replace(IVF, name="both", build=Build(image="HNSW8", gallery="ivf", settings={"lists": 4}))
+    graph = Recipe(name="graph", build=Build(image="HNSW8"))
+    for recipe in (both, graph, COMPACT):
+        build_index(bare, recipe)
+    add(bare, late())
+    expected = [scores_of(bare, recipe) for recipe in (both, graph, COMPACT)]
+    updated = update_indexes(bare)
+    assert [(item.recipe, set(item.done), set(item.done.values())) for item in updated] == [
+        ("both", {"image", "gallery"}, {"added 3 images to it"}),
+        ("codes", {"gallery"}, {"added 3 images to it"}),
+        ("graph", {"image"}, {"added 3 images to it"}),
+    ]
+    for item in updated:
+        assert all(part.count == COUNT + 3 for part in (item.image, item.gallery) if part is not None)
+    for recipe, before in zip((both, graph, COMPACT), expected, strict=True):
+        equal(scores_of(bare, recipe), before)
+    calls = watch(monkeypatch, IVF)
+    assert {word for item in update_indexes(bare) for word in item.done.values()} == {"is up to date"}
+    assert not any(calls)
+    assert {word for item in update_indexes(bare, rebuild=True) for word in item.done.values()} == {"built anew: asked for"}
+    assert calls.train == list(SHAPES)
+
+
 def test_a_recipe_is_checked_before_long_work() -> None:
     check_recipe(IVF, DIM)
     for build in (
@@ -722,7 +974,7 @@ def test_descriptions_are_read_back(bank: Bank) -> None:
     for item, recipe in zip(found, RECIPES, strict=True):
         assert isinstance(item, Description)
         assert (item.count, item.generation, item.gallery) == (COUNT, bank.generation, recipe.build.gallery)
+        assert (item.recipe, item.build, item.trained) == (recipe.name, 0, len(bank.manifest.shards))
         assert item.bytes == sum(path.stat().st_size for path in folder_of(bank, recipe).iterdir())
-    assert found[0].schema == store.SCHEMA
     shutil.rmtree(index_folder(bank, COMPACT))
     assert [item.recipe for item in built_galleries(bank)] == ["history", "ivf"]

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from spade_faiss import __version__
-from spade_faiss.cli import banks, scores
+from spade_faiss.cli import banks, scores, upkeep
 from spade_faiss.cli.options import Commands
 from spade_faiss.errors import SpadeError
 
@@ -42,5 +42,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"spade-faiss {__version__}")
     commands = Commands(parser)
     banks.register(commands)
+    upkeep.register(commands)
     scores.register(commands)
     return parser

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spade_faiss.cli.options import Commands, add_max_skipped, add_recipe, add_weights
-from spade_faiss.cli.text import Output, format_settings, format_times
+from spade_faiss.cli.text import Output, format_settings, format_times, names
 from spade_faiss.config import DEFAULT_BACKBONE, DTYPES, FRAMINGS, NORMALIZE, PRECISIONS, Preprocess
 from spade_faiss.device import format_bytes
 
 if TYPE_CHECKING:
+    from spade_faiss.bank import Bank
     from spade_faiss.extract import Fit
+    from spade_faiss.index_build import Built
+
+
+# That `info` shows, the last ones.
+_EVENTS = 10
 
 
 def register(commands: Commands) -> None:
@@ -38,18 +44,20 @@ def register(commands: Commands) -> None:
         "spade-faiss index parts.bank --recipe ivf",
     )
     index.add_argument("bank", metavar="BANK", help="the bank's folder")
-    add_recipe(index)
+    which = index.add_mutually_exclusive_group()
+    add_recipe(which)
+    which.add_argument("--update", action="store_true", help="bring all that was built before up to date")
     index.add_argument("--rebuild", action="store_true", help="learn and encode everything anew")
     info = commands.add("info", _info, "say what a bank holds", "spade-faiss info parts.bank")
     info.add_argument("bank", metavar="BANK", help="the bank's folder")
 
 
 def _fit(arguments: argparse.Namespace) -> Output:
-    return _describe_fit(_run_fit(arguments, arguments.recipe))
+    return describe_fit(_run_fit(arguments, arguments.recipe))
 
 
 def _extract(arguments: argparse.Namespace) -> Output:
-    return _describe_fit(_run_fit(arguments, None))
+    return describe_fit(_run_fit(arguments, None))
 
 
 def _run_fit(arguments: argparse.Namespace, recipe: str | None) -> Fit:
@@ -71,22 +79,31 @@ def _run_fit(arguments: argparse.Namespace, recipe: str | None) -> Fit:
     )
 
 
-def _describe_fit(done: Fit) -> Output:
+def describe_fit(done: Fit) -> Output:
+    """What was extracted into a bank."""
     bank = done.bank
     numbers = {
         "bank": str(bank.path),
         "images": len(bank),
         "added": done.added,
         "present": done.present,
+        "removed": list(done.removed),
+        "duplicates": [{"id": item.id, "of": item.of} for item in done.duplicates],
         "skipped": [{"id": item.id, "reason": item.reason} for item in done.skipped],
         "bytes": bank.bytes_on_disk,
         "time": {"total_s": done.total_s, "stage_s": done.stage_s},
         "index": None if done.index is None else {"recipe": done.index.recipe, "bytes": done.index.bytes},
     }
-    each = format_bytes(bank.bytes_on_disk / len(bank))
+    each = format_bytes(bank.bytes_on_disk / max(1, len(bank)))
     lines = [
         f"{bank.path}: {len(bank)} normal images, {format_bytes(bank.bytes_on_disk)} ({each} each)",
         f"  added {done.added}, already there {done.present}, skipped {len(done.skipped)}",
+        *(f"  left out {item.id}: it is the same image as {item.of}" for item in done.duplicates),
+        *(
+            [f"  left out {len(done.removed)} that were removed from the bank before: {names(done.removed)}"]
+            if done.removed
+            else []
+        ),
         *(f"  skipped {item.id}: {item.reason}" for item in done.skipped),
         *([f"  index {done.index.recipe}: {format_bytes(done.index.bytes)}"] if done.index else []),
         format_times(done.stage_s, done.total_s, done.added),
@@ -96,62 +113,89 @@ def _describe_fit(done: Fit) -> Output:
 
 def _index(arguments: argparse.Namespace) -> Output:
     from spade_faiss.bank import Bank
-    from spade_faiss.index_build import build_index, built_before
+    from spade_faiss.index_build import build_index, update_indexes
     from spade_faiss.recipe import load_recipe
 
-    bank, recipe = Bank.open(arguments.bank), load_recipe(arguments.recipe)
-    before = built_before(bank, recipe)
-    built = build_index(bank, recipe, rebuild=arguments.rebuild, progress=not arguments.quiet)
-    numbers: dict[str, Any] = {"bank": str(bank.path), "recipe": recipe.name, "built": built is not None}
-    if built is None:
-        return numbers, f"recipe {recipe.name!r} trains nothing: {bank.path} can be queried as it is"
-    numbers |= {
+    bank, progress = Bank.open(arguments.bank), not arguments.quiet
+    if arguments.update:
+        built = update_indexes(bank, rebuild=arguments.rebuild, progress=progress)
+        nothing = f"no index was built beside {bank.path}: there is nothing to update"
+    else:
+        recipe = load_recipe(arguments.recipe)
+        one = build_index(bank, recipe, rebuild=arguments.rebuild, progress=progress)
+        built = [] if one is None else [one]
+        nothing = f"recipe {recipe.name!r} trains nothing: {bank.path} can be queried as it is"
+    numbers = {
+        "bank": str(bank.path),
         "images": len(bank),
         "bank_bytes": bank.bytes_on_disk,
-        "bytes_before": before,
-        "bytes": built.bytes,
-        "time": {"total_s": built.total_s},
+        "built": [
+            {
+                "recipe": item.recipe,
+                "done": item.done,
+                "bytes_before": item.bytes_before,
+                "bytes": item.bytes,
+                "time": {"total_s": item.total_s},
+            }
+            for item in built
+        ],
     }
-    lines = [
-        f"{bank.path}: index {recipe.name!r} over {len(bank)} images, built in {built.total_s:.2f} s",
-        f"  on disk {format_bytes(built.bytes)}, before {format_bytes(before)}; the bank {format_bytes(bank.bytes_on_disk)}",
-    ]
+    return numbers, "\n".join(_describe_built(item, bank) for item in built) or nothing
+
+
+def _describe_built(built: Built, bank: Bank) -> str:
+    sizes = (
+        f"{format_bytes(built.bytes)}, before {format_bytes(built.bytes_before)}; the bank {format_bytes(bank.bytes_on_disk)}"
+    )
+    lines = [f"{bank.path}: index {built.recipe!r} over {len(bank)} images, {built.total_s:.2f} s", f"  on disk {sizes}"]
     if (image := built.image) is not None:
-        lines.append(f"  image    {image.factory}: {format_bytes(image.bytes)}")
+        lines.append(f"  image    {image.factory}: {format_bytes(image.bytes)}, {built.done['image']}")
     if (gallery := built.gallery) is not None:
-        lines.append(f"  gallery  {gallery.gallery} {format_settings(gallery.settings)}: {format_bytes(gallery.bytes)}")
-    return numbers, "\n".join(lines)
+        how = f"{gallery.gallery} {format_settings(gallery.settings)}"
+        lines.append(f"  gallery  {how}: {format_bytes(gallery.bytes)}, {built.done['gallery']}")
+    return "\n".join(lines)
 
 
 def _info(arguments: argparse.Namespace) -> Output:
     from spade_faiss.bank import Bank
+    from spade_faiss.coverage import freshness
     from spade_faiss.gallery.store import built_galleries
     from spade_faiss.image_index import built_indexes
-    from spade_faiss.results import bank_facts
 
     bank = Bank.open(arguments.bank)
-    indexes, galleries = built_indexes(bank), built_galleries(bank)
+    images, galleries = built_indexes(bank), built_galleries(bank)
     numbers = {
-        **bank_facts(bank),
+        **bank.facts(),
+        "removed": sorted(bank.removed),
+        "history": [vars(event) for event in bank.manifest.history],
+        "readers": bank.readers(),
         "indexes": [
-            {"recipe": item.recipe, "image": item.factory, "covers": item.count, "bytes": item.bytes} for item in indexes
+            {
+                "recipe": item.recipe,
+                "image": item.factory,
+                "bytes": item.bytes,
+                "generation": item.generation,
+                **vars(freshness(bank, item.shards)),
+            }
+            for item in images
         ],
         "galleries": [
             {
                 "recipe": item.recipe,
                 "gallery": item.gallery,
                 "settings": item.settings,
-                "covers": item.count,
                 "bytes": item.bytes,
                 "generation": item.generation,
                 "build_s": item.build_s,
+                **vars(freshness(bank, item.shards)),
             }
             for item in galleries
         ],
     }
     source = bank.manifest.source
+    removed = f", {len(bank.removed)} removed ones until it is compacted" if bank.removed else ""
     lines = [
-        f"{bank.path}: {len(bank)} normal images, generation {bank.generation}",
+        f"{bank.path}: {len(bank)} normal images{removed}, generation {bank.generation}",
         f"  backbone   {source.backbone if source else 'the features came from another extractor'}",
         *([f"  weights    sha256 {source.weights_sha256}"] if source else []),
         *([f"  images     {_framing(source.preprocess)}, {source.precision}"] if source else []),
@@ -162,15 +206,22 @@ def _info(arguments: argparse.Namespace) -> Output:
         f"  features   {bank.layout.dtype}, normalize {bank.layout.normalize}, pool {bank.layout.pool}",
         f"  disk       {format_bytes(bank.bytes_on_disk)} in {len(bank.manifest.shards)} shards",
         *(
-            f"  index      {item.recipe}: {item.factory}, covers {item.count} images, {format_bytes(item.bytes)}"
-            for item in indexes
+            f"  index      {item.recipe}: {item.factory}, {freshness(bank, item.shards)}, {format_bytes(item.bytes)}"
+            for item in images
         ),
         *(
-            f"  index      {item.recipe}: {item.gallery} {format_settings(item.settings)}, covers {item.count} images, "
-            f"{format_bytes(item.bytes)}"
+            f"  index      {item.recipe}: {item.gallery} {format_settings(item.settings)}, "
+            f"{freshness(bank, item.shards)}, {format_bytes(item.bytes)}"
             for item in galleries
         ),
+        *(
+            f"  history    {event.time}  {event.action} {event.images} images, generation {event.generation}"
+            for event in bank.manifest.history[-_EVENTS:]
+        ),
     ]
+    behind = [*(item.shards for item in images), *(item.shards for item in galleries)]
+    if any(freshness(bank, shards).beside for shards in behind):
+        lines.append(f"  fold in what is searched beside the indexes: spade-faiss index {bank.path} --update")
     return numbers, "\n".join(lines)
 
 

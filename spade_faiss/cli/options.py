@@ -99,7 +99,7 @@ def _assignment(text: str) -> tuple[str, str]:
     return name, value
 
 
-def add_recipe(command: argparse.ArgumentParser) -> None:
+def add_recipe(command: argparse._ActionsContainer) -> None:
     """--recipe."""
     command.add_argument("--recipe", default="exact", help="a recipe's name, or a YAML file (default: %(default)s)")
 

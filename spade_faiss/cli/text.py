@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # The numbers for --json, and the text for people.
 Output = tuple[Mapping[str, Any], str]
+
+_NAMES = 5
 
 
 def format_times(stage_s: Mapping[str, float], total_s: float, images: int) -> str:
@@ -19,3 +21,8 @@ def format_times(stage_s: Mapping[str, float], total_s: float, images: int) -> s
 def format_settings(settings: Mapping[str, object]) -> str:
     """Settings in one line."""
     return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def names(ids: Sequence[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(ids[:_NAMES]) + (f" and {len(ids) - _NAMES} more" if len(ids) > _NAMES else "")

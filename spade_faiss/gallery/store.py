@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,48 +16,68 @@ from tqdm import tqdm
 from spade_faiss.arrays import Arrays, map_arrays, write_arrays
 from spade_faiss.bank import Bank
 from spade_faiss.config import from_mapping
+from spade_faiss.coverage import Covered, check_covers, index_folder, why_learn_anew
+from spade_faiss.described import hash_json, read_description, write_description
 from spade_faiss.errors import BankError, InputError
 from spade_faiss.features import FloatArray, Level
-from spade_faiss.files import FileEntry, atomic_path, check_file, hash_file
+from spade_faiss.files import FileEntry, check_file, hash_file
 from spade_faiss.gallery import Chosen, find_method
 from spade_faiss.gallery.blocks import Blocks
-from spade_faiss.image_index import index_folder
+from spade_faiss.knn import import_faiss
 from spade_faiss.recipe import Recipe, Settings
+from spade_faiss.snapshot import Snapshot
 
 FORMAT = "spade_faiss gallery index"
-SCHEMA = 1
+SCHEMA = 2
 
 _DESCRIPTION = "gallery.json"
 _FOLDER = "gallery"
-_TRAINED = "trained.h5"
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Description:
-    """What is kept says of itself: the state of the bank it covers, how it was built, its files and their checksums."""
+class KeptShard(Covered):
+    """A shard whose images were encoded, all of them, and the file that holds what is kept of them."""
 
-    format: str
-    schema: int
+    file: FileEntry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What is kept says of itself: the shards it covers, how it was built, its files and their checksums.
+
+    `build` counts how often it was learned; it was learned from the first `trained` of its `shards`.
+    """
+
     recipe: str
     gallery: str
     settings: Settings
     generation: int
-    count: int
-    shards: tuple[str, ...]
-    trained: FileEntry
-    files: tuple[FileEntry, ...]
+    build: int
+    trained: int
+    trained_file: FileEntry
+    shards: tuple[KeptShard, ...]
     build_s: float
     faiss: str
 
     @property
+    def count(self) -> int:
+        """Images that were encoded."""
+        return sum(shard.count for shard in self.shards)
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """All files."""
+        return (self.trained_file, *(shard.file for shard in self.shards))
+
+    @property
     def bytes(self) -> int:
         """Bytes of all files."""
-        return self.trained.bytes + sum(file.bytes for file in self.files)
+        return sum(file.bytes for file in self.files)
 
 
-def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: bool = False) -> Description:
+def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: bool = False) -> tuple[Description, str]:
     """Train on a sample of the bank and encode all its images. What is there already and fits is kept: a build that was
     interrupted goes on, and after images were added only theirs are encoded, with what was learned before.
 
@@ -67,6 +86,9 @@ def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress
         recipe: one whose method keeps something.
         rebuild: learn anew and encode everything again.
         progress: show a bar on stderr if that is a terminal.
+
+    Returns:
+        What is kept says of itself, and what was done, in words.
 
     Raises:
         InputError: for an empty bank, settings that do not fit it, or a full disk.
@@ -77,61 +99,83 @@ def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress
     chosen = find_method(recipe)
     folder = index_folder(bank, recipe) / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    if rebuild:
-        for path in (folder.parent / _DESCRIPTION, *folder.glob("*.h5")):
-            path.unlink(missing_ok=True)
-    how = _hash(
-        {"schema": SCHEMA, "gallery": recipe.build.gallery, "settings": asdict(chosen.build), "layout": asdict(bank.layout)}
-    )
-    levels = {level.name: _blocks(bank, level) for level in bank.layout.levels}
+    before = _known(folder.parent)
+    why = "asked for" if rebuild else _why_anew(bank, recipe, chosen, before)
+    keep = None if why else before
+    build = keep.build if keep else before.build + 1 if before else 0
+    held = {entry.file: entry.sha256 for entry in keep.files} if keep else {}
 
-    trained_file = folder / _TRAINED
-    known = _known(folder.parent)
-    trained_entry = _entry_of(trained_file, how, known)
-    if trained_entry is None:
-        assert chosen.method.train is not None
-        arrays = {
-            f"{name}/{key}": array
-            for name, blocks in levels.items()
-            for key, array in chosen.method.train(blocks, chosen.build).items()
-        }
-        # Files made with other settings do not belong to the recipe any more: the old description must not name them.
-        (folder.parent / _DESCRIPTION).unlink(missing_ok=True)
-        trained_entry = FileEntry.of(trained_file, write_arrays(trained_file, arrays, attributes={"made_of": how}, strings={}))
-    trained = _by_level(map_arrays(trained_file, trained_entry.sha256).arrays)
-    files = []
-    with tqdm(total=len(bank), desc="index maps", unit="img", disable=None if progress else True) as bar:
-        row = 0
+    trained_entry = _trained_entry(bank, recipe, chosen, folder / f"trained-{build:03d}.h5", held)
+    trained = _by_level(map_arrays(folder / trained_entry.file, trained_entry.sha256).arrays)
+    kept, encoded = [], 0
+    # All images of a shard, removed ones too: so that they may come back.
+    everything = bank.with_removed()
+    levels = {level.name: _blocks(everything, level) for level in bank.layout.levels}
+    with tqdm(total=len(everything), desc="index maps", unit="img", disable=None if progress else True) as bar:
         for number, shard in enumerate(bank.manifest.shards):
-            path = folder / _shard_file(number)
-            of = _hash({"trained": trained_entry.sha256, "shard": shard.sha256})
-            entry = _entry_of(path, of, known)
-            if entry is None:
-                arrays = _encode(chosen, levels, trained, range(row, row + shard.count), bar)
-                entry = FileEntry.of(path, write_arrays(path, arrays, attributes={"made_of": of}, strings={}))
+            path = folder / f"{build:03d}-{shard.sha256[:16]}.h5"
+            of = hash_json({"trained": trained_entry.sha256, "shard": shard.sha256})
+            if (entry := _entry_of(path, of, held)) is None:
+                arrays = _encode(chosen, levels, trained, everything.rows_of_shard(number).tolist(), bar)
+                entry = FileEntry.of(path, write_arrays(path, arrays, attributes={"made_of": of}))
+                encoded += shard.count
             else:
                 bar.update(shard.count)
-            files.append(entry)
-            row += shard.count
-    import faiss
-
+            kept.append(KeptShard(sha256=shard.sha256, count=shard.count, file=entry))
+    # What it was learned from stands first, so that `trained` can count it; shards that are gone since are not among them.
+    first = {shard.sha256 for shard in (keep.shards[: keep.trained] if keep else kept)}
+    shards = tuple(sorted(kept, key=lambda shard: shard.sha256 not in first))
+    if keep and (shards, trained_entry) == (keep.shards, keep.trained_file):
+        return keep, "is up to date"
     description = Description(
-        format=FORMAT,
-        schema=SCHEMA,
         recipe=recipe.name,
         gallery=recipe.build.gallery,
         settings=asdict(chosen.build),
         generation=bank.generation,
-        count=len(bank),
-        shards=tuple(shard.sha256 for shard in bank.manifest.shards),
-        trained=trained_entry,
-        files=tuple(files),
+        build=build,
+        trained=sum(shard.sha256 in first for shard in shards),
+        trained_file=trained_entry,
+        shards=shards,
         build_s=time.perf_counter() - start,
-        faiss=faiss.__version__,
+        faiss=import_faiss().__version__,
     )
-    with atomic_path(folder.parent / _DESCRIPTION) as temporary:
-        temporary.write_text(json.dumps(asdict(description), indent=1) + "\n", encoding="utf-8")
-    return description
+    write_description(folder.parent / _DESCRIPTION, FORMAT, SCHEMA, asdict(description))
+    _sweep(bank, folder, {entry.file for entry in description.files})
+    return description, f"added {encoded} images to it" if keep else f"built anew: {why}" if before else "built"
+
+
+def _why_anew(bank: Bank, recipe: Recipe, chosen: Chosen, before: Description | None) -> str | None:
+    """Why what is kept is of no more use; None where it is, or where there is nothing."""
+    if before is None:
+        return None
+    asked = recipe.build.gallery, asdict(chosen.build)
+    if (before.gallery, before.settings) != asked:
+        return f"it was {before.gallery} {before.settings}, the recipe says {asked[0]} {asked[1]}"
+    return why_learn_anew(bank, before.shards, before.trained)
+
+
+def _trained_entry(bank: Bank, recipe: Recipe, chosen: Chosen, path: Path, held: dict[str, str]) -> FileEntry:
+    """The file of what is learned; made where it is not there."""
+    how = hash_json(
+        {"schema": SCHEMA, "gallery": recipe.build.gallery, "settings": asdict(chosen.build), "layout": asdict(bank.layout)}
+    )
+    if (entry := _entry_of(path, how, held)) is not None:
+        return entry
+    assert chosen.method.train is not None
+    arrays = {
+        f"{level.name}/{key}": array
+        for level in bank.layout.levels
+        for key, array in chosen.method.train(_blocks(bank, level), chosen.build).items()
+    }
+    return FileEntry.of(path, write_arrays(path, arrays, attributes={"made_of": how}))
+
+
+def _sweep(bank: Bank, folder: Path, named: set[str]) -> None:
+    """Delete files that are of no more use, unless somebody may still read them."""
+    if not bank.readers():
+        for path in folder.glob("*.h5"):
+            if path.name not in named:
+                path.unlink()
 
 
 class KeptLevel:
@@ -145,9 +189,9 @@ class KeptLevel:
 
     def __call__(self, row: int) -> Arrays:
         """What is kept of a bank row's map."""
-        shard, position = self._opened.bank.locate(row)
-        if shard < len(self._opened.files):
-            mapped = map_arrays(*self._opened.files[shard])
+        number, position = self._opened.bank.locate(row)
+        if (file := self._opened.files.get(self._opened.bank.manifest.shards[number].sha256)) is not None:
+            mapped = map_arrays(*file)
             kept: Arrays = {}
             for name, stack in mapped.arrays.items():
                 level, key = name.rsplit("/", 1)
@@ -165,7 +209,7 @@ class _Opened:
     bank: Bank
     chosen: Chosen
     trained: dict[str, Arrays]
-    files: list[tuple[Path, str]]
+    files: dict[str, tuple[Path, str]]
 
 
 def open_gallery(bank: Bank, recipe: Recipe) -> _Opened:
@@ -178,7 +222,7 @@ def open_gallery(bank: Bank, recipe: Recipe) -> _Opened:
     command = f"spade-faiss index {bank.path} --recipe {recipe.name}"
     if not (folder / _DESCRIPTION).is_file():
         raise BankError(f"the bank {bank.path} has no index {recipe.name!r} of its maps; build it with: {command}")
-    description = read_description(folder, command)
+    description = _read(folder, command)
     chosen = find_method(recipe)
     for name, found, wanted in (
         ("gallery", description.gallery, recipe.build.gallery),
@@ -186,50 +230,35 @@ def open_gallery(bank: Bank, recipe: Recipe) -> _Opened:
     ):
         if found != wanted:
             raise BankError(f"index {folder} was built with {name} {found}, the recipe says {wanted}; run: {command}")
-    held = tuple(shard.sha256 for shard in bank.manifest.shards)
-    if held[: len(description.shards)] != description.shards or len(description.files) != len(description.shards):
-        raise BankError(f"index {folder} was built from other shards than the bank now holds; run: {command}")
-    names = [description.trained.file, *(entry.file for entry in description.files)]
-    count = sum(shard.count for shard in bank.manifest.shards[: len(description.shards)])
-    if names != [_TRAINED, *map(_shard_file, range(len(description.files)))] or description.count != count:
-        raise BankError(
-            f"{folder / _DESCRIPTION} says count={description.count} and files {names}, its shards hold {count} images; "
-            f"rebuild the index with: {command} --rebuild"
-        )
-    for entry in (description.trained, *description.files):
+    check_covers(bank, description.shards, folder, command)
+    for entry in description.files:
         path = folder / _FOLDER / entry.file
         check_file(path, entry, str(path), _DESCRIPTION, f"rebuild it with: {command} --rebuild")
+    trained = description.trained_file
     return _Opened(
         bank,
         chosen,
-        _by_level(map_arrays(folder / _FOLDER / description.trained.file, description.trained.sha256).arrays),
-        [(folder / _FOLDER / entry.file, entry.sha256) for entry in description.files],
+        _by_level(map_arrays(folder / _FOLDER / trained.file, trained.sha256).arrays),
+        {shard.sha256: (folder / _FOLDER / shard.file.file, shard.file.sha256) for shard in description.shards},
     )
 
 
-def read_description(folder: Path, command: str) -> Description:
-    """What is kept in an index's folder says of itself.
-
-    Raises:
-        BankError: if it is damaged, or of another version.
-    """
-    path = folder / _DESCRIPTION
-    try:
-        description = from_mapping(Description, json.loads(path.read_bytes()), str(path))
-    except (ValueError, RecursionError) as error:
-        raise BankError(f"{path} is damaged ({error}); rebuild the index with: {command}") from error
-    if (description.format, description.schema) != (FORMAT, SCHEMA):
-        raise BankError(f"{path} has schema {description.schema}, this version reads {SCHEMA}; rebuild it with: {command}")
-    return description
+def built_galleries(bank: Bank, recipe: str = "*") -> list[Description]:
+    """What everything that was built over the bank's maps, or for one recipe, says of itself."""
+    folders = sorted(path.parent for path in (bank.path / "indexes").glob(f"{recipe}/{_DESCRIPTION}"))
+    return [_read(folder, f"spade-faiss index {bank.path} --recipe {folder.name}") for folder in folders]
 
 
-def built_galleries(bank: Bank) -> list[Description]:
-    """What everything that was built over the bank's maps says of itself."""
-    folders = sorted(path.parent for path in (bank.path / "indexes").glob(f"*/{_DESCRIPTION}"))
-    return [read_description(folder, f"spade-faiss index {bank.path} --recipe {folder.name}") for folder in folders]
+def check_gallery(bank: Bank, description: Description) -> None:
+    """Raise BankError if a file that is kept is not the one that was written; all of them are read in full."""
+    folder = bank.path / "indexes" / description.recipe / _FOLDER
+    for entry in description.files:
+        if not (path := folder / entry.file).is_file() or hash_file(path) != entry.sha256:
+            command = f"spade-faiss index {bank.path} --recipe {description.recipe} --rebuild"
+            raise BankError(f"{path} is missing or has changed since it was written; rebuild it with: {command}")
 
 
-def _encode(chosen: Chosen, levels: dict[str, Blocks], trained: dict[str, Arrays], rows: range, bar: Any) -> Arrays:
+def _encode(chosen: Chosen, levels: dict[str, Blocks], trained: dict[str, Arrays], rows: Sequence[int], bar: Any) -> Arrays:
     """The encoded images of a shard, stacked."""
     assert chosen.method.encode is not None
     stacks: Arrays = {}
@@ -243,7 +272,7 @@ def _encode(chosen: Chosen, levels: dict[str, Blocks], trained: dict[str, Arrays
     return stacks
 
 
-def _blocks(bank: Bank, level: Level) -> Blocks:
+def _blocks(bank: Snapshot, level: Level) -> Blocks:
     def read(row: int) -> FloatArray:
         return bank.level_map(level.name, row).reshape(-1, level.channels).astype(np.float32, copy=False)
 
@@ -258,17 +287,22 @@ def _by_level(arrays: Arrays) -> dict[str, Arrays]:
     return by_level
 
 
-def _shard_file(number: int) -> str:
-    return f"{number:06d}.h5"
-
-
-def _known(folder: Path) -> dict[str, str]:
-    """The checksums of the files that an index's description names; none where it cannot be read."""
+def _known(folder: Path) -> Description | None:
+    """What is there says of itself; None where there is nothing to be read."""
     try:
-        description = read_description(folder, "")
-    except (BankError, OSError):
-        return {}
-    return {entry.file: entry.sha256 for entry in (description.trained, *description.files)}
+        return _read(folder, "") if (folder / _DESCRIPTION).is_file() else None
+    except BankError as error:
+        _log.warning("%s", error)
+        return None
+
+
+def _read(folder: Path, command: str) -> Description:
+    path = folder / _DESCRIPTION
+    _, content = read_description(path, FORMAT, (SCHEMA,), f"rebuild the index with: {command}")
+    try:
+        return from_mapping(Description, content, str(path))
+    except InputError as error:
+        raise BankError(f"{error}; rebuild the index with: {command}") from error
 
 
 def _entry_of(path: Path, made_of: str, known: dict[str, str]) -> FileEntry | None:
@@ -287,7 +321,3 @@ def _entry_of(path: Path, made_of: str, known: dict[str, str]) -> FileEntry | No
         _log.warning("%s is damaged (%s) and is made again", path, error)
         return None
     return FileEntry.of(path, digest)
-
-
-def _hash(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

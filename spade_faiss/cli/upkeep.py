@@ -1,0 +1,171 @@
+"""The commands that keep a bank over the years: add, remove, restore, compact, verify, suspects."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spade_faiss.cli.banks import describe_fit
+from spade_faiss.cli.options import Commands, add_max_skipped, add_method, add_weights, open_detector
+from spade_faiss.cli.text import Output, names
+from spade_faiss.config import SHOWN
+from spade_faiss.device import format_bytes
+from spade_faiss.errors import BankError, InputError
+
+if TYPE_CHECKING:
+    from spade_faiss.bank import Bank
+
+
+# That the terminal lists; files hold all.
+_LISTED = 10
+
+
+def register(commands: Commands) -> None:
+    """Add the commands of this module."""
+    add = commands.add(
+        "add",
+        _add,
+        "add normal images to a bank, with its own backbone and settings; images it holds are left out",
+        "spade-faiss add newly-good/ --bank parts.bank",
+    )
+    add.add_argument("images", nargs="+", metavar="IMAGES", help="a folder of normal images, an image, or several")
+    _add_bank(add)
+    add_weights(add)
+    add_max_skipped(add)
+    for name, run, text in (
+        ("remove", _remove, "take normal images out of a bank, at once; `restore` brings them back until `compact`"),
+        ("restore", _restore, "bring back what was removed"),
+    ):
+        command = commands.add(name, run, text, f"spade-faiss {name} line3/0017.png --bank parts.bank")
+        command.add_argument("ids", nargs="*", metavar="ID", help="image ids, as reports and `suspects` name them")
+        command.add_argument("--list", metavar="FILE", help="a file of ids, one a line")
+        _add_bank(command)
+    compact = commands.add(
+        "compact",
+        _compact,
+        "drop what was removed for good, and join small shards",
+        "spade-faiss compact parts.bank",
+    )
+    compact.add_argument("bank", metavar="BANK", help="the bank's folder")
+    verify = commands.add(
+        "verify",
+        _verify,
+        "read every file of a bank and its indexes and compare its checksum",
+        "spade-faiss verify parts.bank --deep",
+    )
+    verify.add_argument("bank", metavar="BANK", help="the bank's folder")
+    verify.add_argument("--deep", action="store_true", help="look at every feature, too")
+    suspects = commands.add(
+        "suspects",
+        _suspects,
+        "show the normal images that look least normal to the others",
+        "spade-faiss suspects parts.bank --out suspects/",
+    )
+    suspects.add_argument("bank", metavar="BANK", help="the bank's folder")
+    suspects.add_argument("--out", required=True, help="the folder to write the report to")
+    suspects.add_argument(
+        "--shown", type=int, default=SHOWN, metavar="N", help="images that are shown with their maps (default: %(default)s)"
+    )
+    add_method(suspects)
+
+
+def _add(arguments: argparse.Namespace) -> Output:
+    from spade_faiss.extract import add
+
+    return describe_fit(
+        add(
+            arguments.images,
+            bank=arguments.bank,
+            weights=arguments.weights,
+            max_skipped=arguments.max_skipped,
+            progress=not arguments.quiet,
+        )
+    )
+
+
+def _remove(arguments: argparse.Namespace) -> Output:
+    bank, ids = _open(arguments)
+    count = bank.remove(ids)
+    return {**_counts(bank), "done": count}, (
+        f"{bank.path}: removed {count} of {names(ids)}; {len(bank)} normal images are left\n"
+        f"  bring them back: spade-faiss restore ID --bank {bank.path}; drop them for good: spade-faiss compact {bank.path}"
+    )
+
+
+def _restore(arguments: argparse.Namespace) -> Output:
+    bank, ids = _open(arguments)
+    count = bank.restore(ids)
+    return {**_counts(bank), "done": count}, f"{bank.path}: restored {count} of {names(ids)}; {len(bank)} normal images"
+
+
+def _compact(arguments: argparse.Namespace) -> Output:
+    from spade_faiss.bank import Bank
+
+    bank = Bank.open(arguments.bank)
+    done = bank.compact()
+    numbers = {
+        **_counts(bank),
+        "dropped": done.dropped,
+        "bytes_before": done.bytes_before,
+        "bytes": done.bytes_after,
+        "bytes_written": done.bytes_written,
+    }
+    text = (
+        f"{bank.path}: dropped {done.dropped} removed images; {format_bytes(done.bytes_after)}, "
+        f"before {format_bytes(done.bytes_before)}, written {format_bytes(done.bytes_written)}"
+    )
+    if done.bytes_written and (bank.path / "indexes").is_dir():
+        text += f"\n  its indexes do not know the shards that were written: spade-faiss index {bank.path} --update"
+    return numbers, text
+
+
+def _verify(arguments: argparse.Namespace) -> Output:
+    from spade_faiss.verification import verify
+
+    found = verify(arguments.bank, deep=arguments.deep, progress=not arguments.quiet)
+    if found.problems:
+        raise BankError(f"{arguments.bank} has {len(found.problems)} problems: " + "; ".join(found.problems))
+    text = f"{arguments.bank}: {found.images} images in {found.shards} shards, {found.indexes} indexes: nothing is wrong"
+    return vars(found), text
+
+
+def _suspects(arguments: argparse.Namespace) -> Output:
+    from spade_faiss.leave_one_out import suspects
+
+    found = suspects(open_detector(arguments), out=arguments.out, shown=arguments.shown, progress=not arguments.quiet)
+    numbers = {
+        "out": str(found.out),
+        "images": len(found.ids),
+        "suspects": [
+            {"id": name, "image_score": float(score)}
+            for name, score in zip(found.ids[: arguments.shown], found.image_score, strict=False)
+        ],
+    }
+    lines = [f"{len(found.ids)} normal images, each scored against the others; the least normal:"]
+    lines += [f"  {score:10.4g}  {name}" for name, score in zip(found.ids[:_LISTED], found.image_score, strict=False)]
+    lines.append(f"look at {found.out / 'report.html'}; all scores are in {found.out / 'suspects.csv'}")
+    lines.append(f"take one out with: spade-faiss remove ID --bank {arguments.bank}")
+    return numbers, "\n".join(lines)
+
+
+def _open(arguments: argparse.Namespace) -> tuple[Bank, list[str]]:
+    """The bank, and the ids that were given."""
+    from spade_faiss.bank import Bank
+
+    ids = list(arguments.ids)
+    if arguments.list:
+        # A name that is no valid UTF-8 cannot be an id; a byte order mark is none of the first one's characters.
+        text = Path(arguments.list).read_text(encoding="utf-8-sig", errors="replace")
+        ids += [line for line in text.splitlines() if line]
+    if not ids:
+        raise InputError("no image was named; give ids, or --list FILE with one a line")
+    return Bank.open(arguments.bank), list(dict.fromkeys(ids))
+
+
+def _counts(bank: Bank) -> dict[str, object]:
+    return {"bank": str(bank.path), "images": len(bank), "removed": len(bank.removed), "generation": bank.generation}
+
+
+def _add_bank(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--bank", required=True, help="the bank's folder")
