@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from spade_faiss.config import Source
 from spade_faiss.errors import InputError
 from spade_faiss.features import FeatureBatch, Layout, Level, concatenate, prepare
@@ -151,16 +153,17 @@ class Bank(Snapshot):
         Raises:
             BankError: if another process is writing to the bank; names it.
         """
-        with self._lock() as held:
-            if not held:
-                self._continued = False
-                current = read_manifest(self.path)
-                if current.generation != self.generation:
-                    self._adopt(current)
-                # Of a killed writer. Not below indexes/, which may be built at the same time.
-                for leftover in (*self.path.glob(TEMPORARY_PATTERN), *(self.path / SHARDS).glob(TEMPORARY_PATTERN)):
-                    leftover.unlink()
+        with self._lock(self._entered):
             yield
+
+    def _entered(self) -> None:
+        self._continued = False
+        current = read_manifest(self.path)
+        if current.generation != self.generation:
+            self._adopt(current)
+        # Of a killed writer. Not below indexes/, which may be built at the same time.
+        for leftover in (*self.path.glob(TEMPORARY_PATTERN), *(self.path / SHARDS).glob(TEMPORARY_PATTERN)):
+            leftover.unlink()
 
     def append(self, batch: FeatureBatch) -> None:
         """Store a batch as one new shard and commit it: after this returns, the batch survives a crash.
@@ -255,12 +258,25 @@ class Bank(Snapshot):
     def _joined(self, group: Sequence[int]) -> FeatureBatch:
         """The live images of some shards as one batch."""
         batches = [self._live(index) for index in group if self.manifest.shards[index].live_count]
-        root = batches[0].root
-        moved = [
-            replace(batch, root=root, paths=[os.path.relpath(Path(batch.root, path), root) for path in batch.paths])
-            for batch in batches
-        ]
-        return concatenate(moved)
+        # What some say and others do not: no file, and an input that shows the image everywhere.
+        has_paths, has_sha256 = (any(getattr(batch, name) for batch in batches) for name in ("paths", "sha256"))
+        has_valid = any(batch.valid is not None for batch in batches)
+        root = next((batch.root for batch in batches if batch.paths), "")
+
+        def like_the_others(batch: FeatureBatch) -> FeatureBatch:
+            nothing, paths = [""] * len(batch), batch.paths
+            if batch.root != root:
+                paths = [os.path.relpath(Path(batch.root, path), root) if path else "" for path in paths]
+            valid = np.ones((len(batch), *self.layout.input_size), np.bool_) if has_valid else None
+            return replace(
+                batch,
+                root=root,
+                paths=paths or nothing if has_paths else (),
+                sha256=batch.sha256 or nothing if has_sha256 else (),
+                valid=valid if batch.valid is None else batch.valid,
+            )
+
+        return concatenate([like_the_others(batch) for batch in batches])
 
     def _live(self, index: int) -> FeatureBatch:
         """The images of a shard that were not removed, as they are stored; copied."""

@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from spade_faiss.bank import Bank
-from spade_faiss.errors import BankError
+from spade_faiss.errors import BankError, InputError
 from spade_faiss.features import FloatArray
 from spade_faiss.recipe import Recipe
 
 # Beyond these, what was built is made anew rather than added to.
 _MOST_DEAD = 0.25
 _MOST_GROWTH = 4.0
-_MOST_SPREAD = 2.0
+_MOST_SPREAD = 1.5
+# Embeddings that tell how far a set of images spreads; fewer than the least tell nothing.
 _SAMPLE = 2000
+_LEAST = 20
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +48,12 @@ class Freshness:
         return ", ".join(parts)
 
 
+def check_listed(shards: Sequence[Covered]) -> None:
+    """Raise InputError if this is no list of what an index covers."""
+    if len({shard.sha256 for shard in shards}) < len(shards) or any(shard.count < 1 for shard in shards):
+        raise InputError(f"it lists a shard twice, or one without images: {shards}")
+
+
 def check_covers(bank: Bank, shards: Sequence[Covered], folder: Path, command: str) -> None:
     """Raise BankError if an index says otherwise of a shard than the bank; warn if it covers nothing that the bank holds."""
     held = {shard.sha256: shard.count for shard in bank.manifest.shards}
@@ -65,11 +73,14 @@ def freshness(bank: Bank, shards: Sequence[Covered]) -> Freshness:
     return Freshness(covered=covered, beside=len(bank) - covered, dead=sum(shard.count for shard in shards) - covered)
 
 
-def too_dead(now: Freshness) -> str | None:
-    """Why an index that passes over its dead entries in every search should be made anew; None where it need not."""
-    if now.dead > _MOST_DEAD * (now.covered + now.dead):
-        return f"{now.dead} of its {now.covered + now.dead} entries are of images that are gone"
-    return None
+def too_dead(bank: Bank, shards: Sequence[Covered]) -> str | None:
+    """Why an index that passes over its dead entries in every search should be made anew; None where it need not.
+
+    Removed images of shards that are there stay among the entries until the bank is compacted: they may come back.
+    """
+    held = {shard.sha256 for shard in bank.manifest.shards}
+    entries, dead = sum(shard.count for shard in shards), sum(shard.count for shard in shards if shard.sha256 not in held)
+    return f"{dead} of its {entries} entries are of images that are gone" if dead > _MOST_DEAD * entries else None
 
 
 def why_learn_anew(bank: Bank, shards: Sequence[Covered], trained: int) -> str | None:
@@ -89,12 +100,12 @@ def why_learn_anew(bank: Bank, shards: Sequence[Covered], trained: int) -> str |
     then, since = (_sample(bank, names, known) for known in (True, False))
     if len(then) == 0:
         return "the images it learned from are gone"
-    if len(since) == 0:
+    if min(len(then), len(since)) < _LEAST:
         return None
     centre = then.mean(axis=0)
-    spread = float(np.square(since - centre).sum(axis=1).mean() / max(np.square(then - centre).sum(axis=1).mean(), 1e-30))
-    if spread > _MOST_SPREAD:
-        return f"images added since lie {spread**0.5:.1f} times as far from the mean as those it learned from"
+    spread, before = (float(np.sqrt(np.square(xb - centre).sum(axis=1).mean())) for xb in (since, then))
+    if spread > _MOST_SPREAD * before:
+        return f"images added since lie {spread / max(before, 1e-30):.1f} times as far from the mean as those it learned from"
     return None
 
 

@@ -216,7 +216,7 @@ def _add_records(
     with target.writing():  # for the whole run: a second one is told at its start, not when it has computed a shard
         with stages("check"):
             new, removed = _not_in(target, records)
-            known = {digest: name for name, digest in target.with_removed().sha256_of.items() if digest}
+            known = {digest: name for name, digest in target.with_removed().sha256_of.items()}
         # On a second run, what is left of a folder may be the images that could not be read in the first.
         stream = FeatureStream(
             backbone,

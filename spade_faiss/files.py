@@ -104,6 +104,10 @@ class FileEntry:
     mtime_ns: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.mtime_ns < 1 << 63 or not 0 < len(self.file.encode(errors="replace")) < 256 or "/" in self.file:
+            raise InputError(f"no file was ever written as {self.file[:80]!r} at mtime_ns={self.mtime_ns}")
+
     @staticmethod
     def of(path: Path, sha256: str) -> FileEntry:
         """The entry of a file whose checksum is known."""

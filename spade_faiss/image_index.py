@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from spade_faiss.bank import Bank
 from spade_faiss.config import from_mapping
-from spade_faiss.coverage import Covered, check_covers, freshness, index_folder, too_dead, why_learn_anew
+from spade_faiss.coverage import Covered, check_covers, check_listed, index_folder, too_dead, why_learn_anew
 from spade_faiss.described import read_description, write_description
 from spade_faiss.errors import BankError, InputError
 from spade_faiss.features import FloatArray
@@ -49,6 +49,11 @@ class Description:
     shards: tuple[Covered, ...]
     file: FileEntry
     faiss: str
+
+    def __post_init__(self) -> None:
+        check_listed(self.shards)
+        if self.file.file != _name(self.build):
+            raise InputError(f"build {self.build} names the file {self.file.file!r}")
 
     @property
     def count(self) -> int:
@@ -217,8 +222,9 @@ def build_image_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, prog
     if len(bank) == 0:
         raise InputError(f"the bank {bank.path} is empty; extract images first")
     folder = index_folder(bank, recipe)
-    before = _known(folder)
-    index, why = (None, "asked for") if rebuild else _to_add_to(bank, recipe, before)
+    command = f"spade-faiss index {bank.path} --recipe {recipe.name}"
+    before = _known(folder, command)
+    index, why = (None, "asked for") if rebuild else _to_add_to(bank, recipe, before, command)
     covered: list[Covered] = list(before.shards) if before and index is not None else []
     names = {shard.sha256 for shard in covered}
     missing = [number for number, shard in enumerate(bank.manifest.shards) if shard.sha256 not in names]
@@ -247,7 +253,7 @@ def build_image_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, prog
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     build = before.build + 1 if before else 0
-    file = folder / f"image-{build:06d}.faiss"
+    file = folder / _name(build)
     with atomic_path(file) as temporary:
         faiss.write_index(index, str(temporary))
         digest = hash_file(temporary)
@@ -281,16 +287,20 @@ def check_index(bank: Bank, description: Description) -> None:
     _load(folder, description, f"spade-faiss index {bank.path} --recipe {description.recipe} --rebuild")
 
 
-def _to_add_to(bank: Bank, recipe: Recipe, before: Description | None) -> tuple[Any, str]:
+def _name(build: int) -> str:
+    return f"image-{build:06d}.faiss"
+
+
+def _to_add_to(bank: Bank, recipe: Recipe, before: Description | None, command: str) -> tuple[Any, str]:
     """The index that is there, if it can be added to, and if not, why."""
     if before is None:
         return None, ""
     if before.factory != recipe.build.image:
         return None, f"it was {before.factory!r}, the recipe says {recipe.build.image!r}"
-    if why := too_dead(freshness(bank, before.shards)) or why_learn_anew(bank, before.shards, before.trained):
+    if why := too_dead(bank, before.shards) or why_learn_anew(bank, before.shards, before.trained):
         return None, why
     try:
-        return _load(index_folder(bank, recipe), before, ""), ""
+        return _load(index_folder(bank, recipe), before, command), ""
     except BankError as error:
         return None, str(error)
 
@@ -307,10 +317,10 @@ def _load(folder: Path, description: Description, command: str) -> Any:
     return index
 
 
-def _known(folder: Path) -> Description | None:
+def _known(folder: Path, command: str) -> Description | None:
     """What is there says of itself; None where there is nothing to be read."""
     try:
-        return _read(folder, "") if (folder / _DESCRIPTION).is_file() else None
+        return _read(folder, command) if (folder / _DESCRIPTION).is_file() else None
     except BankError as error:
         _log.warning("%s", error)
         return None

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,10 @@ _PATIENCE_S = 1
 _log = logging.getLogger(__name__)
 
 
+def _nothing() -> None:
+    pass
+
+
 class WriterLock:
     """The right to write below a folder. The system gives it back when its process ends, however that ends.
 
@@ -38,32 +42,39 @@ class WriterLock:
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
         self._name = name
-        self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
-        self._depth = 0
         self._guard = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = FileLock(self._folder / LOCK, timeout=0, thread_local=False)
+        self._depth = 0
+        self._pid = os.getpid()
 
     @contextmanager
-    def __call__(self) -> Iterator[bool]:
-        """Hold the right; yields whether it was held before.
+    def __call__(self, entered: Callable[[], None] = _nothing) -> Iterator[None]:
+        """Hold the right.
+
+        Args:
+            entered: called when it was got, before anybody uses it; not called where it was held already.
 
         Raises:
             BankError: if another process, or another `Bank` in this one, holds it; names it.
         """
         with self._guard:
-            held = self._depth > 0
-            if not held:
-                self._acquire()
+            if self._pid != os.getpid():  # a fork has a copy of the object, not the right
+                self._begin()
+            if self._depth == 0:
+                self._acquire(entered)
             self._depth += 1
         try:
-            yield held
+            yield
         finally:
             with self._guard:
                 self._depth -= 1
                 if self._depth == 0:
-                    (self._folder / WRITER).unlink(missing_ok=True)
-                    self._lock.release()
+                    self._release()
 
-    def _acquire(self) -> None:
+    def _acquire(self, entered: Callable[[], None]) -> None:
         try:
             self._lock.acquire()
         except Timeout as error:
@@ -72,28 +83,36 @@ class WriterLock:
             ) from error
         except OSError as error:
             raise BankError(f"cannot write to {self._name}: {error}") from error
-        if (self._folder / WRITER).exists():
-            _log.warning(
-                "the last writer of %s, %s, was interrupted; what it had committed is kept", self._name, self._holder()
-            )
-        who = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200],
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
         try:
+            if (self._folder / WRITER).exists():
+                _log.warning(
+                    "the last writer of %s, %s, was interrupted; what it had committed is kept", self._name, self._holder()
+                )
+            who = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200],
+                "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
             (self._folder / WRITER).write_text(json.dumps(who))
+            entered()
+        except OSError as error:
+            self._release()
+            raise BankError(f"cannot write to {self._name}: {error}") from error
         except BaseException:
-            self._lock.release()
+            self._release()
             raise
+
+    def _release(self) -> None:
+        (self._folder / WRITER).unlink(missing_ok=True)
+        self._lock.release()
 
     def _holder(self) -> str:
         """Who wrote its name there last."""
         try:
             who = json.loads((self._folder / WRITER).read_bytes())
             return f"process {who['pid']} on {who['host']} since {who['since']} ({who['command']})"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return "its name is not known"
 
 
@@ -124,6 +143,8 @@ def readers(folder: Path, besides: Lease) -> list[int]:
         except Timeout:
             with suppress(ValueError):  # none of ours
                 generations.append(int(path.name.partition("-")[0]))
+        except OSError as error:  # a disk that cannot be written: nobody there deletes what others read
+            _log.debug("cannot tell whether %s is held: %s", path, error)
         else:
             _give_back(lock, path, os.getpid())
     return generations

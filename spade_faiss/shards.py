@@ -87,7 +87,7 @@ class Shard:
     def image_path(self, position: int) -> Path | None:
         """Where the image at a position was read from, if it came from a file."""
         paths = self.texts("path")
-        return Path(self.root, paths[position]) if paths else None
+        return Path(self.root, paths[position]) if paths and paths[position] else None
 
     @property
     def root(self) -> str:

@@ -112,7 +112,7 @@ class Snapshot:
         digests: dict[str, str] = {}
         for index in range(len(self.manifest.shards)):
             digests.update(zip(self._texts(index, "id"), self._texts(index, "sha256"), strict=False))
-        return digests
+        return {name: digest for name, digest in digests.items() if digest}
 
     def image_path(self, image: str) -> Path | None:
         """Where a normal image was read from, if it came from a file."""

@@ -373,7 +373,9 @@ def test_of_two_that_create_the_same_bank_one_is_refused(tmp_path: Path, monkeyp
 
 
 def test_open_or_create_wants_the_same_layout(tmp_path: Path) -> None:
-    layout = make_bank(tmp_path / "b").layout
+    bank = make_bank(tmp_path / "b")
+    bank.append(batch("a"))
+    layout = bank.layout
     assert Bank.open_or_create(tmp_path / "b", layout).layout == layout
     for changed, message in [
         (replace(layout, dtype="float16"), "has dtype='float32', asked for 'float16'"),

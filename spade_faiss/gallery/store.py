@@ -16,7 +16,7 @@ from tqdm import tqdm
 from spade_faiss.arrays import Arrays, map_arrays, write_arrays
 from spade_faiss.bank import Bank
 from spade_faiss.config import from_mapping
-from spade_faiss.coverage import Covered, check_covers, index_folder, why_learn_anew
+from spade_faiss.coverage import Covered, check_covers, check_listed, index_folder, why_learn_anew
 from spade_faiss.described import hash_json, read_description, write_description
 from spade_faiss.errors import BankError, InputError
 from spade_faiss.features import FloatArray, Level
@@ -61,6 +61,11 @@ class Description:
     build_s: float
     faiss: str
 
+    def __post_init__(self) -> None:
+        check_listed(self.shards)
+        if [file.file for file in self.files] != [_trained_name(self.build), *(_name(self.build, of) for of in self.shards)]:
+            raise InputError(f"build {self.build} names the files {[file.file for file in self.files]}")
+
     @property
     def count(self) -> int:
         """Images that were encoded."""
@@ -99,13 +104,13 @@ def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress
     chosen = find_method(recipe)
     folder = index_folder(bank, recipe) / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    before = _known(folder.parent)
+    before = _known(bank, folder.parent)
     why = "asked for" if rebuild else _why_anew(bank, recipe, chosen, before)
     keep = None if why else before
-    build = keep.build if keep else before.build + 1 if before else 0
+    build = keep.build if keep else _next_build(folder, before, rebuild)
     held = {entry.file: entry.sha256 for entry in keep.files} if keep else {}
 
-    trained_entry = _trained_entry(bank, recipe, chosen, folder / f"trained-{build:03d}.h5", held)
+    trained_entry = _trained_entry(bank, recipe, chosen, folder / _trained_name(build), held)
     trained = _by_level(map_arrays(folder / trained_entry.file, trained_entry.sha256).arrays)
     kept, encoded = [], 0
     # All images of a shard, removed ones too: so that they may come back.
@@ -113,7 +118,7 @@ def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress
     levels = {level.name: _blocks(everything, level) for level in bank.layout.levels}
     with tqdm(total=len(everything), desc="index maps", unit="img", disable=None if progress else True) as bar:
         for number, shard in enumerate(bank.manifest.shards):
-            path = folder / f"{build:03d}-{shard.sha256[:16]}.h5"
+            path = folder / _name(build, Covered(sha256=shard.sha256, count=shard.count))
             of = hash_json({"trained": trained_entry.sha256, "shard": shard.sha256})
             if (entry := _entry_of(path, of, held)) is None:
                 arrays = _encode(chosen, levels, trained, everything.rows_of_shard(number).tolist(), bar)
@@ -125,7 +130,7 @@ def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress
     # What it was learned from stands first, so that `trained` can count it; shards that are gone since are not among them.
     first = {shard.sha256 for shard in (keep.shards[: keep.trained] if keep else kept)}
     shards = tuple(sorted(kept, key=lambda shard: shard.sha256 not in first))
-    if keep and (shards, trained_entry) == (keep.shards, keep.trained_file):
+    if keep and not encoded and trained_entry.sha256 == keep.trained_file.sha256 and len(shards) == len(keep.shards):
         return keep, "is up to date"
     description = Description(
         recipe=recipe.name,
@@ -142,6 +147,24 @@ def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress
     write_description(folder.parent / _DESCRIPTION, FORMAT, SCHEMA, asdict(description))
     _sweep(bank, folder, {entry.file for entry in description.files})
     return description, f"added {encoded} images to it" if keep else f"built anew: {why}" if before else "built"
+
+
+def _trained_name(build: int) -> str:
+    return f"trained-{build:03d}.h5"
+
+
+def _name(build: int, shard: Covered) -> str:
+    """The file of what is kept of a shard."""
+    return f"{build:03d}-{shard.sha256[:16]}.h5"
+
+
+def _next_build(folder: Path, before: Description | None, rebuild: bool) -> int:
+    """The number of a build that begins, or goes on where it was interrupted: nothing of another one passes for its own."""
+    if before is not None:
+        return before.build + 1
+    builds = [int(path.stem[-3:]) for path in folder.glob("trained-[0-9][0-9][0-9].h5")]
+    unreadable = (folder.parent / _DESCRIPTION).exists()
+    return max(builds, default=-1) + 1 if rebuild or unreadable else max(builds, default=0)
 
 
 def _why_anew(bank: Bank, recipe: Recipe, chosen: Chosen, before: Description | None) -> str | None:
@@ -246,7 +269,7 @@ def open_gallery(bank: Bank, recipe: Recipe) -> _Opened:
 def built_galleries(bank: Bank, recipe: str = "*") -> list[Description]:
     """What everything that was built over the bank's maps, or for one recipe, says of itself."""
     folders = sorted(path.parent for path in (bank.path / "indexes").glob(f"{recipe}/{_DESCRIPTION}"))
-    return [_read(folder, f"spade-faiss index {bank.path} --recipe {folder.name}") for folder in folders]
+    return [_read(folder, _command(bank, folder)) for folder in folders]
 
 
 def check_gallery(bank: Bank, description: Description) -> None:
@@ -287,13 +310,17 @@ def _by_level(arrays: Arrays) -> dict[str, Arrays]:
     return by_level
 
 
-def _known(folder: Path) -> Description | None:
+def _known(bank: Bank, folder: Path) -> Description | None:
     """What is there says of itself; None where there is nothing to be read."""
     try:
-        return _read(folder, "") if (folder / _DESCRIPTION).is_file() else None
+        return _read(folder, _command(bank, folder)) if (folder / _DESCRIPTION).is_file() else None
     except BankError as error:
         _log.warning("%s", error)
         return None
+
+
+def _command(bank: Bank, folder: Path) -> str:
+    return f"spade-faiss index {bank.path} --recipe {folder.name}"
 
 
 def _read(folder: Path, command: str) -> Description:
