@@ -45,15 +45,20 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, attribut
             f"{path.parent} has {free} bytes free, {path.name} needs {needed}; make room and run the command again"
         )
     with atomic_path(path) as temporary:
-        with _hdf5(temporary, "w") as file:
-            file.attrs.update(attributes)
-            for name, array in arrays.items():
-                file.create_dataset(name, array.shape, array.dtype)
-        # HDF5 may crash the process where the disk fills up while it writes. Now the room is there, or this raises.
-        _reserve(temporary, needed)
-        with _hdf5(temporary, "r+") as file:
-            for name, array in arrays.items():
-                file[name][...] = array
+        try:
+            with _hdf5(temporary, "w") as file:
+                file.attrs.update(attributes)
+                for name, array in arrays.items():
+                    file.create_dataset(name, array.shape, array.dtype)
+            # HDF5 may crash the process where the disk fills up while it writes. Now the room is there, or this raises.
+            _reserve(temporary, needed)
+            with _hdf5(temporary, "r+") as file:
+                for name, array in arrays.items():
+                    file[name][...] = array
+        except RuntimeError as error:  # as HDF5 says it where it cannot write
+            raise InputError(
+                f"there is no room for {path}, or it cannot be written ({error}); make room and run it again"
+            ) from error
         return hash_file(temporary)
 
 

@@ -31,8 +31,7 @@ class Bank(Snapshot):
     """
 
     def __init__(self, path: Path, manifest: Manifest, lease: Lease) -> None:
-        super().__init__(path, manifest)
-        self._lease = lease
+        super().__init__(path, manifest, lease)
         self._lock = WriterLock(self.path, f"the bank {self.path}")
         self._committing = threading.Lock()
         self._continued = False
@@ -323,6 +322,10 @@ class Bank(Snapshot):
         for path in (self.path / SHARDS).glob("*.h5"):
             if path.name not in named:
                 path.unlink()
+
+    def snapshot(self) -> Snapshot:
+        """The state as it is now, which stays whatever this bank does next."""
+        return Snapshot(self.path, self.manifest, self._lease)
 
     def readers(self) -> list[int]:
         """The generations that others read, each named as often as it is opened."""

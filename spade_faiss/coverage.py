@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from spade_faiss.bank import Bank
 from spade_faiss.errors import BankError, InputError
 from spade_faiss.features import FloatArray
 from spade_faiss.recipe import Recipe
+from spade_faiss.snapshot import Snapshot
 
 # Beyond these, what was built is made anew rather than added to.
 _MOST_DEAD = 0.25
@@ -54,7 +54,7 @@ def check_listed(shards: Sequence[Covered]) -> None:
         raise InputError(f"it lists a shard twice, or one without images: {shards}")
 
 
-def check_covers(bank: Bank, shards: Sequence[Covered], folder: Path, command: str) -> None:
+def check_covers(bank: Snapshot, shards: Sequence[Covered], folder: Path, command: str) -> None:
     """Raise BankError if an index says otherwise of a shard than the bank; warn if it covers nothing that the bank holds."""
     held = {shard.sha256: shard.count for shard in bank.manifest.shards}
     if len(bank) and not any(shard.sha256 in held for shard in shards):
@@ -66,14 +66,14 @@ def check_covers(bank: Bank, shards: Sequence[Covered], folder: Path, command: s
             raise BankError(f"index {folder} says that a shard has {shard.count} images, it has {count}; run: {command}")
 
 
-def freshness(bank: Bank, shards: Sequence[Covered]) -> Freshness:
+def freshness(bank: Snapshot, shards: Sequence[Covered]) -> Freshness:
     """How an index over these shards stands to a bank."""
     held = {shard.sha256: shard.live_count for shard in bank.manifest.shards}
     covered = sum(held.get(shard.sha256, 0) for shard in shards)
     return Freshness(covered=covered, beside=len(bank) - covered, dead=sum(shard.count for shard in shards) - covered)
 
 
-def too_dead(bank: Bank, shards: Sequence[Covered]) -> str | None:
+def too_dead(bank: Snapshot, shards: Sequence[Covered]) -> str | None:
     """Why an index that passes over its dead entries in every search should be made anew; None where it need not.
 
     Removed images of shards that are there stay among the entries until the bank is compacted: they may come back.
@@ -83,7 +83,7 @@ def too_dead(bank: Bank, shards: Sequence[Covered]) -> str | None:
     return f"{dead} of its {entries} entries are of images that are gone" if dead > _MOST_DEAD * entries else None
 
 
-def why_learn_anew(bank: Bank, shards: Sequence[Covered], trained: int) -> str | None:
+def why_learn_anew(bank: Snapshot, shards: Sequence[Covered], trained: int) -> str | None:
     """Why what was learned fits the bank no more; None where it does.
 
     Args:
@@ -109,7 +109,7 @@ def why_learn_anew(bank: Bank, shards: Sequence[Covered], trained: int) -> str |
     return None
 
 
-def _sample(bank: Bank, names: set[str], known: bool) -> FloatArray:
+def _sample(bank: Snapshot, names: set[str], known: bool) -> FloatArray:
     """Some embeddings from the shards that are, or are not, among `names`."""
     chosen = [index for index, shard in enumerate(bank.manifest.shards) if (shard.sha256 in names) == known]
     rows = np.concatenate([np.empty(0, np.int64), *(bank.rows_of_shard(index) for index in chosen)])
@@ -117,6 +117,6 @@ def _sample(bank: Bank, names: set[str], known: bool) -> FloatArray:
     return bank.embedding(rows[:: -(-max(1, len(rows)) // _SAMPLE)])
 
 
-def index_folder(bank: Bank, recipe: Recipe) -> Path:
+def index_folder(bank: Snapshot, recipe: Recipe) -> Path:
     """Where a bank keeps the indexes of a recipe."""
     return bank.path / "indexes" / recipe.name

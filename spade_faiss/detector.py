@@ -26,6 +26,7 @@ from spade_faiss.images import find_images
 from spade_faiss.knn import IntArray
 from spade_faiss.recipe import Recipe, load_recipe
 from spade_faiss.scoring import NEAREST_DTYPE, NearestArray, Scores, join, score_maps, to_distance, upsample
+from spade_faiss.snapshot import Snapshot
 from spade_faiss.stages import Stages
 from spade_faiss.workers import Workers
 
@@ -44,8 +45,9 @@ _FORWARD_INPUTS = 25
 class Detector:
     """Scores images against a bank, in the state that the bank had when it was opened. Safe to share between threads."""
 
-    def __init__(self, bank: Bank, recipe: Recipe, method: Method, memory: str | int = MEMORY) -> None:
-        self.bank = bank
+    def __init__(self, bank: Bank | Snapshot, recipe: Recipe, method: Method, memory: str | int = MEMORY) -> None:
+        # A state of its own: whatever is done to the bank, by whomever, scores are against this one.
+        self.bank = bank = bank.snapshot() if isinstance(bank, Bank) else bank
         self.recipe = recipe
         self.method = method
         self._searched = _searched_levels(bank.layout.levels, method.fusion)
@@ -368,13 +370,13 @@ def _searched_levels(levels: Sequence[Level], fusion: str) -> tuple[Level, ...]:
     return (replace(finest, name=CONCAT, channels=sum(level.channels for level in levels)),)
 
 
-def _load_backbone(bank: Bank, backbone: str | Backbone | None, weights: str | Path | None) -> Backbone:
+def _load_backbone(bank: Snapshot, backbone: str | Backbone | None, weights: str | Path | None) -> Backbone:
     from spade_faiss.extract import backbone_of
 
     return backbone_of(bank, backbone, weights)
 
 
-def _check_neighbors(bank: Bank, method: Method) -> None:
+def _check_neighbors(bank: Snapshot, method: Method) -> None:
     for name in ("k_image", "k_gallery"):
         if (k := getattr(method, name)) > len(bank):
             raise InputError(

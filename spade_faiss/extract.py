@@ -21,6 +21,7 @@ from spade_faiss.images import ImageRecord, Skipped, find_images
 from spade_faiss.index_build import Built, build_index, check_recipe
 from spade_faiss.recipe import Recipe, load_recipe
 from spade_faiss.shards import SHARD_BYTES
+from spade_faiss.snapshot import Snapshot
 from spade_faiss.stages import Stages
 from spade_faiss.stream import Duplicate, FeatureStream
 
@@ -248,7 +249,7 @@ def _add_records(
         )
 
 
-def backbone_of(bank: Bank, backbone: str | Backbone | None = None, weights: str | Path | None = None) -> Backbone:
+def backbone_of(bank: Snapshot, backbone: str | Backbone | None = None, weights: str | Path | None = None) -> Backbone:
     """The backbone that a bank was made with.
 
     Args:

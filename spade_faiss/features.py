@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -99,6 +100,12 @@ class Layout:
     dtype: str = "float16"
     normalize: str = "none"
     pool: int = 1
+
+    @property
+    def image_bytes(self) -> int:
+        """Of one image's features as they are stored."""
+        values = sum(math.prod(level.shape) for level in self.levels)
+        return 4 * self.embedding_dim + values * np.dtype(self.dtype).itemsize
 
     def __post_init__(self) -> None:
         if not self.levels:

@@ -20,6 +20,7 @@ from spade_faiss.features import FloatArray
 from spade_faiss.files import FileEntry, atomic_path, hash_file
 from spade_faiss.knn import IntArray, direct_sq_dist, import_faiss, rounding_of, scan, sort_by_distance, sq_norms
 from spade_faiss.recipe import Recipe
+from spade_faiss.snapshot import Snapshot
 
 FORMAT = "spade_faiss image index"
 SCHEMA = 3
@@ -69,7 +70,7 @@ class Description:
 class ImageIndex:
     """Nearest normals by embedding. Images that the built index does not cover are searched flat beside it."""
 
-    def __init__(self, bank: Bank, index: Any, shards: Sequence[Covered], query: str = "") -> None:
+    def __init__(self, bank: Snapshot, index: Any, shards: Sequence[Covered], query: str = "") -> None:
         faiss = import_faiss()
         self._bank = bank
         self._index = index
@@ -98,7 +99,7 @@ class ImageIndex:
                 raise InputError(f"FAISS does not take the query parameters {query!r} for this index: {error}") from error
 
     @classmethod
-    def open(cls, bank: Bank, recipe: Recipe) -> ImageIndex:
+    def open(cls, bank: Snapshot, recipe: Recipe) -> ImageIndex:
         """The recipe's index over a bank; a flat one is made on the spot, any other must have been built.
 
         Raises:
@@ -275,13 +276,13 @@ def build_image_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, prog
     return description, done
 
 
-def built_indexes(bank: Bank, recipe: str = "*") -> list[Description]:
+def built_indexes(bank: Snapshot, recipe: str = "*") -> list[Description]:
     """What every index that was built beside the bank, or that of one recipe, says of itself."""
     folders = sorted(path.parent for path in (bank.path / "indexes").glob(f"{recipe}/{_DESCRIPTION}"))
     return [_read(folder, f"spade-faiss index {bank.path} --recipe {folder.name}") for folder in folders]
 
 
-def check_index(bank: Bank, description: Description) -> None:
+def check_index(bank: Snapshot, description: Description) -> None:
     """Raise BankError if the file of an index is not the one that was written."""
     folder = bank.path / "indexes" / description.recipe
     _load(folder, description, f"spade-faiss index {bank.path} --recipe {description.recipe} --rebuild")
@@ -291,7 +292,7 @@ def _name(build: int) -> str:
     return f"image-{build:06d}.faiss"
 
 
-def _to_add_to(bank: Bank, recipe: Recipe, before: Description | None, command: str) -> tuple[Any, str]:
+def _to_add_to(bank: Snapshot, recipe: Recipe, before: Description | None, command: str) -> tuple[Any, str]:
     """The index that is there, if it can be added to, and if not, why."""
     if before is None:
         return None, ""

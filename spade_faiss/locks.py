@@ -70,9 +70,10 @@ class WriterLock:
             yield
         finally:
             with self._guard:
-                self._depth -= 1
-                if self._depth == 0:
-                    self._release()
+                if self._pid == os.getpid():
+                    self._depth -= 1
+                    if self._depth == 0:
+                        self._release()
 
     def _acquire(self, entered: Callable[[], None]) -> None:
         try:

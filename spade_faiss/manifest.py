@@ -74,7 +74,10 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = from_mapping(Manifest, content, str(path))
     except InputError as error:
         raise BankError(str(error)) from error
+    least = manifest.layout.image_bytes
     for shard in manifest.shards:
+        if not 0 < shard.count * least <= shard.bytes:
+            raise BankError(f"{path} is damaged: {shard.file} cannot hold {shard.count} images in {shard.bytes} bytes")
         if list(shard.removed) != sorted(set(shard.removed)) or not all(0 <= at < shard.count for at in shard.removed):
             raise BankError(f"{path} is damaged: {shard.file} has {shard.count} images, removed are {shard.removed}")
     return manifest

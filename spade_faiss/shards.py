@@ -22,6 +22,8 @@ SHARD_BYTES = 256 << 20
 
 _EMBEDDING = "image/embedding"
 _VALID = "image/valid"
+_ID = "image/id"
+_OPTIONAL = ("image/path", "image/sha256")
 _OPEN_SHARDS = 256
 
 
@@ -48,17 +50,23 @@ class Shard:
 
     def __init__(self, path: Path, sha256: str, count: int, layout: Layout) -> None:
         self._path = path
-        self._count = count
         self._mapped = map_arrays(path, sha256)
         arrays = self._mapped.arrays
         self.levels: Arrays = {name.removeprefix("level/"): maps for name, maps in arrays.items() if name.startswith("level/")}
+        height, width = layout.input_size
         expected: dict[str, tuple[tuple[int, ...], str]] = {
-            f"level/{level.name}": ((count, *level.shape), layout.dtype) for level in layout.levels
+            _EMBEDDING: ((count, layout.embedding_dim), "float32"),
+            _ID: ((count,), "S"),
+            **{f"level/{level.name}": ((count, *level.shape), layout.dtype) for level in layout.levels},
         }
-        expected[_EMBEDDING] = ((count, layout.embedding_dim), "float32")
-        found = {name: (array.shape, array.dtype.name) for name, array in arrays.items() if name in expected}
-        if found != expected:
-            raise BankError(f"shard {path} is damaged: it holds {found}, expected {expected}; restore it from a backup")
+        optional = {_VALID: ((count, -(-height * width // 8)), "uint8"), **dict.fromkeys(_OPTIONAL, ((count,), "S"))}
+        expected |= {name: of for name, of in optional.items() if name in arrays}
+        found = {name: (array.shape, array.dtype.name if array.dtype.kind != "S" else "S") for name, array in arrays.items()}
+        if different := [name for name, of in expected.items() if found.get(name) != of]:
+            raise BankError(
+                f"shard {path} is damaged: {different[0]} is {found.get(different[0], 'missing')}, "
+                f"expected {expected[different[0]]}; restore it from a backup"
+            )
         self.embedding: npt.NDArray[np.float32] = arrays[_EMBEDDING]
 
     def read_map(self, level: str, position: int, out: npt.NDArray[Any]) -> None:
@@ -80,8 +88,6 @@ class Shard:
             found = [] if texts is None else [text.decode() for text in texts.tolist()]
         except UnicodeDecodeError as error:
             raise BankError(f"shard {self._path} is damaged ({error}); restore it from a backup") from error
-        if len(found) not in (0, self._count):
-            raise BankError(f"shard {self._path} is damaged: {len(found)} {field} of {self._count} images")
         return found
 
     def image_path(self, position: int) -> Path | None:

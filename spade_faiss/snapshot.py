@@ -13,6 +13,7 @@ import numpy.typing as npt
 from spade_faiss.config import Source
 from spade_faiss.errors import InputError
 from spade_faiss.features import FeatureBatch, FloatArray, Layout
+from spade_faiss.locks import Lease
 from spade_faiss.manifest import Manifest
 from spade_faiss.shards import Shard, map_shard
 
@@ -20,10 +21,11 @@ SHARDS = "features"
 
 
 class Snapshot:
-    """The features that a manifest names, mapped into memory."""
+    """The features that a manifest names, mapped into memory; its files stay on disk as long as its `lease` is held."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, lease: Lease) -> None:
         self.path = path.absolute()
+        self._lease = lease
         self._adopt(manifest)
 
     def _adopt(self, manifest: Manifest) -> None:
@@ -122,7 +124,7 @@ class Snapshot:
     def with_removed(self) -> Snapshot:
         """The same state as if nothing had been removed: what is built beside the bank covers all of it."""
         shards = tuple(replace(shard, removed=()) for shard in self.manifest.shards)
-        return Snapshot(self.path, replace(self.manifest, shards=shards))
+        return Snapshot(self.path, replace(self.manifest, shards=shards), self._lease)
 
     def rows_of_shard(self, index: int) -> npt.NDArray[np.int64]:
         """(count,), the row of each image of a shard; -1 for removed ones."""
@@ -188,6 +190,11 @@ class Snapshot:
             raise IndexError(f"row {row} of a bank of {len(self)} images")
         index = int(np.searchsorted(self._starts, row, side="right")) - 1
         return index, int(self.manifest.shards[index].live[row - int(self._starts[index])])
+
+    def check_texts(self, index: int) -> None:
+        """Raise BankError if the texts of a shard cannot be read."""
+        for field in ("id", "path", "sha256"):
+            self._shard(index).texts(field)
 
     def _shard(self, index: int) -> Shard:
         entry = self.manifest.shards[index]

@@ -72,6 +72,7 @@ def _features(bank: Bank, index: int) -> Iterator[str]:
         if not np.isfinite(everything.embeddings_of_shard(index)).all():
             yield f"shard {name} holds embeddings that are not finite; extract its images again"
         rows = everything.rows_of_shard(index).tolist()
+        everything.check_texts(index)
         for level in bank.layout.levels:
             if not all(np.isfinite(everything.level_map(level.name, row)).all() for row in rows):
                 yield f"shard {name} holds maps of level {level.name!r} that are not finite; extract its images again"
@@ -83,8 +84,12 @@ def _features(bank: Bank, index: int) -> Iterator[str]:
 
 def _ids(bank: Bank) -> Iterator[str]:
     """Ids that are there twice, removed ones too."""
-    if twice := len(bank.with_removed()) - len(set(bank.with_removed().ids)):
-        yield f"{twice} ids are there more than once; extract a new bank"
+    everything = bank.with_removed()
+    try:
+        if twice := len(everything) - len(set(everything.ids)):
+            yield f"{twice} ids are there more than once, or not at all; extract a new bank"
+    except BankError as error:
+        yield str(error)
 
 
 def _indexes(bank: Bank) -> Iterator[str]:

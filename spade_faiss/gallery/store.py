@@ -47,7 +47,8 @@ class KeptShard(Covered):
 class Description:
     """What is kept says of itself: the shards it covers, how it was built, its files and their checksums.
 
-    `build` counts how often it was learned; it was learned from the first `trained` of its `shards`.
+    `build` counts how often it was learned; it was learned from the first `trained` of its `shards`. `kept` names the arrays in
+    each shard's file.
     """
 
     recipe: str
@@ -57,6 +58,7 @@ class Description:
     build: int
     trained: int
     trained_file: FileEntry
+    kept: tuple[str, ...]
     shards: tuple[KeptShard, ...]
     build_s: float
     faiss: str
@@ -140,6 +142,7 @@ def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress
         build=build,
         trained=sum(shard.sha256 in first for shard in shards),
         trained_file=trained_entry,
+        kept=tuple(sorted(map_arrays(folder / kept[0].file.file, kept[0].file.sha256).arrays)),
         shards=shards,
         build_s=time.perf_counter() - start,
         faiss=import_faiss().__version__,
@@ -167,7 +170,7 @@ def _next_build(folder: Path, before: Description | None, rebuild: bool) -> int:
     return max(builds, default=-1) + 1 if rebuild or unreadable else max(builds, default=0)
 
 
-def _why_anew(bank: Bank, recipe: Recipe, chosen: Chosen, before: Description | None) -> str | None:
+def _why_anew(bank: Snapshot, recipe: Recipe, chosen: Chosen, before: Description | None) -> str | None:
     """Why what is kept is of no more use; None where it is, or where there is nothing."""
     if before is None:
         return None
@@ -177,7 +180,7 @@ def _why_anew(bank: Bank, recipe: Recipe, chosen: Chosen, before: Description | 
     return why_learn_anew(bank, before.shards, before.trained)
 
 
-def _trained_entry(bank: Bank, recipe: Recipe, chosen: Chosen, path: Path, held: dict[str, str]) -> FileEntry:
+def _trained_entry(bank: Snapshot, recipe: Recipe, chosen: Chosen, path: Path, held: dict[str, str]) -> FileEntry:
     """The file of what is learned; made where it is not there."""
     how = hash_json(
         {"schema": SCHEMA, "gallery": recipe.build.gallery, "settings": asdict(chosen.build), "layout": asdict(bank.layout)}
@@ -215,6 +218,8 @@ class KeptLevel:
         number, position = self._opened.bank.locate(row)
         if (file := self._opened.files.get(self._opened.bank.manifest.shards[number].sha256)) is not None:
             mapped = map_arrays(*file)
+            if sorted(mapped.arrays) != self._opened.kept:
+                raise BankError(f"{file[0]} is damaged: it holds {sorted(mapped.arrays)}, expected {self._opened.kept}")
             kept: Arrays = {}
             for name, stack in mapped.arrays.items():
                 level, key = name.rsplit("/", 1)
@@ -229,13 +234,14 @@ class KeptLevel:
 
 @dataclass(frozen=True, eq=False)
 class _Opened:
-    bank: Bank
+    bank: Snapshot
     chosen: Chosen
     trained: dict[str, Arrays]
+    kept: list[str]
     files: dict[str, tuple[Path, str]]
 
 
-def open_gallery(bank: Bank, recipe: Recipe) -> _Opened:
+def open_gallery(bank: Snapshot, recipe: Recipe) -> _Opened:
     """What was built for a bank and recipe, checked.
 
     Raises:
@@ -257,22 +263,25 @@ def open_gallery(bank: Bank, recipe: Recipe) -> _Opened:
     for entry in description.files:
         path = folder / _FOLDER / entry.file
         check_file(path, entry, str(path), _DESCRIPTION, f"rebuild it with: {command} --rebuild")
-    trained = description.trained_file
+    trained = folder / _FOLDER / description.trained_file.file
+    if hash_file(trained) != description.trained_file.sha256:  # all searches rest on it, and it is small
+        raise BankError(f"{trained} has changed since it was written; rebuild it with: {command} --rebuild")
     return _Opened(
         bank,
         chosen,
-        _by_level(map_arrays(folder / _FOLDER / trained.file, trained.sha256).arrays),
+        _by_level(map_arrays(trained, description.trained_file.sha256).arrays),
+        list(description.kept),
         {shard.sha256: (folder / _FOLDER / shard.file.file, shard.file.sha256) for shard in description.shards},
     )
 
 
-def built_galleries(bank: Bank, recipe: str = "*") -> list[Description]:
+def built_galleries(bank: Snapshot, recipe: str = "*") -> list[Description]:
     """What everything that was built over the bank's maps, or for one recipe, says of itself."""
     folders = sorted(path.parent for path in (bank.path / "indexes").glob(f"{recipe}/{_DESCRIPTION}"))
     return [_read(folder, _command(bank, folder)) for folder in folders]
 
 
-def check_gallery(bank: Bank, description: Description) -> None:
+def check_gallery(bank: Snapshot, description: Description) -> None:
     """Raise BankError if a file that is kept is not the one that was written; all of them are read in full."""
     folder = bank.path / "indexes" / description.recipe / _FOLDER
     for entry in description.files:
@@ -310,7 +319,7 @@ def _by_level(arrays: Arrays) -> dict[str, Arrays]:
     return by_level
 
 
-def _known(bank: Bank, folder: Path) -> Description | None:
+def _known(bank: Snapshot, folder: Path) -> Description | None:
     """What is there says of itself; None where there is nothing to be read."""
     try:
         return _read(folder, _command(bank, folder)) if (folder / _DESCRIPTION).is_file() else None
@@ -319,7 +328,7 @@ def _known(bank: Bank, folder: Path) -> Description | None:
         return None
 
 
-def _command(bank: Bank, folder: Path) -> str:
+def _command(bank: Snapshot, folder: Path) -> str:
     return f"spade-faiss index {bank.path} --recipe {folder.name}"
 
 
