@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from spade_faiss.images import ImageRecord, Skipped, check_skipped, find_images,
 from spade_faiss.index_build import Built, build_index, check_recipe
 from spade_faiss.recipe import Recipe, load_recipe
 from spade_faiss.stages import Stages
+
+if TYPE_CHECKING:
+    from spade_faiss.calibration import Calibration
 
 _SHARD_BYTES = 256 << 20
 _BATCHES_AHEAD = 3
@@ -192,6 +195,7 @@ class Fit:
 
     `added` images were extracted, `present` were in the bank before, `skipped` could not be read; `stage_s` are seconds by
     stage (stages in other threads overlap) and `total_s` the wall clock; `index` is None where nothing had to be built.
+    `calibration` is None where none was asked for, or none could be made: then `notice` says why.
     """
 
     bank: Bank
@@ -201,6 +205,8 @@ class Fit:
     stage_s: dict[str, float]
     total_s: float
     index: Built | None
+    calibration: Calibration | None
+    notice: str
 
 
 def fit(
@@ -215,10 +221,11 @@ def fit(
     normalize: str = "none",
     pool: int = 1,
     recipe: str | Path | Recipe | None = "exact",
+    calibrate: bool = True,
     max_skipped: int = MAX_SKIPPED,
     progress: bool = False,
 ) -> Fit:
-    """Extract the features of normal images into a bank, and build the recipe's index over it.
+    """Extract the features of normal images into a bank, build the recipe's index over it, and calibrate.
 
     Features are committed shard by shard, and an image that the bank holds is not extracted again: when interrupted, run the
     same call again and it goes on where it stopped.
@@ -233,7 +240,8 @@ def fit(
         dtype: of the stored maps, `float16` or `float32`.
         normalize: `none` or `l2`, see `Bank.create`.
         pool: see `Bank.create`.
-        recipe: the index to build; None to build none.
+        recipe: the index to build; None to build none, and not to calibrate.
+        calibrate: whether to calibrate the recipe, leaving one out, unless the bank is calibrated as it is; see `calibrate`.
         max_skipped: how many unreadable images to leave out before giving up.
         progress: show bars on stderr if that is a terminal.
 
@@ -284,6 +292,12 @@ def fit(
     if chosen is not None:
         with stages("index"):
             built = build_index(target, chosen, progress=progress)
+    calibration, notice = None, ""
+    if chosen is not None and calibrate:
+        with stages("calibrate"):
+            from spade_faiss.calibrate import calibrate_if_needed  # it scores, and so stands above this module
+
+            calibration, notice = calibrate_if_needed(target, chosen, progress=progress)
     return Fit(
         bank=target,
         added=len(target) - before,
@@ -292,6 +306,8 @@ def fit(
         stage_s=stages.seconds,
         total_s=stages.total_s,
         index=built,
+        calibration=calibration,
+        notice=notice,
     )
 
 

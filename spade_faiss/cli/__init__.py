@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from spade_faiss import __version__
-from spade_faiss.cli import banks, scores
+from spade_faiss.cli import banks, scores, verdicts
 from spade_faiss.cli.options import Commands
 from spade_faiss.errors import SpadeError
 
@@ -43,4 +43,5 @@ def _parser() -> argparse.ArgumentParser:
     commands = Commands(parser)
     banks.register(commands)
     scores.register(commands)
+    verdicts.register(commands)
     return parser

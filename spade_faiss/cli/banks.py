@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from spade_faiss.cli.options import Commands, add_max_skipped, add_recipe, add_weights
-from spade_faiss.cli.text import Output, format_settings, format_times
+from spade_faiss.cli.text import Output, describe_calibration, format_settings, format_times
 from spade_faiss.config import DEFAULT_BACKBONE, DTYPES, FRAMINGS, NORMALIZE, PRECISIONS, Preprocess
 from spade_faiss.device import format_bytes
 
@@ -24,6 +24,9 @@ def register(commands: Commands) -> None:
     )
     _add_extraction(fit)
     add_recipe(fit)
+    fit.add_argument(
+        "--no-calibrate", dest="calibrate", action="store_false", help="do not score a sample of the normal images for p-values"
+    )
     extract = commands.add(
         "extract",
         _extract,
@@ -45,14 +48,14 @@ def register(commands: Commands) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> Output:
-    return _describe_fit(_run_fit(arguments, arguments.recipe))
+    return _describe_fit(_run_fit(arguments, arguments.recipe, calibrate=arguments.calibrate))
 
 
 def _extract(arguments: argparse.Namespace) -> Output:
-    return _describe_fit(_run_fit(arguments, None))
+    return _describe_fit(_run_fit(arguments, None, calibrate=False))
 
 
-def _run_fit(arguments: argparse.Namespace, recipe: str | None) -> Fit:
+def _run_fit(arguments: argparse.Namespace, recipe: str | None, *, calibrate: bool) -> Fit:
     from spade_faiss.extract import fit
 
     return fit(
@@ -66,6 +69,7 @@ def _run_fit(arguments: argparse.Namespace, recipe: str | None) -> Fit:
         normalize=arguments.normalize,
         pool=arguments.pool,
         recipe=recipe,
+        calibrate=calibrate,
         max_skipped=arguments.max_skipped,
         progress=not arguments.quiet,
     )
@@ -82,6 +86,8 @@ def _describe_fit(done: Fit) -> Output:
         "bytes": bank.bytes_on_disk,
         "time": {"total_s": done.total_s, "stage_s": done.stage_s},
         "index": None if done.index is None else {"recipe": done.index.recipe, "bytes": done.index.bytes},
+        "calibration": None if done.calibration is None else describe_calibration(bank, done.calibration)[0],
+        "notice": done.notice or None,
     }
     each = format_bytes(bank.bytes_on_disk / len(bank))
     lines = [
@@ -89,6 +95,8 @@ def _describe_fit(done: Fit) -> Output:
         f"  added {done.added}, already there {done.present}, skipped {len(done.skipped)}",
         *(f"  skipped {item.id}: {item.reason}" for item in done.skipped),
         *([f"  index {done.index.recipe}: {format_bytes(done.index.bytes)}"] if done.index else []),
+        *([f"  {describe_calibration(bank, done.calibration)[1]}"] if done.calibration else []),
+        *([f"  {done.notice}"] if done.notice else []),
         format_times(done.stage_s, done.total_s, done.added),
     ]
     return numbers, "\n".join(lines)
@@ -125,12 +133,14 @@ def _index(arguments: argparse.Namespace) -> Output:
 
 def _info(arguments: argparse.Namespace) -> Output:
     from spade_faiss.bank import Bank
+    from spade_faiss.calibration import kept_calibrations
     from spade_faiss.gallery.store import built_galleries
     from spade_faiss.image_index import built_indexes
     from spade_faiss.results import bank_facts
 
     bank = Bank.open(arguments.bank)
     indexes, galleries = built_indexes(bank), built_galleries(bank)
+    calibrations = [describe_calibration(bank, item) for item in kept_calibrations(bank)]
     numbers = {
         **bank_facts(bank),
         "indexes": [
@@ -148,6 +158,7 @@ def _info(arguments: argparse.Namespace) -> Output:
             }
             for item in galleries
         ],
+        "calibrations": [numbers for numbers, _ in calibrations],
     }
     source = bank.manifest.source
     lines = [
@@ -170,6 +181,7 @@ def _info(arguments: argparse.Namespace) -> Output:
             f"{format_bytes(item.bytes)}"
             for item in galleries
         ),
+        *(f"  {text}" for _, text in calibrations),
     ]
     return numbers, "\n".join(lines)
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spade_faiss.bank import Bank
+    from spade_faiss.calibration import Calibration
 
 # The numbers for --json, and the text for people.
 Output = tuple[Mapping[str, Any], str]
@@ -19,3 +23,15 @@ def format_times(stage_s: Mapping[str, float], total_s: float, images: int) -> s
 def format_settings(settings: Mapping[str, object]) -> str:
     """Settings in one line."""
     return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def describe_calibration(bank: Bank, calibration: Calibration) -> Output:
+    """What a calibration is, and whether it still holds for its bank."""
+    from spade_faiss.verdicts import calibration_facts
+
+    outdated = calibration.outdated(bank)
+    n = len(calibration)
+    how = f"{n} held-out images" if calibration.mode == "split" else f"{n} of {calibration.available} images, leave one out"
+    numbers = {**calibration_facts(calibration), "current": not outdated, "notice": outdated or None}
+    text = f"calibration {calibration.way.options or 'default settings'}: {how}, alpha={calibration.alpha:g}"
+    return numbers, text + (f"; OUT OF DATE: {outdated}" if outdated else "")
