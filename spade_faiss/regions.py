@@ -1,14 +1,14 @@
 """Regions of a score map above a threshold: boxes and masks, in pixels of the backbone's input and of the original image.
 
-Masks are COCO's run-length encoding in its uncompressed form: the counts of pixels that are alternately outside and inside,
-column after column, outside first (https://github.com/cocodataset/cocoapi, `maskApi.h`; `pycocotools.mask.frPyObjects` takes
-them). It is fifteen lines; a compiled dependency for them would not be simpler.
+Masks are COCO's run-length encoding: the counts of pixels that are alternately outside and inside, column after column, outside
+first; as numbers, or as the text that `pycocotools.mask.decode` takes. Source: `rleEncode` and `rleToString` in
+https://github.com/cocodataset/cocoapi/blob/8c9bcc3/common/maskApi.c. A compiled dependency is not simpler than thirty lines.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,7 @@ class Extent:
     """Where a region is, in pixels of one picture.
 
     `size`: (height, width) of the picture. `box`: (x, y, width, height) of the region. `area`: its pixels. `peak`: (y, x) of
-    its strongest pixel. `counts`: its mask, COCO's uncompressed run lengths.
+    its strongest pixel. `counts`: its mask, COCO's run lengths.
     """
 
     size: tuple[int, int]
@@ -104,8 +104,44 @@ def encode(mask: Mask, corner: tuple[int, int] = (0, 0), size: tuple[int, ...] |
     return tuple(runs.tolist() if runs[-1] or len(runs) == 1 else runs[:-1].tolist())
 
 
-def decode(counts: tuple[int, ...], size: tuple[int, int]) -> Mask:
-    """(height, width), the mask of COCO's uncompressed run lengths.
+def to_text(counts: Sequence[int]) -> str:
+    """Run lengths as COCO's text: in groups of 5 bits, from the fourth on as the difference from the last but one."""
+    text = []
+    for i, count in enumerate(counts):
+        rest = count - counts[i - 2] if i > 2 else count
+        more = True
+        while more:
+            group, rest = rest & 0x1F, rest >> 5
+            more = rest != (-1 if group & 0x10 else 0)
+            text.append(chr(48 + (group | 0x20 if more else group)))
+    return "".join(text)
+
+
+def from_text(text: str) -> tuple[int, ...]:
+    """The run lengths of COCO's text.
+
+    Raises:
+        InputError: for what is no such text.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for char in text:
+        group = ord(char) - 48
+        if not 0 <= group < 64:
+            raise InputError(f"{char!r} does not belong into a mask's text")
+        value |= (group & 0x1F) << shift
+        shift += 5
+        if not group & 0x20:
+            value -= (1 << shift) if group & 0x10 else 0
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise InputError("a mask's text ends in the middle of a number")
+    return tuple(counts)
+
+
+def decode(counts: Sequence[int], size: tuple[int, int]) -> Mask:
+    """(height, width), the mask of COCO's run lengths.
 
     Raises:
         InputError: for runs that do not make up the picture.

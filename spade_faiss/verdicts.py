@@ -15,7 +15,7 @@ from spade_faiss.calibration import LEAVE_ONE_OUT, Calibration, Thresholds, Verd
 from spade_faiss.conformal import Bools, alarms, check_rate, images_needed, p_values, rate_bound, rate_interval
 from spade_faiss.detector import Detector
 from spade_faiss.errors import BankError, InputError
-from spade_faiss.regions import Region
+from spade_faiss.regions import Region, to_text
 from spade_faiss.report import charts
 from spade_faiss.report.model import Chart, Headline, Table
 
@@ -148,10 +148,9 @@ class Judged:
             else f"{n} held-out normal images"
         )
         yield f"Verdicts promise that {promise}. Calibrated on {how}."
-        if rule == "fdr" and not self.verdicts.alarm.any():
-            single = level / len(self.verdicts.alarm)
+        if rule == "fdr" and (single := level / len(self.verdicts.alarm)) < calibration.smallest_p:
             yield (
-                f"No alarm keeps fdr={level:g} here. A single one among {len(self.verdicts.alarm)} images takes a p-value of "
+                f"A single alarm among {len(self.verdicts.alarm)} images keeps fdr={level:g} with a p-value of at most "
                 f"{single:.3g}; the smallest that {n} calibration images give is {calibration.smallest_p:.3g}; "
                 f"it takes {images_needed(single)} of them."
             )
@@ -236,7 +235,7 @@ def _region_numbers(region: Region) -> dict[str, Any]:
                 "box": extent.box,
                 "area": extent.area,
                 "peak": extent.peak,
-                "segmentation": {"size": extent.size, "counts": extent.counts},
+                "segmentation": {"size": extent.size, "counts": to_text(extent.counts)},
             }
             for name, extent in (("input", region.input), ("original", region.original))
         },

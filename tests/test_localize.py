@@ -258,8 +258,8 @@ def check_written(found: Written, full: Written, flagged: npt.NDArray[np.bool_])
             of_map = dict.fromkeys(OF_MAP, "")
             assert {**line, **of_map} == {**of_all, **of_map}
             assert item["map_score"] is None
-    of_map = dict.fromkeys(OF_MAP, 0)
-    assert [{**item, **of_map} for item in found.numbers["scores"]] == [{**item, **of_map} for item in full.numbers["scores"]]
+    apart = dict.fromkeys(OF_MAP)
+    assert [{**item, **apart} for item in found.numbers["scores"]] == [{**item, **apart} for item in full.numbers["scores"]]
     # The page.
     assert sorted(found.cards()) == sorted(names)
     for name in full.ids:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from spade_faiss.errors import InputError
 from spade_faiss.files import atomic_path
+from spade_faiss.regions import to_text
 
 if TYPE_CHECKING:
     from spade_faiss.calibration import Verdicts
@@ -65,15 +66,15 @@ def write_csv(
 def write_regions_csv(path: str | os.PathLike[str], ids: Sequence[str], regions: Sequence[Sequence[Region]]) -> None:
     """Write a line for each region: its image, number, score and p-value, then where it is in the input and in the original.
 
-    Columns of the two begin with `input_` and `original_`: x, y, width, height of the box, area, peak_x, peak_y in pixels, and
-    the mask as COCO's uncompressed run lengths, `HEIGHTxWIDTH:COUNT COUNT ...`.
+    Columns of the two begin with `input_` and `original_`: x, y, width, height of the box, area, peak_x, peak_y in pixels, the
+    picture's size as HEIGHTxWIDTH, and the mask as COCO's run lengths in text.
 
     Args:
         path: the file to make or replace, atomically; its folder exists.
         ids: n image names.
         regions: of each of them, strongest first.
     """
-    names = ("x", "y", "width", "height", "area", "peak_x", "peak_y", "mask")
+    names = ("x", "y", "width", "height", "area", "peak_x", "peak_y", "size", "mask")
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(
@@ -83,8 +84,8 @@ def write_regions_csv(path: str | os.PathLike[str], ids: Sequence[str], regions:
             for number, region in enumerate(found, 1):
                 line: list[object] = [image, number, region.score, region.p_value]
                 for extent in (region.input, region.original):
-                    mask = f"{extent.size[0]}x{extent.size[1]}:{' '.join(map(str, extent.counts))}"
-                    line += [*extent.box, extent.area, extent.peak[1], extent.peak[0], mask]
+                    size = f"{extent.size[0]}x{extent.size[1]}"
+                    line += [*extent.box, extent.area, extent.peak[1], extent.peak[0], size, to_text(extent.counts)]
                 lines.writerow(line)
 
 
