@@ -75,7 +75,7 @@ def find_regions(
         y, x = np.unravel_index(int(inside.argmax()), mask.shape)
         corner = rows.start, columns.start
         at = _extent(mask, corner, scores.shape, (int(y), int(x)))
-        found.append((float(inside[y, x]), at, _in_original(mask, corner, at.peak, framed, image_size)))
+        found.append((float(inside[y, x]), at, _in_original(inside, corner, at.peak, framed, image_size)))
     assert len(found) == count
     found.sort(key=lambda region: (-region[0], region[1].box))
     p = p_value(np.array([score for score, _, _ in found], np.float64))
@@ -165,23 +165,32 @@ def _extent(mask: Mask, corner: tuple[int, int], size: tuple[int, ...], peak: tu
 
 
 def _in_original(
-    mask: Mask, corner: tuple[int, int], peak: tuple[int, int], framed: Frame, image_size: tuple[int, int]
+    inside: FloatArray, corner: tuple[int, int], peak: tuple[int, int], framed: Frame, image_size: tuple[int, int]
 ) -> Extent:
-    """The original's pixels whose centres fall into the region; where it covers none, the one that its peak falls into."""
+    """The original's pixels whose centres fall into the region; where it covers none, the one that its peak falls into.
+
+    `inside`: (h, w), the region's scores in its box, and -inf around them.
+    """
     (width, height), (left, top) = image_size, framed.offset
-    ys, rows = _pixels_under(corner[0] - top, mask.shape[0], framed.resized[1], height)
-    xs, columns = _pixels_under(corner[1] - left, mask.shape[1], framed.resized[0], width)
+    ys, rows = _pixels_under(corner[0] - top, inside.shape[0], framed.resized[1], height)
+    xs, columns = _pixels_under(corner[1] - left, inside.shape[1], framed.resized[0], width)
     at_peak = (
         _pixel_under(peak[0] - top, framed.resized[1], height),
         _pixel_under(peak[1] - left, framed.resized[0], width),
     )
-    large = mask[np.ix_(rows, columns)]
+    scores = inside[np.ix_(rows, columns)]
+    large = scores > -np.inf
     if not large.any():
         return _extent(np.ones((1, 1), np.bool_), at_peak, (height, width), (0, 0))
     y, x = np.flatnonzero(large.any(axis=1)), np.flatnonzero(large.any(axis=0))
+    part = slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)
     start = int(ys[y[0]]), int(xs[x[0]])
-    own_peak = at_peak[0] - start[0], at_peak[1] - start[1]
-    return _extent(large[y[0] : y[-1] + 1, x[0] : x[-1] + 1], start, (height, width), own_peak)
+    own = at_peak[0] - start[0], at_peak[1] - start[1]
+    covered = 0 <= own[0] < y.size and 0 <= own[1] < x.size and large[part][own]
+    if not covered:  # the original is coarser
+        row, column = np.unravel_index(int(scores[part].argmax()), scores[part].shape)
+        own = int(row), int(column)
+    return _extent(large[part], start, (height, width), own)
 
 
 def _pixels_under(start: int, length: int, resized: int, original: int) -> tuple[Ints, Ints]:
