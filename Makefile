@@ -25,6 +25,7 @@ types: $(INSTALLED)
 figures: $(INSTALLED)
 	$(BIN)/python -m benchmarks.main_job --data $(DATA) --out benchmarks/results
 	$(BIN)/python -m benchmarks.gallery --data $(DATA) --out benchmarks/results --recipes exact ivf compact location history
+	$(BIN)/python -m benchmarks.calibration --data $(DATA) --out benchmarks/results
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spade_faiss.backbone import Backbone, load_backbone
     from spade_faiss.bank import Bank
+    from spade_faiss.calibrating import calibrate
     from spade_faiss.config import Preprocess, Source
     from spade_faiss.detector import Detector
+    from spade_faiss.drifting import drift
     from spade_faiss.errors import SpadeError
     from spade_faiss.evaluation import evaluate, score_to
     from spade_faiss.extract import fit
@@ -53,6 +55,8 @@ _HOMES = {
     "Scores": "scoring",
     "Source": "config",
     "SpadeError": "errors",
+    "calibrate": "calibrating",
+    "drift": "drifting",
     "evaluate": "evaluation",
     "fit": "extract",
     "load_backbone": "backbone",
@@ -69,6 +73,8 @@ __all__ = [
     "Scores",
     "Source",
     "SpadeError",
+    "calibrate",
+    "drift",
     "evaluate",
     "fit",
     "load_backbone",

@@ -295,7 +295,7 @@ def fit(
     calibration, notice = None, ""
     if chosen is not None and calibrate:
         with stages("calibrate"):
-            from spade_faiss.calibrate import calibrate_if_needed  # it scores, and so stands above this module
+            from spade_faiss.calibrating import calibrate_if_needed  # it scores, and so stands above this module
 
             calibration, notice = calibrate_if_needed(target, chosen, progress=progress)
     return Fit(

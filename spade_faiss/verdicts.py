@@ -128,10 +128,12 @@ class Judged:
     def headlines(self) -> Iterator[Headline]:
         """The verdict in a few numbers."""
         alarm, rule = self.verdicts.alarm, self.verdicts.rule
-        yield Headline(label="Alarms", value=int(alarm.sum()), note=f"of {len(alarm)} images, {rule}={self.verdicts.level:g}")
-        if self.defective is not None:
-            yield Headline(label="False alarms", value=float(alarm[~self.defective].mean()), note="share of normal images")
-            yield Headline(label="Detected", value=float(alarm[self.defective].mean()), note="share of defective images")
+        at = f"{rule}={self.verdicts.level:g}"
+        if self.defective is None:
+            yield Headline(label="Alarms", value=int(alarm.sum()), note=f"of {len(alarm)} images, {at}")
+        else:
+            yield Headline(label="False alarms", value=float(alarm[~self.defective].mean()), note=f"of normal images, {at}")
+            yield Headline(label="Detected", value=float(alarm[self.defective].mean()), note=f"of defective images, {at}")
 
     def notices(self) -> Iterator[str]:
         """What the reader must know of the promise."""

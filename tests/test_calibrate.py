@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spade_faiss import Bank, Detector, FeatureBatch, SpadeError, fit
-from spade_faiss.calibrate import calibrate, calibrate_if_needed
+from spade_faiss.calibrating import calibrate, calibrate_if_needed
 from spade_faiss.calibration import Calibration, Way, find_calibration, kept_calibrations, write_calibration
 from spade_faiss.config import Method
 from spade_faiss.conformal import PixelCounts, p_values

@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 
 from spade_faiss import Bank, Detector, FeatureBatch
-from spade_faiss.calibrate import calibrate
-from spade_faiss.drift import drift, moved_p_value, write_drift
+from spade_faiss.calibrating import calibrate
+from spade_faiss.drifting import drift, moved_p_value, write_drift
 from spade_faiss.errors import InputError, NotFoundError
 from spade_faiss.report.scorefile import ScoreWriter
 from tests.oracle import bank_of, batch_of, product

@@ -51,7 +51,7 @@ def register(commands: Commands) -> None:
 
 
 def _calibrate(arguments: argparse.Namespace) -> Output:
-    from spade_faiss.calibrate import calibrate
+    from spade_faiss.calibrating import calibrate
     from spade_faiss.calibration import Thresholds
 
     detector = open_detector(arguments)
@@ -81,7 +81,7 @@ def _calibrate(arguments: argparse.Namespace) -> Output:
 def _drift(arguments: argparse.Namespace) -> Output:
     from pathlib import Path
 
-    from spade_faiss.drift import drift, drift_numbers, write_drift
+    from spade_faiss.drifting import drift, drift_numbers, write_drift
 
     found = drift(arguments.results, bank=arguments.bank, level=arguments.level, defects=arguments.defects)
     first = Path(arguments.results[0])
