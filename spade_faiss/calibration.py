@@ -222,13 +222,17 @@ class Calibration:
             level=float((fdr or 0.0) if alpha is None else alpha),
         )
 
-    def thresholds(self, alpha: float) -> Thresholds:
+    def thresholds(self, alpha: float, *, maps: bool = True) -> Thresholds:
         """What alpha means in scores.
+
+        Args:
+            alpha: the promised rate.
+            maps: whether images get maps; without, the image score alone decides.
 
         Raises:
             InputError: for an alpha that so few images cannot promise.
         """
-        image, by_map = alarm_thresholds(self.scores, alpha)
+        image, by_map = alarm_thresholds(self.scores, alpha) if maps else (threshold(self.scores[:, 0], alpha), math.inf)
         return Thresholds(
             alpha=alpha,
             image=image,
@@ -285,6 +289,23 @@ def find_calibration(bank: Bank, way: Way) -> Calibration | None:
     if found.way != way:
         raise BankError(f"{path} is the calibration of another way of scoring, {found.way}; run: {command(bank, way)}")
     return found
+
+
+def flag_threshold(bank: Bank, way: Way, method: Method) -> float | None:
+    """The image score above which `localize='flagged'` looks, by a score or by a p-value; None where it says neither.
+
+    Raises:
+        BankError: if a p-value is asked for and there is no calibration, or one that is damaged or out of date.
+        InputError: for a p-value that so few calibration images cannot give.
+    """
+    if method.flag_below_p is None:
+        return method.flag_above
+    calibration = find_calibration(bank, way)
+    if calibration is None:
+        raise BankError(f"flag_below_p needs a calibration, {bank.path} has none; make it with: {command(bank, way)}")
+    if outdated := calibration.outdated(bank):
+        raise BankError(outdated)
+    return threshold(calibration.scores[:, 0], method.flag_below_p)
 
 
 def kept_calibrations(bank: Bank) -> list[Calibration]:

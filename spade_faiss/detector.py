@@ -14,11 +14,10 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from spade_faiss.bank import Bank
-from spade_faiss.calibration import Way, command, find_calibration
+from spade_faiss.calibration import Way, flag_threshold
 from spade_faiss.config import MAX_SKIPPED, MEMORY, Method
-from spade_faiss.conformal import threshold
 from spade_faiss.device import parse_bytes, plan
-from spade_faiss.errors import BankError, InputError, NotFoundError
+from spade_faiss.errors import InputError, NotFoundError
 from spade_faiss.features import FeatureBatch, FloatArray, Level, check_ids, prepare
 from spade_faiss.gallery import GallerySearch, find_method
 from spade_faiss.gallery.blocks import BlockCache, Blocks
@@ -51,7 +50,7 @@ class Detector:
         self.recipe = recipe
         self.method = method
         self.way = Way.of(recipe, method)
-        self._flag_above = _flag_above(bank, self.way, method)
+        self._flag_above = flag_threshold(bank, self.way, method)
         self._searched = _searched_levels(bank.layout.levels, method.fusion)
         self._images = ImageIndex.open(bank, recipe)
         self._workers = Workers()
@@ -352,18 +351,6 @@ class Detector:
         size = (level.height, level.width)
         parts = [maps_of(part.name).astype(np.float32, copy=False) for part in self.bank.layout.levels]
         return np.concatenate([part if part.shape[1:3] == size else upsample(part, size) for part in parts], axis=-1)
-
-
-def _flag_above(bank: Bank, way: Way, method: Method) -> float | None:
-    """The image score above which `flagged` looks."""
-    if method.flag_below_p is None:
-        return method.flag_above
-    calibration = find_calibration(bank, way)
-    if calibration is None:
-        raise BankError(f"flag_below_p needs a calibration, {bank.path} has none; make it with: {command(bank, way)}")
-    if outdated := calibration.outdated(bank):
-        raise BankError(outdated)
-    return threshold(calibration.scores[:, 0], method.flag_below_p)
 
 
 def _floats(shape: tuple[int, ...]) -> int:

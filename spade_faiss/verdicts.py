@@ -64,7 +64,9 @@ class Judge:
             check_rate("fdr", fdr)
         return Judge(
             calibration=calibration,
-            thresholds=calibration.thresholds(calibration.alpha if alpha is None else alpha),
+            thresholds=calibration.thresholds(
+                calibration.alpha if alpha is None else alpha, maps=detector.method.localize != "none"
+            ),
             fdr=fdr,
         ), ""
 

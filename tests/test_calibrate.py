@@ -264,6 +264,10 @@ class TestVerdicts:
         assert verdicts.p_value.tolist() == verdicts.p_image.tolist()
         assert np.isnan(verdicts.p_map).all()
         assert verdicts.alarm.tolist() == [False, False, True]
+        for alpha in (0.04, 0.2, 0.5):
+            limit = found.thresholds(alpha, maps=False).image
+            assert [score > limit for score in scores] == found.judge(scores, None, alpha=alpha).alarm.tolist()
+        assert found.thresholds(0.2, maps=False).image < found.thresholds(0.2).image, "two tests share alpha"
 
     def test_too_small_an_alpha(self, calibrated: Path) -> None:
         found = find_calibration(Bank.open(calibrated), Detector.open(calibrated).way)
