@@ -2,11 +2,10 @@
 
 Two modes, both from normal images alone:
 - `split`: images that are not in the bank. They and a new normal image are exchangeable: every rate holds in finite samples.
-- `leave_one_out`: the bank's own images, each scored against all the others; none is spent on calibration. The image score of a
-  new image is at most what it would be against one image fewer, so that its p-values are too high, never too low: a nearest
-  neighbour that is added can only be nearer. (Put the new image among the bank's; scored each against all others, they are
-  exchangeable, and leaving the new one out of the others' neighbours only raises their scores.) The map's maximum has no such
-  order, as the gallery has other images in it: its rate is approximate. README says by how much.
+- `leave_one_out`: the bank's own images, each scored against all the others; none is spent on calibration. With an exact search,
+  the p-values of image scores are valid, too, and a little too high. Put the new image among the bank's: scored each against
+  all others, they are exchangeable. Leaving the new one out of the others' neighbours, as we do, only raises their scores.
+  The map's maximum has no such order, as its gallery has other images then: its rate is approximate. README says by how much.
 """
 
 from __future__ import annotations

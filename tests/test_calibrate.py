@@ -68,6 +68,22 @@ class TestModes:
         limit = made.pixels.threshold(0.2, N)
         assert (expected.maps > limit).mean() <= (0.2 * (N + 1) - 1) / N < (expected.maps > limit * 0.995).mean()
 
+    def test_whichever_image_is_new_its_image_score_is_an_alarm_as_seldom_as_promised(self, tmp_path: Path) -> None:
+        """Leaving one out is valid in finite samples for the image score: no approximation, whatever the images."""
+        features, n = product(4, 10, SHAPES, DIM), 10
+        features.embedding[:] = np.random.default_rng(0).normal(size=features.embedding.shape)
+        p = []
+        for new in range(n):
+            rest = [row for row in range(n) if row != new]
+            made = bank_of(tmp_path / f"without {new}", features[rest], input_size=INPUT)
+            detector = Detector.open(made.path, k_image=2, k_gallery=2)
+            calibration = calibrate(detector)
+            score = detector.score_features(batch_of(features[[new]], ["new"])).image_score
+            p.append(float(p_values(np.array(calibration.image_score), score)[0]))
+        for count in range(1, n + 1):
+            assert sum(value <= count / n + 1e-9 for value in p) <= count
+        assert len(set(p)) > n / 2
+
     @pytest.mark.parametrize("memory", ["2GiB", "97MiB"])
     def test_the_sample_is_drawn_once_and_named(self, bank: Bank, memory: str) -> None:
         detector = Detector.open(bank.path, memory=memory)
