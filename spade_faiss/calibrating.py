@@ -2,8 +2,8 @@
 
 Two modes, both from normal images alone:
 - `split`: images that are not in the bank. They and a new normal image are exchangeable: every rate holds in finite samples.
-- `leave_one_out`: the bank's own images, each scored against all the others; none is spent on calibration. With an exact search,
-  the p-values of image scores are valid, too, and a little too high. Put the new image among the bank's: scored each against
+- `leave_one_out`: the bank's own images, each scored against all the others; none is spent on calibration. With an exact search
+  the p-values of image scores are valid too, and a little too high. Put the new image among the bank's: scored each against
   all others, they are exchangeable. Leaving the new one out of the others' neighbours, as we do, only raises their scores.
   The map's maximum has no such order, as its gallery has other images then: its rate is approximate. README says by how much.
 """

@@ -251,6 +251,22 @@ class Calibration:
         )
 
 
+def calibration_facts(calibration: Calibration) -> dict[str, Any]:
+    """What identifies a calibration."""
+    return {
+        "key": calibration.way.key,
+        "way": asdict(calibration.way),
+        "mode": calibration.mode,
+        "images": len(calibration),
+        "available": calibration.available,
+        "seed": calibration.seed,
+        "alpha": calibration.alpha,
+        "smallest_p": calibration.smallest_p,
+        "generation": calibration.generation,
+        "versions": calibration.versions,
+    }
+
+
 def state_of(bank: Bank) -> dict[str, Any]:
     """What a calibration says of the bank that it is made with, and of the libraries that it is made by."""
     packages = {name: version(name) for name in ("spade-faiss", "numpy", "scipy")}

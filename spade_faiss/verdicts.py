@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spade_faiss.calibration import LEAVE_ONE_OUT, Calibration, Thresholds, Verdicts, command, find_calibration
+from spade_faiss.calibration import (
+    LEAVE_ONE_OUT,
+    Calibration,
+    Thresholds,
+    Verdicts,
+    calibration_facts,
+    command,
+    find_calibration,
+)
 from spade_faiss.conformal import Bools, alarms, check_rate, images_needed, p_values, rate_bound, rate_interval
 from spade_faiss.detector import Detector
 from spade_faiss.errors import BankError, InputError
@@ -201,22 +209,6 @@ class Judged:
         else:
             yield "normal", ~self.defective
             yield "defective", self.defective
-
-
-def calibration_facts(calibration: Calibration) -> dict[str, Any]:
-    """What identifies a calibration."""
-    return {
-        "key": calibration.way.key,
-        "way": asdict(calibration.way),
-        "mode": calibration.mode,
-        "images": len(calibration),
-        "available": calibration.available,
-        "seed": calibration.seed,
-        "alpha": calibration.alpha,
-        "smallest_p": calibration.smallest_p,
-        "generation": calibration.generation,
-        "versions": calibration.versions,
-    }
 
 
 def _finite(threshold: float) -> float | None:

@@ -27,7 +27,7 @@ def format_settings(settings: Mapping[str, object]) -> str:
 
 def describe_calibration(bank: Bank, calibration: Calibration) -> Output:
     """What a calibration is, and whether it still holds for its bank."""
-    from spade_faiss.verdicts import calibration_facts
+    from spade_faiss.calibration import calibration_facts
 
     outdated = calibration.outdated(bank)
     n = len(calibration)
