@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -148,11 +149,11 @@ def official(data: Path, scratch: Path) -> list[Figures]:
     """What a user gets who fits on a set's training images, all of them or holding out whole runs, and evaluates its test.
 
     magnetic_tile's test images are of other tiles than its training images: one by one they are not exchangeable, and an
-    image that is left out has others of its own tile in the bank. Runs of consecutive images that are held out have not.
+    image that is left out has others of its own tile in the bank. Runs of consecutive numbers that are held out have not.
     """
     rows = []
     for name in OFFICIAL:
-        every = sorted((data / name / "train" / "good").iterdir())
+        every = sorted((data / name / "train" / "good").iterdir(), key=_number)
         held_out = [path for place, path in enumerate(every) if place // RUN % HELD_OUT_RUN == 0]
         for mode in ("leave_one_out", "split"):
             bank, out = scratch / f"{name}-{mode}.bank", scratch / f"{name}-{mode}"
@@ -270,6 +271,11 @@ def _extract(dataset: Path, bank: Path) -> Bank:
 
 def _kind(image: str) -> str:
     return Path(image).parent.name
+
+
+def _number(path: Path) -> int:
+    """In which order images were taken: the last number in their names."""
+    return int(re.findall(r"\d+", path.stem)[-1])
 
 
 def _read(every: Bank, rows: Ints) -> FeatureBatch:
