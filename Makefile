@@ -26,6 +26,7 @@ figures: $(INSTALLED)
 	$(BIN)/python -m benchmarks.main_job --data $(DATA) --out benchmarks/results
 	$(BIN)/python -m benchmarks.gallery --data $(DATA) --out benchmarks/results --recipes exact ivf compact location history
 	$(BIN)/python -m benchmarks.durability --out benchmarks/results
+	$(BIN)/python -m benchmarks.calibration --data $(DATA) --out benchmarks/results
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -30,7 +30,7 @@ from PIL import Image
 
 from spade_faiss import Backbone, Bank, Detector, FeatureBatch, Level, Preprocess, update_indexes, verify
 from spade_faiss.errors import BankError, InputError, SpadeError
-from spade_faiss.extract import fit
+from spade_faiss.extract import extract
 from spade_faiss.features import concatenate
 from spade_faiss.index_build import build_index
 from spade_faiss.recipe import Build, Recipe
@@ -99,7 +99,8 @@ def _extract(folder: Path, images: Path) -> None:
         torch.nn.Conv2d(3, 4, 3, stride=4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
     )
     backbone = Backbone(network, name="small", taps={"x": "1"}, embedding="3", preprocess=Preprocess(resize=16, crop=16))
-    fit(images, bank=folder.with_name(folder.name + " extracted"), backbone=backbone, recipe="hnsw")
+    done = extract(images, bank=folder.with_name(folder.name + " extracted"), backbone=backbone)
+    build_index(done.bank, RECIPES[0])
 
 
 def script(images: Path) -> list[tuple[str, Callable[..., None], tuple[Any, ...]]]:

@@ -96,7 +96,7 @@ def extraction_overhead(dataset: Path, scratch: Path) -> dict[str, Any]:
         import numpy as np
         from spade_faiss.backbone import load_backbone
         from spade_faiss.device import BATCH_SIZE
-        from spade_faiss.extract import fit
+        from spade_faiss.fitting import fit
         from spade_faiss.images import find_images, load, to_input
         backbone = load_backbone("efficientnet_lite0")
         images = {str(dataset / "train/good")!r}
@@ -110,7 +110,7 @@ def extraction_overhead(dataset: Path, scratch: Path) -> dict[str, Any]:
                 backbone(batch)
             forward_s = time.perf_counter() - start
             start = time.perf_counter()
-            done = fit(images, bank=Path({str(scratch)!r}) / f"extraction-{{repeat}}.bank", backbone=backbone)
+            done = fit(images, bank=Path({str(scratch)!r}) / f"{{repeat}}.bank", backbone=backbone, calibrate=False)
             extract_s = time.perf_counter() - start
             if repeat:  # the first is the warm-up
                 rows.append(dict(forward_s=forward_s, extract_s=extract_s, stage_s=done.stage_s))
@@ -153,7 +153,7 @@ def wide_resnet(dataset: Path, scratch: Path) -> dict[str, Any]:
         """
     )
     bank = scratch / "wide.bank"
-    fitted = cli("fit", dataset / "train/good", "--bank", bank, "--weights", weights)
+    fitted = cli("fit", dataset / "train/good", "--bank", bank, "--weights", weights, "--no-calibrate")
     scored = cli("score", dataset / "test", "--bank", bank, "--out", scratch / "wide")
     return {
         "bytes_per_image": fitted["bytes"] / fitted["images"],

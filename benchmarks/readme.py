@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable
@@ -25,6 +26,7 @@ def filled(text: str) -> str:
     """README with every table between `<!-- name -->` and `<!-- /name -->` computed anew."""
     figures: Figures = json.loads((RESULTS / "main_job.json").read_bytes())
     figures["durability"] = json.loads((RESULTS / "durability.json").read_bytes())
+    figures["calibration"] = json.loads((RESULTS / "calibration.json").read_bytes())
     figures["gallery"] = json.loads((RESULTS / "gallery.json").read_bytes())
     for name, table in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
@@ -144,18 +146,83 @@ def _durability(figures: Figures) -> str:
     kills, fills, fuzz, readers, add = (found[name] for name in ("kills", "fills", "fuzz", "readers", "add"))
     faults = sum(len(part["faults"]) for part in (kills, fills, fuzz, readers))
     hit = ", ".join(f"{name} {count}" for name, count in sorted(kills["hit"].items()))
+    again = add["build_s"] + add["index_s"]
     lines = [
         f"- {kills['count']} kills at random instants ({hit}), each followed by `verify --deep` and the same command again; "
         f"{fills['full']} of {fills['runs']} runs on a disk with little room ran out of it; {fuzz['mutants']} damaged files, "
-        f"{fuzz['refused']} refused, {fuzz['equal']} as good as before; {readers['readers']} readers beside a writer that added "
-        f"{readers['added']} images and compacted, {readers['results']} results, {readers['generations_seen']} generations seen. "
-        f"Lost, torn or wrong: {faults}.",
-        f"- Adding {add['added']} images to {add['images']}: {1000 * add['add_s']:.0f} ms and {_mib(add['bytes_written'])} written, "
-        f"the index folds them in in {1000 * add['update_s']:.0f} ms; building it all again: "
-        f"{add['build_s'] + add['index_s']:.1f} s and {_mib(add['bank_bytes'])} (features given, {add['shards_rewritten']} shards "
-        f"rewritten).",
+        f"{fuzz['refused']} refused, {fuzz['equal']} as good as before; {readers['readers']} readers beside a writer that "
+        f"added {readers['added']} images and compacted, {readers['results']} results of {readers['generations_seen']} "
+        f"generations. Lost, torn or wrong: {faults}.",
+        f"- Adding {add['added']} images to {add['images']}: {1000 * add['add_s']:.0f} ms, {_mib(add['bytes_written'])}, "
+        f"{add['shards_rewritten']} shards rewritten; the index takes them in in {1000 * add['update_s']:.0f} ms. Building it "
+        f"all again: {again:.1f} s, {_mib(add['bank_bytes'])} (features given).",
     ]
     return "\n".join(lines)
+
+
+def _calibration(figures: Figures) -> str:
+    """Alarms among normal and among defective test images, by the rate asked for; both tests together."""
+    rows: dict[tuple[Any, ...], list[str]] = {}
+    for row in figures["calibration"]["rates"]:
+        if row["test"] == "both":
+            false, detected = row["false_alarms"], row["detected"]
+            cell = f"{_percent(false['rate'])} ({_interval(false)}); {100 * detected['rate']:.0f}"
+            rows.setdefault((row["set"], _MODES[row["mode"]], row["bank"], row["calibration"]), []).append(cell)
+    asked = sorted({row["alpha"] for row in figures["calibration"]["rates"]})
+    header = ("set", "calibration", "bank", "n", *(f"alpha {100 * alpha:g} %" for alpha in asked))
+    return _table(header, ((*of, *cells) for of, cells in rows.items()))
+
+
+def _calibration_facts(figures: Figures) -> str:
+    found = figures["calibration"]
+    fdr = found["simulation"]["fdr"]
+    lines = [*_simulated(found["simulation"])]
+    lines.append(
+        f"- `--fdr {fdr['asked']:g}` there, {fdr['normal']} normal images and {fdr['outliers']} outliers a batch: "
+        f"{_percent(fdr['false_share'])} % of the alarms were false on average "
+        f"(± {_percent(1.96 * fdr['false_share_error'])}), {100 * fdr['found']:.0f} % of the outliers were found."
+    )
+    for name in dict.fromkeys(row["set"] for row in found["official"]):
+        parts = []
+        for mode, text in _MODES.items():
+            rows = [row for row in found["official"] if (row["set"], row["mode"]) == (name, mode)]
+            rates = (f"{_percent(row['normal']['rate'])} ({_interval(row['normal'])})" for row in rows if row["alpha"] >= 0.05)
+            parts.append(f"{text}, n={rows[0]['calibration']}: {', '.join(rates)}")
+        lines.append(f"- {name}'s own split, false alarms in % at alpha 5 and 10 %: {'; '.join(parts)}.")
+    for row in found["cost"]:
+        lines.append(
+            f"- Calibrating {row['n']} of {row['normals']} images (efficientnet_lite0's shapes) takes {row['total_s']:.1f} s; "
+            f"{_mib(row['peak_bytes'])} at the peak, {_mib(row['start_bytes'])} at the start, `--memory {row['memory']}`."
+        )
+    return "\n".join(lines)
+
+
+def _simulated(simulation: Figures) -> Iterable[str]:
+    yield (
+        f"- Simulated exchangeable features, {simulation['repetitions']} repetitions of {simulation['tested']} test images, "
+        "false alarms in % at alpha 5 %, by the image score, the map's maximum, and both together:"
+    )
+    asked = [row for row in simulation["rows"] if row["alpha"] == 0.05]
+    for mode, bank in dict.fromkeys((row["mode"], row["bank"]) for row in asked):
+        rows = {row["test"]: row for row in asked if (row["mode"], row["bank"]) == (mode, bank)}
+        rates = ", ".join(f"{_percent(rows[test]['rate'])} ({_interval(rows[test])})" for test in ("image", "map", "both"))
+        n = rows["image"]["calibration"]
+        most = _percent(math.floor(0.05 * (n + 1) + 1e-9) / (n + 1))
+        yield f"  - {_MODES[mode]}, {bank} images in the bank, n={n}, of which {most} can be had: {rates}"
+    firsts = [row for row in simulation["rows"] if row["mode"] == "split"]
+    inside = sum(row["first"]["interval"][0] <= row["alpha"] <= row["first"]["interval"][1] for row in firsts)
+    yield (
+        "- Split, of one test image a repetition, which makes the counts binomial: "
+        f"the promised rate lies in {inside} of {len(firsts)} 95 % intervals."
+    )
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f}"
+
+
+def _interval(row: Figures) -> str:
+    return "–".join(_percent(max(0.0, bound)) for bound in row["interval"])
 
 
 def _ms(spread: Figures) -> str:
@@ -191,6 +258,7 @@ _PEERS = {
     "knn": "faiss.knn",
     "knn_low_threshold": "same, lower threshold",
 }
+_MODES = {"split": "split", "leave_one_out": "leave one out"}
 _RECIPES = ("exact", "ivf", "compact", "location", "history")
 
 TABLES: dict[str, Callable[[Figures], str]] = {
@@ -201,6 +269,8 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "gallery_quality": _gallery_quality,
     "gallery_facts": _gallery_facts,
     "durability": _durability,
+    "calibration": _calibration,
+    "calibration_facts": _calibration_facts,
     "machine": _machine,
 }
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spade_faiss.backbone import Backbone, load_backbone
     from spade_faiss.bank import Bank
+    from spade_faiss.calibrating import calibrate
     from spade_faiss.config import Preprocess, Source
     from spade_faiss.detector import Detector
+    from spade_faiss.drifting import drift
     from spade_faiss.errors import SpadeError
     from spade_faiss.evaluation import evaluate, score_to
-    from spade_faiss.extract import add, fit
+    from spade_faiss.extract import add
     from spade_faiss.features import FeatureBatch, Level
+    from spade_faiss.fitting import fit
     from spade_faiss.index_build import update_indexes
     from spade_faiss.leave_one_out import suspects
     from spade_faiss.scoring import Scores
@@ -57,8 +60,10 @@ _HOMES = {
     "Source": "config",
     "SpadeError": "errors",
     "add": "extract",
+    "calibrate": "calibrating",
+    "drift": "drifting",
     "evaluate": "evaluation",
-    "fit": "extract",
+    "fit": "fitting",
     "load_backbone": "backbone",
     "score_to": "evaluation",
     "suspects": "leave_one_out",
@@ -77,6 +82,8 @@ __all__ = [
     "Source",
     "SpadeError",
     "add",
+    "calibrate",
+    "drift",
     "evaluate",
     "fit",
     "load_backbone",

@@ -101,7 +101,8 @@ class Method:
     `k_image`: nearest normals that the image score averages. `k_gallery`: nearest normals whose maps are searched.
     `kappa`: nearest gallery vectors that a pixel score averages. `distance`: `l2`, or `squared_l2` as in the paper,
     for image and pixel scores alike. `sigma`: of the Gaussian that smooths the map, in input pixels; 0 leaves it as it is.
-    `localize`: which images get a map, `all`, `none`, or those `flagged`: with an image score above `flag_above`.
+    `localize`: which images get a map, `all`, `none`, or those `flagged`: with an image score above
+    `flag_above`, or with a p-value of it of at most `flag_below_p`, by the bank's calibration.
     """
 
     k_image: int = 5
@@ -112,6 +113,7 @@ class Method:
     sigma: float = 4.0
     localize: str = "all"
     flag_above: float | None = None
+    flag_below_p: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("k_image", "k_gallery", "kappa"):
@@ -121,15 +123,24 @@ class Method:
         if not _is_finite(self.sigma) or self.sigma < 0:
             raise InputError(f"sigma={self.sigma!r} must be a number of 0 or more")
         check_choice("localize", self.localize, LOCALIZE)
-        if self.localize == "flagged" and not _is_finite(self.flag_above):
+        limits = {name: getattr(self, name) for name in ("flag_above", "flag_below_p") if getattr(self, name) is not None}
+        if len(limits) > 1:
             raise InputError(
-                f"localize='flagged' needs flag_above, the image score from which on it looks; got {self.flag_above!r}"
+                f"flag_above={self.flag_above!r} and flag_below_p={self.flag_below_p!r} exclude each other; give one"
             )
-        if self.localize != "flagged" and self.flag_above is not None:
+        given = next(iter(limits.values()), None)
+        if self.localize == "flagged" and not _is_finite(given):
             raise InputError(
-                f"flag_above={self.flag_above!r} does nothing with localize={self.localize!r}; use localize='flagged'"
+                "localize='flagged' needs flag_above, the image score from which on it looks, "
+                f"or flag_below_p, the p-value up to which it does; got {given!r}"
             )
-        for name in ("sigma", "flag_above"):  # a NumPy number is one too, but none that JSON knows
+        if self.localize != "flagged" and limits:
+            raise InputError(
+                f"{next(iter(limits))}={given!r} does nothing with localize={self.localize!r}; use localize='flagged'"
+            )
+        if self.flag_below_p is not None and not 0 < self.flag_below_p < 1:
+            raise InputError(f"flag_below_p={self.flag_below_p!r} must be between 0 and 1")
+        for name in ("sigma", "flag_above", "flag_below_p"):  # a NumPy number is one too, but none that JSON knows
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, float(getattr(self, name)))
 

@@ -53,4 +53,4 @@ def hash_json(content: dict[str, Any]) -> str:
 
 def _other_version(schema: object, schemas: tuple[int, ...], remedy: str) -> str:
     newer = isinstance(schema, int) and schema > schemas[-1]
-    return "it was written by a newer spade_faiss: install that" if newer else remedy
+    return f"it was written by a newer spade_faiss: install that, or {remedy}" if newer else remedy

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from spade_faiss.bank import Bank
+from spade_faiss.calibration import Way, flag_threshold
 from spade_faiss.config import MAX_SKIPPED, MEMORY, Method
 from spade_faiss.device import parse_bytes, plan
 from spade_faiss.errors import InputError
@@ -50,6 +51,8 @@ class Detector:
         self.bank = bank = bank.snapshot() if isinstance(bank, Bank) else bank
         self.recipe = recipe
         self.method = method
+        self.way = Way.of(recipe, method)
+        self._flag_above = flag_threshold(bank, self.way, method)
         self._searched = _searched_levels(bank.layout.levels, method.fusion)
         self._memory = memory
         self._images = ImageIndex.open(bank, recipe)
@@ -76,6 +79,7 @@ class Detector:
         sigma: float = 4.0,
         localize: str = "all",
         flag_above: float | None = None,
+        flag_below_p: float | None = None,
         memory: str | int = MEMORY,
         backbone: str | Backbone | None = None,
         weights: str | Path | None = None,
@@ -85,14 +89,14 @@ class Detector:
         Args:
             bank: the bank's folder.
             recipe: a recipe's name or file.
-            k_image, k_gallery, kappa, fusion, distance, sigma, localize, flag_above: see `Method`.
+            k_image, k_gallery, kappa, fusion, distance, sigma, localize, flag_above, flag_below_p: see `Method`.
             memory: how much the process may grow by while it scores, for instance `2GiB`: batches and caches follow from it.
             backbone: a backbone in place of the one the bank names; it must be the same network with the same weights.
             weights: where the bank's backbone's weights are, if they are not where they were or cannot be downloaded.
 
         Raises:
             NotFoundError: if there is no such bank or recipe.
-            BankError: if the bank or its index is damaged or missing.
+            BankError: if the bank or its index is damaged or missing; with `flag_below_p`, if its calibration is.
             InputError: for a setting out of range, more neighbours than normal images, too little memory, or a backbone that
                 is not the bank's.
         """
@@ -105,6 +109,7 @@ class Detector:
             sigma=sigma,
             localize=localize,
             flag_above=flag_above,
+            flag_below_p=flag_below_p,
         )
         opened = Bank.open(bank)
         _check_neighbors(opened, method)
@@ -324,8 +329,8 @@ class Detector:
     def _looks_at(self, image_score: FloatArray) -> npt.NDArray[np.bool_]:
         """Which images the pixel search runs for."""
         if self.method.localize == "flagged":
-            assert self.method.flag_above is not None
-            return image_score > self.method.flag_above
+            assert self._flag_above is not None
+            return image_score > self._flag_above
         return np.full(image_score.shape, self.method.localize == "all")
 
     def _search_level(

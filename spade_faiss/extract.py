@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,8 +18,8 @@ from spade_faiss.errors import InputError, NotFoundError
 from spade_faiss.features import FeatureBatch, Layout, concatenate, prepare
 from spade_faiss.files import hash_file
 from spade_faiss.images import ImageRecord, Skipped, find_images
-from spade_faiss.index_build import Built, build_index, check_recipe
-from spade_faiss.recipe import Recipe, load_recipe
+from spade_faiss.index_build import check_recipe
+from spade_faiss.recipe import Recipe
 from spade_faiss.shards import SHARD_BYTES
 from spade_faiss.snapshot import Snapshot
 from spade_faiss.stages import Stages
@@ -77,12 +77,12 @@ class _ShardBuffer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
-    """What `fit` or `add` did.
+class Added:
+    """What `extract` or `add` did.
 
     `added` images were extracted, `present` were in the bank before, `removed` were taken out of it and are not taken in again,
     `duplicates` have the content of another one, `skipped` could not be read; `stage_s` are seconds by stage (stages in other
-    threads overlap) and `total_s` the wall clock; `index` is None where nothing had to be built.
+    threads overlap) and `total_s` the wall clock.
     """
 
     bank: Bank
@@ -93,10 +93,9 @@ class Fit:
     skipped: tuple[Skipped, ...]
     stage_s: dict[str, float]
     total_s: float
-    index: Built | None
 
 
-def fit(
+def extract(
     images: Images,
     *,
     bank: str | Path,
@@ -107,11 +106,11 @@ def fit(
     dtype: str = "float16",
     normalize: str = "none",
     pool: int = 1,
-    recipe: str | Path | Recipe | None = "exact",
+    recipe: Recipe | None = None,
     max_skipped: int = MAX_SKIPPED,
     progress: bool = False,
-) -> Fit:
-    """Extract the features of normal images into a bank, and build the recipe's index over it.
+) -> Added:
+    """Extract the features of normal images into a bank, which is made if there is none.
 
     Features are committed shard by shard, and an image that the bank holds is not extracted again: when interrupted, run the
     same call again and it goes on where it stopped.
@@ -126,7 +125,7 @@ def fit(
         dtype: of the stored maps, `float16` or `float32`.
         normalize: `none` or `l2`, see `Bank.create`.
         pool: see `Bank.create`.
-        recipe: the index to build; None to build none.
+        recipe: that will be built over the bank: checked before the work.
         max_skipped: how many unreadable images to leave out before giving up.
         progress: show bars on stderr if that is a terminal.
 
@@ -142,7 +141,6 @@ def fit(
         raise InputError(f"backbone is a {found}; wrap a module: Backbone(module, name=..., taps=..., embedding=...)")
     if isinstance(backbone, Backbone) and (weights is not None or precision != "float32" or preprocess is not None):
         raise InputError("weights, precision and preprocess belong to a backbone given by name; this one has its own")
-    chosen = None if recipe is None else load_recipe(recipe)
     root, records = find_images(images)
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, weights=weights, precision=precision, preprocess=preprocess)
@@ -154,18 +152,13 @@ def fit(
         normalize=normalize,
         pool=pool,
     )
-    if chosen is not None:
-        check_recipe(chosen, layout.embedding_dim)
+    if recipe is not None:
+        check_recipe(recipe, layout.embedding_dim)
     weights_file = None if weights is None else str(Path(weights).resolve())
     stages = Stages()
     with stages("check"):
         target = Bank.open_or_create(bank, layout, source=backbone.source, weights_file=weights_file)
-    done = _add_records(target, backbone, root, records, stages, max_skipped=max_skipped, progress=progress)
-    if chosen is None:
-        return done
-    with stages("index"):
-        built = build_index(target, chosen, progress=progress)
-    return replace(done, index=built, stage_s=stages.seconds, total_s=stages.total_s)
+    return _add_records(target, backbone, root, records, stages, max_skipped=max_skipped, progress=progress)
 
 
 def add(
@@ -176,7 +169,7 @@ def add(
     weights: str | Path | None = None,
     max_skipped: int = MAX_SKIPPED,
     progress: bool = False,
-) -> Fit:
+) -> Added:
     """Add normal images to a bank that exists, with its own backbone and settings. Its indexes stay as they are: what they do
     not cover is searched beside them, exactly, until `update_indexes` folds it in.
 
@@ -212,7 +205,7 @@ def _add_records(
     *,
     max_skipped: int,
     progress: bool,
-) -> Fit:
+) -> Added:
     """Extract what the bank does not hold and commit it shard by shard."""
     with target.writing():  # for the whole run: a second one is told at its start, not when it has computed a shard
         with stages("check"):
@@ -236,7 +229,7 @@ def _add_records(
             for extracted in stream(new):
                 buffer.add(extracted.batch)
                 bar.update(len(extracted.batch))
-        return Fit(
+        return Added(
             bank=target,
             added=len(target) - before,
             present=len(records) - len(new) - len(removed),
@@ -245,7 +238,6 @@ def _add_records(
             skipped=tuple(stream.skipped),
             stage_s=stages.seconds,
             total_s=stages.total_s,
-            index=None,
         )
 
 

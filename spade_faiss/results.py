@@ -19,11 +19,13 @@ from spade_faiss.errors import InputError
 from spade_faiss.gallery import find_method
 from spade_faiss.images import ImageRecord, Picture, Skipped, load, to_mask
 from spade_faiss.metrics import Detection, Localization
+from spade_faiss.regions import Region
 from spade_faiss.report import charts
 from spade_faiss.report.csvfile import rank
 from spade_faiss.report.model import Card, CardGroup, Cell, Chart, Headline, ImageRow, Match, NormalPicture, Report, Table
-from spade_faiss.report.pictures import cell_box, colour_range, overlay
+from spade_faiss.report.pictures import Box, cell_box, colour_range, overlay
 from spade_faiss.report.scorefile import ScoreFile
+from spade_faiss.verdicts import Judged
 
 _NORMALS_SHOWN = 5
 
@@ -54,6 +56,7 @@ class Metrics(KindMetrics):
 class Results:
     """What a run did: it wrote its files to `out`; `metrics` is None where there are no labels.
 
+    `judged` are its verdicts; None where there are none, and `notice` says why.
     `stage_s` are seconds by stage (stages in other threads overlap), `total_s` is the wall clock until the report was begun,
     `peak_memory_bytes` the most that the process has held since it started.
     """
@@ -62,6 +65,8 @@ class Results:
     images: int
     skipped: tuple[Skipped, ...]
     metrics: Metrics | None
+    judged: Judged | None
+    notice: str
     stage_s: dict[str, float]
     total_s: float
     peak_memory_bytes: int
@@ -79,7 +84,7 @@ class Presenter:
 
     def numbers(self) -> dict[str, Any]:
         """Every number of the run, for report.json."""
-        scores, metrics = self.scores, self.results.metrics
+        scores, metrics, judged = self.scores, self.results.metrics, self.results.judged
         places = rank(scores.image_score)
         return {
             "method": self._method(),
@@ -88,6 +93,8 @@ class Presenter:
             "localized": int(self._localized.sum()),
             "skipped": [asdict(item) for item in self.results.skipped],
             "metrics": None if metrics is None else metric_numbers(metrics),
+            "calibration": None if judged is None else judged.numbers(),
+            "calibration_notice": self.results.notice or None,
             "time": {"total_s": self.results.total_s, "stage_s": self.results.stage_s},
             "peak_memory_bytes": self.results.peak_memory_bytes,
             "memory": asdict(self.detector.plan),
@@ -98,6 +105,7 @@ class Presenter:
                     "image_score": scores.image_score[i],
                     "map_score": scores.map_score[i],
                     "rank": places[i],
+                    **({} if judged is None else judged.image_numbers(i)),
                     "neighbors": [
                         {"id": str(name), "dist": dist}
                         for name, dist in zip(scores.neighbor_ids[i], scores.neighbor_dist[i], strict=True)
@@ -109,14 +117,14 @@ class Presenter:
 
     def report(self, shown: int) -> Report:
         """The page for people; `shown` images are laid out in full."""
-        scores, bank, metrics = self.scores, self.detector.bank, self.results.metrics
+        scores, bank, metrics, judged = self.scores, self.detector.bank, self.results.metrics, self.results.judged
         rows = [self._row(i) for i in range(len(scores))]
         return Report(
             title="Evaluation" if metrics else "Anomaly scores",
             subtitle=f"{len(scores)} images against {len(bank)} normal ones in {bank.path.resolve().name}",
             notices=tuple(self._notices()),
-            headlines=tuple(_headlines(metrics) if metrics else ()),
-            summary=tuple(_metric_tables(metrics) if metrics else ()),
+            headlines=(*(_headlines(metrics) if metrics else ()), *(judged.headlines() if judged else ())),
+            summary=(*(_metric_tables(metrics) if metrics else ()), *(judged.tables() if judged else ())),
             charts=tuple(self._charts()),
             groups=tuple(self._groups(rows, shown)),
             colours=self.colours,
@@ -152,9 +160,11 @@ class Presenter:
 
     def _notices(self) -> Iterator[str]:
         if unseen := int((~self._localized).sum()):
-            method = self.detector.method
-            which = "localize=none" if method.localize == "none" else f"an image score of at most {method.flag_above:g}"
-            yield f"{unseen} of {len(self.scores)} images have no map ({which}); they are in the table alone."
+            yield f"{unseen} of {len(self.scores)} images have no map ({self._left_out()}); they are in the table alone."
+        if notice := self.results.notice:
+            yield notice[0].upper() + notice[1:] + "."
+        if judged := self.results.judged:
+            yield from judged.notices()
         if self.detector.recipe.build.gallery != "exact":
             yield find_method(self.detector.recipe).method.definition
         if skipped := self.results.skipped:
@@ -167,8 +177,16 @@ class Presenter:
                 + ("To score whole images, extract a bank with --framing letterbox." if framing == "crop" else "")
             )
 
+    def _left_out(self) -> str:
+        method = self.detector.method
+        if method.localize == "none":
+            return "localize=none"
+        if method.flag_below_p is not None:
+            return f"a p-value of the image score above {method.flag_below_p:g}"
+        return f"an image score of at most {method.flag_above:g}"
+
     def _row(self, i: int) -> ImageRow:
-        scores, record = self.scores, self.records[i]
+        scores, record, judged = self.scores, self.records[i], self.results.judged
         return ImageRow(
             id=record.id,
             image_score=float(scores.image_score[i]),
@@ -177,6 +195,8 @@ class Presenter:
             neighbor_dist=float(scores.neighbor_dist[i, 0]),
             kind=record.kind,
             defective=record.defective,
+            p_value=None if judged is None else float(judged.verdicts.p_value[i]),
+            alarm=None if judged is None else bool(judged.verdicts.alarm[i]),
         )
 
     def _groups(self, rows: Sequence[ImageRow], shown: int) -> Iterator[CardGroup]:
@@ -219,6 +239,7 @@ class Presenter:
             mask=mask,
             normals=normals,
             missing=missing,
+            regions=() if self.results.judged is None else tuple(map(_corners, self.results.judged.regions[i])),
         )
 
     def _normal(self, i: int, column: int, matches: tuple[Match, ...]) -> NormalPicture:
@@ -257,11 +278,18 @@ class Presenter:
     def _charts(self) -> Iterator[Chart]:
         scores, metrics = self.scores, self.results.metrics
         labels = None if metrics is None else np.array([bool(record.defective) for record in self.records])
-        image = charts.histogram("image score", scores.image_score, labels)
+        judged = self.results.judged
+        limits = None if judged is None else judged.judge.thresholds
+        at_image = {} if limits is None else {f"alarm, alpha={limits.alpha:g}": limits.image}
+        image = charts.histogram("image score", scores.image_score, labels, at_image)
         yield Chart(title="Image scores", svg=image, note="Mean distance to the nearest normal images.")
         if (localized := self._localized).any():
-            by_map = charts.histogram("map maximum", scores.map_score[localized], None if labels is None else labels[localized])
+            at_map = {} if limits is None else {f"alarm, alpha={limits.alpha:g}": limits.map, "region": limits.pixel}
+            of_maps = None if labels is None else labels[localized]
+            by_map = charts.histogram("map maximum", scores.map_score[localized], of_maps, at_map)
             yield Chart(title="Map maxima", svg=by_map, note="Highest pixel score of each image.")
+        if judged is not None:
+            yield from judged.charts()
         if metrics is None:
             return
         named = [("image, by kNN", metrics.by_knn), ("image, by map maximum", metrics.by_map), ("pixel", metrics.pixel)]
@@ -286,6 +314,11 @@ class Presenter:
         )
         if skipped := self.results.skipped:
             yield Table(title="Skipped", header=("image", "reason"), rows=tuple((item.id, item.reason) for item in skipped))
+
+
+def _corners(region: Region) -> Box:
+    x, y, width, height = region.input.box
+    return y, x, y + height, x + width
 
 
 def _headlines(metrics: Metrics) -> Iterator[Headline]:

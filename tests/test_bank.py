@@ -623,7 +623,10 @@ def test_a_second_writer_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     thread.start()
     try:
         assert writing.wait(20)
-        with pytest.raises(BankError, match=rf"another process is writing to the bank .*b: process {os.getpid()} on .* since .*; wait until it has finished"):
+        with pytest.raises(
+            BankError,
+            match=rf"another process is writing to the bank .*b: process {os.getpid()} on .*; wait until it has finished",
+        ):
             second.append(batch("b"))
         assert_holds(Bank.open(tmp_path / "b"))  # reading goes on
     finally:

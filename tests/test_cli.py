@@ -23,7 +23,10 @@ from spade_faiss.files import hash_file
 from spade_faiss.recipe import recipe_names
 from spade_faiss.report.scorefile import ScoreFile
 
-COMMANDS = ("fit", "extract", "index", "info", "add", "remove", "restore", "compact", "verify", "suspects", "score", "evaluate")
+COMMANDS = (
+    *("fit", "extract", "index", "info", "add", "remove", "restore", "compact", "verify", "suspects", "score", "evaluate"),
+    *("calibrate", "drift"),
+)
 SMALL = ("--backbone", "efficientnet_lite0", "--resize", "72", "--crop", "64")
 
 
@@ -83,7 +86,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, caps
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("spade_faiss.extract.fit", interrupt)
+    monkeypatch.setattr("spade_faiss.fitting.fit", interrupt)
     assert main(["fit", "images", "--bank", "b"]) == 130
     assert "run the same command again" in capsys.readouterr().err
 

@@ -18,14 +18,15 @@ import timm
 import torch
 from PIL import Image
 
-from spade_faiss import extract, images, stream
+import spade_faiss.extract as extract
+from spade_faiss import images, stream
 from spade_faiss.backbone import Backbone, load_backbone
 from spade_faiss.bank import Bank
 from spade_faiss.config import Preprocess
 from spade_faiss.errors import InputError, NotFoundError
-from spade_faiss.extract import Fit, fit
 from spade_faiss.features import FeatureBatch, FloatArray, Layout, prepare
 from spade_faiss.files import hash_file
+from spade_faiss.fitting import Fit, fit
 from spade_faiss.image_index import ImageIndex
 from spade_faiss.images import find_images, to_input, to_picture, valid_region
 from spade_faiss.recipe import load_recipe

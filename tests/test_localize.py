@@ -28,6 +28,8 @@ Floats = npt.NDArray[np.float32]
 
 SHAPES = {"fine": (9, 11, 4), "coarse": (5, 6, 6)}
 INPUT = (40, 43)
+# Of what is written of an image, what its map has a part in.
+OF_MAP = ("map_score", "p_map", "p_value", "alarm", "regions")
 DIM = 16
 
 
@@ -253,11 +255,11 @@ def check_written(found: Written, full: Written, flagged: npt.NDArray[np.bool_])
             assert item["map_score"] == pytest.approx(float(of_all["map_score"]))
         else:
             assert math.isnan(float(line["map_score"]))
-            assert {**line, "map_score": ""} == {**of_all, "map_score": ""}
+            of_map = dict.fromkeys(OF_MAP, "")
+            assert {**line, **of_map} == {**of_all, **of_map}
             assert item["map_score"] is None
-    assert [{**item, "map_score": 0} for item in found.numbers["scores"]] == [
-        {**item, "map_score": 0} for item in full.numbers["scores"]
-    ]
+    apart = dict.fromkeys(OF_MAP)
+    assert [{**item, **apart} for item in found.numbers["scores"]] == [{**item, **apart} for item in full.numbers["scores"]]
     # The page.
     assert sorted(found.cards()) == sorted(names)
     for name in full.ids:
@@ -265,7 +267,7 @@ def check_written(found: Written, full: Written, flagged: npt.NDArray[np.bool_])
         expected = full.row(name) if name in names else [*full.row(name)[:place], "–", *full.row(name)[place + 1 :]]
         assert [cell.strip() for cell in found.row(name)][:place] == expected[:place]
         assert (found.row(name)[place] == "–") == (name in others)
-        assert found.row(name)[place + 1 :] == expected[place + 1 :]
+        assert found.row(name)[place + 3 :] == expected[place + 3 :]  # after p-value and verdict
     said = [notice for notice in found.notices() if "no map" in notice]
     assert [notice.split(" images")[0] for notice in said] == ([f"{len(others)} of {len(full.ids)}"] if others else [])
     # What a browser shows of NaN or an infinity would be garbage.

@@ -36,7 +36,7 @@ def test_commands_and_programs_run(
         program, *words = shlex.split(line)
         assert program == "spade-faiss"
         assert main(words) == 0, capsys.readouterr().err
-    for name in ("report.html", "report.json", "scores.csv", "scores.h5", "overlays"):
+    for name in ("report.html", "report.json", "scores.csv", "regions.csv", "scores.h5", "overlays", "drift.html"):
         assert (tmp_path / "results" / name).exists()
     programs = blocks("python")
     assert len(programs) == 2

@@ -364,7 +364,10 @@ class TestCharts:
     def every_chart(self) -> list[str]:
         roc = charts.roc_chart([self.curve("image"), self.curve("pixel")])
         labelled = charts.histogram("image score", self.scores, self.labels)
-        return [labelled, charts.histogram("map", self.scores), roc, charts.pro_chart([self.curve("pixel")], 0.3)]
+        marked = charts.histogram("marked", self.scores, thresholds={"alarm": 4.0, "nowhere": np.inf})
+        rates = charts.rate_chart({"normal": abs(self.scores) / 9, "defective": abs(self.scores) / 90}, 0.2)
+        pro = charts.pro_chart([self.curve("pixel")], 0.3)
+        return [labelled, marked, rates, charts.histogram("map", self.scores), roc, pro]
 
     def test_charts_are_one_deterministic_svg_that_needs_nothing_else(self) -> None:
         first = self.every_chart()
@@ -377,6 +380,18 @@ class TestCharts:
             assert not re.search(r"<(metadata|style|image|script)|@import", svg)
             assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', svg))
             assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", svg))
+
+    def test_a_histogram_marks_thresholds_that_are_somewhere(self) -> None:
+        marked = charts.histogram("marked", self.scores, thresholds={"alarm": 4.0, "nowhere": np.inf})
+        assert ">alarm<" in marked
+        assert "nowhere" not in marked
+        assert ">4<" in marked, "the axis reaches a threshold above all scores"
+
+    def test_rates_of_three_groups_at_most(self) -> None:
+        p = {name: np.array([0.01, 0.5]) for name in "abcd"}
+        with pytest.raises(InputError, match="tells 3 groups apart, got 4"):
+            charts.rate_chart(p, 0.2)
+        assert all(f">{text}<" in charts.rate_chart({"a": p["a"]}, 0.2) for text in ("a", "alpha asked", "asked = achieved"))
 
     def test_a_histogram_tells_normal_from_defective_only_with_labels(self) -> None:
         labelled, plain, *_ = self.every_chart()

@@ -6,13 +6,13 @@ import argparse
 from typing import TYPE_CHECKING
 
 from spade_faiss.cli.options import Commands, add_max_skipped, add_recipe, add_weights
-from spade_faiss.cli.text import Output, format_settings, format_times, names
+from spade_faiss.cli.text import Output, describe_calibration, format_settings, format_times, names
 from spade_faiss.config import DEFAULT_BACKBONE, DTYPES, FRAMINGS, NORMALIZE, PRECISIONS, Preprocess
 from spade_faiss.device import format_bytes
 
 if TYPE_CHECKING:
     from spade_faiss.bank import Bank
-    from spade_faiss.extract import Fit
+    from spade_faiss.extract import Added
     from spade_faiss.index_build import Built
 
 
@@ -30,6 +30,9 @@ def register(commands: Commands) -> None:
     )
     _add_extraction(fit)
     add_recipe(fit)
+    fit.add_argument(
+        "--no-calibrate", dest="calibrate", action="store_false", help="do not score a sample of the normal images for p-values"
+    )
     extract = commands.add(
         "extract",
         _extract,
@@ -53,33 +56,65 @@ def register(commands: Commands) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> Output:
-    return describe_fit(_run_fit(arguments, arguments.recipe))
+    from spade_faiss.fitting import fit
 
-
-def _extract(arguments: argparse.Namespace) -> Output:
-    return describe_fit(_run_fit(arguments, None))
-
-
-def _run_fit(arguments: argparse.Namespace, recipe: str | None) -> Fit:
-    from spade_faiss.extract import fit
-
-    return fit(
+    done = fit(
         arguments.images,
         bank=arguments.bank,
         backbone=arguments.backbone,
         weights=arguments.weights,
         precision=arguments.precision,
-        preprocess=Preprocess(framing=arguments.framing, resize=arguments.resize, crop=arguments.crop),
+        preprocess=_preprocess(arguments),
         dtype=arguments.dtype,
         normalize=arguments.normalize,
         pool=arguments.pool,
-        recipe=recipe,
+        recipe=arguments.recipe,
+        calibrate=arguments.calibrate,
         max_skipped=arguments.max_skipped,
         progress=not arguments.quiet,
     )
+    calibrated = None if done.calibration is None else describe_calibration(done.bank, done.calibration)
+    numbers, text = describe_added(done)
+    numbers = {
+        **numbers,
+        "index": None if done.index is None else {"recipe": done.index.recipe, "bytes": done.index.bytes},
+        "calibration": None if calibrated is None else calibrated[0],
+        "notice": done.notice or None,
+    }
+    lines = [
+        text,
+        *([f"  index {done.index.recipe}: {format_bytes(done.index.bytes)}"] if done.index else []),
+        *([f"  {calibrated[1]}"] if calibrated else []),
+        *([f"  {done.notice}"] if done.notice else []),
+    ]
+    return numbers, "\n".join(lines)
 
 
-def describe_fit(done: Fit) -> Output:
+def _extract(arguments: argparse.Namespace) -> Output:
+    from spade_faiss.extract import extract
+
+    return describe_added(
+        extract(
+            arguments.images,
+            bank=arguments.bank,
+            backbone=arguments.backbone,
+            weights=arguments.weights,
+            precision=arguments.precision,
+            preprocess=_preprocess(arguments),
+            dtype=arguments.dtype,
+            normalize=arguments.normalize,
+            pool=arguments.pool,
+            max_skipped=arguments.max_skipped,
+            progress=not arguments.quiet,
+        )
+    )
+
+
+def _preprocess(arguments: argparse.Namespace) -> Preprocess:
+    return Preprocess(framing=arguments.framing, resize=arguments.resize, crop=arguments.crop)
+
+
+def describe_added(done: Added) -> Output:
     """What was extracted into a bank."""
     bank = done.bank
     numbers = {
@@ -92,22 +127,17 @@ def describe_fit(done: Fit) -> Output:
         "skipped": [{"id": item.id, "reason": item.reason} for item in done.skipped],
         "bytes": bank.bytes_on_disk,
         "time": {"total_s": done.total_s, "stage_s": done.stage_s},
-        "index": None if done.index is None else {"recipe": done.index.recipe, "bytes": done.index.bytes},
     }
     each = format_bytes(bank.bytes_on_disk / max(1, len(bank)))
     lines = [
         f"{bank.path}: {len(bank)} normal images, {format_bytes(bank.bytes_on_disk)} ({each} each)",
         f"  added {done.added}, already there {done.present}, skipped {len(done.skipped)}",
         *(f"  left out {item.id}: it is the same image as {item.of}" for item in done.duplicates),
-        *(
-            [f"  left out {len(done.removed)} that were removed from the bank before: {names(done.removed)}"]
-            if done.removed
-            else []
-        ),
         *(f"  skipped {item.id}: {item.reason}" for item in done.skipped),
-        *([f"  index {done.index.recipe}: {format_bytes(done.index.bytes)}"] if done.index else []),
-        format_times(done.stage_s, done.total_s, done.added),
     ]
+    if done.removed:
+        lines.append(f"  left out {len(done.removed)} that were removed from the bank before: {names(done.removed)}")
+    lines.append(format_times(done.stage_s, done.total_s, done.added))
     return numbers, "\n".join(lines)
 
 
@@ -158,12 +188,14 @@ def _describe_built(built: Built, bank: Bank) -> str:
 
 def _info(arguments: argparse.Namespace) -> Output:
     from spade_faiss.bank import Bank
+    from spade_faiss.calibration import kept_calibrations
     from spade_faiss.coverage import freshness
     from spade_faiss.gallery.store import built_galleries
     from spade_faiss.image_index import built_indexes
 
     bank = Bank.open(arguments.bank)
     images, galleries = built_indexes(bank), built_galleries(bank)
+    calibrations = [describe_calibration(bank, item) for item in kept_calibrations(bank)]
     numbers = {
         **bank.facts(),
         "removed": sorted(bank.removed),
@@ -191,6 +223,7 @@ def _info(arguments: argparse.Namespace) -> Output:
             }
             for item in galleries
         ],
+        "calibrations": [numbers for numbers, _ in calibrations],
     }
     source = bank.manifest.source
     removed = f", {len(bank.removed)} removed ones until it is compacted" if bank.removed else ""
@@ -214,6 +247,7 @@ def _info(arguments: argparse.Namespace) -> Output:
             f"{freshness(bank, item.shards)}, {format_bytes(item.bytes)}"
             for item in galleries
         ),
+        *(f"  {text}" for _, text in calibrations),
         *(
             f"  history    {event.time}  {event.action} {event.images} images, generation {event.generation}"
             for event in bank.manifest.history[-_EVENTS:]

@@ -37,7 +37,17 @@ class Commands:
 
 
 def add_method(command: argparse.ArgumentParser) -> None:
-    """The options of how images are scored, see `open_detector`."""
+    """The options of how images are scored, and which of them get a map, see `open_detector`."""
+    add_way(command)
+    command.add_argument("--localize", choices=LOCALIZE, default="all", help="which images get a map (default: %(default)s)")
+    command.add_argument("--flag-above", type=float, metavar="SCORE", help="the image score above which 'flagged' looks")
+    command.add_argument(
+        "--flag-below-p", type=float, metavar="P", help="the p-value of the image score up to which 'flagged' looks"
+    )
+
+
+def add_way(command: argparse.ArgumentParser) -> None:
+    """The options of how images are scored."""
     add_recipe(command)
     for name, default, text in (
         ("--k-image", 5, "nearest normals that the image score averages"),
@@ -58,8 +68,6 @@ def add_method(command: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a query setting of the recipe, for instance nprobe=8; may be repeated",
     )
-    command.add_argument("--localize", choices=LOCALIZE, default="all", help="which images get a map (default: %(default)s)")
-    command.add_argument("--flag-above", type=float, metavar="SCORE", help="the image score above which 'flagged' looks")
     command.add_argument(
         "--memory",
         default=MEMORY,
@@ -86,6 +94,7 @@ def open_detector(arguments: argparse.Namespace) -> Detector:
         sigma=arguments.sigma,
         localize=arguments.localize,
         flag_above=arguments.flag_above,
+        flag_below_p=arguments.flag_below_p,
         memory=arguments.memory,
         backbone=arguments.backbone,
         weights=arguments.weights,

@@ -42,6 +42,8 @@ def _score(arguments: argparse.Namespace) -> Output:
             arguments.images,
             bank=open_detector(arguments),
             out=arguments.out,
+            alpha=arguments.alpha,
+            fdr=arguments.fdr,
             overlays=arguments.overlays,
             shown=arguments.shown,
             max_skipped=arguments.max_skipped,
@@ -58,6 +60,8 @@ def _evaluate(arguments: argparse.Namespace) -> Output:
             arguments.dataset,
             bank=open_detector(arguments),
             out=arguments.out,
+            alpha=arguments.alpha,
+            fdr=arguments.fdr,
             overlays=arguments.overlays,
             shown=arguments.shown,
             max_skipped=arguments.max_skipped,
@@ -88,6 +92,14 @@ def _describe_results(done: Results) -> Output:
                 values["aupro"] = metrics.pixel.aupro
             numbers["metrics"][name] = values
             lines.append(f"{name:24}" + "".join(f"{value:8.3f}" for value in values.values()))
+    numbers["calibration"] = None if done.judged is None else done.judged.numbers()
+    numbers["calibration_notice"] = done.notice or None
+    if (judged := done.judged) is not None:
+        given = judged.verdicts
+        lines.append(f"{int(given.alarm.sum())} alarms of {done.images} images at {given.rule}={given.level:g}")
+        lines += [f"  {notice}" for notice in judged.notices()]
+    else:
+        lines.append(done.notice)
     lines.append(format_times(done.stage_s, done.total_s, done.images))
     lines.append(f"peak memory {format_bytes(done.peak_memory_bytes)}")
     lines.append(f"look at {done.out / 'report.html'}; numbers are in report.json, scores.csv and scores.h5 beside it")
@@ -98,6 +110,11 @@ def _add_scoring(command: argparse.ArgumentParser) -> None:
     command.add_argument("--bank", required=True, help="the bank's folder")
     command.add_argument("--out", required=True, help="the folder to write results to")
     add_method(command)
+    rule = command.add_mutually_exclusive_group()
+    rule.add_argument(
+        "--alpha", type=float, metavar="A", help="share of normal images that may be alarms (default: the calibration's)"
+    )
+    rule.add_argument("--fdr", type=float, metavar="Q", help="share of the alarms that may be false, to be kept instead")
     command.add_argument("--overlays", action="store_true", help="write a PNG of each image under its heat map")
     command.add_argument(
         "--shown", type=int, default=SHOWN, metavar="N", help="images that the report shows in full (default: %(default)s)"

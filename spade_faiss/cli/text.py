@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spade_faiss.calibration import Calibration
+    from spade_faiss.snapshot import Snapshot
 
 # The numbers for --json, and the text for people.
 Output = tuple[Mapping[str, Any], str]
@@ -26,3 +30,15 @@ def format_settings(settings: Mapping[str, object]) -> str:
 def names(ids: Sequence[str]) -> str:
     """The first few of many names."""
     return ", ".join(ids[:_NAMES]) + (f" and {len(ids) - _NAMES} more" if len(ids) > _NAMES else "")
+
+
+def describe_calibration(bank: Snapshot, calibration: Calibration) -> Output:
+    """What a calibration is, and whether it still holds for its bank."""
+    from spade_faiss.calibration import calibration_facts
+
+    outdated = calibration.outdated(bank)
+    n = len(calibration)
+    how = f"{n} held-out images" if calibration.mode == "split" else f"{n} of {calibration.available} images, leave one out"
+    numbers = {**calibration_facts(calibration), "current": not outdated, "notice": outdated or None}
+    text = f"calibration {calibration.way.options or 'default settings'}: {how}, alpha={calibration.alpha:g}"
+    return numbers, text + (f"; OUT OF DATE: {outdated}" if outdated else "")

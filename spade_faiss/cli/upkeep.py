@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spade_faiss.cli.banks import describe_fit
+from spade_faiss.cli.banks import describe_added
 from spade_faiss.cli.options import Commands, add_max_skipped, add_method, add_weights, open_detector
 from spade_faiss.cli.text import Output, names
 from spade_faiss.config import SHOWN
@@ -73,7 +73,7 @@ def register(commands: Commands) -> None:
 def _add(arguments: argparse.Namespace) -> Output:
     from spade_faiss.extract import add
 
-    return describe_fit(
+    return describe_added(
         add(
             arguments.images,
             bank=arguments.bank,

@@ -1,10 +1,11 @@
-"""Charts as inline SVG text: score histograms, ROC curves and the PRO curve."""
+"""Charts as inline SVG text: score histograms, ROC curves, the PRO curve, false-alarm rates."""
 
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,17 +41,24 @@ class Curve:
     area: float
 
 
-def histogram(title: str, scores: Values, defective: npt.NDArray[np.bool_] | None = None) -> str:
+def histogram(
+    title: str,
+    scores: Values,
+    defective: npt.NDArray[np.bool_] | None = None,
+    thresholds: Mapping[str, float] | None = None,
+) -> str:
     """An SVG chart of how many images have which score, normal and defective ones apart if there are labels.
 
     Args:
         title: what the scores are; the label of the x axis.
         scores: (n,), finite.
         defective: (n,) labels, or None.
+        thresholds: scores to mark with a line each, by the name for the legend; infinite ones are left out.
     """
     scores = np.asarray(scores, dtype=np.float64)
     if not len(scores) or not np.isfinite(scores).all():
         raise InputError(f"{title}: a histogram needs finite scores, got {len(scores)} scores")
+    marks = {name: at for name, at in (thresholds or {}).items() if math.isfinite(at)}
     edges = np.histogram_bin_edges(scores, bins=int(np.clip(2 * np.sqrt(len(scores)), 12, 48)))
     figure, axes = _chart()
     groups = [("", NORMAL, scores)]
@@ -64,9 +72,11 @@ def histogram(title: str, scores: Values, defective: npt.NDArray[np.bool_] | Non
         axes.stairs(counts, edges, color=colour, linewidth=1.5, label=name)
     axes.set_xlabel(title)
     axes.set_ylabel("images")
-    axes.set_xlim(edges[0], edges[-1])
+    for (name, at), dashes in zip(marks.items(), ("--", ":", "-."), strict=False):
+        axes.axvline(at, color=_INK, linestyle=dashes, linewidth=1.2, label=name)
+    axes.set_xlim(min([edges[0], *marks.values()]), max([edges[-1], *marks.values()]))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    if defective is not None:
+    if defective is not None or marks:
         _legend(axes, "best")
     return _svg(figure, title)
 
@@ -88,6 +98,28 @@ def pro_chart(curves: Sequence[Curve], limit: float) -> str:
     axes.set(xlim=(-limit / 100, limit * 1.01), ylim=(-0.01, 1.01), xlabel="false positive rate", ylabel="per-region overlap")
     _legend(axes, "lower right", title=f"AUPRO to {limit:g}")
     return _svg(figure, "PRO curve")
+
+
+def rate_chart(groups: Mapping[str, Values], limit: float, title: str = "asked and achieved rates") -> str:
+    """An SVG chart of p-values: x is a rate alpha up to `limit`, y the share of p-values of at most alpha; equal is a diagonal.
+
+    Args:
+        groups: (n,) p-values by the name for the legend.
+        limit: where x ends.
+        title: what the chart shows, for its own name.
+    """
+    figure, axes = _chart()
+    axes.plot([0, limit], [0, limit], color=_MUTED, linewidth=1, label="asked = achieved")
+    if len(groups) > len(_STYLES):
+        raise InputError(f"a chart tells {len(_STYLES)} groups apart, got {len(groups)}")
+    for (name, p), (colour, dashes) in zip(groups.items(), _STYLES, strict=False):
+        ordered = np.sort(np.asarray(p, np.float64))
+        x, count = np.unique(ordered, return_counts=True)
+        y = np.cumsum(count) / max(1, len(ordered))
+        axes.step([0, *x, 1], [0, *y, 1], where="post", color=colour, linestyle=dashes, linewidth=1.8, label=name)
+    axes.set(xlim=(0, limit), ylim=(-0.01, 1.01), xlabel="alpha asked", ylabel="share of alarms")
+    _legend(axes, "best")
+    return _svg(figure, title)
 
 
 def _draw(axes: Axes, curves: Sequence[Curve]) -> None:

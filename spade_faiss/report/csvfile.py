@@ -1,8 +1,9 @@
-"""`scores.csv`: one line an image, for spreadsheets and scripts."""
+"""`scores.csv`: one line an image, and `regions.csv`: one line a region, for spreadsheets and scripts."""
 
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,19 +13,30 @@ import numpy.typing as npt
 
 from spade_faiss.errors import InputError
 from spade_faiss.files import atomic_path
+from spade_faiss.regions import to_text
 
 if TYPE_CHECKING:
+    from spade_faiss.calibration import Verdicts
+    from spade_faiss.regions import Region
     from spade_faiss.report.scorefile import ScoreFile
     from spade_faiss.scoring import Scores
 
 
-def write_csv(path: str | os.PathLike[str], scores: Scores | ScoreFile, kinds: Sequence[str] | None = None) -> None:
+def write_csv(
+    path: str | os.PathLike[str],
+    scores: Scores | ScoreFile,
+    kinds: Sequence[str] | None = None,
+    verdicts: Verdicts | None = None,
+) -> None:
     """Write id, image_score, map_score, rank (1: highest image_score), kind if there is one, neighbor_1, dist_1, and so on.
+
+    With verdicts, p_image, p_map, p_value and alarm (1 or 0) stand before the neighbours; p_map is empty without a map.
 
     Args:
         path: the file to make or replace, atomically; its folder exists.
         scores: of n images.
         kinds: n names, such as `good` or the kind of defect; None where images have no labels.
+        verdicts: of the n images.
 
     Raises:
         InputError: `kinds` is not one name an image.
@@ -36,13 +48,45 @@ def write_csv(path: str | os.PathLike[str], scores: Scores | ScoreFile, kinds: S
     # The name of a file that is no valid UTF-8 is text with lone surrogates; surrogateescape gives back the bytes it has.
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         lines = csv.writer(file)
-        lines.writerow(["id", "image_score", "map_score", "rank", *(["kind"] if kinds is not None else []), *neighbor_names])
+        kind_name = ["kind"] if kinds is not None else []
+        verdict_names = ["p_image", "p_map", "p_value", "alarm"] if verdicts is not None else []
+        lines.writerow(["id", "image_score", "map_score", "rank", *kind_name, *verdict_names, *neighbor_names])
         for i, image in enumerate(scores.ids):
             pairs = zip(scores.neighbor_ids[i], scores.neighbor_dist[i], strict=True)
             # str() of a float32 is the shortest text that reads back as the same float32.
             line = [image, scores.image_score[i], map_score[i], ranks[i]]
             line += [kinds[i]] if kinds is not None else []
+            if verdicts is not None:
+                found = (verdicts.p_image[i], verdicts.p_map[i], verdicts.p_value[i])
+                line += ["" if math.isnan(p) else p for p in found]
+                line.append(int(verdicts.alarm[i]))
             lines.writerow(line + [cell for pair in pairs for cell in pair])
+
+
+def write_regions_csv(path: str | os.PathLike[str], ids: Sequence[str], regions: Sequence[Sequence[Region]]) -> None:
+    """Write a line for each region: its image, number, score and p-value, then where it is in the input and in the original.
+
+    Columns of the two begin with `input_` and `original_`: x, y, width, height of the box, area, peak_x, peak_y in pixels, the
+    picture's size as HEIGHTxWIDTH, and the mask as COCO's run lengths in text.
+
+    Args:
+        path: the file to make or replace, atomically; its folder exists.
+        ids: n image names.
+        regions: of each of them, strongest first.
+    """
+    names = ("x", "y", "width", "height", "area", "peak_x", "peak_y", "size", "mask")
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(
+            ["id", "region", "score", "p_value", *(f"{at}_{name}" for at in ("input", "original") for name in names)]
+        )
+        for image, found in zip(ids, regions, strict=True):
+            for number, region in enumerate(found, 1):
+                line: list[object] = [image, number, region.score, region.p_value]
+                for extent in (region.input, region.original):
+                    size = f"{extent.size[0]}x{extent.size[1]}"
+                    line += [*extent.box, extent.area, extent.peak[1], extent.peak[0], size, to_text(extent.counts)]
+                lines.writerow(line)
 
 
 def rank(scores: npt.ArrayLike) -> npt.NDArray[np.int64]:

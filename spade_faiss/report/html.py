@@ -88,11 +88,17 @@ class _View:
         self.outline = _css(OUTLINE)
         self.scale = [_css(colour) for colour in colour_scale(9)]
         self.has_labels = any(image.kind is not None for image in report.images)
+        self.has_verdicts = any(image.alarm is not None for image in report.images)
+        self.has_regions = any(card.regions for _, card in cards)
         self.has_masks = any(card.mask is not None for _, card in cards)
 
     def rank(self, image: ImageRow) -> str:
         """The place of an image among all; a dash for one that is not among them."""
         return str(self._ranks.get(image.id, _DASH))
+
+    def p_value(self, image: ImageRow) -> str:
+        """An image's p-value as text."""
+        return _DASH if image.p_value is None else f"{image.p_value:.2g}"
 
     def share(self, image: ImageRow) -> str:
         """An image's score as a percentage of the highest, for the bar behind it."""

@@ -46,7 +46,10 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRow:
-    """One scored image. `kind` and `defective` are its label, None where there are no labels."""
+    """One scored image.
+
+    `kind` and `defective` are its label, None where there are no labels; `p_value` and `alarm` its verdict, None without one.
+    """
 
     id: str
     image_score: float
@@ -55,6 +58,8 @@ class ImageRow:
     neighbor_dist: float
     kind: str | None = None
     defective: bool | None = None
+    p_value: float | None = None
+    alarm: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +101,7 @@ class Card:
         picture: (H, W, 3) uint8 as the backbone saw it, or None: then `missing` says why there is none.
         mask: (H, W) ground truth, or None.
         normals: nearest first; those that a level matched to are among them.
+        regions: (y0, x0, y1, x1) of the parts of the map above the threshold.
     """
 
     image: ImageRow
@@ -105,6 +111,7 @@ class Card:
     mask: Mask | None = None
     normals: tuple[NormalPicture, ...] = ()
     missing: str = ""
+    regions: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

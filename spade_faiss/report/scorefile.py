@@ -6,6 +6,10 @@ The layout of `scores.h5`, for n images with k neighbours each and score maps of
     /match/<level> (n, 4): neighbour column, y, x and bank row of the location that the level's cell under the strongest
         pixel was matched to (column -1: of an image that is none of the neighbours; row -1: the image was not localised);
         its attribute `grid` is the (height, width) of the level
+    /verdict/p_image, p_map, p_value (n,), alarm (n,): where there was a calibration
+    /regions/image (r,): of each region its image; score, p_value (r,); and, each with `input_` and `original_` before it,
+        box (r, 4): x, y, width, height; area (r,); peak (r, 2): y, x; size (r, 2): height, width of the picture;
+        counts: run lengths of all masks one after the other, of which runs (r,) says how many each has
     /ids, /neighbor_ids: bytes, each of the n, or n * k, names in UTF-8 with a NUL behind it
     attributes: schema, distance, settings (JSON text)
 
@@ -17,7 +21,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +122,14 @@ class ScoreWriter:
         self._add("peak", peak)
         for level, nearest in scores.nearest.items():
             self._add(f"match/{level}", _match_at(peak, size, nearest))
+
+    def add_table(self, group: str, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Add arrays under a name of their own, once, such as the verdicts on all images; see `ScoreFile.table`."""
+        if self._file is None:
+            raise InputError(f"{self._path} is not open; use: with ScoreWriter(path) as writer: writer.add_table(...)")
+        for name, column in columns.items():
+            self._new(f"{group}/{name}", column.shape[1:], column.dtype)
+            self._add(f"{group}/{name}", column)
 
     @contextmanager
     def _write(self) -> Iterator[None]:
@@ -248,6 +260,11 @@ class ScoreFile:
         """Every (H, W) score map in turn, one in memory at a time."""
         for i in range(len(self)):
             yield self.map(i)
+
+    def table(self, group: str) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of `ScoreWriter.add_table`; empty if there are none."""
+        with _damage_named(self.path):
+            return {name: column[...] for name, column in self._maps.file.get(group, {}).items()}
 
     def close(self) -> None:
         """Close the file; its maps can no longer be read."""

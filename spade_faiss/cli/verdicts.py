@@ -1,0 +1,99 @@
+"""The commands around verdicts: calibrate, drift."""
+
+from __future__ import annotations
+
+import argparse
+
+from spade_faiss.cli.options import Commands, add_max_skipped, add_way, open_detector
+from spade_faiss.cli.text import Output, describe_calibration
+
+
+def register(commands: Commands) -> None:
+    """Add the commands of this module."""
+    calibrate = commands.add(
+        "calibrate",
+        _calibrate,
+        "score normal images, so that scores get p-values and a promised false-alarm rate",
+        "spade-faiss calibrate parts.bank --holdout good2/ --alpha 0.01",
+    )
+    calibrate.add_argument("bank", metavar="BANK", help="the bank's folder")
+    calibrate.add_argument(
+        "--holdout",
+        nargs="+",
+        metavar="IMAGES",
+        help="normal images that are not in the bank (default: the bank's own, each against the others)",
+    )
+    calibrate.add_argument(
+        "--alpha", type=float, metavar="A", help="share of normal images that may be alarms, where none is asked for later"
+    )
+    calibrate.add_argument(
+        "--sample", type=int, metavar="N", help="of the bank's own images, score at most so many (default: 200)"
+    )
+    calibrate.add_argument("--seed", type=int, default=0, help="that they are drawn with (default: %(default)s)")
+    add_way(calibrate)
+    add_max_skipped(calibrate)
+    calibrate.set_defaults(localize="all", flag_above=None, flag_below_p=None)
+    drift = commands.add(
+        "drift",
+        _drift,
+        "say whether the scores of recent images are still those of normal ones",
+        "spade-faiss drift monday/ tuesday/ --bank parts.bank --out drift/",
+    )
+    drift.add_argument("results", nargs="+", metavar="RESULTS", help="folders that spade-faiss score wrote")
+    drift.add_argument("--bank", required=True, help="the bank's folder")
+    drift.add_argument("--out", help="the folder to write drift.html and drift.json to (default: the first of RESULTS)")
+    drift.add_argument(
+        "--level", type=float, default=0.01, help="chance of saying so when nothing has moved (default: %(default)s)"
+    )
+    drift.add_argument(
+        "--defects", type=float, default=0.05, help="share of recent images that may be defects (default: %(default)s)"
+    )
+
+
+def _calibrate(arguments: argparse.Namespace) -> Output:
+    from spade_faiss.calibrating import calibrate
+    from spade_faiss.calibration import Thresholds
+
+    detector = open_detector(arguments)
+    made = calibrate(
+        detector,
+        holdout=arguments.holdout,
+        alpha=arguments.alpha,
+        sample=arguments.sample,
+        seed=arguments.seed,
+        max_skipped=arguments.max_skipped,
+        progress=not arguments.quiet,
+    )
+    numbers, text = describe_calibration(detector.bank, made)
+    found: Thresholds = made.thresholds(made.alpha)
+    highest = sorted(zip(made.map_score, made.image_score, made.images, strict=True), reverse=True)[:3]
+    lines = [
+        f"{detector.bank.path}: {text}",
+        f"  alarm       above an image score of {found.image:.4g} or a map maximum of {found.map:.4g}, whatever the other is",
+        f"  region      pixels above {found.pixel:.4g}: at most {found.alpha:g} of normal images have one",
+        f"  pixel       {found.pixel_share:.4g}: at most {found.alpha:g} of a normal image's pixels are above",
+        f"  p-values    from {made.smallest_p:.3g} on",
+        *(f"  highest     {name}: image score {image:.4g}, map maximum {top:.4g}" for top, image, name in highest),
+    ]
+    return {"bank": str(detector.bank.path), **numbers, "thresholds": vars(found)}, "\n".join(lines)
+
+
+def _drift(arguments: argparse.Namespace) -> Output:
+    from pathlib import Path
+
+    from spade_faiss.drifting import drift, drift_numbers, write_drift
+
+    found = drift(arguments.results, bank=arguments.bank, level=arguments.level, defects=arguments.defects)
+    first = Path(arguments.results[0])
+    out = Path(arguments.out) if arguments.out else first if first.is_dir() else first.parent
+    write_drift(out, found)
+    lines = [
+        found.verdict,
+        *(
+            f"  {name:6} distance {test.distance:.3f}, p = {test.p_value:.2g}, median p-value of the images {test.median_p:.2f}"
+            for name, test in found.tests.items()
+        ),
+        *([f"  {found.outdated}"] if found.outdated else []),
+        f"look at {out / 'drift.html'}",
+    ]
+    return {"out": str(out), **drift_numbers(found)}, "\n".join(lines)
