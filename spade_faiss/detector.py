@@ -120,7 +120,7 @@ class Detector:
 
     def with_localize(self, localize: str) -> Detector:
         """The same detector for `all` images or `none`: it shares the bank's files, not the caches."""
-        method = replace(self.method, localize=localize, flag_above=None)
+        method = replace(self.method, localize=localize, flag_above=None, flag_below_p=None)
         detector = Detector(self.bank, self.recipe, method, self._memory)
         detector._backbone = self._backbone
         return detector

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from spade_faiss.bank import Bank
+from spade_faiss.calibration import kept_calibrations
 from spade_faiss.coverage import check_covers
 from spade_faiss.errors import BankError
 from spade_faiss.files import hash_file
@@ -60,6 +61,7 @@ def verify(bank: str | Path, *, deep: bool = False, progress: bool = False) -> V
     for problem in of_indexes:
         indexes += 1
         problems += [problem] if problem else []
+    problems += _calibrations(opened)
     return Verified(
         images=len(opened), shards=len(entries), indexes=indexes, bytes=opened.bytes_on_disk, problems=tuple(problems)
     )
@@ -107,3 +109,11 @@ def _indexes(bank: Bank) -> Iterator[str]:
             yield str(error)
         else:
             yield ""
+
+
+def _calibrations(bank: Bank) -> Iterator[str]:
+    """Which calibrations are damaged."""
+    try:
+        kept_calibrations(bank)
+    except BankError as error:
+        yield str(error)
