@@ -27,6 +27,9 @@ _OPEN_FILES = 256
 _MAPPED_BYTES = 2 << 20
 _HEADROOM_BYTES = 1 << 20
 
+# The attribute that lists what a file holds, so that nothing vanishes from it without a word.
+_NAMES = "arrays"
+
 
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, attributes: Mapping[str, str | int]) -> str:
     """Write a file; it appears whole or not at all. Returns its sha256.
@@ -47,7 +50,9 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, attribut
     with atomic_path(path) as temporary:
         try:
             with _hdf5(temporary, "w") as file:
-                file.attrs.update(attributes)
+                # Of fixed length, like all text here: HDF5 may walk in circles through a heap of other text that is damaged.
+                for name, value in {**attributes, _NAMES: "\n".join(sorted(arrays))}.items():
+                    file.attrs[name] = text_array([value])[0] if isinstance(value, str) else value
                 for name, array in arrays.items():
                     file.create_dataset(name, array.shape, array.dtype)
             # HDF5 may crash the process where the disk fills up while it writes. Now the room is there, or this raises.
@@ -114,8 +119,12 @@ class Mapped:
                 layout[name] = item.id.get_offset(), item.shape, item.dtype
 
         with h5py.File(path) as file:
-            self.attributes = dict(file.attrs)
+            self.attributes = {
+                name: value.decode() if isinstance(value, bytes) else value for name, value in file.attrs.items()
+            }
             file.visititems(note)
+        if (names := self.attributes.get(_NAMES)) is not None and "\n".join(sorted(layout)) != names:
+            raise ValueError(f"it holds {sorted(layout)}, and says that it holds {names!r}")
         self._path = path
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._descriptor)

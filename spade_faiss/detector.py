@@ -189,7 +189,15 @@ class Detector:
             InputError: for a bank that has no other image for each of the neighbours asked for, or a recipe that searches the
                 maps of the whole bank: it would meet the image itself.
         """
-        method, stages = self.method, stages or Stages()
+        self.check_others()
+        stages = stages or Stages()
+        size = self.plan.batch
+        parts = [rows[start : start + size] for start in range(0, max(1, len(rows)), size)]
+        return join([self._score_rows(np.asarray(part, np.int64), stages) for part in parts])
+
+    def check_others(self) -> None:
+        """Raise InputError if an image of the bank cannot be scored against all the others, see `score_rows`."""
+        method = self.method
         if (k := max(method.k_image, method.k_gallery)) >= len(self.bank):
             raise InputError(
                 f"each of the {len(self.bank)} normal images in {self.bank.path} has {len(self.bank) - 1} others, "
@@ -200,9 +208,6 @@ class Detector:
                 f"recipe {self.recipe.name!r} searches all normal images and would meet the scored one itself; "
                 f"use another recipe, or score images that are not in the bank"
             )
-        size = self.plan.batch
-        parts = [rows[start : start + size] for start in range(0, max(1, len(rows)), size)]
-        return join([self._score_rows(np.asarray(part, np.int64), stages) for part in parts])
 
     def _score(self, batch: FeatureBatch, stages: Stages) -> Scores:
         with stages("prepare"):

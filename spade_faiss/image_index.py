@@ -256,7 +256,8 @@ def build_image_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, prog
     build = before.build + 1 if before else 0
     file = folder / _name(build)
     with atomic_path(file) as temporary:
-        faiss.write_index(index, str(temporary))
+        with temporary.open("wb") as opened:  # by ourselves: FAISS does not notice that the end of a file found no room
+            faiss.write_index(index, faiss.PyCallbackIOWriter(opened.write))
         digest = hash_file(temporary)
     shards = [bank.manifest.shards[number] for number in missing]
     description = Description(

@@ -51,6 +51,7 @@ def suspects(bank: str | Path | Detector, *, out: str | Path, shown: int = SHOWN
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out} is a file; choose a folder")
     detector = bank if isinstance(bank, Detector) else Detector.open(bank)
+    detector.check_others()
     by_image = detector.with_localize("none")
     opened, parts = detector.bank, []
     with tqdm(total=len(opened), desc="suspects", unit="img", disable=None if progress else True) as bar:

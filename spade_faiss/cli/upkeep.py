@@ -157,7 +157,7 @@ def _open(arguments: argparse.Namespace) -> tuple[Bank, list[str]]:
     if arguments.list:
         # A name that is no valid UTF-8 cannot be an id; a byte order mark is none of the first one's characters.
         text = Path(arguments.list).read_text(encoding="utf-8-sig", errors="replace")
-        ids += [line for line in text.splitlines() if line]
+        ids += [line.removesuffix("\r") for line in text.split("\n") if line.strip("\r")]
     if not ids:
         raise InputError("no image was named; give ids, or --list FILE with one a line")
     return Bank.open(arguments.bank), list(dict.fromkeys(ids))

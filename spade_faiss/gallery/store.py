@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from tqdm import tqdm
 
@@ -47,8 +46,7 @@ class KeptShard(Covered):
 class Description:
     """What is kept says of itself: the shards it covers, how it was built, its files and their checksums.
 
-    `build` counts how often it was learned; it was learned from the first `trained` of its `shards`. `kept` names the arrays in
-    each shard's file.
+    `build` counts how often it was learned; it was learned from the first `trained` of its `shards`.
     """
 
     recipe: str
@@ -58,7 +56,6 @@ class Description:
     build: int
     trained: int
     trained_file: FileEntry
-    kept: tuple[str, ...]
     shards: tuple[KeptShard, ...]
     build_s: float
     faiss: str
@@ -142,7 +139,6 @@ def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress
         build=build,
         trained=sum(shard.sha256 in first for shard in shards),
         trained_file=trained_entry,
-        kept=tuple(sorted(map_arrays(folder / kept[0].file.file, kept[0].file.sha256).arrays)),
         shards=shards,
         build_s=time.perf_counter() - start,
         faiss=import_faiss().__version__,
@@ -218,8 +214,6 @@ class KeptLevel:
         number, position = self._opened.bank.locate(row)
         if (file := self._opened.files.get(self._opened.bank.manifest.shards[number].sha256)) is not None:
             mapped = map_arrays(*file)
-            if sorted(mapped.arrays) != self._opened.kept:
-                raise BankError(f"{file[0]} is damaged: it holds {sorted(mapped.arrays)}, expected {self._opened.kept}")
             kept: Arrays = {}
             for name, stack in mapped.arrays.items():
                 level, key = name.rsplit("/", 1)
@@ -237,7 +231,6 @@ class _Opened:
     bank: Snapshot
     chosen: Chosen
     trained: dict[str, Arrays]
-    kept: list[str]
     files: dict[str, tuple[Path, str]]
 
 
@@ -270,7 +263,6 @@ def open_gallery(bank: Snapshot, recipe: Recipe) -> _Opened:
         bank,
         chosen,
         _by_level(map_arrays(trained, description.trained_file.sha256).arrays),
-        list(description.kept),
         {shard.sha256: (folder / _FOLDER / shard.file.file, shard.file.sha256) for shard in description.shards},
     )
 
@@ -350,10 +342,9 @@ def _entry_of(path: Path, made_of: str, known: dict[str, str]) -> FileEntry | No
         _log.warning("%s is damaged (it has changed since it was written) and is made again", path)
         return None
     try:
-        with h5py.File(path) as file:
-            if file.attrs.get("made_of") != made_of:
-                return None
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        _log.warning("%s is damaged (%s) and is made again", path, error)
+        if map_arrays(path, digest).attributes.get("made_of") != made_of:
+            return None
+    except BankError as error:
+        _log.warning("%s; it is made again", error)
         return None
     return FileEntry.of(path, digest)
