@@ -14,12 +14,13 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from spade_faiss.bank import Bank
-from spade_faiss.config import MAX_SKIPPED, MEMORY, Method
-from spade_faiss.device import parse_bytes, plan
+from spade_faiss.cache import BlockCache
+from spade_faiss.config import DEVICE, MAX_SKIPPED, MEMORY, Method
+from spade_faiss.device import find_device, parse_bytes, plan
 from spade_faiss.errors import InputError, NotFoundError
 from spade_faiss.features import FeatureBatch, FloatArray, Level, check_ids, prepare
 from spade_faiss.gallery import GallerySearch, find_method
-from spade_faiss.gallery.blocks import BlockCache, Blocks
+from spade_faiss.gallery.blocks import Blocks, StoredArray
 from spade_faiss.gallery.store import KeptLevel, open_gallery
 from spade_faiss.image_index import ImageIndex
 from spade_faiss.images import find_images
@@ -44,14 +45,15 @@ _FORWARD_INPUTS = 25
 class Detector:
     """Scores images against a bank, in the state that the bank had when it was opened. Safe to share between threads."""
 
-    def __init__(self, bank: Bank, recipe: Recipe, method: Method, memory: str | int = MEMORY) -> None:
+    def __init__(self, bank: Bank, recipe: Recipe, method: Method, memory: str | int = MEMORY, device: str = DEVICE) -> None:
         self.bank = bank
         self.recipe = recipe
         self.method = method
         self._searched = _searched_levels(bank.layout.levels, method.fusion)
-        self._images = ImageIndex.open(bank, recipe)
-        self._workers = Workers()
-        self._cache = BlockCache()
+        self.device = find_device(device)
+        self._images = ImageIndex.open(bank, recipe, self.device)
+        self._workers = Workers(device=self.device)
+        self._cache: BlockCache[FloatArray] = BlockCache()
         self._searches = {} if method.localize == "none" else self._open_searches()
         cacheable = len(bank) * sum(_floats(level.shape) for level in self._searched)
         self.plan = plan(parse_bytes(memory), self._working_bytes, cacheable)
@@ -74,6 +76,7 @@ class Detector:
         localize: str = "all",
         flag_above: float | None = None,
         memory: str | int = MEMORY,
+        device: str = DEVICE,
         backbone: str | Backbone | None = None,
         weights: str | Path | None = None,
     ) -> Detector:
@@ -84,14 +87,15 @@ class Detector:
             recipe: a recipe's name or file.
             k_image, k_gallery, kappa, fusion, distance, sigma, localize, flag_above: see `Method`.
             memory: how much the process may grow by while it scores, for instance `2GiB`: batches and caches follow from it.
+            device: `cpu`, `cuda`, `cuda:NUMBER`, `cuda:all`, or `auto`: for backbone, image index and gallery search.
             backbone: a backbone in place of the one the bank names; it must be the same network with the same weights.
             weights: where the bank's backbone's weights are, if they are not where they were or cannot be downloaded.
 
         Raises:
             NotFoundError: if there is no such bank or recipe.
             BankError: if the bank or its index is damaged or missing.
-            InputError: for a setting out of range, more neighbours than normal images, too little memory, or a backbone that
-                is not the bank's.
+            InputError: for a setting out of range, more neighbours than normal images, too little memory, a device that is not
+                there, or a backbone that is not the bank's.
         """
         method = Method(
             k_image=k_image,
@@ -105,9 +109,9 @@ class Detector:
         )
         opened = Bank.open(bank)
         _check_neighbors(opened, method)
-        detector = cls(opened, load_recipe(recipe), method, memory)
+        detector = cls(opened, load_recipe(recipe), method, memory, device)
         if backbone is not None or weights is not None:
-            detector._backbone = _load_backbone(opened, backbone, weights)
+            detector._backbone = _load_backbone(opened, backbone, weights, device)
         return detector
 
     @property
@@ -119,7 +123,7 @@ class Detector:
         """
         with self._loading:
             if self._backbone is None:
-                self._backbone = _load_backbone(self.bank, None, None)
+                self._backbone = _load_backbone(self.bank, None, None, self.device.torch_names[0])
             return self._backbone
 
     def score(self, images: Images, *, max_skipped: int = MAX_SKIPPED, progress: bool = False) -> Scores:
@@ -267,6 +271,9 @@ class Detector:
             self.bank.read_map(level.name, row, scratch.map)
             np.copyto(out, scratch.map)
 
+        def read_stored(row: int) -> StoredArray:
+            return self.bank.level_map(level.name, row).reshape(-1, level.channels)
+
         def read_some(row: int, locations: IntArray) -> FloatArray:
             found = self.bank.level_map(level.name, row).reshape(-1, level.channels)[locations]
             return found.astype(np.float32, copy=False)
@@ -286,6 +293,7 @@ class Detector:
             len(self.bank),
             read,
             read_into=read_into if halves else None,
+            read_stored=None if level.name == CONCAT else read_stored,
             read_some=None if level.name == CONCAT else read_some,
             cache=self._cache,
             decodes=halves or level.name == CONCAT,
@@ -373,7 +381,7 @@ def _check_neighbors(bank: Bank, method: Method) -> None:
             )
 
 
-def _load_backbone(bank: Bank, backbone: str | Backbone | None, weights: str | Path | None) -> Backbone:
+def _load_backbone(bank: Bank, backbone: str | Backbone | None, weights: str | Path | None, device: str) -> Backbone:
     from spade_faiss.backbone import Backbone, is_known, load_backbone
 
     if isinstance(backbone, Backbone) and weights is not None:
@@ -391,7 +399,11 @@ def _load_backbone(bank: Bank, backbone: str | Backbone | None, weights: str | P
         if backbone is None and not is_known(source.backbone):
             raise InputError(f"the bank {bank.path} was made with your own backbone {source.backbone!r}; pass it as backbone=")
         backbone = load_backbone(
-            backbone or source.backbone, weights=weights, precision=source.precision, preprocess=source.preprocess
+            backbone or source.backbone,
+            weights=weights,
+            precision=source.precision,
+            preprocess=source.preprocess,
+            device=device,
         )
     bank.check_source(backbone.source)
     return backbone

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from spade_faiss.backbone import Backbone, load_backbone
 from spade_faiss.bank import Bank
-from spade_faiss.config import DEFAULT_BACKBONE, MAX_SKIPPED, Preprocess, check_at_least
+from spade_faiss.config import DEFAULT_BACKBONE, DEVICE, MAX_SKIPPED, Preprocess, check_at_least
 from spade_faiss.device import BATCH_SIZE
 from spade_faiss.errors import InputError
 from spade_faiss.features import FeatureBatch, FloatArray, Layout, concatenate, prepare
@@ -215,6 +215,7 @@ def fit(
     normalize: str = "none",
     pool: int = 1,
     recipe: str | Path | Recipe | None = "exact",
+    device: str = DEVICE,
     max_skipped: int = MAX_SKIPPED,
     progress: bool = False,
 ) -> Fit:
@@ -226,7 +227,7 @@ def fit(
     Args:
         images: a folder, an image, or a list of them.
         bank: the bank's folder; made if there is none.
-        backbone: a name that `load_backbone` knows, or a `Backbone`, to which the next three do not apply.
+        backbone: a name that `load_backbone` knows, or a `Backbone`, to which the next three and `device` do not apply.
         weights: a file of weights to use instead of the published ones.
         precision: `float32` or `bfloat16`.
         preprocess: framing and sizes; the normalisation is the backbone's own.
@@ -234,6 +235,7 @@ def fit(
         normalize: `none` or `l2`, see `Bank.create`.
         pool: see `Bank.create`.
         recipe: the index to build; None to build none.
+        device: where a backbone given by name runs, see `Detector.open`.
         max_skipped: how many unreadable images to leave out before giving up.
         progress: show bars on stderr if that is a terminal.
 
@@ -247,12 +249,14 @@ def fit(
     if not isinstance(backbone, str | Backbone):
         found = type(backbone).__name__
         raise InputError(f"backbone is a {found}; wrap a module: Backbone(module, name=..., taps=..., embedding=...)")
-    if isinstance(backbone, Backbone) and (weights is not None or precision != "float32" or preprocess is not None):
-        raise InputError("weights, precision and preprocess belong to a backbone given by name; this one has its own")
+    if isinstance(backbone, Backbone) and (
+        weights is not None or precision != "float32" or preprocess is not None or device != DEVICE
+    ):
+        raise InputError("weights, precision, preprocess and device belong to a backbone given by name; this one has its own")
     chosen = None if recipe is None else load_recipe(recipe)
     root, records = find_images(images)
     if isinstance(backbone, str):
-        backbone = load_backbone(backbone, weights=weights, precision=precision, preprocess=preprocess)
+        backbone = load_backbone(backbone, weights=weights, precision=precision, preprocess=preprocess, device=device)
     layout = Layout(
         levels=backbone.levels,
         embedding_dim=backbone.embedding_dim,

@@ -13,9 +13,11 @@ from tqdm import tqdm
 
 from spade_faiss.bank import Bank
 from spade_faiss.config import from_mapping
+from spade_faiss.device import CPU, Device
 from spade_faiss.errors import BankError, InputError
 from spade_faiss.features import FloatArray
 from spade_faiss.files import atomic_path, hash_file
+from spade_faiss.gpu_index import to_cards
 from spade_faiss.knn import IntArray, direct_sq_dist, import_faiss, rounding_of, scan, sort_by_distance, sq_norms
 from spade_faiss.recipe import Recipe
 
@@ -50,7 +52,7 @@ class Description:
 class ImageIndex:
     """Nearest normals by embedding. Rows that the built index does not cover are searched flat beside it."""
 
-    def __init__(self, bank: Bank, index: Any, covered: int, query: str = "") -> None:
+    def __init__(self, bank: Bank, index: Any, covered: int, query: str = "", device: Device = CPU) -> None:
         faiss = import_faiss()
         self._bank = bank
         self._index = index
@@ -67,9 +69,10 @@ class ImageIndex:
                 faiss.ParameterSpace().set_index_parameters(index, query)
             except RuntimeError as error:
                 raise InputError(f"FAISS does not take the query parameters {query!r} for this index: {error}") from error
+        self._index, self._tail = to_cards(self._index, device), to_cards(self._tail, device)
 
     @classmethod
-    def open(cls, bank: Bank, recipe: Recipe) -> ImageIndex:
+    def open(cls, bank: Bank, recipe: Recipe, device: Device = CPU) -> ImageIndex:
         """The recipe's index over a bank; a flat one is made on the spot, any other must have been built.
 
         Raises:
@@ -77,7 +80,7 @@ class ImageIndex:
         """
         faiss = import_faiss()
         if not recipe.needs_image_index:
-            return cls(bank, faiss.IndexFlatL2(bank.layout.embedding_dim), 0, recipe.query.image)
+            return cls(bank, faiss.IndexFlatL2(bank.layout.embedding_dim), 0, recipe.query.image, device)
         folder = index_folder(bank, recipe)
         command = f"spade-faiss index {bank.path} --recipe {recipe.name}"
         if not (folder / _DESCRIPTION).is_file():
@@ -97,7 +100,7 @@ class ImageIndex:
         if not file.is_file() or (found := hash_file(file)) != description.sha256:
             state = f"has sha256 {found}, expected {description.sha256}" if file.is_file() else "is missing"
             raise BankError(f"{file} {state}; rebuild it with: {command}")
-        return cls(bank, faiss.read_index(str(file)), description.count, recipe.query.image)
+        return cls(bank, faiss.read_index(str(file)), description.count, recipe.query.image, device)
 
     @property
     def covered(self) -> int:

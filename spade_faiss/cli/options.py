@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from spade_faiss.cli.text import Output
-from spade_faiss.config import DISTANCES, FUSIONS, LOCALIZE, MAX_SKIPPED, MEMORY
+from spade_faiss.config import DEVICE, DISTANCES, FUSIONS, LOCALIZE, MAX_SKIPPED, MEMORY
 
 if TYPE_CHECKING:
     from spade_faiss.detector import Detector
@@ -66,6 +66,7 @@ def add_method(command: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="that scoring may take, such as 500MB; batches and caches follow from it (default: %(default)s)",
     )
+    add_device(command)
     command.add_argument("--backbone", help="must be the bank's, which is used anyway")
     add_weights(command)
 
@@ -87,6 +88,7 @@ def open_detector(arguments: argparse.Namespace) -> Detector:
         localize=arguments.localize,
         flag_above=arguments.flag_above,
         memory=arguments.memory,
+        device=arguments.device,
         backbone=arguments.backbone,
         weights=arguments.weights,
     )
@@ -102,6 +104,13 @@ def _assignment(text: str) -> tuple[str, str]:
 def add_recipe(command: argparse.ArgumentParser) -> None:
     """--recipe."""
     command.add_argument("--recipe", default="exact", help="a recipe's name, or a YAML file (default: %(default)s)")
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """--device."""
+    command.add_argument(
+        "--device", default=DEVICE, help="where to compute: cpu, cuda, cuda:NUMBER, cuda:all, or auto (default: %(default)s)"
+    )
 
 
 def add_weights(command: argparse.ArgumentParser) -> None:
