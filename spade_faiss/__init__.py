@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from spade_faiss.bank import Bank
     from spade_faiss.config import Preprocess, Source
     from spade_faiss.detector import Detector
+    from spade_faiss.diagnosis import doctor
     from spade_faiss.errors import SpadeError
     from spade_faiss.evaluation import evaluate, score_to
     from spade_faiss.extract import fit
@@ -53,6 +54,7 @@ _HOMES = {
     "Scores": "scoring",
     "Source": "config",
     "SpadeError": "errors",
+    "doctor": "diagnosis",
     "evaluate": "evaluation",
     "fit": "extract",
     "load_backbone": "backbone",
@@ -69,6 +71,7 @@ __all__ = [
     "Scores",
     "Source",
     "SpadeError",
+    "doctor",
     "evaluate",
     "fit",
     "load_backbone",

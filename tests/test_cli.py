@@ -20,7 +20,7 @@ from spade_faiss.device import parse_bytes
 from spade_faiss.recipe import recipe_names
 from spade_faiss.report.scorefile import ScoreFile
 
-COMMANDS = ("fit", "extract", "index", "score", "evaluate", "info")
+COMMANDS = ("fit", "extract", "index", "score", "evaluate", "info", "doctor")
 SMALL = ("--backbone", "efficientnet_lite0", "--resize", "72", "--crop", "64")
 
 

@@ -270,8 +270,8 @@ def test_arguments_are_left_alone() -> None:
     for array in (case.blocks, case.xq, case.neighbors):
         array.flags.writeable = False
     run(case, 2)
-    for array, copied in zip((case.blocks, case.xq, case.neighbors), before, strict=True):
-        np.testing.assert_array_equal(array, copied)
+    for left, copied in zip((case.blocks, case.xq, case.neighbors), before, strict=True):
+        np.testing.assert_array_equal(left, copied)
 
 
 # The engine as a setting

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# The numbers for --json, and the text for people.
-Output = tuple[Mapping[str, Any], str]
+# The numbers for --json, the text for people, and whether the exit code is 1 although nothing failed.
+Output = tuple[Mapping[str, Any], str] | tuple[Mapping[str, Any], str, bool]
 
 
 def format_times(stage_s: Mapping[str, float], total_s: float, images: int) -> str:
