@@ -64,8 +64,7 @@ class Accelerator:
             try:
                 copied = host.to(self.device, non_blocking=True)
             except torch.OutOfMemoryError:
-                self.cache.clear()
-                torch.cuda.empty_cache()
+                self._make_room()
                 copied = host.to(self.device, non_blocking=True)
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(self._copies)
@@ -75,6 +74,9 @@ class Accelerator:
         """After a step of `tile_bytes` failed: smaller ones, and no blocks for the moment."""
         with self._lock:  # threads that fail together shrink it once
             self.tile_bytes = min(self.tile_bytes, max(1, tile_bytes // 4))
+        self._make_room()
+
+    def _make_room(self) -> None:
         self.cache.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -120,6 +120,10 @@ class Backbone:
     ) -> None:
         check_choice("precision", precision, PRECISIONS)
         self._device = torch.device(find_device(device).torch_names[0])
+        if self._device.type == "cuda":
+            # cuDNN would round float32 to TF32; without, features are those of the CPU to rounding. torch has one such setting
+            # for the process: to put it back after each pass would turn it on in the middle of another thread's.
+            torch.backends.cudnn.allow_tf32 = False
         # cast: torch's stubs lack this overload of Module.to.
         self._module = cast(Any, module.eval().requires_grad_(False)).to(self._device, memory_format=torch.channels_last)
         self._extract = extract
@@ -147,8 +151,7 @@ class Backbone:
         Raises:
             InputError: if a tap's output is not (n, C, H, W).
         """
-        # TF32, which cuDNN would use, is off: features then are those of the CPU to rounding.
-        with torch.inference_mode(), self._autocast(), torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.inference_mode(), self._autocast():
             x = torch.from_numpy(inputs).to(self._device).contiguous(memory_format=torch.channels_last)
             embedding, maps = self._extract(x)
         for level, m in maps.items():

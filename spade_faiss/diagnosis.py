@@ -249,8 +249,8 @@ def _speed(device: Device, engines: tuple[str, ...]) -> Check:
 
     on_cpu = device.kind == "cpu"
     side, (images, k, level) = (_CPU_SIDE, _CPU_LOAD) if on_cpu else (_CARD_SIDE, _CARD_LOAD)
-    wait: Callable[[], object] = (lambda: None) if on_cpu else torch.cuda.synchronize
     where = torch.device(device.torch_names[0])
+    wait: Callable[[], object] = (lambda: None) if on_cpu else (lambda: torch.cuda.synchronize(where))
     a, b = torch.randn(side, side, device=where), torch.randn(side, side, device=where)
     peak = 2 * side**3 / _fastest(lambda: torch.mm(a, b), wait)
     numbers: dict[str, Any] = {"peak_flops": peak, "engines": {}}

@@ -43,8 +43,8 @@ def run(case: Case, kappa: int = 1, *, tile_bytes: int = 1 << 26, cache_bytes: i
 def test_the_same_bits_as_on_the_cpu(k: int, kappa: int) -> None:
     case = larger(1, 3, 50, k, channels=256)
     expected = run_here(case, kappa)
-    for settings in ({}, {"tile_bytes": 1 << 20}, {"cache_bytes": 1 << 28}, {"cache_bytes": 1 << 20}):
-        equal(run(case, kappa, **settings), expected)
+    for tile_bytes, cache_bytes in ((1 << 26, 0), (1 << 20, 0), (1 << 26, 1 << 28), (1 << 26, 1 << 20)):
+        equal(run(case, kappa, tile_bytes=tile_bytes, cache_bytes=cache_bytes), expected)
     check(case, expected, kappa)
 
 

@@ -93,7 +93,16 @@ class TorchSearch:
         return held + 3 * images * height * width * channels * _FLOAT + 2 * self._accelerator.tile_bytes
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
-        """See `GallerySearch`."""
+        """See `GallerySearch`; an InputError says that the device is out of memory."""
+        try:
+            return self._search_all(xq, neighbors, kappa)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"{self._accelerator.device} is out of memory even in smaller steps ({_first_line(error)}); "
+                f"end other programs that use it, lower kappa, or use --device cpu"
+            ) from error
+
+    def _search_all(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         (n, queries, channels), device = xq.shape, self._accelerator.device
         with torch.inference_mode():
             q = self._accelerator.upload(xq).wait().reshape(-1, channels)
@@ -136,20 +145,15 @@ class TorchSearch:
 
     def _search(self, q: Tensor, asked: Tensor, block: Tensor, row: int, found: _Nearest) -> None:
         """Search a block for the queries of the numbers `asked`, in steps that fit; a smaller one where one did not, once."""
-        for retried in (False, True):
-            tile_bytes = self._accelerator.tile_bytes
-            try:
-                return self._search_in_steps(q, asked, block, row, found)
-            except torch.OutOfMemoryError as error:
-                why = str(error).partition("\n")[0]  # the error itself holds what the step had allocated
-            if retried:
-                break
-            log.warning("%s is out of memory: going on in smaller steps (%s)", self._accelerator.device, why)
-            self._accelerator.shrink(tile_bytes)
-        raise InputError(
-            f"{self._accelerator.device} is out of memory even in smaller steps ({why}); "
-            f"end other programs that use it, lower kappa, or use --device cpu"
-        )
+        tile_bytes = self._accelerator.tile_bytes
+        try:
+            return self._search_in_steps(q, asked, block, row, found)
+        except torch.OutOfMemoryError as error:
+            why = _first_line(error)
+        # Not in the handler: the error holds what the step had allocated.
+        log.warning("%s is out of memory: going on in smaller steps (%s)", self._accelerator.device, why)
+        self._accelerator.shrink(tile_bytes)
+        return self._search_in_steps(q, asked, block, row, found)
 
     def _search_in_steps(self, q: Tensor, asked: Tensor, block: Tensor, row: int, found: _Nearest) -> None:
         rows, channels = block.shape
@@ -256,3 +260,7 @@ def open_torch(blocks: Blocks, workers: Workers, product: Product) -> TorchSearc
     """The search on the device of the workers."""
     searches = [TorchSearch(blocks, workers, accelerator, product) for accelerator in workers.accelerators]
     return searches[0] if len(searches) == 1 else SplitSearch(searches)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
