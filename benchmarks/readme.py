@@ -24,6 +24,7 @@ def main() -> None:
 def filled(text: str) -> str:
     """README with every table between `<!-- name -->` and `<!-- /name -->` computed anew."""
     figures: Figures = json.loads((RESULTS / "main_job.json").read_bytes())
+    figures["gpu"] = json.loads((RESULTS / "gpu.json").read_bytes())
     figures["gallery"] = json.loads((RESULTS / "gallery.json").read_bytes())
     for name, table in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
@@ -138,6 +139,23 @@ def _gallery_facts(figures: Figures) -> str:
     return "\n".join(lines)
 
 
+def _gpu(figures: Figures) -> str:
+    """The torch search on the CPU, a line for each number of neighbours."""
+    rows = figures["gpu"]["torch"]
+    lines = []
+    for k in sorted({row["k"] for row in rows}):
+        of_k = [row for row in rows if row["k"] == k]
+        spent = {name: sum(row["s_per_image"][name] for row in of_k) for name in of_k[0]["s_per_image"]}
+        finest = of_k[0]
+        lines.append(
+            f"- The torch search on this machine's CPU, wrn50, K={k}, milliseconds an image: {1000 * spent['torch']:.0f}; "
+            f"`faiss.knn` {1000 * spent['knn']:.0f}, `exact` {1000 * spent['exact']:.0f}. With `product=bfloat16` it finds "
+            f"{100 * finest['bfloat16_found']:.1f} % of the finest level's nearest exactly; 99 % of its distances are less than "
+            f"{100 * finest['bfloat16_excess']['0.99']:.2g} % too large."
+        )
+    return "\n".join(lines)
+
+
 def _ms(spread: Figures) -> str:
     return f"{1000 * spread['median']:.1f}"
 
@@ -180,6 +198,7 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "gallery": _gallery,
     "gallery_quality": _gallery_quality,
     "gallery_facts": _gallery_facts,
+    "gpu": _gpu,
     "machine": _machine,
 }
 
