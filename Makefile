@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+GPU := .venv-gpu
+WHEEL := .gpu-wheel
 
-.PHONY: demo test check lint types docs figures clean
+.PHONY: demo test test-gpu test-gpu-wheel check lint types docs figures clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m benchmarks.demo demo
@@ -12,7 +14,15 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-check: lint types test
+# On a machine with a CUDA card; installs faiss-gpu in place of faiss-cpu.
+test-gpu: $(GPU)/.installed
+	$(GPU)/bin/python -m pytest -m gpu
+
+# That FAISS's GPU build has what we call; needs no card. It shadows faiss-cpu by standing before it on the path.
+test-gpu-wheel: $(INSTALLED) $(WHEEL)/faiss
+	SPADE_FAISS_GPU_WHEEL=$(CURDIR)/$(WHEEL) $(BIN)/python -m pytest -m gpu_wheel
+
+check: lint types test test-gpu-wheel
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -33,5 +43,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,demo,dev]'
 	touch $@
 
+$(GPU)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(GPU)
+	$(GPU)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[gpu,demo,dev]'
+	touch $@
+
+$(WHEEL)/faiss: constraints.txt
+	rm -rf $(WHEEL)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(WHEEL) faiss-gpu \
+	    nvidia-cublas-cu12 nvidia-cuda-runtime-cu12 nvidia-curand-cu12 nvidia-cuda-nvrtc-cu12
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) $(GPU) $(WHEEL) demo build dist

@@ -25,6 +25,7 @@ def main() -> None:
 def filled(text: str) -> str:
     """README with every table between `<!-- name -->` and `<!-- /name -->` computed anew."""
     figures: Figures = json.loads((RESULTS / "main_job.json").read_bytes())
+    figures["gpu"] = json.loads((RESULTS / "gpu.json").read_bytes())
     figures["durability"] = json.loads((RESULTS / "durability.json").read_bytes())
     figures["calibration"] = json.loads((RESULTS / "calibration.json").read_bytes())
     figures["gallery"] = json.loads((RESULTS / "gallery.json").read_bytes())
@@ -137,6 +138,24 @@ def _gallery_facts(figures: Figures) -> str:
         where = "dropped from the system's cache before each image" if cold else "in the system's cache"
         lines.append(
             f"- lite0, K=5, `--memory 256MiB`, the bank's files {where}, ms an image of image search + pixel search: {spent}."
+        )
+    return "\n".join(lines)
+
+
+def _gpu(figures: Figures) -> str:
+    """The torch search on the CPU, a line for each number of neighbours."""
+    rows = figures["gpu"]["torch"]
+    lines = []
+    for k in sorted({row["k"] for row in rows}):
+        of_k = [row for row in rows if row["k"] == k]
+        spent = {name: sum(row["s_per_image"][name] for row in of_k) for name in of_k[0]["s_per_image"]}
+        finest = of_k[0]
+        torch, exact = (spent[name] / spent["knn"] for name in ("torch", "exact"))
+        found, excess = 100 * finest["bfloat16_found"], 100 * finest["bfloat16_excess"]["0.999"]
+        lines.append(
+            f"- On this machine's CPU, wrn50, K={k}, the torch search takes {torch:.2f} times as long as `faiss.knn` on the "
+            f"gathered gallery, `exact` {exact:.2f} times (in turn, while others used the machine). With `product=bfloat16` it "
+            f"finds {found:.1f} % of the finest level's nearest; 99.9 % of its distances are at most {excess:.0f} % too large."
         )
     return "\n".join(lines)
 
@@ -268,6 +287,7 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "gallery": _gallery,
     "gallery_quality": _gallery_quality,
     "gallery_facts": _gallery_facts,
+    "gpu": _gpu,
     "durability": _durability,
     "calibration": _calibration,
     "calibration_facts": _calibration_facts,

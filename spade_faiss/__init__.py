@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from spade_faiss.calibrating import calibrate
     from spade_faiss.config import Preprocess, Source
     from spade_faiss.detector import Detector
+    from spade_faiss.diagnosis import doctor
     from spade_faiss.drifting import drift
     from spade_faiss.errors import SpadeError
     from spade_faiss.evaluation import evaluate, score_to
@@ -62,6 +63,7 @@ _HOMES = {
     "add": "extract",
     "calibrate": "calibrating",
     "drift": "drifting",
+    "doctor": "diagnosis",
     "evaluate": "evaluation",
     "fit": "fitting",
     "load_backbone": "backbone",
@@ -83,6 +85,7 @@ __all__ = [
     "SpadeError",
     "add",
     "calibrate",
+    "doctor",
     "drift",
     "evaluate",
     "fit",

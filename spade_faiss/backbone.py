@@ -19,7 +19,17 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from spade_faiss.config import DEFAULT_BACKBONE, IMAGENET_MEAN, IMAGENET_STD, PRECISIONS, Preprocess, Source, check_choice
+from spade_faiss.config import (
+    DEFAULT_BACKBONE,
+    DEVICE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PRECISIONS,
+    Preprocess,
+    Source,
+    check_choice,
+)
+from spade_faiss.device import find_device
 from spade_faiss.errors import DependencyError, InputError, NotFoundError
 from spade_faiss.features import FloatArray, Level
 
@@ -48,6 +58,7 @@ class Backbone:
         embedding: name of the module whose output, flattened, is the embedding.
         preprocess: how images become inputs.
         precision: `float32`, or `bfloat16` for automatic mixed precision; features are float32 either way.
+        device: where it runs, see `Detector.open`; of several cards the first.
 
     Raises:
         InputError: if a tap does not exist or does not give a map.
@@ -62,6 +73,7 @@ class Backbone:
         embedding: str,
         preprocess: Preprocess | None = None,
         precision: str = "float32",
+        device: str = DEVICE,
     ) -> None:
         nodes = {node: level for level, node in taps.items()} | {embedding: ""}
         if len(nodes) <= len(taps):
@@ -77,10 +89,10 @@ class Backbone:
             outputs = tapped(x)
             return outputs.pop("").flatten(1), outputs
 
-        self._setup(tapped, extract, name, preprocess or Preprocess(), precision)
+        self._setup(tapped, extract, name, preprocess or Preprocess(), precision, device)
 
     @classmethod
-    def _from_timm(cls, model: nn.Module, name: str, preprocess: Preprocess, precision: str) -> Backbone:
+    def _from_timm(cls, model: nn.Module, name: str, preprocess: Preprocess, precision: str, device: str) -> Backbone:
         timm_model = cast(Any, model)
         try:
             info = timm_model.feature_info
@@ -100,13 +112,20 @@ class Backbone:
             return embedding, {tap: level for (_, tap), level in zip(picked, maps, strict=True)}
 
         backbone = cls.__new__(cls)
-        backbone._setup(model, extract, name, preprocess, precision)
+        backbone._setup(model, extract, name, preprocess, precision, device)
         return backbone
 
-    def _setup(self, module: nn.Module, extract: Extract, name: str, preprocess: Preprocess, precision: str) -> None:
+    def _setup(
+        self, module: nn.Module, extract: Extract, name: str, preprocess: Preprocess, precision: str, device: str
+    ) -> None:
         check_choice("precision", precision, PRECISIONS)
+        self._device = torch.device(find_device(device).torch_names[0])
+        if self._device.type == "cuda":
+            # cuDNN would round float32 to TF32; without, features are those of the CPU to rounding. torch has one such setting
+            # for the process: to put it back after each pass would turn it on in the middle of another thread's.
+            torch.backends.cudnn.allow_tf32 = False
         # cast: torch's stubs lack this overload of Module.to.
-        self._module = cast(Any, module.eval().requires_grad_(False)).to(memory_format=torch.channels_last)
+        self._module = cast(Any, module.eval().requires_grad_(False)).to(self._device, memory_format=torch.channels_last)
         self._extract = extract
         self.source = Source(
             backbone=name, weights_sha256=_hash_weights(module.state_dict()), precision=precision, preprocess=preprocess
@@ -133,7 +152,7 @@ class Backbone:
             InputError: if a tap's output is not (n, C, H, W).
         """
         with torch.inference_mode(), self._autocast():
-            x = torch.from_numpy(inputs).contiguous(memory_format=torch.channels_last)
+            x = torch.from_numpy(inputs).to(self._device).contiguous(memory_format=torch.channels_last)
             embedding, maps = self._extract(x)
         for level, m in maps.items():
             if m.ndim != 4:
@@ -145,7 +164,7 @@ class Backbone:
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.source.precision == "float32":
             return contextlib.nullcontext()
-        return torch.autocast("cpu", dtype=torch.bfloat16)
+        return torch.autocast(self._device.type, dtype=torch.bfloat16)
 
 
 def is_known(name: str) -> bool:
@@ -159,6 +178,7 @@ def load_backbone(
     weights: str | Path | None = None,
     precision: str = "float32",
     preprocess: Preprocess | None = None,
+    device: str = DEVICE,
 ) -> Backbone:
     """Load a pretrained network by name.
 
@@ -168,6 +188,7 @@ def load_backbone(
         weights: a file to use instead of the published weights: a state dict, as `.safetensors` or saved by torch.
         precision: `float32` or `bfloat16`.
         preprocess: framing and sizes; mean and std are replaced by the network's own.
+        device: where it runs, see `Detector.open`.
 
     Raises:
         InputError: for an unknown name, weights that do not fit, or a download that failed.
@@ -178,12 +199,20 @@ def load_backbone(
     if name in TORCHVISION_NAMES:
         model = _load_torchvision(name, weights)
         settings = _with_normalisation(framing, (IMAGENET_MEAN, IMAGENET_STD))
-        return Backbone(model, name=name, taps=_RESNET_TAPS, embedding="avgpool", preprocess=settings, precision=precision)
+        return Backbone(
+            model,
+            name=name,
+            taps=_RESNET_TAPS,
+            embedding="avgpool",
+            preprocess=settings,
+            precision=precision,
+            device=device,
+        )
     if name == EFFICIENTNET_LITE0 or name.startswith(TIMM_PREFIX):
         model = _load_efficientnet_lite0(weights) if name == EFFICIENTNET_LITE0 else _load_timm(name, weights)
         config = cast(Any, model).pretrained_cfg
         settings = _with_normalisation(framing, (tuple(config["mean"]), tuple(config["std"])))
-        return Backbone._from_timm(model, name, settings, precision)
+        return Backbone._from_timm(model, name, settings, precision, device)
     raise InputError(
         f"unknown backbone {name!r}; known are {', '.join(TORCHVISION_NAMES)}, {EFFICIENTNET_LITE0}, and {TIMM_PREFIX}NAME"
     )
@@ -297,7 +326,7 @@ def _hash_weights(state: Mapping[str, Tensor]) -> str:
 
 
 def _numpy(tensor: Tensor) -> FloatArray:
-    return np.ascontiguousarray(tensor.float().numpy())
+    return np.ascontiguousarray(tensor.float().cpu().numpy())
 
 
 def _import(module: str, what: str) -> ModuleType:

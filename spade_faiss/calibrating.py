@@ -28,7 +28,7 @@ from spade_faiss.calibration import (
     state_of,
     write_calibration,
 )
-from spade_faiss.config import MAX_SKIPPED, Method, check_at_least
+from spade_faiss.config import DEVICE, MAX_SKIPPED, Method, check_at_least
 from spade_faiss.conformal import PixelCounts, allowed, check_rate
 from spade_faiss.detector import Detector
 from spade_faiss.errors import InputError
@@ -120,7 +120,9 @@ def calibrate(
     return calibration
 
 
-def calibrate_if_needed(bank: Bank, recipe: Recipe, *, progress: bool = False) -> tuple[Calibration | None, str]:
+def calibrate_if_needed(
+    bank: Bank, recipe: Recipe, *, device: str = DEVICE, progress: bool = False
+) -> tuple[Calibration | None, str]:
     """The calibration that holds for a bank as it is, for a recipe and the usual method; made, if it is not there.
 
     Returns:
@@ -128,7 +130,7 @@ def calibrate_if_needed(bank: Bank, recipe: Recipe, *, progress: bool = False) -
         searches the whole bank. Neither is an error of whoever makes a bank.
     """
     try:
-        detector = Detector(bank, recipe, Method())
+        detector = Detector(bank, recipe, Method(), device=device)
         kept = find_calibration(bank, detector.way)
         if kept is not None and not kept.outdated(bank):
             return kept, ""

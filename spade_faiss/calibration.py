@@ -34,7 +34,7 @@ from spade_faiss.conformal import (
 from spade_faiss.described import hash_json, read_description, write_description
 from spade_faiss.errors import BankError, InputError
 from spade_faiss.gallery import find_method
-from spade_faiss.recipe import Recipe, Settings
+from spade_faiss.recipe import Recipe, Settings, load_recipe, recipe_names
 from spade_faiss.snapshot import Snapshot
 
 FORMAT = "spade_faiss calibration"
@@ -76,7 +76,11 @@ class Way:
             image_query=recipe.query.image,
             gallery=recipe.build.gallery,
             build=asdict(chosen.build),
-            query=asdict(chosen.query),
+            query={
+                setting.name: getattr(chosen.query, setting.name)
+                for setting in fields(chosen.query)
+                if not setting.metadata.get("same_scores")
+            },
             **of_method,
         )
 
@@ -91,10 +95,15 @@ class Way:
         usual = Method()
         changed = [name for name in _OF_METHOD if getattr(self, name) != getattr(usual, name)]
         words = [] if self.recipe == "exact" else ["--recipe", self.recipe]
-        words += [f"--set {name}={value}" for name, value in self.query.items()]
+        words += [f"--set {name}={value}" for name, value in self.query.items() if value != _usual(self.recipe).get(name)]
         words += [f"--set image={self.image_query}"] if self.image_query else []
         words += [f"--{name.replace('_', '-')} {getattr(self, name)}" for name in changed]
         return " ".join(words)
+
+
+def _usual(recipe: str) -> dict[str, Any]:
+    """The query settings of a recipe of ours."""
+    return asdict(find_method(load_recipe(recipe)).query) if recipe in recipe_names() else {}
 
 
 _OF_METHOD = ("k_image", "k_gallery", "kappa", "fusion", "distance", "sigma")

@@ -27,6 +27,8 @@ DEFAULT_BACKBONE = "wide_resnet50_2"
 MAX_SKIPPED = 10
 # That scoring may take beside what is loaded at the start.
 MEMORY = "2GiB"
+# Where to compute unless told.
+DEVICE = "cpu"
 # Images that a report shows in full.
 SHOWN = 24
 

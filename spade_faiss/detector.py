@@ -14,13 +14,14 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from spade_faiss.bank import Bank
+from spade_faiss.cache import BlockCache
 from spade_faiss.calibration import Way, flag_threshold
-from spade_faiss.config import MAX_SKIPPED, MEMORY, Method
-from spade_faiss.device import parse_bytes, plan
+from spade_faiss.config import DEVICE, MAX_SKIPPED, MEMORY, Method
+from spade_faiss.device import find_device, parse_bytes, plan
 from spade_faiss.errors import InputError
 from spade_faiss.features import FeatureBatch, FloatArray, Level, check_ids, prepare
 from spade_faiss.gallery import GallerySearch, find_method
-from spade_faiss.gallery.blocks import BlockCache, Blocks
+from spade_faiss.gallery.blocks import Blocks, StoredArray
 from spade_faiss.gallery.store import KeptLevel, open_gallery
 from spade_faiss.image_index import ImageIndex
 from spade_faiss.images import find_images
@@ -46,7 +47,9 @@ _FORWARD_INPUTS = 25
 class Detector:
     """Scores images against a bank, in the state that the bank had when it was opened. Safe to share between threads."""
 
-    def __init__(self, bank: Bank | Snapshot, recipe: Recipe, method: Method, memory: str | int = MEMORY) -> None:
+    def __init__(
+        self, bank: Bank | Snapshot, recipe: Recipe, method: Method, memory: str | int = MEMORY, device: str = DEVICE
+    ) -> None:
         # A state of its own: whatever is done to the bank, by whomever, scores are against this one.
         self.bank = bank = bank.snapshot() if isinstance(bank, Bank) else bank
         self.recipe = recipe
@@ -54,10 +57,11 @@ class Detector:
         self.way = Way.of(recipe, method)
         self._flag_above = flag_threshold(bank, self.way, method)
         self._searched = _searched_levels(bank.layout.levels, method.fusion)
-        self._memory = memory
-        self._images = ImageIndex.open(bank, recipe)
-        self._workers = Workers()
-        self._cache = BlockCache()
+        self._memory, self._device_name = memory, device
+        self.device = find_device(device)
+        self._images = ImageIndex.open(bank, recipe, self.device)
+        self._workers = Workers(device=self.device)
+        self._cache: BlockCache[FloatArray] = BlockCache()
         self._searches = {} if method.localize == "none" else self._open_searches()
         cacheable = len(bank) * sum(_floats(level.shape) for level in self._searched)
         self.plan = plan(parse_bytes(memory), self._working_bytes, cacheable)
@@ -81,6 +85,7 @@ class Detector:
         flag_above: float | None = None,
         flag_below_p: float | None = None,
         memory: str | int = MEMORY,
+        device: str = DEVICE,
         backbone: str | Backbone | None = None,
         weights: str | Path | None = None,
     ) -> Detector:
@@ -91,14 +96,15 @@ class Detector:
             recipe: a recipe's name or file.
             k_image, k_gallery, kappa, fusion, distance, sigma, localize, flag_above, flag_below_p: see `Method`.
             memory: how much the process may grow by while it scores, for instance `2GiB`: batches and caches follow from it.
+            device: `cpu`, `cuda`, `cuda:NUMBER`, `cuda:all`, or `auto`: for backbone, image index and gallery search.
             backbone: a backbone in place of the one the bank names; it must be the same network with the same weights.
             weights: where the bank's backbone's weights are, if they are not where they were or cannot be downloaded.
 
         Raises:
             NotFoundError: if there is no such bank or recipe.
             BankError: if the bank or its index is damaged or missing; with `flag_below_p`, if its calibration is.
-            InputError: for a setting out of range, more neighbours than normal images, too little memory, or a backbone that
-                is not the bank's.
+            InputError: for a setting out of range, more neighbours than normal images, too little memory, a device that is not
+                there, or a backbone that is not the bank's.
         """
         method = Method(
             k_image=k_image,
@@ -113,15 +119,15 @@ class Detector:
         )
         opened = Bank.open(bank)
         _check_neighbors(opened, method)
-        detector = cls(opened, load_recipe(recipe), method, memory)
+        detector = cls(opened, load_recipe(recipe), method, memory, device)
         if backbone is not None or weights is not None:
-            detector._backbone = _load_backbone(opened, backbone, weights)
+            detector._backbone = _load_backbone(opened, backbone, weights, device)
         return detector
 
     def with_localize(self, localize: str) -> Detector:
         """The same detector for `all` images or `none`: it shares the bank's files, not the caches."""
         method = replace(self.method, localize=localize, flag_above=None, flag_below_p=None)
-        detector = Detector(self.bank, self.recipe, method, self._memory)
+        detector = Detector(self.bank, self.recipe, method, self._memory, self._device_name)
         detector._backbone = self._backbone
         return detector
 
@@ -134,7 +140,7 @@ class Detector:
         """
         with self._loading:
             if self._backbone is None:
-                self._backbone = _load_backbone(self.bank, None, None)
+                self._backbone = _load_backbone(self.bank, None, None, self.device.torch_names[0])
             return self._backbone
 
     def score(self, images: Images, *, max_skipped: int = MAX_SKIPPED, progress: bool = False) -> Scores:
@@ -287,6 +293,9 @@ class Detector:
             self.bank.read_map(level.name, row, scratch.map)
             np.copyto(out, scratch.map)
 
+        def read_stored(row: int) -> StoredArray:
+            return self.bank.level_map(level.name, row).reshape(-1, level.channels)
+
         def read_some(row: int, locations: IntArray) -> FloatArray:
             found = self.bank.level_map(level.name, row).reshape(-1, level.channels)[locations]
             return found.astype(np.float32, copy=False)
@@ -306,6 +315,7 @@ class Detector:
             len(self.bank),
             read,
             read_into=read_into if halves else None,
+            read_stored=None if level.name == CONCAT else read_stored,
             read_some=None if level.name == CONCAT else read_some,
             cache=self._cache,
             decodes=halves or level.name == CONCAT,
@@ -380,10 +390,10 @@ def _searched_levels(levels: Sequence[Level], fusion: str) -> tuple[Level, ...]:
     return (replace(finest, name=CONCAT, channels=sum(level.channels for level in levels)),)
 
 
-def _load_backbone(bank: Snapshot, backbone: str | Backbone | None, weights: str | Path | None) -> Backbone:
+def _load_backbone(bank: Snapshot, backbone: str | Backbone | None, weights: str | Path | None, device: str) -> Backbone:
     from spade_faiss.extract import backbone_of
 
-    return backbone_of(bank, backbone, weights)
+    return backbone_of(bank, backbone, weights, device)
 
 
 def _check_neighbors(bank: Snapshot, method: Method) -> None:

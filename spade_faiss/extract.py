@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from spade_faiss.backbone import Backbone, is_known, load_backbone
 from spade_faiss.bank import Bank
-from spade_faiss.config import DEFAULT_BACKBONE, MAX_SKIPPED, Preprocess, check_at_least
+from spade_faiss.config import DEFAULT_BACKBONE, DEVICE, MAX_SKIPPED, Preprocess, check_at_least
 from spade_faiss.device import BATCH_SIZE
 from spade_faiss.errors import InputError, NotFoundError
 from spade_faiss.features import FeatureBatch, Layout, concatenate, prepare
@@ -107,6 +107,7 @@ def extract(
     normalize: str = "none",
     pool: int = 1,
     recipe: Recipe | None = None,
+    device: str = DEVICE,
     max_skipped: int = MAX_SKIPPED,
     progress: bool = False,
 ) -> Added:
@@ -118,7 +119,7 @@ def extract(
     Args:
         images: a folder, an image, or a list of them.
         bank: the bank's folder; made if there is none.
-        backbone: a name that `load_backbone` knows, or a `Backbone`, to which the next three do not apply.
+        backbone: a name that `load_backbone` knows, or a `Backbone`, to which the next three and `device` do not apply.
         weights: a file of weights to use instead of the published ones.
         precision: `float32` or `bfloat16`.
         preprocess: framing and sizes; the normalisation is the backbone's own.
@@ -126,6 +127,7 @@ def extract(
         normalize: `none` or `l2`, see `Bank.create`.
         pool: see `Bank.create`.
         recipe: that will be built over the bank: checked before the work.
+        device: where a backbone given by name runs, see `Detector.open`.
         max_skipped: how many unreadable images to leave out before giving up.
         progress: show bars on stderr if that is a terminal.
 
@@ -139,11 +141,13 @@ def extract(
     if not isinstance(backbone, str | Backbone):
         found = type(backbone).__name__
         raise InputError(f"backbone is a {found}; wrap a module: Backbone(module, name=..., taps=..., embedding=...)")
-    if isinstance(backbone, Backbone) and (weights is not None or precision != "float32" or preprocess is not None):
-        raise InputError("weights, precision and preprocess belong to a backbone given by name; this one has its own")
+    if isinstance(backbone, Backbone) and (
+        weights is not None or precision != "float32" or preprocess is not None or device != DEVICE
+    ):
+        raise InputError("weights, precision, preprocess and device belong to a backbone given by name; this one has its own")
     root, records = find_images(images)
     if isinstance(backbone, str):
-        backbone = load_backbone(backbone, weights=weights, precision=precision, preprocess=preprocess)
+        backbone = load_backbone(backbone, weights=weights, precision=precision, preprocess=preprocess, device=device)
     layout = Layout(
         levels=backbone.levels,
         embedding_dim=backbone.embedding_dim,
@@ -167,6 +171,7 @@ def add(
     bank: str | Path,
     backbone: Backbone | None = None,
     weights: str | Path | None = None,
+    device: str = DEVICE,
     max_skipped: int = MAX_SKIPPED,
     progress: bool = False,
 ) -> Added:
@@ -178,6 +183,7 @@ def add(
         bank: the bank's folder.
         backbone: the bank's own, for a bank that was made with a module of yours.
         weights: where the backbone's weights are, if they are not where they were or cannot be downloaded.
+        device: where the bank's own backbone runs, see `Detector.open`.
         max_skipped: how many unreadable images to leave out before giving up.
         progress: show bars on stderr if that is a terminal.
 
@@ -192,7 +198,7 @@ def add(
     stages = Stages()
     with stages("check"):
         target = Bank.open(bank)
-        network = backbone_of(target, backbone, weights)
+        network = backbone_of(target, backbone, weights, device)
     return _add_records(target, network, root, records, stages, max_skipped=max_skipped, progress=progress)
 
 
@@ -241,13 +247,19 @@ def _add_records(
         )
 
 
-def backbone_of(bank: Snapshot, backbone: str | Backbone | None = None, weights: str | Path | None = None) -> Backbone:
+def backbone_of(
+    bank: Snapshot,
+    backbone: str | Backbone | None = None,
+    weights: str | Path | None = None,
+    device: str = DEVICE,
+) -> Backbone:
     """The backbone that a bank was made with.
 
     Args:
         bank: the bank.
         backbone: the same network from elsewhere: needed where it was a module of your own.
         weights: where its weights are, if they are not where they were.
+        device: where one that is loaded here runs, see `Detector.open`.
 
     Raises:
         InputError: if the bank was made by another extractor, or what is loaded is not what it was made with.
@@ -268,7 +280,11 @@ def backbone_of(bank: Snapshot, backbone: str | Backbone | None = None, weights:
         if backbone is None and not is_known(source.backbone):
             raise InputError(f"the bank {bank.path} was made with your own backbone {source.backbone!r}; pass it as backbone=")
         backbone = load_backbone(
-            backbone or source.backbone, weights=weights, precision=source.precision, preprocess=source.preprocess
+            backbone or source.backbone,
+            weights=weights,
+            precision=source.precision,
+            preprocess=source.preprocess,
+            device=device,
         )
     bank.check_source(backbone.source)
     return backbone

@@ -9,7 +9,7 @@ from pathlib import Path
 from spade_faiss.backbone import Backbone
 from spade_faiss.calibrating import calibrate_if_needed
 from spade_faiss.calibration import Calibration
-from spade_faiss.config import DEFAULT_BACKBONE, MAX_SKIPPED, Preprocess
+from spade_faiss.config import DEFAULT_BACKBONE, DEVICE, MAX_SKIPPED, Preprocess
 from spade_faiss.extract import Added, Images, extract
 from spade_faiss.index_build import Built, build_index
 from spade_faiss.recipe import Recipe, load_recipe
@@ -41,6 +41,7 @@ def fit(
     pool: int = 1,
     recipe: str | Path | Recipe = "exact",
     calibrate: bool = True,
+    device: str = DEVICE,
     max_skipped: int = MAX_SKIPPED,
     progress: bool = False,
 ) -> Fit:
@@ -49,7 +50,8 @@ def fit(
     What is there is kept: when interrupted, run the same call again and it goes on where it stopped.
 
     Args:
-        images, bank, backbone, weights, precision, preprocess, dtype, normalize, pool, max_skipped, progress: see `extract`.
+        images, bank, backbone, weights, precision, preprocess, dtype, normalize, pool, device, max_skipped, progress: see
+            `extract`.
         recipe: the index to build.
         calibrate: whether to calibrate the recipe, leaving one out, unless the bank is calibrated as it is; see `calibrate`.
 
@@ -71,13 +73,14 @@ def fit(
         normalize=normalize,
         pool=pool,
         recipe=chosen,
+        device=device,
         max_skipped=max_skipped,
         progress=progress,
     )
     extracted = time.perf_counter()
     index = build_index(done.bank, chosen, progress=progress)
     built = time.perf_counter()
-    calibration, notice = calibrate_if_needed(done.bank, chosen, progress=progress) if calibrate else (None, "")
+    calibration, notice = calibrate_if_needed(done.bank, chosen, device=device, progress=progress) if calibrate else (None, "")
     end = time.perf_counter()
     stage_s = {**done.stage_s, "index": built - extracted, **({"calibrate": end - built} if calibrate else {})}
     return Fit(

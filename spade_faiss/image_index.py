@@ -15,9 +15,11 @@ from spade_faiss.bank import Bank
 from spade_faiss.config import from_mapping
 from spade_faiss.coverage import Covered, check_covers, check_listed, index_folder, too_dead, why_learn_anew
 from spade_faiss.described import read_description, write_description
+from spade_faiss.device import CPU, Device
 from spade_faiss.errors import BankError, InputError
 from spade_faiss.features import FloatArray
 from spade_faiss.files import FileEntry, atomic_path, hash_file
+from spade_faiss.gpu_index import to_cards
 from spade_faiss.knn import IntArray, direct_sq_dist, import_faiss, rounding_of, scan, sort_by_distance, sq_norms
 from spade_faiss.recipe import Recipe
 from spade_faiss.snapshot import Snapshot
@@ -70,7 +72,7 @@ class Description:
 class ImageIndex:
     """Nearest normals by embedding. Images that the built index does not cover are searched flat beside it."""
 
-    def __init__(self, bank: Snapshot, index: Any, shards: Sequence[Covered], query: str = "") -> None:
+    def __init__(self, bank: Snapshot, index: Any, shards: Sequence[Covered], query: str = "", device: Device = CPU) -> None:
         faiss = import_faiss()
         self._bank = bank
         self._index = index
@@ -97,16 +99,17 @@ class ImageIndex:
                 faiss.ParameterSpace().set_index_parameters(index, query)
             except RuntimeError as error:
                 raise InputError(f"FAISS does not take the query parameters {query!r} for this index: {error}") from error
+        self._index, self._tail = to_cards(self._index, device), to_cards(self._tail, device)
 
     @classmethod
-    def open(cls, bank: Snapshot, recipe: Recipe) -> ImageIndex:
+    def open(cls, bank: Snapshot, recipe: Recipe, device: Device = CPU) -> ImageIndex:
         """The recipe's index over a bank; a flat one is made on the spot, any other must have been built.
 
         Raises:
             BankError: if the index was not built, is damaged, or belongs to another bank or recipe.
         """
         if not recipe.needs_image_index:
-            return cls(bank, import_faiss().IndexFlatL2(bank.layout.embedding_dim), (), recipe.query.image)
+            return cls(bank, import_faiss().IndexFlatL2(bank.layout.embedding_dim), (), recipe.query.image, device)
         folder = index_folder(bank, recipe)
         command = f"spade-faiss index {bank.path} --recipe {recipe.name}"
         if not (folder / _DESCRIPTION).is_file():
@@ -126,7 +129,7 @@ class ImageIndex:
             else:
                 break
         check_covers(bank, description.shards, folder, command)
-        return cls(bank, index, description.shards, recipe.query.image)
+        return cls(bank, index, description.shards, recipe.query.image, device)
 
     @property
     def covered(self) -> int:

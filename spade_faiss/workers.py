@@ -1,12 +1,17 @@
-"""The threads that search: each runs a FAISS of its own that stays in its thread."""
+"""What searches: threads that each run a FAISS of their own, and the device that was asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
 
+from spade_faiss.device import CPU, Device
 from spade_faiss.knn import import_faiss
+
+if TYPE_CHECKING:
+    from spade_faiss.accelerator import Accelerator
 
 T = TypeVar("T")
 
@@ -16,9 +21,14 @@ class Workers:
 
     One single-threaded search per core beats one search spread over the cores: decoding, products and evaluations of
     different blocks overlap, and what a search returns does not depend on the number of threads.
+
+    Args:
+        threads: how many, if not that.
+        device: where those searches run that can use it.
     """
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, device: Device = CPU) -> None:
+        self.device = device
         self._faiss = import_faiss()
         self.threads: int = threads or self._faiss.omp_get_max_threads()
         self._pool = ThreadPoolExecutor(self.threads, "spade_faiss", initializer=self._start)
@@ -29,3 +39,10 @@ class Workers:
     def submit(self, task: Callable[..., T], *arguments: object) -> Future[T]:
         """Run `task(*arguments)` in one of the threads; tasks start in the order they were submitted in."""
         return self._pool.submit(task, *arguments)
+
+    @cached_property
+    def accelerators(self) -> list[Accelerator]:
+        """The device for torch, one for each card; all levels share their memory."""
+        from spade_faiss.accelerator import open_accelerators
+
+        return open_accelerators(self.device)

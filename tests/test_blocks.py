@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spade_faiss.cache import BlockCache
 from spade_faiss.features import Level
 from spade_faiss.gallery import blocks as module
-from spade_faiss.gallery.blocks import BlockCache, Blocks
+from spade_faiss.gallery.blocks import Blocks
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -55,7 +56,7 @@ class Source:
         found: Floats = self.maps[row][locations]
         return found
 
-    def blocks(self, cache: BlockCache | None = None, *, some: bool = False) -> Blocks:
+    def blocks(self, cache: BlockCache[Floats] | None = None, *, some: bool = False) -> Blocks:
         return Blocks(
             level(),
             len(self.maps),
@@ -71,7 +72,7 @@ def numbers(count: int) -> Floats:
     return np.zeros(count, np.float32)
 
 
-def held(cache: BlockCache, keys: str) -> str:
+def held(cache: BlockCache[Floats], keys: str) -> str:
     """Those of the keys that the cache holds; asking for one is a use of it."""
     return "".join(key for key in keys if cache.get((key, 0)) is not None)
 
@@ -80,7 +81,7 @@ def held(cache: BlockCache, keys: str) -> str:
 
 
 def test_the_least_recently_used_blocks_make_room() -> None:
-    cache = BlockCache(100)
+    cache: BlockCache[Floats] = BlockCache(100)
     for key, count in (("a", 10), ("b", 10), ("c", 5)):
         cache.put((key, 0), numbers(count))  # 40 + 40 + 20 bytes: full to the last
     assert held(cache, "abc") == "abc"
@@ -93,7 +94,7 @@ def test_the_least_recently_used_blocks_make_room() -> None:
 
 
 def test_a_key_is_a_level_and_a_row() -> None:
-    cache = BlockCache(1000)
+    cache: BlockCache[Floats] = BlockCache(1000)
     block = numbers(3)
     cache.put(("a", 1), block)
     assert cache.get(("a", 1)) is block
@@ -103,7 +104,7 @@ def test_a_key_is_a_level_and_a_row() -> None:
 
 def test_what_is_there_is_not_counted_twice() -> None:
     """Two threads may decode the same block: the second one's copy is not kept, nor its bytes."""
-    cache = BlockCache(100)
+    cache: BlockCache[Floats] = BlockCache(100)
     first = numbers(10)
     cache.put(("a", 0), first)
     for _ in range(10):
@@ -114,14 +115,14 @@ def test_what_is_there_is_not_counted_twice() -> None:
 
 
 def test_a_block_that_does_not_fit_throws_nothing_out() -> None:
-    cache = BlockCache(100)
+    cache: BlockCache[Floats] = BlockCache(100)
     cache.put(("a", 0), numbers(25))
     cache.put(("b", 0), numbers(26))
     assert held(cache, "ab") == "a"
 
 
 def test_no_capacity_keeps_nothing() -> None:
-    cache = BlockCache()
+    cache: BlockCache[Floats] = BlockCache()
     cache.put(("a", 0), numbers(1))
     assert held(cache, "a") == ""
     cache.capacity = 4  # as the detector does, once it knows
@@ -132,7 +133,7 @@ def test_no_capacity_keeps_nothing() -> None:
 @given(st.integers(0, 60), st.lists(st.tuples(st.booleans(), st.integers(0, 7)), max_size=60))
 def test_the_cache_is_a_list_by_use(capacity: int, calls: list[tuple[bool, int]]) -> None:
     """Against a plain list, the longest unused first; a key's size is its number."""
-    cache, listed = BlockCache(4 * capacity), list[int]()
+    cache, listed = BlockCache[Floats](4 * capacity), list[int]()
     for is_put, key in calls:
         if is_put:
             cache.put(("x", key), numbers(key))
@@ -160,7 +161,7 @@ def restless() -> Iterator[None]:
 
 @pytest.mark.usefixtures("restless")
 def test_threads_keep_the_count_right() -> None:
-    cache, threads = BlockCache(1000), 8
+    cache, threads = BlockCache[Floats](1000), 8
     together = threading.Barrier(threads)
 
     def hammer(seed: int) -> None:
@@ -208,7 +209,7 @@ def test_what_is_not_kept_is_decoded_into_memory_that_is_there() -> None:
         out[:] = source.maps[row]
 
     memory = np.empty((CELLS, CHANNELS), np.float32)
-    for cache in (None, BlockCache(BLOCK_BYTES - 1)):
+    for cache in (None, BlockCache[Floats](BLOCK_BYTES - 1)):
         blocks = Blocks(level(), 3, source.read_block, read_into=read_into, cache=cache)
         assert blocks(1, memory) is memory
         np.testing.assert_array_equal(memory, source.maps[1])
@@ -316,7 +317,7 @@ def test_a_sample_is_the_same_at_every_call() -> None:
 
 def test_a_sample_does_not_fill_the_cache() -> None:
     source = Source(9)
-    cache = BlockCache(100 * BLOCK_BYTES)
+    cache: BlockCache[Floats] = BlockCache(100 * BLOCK_BYTES)
     source.blocks(cache).sample(20, seed=1)
     assert not cache._blocks
 
@@ -382,7 +383,7 @@ def test_derived_blocks_share_the_cache() -> None:
 
 
 def test_views_are_not_kept_but_what_is_made_of_them_is() -> None:
-    source, cache = Source(3), BlockCache(10 * BLOCK_BYTES)
+    source, cache = Source(3), BlockCache[Floats](10 * BLOCK_BYTES)
     blocks = Blocks(level(), 3, source.read_block, cache=cache, decodes=False, prefetch=source.prefetched.append)
     derived = blocks.derived("doubled", doubled(source), 2 * CHANNELS)
     for _ in range(2):
@@ -406,7 +407,7 @@ def test_derived_blocks_let_go_of_what_they_were_made_from() -> None:
 @pytest.mark.parametrize("name", ["codes", "by list"])
 def test_no_name_of_a_level_is_that_of_derived_blocks(name: str) -> None:
     """Levels are named by the user: whatever the name, blocks of one cache are not taken for each other."""
-    cache = BlockCache(1 << 20)
+    cache: BlockCache[Floats] = BlockCache(1 << 20)
 
     def blocks_of(level: Level, value: float) -> Blocks:
         return Blocks(level, 1, lambda row: np.full((CELLS, CHANNELS), value, np.float32), cache=cache)

@@ -1,8 +1,10 @@
-"""Sizes as people write them, and the batch and cache that follow from a budget."""
+"""Devices and sizes as people write them, and the batch and cache that follow from a budget."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spade_faiss.device import BATCH_SIZE, Plan, format_bytes, parse_bytes, plan
+from spade_faiss.device import BATCH_SIZE, CPU, Device, Plan, find_device, format_bytes, parse_bytes, parse_device, plan
 from spade_faiss.errors import InputError
 
 MiB = 1 << 20
@@ -26,6 +28,69 @@ def named_size(message: str) -> str:
     found = re.search(r"takes ([^;]*);", message)
     assert found is not None, message
     return found[1]
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    ("text", "cards", "expected"),
+    [
+        ("cpu", 0, CPU),
+        ("cpu", 2, CPU),
+        ("auto", 0, CPU),
+        ("auto", 2, Device("cuda", (0,))),
+        ("cuda", 1, Device("cuda", (0,))),
+        ("cuda:1", 2, Device("cuda", (1,))),
+        ("cuda:all", 1, Device("cuda", (0,))),
+        ("cuda:all", 3, Device("cuda", (0, 1, 2))),
+    ],
+)
+def test_devices(text: str, cards: int, expected: Device) -> None:
+    assert parse_device(text, cards) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU", "cpu:0", "cuda:0 ", "mps", "cuda:all:1", "cuda:99999"]
+)
+def test_what_is_no_device_is_refused_with_what_would_be(text: str) -> None:
+    with pytest.raises(
+        InputError, match=f"^device={re.escape(repr(text))} is none; use auto, cpu, cuda, cuda:NUMBER or cuda:all$"
+    ):
+        parse_device(text, 2)
+
+
+def test_a_card_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(InputError, match=r"^device='cuda:2' is not there; this machine has cuda:0, cuda:1$"):
+        parse_device("cuda:2", 2)
+    for text in ("cuda", "cuda:0", "cuda:all"):
+        message = f"^device='{text}': there is no CUDA card that torch can use, for a reason; use --device cpu$"
+        with pytest.raises(InputError, match=message):
+            parse_device(text, 0, ", for a reason")
+
+
+def test_how_torch_calls_devices() -> None:
+    assert CPU.torch_names == ("cpu",)
+    assert Device("cuda", (0, 2)).torch_names == ("cuda:0", "cuda:2")
+    assert str(Device("cuda", (0, 2))) == "cuda:0, cuda:2"
+
+
+def test_the_cpu_is_found_without_torch() -> None:
+    code = "import sys; from spade_faiss.device import find_device; print(find_device('cpu'), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "cpu False"
+
+
+@pytest.mark.parametrize(
+    ("built", "why"), [(None, "was built without CUDA"), ("13.0", "was built for CUDA 13.0; is there a driver")]
+)
+def test_why_there_is_no_card(built: str | None, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    assert find_device("auto") == CPU
+    with pytest.raises(InputError, match=why):
+        find_device("cuda")
 
 
 # Sizes

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from spade_faiss import Detector
 from spade_faiss.arrays import Arrays
+from spade_faiss.cache import BlockCache
 from spade_faiss.errors import InputError
 from spade_faiss.features import Level
 from spade_faiss.gallery import Chosen, GallerySearch, Hits, compact, find_method, location
-from spade_faiss.gallery.blocks import BlockCache, Blocks
+from spade_faiss.gallery.blocks import Blocks
 from spade_faiss.gallery.compact import project
 from spade_faiss.gallery.exact import ExactSearch
 from spade_faiss.gallery.location import window_of

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu import DOCS, plans
+from benchmarks.gpu import filled as filled_docs
 from benchmarks.readme import README, ROOT, filled
 from spade_faiss.cli import main
 from spade_faiss.config import DEFAULT_BACKBONE
@@ -47,6 +49,12 @@ def test_commands_and_programs_run(
 
 def test_tables_are_those_of_the_results() -> None:
     assert filled(TEXT) == TEXT, "run: python -m benchmarks.readme"
+
+
+def test_the_plans_of_cards_are_computed() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    assert len(plans().splitlines()) == 2 + 3 * 3
+    assert filled_docs(text) == text, "run: python -m benchmarks.gpu --docs"
 
 
 def test_every_module_and_recipe_is_named() -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from spade_faiss import __version__
-from spade_faiss.cli import banks, scores, upkeep, verdicts
+from spade_faiss.cli import banks, doctor, scores, upkeep, verdicts
 from spade_faiss.cli.options import Commands
 from spade_faiss.errors import SpadeError
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s", force=True)
     logging.getLogger("spade_faiss").setLevel(logging.DEBUG if arguments.debug else logging.NOTSET)
     try:
-        numbers, text = arguments.run(arguments)
+        numbers, text, *failed = arguments.run(arguments)
     except (SpadeError, OSError) as error:
         if arguments.debug:
             raise
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("spade-faiss: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
     print(json.dumps(numbers, default=str) if arguments.json else text)
-    return 0
+    return int(any(failed))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,4 +45,5 @@ def _parser() -> argparse.ArgumentParser:
     upkeep.register(commands)
     scores.register(commands)
     verdicts.register(commands)
+    doctor.register(commands)
     return parser

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from spade_faiss.cli.options import Commands, add_max_skipped, add_recipe, add_weights
+from spade_faiss.cli.options import Commands, add_device, add_max_skipped, add_recipe, add_weights
 from spade_faiss.cli.text import Output, describe_calibration, format_settings, format_times, names
 from spade_faiss.config import DEFAULT_BACKBONE, DTYPES, FRAMINGS, NORMALIZE, PRECISIONS, Preprocess
 from spade_faiss.device import format_bytes
@@ -70,6 +70,7 @@ def _fit(arguments: argparse.Namespace) -> Output:
         pool=arguments.pool,
         recipe=arguments.recipe,
         calibrate=arguments.calibrate,
+        device=arguments.device,
         max_skipped=arguments.max_skipped,
         progress=not arguments.quiet,
     )
@@ -104,6 +105,7 @@ def _extract(arguments: argparse.Namespace) -> Output:
             dtype=arguments.dtype,
             normalize=arguments.normalize,
             pool=arguments.pool,
+            device=arguments.device,
             max_skipped=arguments.max_skipped,
             progress=not arguments.quiet,
         )
@@ -274,6 +276,7 @@ def _add_extraction(command: argparse.ArgumentParser) -> None:
         help="a torchvision ResNet, efficientnet_lite0, or timm:NAME (default: %(default)s)",
     )
     add_weights(command)
+    add_device(command)
     command.add_argument(
         "--precision", choices=PRECISIONS, default="float32", help="of the forward pass (default: %(default)s)"
     )

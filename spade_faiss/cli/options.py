@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from spade_faiss.cli.text import Output
-from spade_faiss.config import DISTANCES, FUSIONS, LOCALIZE, MAX_SKIPPED, MEMORY
+from spade_faiss.cli.text import Finding, Output
+from spade_faiss.config import DEVICE, DISTANCES, FUSIONS, LOCALIZE, MAX_SKIPPED, MEMORY
 
 if TYPE_CHECKING:
     from spade_faiss.detector import Detector
@@ -23,7 +23,9 @@ class Commands:
         self._common.add_argument("--debug", action="store_true", help="log more, and show the traceback of an error")
         self._parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(self, name: str, run: Callable[[argparse.Namespace], Output], text: str, example: str) -> argparse.ArgumentParser:
+    def add(
+        self, name: str, run: Callable[[argparse.Namespace], Output | Finding], text: str, example: str
+    ) -> argparse.ArgumentParser:
         """Declare a command: what it runs, its help, a line to copy."""
         command = self._parsers.add_parser(
             name,
@@ -74,6 +76,7 @@ def add_way(command: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="that scoring may take, such as 500MB; batches and caches follow from it (default: %(default)s)",
     )
+    add_device(command)
     command.add_argument("--backbone", help="must be the bank's, which is used anyway")
     add_weights(command)
 
@@ -96,6 +99,7 @@ def open_detector(arguments: argparse.Namespace) -> Detector:
         flag_above=arguments.flag_above,
         flag_below_p=arguments.flag_below_p,
         memory=arguments.memory,
+        device=arguments.device,
         backbone=arguments.backbone,
         weights=arguments.weights,
     )
@@ -111,6 +115,13 @@ def _assignment(text: str) -> tuple[str, str]:
 def add_recipe(command: argparse._ActionsContainer) -> None:
     """--recipe."""
     command.add_argument("--recipe", default="exact", help="a recipe's name, or a YAML file (default: %(default)s)")
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """--device."""
+    command.add_argument(
+        "--device", default=DEVICE, help="where to compute: cpu, cuda, cuda:NUMBER, cuda:all, or auto (default: %(default)s)"
+    )
 
 
 def add_weights(command: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from spade_faiss.calibration import Calibration
@@ -11,6 +11,15 @@ if TYPE_CHECKING:
 
 # The numbers for --json, and the text for people.
 Output = tuple[Mapping[str, Any], str]
+
+
+class Finding(NamedTuple):
+    """What a command hands back that looks for faults: `failed` makes the exit code 1."""
+
+    numbers: Mapping[str, Any]
+    text: str
+    failed: bool
+
 
 _NAMES = 5
 

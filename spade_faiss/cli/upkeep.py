@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spade_faiss.cli.banks import describe_added
-from spade_faiss.cli.options import Commands, add_max_skipped, add_method, add_weights, open_detector
-from spade_faiss.cli.text import Output, names
+from spade_faiss.cli.options import Commands, add_device, add_max_skipped, add_method, add_weights, open_detector
+from spade_faiss.cli.text import Finding, Output, names
 from spade_faiss.config import SHOWN
 from spade_faiss.device import format_bytes
-from spade_faiss.errors import BankError, InputError
+from spade_faiss.errors import InputError
 
 if TYPE_CHECKING:
     from spade_faiss.bank import Bank
@@ -32,6 +32,7 @@ def register(commands: Commands) -> None:
     add.add_argument("images", nargs="+", metavar="IMAGES", help="a folder of normal images, an image, or several")
     _add_bank(add)
     add_weights(add)
+    add_device(add)
     add_max_skipped(add)
     for name, run, text in (
         ("remove", _remove, "take normal images out of a bank, at once; `restore` brings them back until `compact`"),
@@ -78,6 +79,7 @@ def _add(arguments: argparse.Namespace) -> Output:
             arguments.images,
             bank=arguments.bank,
             weights=arguments.weights,
+            device=arguments.device,
             max_skipped=arguments.max_skipped,
             progress=not arguments.quiet,
         )
@@ -120,14 +122,13 @@ def _compact(arguments: argparse.Namespace) -> Output:
     return numbers, text
 
 
-def _verify(arguments: argparse.Namespace) -> Output:
+def _verify(arguments: argparse.Namespace) -> Finding:
     from spade_faiss.verification import verify
 
     found = verify(arguments.bank, deep=arguments.deep, progress=not arguments.quiet)
-    if found.problems:
-        raise BankError(f"{arguments.bank} has {len(found.problems)} problems: " + "; ".join(found.problems))
-    text = f"{arguments.bank}: {found.images} images in {found.shards} shards, {found.indexes} indexes: nothing is wrong"
-    return vars(found), text
+    state = f"{len(found.problems)} problems" if found.problems else "nothing is wrong"
+    text = f"{arguments.bank}: {found.images} images in {found.shards} shards, {found.indexes} indexes: {state}"
+    return Finding(vars(found), "\n  ".join([text, *found.problems]), failed=bool(found.problems))
 
 
 def _suspects(arguments: argparse.Namespace) -> Output:

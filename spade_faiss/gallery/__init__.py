@@ -21,6 +21,9 @@ from spade_faiss.recipe import Recipe
 from spade_faiss.workers import Workers
 
 Arrays = dict[str, npt.NDArray[Any]]
+# The metadata of a query setting that says how results are computed, not which.
+SAME_SCORES = {"same_scores": True}
+
 B = TypeVar("B")
 Q = TypeVar("Q")
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from spade_faiss.cache import BlockCache
 from spade_faiss.features import FloatArray, Level
 from spade_faiss.knn import IntArray
+
+StoredArray = npt.NDArray[np.floating[Any]]
 
 # A centre is the mean of this many blocks.
 _CENTRE_BLOCKS = 8
@@ -23,34 +26,6 @@ def _nothing(row: int) -> None:
     pass
 
 
-class BlockCache:
-    """The most recently used blocks of all levels, up to `capacity` bytes. Safe to share between threads."""
-
-    def __init__(self, capacity: int = 0) -> None:
-        self.capacity = capacity
-        self._blocks: OrderedDict[tuple[str, int], FloatArray] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def get(self, key: tuple[str, int]) -> FloatArray | None:
-        """The block, if it is here."""
-        with self._lock:
-            if key in self._blocks:
-                self._blocks.move_to_end(key)
-            return self._blocks.get(key)
-
-    def put(self, key: tuple[str, int], block: FloatArray) -> None:
-        """Keep a block; the ones that were not used for longest make room."""
-        with self._lock:
-            if key in self._blocks or block.nbytes > self.capacity:
-                return
-            self._blocks[key] = block
-            self._bytes += block.nbytes
-            while self._bytes > self.capacity:
-                _, oldest = self._blocks.popitem(last=False)
-                self._bytes -= oldest.nbytes
-
-
 class Blocks:
     """One level of a bank: `blocks(row)` is the map of the normal image at a bank row, (H*W, C) float32, not to be changed.
 
@@ -59,6 +34,7 @@ class Blocks:
         count: how many normal images there are.
         read: decodes a row's map, (H*W, C) float32; it may be a view of the bank.
         read_into: decodes it into memory that is there; None if it has nothing to decode.
+        read_stored: a row's map as the bank stores it, (H*W, C) float16 or float32, a view; None if it is made of several.
         read_some: decodes only some locations of a row's map, (m, C) float32; None if that is not cheaper.
         cache: where decoded blocks are kept, if anywhere.
         decodes: False where `read` gives a view: there is nothing to keep then.
@@ -73,8 +49,9 @@ class Blocks:
         read: Callable[[int], FloatArray],
         *,
         read_into: Callable[[int, FloatArray], None] | None = None,
+        read_stored: Callable[[int], StoredArray] | None = None,
         read_some: Callable[[int, IntArray], FloatArray] | None = None,
-        cache: BlockCache | None = None,
+        cache: BlockCache[FloatArray] | None = None,
         decodes: bool = True,
         prefetch: Callable[[int], None] = _nothing,
         release: Callable[[int], None] = _nothing,
@@ -84,6 +61,7 @@ class Blocks:
         self._count = count
         self.read = read
         self._read_into = read_into
+        self.stored: Callable[[int], StoredArray] = read_stored or read
         self._read_some = read_some
         self._shared = cache
         self._cache = cache if decodes else None
@@ -137,6 +115,11 @@ class Blocks:
         """Say that a row will be read soon."""
         if self._cache is None or self._cache.get((self._key, row)) is None:
             self._prefetch(row)
+
+    @property
+    def name(self) -> str:
+        """By which its blocks are kept."""
+        return self._key
 
     @property
     def block_bytes(self) -> int:

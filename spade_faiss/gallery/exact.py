@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from spade_faiss.config import check_choice
+from spade_faiss.errors import InputError
 from spade_faiss.features import FloatArray
-from spade_faiss.gallery import Hits, Kept, Method, NoSettings
+from spade_faiss.gallery import SAME_SCORES, GallerySearch, Hits, Kept, Method, NoSettings
 from spade_faiss.gallery.blocks import Blocks
 from spade_faiss.gallery.nearest import Found, smallest_of
 from spade_faiss.gallery.sweep import Piece, Visit, in_flight, parts_of, slices, sweep, visits_of
 from spade_faiss.knn import SCAN_BYTES, IntArray, direct_sq_dist, product_bytes, product_knn, rounding_of, scan, sq_norms
 from spade_faiss.workers import Workers
+
+ENGINES = ("auto", "faiss", "torch", "knn_gpu")
+PRODUCTS = ("float32", "bfloat16")
 
 # A block is searched again where rounding could hide a squared distance that is smaller by more than this share: distances
 # are then right to 1e-4.
@@ -182,13 +188,43 @@ def _settle(
     return D, I
 
 
-def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: NoSettings, kept: Kept | None) -> ExactSearch:
-    return ExactSearch(blocks, workers)
+@dataclass(frozen=True, kw_only=True)
+class ExactQuery:
+    """What searches, and how candidates are found.
+
+    `engine`: `faiss` on the CPU, `torch` on the device, `knn_gpu` (FAISS's GPU build) on a CUDA card; `auto` is `faiss` on the
+    CPU and `torch` elsewhere. `product`: `float32`, or `bfloat16` on a device: faster there, and no longer exact.
+    """
+
+    engine: str = field(default="auto", metadata=SAME_SCORES)
+    product: str = "float32"
+
+    def __post_init__(self) -> None:
+        check_choice("engine", self.engine, ENGINES)
+        check_choice("product", self.product, PRODUCTS)
+        if self.product != "float32" and self.engine in ("faiss", "knn_gpu"):
+            raise InputError(f"product={self.product!r} needs engine='torch', got engine={self.engine!r}")
+
+
+def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: ExactQuery, kept: Kept | None) -> GallerySearch:
+    on_cpu = workers.device.kind == "cpu"
+    engine = query.engine if query.engine != "auto" else "faiss" if on_cpu else "torch"
+    if engine == "faiss" and query.product == "float32":
+        return ExactSearch(blocks, workers)
+    if engine == "faiss":
+        raise InputError(f"product={query.product!r} needs a device, or engine='torch'")
+    if engine == "knn_gpu" and on_cpu:
+        raise InputError("engine='knn_gpu' needs a CUDA card; use --device cuda, or another engine")
+    # torch is imported only where it searches.
+    from spade_faiss.gallery.products import FaissProduct, TorchProduct
+    from spade_faiss.gallery.torch_exact import open_torch
+
+    return open_torch(blocks, workers, FaissProduct() if engine == "knn_gpu" else TorchProduct(query.product == "bfloat16"))
 
 
 METHOD = Method(
     definition="Every location is compared with every location of the nearest normal images: exact.",
     build=NoSettings,
-    query=NoSettings,
+    query=ExactQuery,
     open=_open,
 )

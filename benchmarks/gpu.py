@@ -1,0 +1,188 @@
+"""The GPU's tables: what a card is expected to do (`--docs` writes it into docs/gpu.md), and the torch search beside faiss.knn.
+
+Run as `python -m benchmarks.gpu --out benchmarks/results` to measure on this machine's CPU. A ratio is that of runs in turn, in
+one process, with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import main_job
+from benchmarks.features import SHAPES, Product
+from spade_faiss import Level
+from spade_faiss.device import format_bytes
+from spade_faiss.gallery import Hits, find_method
+from spade_faiss.gallery.blocks import Blocks
+from spade_faiss.gallery.products import GROUP
+from spade_faiss.gpu_plan import Job, Machine, plan_gpu
+from spade_faiss.knn import import_faiss
+from spade_faiss.recipe import load_recipe
+from spade_faiss.workers import Workers
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs" / "gpu.md"
+GiB = 1 << 30
+REPEATS = 5
+TESTS = 2
+
+# Six tenths of the float32 speed of the data sheet, eight tenths of its bandwidths; a disk and a memory to stand beside it.
+MACHINES = (
+    Machine(
+        name="8 GB",
+        memory_bytes=8 * GiB,
+        flops=0.6 * 15e12,
+        memory_bytes_per_s=0.8 * 272e9,
+        bus_bytes_per_s=0.8 * 16e9,
+        disk_bytes_per_s=2e9,
+        host_bytes=32 * GiB,
+    ),
+    Machine(
+        name="24 GB",
+        memory_bytes=24 * GiB,
+        flops=0.6 * 82e12,
+        memory_bytes_per_s=0.8 * 1008e9,
+        bus_bytes_per_s=0.8 * 32e9,
+        disk_bytes_per_s=3e9,
+        host_bytes=64 * GiB,
+    ),
+    Machine(
+        name="80 GB",
+        memory_bytes=80 * GiB,
+        flops=0.6 * 19.5e12,
+        memory_bytes_per_s=0.8 * 2039e9,
+        bus_bytes_per_s=0.8 * 32e9,
+        disk_bytes_per_s=5e9,
+        host_bytes=256 * GiB,
+    ),
+)
+NORMALS = (10_000, 1_000_000, 10_000_000)
+K = 50
+
+ENGINES = {"exact": {}, "torch": {"engine": "torch"}, "bfloat16": {"engine": "torch", "product": "bfloat16"}}
+
+
+def main() -> None:
+    """Write the docs' table, or measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--docs", action="store_true")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if arguments.docs:
+        DOCS.write_text(filled(DOCS.read_text(encoding="utf-8")), encoding="utf-8")
+    if arguments.out is not None:
+        figures = {"machine": main_job.machine(), "torch": [row for k in (5, 50) for row in measure(k)]}
+        (arguments.out / "gpu.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(figures["torch"], indent=1))
+
+
+def filled(text: str) -> str:
+    """docs/gpu.md with the table of plans computed anew."""
+    pattern = re.compile(r"(<!-- plans -->\n).*?(<!-- /plans -->)", re.DOTALL)
+    return pattern.sub(lambda match: f"{match[1]}{plans()}\n{match[2]}", text)
+
+
+def plans() -> str:
+    """A row for each card and bank."""
+    header = (
+        "card",
+        "normals",
+        "step, queries x rows",
+        "batch",
+        "embeddings",
+        "blocks kept",
+        "blocks a batch",
+        "MB moved an image",
+        "MB read an image",
+        "compute ms",
+        "memory ms",
+        "PCIe ms",
+        "disk ms",
+        "bound",
+    )
+    lines = [header, ("---",) * len(header)]
+    shape = SHAPES["wrn50"]
+    for machine in MACHINES:
+        for normals in NORMALS:
+            plan = plan_gpu(
+                machine, Job(levels=shape.levels, embedding_dim=shape.embedding_dim, normals=normals, k_gallery=K), GROUP
+            )
+            lines.append(
+                (
+                    machine.name,
+                    f"{normals:,}",
+                    f"{plan.tile.queries} x {plan.tile.rows}",
+                    str(plan.batch),
+                    format_bytes(plan.index_bytes) if plan.index_bytes else "host",
+                    f"{plan.cached:,} ({100 * plan.cached / normals:.1f} %)",
+                    f"{plan.blocks:.0f}",
+                    f"{plan.bus_bytes / 1e6:.0f}",
+                    f"{plan.disk_bytes / 1e6:.0f}",
+                    *(f"{1000 * plan.seconds[name]:.1f}" for name in ("compute", "memory", "PCIe", "disk")),
+                    plan.bound,
+                )
+            )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def measure(k: int) -> list[dict[str, Any]]:
+    """Each level of wide_resnet50_2's shapes: seconds an image, and what bfloat16 loses."""
+    import torch
+
+    faiss = import_faiss()
+    torch.set_num_threads(faiss.omp_get_max_threads())
+    shape, workers, rows = SHAPES["wrn50"], Workers(), []
+    product = Product(shape)
+    normals, tests = product.normals(0, k), product.tests(TESTS)
+    for level in shape.levels:
+        blocks = normals.levels[level.name].reshape(k, -1, level.channels)
+        xq = tests.levels[level.name].reshape(TESTS, -1, level.channels).astype(np.float32)
+        found: dict[str, Hits] = {}
+        rows.append(_measure_level(level, blocks, xq, workers, found))
+        exact, rounded = found["torch"], found["bfloat16"]
+        there = exact.sq_dist > 0
+        excess = np.sqrt(rounded.sq_dist[there] / exact.sq_dist[there]) - 1
+        rows[-1] |= {
+            "k": k,
+            "of_exact": float(np.abs(found["exact"].sq_dist / np.maximum(exact.sq_dist, 1e-12) - 1)[there].max()),
+            "bfloat16_found": float(np.mean(rounded.sq_dist == exact.sq_dist)),
+            "bfloat16_excess": {str(q): float(np.quantile(excess, q)) for q in (0.99, 0.999)},
+        }
+    return rows
+
+
+def _measure_level(level: Level, stored: Any, xq: Any, workers: Workers, found: dict[str, Hits]) -> dict[str, Any]:
+    faiss = import_faiss()
+    k = len(stored)
+    gathered = stored.reshape(-1, level.channels).astype(np.float32)
+    blocks = Blocks(level, k, lambda row: stored[row].astype(np.float32), read_stored=stored.__getitem__)
+    neighbors = np.tile(np.arange(k), (len(xq), 1))
+    tasks: dict[str, Callable[[], object]] = {"knn": lambda: [faiss.knn(q, gathered, 1) for q in xq]}
+    for name, settings in ENGINES.items():
+        chosen = find_method(load_recipe("exact").with_query(settings))
+        search = chosen.method.open(blocks, workers, chosen.build, chosen.query, None)
+
+        def task(name: str = name, search: Any = search) -> None:
+            found[name] = search(xq, neighbors, 1)
+
+        tasks[name] = task
+    spent: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(REPEATS + 1):
+        for name, task_of in tasks.items():
+            start = time.perf_counter()
+            task_of()
+            spent[name].append((time.perf_counter() - start) / len(xq))
+    return {"level": level.name, "s_per_image": {name: statistics.median(runs[1:]) for name, runs in spent.items()}}
+
+
+if __name__ == "__main__":
+    main()

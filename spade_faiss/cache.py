@@ -1,0 +1,49 @@
+"""Blocks that are kept, in memory or on a card: the most recently used, up to a capacity."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Generic, Protocol, TypeVar
+
+
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+Block = TypeVar("Block", bound=_Sized)
+
+
+class BlockCache(Generic[Block]):
+    """The most recently used blocks of all levels, up to `capacity` bytes. Safe to share between threads."""
+
+    def __init__(self, capacity: int = 0) -> None:
+        self.capacity = capacity
+        self._blocks: OrderedDict[tuple[str, int], Block] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, int]) -> Block | None:
+        """The block, if it is here."""
+        with self._lock:
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+            return self._blocks.get(key)
+
+    def put(self, key: tuple[str, int], block: Block) -> None:
+        """Keep a block; the ones that were not used for longest make room."""
+        with self._lock:
+            if key in self._blocks or block.nbytes > self.capacity:
+                return
+            self._blocks[key] = block
+            self._bytes += block.nbytes
+            while self._bytes > self.capacity:
+                _, oldest = self._blocks.popitem(last=False)
+                self._bytes -= oldest.nbytes
+
+    def clear(self) -> None:
+        """Keep none."""
+        with self._lock:
+            self._blocks.clear()
+            self._bytes = 0
