@@ -22,7 +22,7 @@ test-gpu: $(GPU)/.installed
 test-gpu-wheel: $(INSTALLED) $(WHEEL)/faiss
 	SPADE_FAISS_GPU_WHEEL=$(CURDIR)/$(WHEEL) $(BIN)/python -m pytest -m gpu_wheel
 
-check: lint types test test-gpu-wheel
+check: lint types test-gpu-wheel test
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

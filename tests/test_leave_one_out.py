@@ -14,7 +14,7 @@ from spade_faiss.errors import InputError
 from spade_faiss.features import concatenate
 from spade_faiss.index_build import build_index
 from spade_faiss.recipe import Build, Recipe
-from tests.oracle import Features, bank_of, batch_of, product
+from tests.oracle import Features, bank_of, batch_of, levels_of, product
 
 SHAPES = {"fine": (9, 11, 4), "coarse": (5, 6, 6)}
 INPUT = (40, 43)
@@ -83,3 +83,17 @@ def test_what_cannot_be_left_out_is_said(folder: Path) -> None:
         Detector.open(folder).score_rows([N])
     with pytest.raises(IndexError):
         Detector.open(folder).score_rows([-1])
+
+
+def test_where_an_input_shows_no_image_its_map_is_0(tmp_path: Path) -> None:
+    """As for a query: margins of a letterboxed normal image are no part of how normal images score."""
+    features = product(1, N, SHAPES, DIM)
+    valid = np.zeros((N, *INPUT), np.bool_)
+    valid[:, 5:30] = True
+    bank = Bank.create(
+        tmp_path / "bank", levels=levels_of(features), embedding_dim=DIM, input_size=INPUT, dtype="float32", normalize="none"
+    )
+    bank.append(batch_of(features, valid=valid))
+    found = Detector.open(bank.path).score_rows([4, 2])
+    assert (found.maps[~valid[:2]] == 0).all()
+    assert (found.maps[valid[:2]] > 0).any()
