@@ -27,7 +27,7 @@ TRUE_NEIGHBOURS = 50
 DIMENSION_NEIGHBOURS = 20
 COMPONENTS = (1, 4, 16, 64, 256)
 # Neighbours whose directions a step mixes, and its length as a share of their spread; chosen by `looks_of`.
-_NEIGHBOURS, _STEP = 32, 0.7
+_NEIGHBOURS, _STEP = 64, 0.7
 _BLOCK = 4096
 _SPARE = 32
 _SEED = 1234

@@ -98,7 +98,7 @@ def measure(point: ImagePoint, places: Places) -> Raw:
         "ids": ids,
         "dist": dist,
         "true_dist": base.true_dist(ids),
-        "truth": base.truth,
+        "truth": base.truth[:, : point.k],
         "defective": base.defective,
         "latency_s": np.array(latency),
         "batch_s": np.array(batches),

@@ -106,10 +106,23 @@ class PeerPoint:
         return " ".join([self.peer, *(f"{name}={value}" for name, value in self.settings.items())])
 
 
-Point = ImagePoint | PixelPoint | PeerPoint
-KINDS: dict[str, type[ImagePoint] | type[PixelPoint] | type[PeerPoint]] = {
-    kind.kind: kind for kind in (ImagePoint, PixelPoint, PeerPoint)
-}
+@dataclass(frozen=True, kw_only=True)
+class LookPoint:
+    """What the first `n` embeddings of a set look like, beside those of the real set that it was made from."""
+
+    kind: ClassVar[str] = "look"
+    set: str
+    n: int
+    queries: int = 200
+
+    @property
+    def label(self) -> str:
+        """What a plot calls it."""
+        return f"look of {self.n}"
+
+
+Point = ImagePoint | PixelPoint | PeerPoint | LookPoint
+KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in (ImagePoint, PixelPoint, PeerPoint, LookPoint)}
 
 
 def load_sweep(path: Path) -> list[Point]:
@@ -151,7 +164,7 @@ def point_of(values: Mapping[str, Any], where: str) -> Point:
     kind = rest.pop("kind", None)
     if kind not in KINDS:
         raise InputError(f"{where}: kind={kind!r} is not one of {', '.join(KINDS)}")
-    point = from_mapping(KINDS[kind], rest, where)
+    point: Point = from_mapping(KINDS[kind], rest, where)
     if isinstance(point, PixelPoint) and load_recipe(point.recipe).build.gallery not in GALLERIES:
         raise InputError(f"{where}: recipe {point.recipe!r} searches no maps")
     return point

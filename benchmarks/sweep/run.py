@@ -12,7 +12,8 @@ from pathlib import Path
 
 from benchmarks.process import machine
 from benchmarks.sweep import image_level, peers, pixel_level, store
-from benchmarks.sweep.points import ImagePoint, PeerPoint, PixelPoint, Point, as_mapping, point_id
+from benchmarks.sweep.embeddings import looks_of, open_base
+from benchmarks.sweep.points import ImagePoint, LookPoint, PixelPoint, Point, as_mapping, point_id
 from benchmarks.sweep.sets import Places
 
 # Runs a step ("build" or "measure") of a point.
@@ -38,14 +39,14 @@ def run(points: Sequence[Point], out: Path, places: Places, step: Step, say: Cal
     for number, point in enumerate(missing, 1):
         start = time.perf_counter()
         try:
-            if not isinstance(point, PeerPoint) and _lacks_index(point, places):
+            if isinstance(point, ImagePoint | PixelPoint) and _lacks_index(point, places):
                 step("build", point)
             step("measure", point)
             done = f"{time.perf_counter() - start:.1f} s"
         except (subprocess.CalledProcessError, OSError, ValueError, RuntimeError) as error:
             failed.append(point)
             done = f"FAILED: {error}"
-        say(f"[{number}/{len(missing)}] {point_id(point)} {point.set} {point.label} k={point.k}: {done}")
+        say(f"[{number}/{len(missing)}] {point_id(point)} {point.set} {point.label}: {done}")
         later = {other.build_key for other in missing[number:] if isinstance(other, ImagePoint)}
         if isinstance(point, ImagePoint) and point.build_key not in later:
             for path in image_level.index_path(point, places).parent.glob(f"{point.build_key}.*"):
@@ -85,6 +86,9 @@ def do(name: str, point: Point, out: Path, places: Places) -> None:
         raw = image_level.measure(point, places)
     elif isinstance(point, PixelPoint):
         raw = pixel_level.measure(point, places)
+    elif isinstance(point, LookPoint):
+        base = open_base(point.set, point.n, point.queries, places)
+        raw = store.Raw(point, {}, looks_of(base.rows, base.xq))
     else:
         raw = peers.measure(point, places)
     store.write(out, replace(raw, facts={**raw.facts, "machine": machine()}))
