@@ -23,7 +23,21 @@ from spade_faiss.files import hash_file
 from spade_faiss.recipe import recipe_names
 from spade_faiss.report.scorefile import ScoreFile
 
-COMMANDS = ("fit", "extract", "index", "info", "add", "remove", "restore", "compact", "verify", "suspects", "score", "evaluate")
+COMMANDS = (
+    "fit",
+    "extract",
+    "index",
+    "info",
+    "add",
+    "remove",
+    "restore",
+    "compact",
+    "verify",
+    "suspects",
+    "score",
+    "evaluate",
+    "recommend",
+)
 SMALL = ("--backbone", "efficientnet_lite0", "--resize", "72", "--crop", "64")
 
 

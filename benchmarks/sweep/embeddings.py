@@ -1,9 +1,9 @@
 """What is searched at image level: real embeddings, and as many more as wanted that look like them; queries; the truth.
 
-Beyond the real ones, an embedding is drawn in two steps (a Manifold Parzen window, Vincent & Bengio, NIPS 2002): one of the real
-normal images, and from it a step in the directions in which its nearest real neighbours lie, a random mix of them. So the cloud
-keeps the real one's spectrum, and each of its neighbourhoods the directions of a real one. `looks_of` measures both. Queries are
-real test images that no embedding was made from.
+Beyond the real ones, an embedding is drawn in two steps (a Manifold Parzen window, Vincent & Bengio, NIPS 2002): one of the
+real normal images, and from it a step in the directions in which its nearest real neighbours lie, a random mix of them. So the
+cloud keeps the real one's spectrum, and each of its neighbourhoods the directions of a real one. `looks_of` measures both.
+Queries are real test images that no embedding was made from.
 """
 
 from __future__ import annotations

@@ -69,7 +69,9 @@ def measure(point: ImagePoint, places: Places) -> Raw:
     faiss.omp_set_num_threads(point.threads)
     base = open_base(point.set, point.n, point.queries, places)
     if point.k > base.truth.shape[1] or 0 < point.rerank < point.k:
-        raise InputError(f"k={point.k} must be at most {base.truth.shape[1]} and at most rerank={point.rerank}, if that is not 0")
+        raise InputError(
+            f"k={point.k} must be at most {base.truth.shape[1]} and at most rerank={point.rerank}, if that is not 0"
+        )
     path = index_path(point, places)
     if not path.is_file():
         build(point, places)

@@ -60,7 +60,8 @@ def share_as_near(dist: npt.NDArray[Any], exact: npt.NDArray[Any], rounding: flo
 def score_excess(score: npt.NDArray[Any], exact: npt.NDArray[Any]) -> Doubles:
     """By how much scores are above exact search's, as a share of these; 0 where both are 0."""
     score, exact = np.asarray(score, np.float64), np.asarray(exact, np.float64)
-    return np.divide(score - exact, exact, out=np.where(score == exact, 0.0, np.inf), where=exact > 0)
+    excess: Doubles = np.divide(score - exact, exact, out=np.where(score == exact, 0.0, np.inf), where=exact > 0)
+    return excess
 
 
 def rank_correlation(score: npt.NDArray[Any], exact: npt.NDArray[Any]) -> float:
@@ -100,7 +101,7 @@ class Bootstrap:
         found = np.cumsum(self.weights @ counts.defective, axis=1)
         regions = np.cumsum(self.weights[:, counts.image_of_region] @ counts.region_share, axis=1)
         fpr, tpr, overlap = (_from_zero(curve / curve[:, -1:]) for curve in (intact, found, regions))
-        auroc = np.trapezoid(tpr, fpr, axis=1)
+        auroc = np.asarray(np.trapezoid(tpr, fpr, axis=1))
         aupro = np.array([_area_below(x, y, fpr_limit) for x, y in zip(fpr, overlap, strict=True)]) / fpr_limit
         return auroc, aupro
 

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +19,18 @@ INPUT, BATCH = 224, 16
 class Given(torch.nn.Module):
     """Hands out maps in place of a backbone's."""
 
-    def __init__(self, maps, names):
+    def __init__(self, maps: dict[str, Any], names: list[str]) -> None:
         super().__init__()
         self.maps, self.names, self.part = maps, names, slice(0, 0)
 
-    def forward(self, _):
+    def forward(self, _: torch.Tensor) -> dict[str, torch.Tensor]:
         """The maps of the images that `part` names."""
-        return {name: torch.from_numpy(self.maps[name][self.part].astype(np.float32)).permute(0, 3, 1, 2) for name in self.names}
+        return {
+            name: torch.from_numpy(self.maps[name][self.part].astype(np.float32)).permute(0, 3, 1, 2) for name in self.names
+        }
 
 
-def main():
+def main() -> None:
     """Fit, score image by image, save raw scores: nothing is normalised."""
     given, taken, ratio, threads = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
     torch.manual_seed(0)

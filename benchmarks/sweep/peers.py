@@ -1,7 +1,7 @@
 """Measures what others do with the very same features: optional, and never imported by the package.
 
-- `published`: SPADE-pytorch's loop (our own writing of it), its seconds extrapolated from its first blocks; what it finds there is
-  compared with exact search.
+- `published`: SPADE-pytorch's loop (our own writing of it), its seconds extrapolated from its first blocks; what it finds there
+  is compared with exact search.
 - `rebuilt`: an `IndexFlatL2` made anew for every image and level.
 - `patchcore`: anomalib's, in an environment of its own: --patchcore-python says which Python. Its layers are the two coarser
   levels; it gets these maps in place of its backbone's, so that nothing but the method differs.
@@ -22,7 +22,6 @@ import numpy as np
 
 from benchmarks.gallery import galleries, pair
 from benchmarks.loops import MEASURED_CHUNKS, published, rebuilt
-from benchmarks.process import seconds
 from benchmarks.sweep.pixel_level import MEMORY, arrays_of
 from benchmarks.sweep.points import PeerPoint
 from benchmarks.sweep.sets import PixelSet, Places, pixel_set
@@ -75,8 +74,8 @@ def measure(point: PeerPoint, places: Places) -> Raw:
         taken.append(time.perf_counter() - begun)
         for level, values in zip(levels, dist, strict=True):
             scores.level_dist[level.name][place] = values[0]
-    if one.valid is not None:
-        scores.maps[:] *= chosen.tests.valid
+    if chosen.tests.valid is not None:
+        np.multiply(scores.maps, chosen.tests.valid, out=scores.maps)
     facts |= {"all_s": time.perf_counter() - start, "batch": 1, "peak_bytes": peak_memory_bytes()}
     return Raw(point, {**arrays_of(chosen, scores, bank), "latency_s": np.array(taken)}, facts)
 
@@ -121,7 +120,12 @@ def _patchcore(point: PeerPoint, chosen: PixelSet, places: Places) -> Raw:
         command = [python, str(script), str(given), str(taken), str(settings["ratio"]), str(point.threads)]
         limited = ["prlimit", f"--data={_PATCHCORE_MEMORY}", *command]
         environment = {**os.environ, **_PATCHCORE_ENVIRONMENT}
-        wall_s = seconds(lambda: subprocess.run(limited, check=True, env=environment, cwd=folder))
+        # Its progress bars are no news; its errors are.
+        begun = time.perf_counter()
+        done = subprocess.run(limited, check=False, env=environment, cwd=folder, capture_output=True, text=True)
+        wall_s = time.perf_counter() - begun
+        if done.returncode:
+            raise RuntimeError(f"patchcore ended with {done.returncode}: {done.stderr[-500:]}")
         with np.load(taken) as found:
             results = {name: found[name] for name in found}
     facts = {name: results.pop(name).item() for name in ("train_s", "all_s", "peak_bytes", "memory_bytes", "version")}
@@ -132,5 +136,3 @@ def _patchcore(point: PeerPoint, chosen: PixelSet, places: Places) -> Raw:
     if chosen.masks is not None and chosen.valid is not None:
         kept |= {"maps": results["maps"], "masks": chosen.masks, "valid": chosen.valid}
     return Raw(point, kept, facts)
-
-

@@ -23,6 +23,7 @@ Say = Callable[[str], None]
 _QUANTILES = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99}
 # Ranges of scores that a curve is resampled by; its value comes from every single score.
 _BINS = 1000
+_KEPT = ("train_s", "load_cold_s", "load_warm_s", "load_dropped", "build_peak_bytes", "peak_bytes")
 _TOUCHING = np.ones((3, 3))
 
 
@@ -82,7 +83,10 @@ def _image(raw: Raw) -> Row:
         "build_s": facts["train_s"] + facts["add_s"],
         "disk_bytes_per_image": facts["bytes"] / point.n,
         "memory_bytes_per_image": facts["memory_bytes"] / point.n,
-        **{name: facts[name] for name in ("train_s", "load_cold_s", "load_warm_s", "load_dropped", "build_peak_bytes", "peak_bytes")},
+        **{
+            name: facts[name]
+            for name in ("train_s", "load_cold_s", "load_warm_s", "load_dropped", "build_peak_bytes", "peak_bytes")
+        },
         **_times(arrays["latency_s"]),
         "batch": facts["batch"],
         "per_s": facts["batch"] / float(np.median(arrays["batch_s"])),
@@ -214,4 +218,4 @@ def _task(point: object) -> tuple[Any, ...]:
 
 
 def _order(mapping: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(f"{mapping.get(name, ''):>12}" for name in ("kind", "set", "n", "k", "normals", "side")) + (str(mapping),)
+    return (*(f"{mapping.get(name, ''):>12}" for name in ("kind", "set", "n", "k", "normals", "side")), str(mapping))

@@ -1,4 +1,4 @@
-"""What is searched at pixel level: banks of real sets and of generated features, with test images; made once in a scratch folder."""
+"""What pixels are searched in: banks of real sets and of generated features, with test images; made once in a folder."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from spade_faiss.stages import Stages
 BACKBONE = "efficientnet_lite0"
 # Whole tiles are shown only by a letterbox.
 FRAMING = {"mvtec_bottle": "crop", "magnetic_tile": "letterbox", "elpv": "crop"}
+# After a real set's name: each location's vector to unit length.
+NORMALIZED = "-l2"
 GENERATED_NORMALS, GENERATED_TESTS = 200, 32
 _SIDE = 56
 _BATCH = 16
@@ -87,8 +89,8 @@ def pixel_set(name: str, places: Places, *, normals: int = 0, side: int = 0) -> 
         with _whole(folder) as temporary:
             if name in SHAPES:
                 _generate(temporary, name, normals or GENERATED_NORMALS, side or _SIDE)
-            elif name in FRAMING:
-                _extract(temporary, name, places)
+            elif name.removesuffix(NORMALIZED) in FRAMING:
+                _extract(temporary, name.removesuffix(NORMALIZED), places, "l2" if name.endswith(NORMALIZED) else "none")
             else:
                 raise InputError(f"set {name!r} is not one of {', '.join((*FRAMING, *SHAPES))}")
     with np.load(folder / "tests.npz") as file:
@@ -111,7 +113,7 @@ def _generate(folder: Path, name: str, normals: int, side: int) -> None:
     _save(folder, product.tests(GENERATED_TESTS), {})
 
 
-def _extract(folder: Path, name: str, places: Places) -> None:
+def _extract(folder: Path, name: str, places: Places, normalize: str) -> None:
     from spade_faiss.backbone import load_backbone
     from spade_faiss.config import Preprocess
     from spade_faiss.stream import FeatureStream
@@ -125,7 +127,7 @@ def _extract(folder: Path, name: str, places: Places) -> None:
         raise InputError(f"the set {name!r} is not there; say where with: --data FOLDER, the folder that holds {name}")
     preprocess = Preprocess(framing=FRAMING[name])
     backbone = load_backbone(BACKBONE, preprocess=preprocess)
-    fit(root / "train" / "good", bank=folder / "set.bank", backbone=backbone)
+    fit(root / "train" / "good", bank=folder / "set.bank", backbone=backbone, normalize=normalize)
     dataset = load_dataset(root)
     extracted = list(FeatureStream(backbone, Stages(), root=dataset.root, batch_size=_BATCH)(dataset.test))
     records = [record for part in extracted for record in part.records]

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from spade_faiss import __version__
-from spade_faiss.cli import banks, scores, upkeep
+from spade_faiss.cli import advice, banks, scores, upkeep
 from spade_faiss.cli.options import Commands
 from spade_faiss.errors import SpadeError
 
@@ -44,4 +44,5 @@ def _parser() -> argparse.ArgumentParser:
     banks.register(commands)
     upkeep.register(commands)
     scores.register(commands)
+    advice.register(commands)
     return parser
