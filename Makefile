@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check lint types docs figures clean
+.PHONY: demo test check lint types docs figures bench bench-smoke clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m benchmarks.demo demo
@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-check: lint types test
+check: lint types test bench-smoke
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -26,6 +26,17 @@ figures: $(INSTALLED)
 	$(BIN)/python -m benchmarks.main_job --data $(DATA) --out benchmarks/results
 	$(BIN)/python -m benchmarks.gallery --data $(DATA) --out benchmarks/results --recipes exact ivf compact location history
 	$(BIN)/python -m benchmarks.durability --out benchmarks/results
+
+# Exact against approximate, on generated features: seconds.
+bench-smoke: $(INSTALLED)
+	$(BIN)/python -m benchmarks run benchmarks/sweeps/smoke.yaml --one-process --out demo/smoke/raw --scratch demo/smoke/scratch
+	$(BIN)/python -m benchmarks report demo/smoke/raw --out demo/smoke/report
+
+# The same for good, resumable: some 40 minutes on two cores, 10 GB of SCRATCH. PATCHCORE is a Python that has anomalib.
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks run $(addprefix benchmarks/sweeps/,image.yaml pixel.yaml peers.yaml scaling.yaml image_large.yaml) \
+		--data $(DATA) --out $(SCRATCH)/raw --scratch $(SCRATCH) $(if $(PATCHCORE),--patchcore-python $(PATCHCORE))
+	$(BIN)/python -m benchmarks report $(SCRATCH)/raw --out benchmarks/results/sweep
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

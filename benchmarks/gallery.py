@@ -197,8 +197,8 @@ def profile(setup: Setup) -> Iterator[Row]:
         parts = {name: spent / thread_s for name, spent in stages.seconds.items()}
         parts["rest"] = 1 - sum(parts.values())
         of_peak = {name: _ratio(rate["exact"], rate[name]) for name in ("numpy", "faiss")}
-        spread = {name: spread(runs) for name, runs in rate.items()}
-        yield {"set": features.name, "k": k, "gflop_per_s": spread, "of_peak": of_peak, "of_threads_time": parts}
+        rates = {name: spread(runs) for name, runs in rate.items()}
+        yield {"set": features.name, "k": k, "gflop_per_s": rates, "of_peak": of_peak, "of_threads_time": parts}
 
 
 def peak_growth(bank: str, tests: str, recipe: str, k: int, budget: str) -> dict[str, int]:

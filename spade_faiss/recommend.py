@@ -1,8 +1,8 @@
-"""Which recipe to take for so many normal images: an answer from measurements that come with the package, and from nothing else.
+"""Which recipe to take for so many normal images: an answer from the measurements that come with the package, nothing else.
 
-`measured.json` is made by `python -m benchmarks.readme` from the committed results. An image-level row says what an index over n
-embeddings cost and lost, a pixel-level row what a way of searching the maps did. Costs are those of the next larger size that
-was measured, never a formula's; beyond the largest, there is no answer unless it is asked for.
+`measured.json` is made by `python -m benchmarks.readme` from the committed results. An image-level row says what an index over
+n embeddings cost and lost, a pixel-level row what a way of searching the maps did. Costs are those of the next larger size
+that was measured, never a formula's; beyond the largest, there is no answer unless it is asked for.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def recommend(
         sets = ", ".join(sorted({row["set"] for row in _judged(found["pixel"]) if _name(row) == _name(pixel)}))
         evidence.append(f"what the pixel search loses was measured with efficientnet_lite0 on {sets}")
     evidence.append(
-        f"image search: {_title(image)} at N={image['n']:,}: {image['p50_ms']:.2f} ms, recall@{image['k']} {image['recall']:.4f}"
+        f"image search: {_title(image)} at N={image['n']:,}: {image['p50_ms']:.2f} ms, "
+        f"recall@{image['k']} {image['recall']:.4f}"
     )
     evidence.append(f"pixel search: {_name(pixel)} at K={pixel['k']}, {pixel['set']}: {pixel['pixel_ms']:.1f} ms")
     return Advice(
@@ -200,10 +201,10 @@ def _at_k(
     beyond = k / ks[-1]
     if not extrapolate:
         raise InputError(
-            f"k={k} is {beyond:.1f} times the largest that was measured, K={ks[-1]}; measure it (benchmarks/sweeps/pixel.yaml), "
+            f"k={k} is {beyond:.1f} times the largest measured, K={ks[-1]}; measure it (benchmarks/sweeps/pixel.yaml), "
             f"or take the risk with: --extrapolate"
         )
-    evidence.append(f"EXTRAPOLATED {beyond:.1f} times beyond K={ks[-1]}: times grow in proportion, losses are assumed to stay")
+    evidence.append(f"EXTRAPOLATED {beyond:.1f} times beyond K={ks[-1]}: times grow in proportion, losses stay as they are")
     return [row for row in of_shapes if row["k"] == ks[-1]], beyond
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.readme import README, ROOT, filled
+from benchmarks.readme import MEASURED, README, ROOT, filled, measured
 from spade_faiss.cli import main
 from spade_faiss.config import DEFAULT_BACKBONE
 from spade_faiss.recipe import recipe_names
@@ -47,6 +47,17 @@ def test_commands_and_programs_run(
 
 def test_tables_are_those_of_the_results() -> None:
     assert filled(TEXT) == TEXT, "run: python -m benchmarks.readme"
+
+
+def test_the_advice_is_that_of_the_results() -> None:
+    assert MEASURED.read_text(encoding="utf-8") == measured(), "run: python -m benchmarks.readme"
+
+
+def test_plots_are_there() -> None:
+    plots = re.findall(r"!\[[^]]*\]\(([^)]*)\)", TEXT)
+    assert len(plots) == 2
+    for plot in plots:
+        assert (ROOT / plot).read_text(encoding="utf-8").startswith("<svg")
 
 
 def test_every_module_and_recipe_is_named() -> None:

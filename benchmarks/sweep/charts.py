@@ -159,7 +159,8 @@ def _chart(title: str, height: float = _HEIGHT) -> tuple[Figure, Axes]:
 
 
 def _legend(axes: Axes) -> None:
-    axes.legend(loc="best", frameon=False, fontsize=7.5, labelcolor=_INK)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="best", frameon=False, fontsize=7.5, labelcolor=_INK)
 
 
 def _svg(figure: Figure, title: str) -> str:

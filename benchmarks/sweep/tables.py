@@ -185,8 +185,8 @@ def look_table(rows: Sequence[Row]) -> Table | None:
             for row in sorted(looks, key=lambda row: (row["set"].split("-")[0], row["n"], row["set"]))
         ),
         "Share of the variance in the first components; local intrinsic dimension (Levina & Bickel, 20 neighbours), its median "
-        "and quartiles, at rows and at queries; distance of queries to their nearest row. At queries it grows with n: real images "
-        "that no row was made from keep their distance from a cloud that gets denser.",
+        "and quartiles, at rows and at queries; distance of queries to their nearest row. At queries it grows with n: real "
+        "images that no row was made from keep their distance from a cloud that gets denser.",
     )
 
 

@@ -45,8 +45,8 @@ def _recommend(arguments: argparse.Namespace) -> Output:
     )
     recipe = advice.recipe
     lines = [
-        f"{recipe.name}: {1 / (advice.image_ms + advice.pixel_ms) * 1000:.3g} images a second: {advice.image_ms:.3g} ms of image "
-        f"search and {advice.pixel_ms:.3g} ms of pixel search each, the backbone not counted",
+        f"{recipe.name}: {advice.image_ms + advice.pixel_ms:.3g} ms an image: image search {advice.image_ms:.3g}, pixel search "
+        f"{advice.pixel_ms:.3g}; the backbone is not counted",
         f"  memory {format_bytes(advice.memory_bytes)} at the peak, disk {format_bytes(advice.disk_bytes)}",
         f"  finds {100 * advice.recall:.1f} % of the nearest normals; loses at most {advice.loss:.4f} of AUROC and AUPRO",
         *(f"  {line}" for line in advice.evidence),
