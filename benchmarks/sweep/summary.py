@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.sweep.rows import Row
+from benchmarks.sweep.sets import NORMALIZED
 from benchmarks.sweep.tables import of_kind
 from spade_faiss.recommend import SCHEMA, SPARE
 
@@ -30,7 +31,7 @@ def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
     pixel = []
     for row in of_kind(rows, "pixel", threads=2, side=0):
         real = "image_auroc_difference" in row
-        if (real and not row["set"].endswith("-l2")) or (row["set"] in _SHAPES and row["normals"] == 200):
+        if (real and not row["set"].endswith(NORMALIZED)) or (row["set"] in _SHAPES and row["normals"] == 200):
             lost = max([0.0, *(-row[name]["low"] for name in _JUDGED if name in row)]) if real else None
             pixel.append({**{name: row[name] for name in _PIXEL}, "lost": lost})
     machine = f"{found['cpu']}, {found['cores']} cores, faiss-cpu {found['faiss-cpu']}, {found['date']}"

@@ -11,6 +11,7 @@ from benchmarks.sweep.charts import Dot, Line
 from benchmarks.sweep.embeddings import COMPONENTS
 from benchmarks.sweep.measures import exponent
 from benchmarks.sweep.rows import Row
+from benchmarks.sweep.sets import NORMALIZED
 from spade_faiss.device import format_bytes
 
 Cell = str | float | int | None
@@ -148,9 +149,11 @@ def peer_table(rows: Sequence[Row]) -> Table | None:
     peers = of_kind(rows, "peer")
     lines: list[tuple[Cell, ...]] = []
     for name, k in dict.fromkeys((row["set"], row["k"]) for row in peers):
-        ours = [row for row in of_kind(rows, "pixel", set=name, k=k, side=0, threads=2) if _counts_as_peer(row)]
+        sets = (name, f"{name}{NORMALIZED}")
+        ours = [row for row in _plain(rows) if (row["set"] in sets and row["k"] == k) and _counts_as_peer(row)]
         for row in sorted([*of_kind(rows, "peer", set=name, k=k), *ours], key=lambda row: row["p50_ms"]):
             label = row["label"] + (" (extrapolated)" if row.get("extrapolated") else "")
+            label += ", unit vectors" if row["set"].endswith(NORMALIZED) else ""
             shown = "–" if row["kind"] == "peer" and row["peer"] == "patchcore" else k
             quality = [between(row.get(metric)) for metric in ("image_auroc", "pixel_auroc", "aupro")]
             build, peak = _sig(row.get("build_s")), _mib(row["peak_bytes"])
@@ -356,16 +359,23 @@ def _plain(rows: Sequence[Row]) -> Iterable[Row]:
 
 
 def _counts_as_peer(row: Row) -> bool:
-    """Ours beside the peers: each recipe as it comes, and the variants that look at one place alone."""
-    return (not row["build"] and not row["query"]) or row["query"] == {"radius": 0} or row["build"] == {"lists": 1}
+    """Ours beside the peers: each recipe as it comes, the options that make it better, and variants that look at one place."""
+    as_it_comes = not row["build"] and not row["query"]
+    return as_it_comes or row["set"].endswith(NORMALIZED) or row["query"] == {"radius": 0} or row["build"] == {"lists": 1}
+
+
+_CODES = {
+    "HNSW": "graph (HNSW)",
+    "PQ": "product quantisation",
+    "SQ": "scalar quantisation",
+    "IVF": "lists of vectors (IVF, Flat)",
+}
 
 
 def _family(row: Row) -> str:
     factory: str = row["factory"]
-    for name in ("HNSW", "PQ", "SQ", "IVF"):
-        if name in factory:
-            return {"PQ": "product quantisation", "SQ": "scalar quantisation", "IVF": "IVF, Flat"}.get(name, name)
-    return factory
+    name = next((text for code, text in _CODES.items() if code in factory), factory)
+    return f"{name}, fewer dimensions (PCA)" if "PCA" in factory and "PQ" not in factory else name
 
 
 def _quartiles(values: Sequence[float]) -> str:
