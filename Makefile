@@ -29,6 +29,7 @@ figures: $(INSTALLED)
 
 # Exact against approximate, on generated features: seconds.
 bench-smoke: $(INSTALLED)
+	rm -rf demo/smoke
 	$(BIN)/python -m benchmarks run benchmarks/sweeps/smoke.yaml --one-process --out demo/smoke/raw --scratch demo/smoke/scratch
 	$(BIN)/python -m benchmarks report demo/smoke/raw --out demo/smoke/report
 

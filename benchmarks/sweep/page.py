@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from benchmarks.sweep import store, tables
+from benchmarks.sweep import scaling, store, tables
 from benchmarks.sweep.rows import Row, rows_of
 from benchmarks.sweep.tables import Chart, Table
 from spade_faiss.errors import InputError
@@ -88,8 +88,9 @@ def sections_of(rows: Sequence[Row]) -> list[Section]:
         front for n in sorted({row["n"] for row in tables.of_kind(rows, "image")}) if (front := tables.image_front(rows, n, _K))
     ]
     pixel = [front for name, normals, k in tables.pixel_tasks(rows) for front in tables.pixel_fronts(rows, name, normals, k)]
-    looks, peers, exponents = tables.look_table(rows), tables.peer_table(rows), tables.exponent_table(rows)
-    memory = [chart for chart in (tables.memory_chart(rows), tables.disk_chart(rows)) if chart]
+    looks, peers, exponents = tables.look_table(rows), tables.peer_table(rows), scaling.exponent_table(rows)
+    disk = tables.disk_chart(rows)
+    memory = [*tables.memory_charts(rows), *([disk] if disk else [])]
     sections = [
         Section(
             "Image level: the nearest normals by embedding",
@@ -104,7 +105,7 @@ def sections_of(rows: Sequence[Row]) -> list[Section]:
             tuple(tables.pixel_tables(rows)),
         ),
         Section("Peers", (), (), (peers,) if peers else ()),
-        Section("Scaling", (), tuple(tables.scaling_charts(rows)), (exponents,) if exponents else ()),
+        Section("Scaling", (), tuple(scaling.scaling_charts(rows)), (exponents,) if exponents else ()),
         Section("Memory and disk", (), tuple(memory)),
         Section("What was searched", (), (), (looks,) if looks else ()),
     ]

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.sweep import charts
-from benchmarks.sweep.charts import Dot, Line
+from benchmarks.sweep.charts import Dot
 from benchmarks.sweep.embeddings import COMPONENTS
-from benchmarks.sweep.measures import exponent
 from benchmarks.sweep.rows import Row
 from benchmarks.sweep.sets import NORMALIZED
 from spade_faiss.device import format_bytes
@@ -138,10 +137,16 @@ def pixel_tables(rows: Sequence[Row]) -> list[Table]:
                 tuple(header),
                 tuple(lines),
                 "From features to map, without the backbone. `as near as exact`: recall@1 of locations, by distance. In "
-                "brackets 95 % intervals, bootstrapped over images; differences are paired.",
+                "brackets 95 % intervals, bootstrapped over images; differences are paired." + _grade(chosen),
             )
         )
     return tables
+
+
+def _grade(chosen: Sequence[Row]) -> str:
+    """How far exact search is from float64."""
+    off = [row["off_float64"] for row in chosen if "off_float64" in row]
+    return f" Distances of exact are at most {max(off):.0e} off float64's, relatively." if off else ""
 
 
 def peer_table(rows: Sequence[Row]) -> Table | None:
@@ -193,74 +198,12 @@ def look_table(rows: Sequence[Row]) -> Table | None:
     )
 
 
-def scaling_charts(rows: Sequence[Row]) -> list[Chart]:
-    """Cost against the number of normals, K, image size and threads."""
-    found = []
-    flat: dict[str, list[tuple[int, float, float]]] = {}
-    for row in of_kind(rows, "image", k=5):
-        flat.setdefault(_family(row), []).append((row["n"], row["p50_ms"], row["recall_k"]))
-    lines = []
-    for family, points in flat.items():
-        good: dict[int, float] = {}
-        for n, ms, recall in points:
-            if recall >= 0.99:
-                good[n] = min(ms, good.get(n, ms))
-        if len(good) > 1:
-            lines.append(Line(family, sorted(good), [good[n] for n in sorted(good)]))
-    if lines:
-        title = "Image search: the fastest setting of each index with recall@5 of 0.99"
-        svg = charts.scaling(title, lines, x="normal images", y="ms a query, median")
-        found.append(Chart("scaling-images", title, svg))
-    for name, axis, label in (
-        ("normals", "normals", "normal images"),
-        ("k", "k", "nearest normals whose maps are searched, K"),
-        ("locations", "locations", "locations of the finest level"),
-        ("threads", "threads", "threads"),
-    ):
-        lines = _scaling_lines(rows, axis)
-        if lines:
-            title = f"Pixel search by {label}"
-            found.append(Chart(f"scaling-{name}", title, charts.scaling(title, lines, x=label, y="ms an image, median")))
-    return found
-
-
-def _scaling_lines(rows: Sequence[Row], axis: str) -> list[Line]:
-    """Pixel search, everything but `axis` being equal; generated features only, for they come in every size."""
-    groups: dict[tuple[Any, ...], dict[float, float]] = {}
-    for row in of_kind(rows, "pixel"):
-        if row["set"] not in ("lite0", "wrn50"):
-            continue
-        fixed = [row[name] for name in ("set", "label")]
-        fixed += [row[name] for name in ("normals", "k", "locations", "threads") if name != axis]
-        groups.setdefault(tuple(fixed), {})[row[axis]] = row["pixel_ms"]
-    long = {key: points for key, points in groups.items() if len(points) > 2 or (axis == "threads" and len(points) > 1)}
-    names = [name for name in ("normals", "K", "locations", "threads") if {"K": "k"}.get(name, name) != axis]
-    lines = []
-    for key, points in sorted(long.items(), key=lambda item: str(item[0])):
-        rest = ", ".join(f"{name} {value}" for name, value in zip(names, key[2:], strict=True) if name in ("K",) or axis == "k")
-        lines.append(
-            Line(f"{key[0]} {key[1]}" + (f", {rest}" if rest else ""), sorted(points), [points[x] for x in sorted(points)])
-        )
-    return lines[: len(charts.COLOURS)]
-
-
-def exponent_table(rows: Sequence[Row]) -> Table | None:
-    """The fitted exponents of all scaling lines."""
-    lines = [
-        (axis, line.label, f"{min(line.x):,g} to {max(line.x):,g}", len(line.x), round(exponent(line.x, line.y), 2))
-        for axis in ("normals", "k", "locations", "threads")
-        for line in _scaling_lines(rows, axis)
-    ]
-    header = ("cost grows with", "what", "measured from", "points", "as a power of")
-    return Table("Fitted exponents of the pixel search", header, tuple(lines)) if lines else None
-
-
 def image_front(rows: Sequence[Row], n: int, k: int) -> tuple[Chart, str] | None:
     """Image level's Pareto chart at one size, and its knee in words."""
     chosen = of_kind(rows, "image", n=n, k=k, threads=2)
     if len(chosen) < 3:
         return None
-    dots = [Dot(1000 / row["p50_ms"], 1 - row["recall_k"], row["label"], _family(row)) for row in chosen]
+    dots = [Dot(1000 / row["p50_ms"], 1 - row["recall_k"], row["label"], family_of(row)) for row in chosen]
     title = f"Image search, N = {n:,}: neighbours lost against speed"
     svg = charts.pareto(title, dots, x="queries a second, one at a time", y=f"1 - recall@{k}", floor=RECALL_FLOOR)
     knee = charts.knee_of(charts.front_of(dots), RECALL_FLOOR)
@@ -307,16 +250,15 @@ def _pixel_knee(chosen: Sequence[Row], dots: Sequence[Dot], task: str) -> str:
     return words + "."
 
 
-def memory_chart(rows: Sequence[Row]) -> Chart | None:
-    """What indexes over embeddings hold in memory, at the largest size."""
-    images = of_kind(rows, "image")
-    if not images:
-        return None
-    n = max(row["n"] for row in images)
-    held = {row["factory"]: {"in memory": row["memory_bytes_per_image"] * n / 2**20} for row in of_kind(rows, "image", n=n)}
-    title = f"Memory of an index over N = {n:,} embeddings, MiB"
-    held = dict(sorted(held.items(), key=lambda item: -item[1]["in memory"]))
-    return Chart("memory-images", title, charts.bars(title, held, x="MiB"))
+def memory_charts(rows: Sequence[Row]) -> list[Chart]:
+    """What indexes over embeddings hold in memory, at the two largest sizes."""
+    found = []
+    for n in sorted({row["n"] for row in of_kind(rows, "image")})[-2:]:
+        held = {row["factory"]: row["memory_bytes_per_image"] * n / 2**20 for row in of_kind(rows, "image", n=n)}
+        largest_first = {name: {"in memory": held[name]} for name in sorted(held, key=lambda name: -held[name])}
+        title = f"Memory of an index over N = {n:,} embeddings, MiB"
+        found.append(Chart(f"memory-images-{n}", title, charts.bars(title, largest_first, x="MiB")))
+    return found
 
 
 def disk_chart(rows: Sequence[Row]) -> Chart | None:
@@ -372,7 +314,8 @@ _CODES = {
 }
 
 
-def _family(row: Row) -> str:
+def family_of(row: Row) -> str:
+    """What kind of index a row is of."""
     factory: str = row["factory"]
     name = next((text for code, text in _CODES.items() if code in factory), factory)
     return f"{name}, fewer dimensions (PCA)" if "PCA" in factory and "PQ" not in factory else name
