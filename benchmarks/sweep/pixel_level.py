@@ -26,7 +26,7 @@ from spade_faiss.stages import Stages
 
 MEMORY = "2GiB"
 # As in `image_level`.
-LATENCY_S, LEAST, MOST = 12.0, 5, 64
+LATENCY_S, LEAST, MOST = 8.0, 5, 64
 _COLD_IMAGES = 5
 # Images whose distances are kept location by location.
 KEPT_IMAGES = 16
