@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -41,6 +42,11 @@ def drop_from_cache(paths: Iterable[Path]) -> None:
 def resident_bytes() -> int:
     """What the process holds in memory now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes() -> int:
+    """The most that the process has held in memory; without the imports of the library's own count."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def read_bytes() -> int:

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.process import drop_from_cache, read_bytes, resident_bytes, seconds
+from benchmarks.process import drop_from_cache, peak_bytes, read_bytes, resident_bytes, seconds
 from benchmarks.sweep.embeddings import Base, open_base
 from benchmarks.sweep.points import ImagePoint
 from benchmarks.sweep.sets import Places
 from benchmarks.sweep.store import Raw
 from spade_faiss.errors import InputError
-from spade_faiss.evaluation import peak_memory_bytes
 from spade_faiss.features import FloatArray
 from spade_faiss.files import atomic_path, write_bytes
 from spade_faiss.knn import IntArray, direct_sq_dist, import_faiss, sort_by_distance
@@ -55,7 +54,7 @@ def build(point: ImagePoint, places: Places) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         faiss.write_index(index, str(temporary))
-    facts = {"train_s": train_s, "add_s": add_s, "build_peak_bytes": peak_memory_bytes(), "build_start_bytes": before}
+    facts = {"train_s": train_s, "add_s": add_s, "build_peak_bytes": peak_bytes(), "build_start_bytes": before}
     write_bytes(path.with_suffix(".json"), json.dumps({**facts, "bytes": path.stat().st_size}).encode())
 
 
@@ -107,7 +106,7 @@ def measure(point: ImagePoint, places: Places) -> Raw:
     }
     if point.rerank:
         arrays["cold_latency_s"], facts["cold_dropped"] = _cold_times(search, base)
-    facts["batch"], facts["peak_bytes"], facts["dim"] = len(base.xq), peak_memory_bytes(), base.xq.shape[1]
+    facts["batch"], facts["peak_bytes"], facts["dim"] = len(base.xq), peak_bytes(), base.xq.shape[1]
     search.close()
     return Raw(point, arrays, facts)
 

@@ -22,13 +22,13 @@ import numpy as np
 
 from benchmarks.gallery import galleries, pair
 from benchmarks.loops import MEASURED_CHUNKS, published, rebuilt
+from benchmarks.process import peak_bytes
 from benchmarks.sweep.pixel_level import MEMORY, arrays_of
 from benchmarks.sweep.points import PeerPoint
 from benchmarks.sweep.sets import PixelSet, Places, pixel_set
 from benchmarks.sweep.store import Raw
 from spade_faiss import Bank, Detector
 from spade_faiss.errors import DependencyError, InputError
-from spade_faiss.evaluation import peak_memory_bytes
 from spade_faiss.knn import import_faiss
 from spade_faiss.scoring import score_maps
 
@@ -76,7 +76,7 @@ def measure(point: PeerPoint, places: Places) -> Raw:
             scores.level_dist[level.name][place] = values[0]
     if chosen.tests.valid is not None:
         np.multiply(scores.maps, chosen.tests.valid, out=scores.maps)
-    facts |= {"all_s": time.perf_counter() - start, "batch": 1, "peak_bytes": peak_memory_bytes()}
+    facts |= {"all_s": time.perf_counter() - start, "batch": 1, "peak_bytes": peak_bytes()}
     return Raw(point, {**arrays_of(chosen, scores, bank), "latency_s": np.array(taken)}, facts)
 
 
@@ -95,7 +95,7 @@ def _published(point: PeerPoint, chosen: PixelSet, detector: Detector, facts: di
         taken.append(total)
     if off > _SAME:
         raise RuntimeError(f"the published loop found other distances, by {off}")
-    facts |= {"batch": 1, "extrapolated": True, "off_exact": off, "peak_bytes": peak_memory_bytes()}
+    facts |= {"batch": 1, "extrapolated": True, "off_exact": off, "peak_bytes": peak_bytes()}
     return Raw(point, {"latency_s": np.array(taken)}, facts)
 
 

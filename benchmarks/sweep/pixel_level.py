@@ -12,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.gallery import IMAGES, PIXELS, off_oracle
-from benchmarks.process import drop_from_cache, read_bytes, resident_bytes
+from benchmarks.process import drop_from_cache, peak_bytes, read_bytes, resident_bytes
 from benchmarks.sweep.points import PixelPoint
 from benchmarks.sweep.sets import PixelSet, Places, pixel_set
 from benchmarks.sweep.store import Raw
 from spade_faiss import Bank, Detector, FeatureBatch, Scores
-from spade_faiss.evaluation import peak_memory_bytes
 from spade_faiss.files import write_bytes
 from spade_faiss.gallery import find_method
 from spade_faiss.index_build import build_index
@@ -50,7 +49,7 @@ def build(point: PixelPoint, places: Places) -> None:
         facts |= {"train_s": built.total_s, "bytes": built.bytes}
     path = built_path(point, bank.path)
     path.parent.mkdir(exist_ok=True)
-    write_bytes(path, json.dumps({**facts, "build_peak_bytes": peak_memory_bytes(), "build_start_bytes": before}).encode())
+    write_bytes(path, json.dumps({**facts, "build_peak_bytes": peak_bytes(), "build_start_bytes": before}).encode())
 
 
 def needs_build(point: PixelPoint) -> bool:
@@ -79,7 +78,7 @@ def measure(point: PixelPoint, places: Places) -> Raw:
     arrays = arrays_of(chosen, scores, Bank.open(chosen.bank))
     latency, stage_s = single_times(detector, tests)
     arrays |= {"latency_s": latency, **{f"latency_s {stage}": taken for stage, taken in stage_s.items()}}
-    facts["peak_bytes"] = peak_memory_bytes()
+    facts["peak_bytes"] = peak_bytes()
     if point.recipe == "exact" and detector.bank.layout.normalize == "none":  # the oracle takes features as they come
         oracle = tests[:_ORACLE_IMAGES]
         facts["off_float64"] = off_oracle(detector.bank, oracle, detector.score_features(oracle), point.k)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from benchmarks.datasets import write_elpv
 from benchmarks.features import INPUT_SIZE, SHAPES, Product, write_bank
-from spade_faiss import Bank, FeatureBatch, fit
+from spade_faiss import Bank, FeatureBatch
 from spade_faiss.errors import InputError
 from spade_faiss.features import Level, concatenate
 from spade_faiss.files import atomic_path
@@ -116,6 +116,7 @@ def _generate(folder: Path, name: str, normals: int, side: int) -> None:
 def _extract(folder: Path, name: str, places: Places, normalize: str) -> None:
     from spade_faiss.backbone import load_backbone
     from spade_faiss.config import Preprocess
+    from spade_faiss.extract import fit
     from spade_faiss.stream import FeatureStream
 
     if name == "elpv":
