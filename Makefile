@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 GPU := .venv-gpu
 WHEEL := .gpu-wheel
 
-.PHONY: demo test test-gpu test-gpu-wheel check lint types docs figures clean
+.PHONY: demo test test-gpu test-gpu-wheel check lint types docs figures bench bench-smoke clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m benchmarks.demo demo
@@ -22,7 +22,7 @@ test-gpu: $(GPU)/.installed
 test-gpu-wheel: $(INSTALLED) $(WHEEL)/faiss
 	SPADE_FAISS_GPU_WHEEL=$(CURDIR)/$(WHEEL) $(BIN)/python -m pytest -m gpu_wheel
 
-check: lint types test-gpu-wheel test
+check: lint types test-gpu-wheel bench-smoke test
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -37,6 +37,18 @@ figures: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gallery --data $(DATA) --out benchmarks/results --recipes exact ivf compact location history
 	$(BIN)/python -m benchmarks.durability --out benchmarks/results
 	$(BIN)/python -m benchmarks.calibration --data $(DATA) --out benchmarks/results
+
+# Exact against approximate, on generated features: seconds.
+bench-smoke: $(INSTALLED)
+	rm -rf demo/smoke
+	$(BIN)/python -m benchmarks run benchmarks/sweeps/smoke.yaml --one-process --out demo/smoke/raw --scratch demo/smoke/scratch
+	$(BIN)/python -m benchmarks report demo/smoke/raw --out demo/smoke/report
+
+# The same for good, resumable: some 40 minutes on two cores, 10 GB of SCRATCH. PATCHCORE is a Python that has anomalib.
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks run $(addprefix benchmarks/sweeps/,image.yaml pixel.yaml peers.yaml scaling.yaml image_large.yaml) \
+		--data $(DATA) --out $(SCRATCH)/raw --scratch $(SCRATCH) $(if $(PATCHCORE),--patchcore-python $(PATCHCORE))
+	$(BIN)/python -m benchmarks report $(SCRATCH)/raw --out benchmarks/results/sweep
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -11,8 +11,8 @@ from pathlib import Path
 _HELD_OUT = 6
 
 
-def write_elpv(folder: Path, cell_type: str = "mono") -> None:
-    """Lay out the ELPV solar cells of one type: train/good and test/good are surely functional, test/defective surely not.
+def write_elpv(folder: Path, cell_types: tuple[str, ...] = ("mono",)) -> None:
+    """Lay out the ELPV solar cells of some types: train/good and test/good are surely functional, test/defective surely not.
 
     Cells whose experts were in doubt (a probability of 1/3 or 2/3) are left out. There are no masks.
 
@@ -24,7 +24,7 @@ def write_elpv(folder: Path, cell_type: str = "mono") -> None:
         for path, probability, found_type in csv.reader(
             (" ".join(line.split()) for line in (data / "labels.csv").read_text().splitlines()), delimiter=" "
         ):
-            if found_type != cell_type or float(probability) not in (0.0, 1.0):
+            if found_type not in cell_types or float(probability) not in (0.0, 1.0):
                 continue
             kind = "test/defective"
             if float(probability) == 0.0:

@@ -7,15 +7,12 @@ ones too. A ratio is that of runs in turn, in one process, with the same number 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import os
 import shutil
 import statistics
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +24,9 @@ import numpy.typing as npt
 
 from benchmarks import main_job
 from benchmarks.features import SHAPES, Product, Shape, load_queries, save_queries, write_bank
+from benchmarks.loops import MEASURED_CHUNKS, knn_low_threshold, published, rebuilt
+from benchmarks.process import drop_from_cache, machine, read_bytes, resident_bytes, spread
+from benchmarks.process import seconds as seconds_of
 from spade_faiss import Bank, Detector, FeatureBatch, Level, Scores
 from spade_faiss.device import format_bytes, parse_bytes
 from spade_faiss.features import FloatArray, concatenate
@@ -36,6 +36,7 @@ from spade_faiss.index_build import build_index
 from spade_faiss.knn import IntArray, import_faiss
 from spade_faiss.recipe import load_recipe, recipe_names
 from spade_faiss.scoring import join
+from spade_faiss.snapshot import Snapshot
 from spade_faiss.stages import Stages
 
 TOLERANCE = 1e-4
@@ -43,10 +44,6 @@ QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
 IMAGES, PIXELS = "image search", "pixel search"
 # Beyond what any batch needs, so that decoded maps are kept; the budgets that are put to the test.
 AMPLE, MEMORY_BUDGET, SCALING_BUDGET = "4GiB", "1GiB", "256MiB"
-# SPADE-pytorch compares so many gallery rows at a time.
-_CHUNK = 100
-_MEASURED_CHUNKS = 2
-_LOW_THRESHOLD = 1000
 _ORACLE_IMAGES, _ORACLE_QUERIES = 2, 48
 _PEAK_SIDE, _PEAK_RUNS = 2048, 5
 _SAMPLE_S = 0.002
@@ -103,22 +100,6 @@ def main() -> None:
         print(json.dumps({name: figures[name] for name in ("machine", *arguments.only)}))
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on, and what linear algebra runs there."""
-    faiss = import_faiss()
-    try:
-        pools = importlib.import_module("threadpoolctl").threadpool_info()
-    except ImportError:
-        pools = []
-    return {
-        **main_job.machine(),
-        "threads": faiss.omp_get_max_threads(),
-        "faiss_compile_options": faiss.get_compile_options().split(),
-        "blas": {Path(pool["filepath"]).name: pool["architecture"] for pool in pools if "architecture" in pool},
-        "environment": {name: value for name, value in os.environ.items() if name.startswith(("OPENBLAS_", "OMP_"))},
-    }
-
-
 def build(setup: Setup) -> Iterator[Row]:
     """Seconds and bytes of what recipes keep beside the bank."""
     for features in setup.sets:
@@ -138,15 +119,15 @@ def speed(setup: Setup) -> Iterator[Row]:
             detectors = {recipe: _open(features, recipe, k) for recipe in dict.fromkeys(("exact", *setup.recipes))}
             # Of a large bank, hardly any map is met again: without room for decoded ones.
             detectors["exact_uncached"] = _open(features, "exact", k, detectors["exact"].plan.working_bytes)
-            nearest = _galleries(bank, detectors["exact"].score_features(tests[:1]), k)[0]
+            nearest = galleries(bank, detectors["exact"].score_features(tests[:1]), k)[0]
             ours = {name: _engine(detector) for name, detector in detectors.items()}
             others = _peers(bank, nearest, published=k == min(setup.ks))
             for size in (1, len(tests)):
                 batches = [tests[start : start + size] for start in range(0, len(tests), size)]
                 seconds = _in_turn({**others, **ours}, batches, setup.repeats)
-                spread = {name: {**_spread(runs), "extrapolated": name == "published"} for name, runs in seconds.items()}
+                spreads = {name: {**spread(runs), "extrapolated": name == "published"} for name, runs in seconds.items()}
                 over = {name: {one: _ratio(seconds[one], seconds[name]) for one in (*others, "exact")} for name in ours}
-                yield {"set": features.name, "k": k, "batch": size, "s_per_image": spread, "times_that_of": over}
+                yield {"set": features.name, "k": k, "batch": size, "s_per_image": spreads, "times_that_of": over}
 
 
 def quality(setup: Setup) -> Iterator[Row]:
@@ -169,7 +150,7 @@ def equal(setup: Setup) -> Iterator[Row]:
         for k in setup.ks:
             base = _open(features, "exact", k).score_features(tests)
             same = {name: _same(base, scores) for name, scores in _variants(features, tests, k)}
-            off = _off_oracle(Bank.open(features.bank), tests, base, k)
+            off = off_oracle(Bank.open(features.bank), tests, base, k)
             row = {"set": features.name, "k": k, "identical": same, "off_float64": off}
             if not all(same.values()) or off > TOLERANCE:
                 raise RuntimeError(f"exact is not exact: {row}")
@@ -217,43 +198,20 @@ def profile(setup: Setup) -> Iterator[Row]:
         parts = {name: spent / thread_s for name, spent in stages.seconds.items()}
         parts["rest"] = 1 - sum(parts.values())
         of_peak = {name: _ratio(rate["exact"], rate[name]) for name in ("numpy", "faiss")}
-        spread = {name: _spread(runs) for name, runs in rate.items()}
-        yield {"set": features.name, "k": k, "gflop_per_s": spread, "of_peak": of_peak, "of_threads_time": parts}
-
-
-def published(xq: FloatArray, xb: FloatArray, chunks: int | None = None) -> tuple[FloatArray, float]:
-    """SPADE-pytorch's search: all queries' distances to a chunk of the gallery at a time, by broadcasting; their minimum.
-
-    Args:
-        xq: (nq, d) queries.
-        xb: (nb, d) gallery.
-        chunks: how many to do; None for all.
-
-    Returns:
-        (nq,) smallest distances to what was searched, and seconds, extrapolated to the whole gallery.
-    """
-    import torch
-
-    query, gallery = torch.from_numpy(xq).T.contiguous()[None], torch.from_numpy(xb)[..., None]
-    nearest = torch.full((len(xq),), torch.inf)
-    stop = len(xb) if chunks is None else min(len(xb), chunks * _CHUNK)
-    start = time.perf_counter()
-    for first in range(0, stop, _CHUNK):
-        dist = torch.linalg.vector_norm(gallery[first : min(stop, first + _CHUNK)] - query, dim=1)
-        nearest = torch.minimum(nearest, dist.amin(dim=0))
-    return nearest.numpy(), (time.perf_counter() - start) * len(xb) / stop
+        rates = {name: spread(runs) for name, runs in rate.items()}
+        yield {"set": features.name, "k": k, "gflop_per_s": rates, "of_peak": of_peak, "of_threads_time": parts}
 
 
 def peak_growth(bank: str, tests: str, recipe: str, k: int, budget: str) -> dict[str, int]:
     """Resident bytes before the first scoring, and the most while it runs; for a process of its own."""
     batch = load_queries(Path(tests))
     detector = Detector.open(bank, recipe=recipe, k_gallery=k, memory=budget)
-    samples = [_resident_bytes()]
+    samples = [resident_bytes()]
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(_SAMPLE_S):
-            samples.append(_resident_bytes())
+            samples.append(resident_bytes())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -273,14 +231,14 @@ def stage_times(bank: str, tests: str, recipe: str, k: int, budget: str, cold: b
     read = []
     for place in range(len(batch)):
         if cold:
-            _drop_from_cache(Path(bank))
-        stages, before = Stages(), _read_bytes()
+            drop_from_cache(Path(bank).rglob("*.h5"))
+        stages, before = Stages(), read_bytes()
         detector.score_features(batch[place : place + 1], stages=stages)
-        read.append(_read_bytes() - before)
+        read.append(read_bytes() - before)
         for stage, runs in seconds.items():
             runs.append(stages.seconds[stage])
-    spread = {stage: _spread(runs[1:]) for stage, runs in seconds.items()}
-    return {**spread, "read_bytes_per_image": statistics.median(read[1:]), "cache_bytes": detector.plan.cache_bytes}
+    spreads = {stage: spread(runs[1:]) for stage, runs in seconds.items()}
+    return {**spreads, "read_bytes_per_image": statistics.median(read[1:]), "cache_bytes": detector.plan.cache_bytes}
 
 
 def _open(features: Features, recipe: str, k: int, budget: str | int = AMPLE) -> Detector:
@@ -297,25 +255,12 @@ def _engine(detector: Detector) -> Engine:
     return run
 
 
-def _peers(bank: Bank, rows: IntArray, *, published: bool) -> dict[str, Engine]:
+def _peers(bank: Snapshot, rows: IntArray, *, published: bool) -> dict[str, Engine]:
     """What one would do without us. The first two take image by image: they are timed on one of a batch."""
     faiss = import_faiss()
 
-    def rebuilt(xq: FloatArray, xb: FloatArray) -> None:
-        index = faiss.IndexFlatL2(xb.shape[1])
-        index.add(xb)
-        index.search(xq, 1)
-
-    def knn_low_threshold(xq: FloatArray, xb: FloatArray) -> None:
-        before = faiss.cvar.distance_compute_blas_threshold
-        faiss.cvar.distance_compute_blas_threshold = _LOW_THRESHOLD
-        try:
-            faiss.knn(xq, xb, 1)
-        finally:
-            faiss.cvar.distance_compute_blas_threshold = before
-
     def timed(search: Callable[[FloatArray, FloatArray], object], batch: FeatureBatch) -> float:
-        return _seconds(lambda: [search(*_pair(bank, level, batch, rows)) for level in bank.layout.levels]) / len(batch)
+        return seconds_of(lambda: [search(*pair(bank, level, batch, rows)) for level in bank.layout.levels]) / len(batch)
 
     engines: dict[str, Engine] = {
         "rebuilt": lambda batch: timed(rebuilt, batch[:1]),
@@ -325,12 +270,12 @@ def _peers(bank: Bank, rows: IntArray, *, published: bool) -> dict[str, Engine]:
     return {"published": lambda batch: _published_s(bank, batch[:1], rows), **engines} if published else engines
 
 
-def _published_s(bank: Bank, batch: FeatureBatch, rows: IntArray) -> float:
+def _published_s(bank: Snapshot, batch: FeatureBatch, rows: IntArray) -> float:
     """Seconds of the published loop, without gathering."""
-    return sum(published(*_pair(bank, level, batch, rows), _MEASURED_CHUNKS)[1] for level in bank.layout.levels)
+    return sum(published(*pair(bank, level, batch, rows), MEASURED_CHUNKS)[1] for level in bank.layout.levels)
 
 
-def _pair(bank: Bank, level: Level, batch: FeatureBatch, rows: IntArray) -> tuple[FloatArray, FloatArray]:
+def pair(bank: Snapshot, level: Level, batch: FeatureBatch, rows: IntArray) -> tuple[FloatArray, FloatArray]:
     """A level's queries, and the gallery of these normals in one piece."""
     gallery = np.empty((len(rows), *level.shape), np.float32)
     for place, row in enumerate(rows):
@@ -420,10 +365,10 @@ def _same(ours: Scores, theirs: Scores) -> bool:
     return all(np.array_equal(mine, other[order]) for mine, other in pairs)
 
 
-def _off_oracle(bank: Bank, tests: FeatureBatch, scores: Scores, k: int) -> float:
+def off_oracle(bank: Snapshot, tests: FeatureBatch, scores: Scores, k: int) -> float:
     """The largest relative difference of some distances to brute force in float64."""
     largest = 0.0
-    for image, rows in enumerate(_galleries(bank, scores, k)[:_ORACLE_IMAGES]):
+    for image, rows in enumerate(galleries(bank, scores, k)[:_ORACLE_IMAGES]):
         for level in bank.layout.levels:
             which = np.linspace(0, level.height * level.width - 1, _ORACLE_QUERIES).astype(int)
             xq = np.asarray(tests.levels[level.name][image], np.float64).reshape(-1, level.channels)[which]
@@ -437,7 +382,7 @@ def _off_oracle(bank: Bank, tests: FeatureBatch, scores: Scores, k: int) -> floa
     return largest
 
 
-def _galleries(bank: Bank, scores: Scores, k: int) -> IntArray:
+def galleries(bank: Snapshot, scores: Scores, k: int) -> IntArray:
     """(n, k) bank rows of the k nearest normals."""
     row_of = {name: row for row, name in enumerate(bank.ids)}
     return np.array([[row_of[name] for name in line[:k]] for line in scores.neighbor_ids])
@@ -473,36 +418,9 @@ def _child(function: str, *arguments: object) -> dict[str, Any]:
     return main_job.script(f"import json\nfrom benchmarks import gallery\nprint(json.dumps({call}))")
 
 
-def _drop_from_cache(folder: Path) -> None:
-    """Have the system forget the contents of files; those that this process still maps stay."""
-    for path in folder.rglob("*.h5"):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _read_bytes() -> int:
-    """Bytes that this process has had read from disks."""
-    return int(Path("/proc/self/io").read_text().split("\nread_bytes:")[1].split()[0])
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def _least_s(run: Callable[[], object]) -> float:
     """The shortest of some runs: a peak is what nothing disturbs."""
-    return min(_seconds(run) for _ in range(_PEAK_RUNS))
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": list(values)}
+    return min(seconds_of(run) for _ in range(_PEAK_RUNS))
 
 
 def _ratio(above: Sequence[float], below: Sequence[float]) -> float:

@@ -1,4 +1,7 @@
-"""README's tables, computed from benchmarks/results/. Run as `python -m benchmarks.readme`; a test checks that they agree."""
+"""README's tables and the package's measurements, computed from benchmarks/results/: `python -m benchmarks.readme`.
+
+A test checks that they agree.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,31 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.sweep import page, tables
+from benchmarks.sweep.summary import summary_of
+from spade_faiss.device import format_bytes
+from spade_faiss.recommend import RECALL
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
+SWEEP = RESULTS / "sweep"
+MEASURED = ROOT / "spade_faiss" / "measured.json"
 
 Figures = dict[str, Any]
 
 
 def main() -> None:
-    """Write the tables into README."""
+    """Write the tables into README, and what `spade-faiss recommend` knows into the package."""
+    MEASURED.write_text(measured(), encoding="utf-8")
     README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def measured() -> str:
+    """The measurements that the package carries."""
+    found = summary_of(page.load(SWEEP / page.ROWS))
+    parts = {name: "[\n" + ",\n".join(map(json.dumps, found.pop(name))) + "\n]" for name in ("image", "pixel")}
+    return json.dumps(found)[:-1] + "".join(f', "{name}": {lines}' for name, lines in parts.items()) + "}\n"
 
 
 def filled(text: str) -> str:
@@ -29,6 +47,7 @@ def filled(text: str) -> str:
     figures["durability"] = json.loads((RESULTS / "durability.json").read_bytes())
     figures["calibration"] = json.loads((RESULTS / "calibration.json").read_bytes())
     figures["gallery"] = json.loads((RESULTS / "gallery.json").read_bytes())
+    figures["sweep"] = page.load(SWEEP / page.ROWS)
     for name, table in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if len(pattern.findall(text)) != 1:
@@ -97,8 +116,8 @@ def _gallery(figures: Figures) -> str:
     for row in figures["gallery"]["speed"]:
         spent = {name: f"{1000 * found['median']:.0f}" for name, found in row["s_per_image"].items()}
         ours = (f"{spent[name]} ({row['times_that_of'][name]['knn']:.2f})" for name in _RECIPES)
-        rows.append((row["set"], row["k"], row["batch"], *(spent.get(name, "–") for name in _PEERS), *ours))
-    return _table(("shapes", "K", "batch", *_PEERS.values(), *_RECIPES), rows)
+        rows.append((row["set"], row["k"], row["batch"], *(spent.get(name, "–") for name in _ENGINES), *ours))
+    return _table(("shapes", "K", "batch", *_ENGINES.values(), *_RECIPES), rows)
 
 
 def _gallery_quality(figures: Figures) -> str:
@@ -244,6 +263,68 @@ def _interval(row: Figures) -> str:
     return "–".join(_percent(max(0.0, bound)) for bound in row["interval"])
 
 
+def _recommended_images(figures: Figures) -> str:
+    """At each size, exact search and the fastest index that still finds nearly all neighbours."""
+    images = tables.of_kind(figures["sweep"], "image", k=5)
+    lines = []
+    for n in sorted({row["n"] for row in images}):
+        chosen = [row for row in images if row["n"] == n]
+        good = [row for row in chosen if row["recall_k"] >= RECALL]
+        for row in (next(row for row in chosen if row["factory"] == "Flat"), min(good, key=lambda row: float(row["p50_ms"]))):
+            lines.append(
+                (
+                    f"{n:,}",
+                    row["label"],
+                    f"{row['recall_k']:.3f}",
+                    f"{100 * row['excess_mean']:.3f} %",
+                    tables.change(row["image_auroc_difference"]),
+                    f"{row['p50_ms']:.2f}",
+                    f"{row['p99_ms']:.2f}",
+                    f"{row['times_flat']:.0f}",
+                    f"{row['per_s']:,.0f}",
+                    format_bytes(row["memory_bytes_per_image"] * n),
+                    f"{row['build_s']:.0f}",
+                )
+            )
+    header = ("N", "index", "recall@5", "score excess", "image AUROC to exact", "p50 ms", "p99 ms", "× Flat", "1/s in a batch")
+    return _table((*header, "in memory", "build s"), lines)
+
+
+def _recommended_pixels(figures: Figures) -> str:
+    """On each real set, every recipe as it comes."""
+    lines = []
+    for row in sorted(tables.of_kind(figures["sweep"], "pixel", side=0), key=lambda row: (row["set"], row["k"], row["per_s"])):
+        if "image_auroc" in row and not row["build"] and not row["query"] and row["recipe"] != "hnsw":
+            quality = (tables.change(row.get("pixel_auroc_difference")), tables.change(row.get("aupro_difference")))
+            near = (f"{100 * row['recall_1']:.1f} %", f"{100 * row['excess_mean']:.2f} %")
+            times = (f"{row['p50_ms']:.0f}", f"{row['per_s']:.0f}")
+            lines.append((row["set"], row["k"], row["recipe"], *near, *quality, *times))
+    header = (
+        "set",
+        "K",
+        "recipe",
+        "as near as exact",
+        "excess",
+        "pixel AUROC to exact",
+        "AUPRO to exact",
+        "p50 ms",
+        "1/s in batches",
+    )
+    return _table(header, lines)
+
+
+def _peers(figures: Figures) -> str:
+    found = tables.peer_table(figures["sweep"])
+    if found is None:
+        return "Not measured."
+    rows = (["–" if cell is None else cell for cell in row] for row in found.rows)
+    return f"{_table(found.header, map(tuple, rows))}\n\n{found.note}"
+
+
+def _knees(figures: Figures) -> str:
+    return "\n".join(f"- {words}" for words in page.knees(figures["sweep"]))
+
+
 def _ms(spread: Figures) -> str:
     return f"{1000 * spread['median']:.1f}"
 
@@ -271,7 +352,7 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-_PEERS = {
+_ENGINES = {
     "published": "published loop",
     "rebuilt": "IndexFlatL2 rebuilt",
     "knn": "faiss.knn",
@@ -291,6 +372,10 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "durability": _durability,
     "calibration": _calibration,
     "calibration_facts": _calibration_facts,
+    "sweep_images": _recommended_images,
+    "sweep_pixels": _recommended_pixels,
+    "sweep_peers": _peers,
+    "sweep_knees": _knees,
     "machine": _machine,
 }
 

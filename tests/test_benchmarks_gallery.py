@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import gallery
 from benchmarks.features import INPUT_SIZE, SHAPES, Look, Product, Shape, load_queries, looks_of, save_queries, write_bank
+from benchmarks.loops import published
 from spade_faiss import Level
 from spade_faiss.gallery import exact
 from spade_faiss.gallery.blocks import Blocks
@@ -135,9 +136,9 @@ def test_published_loop_finds_the_nearest(rows: int) -> None:
     rng = np.random.default_rng(rows)
     xq, xb = rng.random((30, 6), np.float32), rng.random((rows, 6), np.float32)
     expected = np.linalg.norm(xq[:, None].astype(np.float64) - xb, axis=-1)
-    nearest, seconds = gallery.published(xq, xb)
+    nearest, seconds = published(xq, xb)
     np.testing.assert_allclose(nearest, expected.min(axis=1), rtol=1e-5)
-    first, extrapolated = gallery.published(xq, xb, chunks=1)
+    first, extrapolated = published(xq, xb, chunks=1)
     np.testing.assert_allclose(first, expected[:, :100].min(axis=1), rtol=1e-5)
     assert seconds > 0
     assert extrapolated > 0

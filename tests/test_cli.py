@@ -25,7 +25,7 @@ from spade_faiss.report.scorefile import ScoreFile
 
 COMMANDS = (
     *("fit", "extract", "index", "info", "add", "remove", "restore", "compact", "verify", "suspects", "score", "evaluate"),
-    *("calibrate", "drift", "doctor"),
+    *("calibrate", "drift", "doctor", "recommend"),
 )
 SMALL = ("--backbone", "efficientnet_lite0", "--resize", "72", "--crop", "64")
 

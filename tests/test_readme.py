@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.gpu import DOCS, plans
 from benchmarks.gpu import filled as filled_docs
-from benchmarks.readme import README, ROOT, filled
+from benchmarks.readme import MEASURED, README, ROOT, filled, measured
 from spade_faiss.cli import main
 from spade_faiss.config import DEFAULT_BACKBONE
 from spade_faiss.recipe import recipe_names
@@ -55,6 +55,17 @@ def test_the_plans_of_cards_are_computed() -> None:
     text = DOCS.read_text(encoding="utf-8")
     assert len(plans().splitlines()) == 2 + 3 * 3
     assert filled_docs(text) == text, "run: python -m benchmarks.gpu --docs"
+
+
+def test_the_advice_is_that_of_the_results() -> None:
+    assert MEASURED.read_text(encoding="utf-8") == measured(), "run: python -m benchmarks.readme"
+
+
+def test_plots_are_there() -> None:
+    plots = re.findall(r"!\[[^]]*\]\(([^)]*)\)", TEXT)
+    assert len(plots) == 2
+    for plot in plots:
+        assert (ROOT / plot).read_text(encoding="utf-8").startswith("<svg")
 
 
 def test_every_module_and_recipe_is_named() -> None:

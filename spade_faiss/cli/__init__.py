@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from spade_faiss import __version__
-from spade_faiss.cli import banks, doctor, scores, upkeep, verdicts
+from spade_faiss.cli import advice, banks, doctor, scores, upkeep, verdicts
 from spade_faiss.cli.options import Commands
 from spade_faiss.errors import SpadeError
 
@@ -45,5 +45,6 @@ def _parser() -> argparse.ArgumentParser:
     upkeep.register(commands)
     scores.register(commands)
     verdicts.register(commands)
+    advice.register(commands)
     doctor.register(commands)
     return parser

@@ -1,0 +1,56 @@
+"""How others search a gallery: the published loop, an index rebuilt for every image, and plain calls of FAISS."""
+
+from __future__ import annotations
+
+import time
+
+from spade_faiss.features import FloatArray
+from spade_faiss.knn import IntArray, import_faiss
+
+# Of the published loop, for an extrapolation.
+MEASURED_CHUNKS = 2
+# SPADE-pytorch compares so many gallery rows at a time.
+_CHUNK = 100
+_LOW_THRESHOLD = 1000
+
+
+def published(xq: FloatArray, xb: FloatArray, chunks: int | None = None) -> tuple[FloatArray, float]:
+    """SPADE-pytorch's search: all queries' distances to a chunk of the gallery at a time, by broadcasting; their minimum.
+
+    Args:
+        xq: (nq, d) queries.
+        xb: (nb, d) gallery.
+        chunks: how many to do; None for all.
+
+    Returns:
+        (nq,) smallest distances to what was searched, and seconds, extrapolated to the whole gallery.
+    """
+    import torch
+
+    query, gallery = torch.from_numpy(xq).T.contiguous()[None], torch.from_numpy(xb)[..., None]
+    nearest = torch.full((len(xq),), torch.inf)
+    stop = len(xb) if chunks is None else min(len(xb), chunks * _CHUNK)
+    start = time.perf_counter()
+    for first in range(0, stop, _CHUNK):
+        dist = torch.linalg.vector_norm(gallery[first : min(stop, first + _CHUNK)] - query, dim=1)
+        nearest = torch.minimum(nearest, dist.amin(dim=0))
+    return nearest.numpy(), (time.perf_counter() - start) * len(xb) / stop
+
+
+def rebuilt(xq: FloatArray, xb: FloatArray) -> tuple[FloatArray, IntArray]:
+    """An `IndexFlatL2` made for one image's gallery, and searched once."""
+    index = import_faiss().IndexFlatL2(xb.shape[1])
+    index.add(xb)
+    D, I = index.search(xq, 1)
+    return D, I
+
+
+def knn_low_threshold(xq: FloatArray, xb: FloatArray) -> None:
+    """`faiss.knn`, with the size from which on it uses matrix products lowered."""
+    faiss = import_faiss()
+    before = faiss.cvar.distance_compute_blas_threshold
+    faiss.cvar.distance_compute_blas_threshold = _LOW_THRESHOLD
+    try:
+        faiss.knn(xq, xb, 1)
+    finally:
+        faiss.cvar.distance_compute_blas_threshold = before

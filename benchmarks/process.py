@@ -1,0 +1,66 @@
+"""What a measuring process says of itself: its machine, its memory, what it read, what the system keeps for it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import main_job
+from spade_faiss.knn import import_faiss
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on, and what linear algebra runs there."""
+    faiss = import_faiss()
+    try:
+        pools = importlib.import_module("threadpoolctl").threadpool_info()
+    except ImportError:
+        pools = []
+    return {
+        **main_job.machine(),
+        "threads": faiss.omp_get_max_threads(),
+        "faiss_compile_options": faiss.get_compile_options().split(),
+        "blas": {Path(pool["filepath"]).name: pool["architecture"] for pool in pools if "architecture" in pool},
+        "environment": {name: value for name, value in os.environ.items() if name.startswith(("OPENBLAS_", "OMP_"))},
+    }
+
+
+def drop_from_cache(paths: Iterable[Path]) -> None:
+    """Have the system forget the contents of files; those that this process still maps stay."""
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def resident_bytes() -> int:
+    """What the process holds in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes() -> int:
+    """The most that the process has held in memory; without the imports of the library's own count."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def read_bytes() -> int:
+    """Bytes that this process has had read from disks."""
+    return int(Path("/proc/self/io").read_text().split("\nread_bytes:")[1].split()[0])
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Runs, and their median and range."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": list(values)}

@@ -1,0 +1,161 @@
+"""What is searched at image level: real embeddings, and as many more as wanted that look like them; queries; the truth.
+
+Beyond the real ones, an embedding is drawn in two steps (a Manifold Parzen window, Vincent & Bengio, NIPS 2002): one of the
+real normal images, and from it a step in the directions in which its nearest real neighbours lie, a random mix of them. So the
+cloud keeps the real one's spectrum, and each of its neighbourhoods the directions of a real one. `looks_of` measures both.
+Queries are real test images that no embedding was made from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.sweep.measures import Bools, Doubles, intrinsic_dimension
+from benchmarks.sweep.sets import FRAMING, Places, embeddings_of
+from spade_faiss.errors import InputError
+from spade_faiss.features import FloatArray
+from spade_faiss.files import atomic_path
+from spade_faiss.knn import import_faiss
+
+GROWN = "-grown"
+# Of the truth; the k of any point is at most that.
+TRUE_NEIGHBOURS = 50
+DIMENSION_NEIGHBOURS = 20
+COMPONENTS = (1, 4, 16, 64, 256)
+# Neighbours whose directions a step mixes, and its length as a share of their spread; chosen by `looks_of`.
+_NEIGHBOURS, _STEP = 64, 0.7
+_BLOCK = 4096
+_SPARE = 32
+_SEED = 1234
+
+Halves = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """What is searched, and by what.
+
+    Args:
+        path: a file of (n, d) float16, nothing else in it; every engine gets these values.
+        xq: (nq, d) queries; none is a row of the base.
+        defective: (nq,).
+        truth: (nq, `TRUE_NEIGHBOURS`) distances to the nearest rows, ascending, evaluated in float64.
+    """
+
+    path: Path
+    n: int
+    xq: FloatArray
+    defective: Bools
+    truth: Doubles
+
+    @property
+    def rows(self) -> Halves:
+        """The base, mapped."""
+        return np.memmap(self.path, np.float16, "r", shape=(self.n, self.xq.shape[1]))
+
+    def true_dist(self, ids: npt.NDArray[np.int64]) -> Doubles:
+        """(nq, k) distances to rows (nq, k), evaluated in float64; infinite for -1."""
+        rows, found = self.rows, np.full(ids.shape, np.inf)
+        for query, line in enumerate(ids):
+            xb = rows[np.maximum(line, 0)].astype(np.float64)
+            found[query] = np.linalg.norm(xb - self.xq[query].astype(np.float64), axis=1)
+        found[ids < 0] = np.inf
+        return found
+
+
+def open_base(name: str, n: int, queries: int, places: Places) -> Base:
+    """The first n embeddings of a set: a real one's own, or with `-grown` after its name as many as wanted.
+
+    Made once, in the scratch folder.
+
+    Raises:
+        InputError: for an unknown set, or more embeddings than a real one has.
+    """
+    real = name.removesuffix(GROWN)
+    if real not in FRAMING:
+        raise InputError(f"set {name!r} is not one of {', '.join(FRAMING)}, nor one of them with {GROWN!r} after it")
+    folder = places.scratch / "bases"
+    path, truth_path = folder / f"{name}-{n}.f16", folder / f"{name}-{n}-{queries}.npz"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.is_file() or not truth_path.is_file():
+        normal, tests, defective = embeddings_of(real, places)
+        if name == real and n > len(normal):
+            raise InputError(f"the set {name!r} has {len(normal)} normal images, asked for n={n}; use {name + GROWN!r}")
+        if not path.is_file():
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                if name == real:
+                    np.asarray(normal[:n], np.float16).tofile(file)
+                else:
+                    grower = Grower(normal)
+                    for start in range(0, n, _BLOCK):
+                        grower.block(start // _BLOCK)[: n - start].tofile(file)
+        chosen = np.linspace(0, len(tests) - 1, min(queries, len(tests))).round().astype(int)
+        xq, defective = np.ascontiguousarray(tests[chosen]), defective[chosen]
+        rows = np.memmap(path, np.float16, "r", shape=(n, xq.shape[1]))
+        truth = true_nearest(rows, xq, min(TRUE_NEIGHBOURS, n))
+        with atomic_path(truth_path) as temporary, temporary.open("wb") as file:
+            np.savez(file, xq=xq, defective=defective, truth=truth)
+    with np.load(truth_path) as found:
+        return Base(path, n, found["xq"], found["defective"], found["truth"])
+
+
+class Grower:
+    """Draws embeddings like the given ones; block `number` is the same whenever it is asked for, so a base grows at its end."""
+
+    def __init__(self, real: FloatArray, neighbours: int = _NEIGHBOURS, step: float = _STEP) -> None:
+        self._real = real
+        self._neighbours = min(neighbours, len(real) - 1)
+        self._step = step
+        _, self._near = import_faiss().knn(real, real, self._neighbours + 1)
+
+    def block(self, number: int) -> Halves:
+        """(`_BLOCK`, d)."""
+        rng = np.random.default_rng([_SEED, number])
+        out = np.empty((_BLOCK, self._real.shape[1]), np.float16)
+        for place, seed in enumerate(rng.integers(len(self._real), size=_BLOCK)):
+            near = self._real[self._near[seed]]
+            mix = rng.standard_normal(len(near), np.float32) * np.float32(self._step / len(near) ** 0.5)
+            out[place] = np.maximum(self._real[seed] + mix @ near - mix.sum() * near.mean(axis=0), 0)
+        return out
+
+
+def true_nearest(rows: Halves, xq: FloatArray, k: int) -> Doubles:
+    """(nq, k) true distances to the nearest rows: more candidates than k by float32's products, put right in float64."""
+    faiss = import_faiss()
+    centre = np.asarray(rows[: min(len(rows), _BLOCK)], np.float32).mean(axis=0)
+    best = np.full((len(xq), k), np.inf)
+    for start in range(0, len(rows), 16 * _BLOCK):
+        xb = np.asarray(rows[start : start + 16 * _BLOCK], np.float32)
+        _, I = faiss.knn(xq - centre, xb - centre, min(k + _SPARE, len(xb)))
+        dist = np.empty(I.shape)
+        for query, line in enumerate(I):
+            dist[query] = np.linalg.norm(xb[line].astype(np.float64) - xq[query].astype(np.float64), axis=1)
+        best = np.sort(np.concatenate([best, dist], axis=1), axis=1)[:, :k]
+    return best
+
+
+def looks_of(xb: npt.NDArray[np.floating], xq: FloatArray) -> dict[str, list[float]]:
+    """What generated embeddings must share with real ones.
+
+    `spectrum`: share of the variance in the first `COMPONENTS` principal components; `dimension`: quartiles of the local
+    intrinsic dimension at up to 1000 rows of the base; `query_dimension`: the same at the queries; `apart`: quartiles of the
+    queries' distances to the nearest row over the root of the base's variance.
+    """
+    base = np.asarray(xb, np.float32)
+    variance = np.linalg.eigvalsh(np.cov(base.T.astype(np.float64)))[::-1]
+    explained = np.cumsum(variance) / variance.sum()
+    some = base[np.linspace(0, len(base) - 1, min(len(base), 1000)).round().astype(int)]
+    k = DIMENSION_NEIGHBOURS
+    own = np.sqrt(np.maximum(import_faiss().knn(some, base, k + 1)[0][:, 1:].astype(np.float64), 1e-12))
+    of_queries = np.sqrt(np.maximum(import_faiss().knn(xq, base, k)[0].astype(np.float64), 1e-12))
+    quartiles = (0.25, 0.5, 0.75)
+    return {
+        "spectrum": [float(explained[min(count, len(explained)) - 1]) for count in COMPONENTS],
+        "dimension": np.quantile(intrinsic_dimension(own), quartiles).tolist(),
+        "query_dimension": np.quantile(intrinsic_dimension(of_queries), quartiles).tolist(),
+        "apart": np.quantile(of_queries[:, 0] / variance.sum() ** 0.5, quartiles).tolist(),
+    }

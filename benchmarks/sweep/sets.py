@@ -1,0 +1,174 @@
+"""What pixels are searched in: banks of real sets and of generated features, with test images; made once in a folder."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.datasets import write_elpv
+from benchmarks.features import INPUT_SIZE, SHAPES, Product, write_bank
+from spade_faiss import Bank, FeatureBatch
+from spade_faiss.errors import InputError
+from spade_faiss.features import Level, concatenate
+from spade_faiss.files import atomic_path
+from spade_faiss.images import load_dataset, to_mask, valid_region
+from spade_faiss.stages import Stages
+
+BACKBONE = "efficientnet_lite0"
+# Whole tiles are shown only by a letterbox.
+FRAMING = {"mvtec_bottle": "crop", "magnetic_tile": "letterbox", "elpv": "crop"}
+# After a real set's name: each location's vector to unit length.
+NORMALIZED = "-l2"
+GENERATED_NORMALS, GENERATED_TESTS = 200, 32
+_SIDE = 56
+_BATCH = 16
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Places:
+    """`data`: a folder of real sets, or None. `scratch`: where banks and indexes are made, gigabytes of them."""
+
+    data: Path | None
+    scratch: Path
+
+
+@dataclass(frozen=True, eq=False)
+class PixelSet:
+    """A bank, and test images.
+
+    Args:
+        bank: its folder.
+        tests: their features.
+        defective: (n,) labels; None for generated ones.
+        masks: (n, H, W), defective pixels; None where there are none.
+        valid: (n, H, W), pixels that were scored; None with masks.
+    """
+
+    bank: Path
+    tests: FeatureBatch
+    defective: Bools | None
+    masks: Bools | None
+    valid: Bools | None
+
+    def part(self, images: int) -> PixelSet:
+        """At most so many test images, evenly spread; 0 means all."""
+        if images == 0 or images >= len(self.tests):
+            return self
+        chosen = np.linspace(0, len(self.tests) - 1, images).round().astype(int)
+        return PixelSet(
+            self.bank,
+            concatenate([self.tests[int(place) : int(place) + 1] for place in chosen]),
+            *(None if array is None else array[chosen] for array in (self.defective, self.masks, self.valid)),
+        )
+
+
+def pixel_set(name: str, places: Places, *, normals: int = 0, side: int = 0) -> PixelSet:
+    """A set by its name: a real one, or generated features of one of `features.SHAPES`.
+
+    Args:
+        name: of the set.
+        places: where real sets are, and where to keep features.
+        normals: of a generated set; of a real one, its first so many. 0: the usual number.
+        side: of a generated set's finest level; 0: as for an input of 224 x 224 pixels.
+
+    Raises:
+        InputError: for an unknown set, or a real one without its data.
+    """
+    folder = places.scratch / "sets" / "-".join([name, *(str(value) for value in (normals, side) if value)])
+    if not folder.is_dir():
+        with _whole(folder) as temporary:
+            if name in SHAPES:
+                _generate(temporary, name, normals or GENERATED_NORMALS, side or _SIDE)
+            elif name.removesuffix(NORMALIZED) in FRAMING:
+                _extract(temporary, name.removesuffix(NORMALIZED), places, "l2" if name.endswith(NORMALIZED) else "none")
+            else:
+                raise InputError(f"set {name!r} is not one of {', '.join((*FRAMING, *SHAPES))}")
+    with np.load(folder / "tests.npz") as file:
+        arrays = {key: file[key] for key in file}
+    levels = {key.removeprefix("level/"): array for key, array in arrays.items() if key.startswith("level/")}
+    ids = [f"test {number}" for number in range(len(arrays["embedding"]))]
+    tests = FeatureBatch(ids, arrays["embedding"], levels, valid=arrays.get("valid"))
+    return PixelSet(folder / "set.bank", tests, arrays.get("defective"), arrays.get("masks"), arrays.get("scored"))
+
+
+def _generate(folder: Path, name: str, normals: int, side: int) -> None:
+    shape = SHAPES[name]
+    scale = side / _SIDE
+    levels = tuple(
+        Level(level.name, level.channels, level.stride, round(level.height * scale), round(level.width * scale))
+        for level in shape.levels
+    )
+    product = Product(replace(shape, levels=levels))
+    write_bank(folder / "set.bank", product, normals)
+    _save(folder, product.tests(GENERATED_TESTS), {})
+
+
+def _extract(folder: Path, name: str, places: Places, normalize: str) -> None:
+    from spade_faiss.backbone import load_backbone
+    from spade_faiss.config import Preprocess
+    from spade_faiss.extract import extract
+    from spade_faiss.stream import FeatureStream
+
+    if name == "elpv":
+        root = folder / "images"
+        write_elpv(root, ("mono", "poly"))
+    elif places.data is not None and (places.data / name).is_dir():
+        root = places.data / name
+    else:
+        raise InputError(f"the set {name!r} is not there; say where with: --data FOLDER, the folder that holds {name}")
+    preprocess = Preprocess(framing=FRAMING[name])
+    backbone = load_backbone(BACKBONE, preprocess=preprocess)
+    extract(root / "train" / "good", bank=folder / "set.bank", backbone=backbone, normalize=normalize)
+    dataset = load_dataset(root)
+    extracted = list(FeatureStream(backbone, Stages(), root=dataset.root, batch_size=_BATCH)(dataset.test))
+    records = [record for part in extracted for record in part.records]
+    arrays: dict[str, npt.NDArray[Any]] = {"defective": np.array([bool(record.defective) for record in records])}
+    if dataset.has_masks:
+        sizes = [size for part in extracted for size in part.sizes]
+        arrays["masks"] = np.zeros((len(records), *INPUT_SIZE), np.bool_)
+        arrays["scored"] = np.stack([valid_region(size, preprocess) for size in sizes])
+        for mask, record, size in zip(arrays["masks"], records, sizes, strict=True):
+            if record.mask is not None:
+                mask[:] = to_mask(record.mask, size, preprocess)
+    tests = concatenate([part.batch for part in extracted])
+    _save(folder, tests, arrays)
+    shutil.rmtree(folder / "images", ignore_errors=True)
+
+
+def _save(folder: Path, tests: FeatureBatch, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    kept: dict[str, Any] = {"embedding": np.asarray(tests.embedding, np.float32), **arrays}
+    kept |= {f"level/{name}": np.asarray(maps, np.float16) for name, maps in tests.levels.items()}
+    if tests.valid is not None:
+        kept["valid"] = tests.valid
+    with atomic_path(folder / "tests.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, **kept)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder that is there once all of it is."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    try:
+        yield temporary
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def embeddings_of(name: str, places: Places) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Bools]:
+    """A real set's embeddings: those of its normal images, those of its test images, and which of them are defective."""
+    found = pixel_set(name, places)
+    bank = Bank.open(found.bank)
+    assert found.defective is not None
+    return bank.embedding(np.arange(len(bank))), np.asarray(found.tests.embedding, np.float32), found.defective

@@ -1,0 +1,38 @@
+"""Rows to what `spade_faiss.recommend` reads: what a recipe can do, and nothing that the engine cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.sweep.rows import Row
+from benchmarks.sweep.sets import NORMALIZED
+from benchmarks.sweep.tables import of_kind
+from spade_faiss.recommend import SCHEMA, SPARE
+
+_IMAGE = ("n", "k", "factory", "query", "p50_ms", "memory_bytes_per_image", "disk_bytes_per_image")
+_PIXEL = ("set", "recipe", "build", "query", "k", "pixel_ms", "peak_bytes", "bank_bytes_per_image", "disk_bytes_per_image")
+_JUDGED = ("image_auroc_difference", "pixel_auroc_difference", "aupro_difference")
+_SHAPES = ("lite0", "wrn50")
+
+
+def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """The measurements that the package carries.
+
+    A recipe compares some candidates beyond k again: an index that was taken at its word can only be better in it. Pixel-level
+    rows are of generated features, which say what recipes cost with a backbone's shapes, and of real sets, which say what they
+    lose.
+    """
+    found = rows[0]["machine"]
+    image = []
+    for row in of_kind(rows, "image", threads=2):
+        if row["rerank"] in (0, row["k"] + SPARE) and "Refine" not in row["factory"]:
+            image.append({**{name: row[name] for name in _IMAGE}, "recall": row["recall_k"]})
+    pixel = []
+    for row in of_kind(rows, "pixel", threads=2, side=0):
+        real = "image_auroc_difference" in row
+        if (real and not row["set"].endswith(NORMALIZED)) or (row["set"] in _SHAPES and row["normals"] == 200):
+            lost = max([0.0, *(-row[name]["low"] for name in _JUDGED if name in row)]) if real else None
+            pixel.append({**{name: row[name] for name in _PIXEL}, "lost": lost})
+    machine = f"{found['cpu']}, {found['cores']} cores, faiss-cpu {found['faiss-cpu']}, {found['date']}"
+    return {"schema": SCHEMA, "device": "cpu", "machine": machine, "image": image, "pixel": pixel}

@@ -1,0 +1,61 @@
+"""The command that advises: recommend."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from spade_faiss.cli.options import Commands
+from spade_faiss.cli.text import Output
+from spade_faiss.config import DEFAULT_BACKBONE
+
+
+def register(commands: Commands) -> None:
+    """Add the commands of this module."""
+    command = commands.add(
+        "recommend",
+        _recommend,
+        "say which recipe to take for so many normal images, what it costs and what it loses, from measurements",
+        "spade-faiss recommend --images 100000 --k 5 --memory 8GiB",
+    )
+    command.add_argument("--images", type=int, required=True, metavar="N", help="normal images in the bank")
+    command.add_argument("--k", type=int, default=5, help="nearest normals whose maps are searched (default: %(default)s)")
+    command.add_argument("--memory", default="8GiB", metavar="SIZE", help="that the process may take (default: %(default)s)")
+    command.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    command.add_argument("--backbone", default=DEFAULT_BACKBONE, help="whose shapes are searched (default: %(default)s)")
+    command.add_argument("--aligned", action="store_true", help="the images show the same things at the same places")
+    command.add_argument("--extrapolate", action="store_true", help="answer beyond what was measured, too")
+    command.add_argument("--out", metavar="FILE", help="write the recipe to a YAML file, to be passed to --recipe")
+
+
+def _recommend(arguments: argparse.Namespace) -> Output:
+    from spade_faiss.device import format_bytes
+    from spade_faiss.files import write_bytes
+    from spade_faiss.recommend import recommend
+
+    advice = recommend(
+        arguments.images,
+        arguments.k,
+        memory=arguments.memory,
+        device=arguments.device,
+        backbone=arguments.backbone,
+        aligned=arguments.aligned,
+        extrapolate=arguments.extrapolate,
+    )
+    recipe = advice.recipe
+    lines = [
+        f"{recipe.name}: {advice.image_ms + advice.pixel_ms:.3g} ms an image: image search {advice.image_ms:.3g}, pixel search "
+        f"{advice.pixel_ms:.3g}; the backbone is not counted",
+        f"  memory {format_bytes(advice.memory_bytes)} at the peak, disk {format_bytes(advice.disk_bytes)}",
+        f"  finds {100 * advice.recall:.1f} % of the nearest normals; loses at most {advice.loss:.4f} of AUROC and AUPRO",
+        *(f"  {line}" for line in advice.evidence),
+    ]
+    if arguments.out:
+        write_bytes(Path(arguments.out), advice.to_yaml().encode())
+    use = recipe.name if advice.is_packaged else arguments.out
+    if use:
+        lines.append(f"use it: spade-faiss index BANK --recipe {use}")
+    else:
+        lines += ["it is none of those that come with the package; --out FILE writes it:", advice.to_yaml().rstrip()]
+    return {**asdict(advice), "packaged": advice.is_packaged}, "\n".join(lines)
