@@ -43,6 +43,7 @@ def measured() -> str:
 def filled(text: str) -> str:
     """README with every table between `<!-- name -->` and `<!-- /name -->` computed anew."""
     figures: Figures = json.loads((RESULTS / "main_job.json").read_bytes())
+    figures["codes"] = json.loads((RESULTS / "codes.json").read_bytes())
     figures["gpu"] = json.loads((RESULTS / "gpu.json").read_bytes())
     figures["durability"] = json.loads((RESULTS / "durability.json").read_bytes())
     figures["calibration"] = json.loads((RESULTS / "calibration.json").read_bytes())
@@ -136,6 +137,17 @@ def _gallery_quality(figures: Figures) -> str:
     )
     table = _table(("recipe", "K", "found exactly", "excess, 90 % below", "99 % below", "99.9 % below"), rows)
     return f"{table}\n\nPixel AUROC on bottle (and what it differs from exact's by): {'; '.join(lines)}."
+
+
+def _codes(figures: Figures) -> str:
+    rows = figures["codes"]["codes"]
+    return _table(
+        ("code", "ms an image", "found exactly", "excess, 99 % below"),
+        (
+            (row["code"], f"{statistics.median(row['ms']):.0f}", f"{100 * row['found']:.1f} %", f"{row['excess_99']:.3f}")
+            for row in rows
+        ),
+    )
 
 
 def _gallery_facts(figures: Figures) -> str:
@@ -368,6 +380,7 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "gallery": _gallery,
     "gallery_quality": _gallery_quality,
     "gallery_facts": _gallery_facts,
+    "codes": _codes,
     "gpu": _gpu,
     "durability": _durability,
     "calibration": _calibration,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,13 @@ from spade_faiss.device import find_device, parse_bytes, plan
 from spade_faiss.errors import InputError
 from spade_faiss.features import FeatureBatch, FloatArray, Level, check_ids, prepare
 from spade_faiss.gallery import GallerySearch, find_method
-from spade_faiss.gallery.blocks import Blocks, StoredArray
+from spade_faiss.gallery.levels import open_blocks, searched_levels, vectors_of
 from spade_faiss.gallery.store import KeptLevel, open_gallery
 from spade_faiss.image_index import ImageIndex
 from spade_faiss.images import find_images
 from spade_faiss.knn import IntArray
 from spade_faiss.recipe import Recipe, load_recipe
-from spade_faiss.scoring import NEAREST_DTYPE, NearestArray, Scores, join, score_maps, to_distance, upsample
+from spade_faiss.scoring import NEAREST_DTYPE, NearestArray, Scores, join, score_maps, to_distance
 from spade_faiss.snapshot import Snapshot
 from spade_faiss.stages import Stages
 from spade_faiss.workers import Workers
@@ -35,8 +35,6 @@ from spade_faiss.workers import Workers
 if TYPE_CHECKING:
     from spade_faiss.backbone import Backbone
     from spade_faiss.extract import Images
-
-CONCAT = "concat"
 
 # A network's forward pass takes about this much, and so many times the bytes of each input (measured on efficientnet_lite0 and
 # wide_resnet50_2); decoded images wait for it, and so do those that they were decoded from.
@@ -56,7 +54,7 @@ class Detector:
         self.method = method
         self.way = Way.of(recipe, method)
         self._flag_above = flag_threshold(bank, self.way, method)
-        self._searched = _searched_levels(bank.layout.levels, method.fusion)
+        self._searched = searched_levels(bank.layout.levels, method.fusion)
         self._memory, self._device_name = memory, device
         self.device = find_device(device)
         self._images = ImageIndex.open(bank, recipe, self.device)
@@ -273,55 +271,10 @@ class Detector:
             raise InputError(f"recipe {self.recipe.name!r} keeps each level by itself; fusion=concat needs one like 'exact'")
         searches = {}
         for level in self._searched:
-            blocks = self._blocks_of(level)
+            blocks = open_blocks(self.bank, level, self._cache)
             of_level = None if kept is None else KeptLevel(kept, level, blocks)
             searches[level.name] = chosen.method.open(blocks, self._workers, chosen.build, chosen.query, of_level)
         return searches
-
-    def _blocks_of(self, level: Level) -> Blocks:
-        scratch = threading.local()
-
-        def read(row: int) -> FloatArray:
-            if halves:
-                read_into(row, out := np.empty((level.height * level.width, level.channels), np.float32))
-                return out
-            return self._vectors(level, lambda name: self.bank.level_map(name, row)[None]).reshape(-1, level.channels)
-
-        def read_into(row: int, out: FloatArray) -> None:
-            if not hasattr(scratch, "map"):
-                scratch.map = np.empty(out.shape, np.float16)
-            self.bank.read_map(level.name, row, scratch.map)
-            np.copyto(out, scratch.map)
-
-        def read_stored(row: int) -> StoredArray:
-            return self.bank.level_map(level.name, row).reshape(-1, level.channels)
-
-        def read_some(row: int, locations: IntArray) -> FloatArray:
-            found = self.bank.level_map(level.name, row).reshape(-1, level.channels)[locations]
-            return found.astype(np.float32, copy=False)
-
-        def prefetch(row: int) -> None:
-            for part in stored:
-                self.bank.prefetch_map(part.name, row)
-
-        def release(row: int) -> None:
-            for part in stored:
-                self.bank.release_map(part.name, row)
-
-        stored = self.bank.layout.levels if level.name == CONCAT else (level,)
-        halves = level.name != CONCAT and self.bank.layout.dtype == "float16"
-        return Blocks(
-            level,
-            len(self.bank),
-            read,
-            read_into=read_into if halves else None,
-            read_stored=None if level.name == CONCAT else read_stored,
-            read_some=None if level.name == CONCAT else read_some,
-            cache=self._cache,
-            decodes=halves or level.name == CONCAT,
-            prefetch=prefetch,
-            release=release,
-        )
 
     def _working_bytes(self, images: int) -> int:
         """What scoring so many images at a time takes, about: from the decoded images to the finished maps."""
@@ -358,7 +311,8 @@ class Detector:
             return dist, nearest
         gallery, shape = gallery[looked], (len(looked), *shape[1:])
         every = len(looked) == len(query)  # the usual case, without a copy
-        xq = self._vectors(level, lambda name: query.levels[name] if every else query.levels[name][looked])
+        levels = self.bank.layout.levels
+        xq = vectors_of(level, levels, lambda name: query.levels[name] if every else query.levels[name][looked])
         hits = self._searches[level.name](xq.reshape(len(looked), -1, level.channels), gallery, self.method.kappa)
         dist[looked] = to_distance(hits.sq_dist, self.method.distance).mean(axis=-1).reshape(shape)
         found = np.empty(shape, NEAREST_DTYPE)
@@ -369,25 +323,10 @@ class Detector:
         nearest[looked] = found
         return dist, nearest
 
-    def _vectors(self, level: Level, maps_of: Callable[[str], npt.NDArray[np.floating[Any]]]) -> FloatArray:
-        """(n, H, W, C) float32 of a searched level: the bank's own, or under `concat` all of them at the finest one's size."""
-        if self.method.fusion == "mean":
-            return maps_of(level.name).astype(np.float32, copy=False)
-        size = (level.height, level.width)
-        parts = [maps_of(part.name).astype(np.float32, copy=False) for part in self.bank.layout.levels]
-        return np.concatenate([part if part.shape[1:3] == size else upsample(part, size) for part in parts], axis=-1)
-
 
 def _floats(shape: tuple[int, ...]) -> int:
     """Bytes of a float32 array."""
     return math.prod(shape) * np.dtype(np.float32).itemsize
-
-
-def _searched_levels(levels: Sequence[Level], fusion: str) -> tuple[Level, ...]:
-    if fusion == "mean":
-        return tuple(levels)
-    finest = max(levels, key=lambda level: level.height * level.width)
-    return (replace(finest, name=CONCAT, channels=sum(level.channels for level in levels)),)
 
 
 def _load_backbone(bank: Snapshot, backbone: str | Backbone | None, weights: str | Path | None, device: str) -> Backbone:
@@ -402,7 +341,7 @@ def _check_neighbors(bank: Snapshot, method: Method) -> None:
             raise InputError(
                 f"{name}={k} is larger than the number of normal images, {len(bank)} in {bank.path}; lower it or add images"
             )
-    for level in _searched_levels(bank.layout.levels, method.fusion):
+    for level in searched_levels(bank.layout.levels, method.fusion):
         if method.kappa > (most := method.k_gallery * level.height * level.width):
             raise InputError(
                 f"kappa={method.kappa} is larger than the gallery, {most} vectors at level {level.name!r}; lower it"

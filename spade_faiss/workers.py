@@ -29,12 +29,10 @@ class Workers:
 
     def __init__(self, threads: int | None = None, device: Device = CPU) -> None:
         self.device = device
-        self._faiss = import_faiss()
-        self.threads: int = threads or self._faiss.omp_get_max_threads()
-        self._pool = ThreadPoolExecutor(self.threads, "spade_faiss", initializer=self._start)
-
-    def _start(self) -> None:
-        self._faiss.omp_set_num_threads(1)  # of this thread alone
+        faiss = import_faiss()
+        self.threads: int = threads or faiss.omp_get_max_threads()
+        # Of each thread alone. No method of ours: what holds itself is freed late, and with it a bank's lease.
+        self._pool = ThreadPoolExecutor(self.threads, "spade_faiss", initializer=faiss.omp_set_num_threads, initargs=(1,))
 
     def submit(self, task: Callable[..., T], *arguments: object) -> Future[T]:
         """Run `task(*arguments)` in one of the threads; tasks start in the order they were submitted in."""

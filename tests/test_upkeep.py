@@ -785,3 +785,16 @@ def test_what_cannot_be_read_is_left_out_of_an_addition(fitted: Bank, tmp_path: 
     done = add(more, bank=fitted.path, backbone=tiny)
     assert [item.id for item in done.skipped] == ["broken too.png", "broken.png"]
     assert "d.png" in Bank.open(fitted.path).ids
+
+
+def test_a_detector_that_is_gone_reads_no_more(bank: Bank) -> None:
+    """At once, without the collector of cycles: what it held would stay on disk until then."""
+    gc.disable()
+    try:
+        detector = Detector.open(bank.path, k_image=2, k_gallery=2)
+        detector.score_features(batch("query"))
+        assert len(bank.readers()) == 1
+        del detector
+        assert bank.readers() == []
+    finally:
+        gc.enable()

@@ -18,10 +18,11 @@ from spade_faiss.config import from_mapping
 from spade_faiss.coverage import Covered, check_covers, check_listed, index_folder, why_learn_anew
 from spade_faiss.described import hash_json, read_description, write_description
 from spade_faiss.errors import BankError, InputError
-from spade_faiss.features import FloatArray, Level
+from spade_faiss.features import Level
 from spade_faiss.files import FileEntry, check_file, hash_file
 from spade_faiss.gallery import Chosen, find_method
 from spade_faiss.gallery.blocks import Blocks
+from spade_faiss.gallery.levels import open_blocks
 from spade_faiss.knn import import_faiss
 from spade_faiss.recipe import Recipe, Settings
 from spade_faiss.snapshot import Snapshot
@@ -114,7 +115,7 @@ def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress
     kept, encoded = [], 0
     # All images of a shard, removed ones too: so that they may come back.
     everything = bank.with_removed()
-    levels = {level.name: _blocks(everything, level) for level in bank.layout.levels}
+    levels = {level.name: open_blocks(everything, level) for level in bank.layout.levels}
     with tqdm(total=len(everything), desc="index maps", unit="img", disable=None if progress else True) as bar:
         for number, shard in enumerate(bank.manifest.shards):
             path = folder / _name(build, Covered(sha256=shard.sha256, count=shard.count))
@@ -187,7 +188,7 @@ def _trained_entry(bank: Snapshot, recipe: Recipe, chosen: Chosen, path: Path, h
     arrays = {
         f"{level.name}/{key}": array
         for level in bank.layout.levels
-        for key, array in chosen.method.train(_blocks(bank, level), chosen.build).items()
+        for key, array in chosen.method.train(open_blocks(bank, level), chosen.build).items()
     }
     return FileEntry.of(path, write_arrays(path, arrays, attributes={"made_of": how}))
 
@@ -294,13 +295,6 @@ def _encode(chosen: Chosen, levels: dict[str, Blocks], trained: dict[str, Arrays
             blocks.release(row)
         bar.update()
     return stacks
-
-
-def _blocks(bank: Snapshot, level: Level) -> Blocks:
-    def read(row: int) -> FloatArray:
-        return bank.level_map(level.name, row).reshape(-1, level.channels).astype(np.float32, copy=False)
-
-    return Blocks(level, len(bank), read, release=lambda row: bank.release_map(level.name, row))
 
 
 def _by_level(arrays: Arrays) -> dict[str, Arrays]:
