@@ -38,6 +38,6 @@ def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
         real = "image_auroc_difference" in row
         if (real and not row["set"].endswith(NORMALIZED)) or (row["set"] in _SHAPES and row["normals"] == 200):
             lost = max([0.0, *(-row[name]["low"] for name in _JUDGED if name in row)]) if real else None
-            pixel.append({**{name: row[name] for name in _PIXEL}, "lost": lost})
+            pixel.append({**{name: row.get(name) for name in _PIXEL}, "lost": lost})
     machine = f"{found['cpu']}, {found['cores']} cores, faiss-cpu {found['faiss-cpu']}, {found['date']}"
     return {"schema": SCHEMA, "device": "cpu", "machine": machine, "image": image, "pixel": pixel}
