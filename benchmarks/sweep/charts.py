@@ -100,11 +100,11 @@ def pareto(title: str, dots: Sequence[Dot], *, x: str, y: str, floor: float | No
         axes.annotate(
             dot.label,
             (dot.x, dot.y),
-            xytext=(0, 7 if above else -7),
+            xytext=(-5, 5) if above else (5, -5),
             textcoords="offset points",
             fontsize=6.5,
             color=_INK,
-            ha="right" if number == 0 else "center",
+            ha="right" if above else "left",
             va="bottom" if above else "top",
         )
     _legend(axes)

@@ -84,7 +84,7 @@ def _image(raw: Raw) -> Row:
         "disk_bytes_per_image": facts["bytes"] / point.n,
         "memory_bytes_per_image": facts["memory_bytes"] / point.n,
         **{
-            name: facts[name]
+            name: facts.get(name)
             for name in ("train_s", "load_cold_s", "load_warm_s", "load_dropped", "build_peak_bytes", "peak_bytes")
         },
         **_times(arrays["latency_s"]),

@@ -16,6 +16,11 @@ _JUDGED = ("image_auroc_difference", "pixel_auroc_difference", "aupro_difference
 _SHAPES = ("lite0", "wrn50")
 
 
+def can_recipe(row: Row) -> bool:
+    """Whether the engine can do what an image-level row did."""
+    return row["rerank"] in (0, row["k"] + SPARE) and "Refine" not in row["factory"]
+
+
 def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
     """The measurements that the package carries.
 
@@ -26,13 +31,13 @@ def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
     found = rows[0]["machine"]
     image = []
     for row in of_kind(rows, "image", threads=2):
-        if row["rerank"] in (0, row["k"] + SPARE) and "Refine" not in row["factory"]:
+        if can_recipe(row):
             image.append({**{name: row[name] for name in _IMAGE}, "recall": row["recall_k"]})
     pixel = []
     for row in of_kind(rows, "pixel", threads=2, side=0):
         real = "image_auroc_difference" in row
         if (real and not row["set"].endswith(NORMALIZED)) or (row["set"] in _SHAPES and row["normals"] == 200):
             lost = max([0.0, *(-row[name]["low"] for name in _JUDGED if name in row)]) if real else None
-            pixel.append({**{name: row[name] for name in _PIXEL}, "lost": lost})
+            pixel.append({**{name: row.get(name) for name in _PIXEL}, "lost": lost})
     machine = f"{found['cpu']}, {found['cores']} cores, faiss-cpu {found['faiss-cpu']}, {found['date']}"
     return {"schema": SCHEMA, "device": "cpu", "machine": machine, "image": image, "pixel": pixel}
