@@ -75,11 +75,15 @@ def _coder(name: str, xt: FloatArray) -> Callable[[FloatArray], Search]:
             rest = np.sqrt(np.maximum(np.square(x - centre).sum(axis=1) - np.square(parts).sum(axis=1), 0))
             return np.ascontiguousarray(np.column_stack([parts, rest]), np.float32)
 
+        coded_once: dict[int, FloatArray] = {}  # a query's code is the same for all blocks
+
         def components(xb: FloatArray) -> Search:
             coded = code(xb)
 
             def search(xq: FloatArray) -> tuple[FloatArray, Any]:
-                D, I = faiss.knn(code(xq), coded, 1)
+                if id(xq) not in coded_once:
+                    coded_once[id(xq)] = code(xq)
+                D, I = faiss.knn(coded_once[id(xq)], coded, 1)
                 return np.asarray(D[:, 0], np.float32), I[:, 0]
 
             return search
