@@ -300,7 +300,7 @@ def _recommended_images(figures: Figures) -> str:
                     f"{n:,}",
                     row["label"] + ("" if can_recipe(row) else " ¹"),
                     f"{row['recall_k']:.3f}",
-                    f"{100 * row['excess_mean']:.3f} %",
+                    f"{round(100 * row['excess_mean'], 3) + 0.0:.3f} %",
                     tables.change(row["image_auroc_difference"]),
                     f"{row['p50_ms']:.2f}",
                     f"{row['p99_ms']:.2f}",

@@ -136,9 +136,10 @@ def recommend(
             f"memory={format_bytes(budget)} is too small: the least that loses next to nothing takes {format_bytes(least)}"
         )
     best = min(fitting, key=lambda option: float(option["ms"]))
-    plain = [option for option in fitting if option["image"]["factory"] == "Flat" and option["pixel"]["recipe"] == "exact"]
-    if plain and plain[0]["ms"] <= _WORTH * best["ms"]:
-        best = plain[0]
+    close = [option for option in fitting if option["ms"] <= _WORTH * best["ms"]]
+    best = min(
+        close, key=lambda option: (option["pixel"]["recipe"] != "exact", option["image"]["factory"] != "Flat", option["ms"])
+    )
     image, pixel = best["image"], best["pixel"]
     loss = losses[_name(pixel)]
     if pixel["recipe"] != "exact":
@@ -220,7 +221,8 @@ def _losses(rows: Sequence[Mapping[str, Any]], k: int) -> dict[str, float]:
     nearest = min({row["k"] for row in judged}, key=lambda value: abs(value - k))
     worst: dict[str, float] = {}
     for row in judged:
-        if row["k"] == nearest:
+        # What compares places is asked for where images are aligned, and judged where they are.
+        if row["k"] == nearest and (row["recipe"] not in ALIGNED or row.get("aligned", True)):
             worst[_name(row)] = max(worst.get(_name(row), 0.0), row["lost"])
     return worst
 

@@ -53,6 +53,7 @@ def front_of(dots: Sequence[Dot]) -> list[Dot]:
 
 def knee_of(front: Sequence[Dot], floor: float) -> Dot:
     """The dot of a front after which more speed costs much more: the farthest from the line between its ends, on log axes.
+    Of fewer than three, the fastest.
 
     Args:
         front: see `front_of`.
@@ -62,7 +63,7 @@ def knee_of(front: Sequence[Dot], floor: float) -> Dot:
     """
     x, y = (np.log(values) for values in ([d.x for d in front], [max(d.y, floor) for d in front]))
     if len(front) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return min(front, key=lambda dot: max(dot.y, floor))
+        return front[0]
     # Fast and good is the lower right corner of the unit square.
     return front[int(np.argmax((x - x.min()) / np.ptp(x) - (y - y.min()) / np.ptp(y)))]
 

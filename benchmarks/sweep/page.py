@@ -87,7 +87,9 @@ def sections_of(rows: Sequence[Row]) -> list[Section]:
     fronts = [
         front for n in sorted({row["n"] for row in tables.of_kind(rows, "image")}) if (front := tables.image_front(rows, n, _K))
     ]
-    pixel = [front for name, normals, k in tables.pixel_tasks(rows) for front in tables.pixel_fronts(rows, name, normals, k)]
+    # Of generated maps that stand for efficientnet_lite0's, the cost is shown under scaling; real ones say the rest.
+    tasks = [task for task in tables.pixel_tasks(rows) if task[0] != "lite0"]
+    pixel = [front for task in tasks for front in tables.pixel_fronts(rows, *task)]
     looks, peers, exponents = tables.look_table(rows), tables.peer_table(rows), scaling.exponent_table(rows)
     disk = tables.disk_chart(rows)
     memory = [*tables.memory_charts(rows), *([disk] if disk else [])]

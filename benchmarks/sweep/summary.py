@@ -14,6 +14,8 @@ _IMAGE = ("n", "k", "factory", "query", "p50_ms", "memory_bytes_per_image", "dis
 _PIXEL = ("set", "recipe", "build", "query", "k", "pixel_ms", "peak_bytes", "bank_bytes_per_image", "disk_bytes_per_image")
 _JUDGED = ("image_auroc_difference", "pixel_auroc_difference", "aupro_difference")
 _SHAPES = ("lite0", "wrn50")
+# Real sets that show the same thing at the same place.
+_ALIGNED = ("mvtec_bottle",)
 
 
 def can_recipe(row: Row) -> bool:
@@ -38,6 +40,6 @@ def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
         real = "image_auroc_difference" in row
         if (real and not row["set"].endswith(NORMALIZED)) or (row["set"] in _SHAPES and row["normals"] == 200):
             lost = max([0.0, *(-row[name]["low"] for name in _JUDGED if name in row)]) if real else None
-            pixel.append({**{name: row.get(name) for name in _PIXEL}, "lost": lost})
+            pixel.append({**{name: row.get(name) for name in _PIXEL}, "lost": lost, "aligned": row["set"] in _ALIGNED})
     machine = f"{found['cpu']}, {found['cores']} cores, faiss-cpu {found['faiss-cpu']}, {found['date']}"
     return {"schema": SCHEMA, "device": "cpu", "machine": machine, "image": image, "pixel": pixel}
