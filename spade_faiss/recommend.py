@@ -210,7 +210,8 @@ def _at_k(
 
 
 def _judged(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [row for row in rows if row["lost"] is not None]
+    """The rows of real sets; recipes that compare places are judged where images are aligned, as they are asked for there."""
+    return [row for row in rows if row["lost"] is not None and (row["recipe"] not in ALIGNED or row.get("aligned", True))]
 
 
 def _losses(rows: Sequence[Mapping[str, Any]], k: int) -> dict[str, float]:
@@ -221,8 +222,7 @@ def _losses(rows: Sequence[Mapping[str, Any]], k: int) -> dict[str, float]:
     nearest = min({row["k"] for row in judged}, key=lambda value: abs(value - k))
     worst: dict[str, float] = {}
     for row in judged:
-        # What compares places is asked for where images are aligned, and judged where they are.
-        if row["k"] == nearest and (row["recipe"] not in ALIGNED or row.get("aligned", True)):
+        if row["k"] == nearest:
             worst[_name(row)] = max(worst.get(_name(row), 0.0), row["lost"])
     return worst
 
