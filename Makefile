@@ -51,12 +51,12 @@ bench: $(INSTALLED)
 		--data $(DATA) --out $(SCRATCH)/raw --scratch $(SCRATCH) $(if $(PATCHCORE),--patchcore-python $(PATCHCORE))
 	$(BIN)/python -m benchmarks report $(SCRATCH)/raw --out benchmarks/results/sweep
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard spade_faiss/native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,demo,dev]'
 	touch $@
 
-$(GPU)/.installed: pyproject.toml constraints.txt
+$(GPU)/.installed: pyproject.toml setup.py constraints.txt $(wildcard spade_faiss/native/*)
 	$(PYTHON) -m venv $(GPU)
 	$(GPU)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[gpu,demo,dev]'
 	touch $@

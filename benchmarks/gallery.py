@@ -30,11 +30,11 @@ from benchmarks.process import seconds as seconds_of
 from spade_faiss import Bank, Detector, FeatureBatch, Level, Scores
 from spade_faiss.device import format_bytes, parse_bytes
 from spade_faiss.features import FloatArray, concatenate
-from spade_faiss.gallery import exact
+from spade_faiss.gallery import faiss_exact
 from spade_faiss.gallery.blocks import Blocks
 from spade_faiss.index_build import build_index
 from spade_faiss.knn import IntArray, import_faiss
-from spade_faiss.recipe import load_recipe, recipe_names
+from spade_faiss.recipe import Recipe, load_recipe, recipe_names
 from spade_faiss.scoring import join
 from spade_faiss.snapshot import Snapshot
 from spade_faiss.stages import Stages
@@ -177,11 +177,11 @@ def scaling(setup: Setup) -> Iterator[Row]:
 
 
 def profile(setup: Setup) -> Iterator[Row]:
-    """What exact reaches of the machine's peak at the largest K, and what the threads' time goes to."""
+    """What exact by FAISS reaches of the machine's peak at the largest K, and what the threads' time goes to."""
     k = max(setup.ks)
     a = np.random.default_rng(0).random((_PEAK_SIDE, _PEAK_SIDE), np.float32)
     for features in setup.sets:
-        detector = _open(features, "exact", k)
+        detector = _open(features, load_recipe("exact").with_query({"engine": "faiss"}), k)
         levels = detector.bank.layout.levels
         work = {"exact": sum(2 * (level.height * level.width) ** 2 * k * level.channels for level in levels)}
         work |= dict.fromkeys(("numpy", "faiss"), 2 * _PEAK_SIDE**3)
@@ -241,7 +241,7 @@ def stage_times(bank: str, tests: str, recipe: str, k: int, budget: str, cold: b
     return {**spreads, "read_bytes_per_image": statistics.median(read[1:]), "cache_bytes": detector.plan.cache_bytes}
 
 
-def _open(features: Features, recipe: str, k: int, budget: str | int = AMPLE) -> Detector:
+def _open(features: Features, recipe: str | Recipe, k: int, budget: str | int = AMPLE) -> Detector:
     build_index(Bank.open(features.bank), load_recipe(recipe))
     return Detector.open(features.bank, recipe=recipe, k_gallery=k, memory=budget)
 
@@ -390,7 +390,7 @@ def galleries(bank: Snapshot, scores: Scores, k: int) -> IntArray:
 
 @contextmanager
 def _instrumented() -> Iterator[Stages]:
-    """Count the seconds of exact's parts, summed over threads."""
+    """Count the seconds of the parts of exact by FAISS, summed over threads."""
     stages = Stages()
 
     def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -401,7 +401,7 @@ def _instrumented() -> Iterator[Stages]:
         return run
 
     parts: list[tuple[str, Any, str]] = [("decode", Blocks, "__call__")]
-    parts += [(name, exact, name) for name in ("product_knn", "direct_sq_dist", "scan", "rounding_of")]
+    parts += [(name, faiss_exact, name) for name in ("product_knn", "direct_sq_dist", "scan", "rounding_of")]
     before = [getattr(owner, attribute) for _, owner, attribute in parts]
     for (name, owner, attribute), function in zip(parts, before, strict=True):
         setattr(owner, attribute, timed(function, name))

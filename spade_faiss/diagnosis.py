@@ -21,6 +21,7 @@ from spade_faiss.errors import SpadeError
 from spade_faiss.features import Level
 from spade_faiss.gallery import GallerySearch, find_method
 from spade_faiss.gallery.blocks import Blocks
+from spade_faiss.kernel import UNITS, is_built, usable_unit, why_not
 from spade_faiss.knn import import_faiss
 from spade_faiss.proof import TOLERANCE, Proof, prove
 from spade_faiss.recipe import load_recipe
@@ -77,7 +78,7 @@ def doctor(device: str = "auto", *, bank: str | Path | None = None) -> Diagnosis
     """
     found = find_device(device)
     engines = _engines(found)
-    checks = [_versions(), _faiss(found), _processor(), _memory(), _cuda(found)]
+    checks = [_versions(), _faiss(found), _kernel(), _processor(), _memory(), _cuda(found)]
     # The first engine is that of the recipe.
     checks += [_judge(proof) for proof in prove(device, engines[1:])]
     if found.kind == "cuda":
@@ -123,6 +124,24 @@ def _faiss(device: Device) -> Check:
     else:
         state, advice = GREEN, ""
     return Check(name="faiss", state=state, found=said, advice=advice, numbers=numbers)
+
+
+def _kernel() -> Check:
+    """Which of the processor's units the compiled kernel multiplies with, and why none that would be faster."""
+    reasons = why_not()
+    unit = usable_unit()
+    faster = UNITS if unit is None else UNITS[: UNITS.index(unit)]
+    not_here = "; ".join(f"{name}: {reasons[name]}" for name in faster)
+    if not is_built():
+        state, said = AMBER, "it is not there: FAISS searches the maps"
+        advice = "exact search is faster with it: install g++, then pip install --force-reinstall --no-deps spade-faiss"
+    else:
+        said = f"{unit} multiplies" if unit else "FAISS searches the maps"
+        said += f" (not here: {not_here})" if not_here else ""
+        refused = [name for name in faster if reasons[name].startswith("the system")]
+        state = AMBER if refused else GREEN
+        advice = f"the processor has {', '.join(refused)}, the system or its hypervisor must allow it" if refused else ""
+    return Check(name="kernel", state=state, found=said, advice=advice, numbers={"unit": unit, "why_not": reasons})
 
 
 def _is_installed(distribution: str) -> bool:
@@ -226,7 +245,7 @@ def _network(device: Device) -> Check:
 
 def _engines(device: Device) -> tuple[str, ...]:
     if device.kind == "cpu":
-        return ("faiss", "torch")
+        return ("native", "faiss", "torch") if usable_unit() else ("faiss", "torch")
     return ("torch", "knn_gpu") if hasattr(import_faiss(), "StandardGpuResources") else ("torch",)
 
 

@@ -11,10 +11,11 @@ import pytest
 from benchmarks import gallery
 from benchmarks.features import INPUT_SIZE, SHAPES, Look, Product, Shape, load_queries, looks_of, save_queries, write_bank
 from benchmarks.loops import published
-from spade_faiss import Level
-from spade_faiss.gallery import exact
+from spade_faiss import Level, detector
+from spade_faiss.gallery import faiss_exact
 from spade_faiss.gallery.blocks import Blocks
-from spade_faiss.knn import direct_sq_dist, import_faiss
+from spade_faiss.knn import import_faiss
+from spade_faiss.scoring import to_distance
 
 LOOKS = SHAPES["lite0"].looks
 TINY = {
@@ -184,7 +185,7 @@ def test_equal_sees_what_differs(setup: gallery.Setup, monkeypatch: pytest.Monke
         assert set(row["identical"].values()) == {True}
         assert len(row["identical"]) == 8
         assert row["off_float64"] <= gallery.TOLERANCE
-    monkeypatch.setattr(exact, "direct_sq_dist", lambda *arguments: direct_sq_dist(*arguments) * np.float32(1.001))
+    monkeypatch.setattr(detector, "to_distance", lambda *arguments: to_distance(*arguments) * np.float32(1.001))
     with pytest.raises(RuntimeError, match="not exact"):
         list(gallery.equal(setup))
 
@@ -202,9 +203,9 @@ def test_memory_and_scaling_grow_a_bank(setup: gallery.Setup, monkeypatch: pytes
 
 def test_profile_accounts_for_all_of_the_time(setup: gallery.Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gallery, "_PEAK_SIDE", 64)
-    before = dict(vars(exact)), dict(vars(Blocks))
+    before = dict(vars(faiss_exact)), dict(vars(Blocks))
     (row,) = gallery.profile(setup)
-    assert (dict(vars(exact)), dict(vars(Blocks))) == before, "what was wrapped is unwrapped"
+    assert (dict(vars(faiss_exact)), dict(vars(Blocks))) == before, "what was wrapped is unwrapped"
     assert row["k"] == 5
     assert {"decode", "product_knn", "direct_sq_dist", "rest"} <= set(row["of_threads_time"])
     assert sum(row["of_threads_time"].values()) == pytest.approx(1)

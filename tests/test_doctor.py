@@ -18,9 +18,13 @@ from spade_faiss.diagnosis import AMBER, GREEN, RED, Check, Diagnosis, wheel_fla
 from spade_faiss.errors import InputError
 from spade_faiss.gallery import Hits
 from spade_faiss.gallery.torch_exact import TorchSearch
+from spade_faiss.kernel import UNITS, usable_unit
 from spade_faiss.knn import import_faiss
 from spade_faiss.proof import Proof, prove
 from spade_faiss.recipe import recipe_names
+
+# Of a CPU; the first is the recipe's own.
+ENGINES = ("native", "faiss", "torch") if usable_unit() else ("faiss", "torch")
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +40,9 @@ def by_name(found: Diagnosis) -> dict[str, Check]:
 def test_this_machine_is_right(found: Diagnosis) -> None:
     """Its speed, disk and memory may not be."""
     checks = by_name(found)
-    assert {"versions", "faiss", "processor", "memory", "cuda", "speed", "disk"} <= set(checks)
+    assert {"versions", "faiss", "kernel", "processor", "memory", "cuda", "speed", "disk"} <= set(checks)
     proofs = {name: check for name, check in checks.items() if name.startswith("recipe ")}
-    assert set(proofs) == {f"recipe {name}" for name in (*recipe_names(), "exact by torch")}
+    assert set(proofs) == {f"recipe {name}" for name in (*recipe_names(), *(f"exact by {engine}" for engine in ENGINES[1:]))}
     assert {check.state for check in proofs.values()} == {GREEN}
     assert found.state != RED
     for name in ("recipe exact", "recipe exact by torch"):
@@ -50,7 +54,7 @@ def test_this_machine_is_right(found: Diagnosis) -> None:
 def test_numbers_of_the_probes(found: Diagnosis, fitted_bank: Path) -> None:
     checks = by_name(found)
     speed = checks["speed"].numbers
-    assert set(speed["engines"]) == {"faiss", "torch"}
+    assert set(speed["engines"]) == set(ENGINES)
     for engine in speed["engines"].values():
         assert engine["share_of_peak"] == pytest.approx(engine["flops"] / speed["peak_flops"])
         assert engine["pixels_per_s"] == pytest.approx(784 * engine["images_per_s"])
@@ -90,6 +94,27 @@ def test_an_approximate_recipe_may_miss_an_exact_one_may_not() -> None:
     assert not Proof(name="exact", exact=True, error=1e-6, found=0.5, images=0.9).holds
     assert not Proof(name="ivf", exact=False, error=2e-4, found=1, images=1).holds
     assert not Proof(name="ivf", exact=False, error=0, found=1, images=1, problem="it crashed").holds
+
+
+def test_the_kernel_says_what_multiplies_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = diagnosis._kernel()
+    assert here.numbers["unit"] == usable_unit()
+    assert list(here.numbers["why_not"]) == list(UNITS)
+    reasons = dict.fromkeys(UNITS, "")
+    monkeypatch.setattr(diagnosis, "why_not", lambda: reasons)
+    monkeypatch.setattr(diagnosis, "is_built", lambda: True)
+    reasons["amx"] = "the processor has no amx_tile"
+    monkeypatch.setattr(diagnosis, "usable_unit", lambda: "avx512vnni")
+    check = diagnosis._kernel()
+    assert (check.state, check.found) == (GREEN, "avx512vnni multiplies (not here: amx: the processor has no amx_tile)")
+    reasons["amx"] = "the system refuses the tile unit: Operation not permitted"
+    check = diagnosis._kernel()
+    assert (check.state, check.advice) == (AMBER, "the processor has amx, the system or its hypervisor must allow it")
+    monkeypatch.setattr(diagnosis, "is_built", lambda: False)
+    monkeypatch.setattr(diagnosis, "usable_unit", lambda: None)
+    check = diagnosis._kernel()
+    assert (check.state, check.found) == (AMBER, "it is not there: FAISS searches the maps")
+    assert "install g++" in check.advice
 
 
 def test_two_builds_of_faiss_are_red(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from spade_faiss.errors import InputError
 from spade_faiss.features import Level
-from spade_faiss.gallery import Hits, exact, find_method
+from spade_faiss.gallery import GallerySearch, Hits, exact, faiss_exact, find_method
 from spade_faiss.gallery.blocks import Blocks
-from spade_faiss.gallery.exact import ExactSearch
+from spade_faiss.kernel import usable_unit
 from spade_faiss.recipe import Build, Query, Recipe
 from spade_faiss.workers import Workers
 from tests.oracle import product, sq_distances
@@ -68,15 +68,20 @@ def brute(case: Case, kappa: int) -> tuple[npt.NDArray[np.float64], list[list[se
     return dist, nearest
 
 
-def exact_search(blocks: Floats, threads: int = 2) -> ExactSearch:
+def exact_search(blocks: Floats, threads: int = 2, engine: str = "faiss") -> GallerySearch:
     """Of blocks (rows, HW, C)."""
     rows, locations, channels = blocks.shape
     level = Level("level", channels, stride=1, height=1, width=locations)
-    return ExactSearch(Blocks(level, rows, blocks.__getitem__), Workers(threads))
+    return open_by(engine, Blocks(level, rows, blocks.__getitem__), threads)
 
 
-def run(case: Case, kappa: int = 1) -> Hits:
-    return exact_search(case.blocks)(case.xq, case.neighbors, kappa)
+def open_by(engine: str, blocks: Blocks, threads: int = 2, **settings: str) -> GallerySearch:
+    chosen = find_method(Recipe(name="r", query=Query(settings={"engine": engine, **settings})))
+    return chosen.method.open(blocks, Workers(threads), chosen.build, chosen.query, None)
+
+
+def run(case: Case, kappa: int = 1, engine: str = "faiss") -> Hits:
+    return exact_search(case.blocks, engine=engine)(case.xq, case.neighbors, kappa)
 
 
 def equal(a: Hits, b: Hits) -> None:
@@ -84,11 +89,21 @@ def equal(a: Hits, b: Hits) -> None:
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
+by_engine = pytest.mark.parametrize(
+    "engine",
+    [
+        "faiss",
+        pytest.param("native", marks=pytest.mark.skipif(usable_unit() is None, reason="no unit of the kernel runs here")),
+    ],
+)
+
+
+@by_engine
 @pytest.mark.parametrize("kappa", [1, 3, 42, 43, 100, 4 * 42])
-def test_brute_force(kappa: int) -> None:
+def test_brute_force(kappa: int, engine: str) -> None:
     """Up to all vectors of the gallery, and past those of one block."""
     case = structured(1, 5, 6, 4)
-    hits = run(case, kappa)
+    hits = run(case, kappa, engine)
     dist, nearest = brute(case, kappa)
     np.testing.assert_allclose(hits.sq_dist, dist, rtol=2e-4)
     assert [values.dtype.name for values in (hits.sq_dist, hits.row, hits.location)] == ["float32", "int64", "int64"]
@@ -98,11 +113,12 @@ def test_brute_force(kappa: int) -> None:
     assert np.mean([tuple(found[i, j]) in nearest[i][j] for i, j in np.ndindex(5, 42)]) > 0.99
 
 
-@given(cases(), st.data())
-def test_whole_numbers_are_exact_and_ties_go_to_the_smaller_row(case: Case, data: st.DataObject) -> None:
+@by_engine
+@given(case=cases(), data=st.data())
+def test_whole_numbers_are_exact_and_ties_go_to_the_smaller_row(engine: str, case: Case, data: st.DataObject) -> None:
     locations = case.xq.shape[1]
     kappa = data.draw(st.integers(1, case.neighbors.shape[1] * locations))
-    hits = run(case, kappa)
+    hits = run(case, kappa, engine)
     dist, nearest = brute(case, kappa)
     np.testing.assert_array_equal(hits.sq_dist, dist)
     for image, location in np.ndindex(hits.row.shape):
@@ -111,7 +127,8 @@ def test_whole_numbers_are_exact_and_ties_go_to_the_smaller_row(case: Case, data
         assert at[0] == min(row for row, _ in nearest[image][location])
 
 
-def test_each_block_is_read_once_and_only_where_it_was_chosen() -> None:
+@by_engine
+def test_each_block_is_read_once_and_only_where_it_was_chosen(engine: str) -> None:
     case = structured(2, 6, 9, 4)
     neighbors = np.array([[0, 3, 5, 7], [7, 5, 3, 0], [1, 2, 3, 4], [0, 1, 2, 3], [6, 4, 2, 0], [3, 7, 1, 2]])  # nobody's is 8
     read: list[int] = []
@@ -125,7 +142,11 @@ def test_each_block_is_read_once_and_only_where_it_was_chosen() -> None:
     blocks = Blocks(Level("level", 5, stride=1, height=6, width=7), 9, read_block, release=released.append)
     blocks.centre  # noqa: B018  # reads blocks of its own
     read.clear()
-    hits = ExactSearch(blocks, Workers(2))(case.xq, neighbors, 1)
+    search = open_by(engine, blocks)
+    search(case.xq[:1], neighbors[:1], 1)  # what it learns of the bank, it learns once
+    read.clear()
+    released.clear()
+    hits = search(case.xq, neighbors, 1)
     # The second time for vectors that rounding makes doubtful.
     assert sorted(set(read)) == list(range(8))
     assert max(read.count(row) for row in range(8)) <= 2
@@ -134,75 +155,83 @@ def test_each_block_is_read_once_and_only_where_it_was_chosen() -> None:
     assert all(set(np.unique(rows)) <= set(line) for rows, line in zip(hits.row, neighbors, strict=True))
 
 
-@given(cases())
-def test_the_order_of_neighbors_does_not_matter(case: Case) -> None:
+@by_engine
+@given(case=cases())
+def test_the_order_of_neighbors_does_not_matter(engine: str, case: Case) -> None:
     rng = np.random.default_rng(0)
-    equal(run(case), run(Case(case.blocks, case.xq, rng.permuted(case.neighbors, axis=1))))
+    equal(run(case, 1, engine), run(Case(case.blocks, case.xq, rng.permuted(case.neighbors, axis=1)), 1, engine))
 
 
-def test_the_order_of_neighbors_does_not_matter_on_real_numbers() -> None:
+@by_engine
+def test_the_order_of_neighbors_does_not_matter_on_real_numbers(engine: str) -> None:
     case = structured(3, 6, 8, 5)
-    equal(run(case, 3), run(Case(case.blocks, case.xq, case.neighbors[:, ::-1].copy()), 3))
+    equal(run(case, 3, engine), run(Case(case.blocks, case.xq, case.neighbors[:, ::-1].copy()), 3, engine))
 
 
-@given(cases(), st.integers(1, 3))
-def test_more_neighbors_never_raise_a_distance(case: Case, kappa: int) -> None:
+@by_engine
+@given(case=cases(), kappa=st.integers(1, 3))
+def test_more_neighbors_never_raise_a_distance(engine: str, case: Case, kappa: int) -> None:
     kappa = min(kappa, case.xq.shape[1])
     before: npt.NDArray[Any] = np.full((*case.xq.shape[:2], kappa), np.inf)
     for k in range(1, case.neighbors.shape[1] + 1):
-        dist = run(Case(case.blocks, case.xq, case.neighbors[:, :k]), kappa).sq_dist
+        dist = run(Case(case.blocks, case.xq, case.neighbors[:, :k]), kappa, engine).sq_dist
         assert (dist <= before).all()
         before = dist
 
 
-@given(cases(), st.integers(1, 3))
-def test_an_image_does_not_depend_on_its_batch(case: Case, size: int) -> None:
-    together = run(case)
+@by_engine
+@given(case=cases(), size=st.integers(1, 3))
+def test_an_image_does_not_depend_on_its_batch(engine: str, case: Case, size: int) -> None:
+    together = run(case, 1, engine)
     for start in range(0, len(case.xq), size):
         part = slice(start, start + size)
-        alone = run(Case(case.blocks, case.xq[part], case.neighbors[part]))
+        alone = run(Case(case.blocks, case.xq[part], case.neighbors[part]), 1, engine)
         np.testing.assert_array_equal(alone.sq_dist, together.sq_dist[part])
         np.testing.assert_array_equal(alone.row, together.row[part])
 
 
-def test_an_image_does_not_depend_on_its_batch_on_real_numbers() -> None:
+@by_engine
+def test_an_image_does_not_depend_on_its_batch_on_real_numbers(engine: str) -> None:
     case = structured(4, 7, 8, 5)
-    together = run(case, 3)
+    together = run(case, 3, engine)
     for image in range(7):
-        alone = run(Case(case.blocks, case.xq[image : image + 1], case.neighbors[image : image + 1]), 3)
+        alone = run(Case(case.blocks, case.xq[image : image + 1], case.neighbors[image : image + 1]), 3, engine)
         for name in ("sq_dist", "row", "location"):
             np.testing.assert_array_equal(getattr(alone, name)[0], getattr(together, name)[image])
 
 
-def one_block(xq: Floats, xb: Floats, kappa: int) -> Floats:
+def one_block(xq: Floats, xb: Floats, kappa: int, engine: str) -> Floats:
     """(nq, kappa) squared distances of queries to a single block."""
     blocks = Blocks(Level("level", xb.shape[1], stride=1, height=1, width=len(xb)), 1, lambda _: xb)
-    found: Floats = ExactSearch(blocks, Workers(1))(xq[None], np.zeros((1, 1), np.int64), kappa).sq_dist[0]
+    found: Floats = open_by(engine, blocks, 1)(xq[None], np.zeros((1, 1), np.int64), kappa).sq_dist[0]
     return found
 
 
+@by_engine
 @pytest.mark.parametrize("kappa", [1, 3])
-def test_a_vector_of_the_gallery_is_found_at_zero(kappa: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vector_of_the_gallery_is_found_at_zero(kappa: int, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     xq, xb = near_duplicates()
     truth = np.sort(all_distances(xq, xb), axis=1)[:, :kappa]
-    found = one_block(xq, xb, kappa)
+    found = one_block(xq, xb, kappa, engine)
     np.testing.assert_allclose(found, truth, rtol=2e-4, atol=1e-12)
     assert not found[:, 0].any()
     # The data does need the scan: the matrix product alone takes other vectors for the nearest.
-    monkeypatch.setattr(exact, "TOLERANCE", 1e9)
-    assert one_block(xq, xb, kappa)[:, 0].any()
+    monkeypatch.setattr(faiss_exact, "TOLERANCE", 1e9)
+    assert one_block(xq, xb, kappa, "faiss")[:, 0].any()
 
 
-def test_a_block_is_scanned_where_another_seems_nearer() -> None:
+@by_engine
+def test_a_block_is_scanned_where_another_seems_nearer(engine: str) -> None:
     """The product's error may put the block that holds a query's own vector behind one that does not."""
     xq, xb = near_duplicates()
     blocks = xb.reshape(8, 50, -1)
-    hits = exact_search(blocks)(xq[None], np.arange(8)[None], 1)
+    hits = exact_search(blocks, engine=engine)(xq[None], np.arange(8)[None], 1)
     assert not hits.sq_dist.any()
     np.testing.assert_array_equal(blocks[hits.row[0], hits.location[0]], xq)
 
 
-def test_rivals_within_rounding_of_each_other() -> None:
+@by_engine
+def test_rivals_within_rounding_of_each_other(engine: str) -> None:
     """At a distance of a few hundredths of the norm, a product's rounding must not cost 1e-4 of the distance."""
     rng = np.random.default_rng(8)
     xq = rng.normal(size=(30, 256)).astype(np.float32)
@@ -213,24 +242,25 @@ def test_rivals_within_rounding_of_each_other() -> None:
         xb = (xq[:, None] + rng.permuted(radius, axis=1)[..., None] * direction).reshape(-1, 256).astype(np.float32)
         for kappa in (1, 3):
             truth = np.sort(all_distances(xq, xb), axis=1)[:, :kappa]
-            np.testing.assert_allclose(one_block(xq, xb, kappa), truth, rtol=1.01e-4)
+            np.testing.assert_allclose(one_block(xq, xb, kappa, engine), truth, rtol=1.01e-4 if engine == "faiss" else 1e-6)
 
 
 def test_centring_is_worth_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """An offset that all vectors share cancels before the product: nothing is left for the scan."""
     xb = (1000 + np.random.default_rng(9).normal(size=(300, 32))).astype(np.float32)
     xq = (1000 + np.random.default_rng(10).normal(size=(50, 32))).astype(np.float32)
-    monkeypatch.setattr(exact, "scan", None)
+    monkeypatch.setattr(faiss_exact, "scan", None)
     truth = np.sort(all_distances(xq, xb), axis=1)[:, :3]
-    np.testing.assert_allclose(one_block(xq, xb, 3), truth, rtol=1e-5)
+    np.testing.assert_allclose(one_block(xq, xb, 3, "faiss"), truth, rtol=1e-5)
 
 
-def test_arguments_are_left_alone() -> None:
+@by_engine
+def test_arguments_are_left_alone(engine: str) -> None:
     case = structured(5, 3, 5, 2)
     before = Case(case.blocks.copy(), case.xq.copy(), case.neighbors.copy())
     for array in (case.blocks, case.xq, case.neighbors):
         array.flags.writeable = False
-    run(case, 2)
+    run(case, 2, engine)
     for name in ("blocks", "xq", "neighbors"):
         np.testing.assert_array_equal(getattr(case, name), getattr(before, name))
 

@@ -20,10 +20,14 @@ from PIL import Image
 from spade_faiss import Backbone, Detector, FeatureBatch, Scores, evaluate, score_to
 from spade_faiss.errors import InputError
 from spade_faiss.gallery import Hits
-from spade_faiss.gallery.exact import ExactSearch
+from spade_faiss.gallery.faiss_exact import FaissSearch
+from spade_faiss.gallery.native_exact import NativeSearch
+from spade_faiss.kernel import usable_unit
 from spade_faiss.report.scorefile import ScoreFile
 from tests.oracle import bank_of, batch_of, product
 
+# What `exact` searches with on this machine.
+SEARCH = NativeSearch if usable_unit() else FaissSearch
 Floats = npt.NDArray[np.float32]
 
 SHAPES = {"fine": (9, 11, 4), "coarse": (5, 6, 6)}
@@ -76,14 +80,14 @@ def check_flagged(found: Scores, full: Scores, flagged: npt.NDArray[np.bool_]) -
 def searched(monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
     """What the pixel search is asked for: (n, HW, C) of each call."""
     calls: list[Floats] = []
-    call = ExactSearch.__call__
+    call = SEARCH.__call__
 
-    def counted(self: ExactSearch, xq: Floats, neighbors: npt.NDArray[np.int64], kappa: int) -> Hits:
+    def counted(self: Any, xq: Floats, neighbors: npt.NDArray[np.int64], kappa: int) -> Hits:
         calls.append(xq)
         assert len(neighbors) == len(xq)
         return call(self, xq, neighbors, kappa)
 
-    monkeypatch.setattr(ExactSearch, "__call__", counted)
+    monkeypatch.setattr(SEARCH, "__call__", counted)
     return calls
 
 

@@ -20,9 +20,11 @@ from spade_faiss.errors import InputError
 from spade_faiss.features import Level
 from spade_faiss.gallery import Hits, find_method
 from spade_faiss.gallery.blocks import Blocks
-from spade_faiss.gallery.exact import ExactSearch
+from spade_faiss.gallery.faiss_exact import FaissSearch
+from spade_faiss.gallery.native_exact import NativeSearch
 from spade_faiss.gallery.products import GROUP, Product, TorchProduct
 from spade_faiss.gallery.torch_exact import SplitSearch, TorchSearch, direct_sq_dist
+from spade_faiss.kernel import usable_unit
 from spade_faiss.recipe import Build, Query, Recipe, load_recipe
 from spade_faiss.workers import Workers
 from tests.oracle import bank_of, batch_of, product
@@ -154,9 +156,9 @@ def test_results_do_not_depend_on_steps_batch_order_or_cache(kappa: int) -> None
 
 
 def test_it_is_the_search_of_the_cpu() -> None:
-    """ExactSearch may take a rival within 1e-4 for the nearest, and any of equal vectors in an image."""
+    """FaissSearch may take a rival within 1e-4 for the nearest, and any of equal vectors in an image."""
     case = larger(6, 3, 7, 5)
-    there, here = ExactSearch(blocks_of(case), Workers(2))(case.xq, case.neighbors, 2), run(case, 2)
+    there, here = FaissSearch(blocks_of(case), Workers(2))(case.xq, case.neighbors, 2), run(case, 2)
     np.testing.assert_allclose(here.sq_dist, there.sq_dist, rtol=2e-4, atol=1e-12)
     assert (here.sq_dist <= there.sq_dist * (1 + 1e-6)).all()
     assert np.mean(here.row == there.row) > 0.99
@@ -284,12 +286,12 @@ def engine(**settings: int | float | str) -> Any:
 
 
 def test_the_engine_is_a_query_setting() -> None:
-    assert isinstance(engine(), ExactSearch)
-    assert isinstance(engine(engine="faiss"), ExactSearch)
+    assert isinstance(engine(), NativeSearch if usable_unit() else FaissSearch)
+    assert isinstance(engine(engine="faiss"), FaissSearch)
     assert isinstance(engine(engine="torch"), TorchSearch)
     assert engine(engine="torch", product="bfloat16")._product == TorchProduct(half=True)
     for settings, message in (
-        ({"engine": "cuda"}, "engine='cuda' is not one of auto, faiss, torch, knn_gpu"),
+        ({"engine": "cuda"}, "engine='cuda' is not one of auto, native, faiss, torch, knn_gpu"),
         ({"engine": "knn_gpu"}, "engine='knn_gpu' needs a CUDA card; use --device cuda"),
         ({"product": "bfloat16"}, "product='bfloat16' needs a device, or engine='torch'"),
         ({"engine": "knn_gpu", "product": "bfloat16"}, "product='bfloat16' needs engine='torch'"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from spade_faiss.features import FloatArray, Level
 from spade_faiss.knn import IntArray
 
 StoredArray = npt.NDArray[np.floating[Any]]
+
+T = TypeVar("T")
 
 # A centre is the mean of this many blocks.
 _CENTRE_BLOCKS = 8
@@ -34,7 +36,8 @@ class Blocks:
         count: how many normal images there are.
         read: decodes a row's map, (H*W, C) float32; it may be a view of the bank.
         read_into: decodes it into memory that is there; None if it has nothing to decode.
-        read_stored: a row's map as the bank stores it, (H*W, C) float16 or float32, a view; None if it is made of several.
+        read_stored: a row's map as the bank stores it, (H*W, C) float16 or float32, a view; None if it is made of several:
+            then `stored` decodes it.
         read_some: decodes only some locations of a row's map, (m, C) float32; None if that is not cheaper.
         cache: where decoded blocks are kept, if anywhere.
         decodes: False where `read` gives a view: there is nothing to keep then.
@@ -51,7 +54,7 @@ class Blocks:
         read_into: Callable[[int, FloatArray], None] | None = None,
         read_stored: Callable[[int], StoredArray] | None = None,
         read_some: Callable[[int, IntArray], FloatArray] | None = None,
-        cache: BlockCache[FloatArray] | None = None,
+        cache: BlockCache[Any] | None = None,
         decodes: bool = True,
         prefetch: Callable[[int], None] = _nothing,
         release: Callable[[int], None] = _nothing,
@@ -61,7 +64,7 @@ class Blocks:
         self._count = count
         self.read = read
         self._read_into = read_into
-        self.stored: Callable[[int], StoredArray] = read_stored or read
+        self.stored: Callable[[int], StoredArray] = read_stored or self
         self._read_some = read_some
         self._shared = cache
         self._cache = cache if decodes else None
@@ -84,6 +87,20 @@ class Blocks:
             block = self.read(row)
             self._cache.put(key, block)
         return block
+
+    def kept(self, name: str, row: int, make: Callable[[], T]) -> T:
+        """What `make` makes of a row's map, something with `nbytes`; kept beside decoded maps while there is room.
+
+        `name` says what it is.
+        """
+        if self._shared is None:
+            return make()
+        key = (f"{self._key}/{name}", row)  # no level's name holds a '/'
+        made: T | None = self._shared.get(key)
+        if made is None:
+            made = make()
+            self._shared.put(key, made)
+        return made
 
     def take(self, row: int, locations: IntArray) -> FloatArray:
         """(m, C), the vectors at some locations of a bank row; where the block is not here it is not decoded for them."""
@@ -134,6 +151,15 @@ class Blocks:
         L2 does not depend on the origin, rounding does: searches subtract it before they multiply. It depends on the bank
         alone, so that the same search gives the same numbers in any batch.
         """
-        rows = np.unique(np.linspace(0, self._count - 1, _CENTRE_BLOCKS).astype(int))
-        mean: FloatArray = np.mean([self.read(int(row)).mean(axis=0) for row in rows], axis=0, dtype=np.float32)
+        mean: FloatArray = np.mean([self.read(row).mean(axis=0) for row in self._spread], axis=0, dtype=np.float32)
         return mean
+
+    def typical(self, count: int) -> FloatArray:
+        """(n, C), up to `count` vectors of the blocks that the centre is of; the same at every call."""
+        each = -(-count // len(self._spread))
+        parts = [block[:: -(-len(block) // each)] for block in map(self.read, self._spread)]
+        return np.concatenate(parts)
+
+    @property
+    def _spread(self) -> list[int]:
+        return sorted({int(row) for row in np.linspace(0, self._count - 1, _CENTRE_BLOCKS)})

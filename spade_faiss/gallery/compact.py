@@ -10,9 +10,9 @@ import numpy as np
 from spade_faiss.arrays import Arrays
 from spade_faiss.config import check_at_least
 from spade_faiss.features import FloatArray
-from spade_faiss.gallery import Hits, Kept, Method
+from spade_faiss.gallery import GallerySearch, Hits, Kept, Method
 from spade_faiss.gallery.blocks import Blocks
-from spade_faiss.gallery.exact import ExactSearch
+from spade_faiss.gallery.exact import open_on_cpu
 from spade_faiss.gallery.nearest import Found
 from spade_faiss.gallery.sweep import Piece, Visit, in_flight, parts_of, sweep, visits_of
 from spade_faiss.knn import IntArray, direct_sq_dist, product_bytes, product_knn, sq_norms
@@ -150,9 +150,9 @@ def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
     return {_CODES: project(block, trained).clip(-largest, largest).astype(np.float16)}
 
 
-def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, kept: Kept | None) -> CompactSearch | ExactSearch:
+def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, kept: Kept | None) -> GallerySearch:
     assert kept is not None
-    return CompactSearch(blocks, workers, query.rerank, kept) if kept.trained else ExactSearch(blocks, workers)
+    return CompactSearch(blocks, workers, query.rerank, kept) if kept.trained else open_on_cpu(blocks, workers)
 
 
 METHOD = Method(

@@ -1,0 +1,89 @@
+"""The basis that vectors are shortened in before the kernel filters them: fewer numbers to multiply, more vectors to look at.
+
+Any orthonormal basis gives the same results; this chooses the one that is fastest on a sample of the bank's own images.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spade_faiss.features import FloatArray
+from spade_faiss.gallery.blocks import Blocks
+from spade_faiss.kernel import import_native, look_cost, padded_length
+
+# With the length of what is left over, whole steps of the units.
+COMPONENTS = (15, 31, 63, 127)
+_SEED = 1234
+_TRAIN_VECTORS = 2048
+_TRIAL_QUERIES = 256
+_ITERATIONS, _OVERSAMPLED = 4, 8
+# A multiply-add of float32 takes as long as so many of bytes; one is made for each channel of a vector and each component.
+_FLOAT_COST = 4
+
+
+def choose_basis(blocks: Blocks, unit: str) -> FloatArray | None:
+    """(components, C) float32 orthonormal rows, or None where vectors are best filtered as they are.
+
+    Images of the bank search each other, with each number of components that may be worth it; what counts is the filter's work,
+    and how many vectors it leaves to be looked at. It depends on the bank and the unit alone.
+    """
+    channels = blocks.level.channels
+    worth = [count for count in COMPONENTS if 2 * padded_length(unit, count + 1) <= padded_length(unit, channels)]
+    if not worth or len(blocks) < 3:
+        return None
+    rows = [int(row) for row in np.linspace(0, len(blocks) - 1, 3)]
+    sample = blocks.typical(_TRAIN_VECTORS)
+    sample -= blocks.centre
+    directions = principal_directions(sample, worth[-1])
+    tried = [None, *(_mixed(directions[:count]) for count in worth)]
+    vectors = [np.ascontiguousarray(blocks.read(row)) for row in rows]
+    queries = vectors[0][:: -(-len(vectors[0]) // _TRIAL_QUERIES)].copy()
+    work = [_work(blocks, unit, queries, vectors[1:], basis) for basis in tried]
+    return tried[int(np.argmin(work))]
+
+
+def choosing_bytes(blocks: Blocks) -> int:
+    """The most bytes that choosing takes."""
+    channels = blocks.level.channels
+    iterating = 6 * channels * (COMPONENTS[-1] + _OVERSAMPLED) * np.dtype(np.float64).itemsize
+    return 2 * _TRAIN_VECTORS * channels * np.dtype(np.float32).itemsize + iterating + 4 * blocks.block_bytes
+
+
+def principal_directions(x: FloatArray, count: int) -> FloatArray:
+    """(count, d) orthonormal rows that span most of what varies in vectors (n, d), the strongest first: subspace iteration."""
+    rng = np.random.default_rng(_SEED)
+    d = x.shape[1]
+    span = rng.standard_normal((d, min(d, count + _OVERSAMPLED)))
+    for _ in range(_ITERATIONS):
+        span, _ = np.linalg.qr(x.T @ (x @ span.astype(np.float32)))
+    seen = x @ span.astype(np.float32)
+    _, turn = np.linalg.eigh((seen.T @ seen).astype(np.float64))
+    directions, _ = np.linalg.qr(span @ turn[:, ::-1])
+    return np.ascontiguousarray(directions.T[:count], np.float32)
+
+
+def _mixed(directions: FloatArray) -> FloatArray:
+    """The same span by directions of about the same strength: codes of one step fit them all."""
+    count = len(directions)
+    turn, _ = np.linalg.qr(np.random.default_rng(_SEED).standard_normal((count, count)))
+    mixed: FloatArray = np.ascontiguousarray(turn @ directions, np.float32)
+    return mixed
+
+
+def _work(blocks: Blocks, unit: str, queries: FloatArray, galleries: list[FloatArray], basis: FloatArray | None) -> float:
+    """What a query's search in a block takes, in multiply-adds of the unit."""
+    native = import_native()
+    pack = native.QueryPack(unit, queries, blocks.centre, basis)
+    bound = np.full(len(queries), np.inf, np.float32)
+    evaluated = 0
+    for gallery in galleries:
+        row_pack = native.RowPack(unit, gallery, blocks.centre, basis)
+        D, _, found, _ = native.search(unit, pack, queries, row_pack, gallery, bound, 1)
+        np.minimum(bound, D[:, 0], out=bound)
+        evaluated += found
+    channels, length = queries.shape[1], queries.shape[1] if basis is None else len(basis) + 1
+    rows = sum(len(gallery) for gallery in galleries)
+    filtered = rows * padded_length(unit, length)
+    looked = look_cost(unit) * evaluated / len(queries) * channels
+    shortened = 0 if basis is None else _FLOAT_COST * len(galleries) * len(basis) * channels
+    return float(filtered + looked + shortened) / len(galleries)
