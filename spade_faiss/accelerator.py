@@ -97,7 +97,7 @@ def open_accelerators(device: Device) -> list[Accelerator]:
     if (precision := torch.get_float32_matmul_precision()) != "highest":
         raise InputError(
             f"torch's float32 products are set to {precision!r} precision in this process, an exact search needs 'highest'; "
-            f"call torch.set_float32_matmul_precision('highest'), and ask for rounding by --set product=bfloat16"
+            f"call torch.set_float32_matmul_precision('highest'); --set product=bfloat16 is what allows for rounding"
         )
     if device.kind == "cpu":
         return [Accelerator(torch.device("cpu"), CPU_TILE_BYTES, 0)]

@@ -23,12 +23,12 @@ class ExactQuery:
 
     `engine`: on the CPU `native` (the compiled kernel) or `faiss`; `torch` on the device, `knn_gpu` (FAISS's GPU build) on a
     CUDA card. `auto` is `native` on the CPU where it runs, else `faiss`; elsewhere `torch`. `unit`: what of the processor
-    multiplies for `native`, see `kernel.UNITS`. `product`: `float32`, or `bfloat16` on a device: faster there, not exact.
+    multiplies for `native`, see `kernel.UNITS`. `product`: what candidates are found by on a device, `float32` or `bfloat16`.
     """
 
     engine: str = field(default="auto", metadata=SAME_SCORES)
     unit: str = field(default=AUTO, metadata=SAME_SCORES)
-    product: str = "float32"
+    product: str = field(default="float32", metadata=SAME_SCORES)
 
     def __post_init__(self) -> None:
         check_choice("engine", self.engine, ENGINES)

@@ -22,8 +22,8 @@ GROUP = 8
 _MORE = 8
 # A product's rounding, see `knn.rounding_of`; without its upper limit: a GPU may sum one channel after the other.
 _ROUNDING = 1e-7
-# A bfloat16 number is off by up to 2^-9 of itself; of a sum of products, errors cancel in part. Four times the usual.
-_HALF_ROUNDING = 4 * 2**-9
+# What float32 may lose of the lengths that bound a rounded product's error.
+_OF_BOUNDS = 1 + 1e-5
 # FAISS's GPU search lists no more.
 _MOST_LISTED = 2048
 
@@ -32,7 +32,7 @@ class Look(NamedTuple):
     """What a product says of queries and a block.
 
     Args:
-        nearest: (nq,) the smallest squared distance, rounding apart.
+        nearest: (nq,) a squared distance that none is below, rounding apart.
         candidates: given which queries (m,), locations in the block (m, some), -1 for none, and (m,) what every other location
             is at least as far as, rounding apart. Asked again (0, 1, 2 ... times) it names more of them, in the end all.
     """
@@ -48,11 +48,6 @@ class Product(Protocol):
         """The share of |q|^2 + |x|^2 by which its squared distances may be off."""
         ...
 
-    @property
-    def settles(self) -> bool:
-        """Whether `rounding` is a bound, and so what is not settled is worth a scan."""
-        ...
-
     def prepare(self, xb: Tensor) -> Callable[[Tensor, Tensor, int], Look]:
         """Take up a block's centred rows (nb, C) float32; returns how to look at it: queries (nq, C), |q|^2, kappa."""
         ...
@@ -60,18 +55,20 @@ class Product(Protocol):
 
 @dataclass(frozen=True)
 class TorchProduct:
-    """-2 q x + |x|^2 by torch, and the minima of groups of rows; `half`: of numbers rounded to bfloat16."""
+    """-2 q x + |x|^2 by torch, and the minima of groups of rows.
+
+    Args:
+        half: of numbers rounded to bfloat16, q' and x'. What is lost is known, and is taken off:
+            |q x - q' x'| <= |q - q'| |x| + |q'| |x - x'|, by group.
+        margin: how much of that; less than 1 is for tests that show that less does not do.
+    """
 
     half: bool = False
-
-    @property
-    def settles(self) -> bool:
-        """See `Product`."""
-        return not self.half
+    margin: float = 1.0
 
     def rounding(self, channels: int) -> float:
         """See `Product`."""
-        return _HALF_ROUNDING / math.sqrt(channels) if self.half else _ROUNDING * math.sqrt(channels)
+        return _ROUNDING * math.sqrt(channels)
 
     def prepare(self, xb: Tensor) -> Callable[[Tensor, Tensor, int], Look]:
         """See `Product`."""
@@ -83,9 +80,13 @@ class TorchProduct:
         norms = torch.nn.functional.pad(xb.square().sum(1), (0, groups * GROUP - nb), value=torch.inf)
         norms = norms.view(groups, GROUP).t().reshape(1, -1)
         members = torch.arange(GROUP, device=xb.device)
+        bounds = self._bounds(spread, groups) if self.half else None
 
         def look(q: Tensor, norm: Tensor, kappa: int) -> Look:
             minima = self._multiply(norms, q, spread).view(len(q), GROUP, groups).amin(1)
+            if bounds is not None:
+                left = (q - q.bfloat16().float()).square().sum(1).sqrt()
+                minima = torch.addmm(minima, torch.stack([left, norm.sqrt() + left], 1), bounds, alpha=-1)
 
             def candidates(which: Tensor, attempt: int) -> tuple[Tensor, Tensor]:
                 # The kappa nearest stand in as many groups at most; one more for rounding.
@@ -98,6 +99,11 @@ class TorchProduct:
             return Look(minima.amin(1) + norm, candidates)
 
         return look
+
+    def _bounds(self, spread: Tensor, groups: int) -> Tensor:
+        """(2, groups), twice the most of |x| and of |x - x'| in each group: what a query's error is a product with."""
+        lengths = [x.square().sum(1).sqrt().view(GROUP, groups).amax(0) for x in (spread, spread - spread.bfloat16().float())]
+        return torch.stack(lengths) * (2 * _OF_BOUNDS * self.margin)
 
     def _multiply(self, norms: Tensor, q: Tensor, xb: Tensor) -> Tensor:
         if not self.half:
@@ -126,8 +132,6 @@ class FaissProduct:
                 "or use engine=torch"
             )
         self._of_thread = threading.local()
-
-    settles = True
 
     def rounding(self, channels: int) -> float:
         """See `Product`."""

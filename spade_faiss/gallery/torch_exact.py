@@ -69,8 +69,7 @@ class TorchSearch:
     Blocks are visited in ascending order, each once for all test images of a call that chose it. A product, which is off by up
     to a known rounding, names candidates; they are evaluated directly; where one that it did not name could be as near, it
     names more. So the result is the smallest directly evaluated distance, of equals the one in the first bank row and
-    location: it depends neither on the batch nor on the size of the steps. A product that is rounded on purpose bounds nothing:
-    then the best candidates count.
+    location: it depends neither on the batch nor on the size of the steps, nor on the product.
     """
 
     def __init__(self, blocks: Blocks, workers: Workers, accelerator: Accelerator, product: Product) -> None:
@@ -198,7 +197,7 @@ class TorchSearch:
             # At a distance of 0 only the location may be another one's, and only of what was found just now.
             open_ = (furthest > 0) | (merged.sq_dist[:, 0] < before.sq_dist[:, 0])
             left = left[(beyond - self._rounding(norm[which[left]], furthest) <= furthest) & open_]
-            if len(left) == 0 or not self._product.settles:
+            if len(left) == 0:
                 break
         return found
 
