@@ -120,13 +120,13 @@ def speed(setup: Setup) -> Iterator[Row]:
             # Of a large bank, hardly any map is met again: without room for decoded ones.
             detectors["exact_uncached"] = _open(features, "exact", k, detectors["exact"].plan.working_bytes)
             nearest = galleries(bank, detectors["exact"].score_features(tests[:1]), k)[0]
-            ours = {name: _engine(detector) for name, detector in detectors.items()}
-            others = _peers(bank, nearest, published=k == min(setup.ks))
+            ours = {name: engine_of(detector) for name, detector in detectors.items()}
+            others = peers(bank, nearest, published=k == min(setup.ks))
             for size in (1, len(tests)):
                 batches = [tests[start : start + size] for start in range(0, len(tests), size)]
-                seconds = _in_turn({**others, **ours}, batches, setup.repeats)
+                seconds = in_turn({**others, **ours}, batches, setup.repeats)
                 spreads = {name: {**spread(runs), "extrapolated": name == "published"} for name, runs in seconds.items()}
-                over = {name: {one: _ratio(seconds[one], seconds[name]) for one in (*others, "exact")} for name in ours}
+                over = {name: {one: ratio_of(seconds[one], seconds[name]) for one in (*others, "exact")} for name in ours}
                 yield {"set": features.name, "k": k, "batch": size, "s_per_image": spreads, "times_that_of": over}
 
 
@@ -186,18 +186,18 @@ def profile(setup: Setup) -> Iterator[Row]:
         work = {"exact": sum(2 * (level.height * level.width) ** 2 * k * level.channels for level in levels)}
         work |= dict.fromkeys(("numpy", "faiss"), 2 * _PEAK_SIDE**3)
         engines: dict[str, Engine] = {
-            "exact": _engine(detector),
+            "exact": engine_of(detector),
             "numpy": lambda _: _least_s(lambda: a @ a),
             # With so many channels, the rest of the search is little beside the product in FAISS's own BLAS.
             "faiss": lambda _: _least_s(lambda: import_faiss().knn(a, a, 1)),
         }
-        seconds = _in_turn(engines, [features.tests[:1]], setup.repeats)
+        seconds = in_turn(engines, [features.tests[:1]], setup.repeats)
         rate = {name: [work[name] / second / 1e9 for second in runs] for name, runs in seconds.items()}
         with _instrumented() as stages:
-            thread_s = _engine(detector)(features.tests[:1]) * import_faiss().omp_get_max_threads()
+            thread_s = engine_of(detector)(features.tests[:1]) * import_faiss().omp_get_max_threads()
         parts = {name: spent / thread_s for name, spent in stages.seconds.items()}
         parts["rest"] = 1 - sum(parts.values())
-        of_peak = {name: _ratio(rate["exact"], rate[name]) for name in ("numpy", "faiss")}
+        of_peak = {name: ratio_of(rate["exact"], rate[name]) for name in ("numpy", "faiss")}
         rates = {name: spread(runs) for name, runs in rate.items()}
         yield {"set": features.name, "k": k, "gflop_per_s": rates, "of_peak": of_peak, "of_threads_time": parts}
 
@@ -246,7 +246,9 @@ def _open(features: Features, recipe: str | Recipe, k: int, budget: str | int = 
     return Detector.open(features.bank, recipe=recipe, k_gallery=k, memory=budget)
 
 
-def _engine(detector: Detector) -> Engine:
+def engine_of(detector: Detector) -> Engine:
+    """A detector as an engine that is timed."""
+
     def run(batch: FeatureBatch) -> float:
         stages = Stages()
         detector.score_features(batch, stages=stages)
@@ -255,7 +257,7 @@ def _engine(detector: Detector) -> Engine:
     return run
 
 
-def _peers(bank: Snapshot, rows: IntArray, *, published: bool) -> dict[str, Engine]:
+def peers(bank: Snapshot, rows: IntArray, *, published: bool) -> dict[str, Engine]:
     """What one would do without us. The first two take image by image: they are timed on one of a batch."""
     faiss = import_faiss()
 
@@ -284,7 +286,7 @@ def pair(bank: Snapshot, level: Level, batch: FeatureBatch, rows: IntArray) -> t
     return xq.reshape(-1, level.channels), gallery.reshape(-1, level.channels)
 
 
-def _in_turn(engines: Mapping[str, Engine], batches: Sequence[FeatureBatch], repeats: int) -> dict[str, list[float]]:
+def in_turn(engines: Mapping[str, Engine], batches: Sequence[FeatureBatch], repeats: int) -> dict[str, list[float]]:
     """Seconds an image of each engine in each repeat, all on the same batch; a round before it warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     for repeat in range(-1, repeats):
@@ -423,7 +425,7 @@ def _least_s(run: Callable[[], object]) -> float:
     return min(seconds_of(run) for _ in range(_PEAK_RUNS))
 
 
-def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
+def ratio_of(above: Sequence[float], below: Sequence[float]) -> float:
     """The median of the ratios of what was measured side by side."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 

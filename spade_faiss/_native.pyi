@@ -3,34 +3,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-PANEL: int
+MOST_CHANNELS: int
 
 def units() -> list[tuple[str, str]]: ...
+def padded_length(unit: str, length: int) -> int: ...
+
+class Packing:
+    def __init__(self, unit: str, centre: npt.NDArray[np.float32], basis: npt.NDArray[np.float32] | None = None) -> None: ...
 
 class RowPack:
-    def __init__(
-        self,
-        unit: str,
-        vectors: npt.NDArray[np.floating[Any]],
-        centre: npt.NDArray[np.float32],
-        basis: npt.NDArray[np.float32] | None = None,
-    ) -> None: ...
+    def __init__(self, packing: Packing, vectors: npt.NDArray[np.floating[Any]]) -> None: ...
     @property
     def nbytes(self) -> int: ...
 
 class QueryPack:
-    def __init__(
-        self,
-        unit: str,
-        vectors: npt.NDArray[np.floating[Any]],
-        centre: npt.NDArray[np.float32],
-        basis: npt.NDArray[np.float32] | None = None,
-    ) -> None: ...
+    def __init__(self, packing: Packing, vectors: npt.NDArray[np.floating[Any]]) -> None: ...
     @property
     def nbytes(self) -> int: ...
 
 def search(
-    unit: str,
     query_pack: QueryPack,
     queries: npt.NDArray[np.float32],
     row_pack: RowPack,
@@ -39,4 +30,4 @@ def search(
     k: int,
     margin: float = 1.0,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int, int]: ...
-def filter(unit: str, query_pack: QueryPack, row_pack: RowPack) -> None: ...
+def filter(query_pack: QueryPack, row_pack: RowPack) -> None: ...

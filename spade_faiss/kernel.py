@@ -20,18 +20,12 @@ except ImportError:  # built without a compiler, or for another kind of processo
 UNITS = ("amx", "avx512vnni", "avxvnni", "avx2")
 AUTO = "auto"
 
-# Queries whose products are made side by side: a search begins at a multiple of it.
-PANEL = 16
-# Sums of products have 32 bits.
-_MOST_CHANNELS = 65_536
-# What a vector's numbers are padded to.
-_ALIGN, _ALIGNS = 16, {"amx": 64}
-_MOST_ALIGN = 64
 # Measured for AVX2 (benchmarks/kernel.py); for the others what follows from how much faster their products are.
 _LOOK_COSTS = {"avx2": 20.0, "avxvnni": 30.0, "avx512vnni": 60.0, "amx": 240.0}
-# Rows are padded to a multiple; beside its codes, of which a query has two copies, a packed vector has a few numbers.
-_PADDED_ROWS = 16
-_CODE_BYTES, _NUMBERS_BYTES = 3, 20
+# The most that vectors and their numbers are padded to; beside its codes, of which a query has three bytes each, a packed
+# vector has a few numbers.
+_PADDED_VECTORS, _PADDED_NUMBERS = 16, 64
+_CODE_BYTES, _NUMBERS_BYTES = 3, 24
 
 
 def is_built() -> bool:
@@ -63,7 +57,7 @@ def why_not() -> dict[str, str]:
 
 def usable_unit(channels: int = 1) -> str | None:
     """The fastest unit that this machine runs, for vectors of so many channels; None if there is none."""
-    if channels > _MOST_CHANNELS:
+    if _native is None or channels > _native.MOST_CHANNELS:
         return None
     return next((unit for unit, why in why_not().items() if not why), None)
 
@@ -75,20 +69,14 @@ def find_unit(unit: str, channels: int) -> str:
         DependencyError: if the kernel was not built.
         InputError: if this machine does not run it, or vectors have too many channels.
     """
-    import_native()
-    if channels > _MOST_CHANNELS:
-        raise InputError(f"engine='native' takes up to {_MOST_CHANNELS} channels, got {channels}; use engine='faiss'")
+    most = import_native().MOST_CHANNELS
+    if channels > most:
+        raise InputError(f"engine='native' takes up to {most} channels, got {channels}; use engine='faiss'")
     found = usable_unit() if unit == AUTO else unit
     why = "the processor has none of its units" if found is None else why_not()[found]
     if found is None or why:
         raise InputError(f"engine='native', unit={unit!r} does not run on this machine: {why}; use engine='faiss'")
     return found
-
-
-def padded_length(unit: str, length: int) -> int:
-    """How many numbers a unit multiplies for vectors of so many."""
-    align = _ALIGNS.get(unit, _ALIGN)
-    return -(-length // align) * align
 
 
 def look_cost(unit: str) -> float:
@@ -98,5 +86,5 @@ def look_cost(unit: str) -> float:
 
 def pack_bytes(count: int, channels: int) -> int:
     """The most bytes that so many packed vectors take."""
-    padded = -(-channels // _MOST_ALIGN) * _MOST_ALIGN
-    return (count + _PADDED_ROWS) * (_CODE_BYTES * padded + _NUMBERS_BYTES)
+    padded = -(-channels // _PADDED_NUMBERS) * _PADDED_NUMBERS
+    return (count + _PADDED_VECTORS) * (_CODE_BYTES * padded + _NUMBERS_BYTES)

@@ -8,10 +8,11 @@ import pytest
 
 from spade_faiss.cache import BlockCache
 from spade_faiss.features import Level
-from spade_faiss.gallery.basis import COMPONENTS, choose_basis, principal_directions
+from spade_faiss.gallery.basis import COMPONENTS, choose_centre, principal_directions
+from spade_faiss.gallery.basis import choose_basis as choose_basis_around
 from spade_faiss.gallery.blocks import Blocks
 from spade_faiss.gallery.native_exact import NativeSearch
-from spade_faiss.kernel import usable_unit
+from spade_faiss.kernel import import_native, usable_unit
 from spade_faiss.workers import Workers
 from tests.test_gallery import equal
 
@@ -34,6 +35,18 @@ def maps(images: int, locations: int, channels: int, rank: int, noise: float) ->
 def blocks_of(x: Floats, cache: BlockCache[Floats] | None = None) -> Blocks:
     level = Level("level", x.shape[2], stride=1, height=1, width=x.shape[1])
     return Blocks(level, len(x), x.__getitem__, cache=cache)
+
+
+def choose_basis(blocks: Blocks, unit: str) -> Floats | None:
+    return choose_basis_around(blocks, unit, choose_centre(blocks))
+
+
+def test_an_outlier_does_not_move_the_centre() -> None:
+    x = maps(5, 300, 24, 3, 0.1)
+    centre = choose_centre(blocks_of(x))
+    np.testing.assert_allclose(centre, x.mean(axis=(0, 1)), atol=0.3)
+    x[2, 100] = 1e6
+    np.testing.assert_allclose(choose_centre(blocks_of(x)), centre, atol=0.05)
 
 
 def test_directions_are_orthonormal_and_span_what_varies() -> None:
@@ -65,6 +78,12 @@ def test_vectors_stay_as_they_are_where_it_does_not() -> None:
     assert choose_basis(blocks_of(maps(2, 300, 256, 8, 0.05)), UNIT) is None  # there is nothing to try it on
 
 
+def test_large_features_overflow_nothing() -> None:
+    x = maps(5, 300, 256, 8, 0.05) * np.float32(1e16)
+    assert choose_basis(blocks_of(x), UNIT) is not None
+    assert choose_basis(blocks_of(np.full_like(x, 1e16)), UNIT) is None
+
+
 @pytest.mark.parametrize("kappa", [1, 3])
 def test_no_basis_changes_a_bit_of_a_result(kappa: int) -> None:
     x = maps(9, 100, 96, 8, 0.1)
@@ -72,7 +91,7 @@ def test_no_basis_changes_a_bit_of_a_result(kappa: int) -> None:
     found = []
     for basis in (None, principal_directions(x[0] - x[0].mean(axis=0), 15), np.eye(7, 96, dtype=np.float32)):
         search = NativeSearch(blocks_of(x), Workers(2), UNIT)
-        search.__dict__["_how"] = search._blocks.centre, basis
+        search.__dict__["_packing"] = import_native().Packing(UNIT, choose_centre(search._blocks), basis)
         found.append(search(xq, neighbors, kappa))
     equal(found[0], found[1])
     equal(found[0], found[2])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from spade_faiss import kernel
 from spade_faiss.errors import DependencyError, InputError
@@ -19,7 +20,7 @@ from spade_faiss.gallery.blocks import Blocks
 from spade_faiss.gallery.exact import open_on_cpu
 from spade_faiss.gallery.faiss_exact import FaissSearch
 from spade_faiss.gallery.native_exact import NativeSearch
-from spade_faiss.kernel import UNITS, find_unit, import_native, pack_bytes, padded_length, usable_unit, why_not
+from spade_faiss.kernel import UNITS, find_unit, import_native, pack_bytes, usable_unit, why_not
 from spade_faiss.workers import Workers
 from tests.oracle import sq_distances
 from tests.test_gallery import exact_search, structured
@@ -41,9 +42,11 @@ def search(
 ) -> tuple[Floats, npt.NDArray[np.int64], int, int]:
     native = import_native()
     centre = xb.mean(axis=0, dtype=np.float64).astype(np.float32)
-    packs = native.QueryPack(unit, xq, centre, basis), native.RowPack(unit, xb, centre, basis)
+    packing = native.Packing(unit, centre, basis)
     bound = np.full(len(xq), np.inf, np.float32)
-    found: tuple[Floats, npt.NDArray[np.int64], int, int] = native.search(unit, packs[0], xq, packs[1], xb, bound, k, margin)
+    found: tuple[Floats, npt.NDArray[np.int64], int, int] = native.search(
+        native.QueryPack(packing, xq), xq, native.RowPack(packing, xb), xb, bound, k, margin
+    )
     return found
 
 
@@ -146,9 +149,10 @@ def test_half_the_margin_misses_the_nearest(unit: str, off: float) -> None:
     xq, xb = np.tile(q, (16, 1)).astype(np.float32), xb[:17].astype(np.float32)
     assert sq_distances(xb, xq[0]).argmin() == 16
     centre = np.zeros(d, np.float32)
-    packs = native.QueryPack(unit, xq, centre), native.RowPack(unit, xb, centre)
+    packing = native.Packing(unit, centre)
+    packs = native.QueryPack(packing, xq), native.RowPack(packing, xb)
     bound = np.full(16, np.inf, np.float32)
-    found = {margin: native.search(unit, packs[0], xq, packs[1], xb, bound, 1, margin)[1][:, 0] for margin in (1.0, 0.5)}
+    found = {margin: native.search(packs[0], xq, packs[1], xb, bound, 1, margin)[1][:, 0] for margin in (1.0, 0.5)}
     assert (found[1.0] == 16).all()
     assert (found[0.5] == 0).all()
 
@@ -161,9 +165,9 @@ def test_bounds(unit: str) -> None:
     xb = np.array([[3, 0], [0, 4], [3, 0], [0, 0]], np.float32)
     xq = np.zeros((4, 2), np.float32)
     centre = np.zeros(2, np.float32)
-    packs = native.QueryPack(unit, xq, centre), native.RowPack(unit, xb[:3], centre)
+    packing = native.Packing(unit, centre)
     bound = np.array([9, 8.9, np.inf, -np.inf], np.float32)
-    D, I, _, _ = native.search(unit, packs[0], xq, packs[1], xb[:3], bound, 2)
+    D, I, _, _ = native.search(native.QueryPack(packing, xq), xq, native.RowPack(packing, xb[:3]), xb[:3], bound, 2)
     np.testing.assert_array_equal(D, [[9, 9], [np.inf, np.inf], [9, 9], [np.inf, np.inf]])
     np.testing.assert_array_equal(I, [[0, 2], [-1, -1], [0, 2], [-1, -1]])
 
@@ -194,19 +198,61 @@ def test_effort_counts_rows_and_queries_that_gained_nothing() -> None:
 
 
 @needs_kernel
+@by_unit
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_damaged_row_harms_no_other(unit: str, value: float, k: int) -> None:
+    """A bank is checked when it is written, not a bit that flips later: a query has its nearest among the others."""
+    rng = np.random.default_rng(5)
+    xb, xq = rng.normal(size=(50, 24)).astype(np.float32), rng.normal(size=(19, 24)).astype(np.float32)
+    expected = truth(xq, np.delete(xb, 13, axis=0), k)
+    xb[13, 5] = value
+    native = import_native()
+    packing = native.Packing(unit, np.zeros(24, np.float32))
+    bound = np.full(19, np.inf, np.float32)
+    bound[7] = -np.inf
+    D, _, _, _ = native.search(native.QueryPack(packing, xq), xq, native.RowPack(packing, xb), xb, bound, k)
+    np.testing.assert_allclose(np.delete(D, 7, axis=0), np.delete(expected, 7, axis=0), rtol=1e-5)
+    assert np.isinf(D[7]).all()
+    nowhere = np.full((3, 24), np.nan, np.float32)
+    found, at, _, _ = native.search(native.QueryPack(packing, nowhere), nowhere, native.RowPack(packing, xb), xb, bound[:3], k)
+    assert np.isinf(found).all()
+    assert (at == -1).all()
+
+
+@needs_kernel
+@by_unit
+@pytest.mark.parametrize("scale", [1e-18, 1e-21, 1e-23])
+def test_numbers_whose_squares_vanish(unit: str, scale: float) -> None:
+    """Also where something else in the process has set the processor to take small numbers for 0."""
+    rng = np.random.default_rng(3)
+    base = rng.normal(size=(90, 2560)) + rng.normal(size=2560)
+    xb, xq = np.asarray(scale * base, np.float32), np.asarray(scale * (base[:17] + 0.5 * base[17:34]), np.float32)
+    usual = search(unit, xq, xb)
+    np.testing.assert_allclose(usual[0], truth(xq, xb, 1), rtol=1e-5, atol=1e-37)
+    assert torch.set_flush_denormal(True)
+    try:
+        flushed = search(unit, xq, xb)
+    finally:
+        torch.set_flush_denormal(False)
+    for one, other in zip(usual[:2], flushed[:2], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@needs_kernel
 def test_arguments_are_checked() -> None:
     native = import_native()
     unit = HERE[0]
     x, centre = np.zeros((8, 4), np.float32), np.zeros(4, np.float32)
-    rows, queries = native.RowPack(unit, x, centre), native.QueryPack(unit, x, centre)
+    packing = native.Packing(unit, centre)
+    rows, queries = native.RowPack(packing, x), native.QueryPack(packing, x)
     bound = np.zeros(8, np.float32)
 
     def run(**changes: Any) -> None:
         given = {"query_pack": queries, "queries": x, "row_pack": rows, "rows": x, "bound": bound, "k": 1} | changes
-        native.search(unit, **given)
+        native.search(**given)
 
     run()
-    short = native.QueryPack(unit, x, centre, np.eye(1, 4, dtype=np.float32))
     for changes, message in (
         ({"k": 0}, "k must be 1 to the number of rows"),
         ({"k": 9}, "k must be 1 to the number of rows"),
@@ -216,28 +262,27 @@ def test_arguments_are_checked() -> None:
         ({"rows": x[:7]}, "packs must be of these queries and rows"),
         ({"queries": x.astype(np.float16)}, "queries must be float32"),
         ({"rows": x.astype(np.float64)}, r"rows must be \(n, d\) float16 or float32"),
+        ({"rows": x.astype(">f4")}, r"rows must be \(n, d\) float16 or float32"),
         ({"rows": np.asfortranarray(np.zeros((8, 4), np.float32))}, "C-contiguous"),
+        ({"row_pack": native.RowPack(native.Packing(unit, centre), x)}, "packs must be made by one packing"),
+        ({"row_pack": native.RowPack(native.Packing("reference", centre), x)}, "packs must be made by one packing"),
     ):
         with pytest.raises(ValueError, match=message):
             run(**changes)
-    if len(EVERY) > 1 and unit == "avx2":
-        with pytest.raises(ValueError, match="packs must be of the unit that searches"):
-            run(row_pack=native.RowPack("reference", x, centre))
-    with pytest.raises(ValueError, match="there is no unit 'mmx'"):
-        native.RowPack("mmx", x, centre)
-    with pytest.raises(ValueError, match=r"centre must be \(4,\) float32"):
-        native.RowPack(unit, x, centre[:3])
-    with pytest.raises(ValueError, match="basis must be"):
-        native.RowPack(unit, x, centre, np.eye(4, dtype=np.float32))
-    wide = np.zeros((8, 40), np.float32)
-    wide_centre = np.zeros(40, np.float32)
-    long, shortened = (
-        native.RowPack(unit, wide, wide_centre),
-        native.QueryPack(unit, wide, wide_centre, np.eye(3, 40, dtype=np.float32)),
-    )
-    with pytest.raises(ValueError, match="packs must be made with one basis"):
-        native.search(unit, shortened, wide, long, wide, bound, 1)
-    assert short.nbytes > 0
+    for arguments, message in (
+        (("mmx", centre), "there is no unit 'mmx'"),
+        ((unit, np.zeros((2, 2), np.float32)), "centre must be"),
+        ((unit, np.zeros(0, np.float32)), "centre must be"),
+        ((unit, np.zeros(4)), r"centre must be \(d,\) float32"),
+        ((unit, centre, np.eye(4, dtype=np.float32)), r"basis must be \(fewer than d, d\)"),
+        ((unit, centre, np.eye(2, 3, dtype=np.float32)), r"basis must be \(fewer than d, d\) float32"),
+        ((unit, centre, 3 * np.eye(2, 4, dtype=np.float32)), "basis must be of orthonormal rows"),
+        ((unit, centre, np.full((2, 4), 0.5, np.float32)), "basis must be of orthonormal rows"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            native.Packing(*arguments)
+    with pytest.raises(ValueError, match="vectors must have the packing's channels"):
+        native.RowPack(packing, x[:, :3].copy())
 
 
 @needs_kernel
@@ -247,7 +292,8 @@ def test_packs_take_no_more_than_is_planned(count: int, d: int, components: int)
     x, centre = np.zeros((count, d), np.float32), np.zeros(d, np.float32)
     basis = np.eye(components, d, dtype=np.float32) if components else None
     for unit in EVERY:
-        for pack in (native.RowPack(unit, x, centre, basis), native.QueryPack(unit, x, centre, basis)):
+        packing = native.Packing(unit, centre, basis)
+        for pack in (native.RowPack(packing, x), native.QueryPack(packing, x)):
             assert pack.nbytes <= pack_bytes(count, d)
 
 
@@ -271,9 +317,12 @@ def test_more_channels_than_sums_hold_are_left_to_faiss() -> None:
     assert usable_unit(65_537) is None
 
 
+@needs_kernel
 def test_lengths_are_padded() -> None:
-    assert [padded_length("avx2", length) for length in (1, 16, 17)] == [16, 16, 32]
-    assert [padded_length("amx", length) for length in (1, 64, 65)] == [64, 64, 128]
+    native = import_native()
+    assert [name for name, _ in native.units()] == [*UNITS, "reference"]
+    assert [native.padded_length("avx2", length) for length in (1, 16, 17)] == [16, 16, 32]
+    assert [native.padded_length("amx", length) for length in (1, 64, 65)] == [64, 64, 128]
 
 
 def test_without_the_extension_faiss_searches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""The basis that vectors are shortened in before the kernel filters them: fewer numbers to multiply, more vectors to look at.
+"""What the kernel packs vectors by: a centre, and a basis to shorten them in, for less to multiply and more to look at.
 
-Any orthonormal basis gives the same results; this chooses the one that is fastest on a sample of the bank's own images.
+Any centre and any orthonormal basis give the same results; these are chosen on a sample of the bank's own images.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 
 from spade_faiss.features import FloatArray
 from spade_faiss.gallery.blocks import Blocks
-from spade_faiss.kernel import import_native, look_cost, padded_length
+from spade_faiss.kernel import import_native, look_cost
 
 # With the length of what is left over, whole steps of the units.
 COMPONENTS = (15, 31, 63, 127)
@@ -17,28 +17,42 @@ _SEED = 1234
 _TRAIN_VECTORS = 2048
 _TRIAL_QUERIES = 256
 _ITERATIONS, _OVERSAMPLED = 4, 8
+# A centre leaves out this share of the smallest numbers of each channel, and as many of the largest.
+_TRIMMED = 16
 # A multiply-add of float32 takes as long as so many of bytes; one is made for each channel of a vector and each component.
 _FLOAT_COST = 4
 
 
-def choose_basis(blocks: Blocks, unit: str) -> FloatArray | None:
+def choose_centre(blocks: Blocks) -> FloatArray:
+    """(C,) float32, about where the vectors of a level are: a trimmed mean, so that outliers do not move it off all others."""
+    sample = np.sort(blocks.typical(_TRAIN_VECTORS), axis=0)
+    cut = len(sample) // _TRIMMED
+    centre: FloatArray = sample[cut : len(sample) - cut].mean(axis=0, dtype=np.float64).astype(np.float32)
+    return centre
+
+
+def choose_basis(blocks: Blocks, unit: str, centre: FloatArray) -> FloatArray | None:
     """(components, C) float32 orthonormal rows, or None where vectors are best filtered as they are.
 
     Images of the bank search each other, with each number of components that may be worth it; what counts is the filter's work,
     and how many vectors it leaves to be looked at. It depends on the bank and the unit alone.
     """
-    channels = blocks.level.channels
+    channels, padded_length = blocks.level.channels, import_native().padded_length
     worth = [count for count in COMPONENTS if 2 * padded_length(unit, count + 1) <= padded_length(unit, channels)]
     if not worth or len(blocks) < 3:
         return None
     rows = [int(row) for row in np.linspace(0, len(blocks) - 1, 3)]
     sample = blocks.typical(_TRAIN_VECTORS)
-    sample -= blocks.centre
+    sample -= centre
+    largest = np.abs(sample).max()
+    if not 0 < largest < np.inf:
+        return None
+    sample /= largest  # squares of large features leave float32
     directions = principal_directions(sample, worth[-1])
     tried = [None, *(_mixed(directions[:count]) for count in worth)]
     vectors = [np.ascontiguousarray(blocks.read(row)) for row in rows]
     queries = vectors[0][:: -(-len(vectors[0]) // _TRIAL_QUERIES)].copy()
-    work = [_work(blocks, unit, queries, vectors[1:], basis) for basis in tried]
+    work = [_work(unit, centre, queries, vectors[1:], basis) for basis in tried]
     return tried[int(np.argmin(work))]
 
 
@@ -56,8 +70,8 @@ def principal_directions(x: FloatArray, count: int) -> FloatArray:
     span = rng.standard_normal((d, min(d, count + _OVERSAMPLED)))
     for _ in range(_ITERATIONS):
         span, _ = np.linalg.qr(x.T @ (x @ span.astype(np.float32)))
-    seen = x @ span.astype(np.float32)
-    _, turn = np.linalg.eigh((seen.T @ seen).astype(np.float64))
+    seen = (x @ span.astype(np.float32)).astype(np.float64)
+    _, turn = np.linalg.eigh(seen.T @ seen)
     directions, _ = np.linalg.qr(span @ turn[:, ::-1])
     return np.ascontiguousarray(directions.T[:count], np.float32)
 
@@ -70,20 +84,20 @@ def _mixed(directions: FloatArray) -> FloatArray:
     return mixed
 
 
-def _work(blocks: Blocks, unit: str, queries: FloatArray, galleries: list[FloatArray], basis: FloatArray | None) -> float:
+def _work(unit: str, centre: FloatArray, queries: FloatArray, galleries: list[FloatArray], basis: FloatArray | None) -> float:
     """What a query's search in a block takes, in multiply-adds of the unit."""
     native = import_native()
-    pack = native.QueryPack(unit, queries, blocks.centre, basis)
+    packing = native.Packing(unit, centre, basis)
+    pack = native.QueryPack(packing, queries)
     bound = np.full(len(queries), np.inf, np.float32)
     evaluated = 0
     for gallery in galleries:
-        row_pack = native.RowPack(unit, gallery, blocks.centre, basis)
-        D, _, found, _ = native.search(unit, pack, queries, row_pack, gallery, bound, 1)
+        D, _, found, _ = native.search(pack, queries, native.RowPack(packing, gallery), gallery, bound, 1)
         np.minimum(bound, D[:, 0], out=bound)
         evaluated += found
     channels, length = queries.shape[1], queries.shape[1] if basis is None else len(basis) + 1
     rows = sum(len(gallery) for gallery in galleries)
-    filtered = rows * padded_length(unit, length)
+    filtered = rows * native.padded_length(unit, length)
     looked = look_cost(unit) * evaluated / len(queries) * channels
     shortened = 0 if basis is None else _FLOAT_COST * len(galleries) * len(basis) * channels
     return float(filtered + looked + shortened) / len(galleries)

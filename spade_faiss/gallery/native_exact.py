@@ -10,7 +10,7 @@ import numpy as np
 
 from spade_faiss.features import FloatArray
 from spade_faiss.gallery import Hits
-from spade_faiss.gallery.basis import choose_basis, choosing_bytes
+from spade_faiss.gallery.basis import choose_basis, choose_centre, choosing_bytes
 from spade_faiss.gallery.blocks import Blocks, StoredArray
 from spade_faiss.gallery.sweep import Piece, Visit, in_flight, slices, sweep, visits_of
 from spade_faiss.kernel import import_native, pack_bytes
@@ -18,7 +18,7 @@ from spade_faiss.knn import IntArray
 from spade_faiss.workers import Workers
 
 if TYPE_CHECKING:
-    from spade_faiss._native import QueryPack, RowPack
+    from spade_faiss._native import Packing, QueryPack, RowPack
 
 # Queries that are searched in a block at a time: enough that Python's share is small, and so few that all cores have some.
 _PART_QUERIES = 784
@@ -56,9 +56,10 @@ class NativeSearch:
         self._native = import_native()
 
     @cached_property
-    def _how(self) -> tuple[FloatArray, FloatArray | None]:
-        """What vectors are packed by: the centre, and the basis they are shortened in."""
-        return self._blocks.centre, choose_basis(self._blocks, self._unit)
+    def _packing(self) -> Packing:
+        centre = choose_centre(self._blocks)
+        made: Packing = self._native.Packing(self._unit, centre, choose_basis(self._blocks, self._unit, centre))
+        return made
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""
@@ -71,7 +72,7 @@ class NativeSearch:
         part, listed = min(queries, 2 * _PART_QUERIES), min(kappa, queries)
         # What the filter says of a part's queries, who is done with a group; their bounds, what they find, and its merging.
         each = part * (queries * 9 // 16 + 64 + 12 * listed + 16 * (kappa + listed))
-        return _FIXED_BYTES + max(packed + found + blocks + self._workers.threads * each, choosing_bytes(self._blocks))
+        return _FIXED_BYTES + choosing_bytes(self._blocks) + packed + found + blocks + self._workers.threads * each
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
@@ -79,10 +80,7 @@ class NativeSearch:
         rows = self._blocks.level.height * self._blocks.level.width
         xq = np.ascontiguousarray(xq)
         parts = slices(queries, max(1, round(queries / _PART_QUERIES)))
-        packing = [
-            [self._workers.submit(self._native.QueryPack, self._unit, image[part], *self._how) for part in parts]
-            for image in xq
-        ]
+        packing = [[self._workers.submit(self._native.QueryPack, self._packing, image[part]) for part in parts] for image in xq]
         packs: list[list[QueryPack]] = [[task.result() for task in of_image] for of_image in packing]
         nearest = _Nearest(n, queries, kappa)
 
@@ -90,7 +88,7 @@ class NativeSearch:
             part = parts[number]
             bound = nearest.bound(image, part, row)
             D, I, _, _ = self._native.search(
-                self._unit, packs[image][number], xq[image, part], block.pack, block.rows, bound, min(kappa, rows)
+                packs[image][number], xq[image, part], block.pack, block.rows, bound, min(kappa, rows)
             )
             nearest.merge(image, part, row, D, I)
 
@@ -108,7 +106,7 @@ class NativeSearch:
         rows = self._blocks.stored(row)
 
         def pack() -> RowPack:
-            made: RowPack = self._native.RowPack(self._unit, rows, *self._how)
+            made: RowPack = self._native.RowPack(self._packing, rows)
             return made
 
         return _Block(rows, self._blocks.kept(self._unit, row, pack))
@@ -152,5 +150,6 @@ class _Nearest:
                 sq_dist[:] = np.sort(np.concatenate([sq_dist, D], axis=1), axis=1)[:, : sq_dist.shape[1]]
 
     def hits(self) -> Hits:
-        """All of it."""
+        """All of it; -1 where there is nothing, as for vectors that are no numbers."""
+        self._row[self._row == _NO_ROW] = -1
         return Hits(self._sq_dist, self._row, self._location)

@@ -25,6 +25,8 @@ constexpr int kPanel = 16;      // queries whose products are made side by side:
 constexpr int kGroup = 8;       // rows of which one minimum is kept
 constexpr int kRowAlign = 16;   // rows are padded to a multiple of it
 constexpr int kMostChannels = 65536;  // beyond, a sum of products could leave 32 bits
+// Numbers below it may be squared to 0, and flushed to 0 by whoever set the processor so.
+constexpr float kVanishing = 0x1p-63f;
 
 // The integers that a unit multiplies: rows are unsigned, `zero` stands for 0.
 struct Format {
@@ -64,60 +66,65 @@ struct Vectors {
     const void* data;
     Type type;
     int count, d;
-    const void* row(int i) const {
-        return static_cast<const char*>(data) + static_cast<std::size_t>(i) * d * (type == Type::kFloat16 ? 2 : 4);
-    }
+    std::size_t row_bytes() const { return static_cast<std::size_t>(d) * (type == Type::kFloat16 ? 2 : 4); }
+    const void* row(int i) const { return static_cast<const char*>(data) + i * row_bytes(); }
 };
 
-// What vectors are packed by.
-struct Shape {
-    const float* centre;  // (d)
-    const float* basis;   // (components, d), orthonormal rows; nullptr for none
-    int d, components;
+// What vectors are packed by. Packs that meet must be made by the same one.
+struct Packing {
+    // `basis`: (components, d), orthonormal rows; nullptr for none.
+    Packing(Format format, int d, const float* centre, const float* basis, int components);
+
     // Numbers that are kept of a vector.
-    int length() const { return basis ? components + 1 : d; }
-    // What float32 may lose of norms, centring, the basis and all: a share of |q|^2 + |x|^2. Sums are made in 16 lanes, those of
-    // components one after the other.
-    float rounding() const {
-        const float sums = (static_cast<float>(d) / 8 + 64) * 0x1p-24f;
-        return basis ? sums + 4 * of_basis() : sums;
+    int length() const { return components ? components + 1 : d; }
+    // How far components may be from what they should be, as a share of the vector's length: sums of one product after another.
+    float of_basis() const {
+        return components ? static_cast<float>(d) * (std::sqrt(static_cast<float>(components)) + 1) * 0x1p-24f : 0.0f;
     }
-    // How far components may be from what they should be, as a share of the vector's length.
-    float of_basis() const { return static_cast<float>(d) * (std::sqrt(static_cast<float>(components)) + 1) * 0x1p-24f; }
+
+    Format format;
+    int d, components;
+    int stride;      // numbers of a packed vector, padded
+    float rounding;  // what float32 may lose of norms, centring, the basis and all: a share of |q|^2 + |x|^2
+    Buffer<float> centre;
+    int columns;           // components, padded
+    Buffer<float> basis;   // (d, columns): what one channel adds to all components is side by side
 };
 
 // The rows of a block. Rows beyond `count` are as far as can be.
 struct RowPack {
-    RowPack(const Vectors& rows, const Shape& shape, Format format);
+    RowPack(std::shared_ptr<const Packing> packing, const Vectors& rows);
     std::size_t nbytes() const {
-        return codes.nbytes() + step.nbytes() + half.nbytes() + reach.nbytes() + residual.nbytes();
+        return codes.nbytes() + step.nbytes() + half.nbytes() + reach.nbytes() + residual.nbytes() + group_reach.nbytes() +
+               group_residual.nbytes() + repeats.nbytes();
     }
 
-    Format format;
-    int count, d, stride, groups;
-    float rounding;                 // see Shape
-    Buffer<std::uint8_t> codes;     // (padded rows, stride)
-    Buffer<float> step;             // of each row
-    Buffer<float> half;             // |x|^2 / 2 of each row, infinite for padding
-    Buffer<float> reach, residual;  // of each group: the most of |x|, and of |x - x'|
+    std::shared_ptr<const Packing> packing;
+    int count, stride, groups;
+    Buffer<std::uint8_t> codes;                // (padded rows, stride)
+    Buffer<float> step;                        // of each row
+    Buffer<float> half;                        // |x|^2 / 2 of each row, infinite for padding
+    Buffer<float> reach, residual;             // of each row: at least |x|, and |x - x'|
+    Buffer<float> group_reach, group_residual;  // the most of them in each group
+    Buffer<std::uint8_t> repeats;              // of each group, a bit for each row: whether it is equal to the row before
 };
 
-// The queries of a test image, in panels: [panel][channel / 4][query][channel % 4].
+// Queries, in panels: [panel][channel / 4][query][channel % 4].
 struct QueryPack {
-    QueryPack(const Vectors& queries, const Shape& shape, Format format);
+    QueryPack(std::shared_ptr<const Packing> packing, const Vectors& queries);
     std::size_t nbytes() const {
-        return codes.nbytes() + lines.nbytes() + step.nbytes() + start.nbytes() + sq_norm.nbytes() + norm.nbytes() + residual.nbytes();
+        return codes.nbytes() + lines.nbytes() + step.nbytes() + start.nbytes() + sq_norm.nbytes() + norm.nbytes() +
+               residual.nbytes();
     }
 
-    Format format;
-    int count, d, stride, panels;
-    float rounding;                 // see Shape
+    std::shared_ptr<const Packing> packing;
+    int count, stride, panels;
     Buffer<std::int8_t> codes;
-    Buffer<std::int16_t> lines;     // (queries, stride): the same codes, query by query
+    Buffer<std::int16_t> lines;    // (queries, stride): the same codes, query by query
     Buffer<float> step;
-    Buffer<std::int32_t> start;     // what cancels the rows' `zero`: -zero * sum(codes)
-    Buffer<float> sq_norm;          // |q|^2
-    Buffer<float> norm, residual;   // at least |q'|, and |q - q'|
+    Buffer<std::int32_t> start;    // what cancels the rows' `zero`: -zero * sum(codes)
+    Buffer<float> sq_norm;         // |q|^2
+    Buffer<float> norm, residual;  // at least |q'|, and |q - q'|
 };
 
 }  // namespace spade

@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "lanes.hpp"
 #include "target.hpp"
 
 namespace spade {
@@ -23,31 +24,12 @@ SPADE_AVX2 SPADE_INLINE __m256i sums(const __m256i* of) {
     return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
 }
 
-// Channels of a vector as float32, zeros up to `padded`.
-SPADE_AVX2 void decode(const void* vector, Type type, int d, int padded, float* to) {
-    const char* from = static_cast<const char*>(vector);
-    int i = 0;
-    if (type == Type::kFloat16) {
-        for (; i + 8 <= d; i += 8)
-            _mm256_store_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 2 * i))));
-        for (; i < d; ++i) {
-            std::uint16_t half;
-            std::memcpy(&half, from + 2 * i, 2);
-            to[i] = _cvtsh_ss(half);
-        }
-    } else {
-        std::memcpy(to, from, static_cast<std::size_t>(d) * 4);
-        i = d;
-    }
-    std::fill(to + i, to + padded, 0.0f);
-}
-
 // Squared distances of a query to R rows, all of them padded: 32 sums each, added up by halves.
 template <int R>
 SPADE_AVX2 SPADE_INLINE void direct(const float* q, const float* const* x, int padded, float* sq_dist) {
-    __m256 sum[R][4];
+    __m256 parts[R][4];
     for (int r = 0; r < R; ++r)
-        for (int j = 0; j < 4; ++j) sum[r][j] = _mm256_setzero_ps();
+        for (int j = 0; j < 4; ++j) parts[r][j] = _mm256_setzero_ps();
     int i = 0;
     for (; i + 32 <= padded; i += 32)
 #pragma GCC unroll 4
@@ -55,7 +37,7 @@ SPADE_AVX2 SPADE_INLINE void direct(const float* q, const float* const* x, int p
             const __m256 of_query = _mm256_loadu_ps(q + i + 8 * j);
             for (int r = 0; r < R; ++r) {
                 const __m256 left = _mm256_sub_ps(of_query, _mm256_load_ps(x[r] + i + 8 * j));
-                sum[r][j] = _mm256_fmadd_ps(left, left, sum[r][j]);
+                parts[r][j] = _mm256_fmadd_ps(left, left, parts[r][j]);
             }
         }
     if (i < padded)
@@ -63,14 +45,12 @@ SPADE_AVX2 SPADE_INLINE void direct(const float* q, const float* const* x, int p
             const __m256 of_query = _mm256_loadu_ps(q + i + 8 * j);
             for (int r = 0; r < R; ++r) {
                 const __m256 left = _mm256_sub_ps(of_query, _mm256_load_ps(x[r] + i + 8 * j));
-                sum[r][j] = _mm256_fmadd_ps(left, left, sum[r][j]);
+                parts[r][j] = _mm256_fmadd_ps(left, left, parts[r][j]);
             }
         }
     for (int r = 0; r < R; ++r) {
-        const __m256 eight = _mm256_add_ps(_mm256_add_ps(sum[r][0], sum[r][2]), _mm256_add_ps(sum[r][1], sum[r][3]));
-        __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-        four = _mm_add_ps(four, _mm_movehl_ps(four, four));
-        sq_dist[r] = _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+        const __m256 eight = _mm256_add_ps(_mm256_add_ps(parts[r][0], parts[r][2]), _mm256_add_ps(parts[r][1], parts[r][3]));
+        sq_dist[r] = sum(eight);
     }
 }
 
@@ -109,7 +89,7 @@ private:
 struct Scratch {
     std::vector<float> minima, limit, least;
     std::vector<std::int32_t> best;
-    std::vector<std::uint16_t> looked;
+    std::vector<std::uint16_t> done;
 
     template <typename T>
     static T* of(std::vector<T>& memory, std::size_t size) {
@@ -126,36 +106,45 @@ Scratch& scratch() {
 // Queries in one block, group by group, so that a group's rows are decoded once for all that look at them.
 class Search {
 public:
-    Search(const QueryPack& query_pack, const Vectors& queries, const RowPack& row_pack, const Vectors& rows, float margin,
-           const float* minima)
-        : pack_(query_pack), rows_(row_pack), xq_(queries), xb_(rows), margin_(margin), minima_(minima),
-          panels_(query_pack.panels),
-          padded_((row_pack.d + 15) / 16 * 16),
-          share_(std::max(row_pack.rounding, query_pack.rounding)),
+    Search(const QueryPack& queries, const Vectors& xq, const RowPack& rows, const Vectors& xb, float margin, const float* minima)
+        : queries_(queries),
+          rows_(rows),
+          xq_(xq),
+          xb_(xb),
+          margin_(margin),
+          minima_(minima),
+          panels_(queries.panels),
+          d_(xq.d),
+          padded_((xq.d + 15) / 16 * 16),
+          rounding_(rows.packing->rounding),
+          vanishing_(static_cast<float>(d_) * std::numeric_limits<float>::min()),
           limit_(Scratch::of(scratch().limit, static_cast<std::size_t>(panels_) * kPanel)),
-          looked_(Scratch::of(scratch().looked, static_cast<std::size_t>(panels_) * row_pack.groups)),
+          done_(Scratch::of(scratch().done, static_cast<std::size_t>(panels_) * rows.groups)),
+          asked_(panels_),
           group_(static_cast<std::size_t>(kGroup) * padded_),
           query_(padded_) {
-        std::fill_n(looked_, static_cast<std::size_t>(panels_) * row_pack.groups, std::uint16_t{0});
+        std::fill_n(done_, static_cast<std::size_t>(panels_) * rows.groups, std::uint16_t{0});
     }
 
     SPADE_AVX2 Effort run(const float* bound, int k, float* sq_dist, std::int64_t* location) {
-        nearest_.resize(pack_.count);
-        evaluated_.assign(pack_.count, 0);
+        nearest_.resize(queries_.count);
+        evaluated_.assign(queries_.count, 0);
         for (int i = 0; i < panels_ * kPanel; ++i) limit_[i] = -kInfinity;
-        for (int i = 0; i < pack_.count; ++i) {
+        for (int i = 0; i < queries_.count; ++i) {
             const std::size_t at = static_cast<std::size_t>(i) * k;
             nearest_[i] = {sq_dist + at, location + at, k, bound[i]};
-            if (bound[i] >= 0) limit_[i] = key_of(i, bound[i]);
+            if (!(bound[i] >= 0)) continue;
+            limit_[i] = key_of(i, bound[i]);
+            asked_[i / kPanel] |= static_cast<std::uint16_t>(1u << i % kPanel);
         }
-        if (std::any_of(limit_, limit_ + pack_.count, [](float limit) { return limit == kInfinity; })) look_at_best(k);
-        for (int group = 0; group < rows_.groups; ++group) {
+        if (std::any_of(limit_, limit_ + queries_.count, [](float limit) { return limit == kInfinity; })) look_at_best(k);
+        for (int group = 0; group * kGroup < rows_.count; ++group) {
             for (int panel = 0; panel < panels_; ++panel)
-                for (unsigned which = within(group, panel) & ~looked_[at(group, panel)]; which; which &= which - 1)
+                for (unsigned which = within(group, panel) & ~done_[at(group, panel)]; which; which &= which - 1)
                     look(group, panel * kPanel + __builtin_ctz(which));
         }
         Effort effort;
-        for (int i = 0; i < pack_.count; ++i) {
+        for (int i = 0; i < queries_.count; ++i) {
             effort.evaluated += evaluated_[i];
             effort.dense += evaluated_[i] * kDenseShare >= rows_.count && evaluated_[i] > kGroup * (k / kGroup + 2);
         }
@@ -166,29 +155,39 @@ private:
     std::size_t at(int group, int panel) const { return static_cast<std::size_t>(group) * panels_ + panel; }
     const float* minima(int group, int panel) const { return minima_ + at(group, panel) * kPanel; }
 
-    // The filter's value that a squared distance stands for, rounded up; a group's error comes on top.
+    // The filter's value that a squared distance stands for, rounded up; an error of the filter comes on top.
     float key_of(int i, float sq_dist) const {
-        const float norm = pack_.sq_norm[i];
-        return (sq_dist * (1 + share_) - norm) / 2 + margin_ * share_ * norm + std::numeric_limits<float>::min();
+        const float norm = queries_.sq_norm[i];
+        return (sq_dist * (1 + rounding_) - norm) / 2 + margin_ * rounding_ * norm + vanishing_;
     }
 
     // Which queries of a panel have a limit that a group's minimum is within, error and all. What is no number is.
     SPADE_AVX2 SPADE_INLINE unsigned within(int group, int panel) const {
-        const float reach = rows_.reach[group];
-        const __m256 of_reach = _mm256_set1_ps(margin_ * reach), of_residual = _mm256_set1_ps(margin_ * rows_.residual[group]);
-        const __m256 of_rounding = _mm256_set1_ps(margin_ * share_ * reach * reach);
+        const float reach = rows_.group_reach[group];
+        const __m256 of_reach = _mm256_set1_ps(margin_ * reach), of_residual = _mm256_set1_ps(margin_ * rows_.group_residual[group]);
+        const __m256 of_rounding = _mm256_set1_ps(margin_ * rounding_ * reach * reach);
         const float* least = minima(group, panel);
         unsigned found = 0;
         for (int lane = 0; lane < kPanel; lane += 8) {
             const int i = panel * kPanel + lane;
-            const __m256 left = _mm256_load_ps(pack_.residual.data() + i);
-            const __m256 norm = _mm256_load_ps(pack_.norm.data() + i);
+            const __m256 left = _mm256_load_ps(queries_.residual.data() + i), norm = _mm256_load_ps(queries_.norm.data() + i);
             const __m256 error = _mm256_fmadd_ps(left, of_reach, _mm256_fmadd_ps(norm, of_residual, of_rounding));
             const __m256 most = _mm256_add_ps(_mm256_loadu_ps(limit_ + i), error);
-            const __m256 beyond = _mm256_cmp_ps(_mm256_loadu_ps(least + lane), most, _CMP_NGT_UQ);
-            found |= static_cast<unsigned>(_mm256_movemask_ps(beyond)) << lane;
+            const __m256 near = _mm256_cmp_ps(_mm256_loadu_ps(least + lane), most, _CMP_NGT_UQ);
+            found |= static_cast<unsigned>(_mm256_movemask_ps(near)) << lane;
         }
-        return found;
+        return found & asked_[panel];
+    }
+
+    // The same for a query and each row of a group.
+    SPADE_AVX2 SPADE_INLINE unsigned rows_within(int group, int i) const {
+        const __m256 margin = _mm256_set1_ps(margin_), reach = _mm256_loadu_ps(rows_.reach.data() + group * kGroup);
+        const __m256 residual = _mm256_loadu_ps(rows_.residual.data() + group * kGroup);
+        const __m256 of_rounding = _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(rounding_), reach), reach);
+        const __m256 error = _mm256_fmadd_ps(_mm256_set1_ps(queries_.residual[i]), reach,
+                                             _mm256_fmadd_ps(_mm256_set1_ps(queries_.norm[i]), residual, of_rounding));
+        const __m256 most = _mm256_fmadd_ps(margin, error, _mm256_set1_ps(limit_[i]));
+        return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(keys(group, i), most, _CMP_NGT_UQ)));
     }
 
     // Queries of which nothing is known yet look at their most promising rows first: that limits what else they look at.
@@ -207,14 +206,14 @@ private:
                 _mm256_storeu_ps(least + i, _mm256_blendv_ps(before, value, nearer));
                 _mm256_storeu_ps(reinterpret_cast<float*>(best + i), now);
             }
-        for (int i = 0; i < pack_.count; ++i) {
+        for (int i = 0; i < queries_.count; ++i) {
             if (limit_[i] != kInfinity) continue;
             if (k == 1) {
                 look_at_row(best[i], i);
             } else {
                 for (int group : most_promising(i, k)) {
                     look(group, i);
-                    looked_[at(group, i / kPanel)] |= static_cast<std::uint16_t>(1u << i % kPanel);
+                    done_[at(group, i / kPanel)] |= static_cast<std::uint16_t>(1u << i % kPanel);
                 }
             }
         }
@@ -226,7 +225,7 @@ private:
         _mm256_store_ps(values, keys(group, i));
         const int count = std::min(kGroup, rows_.count - group * kGroup);
         const int r = static_cast<int>(std::min_element(values, values + count) - values);
-        decode(xb_.row(group * kGroup + r), xb_.type, rows_.d, padded_, group_.data() + static_cast<std::size_t>(r) * padded_);
+        decode(xb_.row(group * kGroup + r), xb_.type, d_, padded_, group_.data() + static_cast<std::size_t>(r) * padded_);
         decoded_ = -1;
         evaluate(r, r, group, i);
     }
@@ -249,7 +248,7 @@ private:
     SPADE_AVX2 SPADE_INLINE __m256 keys(int group, int i) const {
         const int stride = rows_.stride;
         const std::uint8_t* x = rows_.codes.data() + static_cast<std::size_t>(group) * kGroup * stride;
-        const std::int16_t* q = pack_.lines.data() + static_cast<std::size_t>(i) * stride;
+        const std::int16_t* q = queries_.lines.data() + static_cast<std::size_t>(i) * stride;
         __m256i dots[kGroup];
         for (int r = 0; r < kGroup; ++r) dots[r] = _mm256_setzero_si256();
         for (int c = 0; c < stride; c += 16) {
@@ -260,24 +259,21 @@ private:
                 dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128(row)), of_query));
             }
         }
-        const __m256i dot = _mm256_add_epi32(sums(dots), _mm256_set1_epi32(pack_.start[i]));
+        const __m256i dot = _mm256_add_epi32(sums(dots), _mm256_set1_epi32(queries_.start[i]));
         const __m256 of_step = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_loadu_ps(rows_.step.data() + group * kGroup));
-        return _mm256_fnmadd_ps(of_step, _mm256_set1_ps(pack_.step[i]), _mm256_loadu_ps(rows_.half.data() + group * kGroup));
+        return _mm256_fnmadd_ps(of_step, _mm256_set1_ps(queries_.step[i]), _mm256_loadu_ps(rows_.half.data() + group * kGroup));
     }
 
     // Evaluates those of a group's rows that are within a query's limit.
     SPADE_AVX2 void look(int group, int i) {
         if (!nearest_[i].open(group * kGroup)) return;
         const int count = std::min(kGroup, rows_.count - group * kGroup);
-        const float reach = margin_ * rows_.reach[group];
-        const float error = std::fma(pack_.residual[i], reach,
-                                     std::fma(pack_.norm[i], margin_ * rows_.residual[group], share_ * reach * rows_.reach[group]));
-        const __m256 beyond = _mm256_cmp_ps(keys(group, i), _mm256_set1_ps(limit_[i] + error), _CMP_NGT_UQ);
-        unsigned which = static_cast<unsigned>(_mm256_movemask_ps(beyond)) & ((1u << std::max(count, 0)) - 1);
+        unsigned which = rows_within(group, i) & ((1u << count) - 1);
+        if (nearest_[i].k == 1) which &= ~static_cast<unsigned>(rows_.repeats[group]);  // of equal rows the first counts
         if (which == 0) return;
         if (decoded_ != group) {
             for (int r = 0; r < count; ++r)
-                decode(xb_.row(group * kGroup + r), xb_.type, rows_.d, padded_, group_.data() + static_cast<std::size_t>(r) * padded_);
+                decode(xb_.row(group * kGroup + r), xb_.type, d_, padded_, group_.data() + static_cast<std::size_t>(r) * padded_);
             decoded_ = group;
         }
         while (which) {  // two at a time: neither waits for the other's sums
@@ -304,22 +300,23 @@ private:
     // A query's channels, padded.
     SPADE_AVX2 SPADE_INLINE const float* query_of(int i) {
         const auto* q = static_cast<const float*>(xq_.row(i));
-        if (rows_.d == padded_) return q;
-        decode(q, Type::kFloat32, rows_.d, padded_, query_.data());
+        if (d_ == padded_) return q;
+        decode(q, Type::kFloat32, d_, padded_, query_.data());
         return query_.data();
     }
 
-    const QueryPack& pack_;
+    const QueryPack& queries_;
     const RowPack& rows_;
     const Vectors xq_, xb_;
     const float margin_;
     const float* const minima_;
-    const int panels_, padded_;
-    const float share_;
+    const int panels_, d_, padded_;
+    const float rounding_, vanishing_;
     float* const limit_;
-    std::uint16_t* const looked_;  // of each group and panel, the queries that are done with it
-    Buffer<float> group_, query_;  // decoded
-    int decoded_ = -1;  // which group is
+    std::uint16_t* const done_;         // of each group and panel, the queries that need not look at it again
+    std::vector<std::uint16_t> asked_;  // of each panel, the queries of which something is asked
+    Buffer<float> group_, query_;       // decoded
+    int decoded_ = -1;                  // which group is
     std::vector<Nearest> nearest_;
     std::vector<std::int32_t> evaluated_;
 };
@@ -331,8 +328,8 @@ SPADE_AVX2 float direct_sq_dist(const float* a, const void* b, Type type, int d)
     Buffer<float> q(padded), x(padded);
     decode(a, Type::kFloat32, d, padded, q.data());
     decode(b, type, d, padded, x.data());
-    float found;
     const float* const rows[1] = {x.data()};
+    float found;
     direct<1>(q.data(), rows, padded, &found);
     return found;
 }
@@ -346,13 +343,14 @@ const float* filter_all(const Unit& unit, const QueryPack& queries, const RowPac
     return minima;
 }
 
-Effort search(const Unit& unit, const QueryPack& query_pack, const Vectors& queries, const RowPack& row_pack,
-              const Vectors& rows, const float* bound, int k, float margin, float* sq_dist, std::int64_t* location) {
-    const std::size_t found = static_cast<std::size_t>(queries.count) * k;
+Effort search(const Unit& unit, const QueryPack& queries, const Vectors& xq, const RowPack& rows, const Vectors& xb,
+              const float* bound, int k, float margin, float* sq_dist, std::int64_t* location) {
+    const UsualArithmetic usual;
+    const std::size_t found = static_cast<std::size_t>(xq.count) * k;
     std::fill_n(sq_dist, found, kInfinity);
     std::fill_n(location, found, -1);
-    const float* minima = filter_all(unit, query_pack, row_pack);
-    return Search(query_pack, queries, row_pack, rows, margin, minima).run(bound, k, sq_dist, location);
+    const float* minima = filter_all(unit, queries, rows);
+    return Search(queries, xq, rows, xb, margin, minima).run(bound, k, sq_dist, location);
 }
 
 }  // namespace spade

@@ -107,9 +107,9 @@ void check(const Unit& unit, int nq, int nb, int d, int components, Type type, f
     const Set queries = make(nq, d, Type::kFloat32, scale, centres);
     const Vectors xq{queries.values.data(), Type::kFloat32, nq, d};
     const std::vector<float> basis = make_basis(components, d);
-    const Shape shape{centre.data(), components ? basis.data() : nullptr, d, components};
-    const RowPack row_pack(rows.vectors, shape, unit.format);
-    const QueryPack query_pack(queries.vectors, shape, unit.format);
+    const auto packing = std::make_shared<Packing>(unit.format, d, centre.data(), basis.data(), components);
+    const RowPack row_pack(packing, rows.vectors);
+    const QueryPack query_pack(packing, queries.vectors);
 
     const Range all{0, row_pack.groups};
     std::vector<float> minima(static_cast<std::size_t>(query_pack.panels) * row_pack.groups * kPanel, -1), same(minima.size(), -2);
