@@ -35,6 +35,7 @@ types: $(INSTALLED)
 figures: $(INSTALLED)
 	$(BIN)/python -m benchmarks.main_job --data $(DATA) --out benchmarks/results
 	$(BIN)/python -m benchmarks.gallery --data $(DATA) --out benchmarks/results --recipes exact ivf compact location history
+	$(BIN)/python -m benchmarks.kernel --data $(DATA) --out benchmarks/results
 	$(BIN)/python -m benchmarks.codes --out benchmarks/results
 	$(BIN)/python -m benchmarks.durability --out benchmarks/results
 	$(BIN)/python -m benchmarks.calibration --data $(DATA) --out benchmarks/results
@@ -68,4 +69,4 @@ $(WHEEL)/faiss: constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(GPU) $(WHEEL) demo build dist
+	rm -rf $(VENV) $(GPU) $(WHEEL) demo build dist spade_faiss/_native*.so

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 NATIVE = Path("spade_faiss") / "native"
@@ -29,14 +30,22 @@ def kernel() -> list[Pybind11Extension]:
     ]
 
 
+class BuildWithRecipes(build_py):
+    """The recipes stand at the top level, for people; a wheel carries them inside of the package."""
+
+    def run(self) -> None:
+        """Copy the package's files, and the recipes."""
+        super().run()
+        if not self.editable_mode:
+            for recipe in sorted((ROOT / "indexes").glob("*.yaml")):
+                folder = Path(self.build_lib) / "spade_faiss" / "indexes"
+                folder.mkdir(parents=True, exist_ok=True)
+                self.copy_file(str(recipe), str(folder / recipe.name))
+
+
 setup(
-    packages=[*find_packages(include=["spade_faiss", "spade_faiss.*"]), "spade_faiss.indexes"],
-    # The recipes stand at the top level, for people; a wheel carries them inside the package.
-    package_dir={"spade_faiss.indexes": "indexes"},
-    package_data={
-        "spade_faiss": ["py.typed", "*.pyi", "measured.json"],
-        "spade_faiss.report": ["*.j2"],
-        "spade_faiss.indexes": ["*.yaml"],
-    },
+    packages=find_packages(include=["spade_faiss", "spade_faiss.*"]),
+    package_data={"spade_faiss": ["py.typed", "*.pyi", "measured.json"], "spade_faiss.report": ["*.j2"]},
     ext_modules=kernel(),
+    cmdclass={"build_py": BuildWithRecipes},
 )

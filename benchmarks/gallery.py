@@ -1,5 +1,7 @@
 """The figures of the gallery search: what each recipe costs and what it changes, beside what one would do without them.
 
+`exact` is exact search by FAISS here, wherever it runs; the compiled kernel has benchmarks/kernel.py.
+
 Run as `python -m benchmarks.gallery --out benchmarks/results`: on generated features, with --bank and --queries on real
 ones too. A ratio is that of runs in turn, in one process, with the same number of threads.
 """
@@ -181,7 +183,7 @@ def profile(setup: Setup) -> Iterator[Row]:
     k = max(setup.ks)
     a = np.random.default_rng(0).random((_PEAK_SIDE, _PEAK_SIDE), np.float32)
     for features in setup.sets:
-        detector = _open(features, load_recipe("exact").with_query({"engine": "faiss"}), k)
+        detector = _open(features, "exact", k)
         levels = detector.bank.layout.levels
         work = {"exact": sum(2 * (level.height * level.width) ** 2 * k * level.channels for level in levels)}
         work |= dict.fromkeys(("numpy", "faiss"), 2 * _PEAK_SIDE**3)
@@ -205,7 +207,7 @@ def profile(setup: Setup) -> Iterator[Row]:
 def peak_growth(bank: str, tests: str, recipe: str, k: int, budget: str) -> dict[str, int]:
     """Resident bytes before the first scoring, and the most while it runs; for a process of its own."""
     batch = load_queries(Path(tests))
-    detector = Detector.open(bank, recipe=recipe, k_gallery=k, memory=budget)
+    detector = Detector.open(bank, recipe=_recipe_of(recipe), k_gallery=k, memory=budget)
     samples = [resident_bytes()]
     done = threading.Event()
 
@@ -225,8 +227,8 @@ def stage_times(bank: str, tests: str, recipe: str, k: int, budget: str, cold: b
     """Seconds by stage of one image after the other, the first left out; for a process of its own."""
     batch = load_queries(Path(tests))
     if not cold:  # another detector fills the system's cache: the one that is measured has decoded nothing yet
-        Detector.open(bank, recipe=recipe, k_gallery=k, memory=budget).score_features(batch)
-    detector = Detector.open(bank, recipe=recipe, k_gallery=k, memory=budget)
+        Detector.open(bank, recipe=_recipe_of(recipe), k_gallery=k, memory=budget).score_features(batch)
+    detector = Detector.open(bank, recipe=_recipe_of(recipe), k_gallery=k, memory=budget)
     seconds: dict[str, list[float]] = {IMAGES: [], PIXELS: []}
     read = []
     for place in range(len(batch)):
@@ -241,9 +243,13 @@ def stage_times(bank: str, tests: str, recipe: str, k: int, budget: str, cold: b
     return {**spreads, "read_bytes_per_image": statistics.median(read[1:]), "cache_bytes": detector.plan.cache_bytes}
 
 
-def _open(features: Features, recipe: str | Recipe, k: int, budget: str | int = AMPLE) -> Detector:
+def _open(features: Features, recipe: str, k: int, budget: str | int = AMPLE) -> Detector:
     build_index(Bank.open(features.bank), load_recipe(recipe))
-    return Detector.open(features.bank, recipe=recipe, k_gallery=k, memory=budget)
+    return Detector.open(features.bank, recipe=_recipe_of(recipe), k_gallery=k, memory=budget)
+
+
+def _recipe_of(name: str) -> Recipe:
+    return load_recipe(name).with_query({"engine": "faiss"} if name == "exact" else {})
 
 
 def engine_of(detector: Detector) -> Engine:

@@ -41,7 +41,6 @@ TOLERANCE = 1e-5
 # Of generated vectors, in each set.
 _QUERIES, _ROWS = 440_000, 200
 _STEP = 20_000
-_LONG, _SIDE = 2048, 128
 _RUNS = 7
 
 
@@ -67,9 +66,7 @@ def main() -> None:
 
 def speed(scratch: Path, data: Path | None) -> Iterator[Row]:
     """Seconds an image of the pixel search by the kernel, by FAISS's engine, and by plain calls of FAISS."""
-    for shape in SHAPES:
-        product, bank = _bank(scratch, shape)
-        tests = product.tests(TESTS)
+    for name, bank, tests in _sets(scratch, data):
         # A batch that shares its nearest normals: the best case of one call of FAISS for all of it.
         tests = replace(tests, embedding=np.repeat(tests.embedding[:1], TESTS, axis=0))
         for k, size, repeats in SPEED:
@@ -81,13 +78,12 @@ def speed(scratch: Path, data: Path | None) -> Iterator[Row]:
             seconds = in_turn(engines, batches, repeats)
             over = {name: ratio_of(seconds[name], seconds["native"]) for name in engines if name != "native"}
             spreads = {name: spread(runs) for name, runs in seconds.items()}
-            yield {"set": shape, "k": k, "batch": size, "s_per_image": spreads, "times_that_of": over}
+            yield {"set": name, "k": k, "batch": size, "s_per_image": spreads, "times_that_of": over}
 
 
 def parts(scratch: Path, data: Path | None) -> Iterator[Row]:
     """Milliseconds of each part of a search, level by level, on one thread; with the basis that is chosen, and without one."""
     native, unit = import_native(), find_unit("auto", 1)
-    peak = _peak(unit)
     for shape in SHAPES:
         product, bank = _bank(scratch, shape)
         tests = product.tests(1)
@@ -104,7 +100,6 @@ def parts(scratch: Path, data: Path | None) -> Iterator[Row]:
                         "k": k,
                         "components": None if basis is None else len(basis),
                         "choosing_s": choosing,
-                        "peak_multiply_adds_per_s": peak,
                         **_parts(native, unit, blocks, xq, k, basis),
                     }
 
@@ -125,8 +120,8 @@ def equality(scratch: Path, data: Path | None) -> Iterator[Row]:
                 blocks = Blocks(level, 1, lambda _, xb=xb: xb)  # type: ignore[misc]
                 checked.search(blocks, xq, np.arange(1), turned if start // _STEP % 2 else None)
             yield {"set": kind, "channels": d, **checked.row()}
-    features = [(shape, *_bank(scratch, shape)) for shape in SHAPES]
-    for shape, product, bank in features:
+    for shape in SHAPES:
+        product, bank = _bank(scratch, shape)
         yield {"set": f"generated {shape}", **_equal_features(bank, product.tests(8))}
     if data is not None:
         yield {"set": "mvtec_bottle, efficientnet_lite0", **_equal_features(*_bottle(scratch, data / "mvtec_bottle"))}
@@ -199,6 +194,16 @@ def _equal_features(bank: Snapshot, tests: FeatureBatch, k: int = 5) -> Row:
     return checked.row()
 
 
+def _sets(scratch: Path, data: Path | None) -> Iterator[tuple[str, Bank, FeatureBatch]]:
+    """Banks, each with some test images: generated ones, and a real one."""
+    for shape in SHAPES:
+        product, bank = _bank(scratch, shape)
+        yield shape, bank, product.tests(TESTS)
+    if data is not None:
+        bank, tests = _bottle(scratch, data / "mvtec_bottle")
+        yield "mvtec_bottle", bank, tests[:: len(tests) // TESTS][:TESTS]
+
+
 def _bottle(scratch: Path, dataset: Path) -> tuple[Bank, FeatureBatch]:
     """Its normal images as a bank, and the features of its test images."""
     for name, images in (("bottle", "train/good"), ("tests", "test")):
@@ -236,14 +241,6 @@ def _parts(native: Any, unit: str, blocks: Blocks, xq: FloatArray, k: int, basis
         "evaluated_per_query": evaluated / len(xq),
         "dense_share": dense / len(xq),
     }
-
-
-def _peak(unit: str) -> float:
-    """Multiply-adds a second of the filter on long vectors, where little else is done: what the unit reaches in practice."""
-    native, x, centre = import_native(), np.ones((_SIDE, _LONG), np.float32), np.zeros(_LONG, np.float32)
-    packing = native.Packing(unit, centre)
-    packs = native.QueryPack(packing, x), native.RowPack(packing, x)
-    return _SIDE * _SIDE * _LONG / _least(lambda: native.filter(*packs), 200)
 
 
 def _least(task: Callable[[], object], runs: int) -> float:

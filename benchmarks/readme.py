@@ -36,7 +36,13 @@ def main() -> None:
 def measured() -> str:
     """The measurements that the package carries."""
     found = summary_of(page.load(SWEEP / page.ROWS))
-    parts = {name: "[\n" + ",\n".join(map(json.dumps, found.pop(name))) + "\n]" for name in ("image", "pixel")}
+    kernel = json.loads((RESULTS / "kernel.json").read_bytes())
+    found["kernel"] = [
+        {"set": row["set"], "k": row["k"], "times": round(row["times_that_of"]["faiss"], 2), "unit": kernel["unit"]}
+        for row in kernel["speed"]
+        if row["batch"] == 1
+    ]
+    parts = {name: "[\n" + ",\n".join(map(json.dumps, found.pop(name))) + "\n]" for name in ("image", "pixel", "kernel")}
     return json.dumps(found)[:-1] + "".join(f', "{name}": {lines}' for name, lines in parts.items()) + "}\n"
 
 
@@ -47,6 +53,7 @@ def filled(text: str) -> str:
     figures["gpu"] = json.loads((RESULTS / "gpu.json").read_bytes())
     figures["durability"] = json.loads((RESULTS / "durability.json").read_bytes())
     figures["calibration"] = json.loads((RESULTS / "calibration.json").read_bytes())
+    figures["kernel"] = json.loads((RESULTS / "kernel.json").read_bytes())
     figures["gallery"] = json.loads((RESULTS / "gallery.json").read_bytes())
     figures["sweep"] = page.load(SWEEP / page.ROWS)
     for name, table in TABLES.items():
@@ -118,7 +125,49 @@ def _gallery(figures: Figures) -> str:
         spent = {name: f"{1000 * found['median']:.0f}" for name, found in row["s_per_image"].items()}
         ours = (f"{spent[name]} ({row['times_that_of'][name]['knn']:.2f})" for name in _RECIPES)
         rows.append((row["set"], row["k"], row["batch"], *(spent.get(name, "–") for name in _ENGINES), *ours))
-    return _table(("shapes", "K", "batch", *_ENGINES.values(), *_RECIPES), rows)
+    return _table(("shapes", "K", "batch", *_ENGINES.values(), "exact by FAISS", *_RECIPES[1:]), rows)
+
+
+def _kernel(figures: Figures) -> str:
+    """Milliseconds an image by the kernel, and how many times as long others take."""
+    rows = []
+    for row in figures["kernel"]["speed"]:
+        others = (
+            f"{1000 * row['s_per_image'][name]['median']:.0f} ({row['times_that_of'][name]:.1f})"
+            for name in ("knn", "knn_low_threshold", "faiss")
+        )
+        rows.append((row["set"], row["k"], row["batch"], f"{1000 * row['s_per_image']['native']['median']:.0f}", *others))
+    return _table(("shapes", "K", "batch", "kernel", "faiss.knn", "same, lower threshold", "exact by FAISS"), rows)
+
+
+def _kernel_facts(figures: Figures) -> str:
+    found = figures["kernel"]
+    machine, equal = found["machine"], found["equality"]
+    lines = [
+        f"- Measured on {machine['date']}: {machine['cpu']}, {machine['threads']} threads, unit `{found['unit']}`, "
+        f"faiss-cpu {machine['faiss-cpu']}; a machine that others use, too."
+    ]
+    for row in found["parts"]:
+        if row["level"] == "level1" and row["k"] == 5 and (row["components"] is not None or row["set"] == "wrn50"):
+            how = "as they are" if row["components"] is None else f"shortened to {row['components']} components"
+            rate = row["filter_multiply_adds_per_s"]
+            stands_for = row["float32_flops_that_it_stands_for"] / 1e9
+            lines.append(
+                f"- {row['set']}, finest level, K=5, one thread, vectors {how}: packing takes {row['pack_rows_ms']:.1f} ms for "
+                f"rows and {row['pack_queries_ms']:.1f} for queries, the filter {row['filter_ms']:.1f}, looking "
+                f"{row['look_ms']:.1f}. The filter makes {rate / 1e9:.0f} G multiply-adds a second and "
+                f"stands for {stands_for:.0f} GFLOP/s of float32; {row['evaluated_per_query']:.0f} vectors evaluated a query."
+            )
+    hostile = dict.fromkeys(row["set"] for row in equal if "channels" in row)
+    features = [row for row in equal if "channels" not in row]
+    dense = ", ".join(f"{100 * row['dense_share']:.1f} % ({row['set']})" for row in features)
+    lines.append(
+        f"- {sum(row['queries'] for row in equal):,} queries beside float64: {', '.join(hostile)}; features "
+        f"({', '.join(row['set'] for row in features)}). None missed, distances off by at most "
+        f"{max(row['worst'] for row in equal):.0e} of themselves. A quarter of a block or more was evaluated for {dense} of "
+        f"the queries."
+    )
+    return "\n".join(lines)
 
 
 def _gallery_quality(figures: Figures) -> str:
@@ -155,9 +204,9 @@ def _gallery_facts(figures: Figures) -> str:
     profile, (small, large), equal = found["profile"][0], found["memory"], found["equal"][0]
     parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in profile["of_threads_time"].items() if share > 0.01)
     lines = [
-        f"- `exact` at K={profile['k']} runs at {profile['gflop_per_s']['exact']['median']:.0f} GFLOP/s, "
+        f"- `exact` by FAISS at K={profile['k']} runs at {profile['gflop_per_s']['exact']['median']:.0f} GFLOP/s, "
         f"{100 * profile['of_peak']['numpy']:.0f} % of what a matrix product alone reaches; of the threads' time: {parts}.",
-        f"- `exact` is identical bit by bit for {', '.join(equal['identical'])}; "
+        f"- `exact` by FAISS is identical bit by bit for {', '.join(equal['identical'])}; "
         f"at most {equal['off_float64']:.1g} off float64.",
         f"- `--memory 1GiB`, K={small['k']}, wrn50: {_mib(small['peak_bytes'])} at the peak with {small['normals']} normals, "
         f"{_mib(large['peak_bytes'])} with {large['normals']}, after {_mib(small['start_bytes'])} and "
@@ -167,7 +216,8 @@ def _gallery_facts(figures: Figures) -> str:
     against = {name: alone[name]["median"] / alone["exact"]["median"] for name in ("knn", "knn_low_threshold")}
     joint, single = (of["knn"]["median"] / together["exact"]["median"] for of in (together, alone))
     lines.append(
-        f"- On a machine with nothing else to do, wrn50, K={found['speed_exact'][0]['k']}, `exact` is {against['knn']:.2f} "
+        f"- On a machine with nothing else to do, wrn50, K={found['speed_exact'][0]['k']}, `exact` by FAISS is "
+        f"{against['knn']:.2f} "
         f"times as fast as `faiss.knn` for a single image ({against['knn_low_threshold']:.2f} with its threshold lowered). In "
         f"a batch of 16 that share their neighbours it is {single:.2f} times as fast as 16 calls for one image each, and "
         f"{joint:.2f} times as fast as one call for all 16."
@@ -389,6 +439,8 @@ TABLES: dict[str, Callable[[Figures], str]] = {
     "bottle": _bottle,
     "magnetic_tile": _magnetic_tile,
     "time": _time,
+    "kernel": _kernel,
+    "kernel_facts": _kernel_facts,
     "gallery": _gallery,
     "gallery_quality": _gallery_quality,
     "gallery_facts": _gallery_facts,

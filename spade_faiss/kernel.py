@@ -10,10 +10,11 @@ from types import ModuleType
 
 from spade_faiss.errors import DependencyError, InputError
 
+_problem = ""
 try:
     from spade_faiss import _native
-except ImportError:  # built without a compiler, or for another kind of processor
-    _native = None  # type: ignore[assignment]
+except ImportError as error:  # built without a compiler, for another kind of processor, or with libraries that are not here
+    _native, _problem = None, str(error)  # type: ignore[assignment]
 
 # Instructions that multiply bytes, the fastest first: tiles of them (AMX), 512 and 256 bits at a time with sums of 32 bits
 # (AVX-512 VNNI, AVX-VNNI), 256 bits with sums of 16 (AVX2).
@@ -41,7 +42,7 @@ def import_native() -> ModuleType:
     """
     if _native is None:
         raise DependencyError(
-            "the compiled kernel is not there: the package was built without a C++ compiler, or not for x86-64; "
+            f"the compiled kernel is not there: the package was built without a C++ compiler, or not for x86-64 ({_problem}); "
             "install g++ and run: pip install --force-reinstall --no-deps spade-faiss, or use engine=faiss"
         )
     return _native

@@ -91,7 +91,7 @@ def test_no_basis_changes_a_bit_of_a_result(kappa: int) -> None:
     found = []
     for basis in (None, principal_directions(x[0] - x[0].mean(axis=0), 15), np.eye(7, 96, dtype=np.float32)):
         search = NativeSearch(blocks_of(x), Workers(2), UNIT)
-        search.__dict__["_packing"] = import_native().Packing(UNIT, choose_centre(search._blocks), basis)
+        search._chosen = import_native().Packing(UNIT, choose_centre(search._blocks), basis)
         found.append(search(xq, neighbors, kappa))
     equal(found[0], found[1])
     equal(found[0], found[2])

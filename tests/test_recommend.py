@@ -26,6 +26,7 @@ def pixel(set: str, recipe: str, k: int, ms: float, lost: float | None, **query:
     return {**row, "peak_bytes": GIB, "bank_bytes_per_image": 1000, "disk_bytes_per_image": 0 if recipe == "exact" else 100}
 
 
+KERNEL = [{"set": "wrn50", "k": 5, "times": 5.0, "unit": "avx2"}]
 MEASURED: dict[str, Any] = {
     "schema": 1,
     "device": "cpu",
@@ -128,3 +129,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["recommend", "--images", str(10 * largest), "--memory", "640GiB"]) == 1
     assert "10.0 times" in capsys.readouterr().err
     assert main(["recommend", "--images", "1000", "--device", "cuda"]) == 1
+
+
+def test_exact_search_by_the_kernel_counts_where_it_runs() -> None:
+    """By FAISS it takes 100 ms and ivf 40; by the kernel, five times as fast side by side, 20."""
+    measured = {**MEASURED, "kernel": KERNEL}
+    assert recommend(1000, 5, measured=measured).recipe.build.gallery == "ivf"
+    advice = recommend(1000, 5, measured=measured, unit="avx512vnni")
+    assert advice.recipe == load_recipe("exact")
+    assert advice.pixel_ms == pytest.approx(20)
+    assert any(
+        "over 5.0, how many times as fast the compiled kernel (avx2)" in said and "avx512vnni" in said
+        for said in advice.evidence
+    )
+    # Nothing is said of a K that was not measured side by side.
+    assert recommend(1000, 50, measured=measured, unit="avx2") == recommend(1000, 50, measured=measured)

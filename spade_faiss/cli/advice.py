@@ -32,6 +32,7 @@ def register(commands: Commands) -> None:
 def _recommend(arguments: argparse.Namespace) -> Output:
     from spade_faiss.device import format_bytes
     from spade_faiss.files import write_bytes
+    from spade_faiss.kernel import usable_unit
     from spade_faiss.recommend import recommend
 
     advice = recommend(
@@ -42,6 +43,7 @@ def _recommend(arguments: argparse.Namespace) -> Output:
         backbone=arguments.backbone,
         aligned=arguments.aligned,
         extrapolate=arguments.extrapolate,
+        unit=usable_unit(),
     )
     recipe = advice.recipe
     lines = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -54,12 +54,19 @@ class NativeSearch:
         self._workers = workers
         self._unit = unit
         self._native = import_native()
+        self._choosing = threading.Lock()
+        self._chosen: Packing | None = None
 
-    @cached_property
+    @property
     def _packing(self) -> Packing:
-        centre = choose_centre(self._blocks)
-        made: Packing = self._native.Packing(self._unit, centre, choose_basis(self._blocks, self._unit, centre))
-        return made
+        """Chosen at the first search, once for all threads: what was packed by another does not fit."""
+        with self._choosing:
+            if self._chosen is None:
+                centre = choose_centre(self._blocks)
+                basis = choose_basis(self._blocks, self._unit, centre)
+                made: Packing = self._native.Packing(self._unit, centre, basis)
+                self._chosen = made
+            return self._chosen
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""

@@ -100,9 +100,9 @@ class TorchProduct:
 
         return look
 
-    def _bounds(self, spread: Tensor, groups: int) -> Tensor:
+    def _bounds(self, xb: Tensor, groups: int) -> Tensor:
         """(2, groups), twice the most of |x| and of |x - x'| in each group: what a query's error is a product with."""
-        lengths = [x.square().sum(1).sqrt().view(GROUP, groups).amax(0) for x in (spread, spread - spread.bfloat16().float())]
+        lengths = [x.square().sum(1).sqrt().view(GROUP, groups).amax(0) for x in (xb, xb - xb.bfloat16().float())]
         return torch.stack(lengths) * (2 * _OF_BOUNDS * self.margin)
 
     def _multiply(self, norms: Tensor, q: Tensor, xb: Tensor) -> Tensor:

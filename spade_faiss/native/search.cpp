@@ -114,6 +114,7 @@ public:
           margin_(margin),
           minima_(minima),
           panels_(queries.panels),
+          filled_((rows.count + kGroup - 1) / kGroup),
           d_(xq.d),
           padded_((xq.d + 15) / 16 * 16),
           rounding_(rows.packing->rounding),
@@ -138,7 +139,7 @@ public:
             asked_[i / kPanel] |= static_cast<std::uint16_t>(1u << i % kPanel);
         }
         if (std::any_of(limit_, limit_ + queries_.count, [](float limit) { return limit == kInfinity; })) look_at_best(k);
-        for (int group = 0; group * kGroup < rows_.count; ++group) {
+        for (int group = 0; group < filled_; ++group) {
             for (int panel = 0; panel < panels_; ++panel)
                 for (unsigned which = within(group, panel) & ~done_[at(group, panel)]; which; which &= which - 1)
                     look(group, panel * kPanel + __builtin_ctz(which));
@@ -197,7 +198,7 @@ private:
         std::int32_t* best = Scratch::of(scratch().best, queries);
         std::fill_n(least, queries, kInfinity);
         std::fill_n(best, queries, 0);
-        for (int group = 0; group < rows_.groups; ++group)
+        for (int group = 0; group < filled_; ++group)
             for (int i = 0; i < queries; i += 8) {
                 const __m256 value = _mm256_loadu_ps(minima(group, 0) + i), before = _mm256_loadu_ps(least + i);
                 const __m256 nearer = _mm256_cmp_ps(value, before, _CMP_LT_OQ);
@@ -232,9 +233,9 @@ private:
 
     // As many groups as hold k rows, and one more.
     std::vector<int> most_promising(int i, int k) const {
-        const int groups = rows_.groups, count = std::min(groups, k / kGroup + 2);
-        std::vector<int> order(groups);
-        for (int group = 0; group < groups; ++group) order[group] = group;
+        const int count = std::min(filled_, k / kGroup + 2);
+        std::vector<int> order(filled_);
+        for (int group = 0; group < filled_; ++group) order[group] = group;
         const auto nearer = [&](int a, int b) {
             const float key_a = minima(a, i / kPanel)[i % kPanel], key_b = minima(b, i / kPanel)[i % kPanel];
             return key_a < key_b || (key_a == key_b && a < b);
@@ -310,7 +311,7 @@ private:
     const Vectors xq_, xb_;
     const float margin_;
     const float* const minima_;
-    const int panels_, d_, padded_;
+    const int panels_, filled_, d_, padded_;  // filled: groups that hold a row
     const float rounding_, vanishing_;
     float* const limit_;
     std::uint16_t* const done_;         // of each group and panel, the queries that need not look at it again

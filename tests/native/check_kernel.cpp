@@ -155,7 +155,7 @@ int main() {
         }
         int checked = 0;
         for (int d : {1, 17, 40, 64, 130})
-            for (int nb : {1, 8, 17, 50})
+            for (int nb : {1, 5, 8, 17, 50})
                 for (int nq : {1, 33})
                     for (int k : {1, 4})
                         for (Type type : {Type::kFloat16, Type::kFloat32}) {
