@@ -21,7 +21,7 @@ from spade_faiss.errors import SpadeError
 from spade_faiss.features import Level
 from spade_faiss.gallery import GallerySearch, find_method
 from spade_faiss.gallery.blocks import Blocks
-from spade_faiss.kernel import UNITS, is_built, usable_unit, why_not
+from spade_faiss.kernel import INSTALL, UNITS, is_built, usable_unit, why_not
 from spade_faiss.knn import import_faiss
 from spade_faiss.proof import TOLERANCE, Proof, prove
 from spade_faiss.recipe import load_recipe
@@ -134,7 +134,7 @@ def _kernel() -> Check:
     not_here = "; ".join(f"{name}: {reasons[name]}" for name in faster)
     if not is_built():
         state, said = AMBER, "it is not there: FAISS searches the maps"
-        advice = "exact search is faster with it: install g++, then pip install --force-reinstall --no-deps spade-faiss"
+        advice = f"exact search is faster with it: {INSTALL}"
     else:
         said = f"{unit} multiplies" if unit else "FAISS searches the maps"
         said += f" (not here: {not_here})" if not_here else ""

@@ -20,6 +20,7 @@ except ImportError as error:  # built without a compiler, for another kind of pr
 # (AVX-512 VNNI, AVX-VNNI), 256 bits with sums of 16 (AVX2).
 UNITS = ("amx", "avx512vnni", "avxvnni", "avx2")
 AUTO = "auto"
+INSTALL = "install g++ and run: pip install --force-reinstall --no-deps spade-faiss"
 
 # Measured for AVX2 (benchmarks/kernel.py); for the others what follows from how much faster their products are.
 _LOOK_COSTS = {"avx2": 20.0, "avxvnni": 30.0, "avx512vnni": 60.0, "amx": 240.0}
@@ -43,7 +44,7 @@ def import_native() -> ModuleType:
     if _native is None:
         raise DependencyError(
             f"the compiled kernel is not there: the package was built without a C++ compiler, or not for x86-64 ({_problem}); "
-            "install g++ and run: pip install --force-reinstall --no-deps spade-faiss, or use engine=faiss"
+            f"{INSTALL}, or use engine=faiss"
         )
     return _native
 

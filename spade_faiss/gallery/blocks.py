@@ -28,6 +28,15 @@ def _nothing(row: int) -> None:
     pass
 
 
+def _keep(cache: BlockCache[Any], key: tuple[str, int], make: Callable[[], T]) -> T:
+    """What the cache holds, or what is made now and kept while there is room."""
+    made: T | None = cache.get(key)
+    if made is None:
+        made = make()
+        cache.put(key, made)
+    return made
+
+
 class Blocks:
     """One level of a bank: `blocks(row)` is the map of the normal image at a bank row, (H*W, C) float32, not to be changed.
 
@@ -81,12 +90,7 @@ class Blocks:
                 return self.read(row)
             self._read_into(row, out)
             return out
-        key = (self._key, row)
-        block = self._cache.get(key)
-        if block is None:
-            block = self.read(row)
-            self._cache.put(key, block)
-        return block
+        return _keep(self._cache, (self._key, row), lambda: self.read(row))
 
     def kept(self, name: str, row: int, make: Callable[[], T]) -> T:
         """What `make` makes of a row's map, something with `nbytes`; kept beside decoded maps while there is room.
@@ -95,12 +99,7 @@ class Blocks:
         """
         if self._shared is None:
             return make()
-        key = (f"{self._key}/{name}", row)  # no level's name holds a '/'
-        made: T | None = self._shared.get(key)
-        if made is None:
-            made = make()
-            self._shared.put(key, made)
-        return made
+        return _keep(self._shared, (f"{self._key}/{name}", row), make)  # no level's name holds a '/'
 
     def take(self, row: int, locations: IntArray) -> FloatArray:
         """(m, C), the vectors at some locations of a bank row; where the block is not here it is not decoded for them."""
