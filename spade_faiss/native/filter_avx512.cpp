@@ -112,7 +112,7 @@ SPADE_AMX SPADE_INLINE void tile_sums(const RowPack& rows, int group, const Quer
 template <int R, int P>
 SPADE_AMX SPADE_INLINE void tiles(const RowPack& rows, int group, const QueryPack& queries, int panel, float* to,
                                   std::size_t of_group) {
-    // The sums of the last call are turned into minima while the tile unit makes these.
+    // The processor may begin the next tiles while it turns these sums into minima: nothing here waits for them to be.
     alignas(64) std::int32_t sums[4 * kTileSums];
     tile_sums<R, P>(rows, group, queries, panel, sums);
     for (int p = 0; p < P; ++p) {

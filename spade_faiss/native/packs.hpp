@@ -37,9 +37,9 @@ struct Format {
 };
 
 // One byte a number, as dot products of bytes take them: VNNI, the tile unit.
-constexpr Format kWide(int align) { return {127, 128, 127, align}; }
+constexpr Format wide(int align) { return {127, 128, 127, align}; }
 // Four products of two numbers each fit into 16 bits: 4 * 2 * 63 * 63 < 2^15. For AVX2, whose sums are of 16 bits.
-constexpr Format kNarrow(int align) { return {31, 32, 63, align}; }
+constexpr Format narrow(int align) { return {31, 32, 63, align}; }
 
 template <typename T>
 class Buffer {  // zeros, aligned to a cache line

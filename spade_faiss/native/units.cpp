@@ -69,11 +69,11 @@ std::vector<Unit> look_at_processor() {
                             kStates512 | kStatesTiles);
     if (amx.empty()) amx = ask_for_tiles();
     return {
-        {"amx", kWide(64), filter_amx, 24 << 10, amx},
-        {"avx512vnni", kWide(16), filter_avx512vnni, 128 << 10, avx512vnni},
-        {"avxvnni", kWide(16), filter_avxvnni, 128 << 10, avxvnni},
-        {"avx2", kNarrow(16), filter_avx2, 128 << 10, avx2},
-        {"reference", kWide(16), filter_reference, 128 << 10, avx2},
+        {"amx", wide(64), filter_amx, 24 << 10, amx},
+        {"avx512vnni", wide(16), filter_avx512vnni, 128 << 10, avx512vnni},
+        {"avxvnni", wide(16), filter_avxvnni, 128 << 10, avxvnni},
+        {"avx2", narrow(16), filter_avx2, 128 << 10, avx2},
+        {"reference", wide(16), filter_reference, 128 << 10, avx2},
     };
 }
 
