@@ -52,12 +52,12 @@ bench: $(INSTALLED)
 		--data $(DATA) --out $(SCRATCH)/raw --scratch $(SCRATCH) $(if $(PATCHCORE),--patchcore-python $(PATCHCORE))
 	$(BIN)/python -m benchmarks report $(SCRATCH)/raw --out benchmarks/results/sweep
 
-$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard spade_faiss/native/*)
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard spade_faiss/search/native/src/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,demo,dev]'
 	touch $@
 
-$(GPU)/.installed: pyproject.toml setup.py constraints.txt $(wildcard spade_faiss/native/*)
+$(GPU)/.installed: pyproject.toml setup.py constraints.txt $(wildcard spade_faiss/search/native/src/*)
 	$(PYTHON) -m venv $(GPU)
 	$(GPU)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[gpu,demo,dev]'
 	touch $@
@@ -69,4 +69,4 @@ $(WHEEL)/faiss: constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(GPU) $(WHEEL) demo build dist spade_faiss/_native*.so
+	rm -rf $(VENV) $(GPU) $(WHEEL) demo build dist spade_faiss/search/native/_native*.so

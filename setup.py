@@ -11,7 +11,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-NATIVE = Path("spade_faiss") / "native"
+NATIVE = Path("spade_faiss") / "search" / "native"
 
 
 def kernel() -> list[Pybind11Extension]:
@@ -20,9 +20,9 @@ def kernel() -> list[Pybind11Extension]:
         return []
     return [
         Pybind11Extension(
-            "spade_faiss._native",
-            sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / NATIVE).glob("*.cpp")),
-            depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / NATIVE).glob("*.hpp")),
+            "spade_faiss.search.native._native",
+            sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / NATIVE).glob("src/*.cpp")),
+            depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / NATIVE).glob("src/*.hpp")),
             cxx_std=17,
             extra_compile_args=["-O3", "-g0"],
             optional=True,
@@ -38,14 +38,19 @@ class BuildWithRecipes(build_py):
         super().run()
         if not self.editable_mode:
             for recipe in sorted((ROOT / "indexes").glob("*.yaml")):
-                folder = Path(self.build_lib) / "spade_faiss" / "indexes"
+                folder = Path(self.build_lib) / "spade_faiss" / "search" / "indexes"
                 folder.mkdir(parents=True, exist_ok=True)
                 self.copy_file(str(recipe), str(folder / recipe.name))
 
 
 setup(
     packages=find_packages(include=["spade_faiss", "spade_faiss.*"]),
-    package_data={"spade_faiss": ["py.typed", "*.pyi", "measured.json"], "spade_faiss.report": ["*.j2"]},
+    package_data={
+        "spade_faiss": ["py.typed"],
+        "spade_faiss.diagnostics": ["measured.json"],
+        "spade_faiss.report": ["*.j2"],
+        "spade_faiss.search.native": ["*.pyi"],
+    },
     ext_modules=kernel(),
     cmdclass={"build_py": BuildWithRecipes},
 )

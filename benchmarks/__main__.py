@@ -11,7 +11,7 @@ from pathlib import Path
 import spade_faiss  # noqa: F401  # before torch and faiss: idle OpenMP threads sleep only if the first import says so
 from benchmarks.sweep.points import load_sweep, point_of
 from benchmarks.sweep.sets import Places
-from spade_faiss.errors import SpadeError
+from spade_faiss.core.errors import SpadeError
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -24,11 +24,11 @@ import numpy.typing as npt
 from benchmarks.datasets import write_elpv
 from benchmarks.main_job import cli, machine, script
 from spade_faiss import Bank, Detector, FeatureBatch, Level
-from spade_faiss.calibrating import calibrate
-from spade_faiss.calibration import Calibration
-from spade_faiss.conformal import alarms, rate_interval
-from spade_faiss.extract import extract
-from spade_faiss.scoring import Scores
+from spade_faiss.decisions.calibration import Calibration
+from spade_faiss.decisions.conformal import alarms, rate_interval
+from spade_faiss.scoring.scores import Scores
+from spade_faiss.workflows.calibrate import calibrate
+from spade_faiss.workflows.extract import extract
 
 ASKED = (0.01, 0.02, 0.05, 0.1)
 SPLITS = 20
@@ -250,7 +250,7 @@ def cost(scratch: Path, normals: int) -> list[Figures]:
             f"""
             import json, resource, time
             from spade_faiss import Detector
-            from spade_faiss.calibrating import calibrate
+            from spade_faiss.workflows.calibrate import calibrate
             def peak():
                 return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             detector = Detector.open({str(bank)!r}, memory="1GiB")

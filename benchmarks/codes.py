@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmarks.features import SHAPES, Product
 from benchmarks.main_job import machine
-from spade_faiss.features import FloatArray
-from spade_faiss.knn import direct_sq_dist
+from spade_faiss.core.types import FloatArray
+from spade_faiss.search.distances import direct_sq_dist
 
 RERANK = 8
 REPEATS = 3

@@ -29,11 +29,11 @@ import numpy as np
 from PIL import Image
 
 from spade_faiss import Backbone, Bank, Detector, FeatureBatch, Level, Preprocess, update_indexes, verify
-from spade_faiss.errors import BankError, InputError, SpadeError
-from spade_faiss.extract import extract
-from spade_faiss.features import concatenate
-from spade_faiss.index_build import build_index
-from spade_faiss.recipe import Build, Recipe
+from spade_faiss.core.errors import BankError, InputError, SpadeError
+from spade_faiss.features.batch import concatenate
+from spade_faiss.index.build import build_index
+from spade_faiss.search.recipe import Build, Recipe
+from spade_faiss.workflows.extract import extract
 
 LEVELS = [Level("fine", channels=6, stride=4, height=6, width=5), Level("coarse", channels=9, stride=8, height=3, width=3)]
 DIM = 12
@@ -274,7 +274,7 @@ def _forks() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     # Run as a program, this module is `__main__`, which each process makes for itself.
     own = [] if __name__ == "__main__" else [__name__]
-    context.set_forkserver_preload([*own, "spade_faiss.evaluation", "spade_faiss.verification", "torch", "faiss"])
+    context.set_forkserver_preload([*own, "spade_faiss.workflows.score", "spade_faiss.workflows.verify", "torch", "faiss"])
     return context
 
 

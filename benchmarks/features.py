@@ -18,8 +18,8 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from spade_faiss import Bank, FeatureBatch, Level
-from spade_faiss.features import FloatArray
-from spade_faiss.knn import import_faiss
+from spade_faiss.core.types import FloatArray
+from spade_faiss.search.distances import import_faiss
 
 SHARD = 64
 INPUT_SIZE = (224, 224)

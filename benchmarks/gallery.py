@@ -30,16 +30,17 @@ from benchmarks.loops import MEASURED_CHUNKS, knn_low_threshold, published, rebu
 from benchmarks.process import drop_from_cache, machine, read_bytes, resident_bytes, spread
 from benchmarks.process import seconds as seconds_of
 from spade_faiss import Bank, Detector, FeatureBatch, Level, Scores
-from spade_faiss.device import format_bytes, parse_bytes
-from spade_faiss.features import FloatArray, concatenate
-from spade_faiss.gallery import faiss_exact
-from spade_faiss.gallery.blocks import Blocks
-from spade_faiss.index_build import build_index
-from spade_faiss.knn import IntArray, import_faiss
-from spade_faiss.recipe import Recipe, load_recipe, recipe_names
-from spade_faiss.scoring import join
-from spade_faiss.snapshot import Snapshot
-from spade_faiss.stages import Stages
+from spade_faiss.bank.snapshot import Snapshot
+from spade_faiss.core.memory import format_bytes, parse_bytes
+from spade_faiss.core.timing import Stages
+from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.features.batch import concatenate
+from spade_faiss.index.build import build_index
+from spade_faiss.scoring.scores import join
+from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.distances import import_faiss
+from spade_faiss.search.engines import faiss as faiss_exact
+from spade_faiss.search.recipe import Recipe, load_recipe, recipe_names
 
 TOLERANCE = 1e-4
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)

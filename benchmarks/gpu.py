@@ -20,14 +20,14 @@ import numpy as np
 from benchmarks import main_job
 from benchmarks.features import SHAPES, Product
 from spade_faiss import Level
-from spade_faiss.device import format_bytes
-from spade_faiss.gallery import Hits, find_method
-from spade_faiss.gallery.blocks import Blocks
-from spade_faiss.gallery.products import GROUP
-from spade_faiss.gpu_plan import Job, Machine, plan_gpu
-from spade_faiss.knn import import_faiss
-from spade_faiss.recipe import load_recipe
-from spade_faiss.workers import Workers
+from spade_faiss.core.memory import format_bytes
+from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.distances import import_faiss
+from spade_faiss.search.engines.products import GROUP
+from spade_faiss.search.gpu_memory import Job, Machine, plan_gpu
+from spade_faiss.search.protocol import Hits, find_method
+from spade_faiss.search.recipe import load_recipe
+from spade_faiss.search.workers import Workers
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "gpu.md"

@@ -23,14 +23,15 @@ from benchmarks.features import SHAPES, Product, write_bank
 from benchmarks.gallery import AMPLE, engine_of, galleries, in_turn, pair, peers, ratio_of
 from benchmarks.process import machine, spread
 from spade_faiss import Bank, Detector, FeatureBatch
-from spade_faiss.features import FloatArray, Level
-from spade_faiss.gallery.basis import choose_basis, choose_centre
-from spade_faiss.gallery.blocks import Blocks
-from spade_faiss.gallery.levels import open_blocks
-from spade_faiss.kernel import find_unit, import_native, why_not
-from spade_faiss.knn import IntArray, import_faiss
-from spade_faiss.recipe import load_recipe
-from spade_faiss.snapshot import Snapshot
+from spade_faiss.bank.snapshot import Snapshot
+from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.features.batch import Level
+from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.distances import import_faiss
+from spade_faiss.search.levels import open_blocks
+from spade_faiss.search.native.basis import choose_basis, choose_centre
+from spade_faiss.search.native.extension import find_unit, import_native, why_not
+from spade_faiss.search.recipe import load_recipe
 
 Row = dict[str, Any]
 

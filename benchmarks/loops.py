@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from spade_faiss.features import FloatArray
-from spade_faiss.knn import IntArray, import_faiss
+from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.search.distances import import_faiss
 
 # Of the published loop, for an extrapolation.
 MEASURED_CHUNKS = 2

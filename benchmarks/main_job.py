@@ -94,10 +94,10 @@ def extraction_overhead(dataset: Path, scratch: Path) -> dict[str, Any]:
         import json, time
         from pathlib import Path
         import numpy as np
-        from spade_faiss.backbone import load_backbone
-        from spade_faiss.device import BATCH_SIZE
-        from spade_faiss.fitting import fit
-        from spade_faiss.images import find_images, load, to_input
+        from spade_faiss.features.backbone import load_backbone
+        from spade_faiss.core.memory import BATCH_SIZE
+        from spade_faiss.workflows.fit import fit
+        from spade_faiss.features.images import find_images, load, to_input
         backbone = load_backbone("efficientnet_lite0")
         images = {str(dataset / "train/good")!r}
         preprocess = backbone.source.preprocess

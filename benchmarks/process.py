@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import main_job
-from spade_faiss.knn import import_faiss
+from spade_faiss.search.distances import import_faiss
 
 
 def machine() -> dict[str, Any]:

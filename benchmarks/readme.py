@@ -16,14 +16,14 @@ from typing import Any
 from benchmarks.features import SHAPES
 from benchmarks.sweep import page, tables
 from benchmarks.sweep.summary import can_recipe, summary_of
-from spade_faiss.device import format_bytes
-from spade_faiss.recommend import RECALL
+from spade_faiss.core.memory import format_bytes
+from spade_faiss.diagnostics.recommend import RECALL
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 SWEEP = RESULTS / "sweep"
-MEASURED = ROOT / "spade_faiss" / "measured.json"
+MEASURED = ROOT / "spade_faiss" / "diagnostics" / "measured.json"
 
 Figures = dict[str, Any]
 

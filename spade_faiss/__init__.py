@@ -7,25 +7,30 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from spade_faiss.backbone import Backbone, load_backbone
-    from spade_faiss.bank import Bank
-    from spade_faiss.calibrating import calibrate
-    from spade_faiss.config import Preprocess, Source
-    from spade_faiss.detector import Detector
-    from spade_faiss.diagnosis import doctor
-    from spade_faiss.drifting import drift
-    from spade_faiss.errors import SpadeError
-    from spade_faiss.evaluation import evaluate, score_to
-    from spade_faiss.extract import add
-    from spade_faiss.features import FeatureBatch, Level
-    from spade_faiss.fitting import fit
-    from spade_faiss.index_build import update_indexes
-    from spade_faiss.leave_one_out import suspects
-    from spade_faiss.scoring import Scores
-    from spade_faiss.verification import verify
+from spade_faiss._version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from spade_faiss.bank.bank import Bank
+    from spade_faiss.core.errors import BankError, DependencyError, InputError, NotFoundError, SpadeError
+    from spade_faiss.core.settings import Method, Preprocess, Source
+    from spade_faiss.decisions.calibration import Calibration
+    from spade_faiss.diagnostics.doctor import doctor
+    from spade_faiss.diagnostics.recommend import recommend
+    from spade_faiss.features.backbone import Backbone, load_backbone
+    from spade_faiss.features.batch import FeatureBatch, Level
+    from spade_faiss.index.build import build_index, update_indexes
+    from spade_faiss.report.presenter import Results
+    from spade_faiss.scoring.detector import Detector
+    from spade_faiss.scoring.scores import Scores
+    from spade_faiss.search.recipe import Recipe, load_recipe
+    from spade_faiss.workflows.calibrate import calibrate
+    from spade_faiss.workflows.drift import drift
+    from spade_faiss.workflows.extract import add, extract
+    from spade_faiss.workflows.fit import fit
+    from spade_faiss.workflows.score import evaluate, score_to
+    from spade_faiss.workflows.suspects import suspects
+    from spade_faiss.workflows.verify import verify
+
 
 # torch and FAISS each bring a pool of OpenMP threads. Idle threads of the one that spin take the cores from the other; this
 # makes them sleep. It counts only before the first of the two is imported, and never overrides what the user has set.
@@ -51,45 +56,69 @@ if _kernels := _best_blas_kernels():
 
 # Where each public name lives; imported at first use, so that `spade-faiss --help` loads neither torch nor FAISS.
 _HOMES = {
-    "Backbone": "backbone",
-    "Bank": "bank",
-    "Detector": "detector",
-    "FeatureBatch": "features",
-    "Level": "features",
-    "Preprocess": "config",
-    "Scores": "scoring",
-    "Source": "config",
-    "SpadeError": "errors",
-    "add": "extract",
-    "calibrate": "calibrating",
-    "drift": "drifting",
-    "doctor": "diagnosis",
-    "evaluate": "evaluation",
-    "fit": "fitting",
-    "load_backbone": "backbone",
-    "score_to": "evaluation",
-    "suspects": "leave_one_out",
-    "update_indexes": "index_build",
-    "verify": "verification",
+    "Backbone": "features.backbone",
+    "Bank": "bank.bank",
+    "BankError": "core.errors",
+    "Calibration": "decisions.calibration",
+    "DependencyError": "core.errors",
+    "Detector": "scoring.detector",
+    "FeatureBatch": "features.batch",
+    "InputError": "core.errors",
+    "Level": "features.batch",
+    "Method": "core.settings",
+    "NotFoundError": "core.errors",
+    "Preprocess": "core.settings",
+    "Recipe": "search.recipe",
+    "Results": "report.presenter",
+    "Scores": "scoring.scores",
+    "Source": "core.settings",
+    "SpadeError": "core.errors",
+    "add": "workflows.extract",
+    "build_index": "index.build",
+    "calibrate": "workflows.calibrate",
+    "doctor": "diagnostics.doctor",
+    "drift": "workflows.drift",
+    "evaluate": "workflows.score",
+    "extract": "workflows.extract",
+    "fit": "workflows.fit",
+    "load_backbone": "features.backbone",
+    "load_recipe": "search.recipe",
+    "recommend": "diagnostics.recommend",
+    "score_to": "workflows.score",
+    "suspects": "workflows.suspects",
+    "update_indexes": "index.build",
+    "verify": "workflows.verify",
 }
 
 __all__ = [
     "Backbone",
     "Bank",
+    "BankError",
+    "Calibration",
+    "DependencyError",
     "Detector",
     "FeatureBatch",
+    "InputError",
     "Level",
+    "Method",
+    "NotFoundError",
     "Preprocess",
+    "Recipe",
+    "Results",
     "Scores",
     "Source",
     "SpadeError",
     "add",
+    "build_index",
     "calibrate",
     "doctor",
     "drift",
     "evaluate",
+    "extract",
     "fit",
     "load_backbone",
+    "load_recipe",
+    "recommend",
     "score_to",
     "suspects",
     "update_indexes",

@@ -14,7 +14,7 @@ from PIL import Image
 import spade_faiss  # noqa: F401  # before torch: idle OpenMP threads sleep only if the first import says so
 
 if TYPE_CHECKING:
-    from spade_faiss.backbone import Backbone
+    from spade_faiss.features.backbone import Backbone
 
 # Time limits per example fail at random on a machine that others use too.
 settings.register_profile("spade_faiss", deadline=None)

@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from benchmarks.sweep.measures import Bools, Doubles, intrinsic_dimension
 from benchmarks.sweep.sets import FRAMING, Places, embeddings_of
-from spade_faiss.errors import InputError
-from spade_faiss.features import FloatArray
-from spade_faiss.files import atomic_path
-from spade_faiss.knn import import_faiss
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.files import atomic_path
+from spade_faiss.core.types import FloatArray
+from spade_faiss.search.distances import import_faiss
 
 GROWN = "-grown"
 # Of the truth; the k of any point is at most that.

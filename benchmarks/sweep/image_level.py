@@ -15,10 +15,10 @@ from benchmarks.sweep.embeddings import Base, open_base
 from benchmarks.sweep.points import ImagePoint
 from benchmarks.sweep.sets import Places
 from benchmarks.sweep.store import Raw
-from spade_faiss.errors import InputError
-from spade_faiss.features import FloatArray
-from spade_faiss.files import atomic_path, write_bytes
-from spade_faiss.knn import IntArray, direct_sq_dist, import_faiss, sort_by_distance
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.files import atomic_path, write_bytes
+from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.search.distances import direct_sq_dist, import_faiss, sort_by_distance
 
 # Single queries are timed for so long, and batches so often; at least so many queries whatever it takes.
 LATENCY_S, BATCHES, LEAST = 8.0, 3, 20

@@ -13,8 +13,8 @@ from jinja2 import Environment, StrictUndefined
 from benchmarks.sweep import scaling, store, tables
 from benchmarks.sweep.rows import Row, rows_of
 from benchmarks.sweep.tables import Chart, Table
-from spade_faiss.errors import InputError
-from spade_faiss.files import write_bytes
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.files import write_bytes
 
 ROWS, PAGE = "rows.json", "index.html"
 _K = 5

@@ -28,9 +28,9 @@ from benchmarks.sweep.points import PeerPoint
 from benchmarks.sweep.sets import PixelSet, Places, pixel_set
 from benchmarks.sweep.store import Raw
 from spade_faiss import Bank, Detector
-from spade_faiss.errors import DependencyError, InputError
-from spade_faiss.knn import import_faiss
-from spade_faiss.scoring import score_maps
+from spade_faiss.core.errors import DependencyError, InputError
+from spade_faiss.scoring.fusion import score_maps
+from spade_faiss.search.distances import import_faiss
 
 PYTHON = "SPADE_FAISS_PATCHCORE_PYTHON"
 _SIGMA = 4.0

@@ -17,11 +17,11 @@ from benchmarks.sweep.points import PixelPoint
 from benchmarks.sweep.sets import PixelSet, Places, pixel_set
 from benchmarks.sweep.store import Raw
 from spade_faiss import Bank, Detector, FeatureBatch, Scores
-from spade_faiss.files import write_bytes
-from spade_faiss.gallery import find_method
-from spade_faiss.index_build import build_index
-from spade_faiss.knn import import_faiss
-from spade_faiss.stages import Stages
+from spade_faiss.core.files import write_bytes
+from spade_faiss.core.timing import Stages
+from spade_faiss.index.build import build_index
+from spade_faiss.search.distances import import_faiss
+from spade_faiss.search.protocol import find_method
 
 MEMORY = "2GiB"
 # As in `image_level`.

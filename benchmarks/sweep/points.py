@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import yaml
 
-from spade_faiss.config import from_mapping
-from spade_faiss.errors import InputError
-from spade_faiss.recipe import GALLERIES, Recipe, Settings, load_recipe
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.schema import from_mapping
+from spade_faiss.search.recipe import GALLERIES, Recipe, Settings, load_recipe
 
 # Part of every hash: raise it when points measured before cannot be compared with new ones.
 VERSION = 1

@@ -15,7 +15,7 @@ from benchmarks.sweep import measures
 from benchmarks.sweep.measures import Bootstrap, Doubles, Estimate, estimate
 from benchmarks.sweep.points import ImagePoint, LookPoint, PeerPoint, PixelPoint, as_mapping, point_id
 from benchmarks.sweep.store import Raw
-from spade_faiss.metrics import localization_metrics
+from spade_faiss.scoring.metrics import localization_metrics
 
 Row = dict[str, Any]
 Say = Callable[[str], None]

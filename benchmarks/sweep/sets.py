@@ -16,11 +16,11 @@ import numpy.typing as npt
 from benchmarks.datasets import write_elpv
 from benchmarks.features import INPUT_SIZE, SHAPES, Product, write_bank
 from spade_faiss import Bank, FeatureBatch
-from spade_faiss.errors import InputError
-from spade_faiss.features import Level, concatenate
-from spade_faiss.files import atomic_path
-from spade_faiss.images import load_dataset, to_mask, valid_region
-from spade_faiss.stages import Stages
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.files import atomic_path
+from spade_faiss.core.timing import Stages
+from spade_faiss.features.batch import Level, concatenate
+from spade_faiss.features.images import load_dataset, to_mask, valid_region
 
 BACKBONE = "efficientnet_lite0"
 # Whole tiles are shown only by a letterbox.
@@ -114,10 +114,10 @@ def _generate(folder: Path, name: str, normals: int, side: int) -> None:
 
 
 def _extract(folder: Path, name: str, places: Places, normalize: str) -> None:
-    from spade_faiss.backbone import load_backbone
-    from spade_faiss.config import Preprocess
-    from spade_faiss.extract import extract
-    from spade_faiss.stream import FeatureStream
+    from spade_faiss.core.settings import Preprocess
+    from spade_faiss.features.backbone import load_backbone
+    from spade_faiss.features.stream import FeatureStream
+    from spade_faiss.workflows.extract import extract
 
     if name == "elpv":
         root = folder / "images"

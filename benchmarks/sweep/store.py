@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.sweep.points import Point, as_mapping, point_id, point_of
-from spade_faiss.errors import InputError
-from spade_faiss.files import atomic_path
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.files import atomic_path
 
 FORMAT, SCHEMA = "spade_faiss benchmark point", 1
 _PACKED = 1024  # bytes from which on an array is worth compressing

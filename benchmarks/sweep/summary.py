@@ -1,4 +1,4 @@
-"""Rows to what `spade_faiss.recommend` reads: what a recipe can do, and nothing that the engine cannot."""
+"""Rows to what `spade_faiss.diagnostics.recommend` reads: what a recipe can do, and nothing that the engine cannot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.sweep.rows import Row
 from benchmarks.sweep.sets import NORMALIZED
 from benchmarks.sweep.tables import of_kind
-from spade_faiss.recommend import SCHEMA, SPARE
+from spade_faiss.diagnostics.recommend import SCHEMA, SPARE
 
 _IMAGE = ("n", "k", "factory", "query", "p50_ms", "memory_bytes_per_image", "disk_bytes_per_image")
 _PIXEL = ("set", "recipe", "build", "query", "k", "pixel_ms", "peak_bytes", "bank_bytes_per_image", "disk_bytes_per_image")

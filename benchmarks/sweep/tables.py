@@ -11,8 +11,8 @@ from benchmarks.sweep.charts import Dot
 from benchmarks.sweep.embeddings import COMPONENTS
 from benchmarks.sweep.rows import Row
 from benchmarks.sweep.sets import NORMALIZED
-from spade_faiss.device import format_bytes
-from spade_faiss.recommend import ALIGNED
+from spade_faiss.core.memory import format_bytes
+from spade_faiss.diagnostics.recommend import ALIGNED
 
 Cell = str | float | int | None
 

@@ -8,10 +8,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from spade_faiss import __version__
+from spade_faiss._version import __version__
 from spade_faiss.cli import advice, banks, doctor, scores, upkeep, verdicts
 from spade_faiss.cli.options import Commands
-from spade_faiss.errors import SpadeError
+from spade_faiss.core.errors import SpadeError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

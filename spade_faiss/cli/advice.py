@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spade_faiss.cli.options import Commands
 from spade_faiss.cli.text import Output
-from spade_faiss.config import DEFAULT_BACKBONE
+from spade_faiss.core.settings import DEFAULT_BACKBONE
 
 
 def register(commands: Commands) -> None:
@@ -30,10 +30,10 @@ def register(commands: Commands) -> None:
 
 
 def _recommend(arguments: argparse.Namespace) -> Output:
-    from spade_faiss.device import format_bytes
-    from spade_faiss.files import write_bytes
-    from spade_faiss.kernel import usable_unit
-    from spade_faiss.recommend import recommend
+    from spade_faiss.core.files import write_bytes
+    from spade_faiss.core.memory import format_bytes
+    from spade_faiss.diagnostics.recommend import recommend
+    from spade_faiss.search.native.extension import usable_unit
 
     advice = recommend(
         arguments.images,

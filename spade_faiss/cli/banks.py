@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from spade_faiss.cli.options import Commands, add_device, add_max_skipped, add_recipe, add_weights
 from spade_faiss.cli.text import Output, describe_calibration, format_settings, format_times, names
-from spade_faiss.config import DEFAULT_BACKBONE, DTYPES, FRAMINGS, NORMALIZE, PRECISIONS, Preprocess
-from spade_faiss.device import format_bytes
+from spade_faiss.core.memory import format_bytes
+from spade_faiss.core.settings import DEFAULT_BACKBONE, DTYPES, FRAMINGS, NORMALIZE, PRECISIONS, Preprocess
 
 if TYPE_CHECKING:
-    from spade_faiss.bank import Bank
-    from spade_faiss.extract import Added
-    from spade_faiss.index_build import Built
+    from spade_faiss.bank.bank import Bank
+    from spade_faiss.index.build import Built
+    from spade_faiss.workflows.extract import Added
 
 
 # That `info` shows, the last ones.
@@ -56,7 +56,7 @@ def register(commands: Commands) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> Output:
-    from spade_faiss.fitting import fit
+    from spade_faiss.workflows.fit import fit
 
     done = fit(
         arguments.images,
@@ -92,7 +92,7 @@ def _fit(arguments: argparse.Namespace) -> Output:
 
 
 def _extract(arguments: argparse.Namespace) -> Output:
-    from spade_faiss.extract import extract
+    from spade_faiss.workflows.extract import extract
 
     return describe_added(
         extract(
@@ -144,9 +144,9 @@ def describe_added(done: Added) -> Output:
 
 
 def _index(arguments: argparse.Namespace) -> Output:
-    from spade_faiss.bank import Bank
-    from spade_faiss.index_build import build_index, update_indexes
-    from spade_faiss.recipe import load_recipe
+    from spade_faiss.bank.bank import Bank
+    from spade_faiss.index.build import build_index, update_indexes
+    from spade_faiss.search.recipe import load_recipe
 
     bank, progress = Bank.open(arguments.bank), not arguments.quiet
     if arguments.update:
@@ -189,11 +189,11 @@ def _describe_built(built: Built, bank: Bank) -> str:
 
 
 def _info(arguments: argparse.Namespace) -> Output:
-    from spade_faiss.bank import Bank
-    from spade_faiss.calibration import kept_calibrations
-    from spade_faiss.coverage import freshness
-    from spade_faiss.gallery.store import built_galleries
-    from spade_faiss.image_index import built_indexes
+    from spade_faiss.bank.bank import Bank
+    from spade_faiss.decisions.calibration import kept_calibrations
+    from spade_faiss.index.gallery_index import built_galleries
+    from spade_faiss.index.image_index import built_indexes
+    from spade_faiss.index.staleness import freshness
 
     bank = Bank.open(arguments.bank)
     images, galleries = built_indexes(bank), built_galleries(bank)

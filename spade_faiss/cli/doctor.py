@@ -23,7 +23,7 @@ def register(commands: Commands) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> Finding:
-    from spade_faiss.diagnosis import RED, doctor
+    from spade_faiss.diagnostics.doctor import RED, doctor
 
     found = doctor(arguments.device, bank=arguments.bank)
     lines = []

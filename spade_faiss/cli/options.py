@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from spade_faiss.cli.text import Finding, Output
-from spade_faiss.config import DEVICE, DISTANCES, FUSIONS, LOCALIZE, MAX_SKIPPED, MEMORY
+from spade_faiss.core.settings import DEVICE, DISTANCES, FUSIONS, LOCALIZE, MAX_SKIPPED, MEMORY
 
 if TYPE_CHECKING:
-    from spade_faiss.detector import Detector
+    from spade_faiss.scoring.detector import Detector
 
 
 class Commands:
@@ -83,8 +83,8 @@ def add_way(command: argparse.ArgumentParser) -> None:
 
 def open_detector(arguments: argparse.Namespace) -> Detector:
     """The detector that the options of `add_method` ask for, over the bank of `--bank`."""
-    from spade_faiss.detector import Detector
-    from spade_faiss.recipe import load_recipe
+    from spade_faiss.scoring.detector import Detector
+    from spade_faiss.search.recipe import load_recipe
 
     return Detector.open(
         arguments.bank,

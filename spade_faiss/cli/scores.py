@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from spade_faiss.cli.options import Commands, add_max_skipped, add_method, open_detector
 from spade_faiss.cli.text import Output, format_times
-from spade_faiss.config import SHOWN
-from spade_faiss.device import format_bytes
+from spade_faiss.core.memory import format_bytes
+from spade_faiss.core.settings import SHOWN
 
 if TYPE_CHECKING:
-    from spade_faiss.results import Results
+    from spade_faiss.report.presenter import Results
 
 
 def register(commands: Commands) -> None:
@@ -35,7 +35,7 @@ def register(commands: Commands) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> Output:
-    from spade_faiss.evaluation import score_to
+    from spade_faiss.workflows.score import score_to
 
     return _describe_results(
         score_to(
@@ -53,7 +53,7 @@ def _score(arguments: argparse.Namespace) -> Output:
 
 
 def _evaluate(arguments: argparse.Namespace) -> Output:
-    from spade_faiss.evaluation import evaluate
+    from spade_faiss.workflows.score import evaluate
 
     return _describe_results(
         evaluate(

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from spade_faiss.calibration import Calibration
-    from spade_faiss.snapshot import Snapshot
+    from spade_faiss.bank.snapshot import Snapshot
+    from spade_faiss.decisions.calibration import Calibration
 
 # The numbers for --json, and the text for people.
 Output = tuple[Mapping[str, Any], str]
@@ -43,7 +43,7 @@ def names(ids: Sequence[str]) -> str:
 
 def describe_calibration(bank: Snapshot, calibration: Calibration) -> Output:
     """What a calibration is, and whether it still holds for its bank."""
-    from spade_faiss.calibration import calibration_facts
+    from spade_faiss.decisions.calibration import calibration_facts
 
     outdated = calibration.outdated(bank)
     n = len(calibration)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from spade_faiss.cli.banks import describe_added
 from spade_faiss.cli.options import Commands, add_device, add_max_skipped, add_method, add_weights, open_detector
 from spade_faiss.cli.text import Finding, Output, names
-from spade_faiss.config import SHOWN
-from spade_faiss.device import format_bytes
-from spade_faiss.errors import InputError
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.memory import format_bytes
+from spade_faiss.core.settings import SHOWN
 
 if TYPE_CHECKING:
-    from spade_faiss.bank import Bank
+    from spade_faiss.bank.bank import Bank
 
 
 # That the terminal lists; files hold all.
@@ -72,7 +72,7 @@ def register(commands: Commands) -> None:
 
 
 def _add(arguments: argparse.Namespace) -> Output:
-    from spade_faiss.extract import add
+    from spade_faiss.workflows.extract import add
 
     return describe_added(
         add(
@@ -102,7 +102,7 @@ def _restore(arguments: argparse.Namespace) -> Output:
 
 
 def _compact(arguments: argparse.Namespace) -> Output:
-    from spade_faiss.bank import Bank
+    from spade_faiss.bank.bank import Bank
 
     bank = Bank.open(arguments.bank)
     done = bank.compact()
@@ -123,7 +123,7 @@ def _compact(arguments: argparse.Namespace) -> Output:
 
 
 def _verify(arguments: argparse.Namespace) -> Finding:
-    from spade_faiss.verification import verify
+    from spade_faiss.workflows.verify import verify
 
     found = verify(arguments.bank, deep=arguments.deep, progress=not arguments.quiet)
     state = f"{len(found.problems)} problems" if found.problems else "nothing is wrong"
@@ -132,7 +132,7 @@ def _verify(arguments: argparse.Namespace) -> Finding:
 
 
 def _suspects(arguments: argparse.Namespace) -> Output:
-    from spade_faiss.leave_one_out import suspects
+    from spade_faiss.workflows.suspects import suspects
 
     found = suspects(open_detector(arguments), out=arguments.out, shown=arguments.shown, progress=not arguments.quiet)
     numbers = {
@@ -152,7 +152,7 @@ def _suspects(arguments: argparse.Namespace) -> Output:
 
 def _open(arguments: argparse.Namespace) -> tuple[Bank, list[str]]:
     """The bank, and the ids that were given."""
-    from spade_faiss.bank import Bank
+    from spade_faiss.bank.bank import Bank
 
     ids = list(arguments.ids)
     if arguments.list:

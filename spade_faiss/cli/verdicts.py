@@ -51,8 +51,8 @@ def register(commands: Commands) -> None:
 
 
 def _calibrate(arguments: argparse.Namespace) -> Output:
-    from spade_faiss.calibrating import calibrate
-    from spade_faiss.calibration import Thresholds
+    from spade_faiss.decisions.calibration import Thresholds
+    from spade_faiss.workflows.calibrate import calibrate
 
     detector = open_detector(arguments)
     made = calibrate(
@@ -81,7 +81,7 @@ def _calibrate(arguments: argparse.Namespace) -> Output:
 def _drift(arguments: argparse.Namespace) -> Output:
     from pathlib import Path
 
-    from spade_faiss.drifting import drift, drift_numbers, write_drift
+    from spade_faiss.workflows.drift import drift, drift_numbers, write_drift
 
     found = drift(arguments.results, bank=arguments.bank, level=arguments.level, defects=arguments.defects)
     first = Path(arguments.results[0])

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-from spade_faiss.errors import InputError
+from spade_faiss.core.errors import InputError
 
 # Okabe and Ito's blue, vermilion and green: told apart by every kind of colour vision.
 NORMAL, DEFECTIVE, THIRD = "#0072b2", "#d55e00", "#009e73"

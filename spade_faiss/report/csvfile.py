@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from spade_faiss.errors import InputError
-from spade_faiss.files import atomic_path
-from spade_faiss.regions import to_text
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.files import atomic_path
+from spade_faiss.decisions.regions import to_text
 
 if TYPE_CHECKING:
-    from spade_faiss.calibration import Verdicts
-    from spade_faiss.regions import Region
+    from spade_faiss.decisions.calibration import Verdicts
+    from spade_faiss.decisions.regions import Region
     from spade_faiss.report.scorefile import ScoreFile
-    from spade_faiss.scoring import Scores
+    from spade_faiss.scoring.scores import Scores
 
 
 def write_csv(

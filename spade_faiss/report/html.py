@@ -15,8 +15,8 @@ from numbers import Integral
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from spade_faiss.errors import InputError
-from spade_faiss.files import write_bytes
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.files import write_bytes
 from spade_faiss.report.csvfile import rank
 from spade_faiss.report.model import Card, Cell, ImageRow, Match, Report, Table
 from spade_faiss.report.pictures import (

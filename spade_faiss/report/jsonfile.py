@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from spade_faiss.errors import InputError
-from spade_faiss.files import write_bytes
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.files import write_bytes
 
 
 def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:

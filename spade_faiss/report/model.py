@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spade_faiss.errors import InputError
-from spade_faiss.features import FloatArray
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.types import FloatArray
 from spade_faiss.report.pictures import Box, Mask, Picture
 
 Cell = str | int | float | None

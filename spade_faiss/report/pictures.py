@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from spade_faiss.errors import InputError
-from spade_faiss.features import FloatArray
-from spade_faiss.files import write_bytes
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.files import write_bytes
+from spade_faiss.core.types import FloatArray
 
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

@@ -32,10 +32,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from spade_faiss.errors import InputError, NotFoundError
-from spade_faiss.features import FloatArray
-from spade_faiss.files import atomic_path
-from spade_faiss.scoring import Scores
+from spade_faiss.core.errors import InputError, NotFoundError
+from spade_faiss.core.files import atomic_path
+from spade_faiss.core.types import FloatArray
+from spade_faiss.scoring.scores import Scores
 
 SCHEMA = 2
 

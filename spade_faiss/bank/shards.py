@@ -1,0 +1,141 @@
+"""A shard: the features of some images in one HDF5 file that is written once. The only module that names an HDF5 path of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spade_faiss.core.arrays import Arrays, map_arrays, text_array, write_arrays
+from spade_faiss.core.errors import BankError
+from spade_faiss.core.files import FileEntry, check_file
+from spade_faiss.features.batch import FeatureBatch
+from spade_faiss.features.layout import Layout
+
+SCHEMA = 2
+
+# What is gathered into one shard, about.
+SHARD_BYTES = 256 << 20
+
+_EMBEDDING = "image/embedding"
+_VALID = "image/valid"
+_ID = "image/id"
+_OPTIONAL = ("image/path", "image/sha256")
+_OPEN_SHARDS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry(FileEntry):
+    """What a bank's manifest says of one shard: the `removed` of its `count` images are named by their positions."""
+
+    count: int
+    removed: tuple[int, ...] = ()
+
+    @cached_property
+    def live(self) -> npt.NDArray[np.int64]:
+        """The positions of the images that were not removed."""
+        return np.delete(np.arange(self.count), self.removed)
+
+    @property
+    def live_count(self) -> int:
+        """How many they are."""
+        return self.count - len(self.removed)
+
+
+class Shard:
+    """A shard that is mapped into memory: what it hands out are read-only views, which keep the mapping alive."""
+
+    def __init__(self, path: Path, sha256: str, count: int, layout: Layout) -> None:
+        self._path = path
+        self._mapped = map_arrays(path, sha256)
+        arrays = self._mapped.arrays
+        self.levels: Arrays = {name.removeprefix("level/"): maps for name, maps in arrays.items() if name.startswith("level/")}
+        height, width = layout.input_size
+        expected: dict[str, tuple[tuple[int, ...], str]] = {
+            _EMBEDDING: ((count, layout.embedding_dim), "float32"),
+            _ID: ((count,), "S"),
+            **{f"level/{level.name}": ((count, *level.shape), layout.dtype) for level in layout.levels},
+        }
+        optional = {_VALID: ((count, -(-height * width // 8)), "uint8"), **dict.fromkeys(_OPTIONAL, ((count,), "S"))}
+        expected |= {name: of for name, of in optional.items() if name in arrays}
+        found = {name: (array.shape, array.dtype.name if array.dtype.kind != "S" else "S") for name, array in arrays.items()}
+        if different := [name for name, of in expected.items() if found.get(name) != of]:
+            raise BankError(
+                f"shard {path} is damaged: {different[0]} is {found.get(different[0], 'missing')}, "
+                f"expected {expected[different[0]]}; restore it from a backup"
+            )
+        self.embedding: npt.NDArray[np.float32] = arrays[_EMBEDDING]
+
+    def read_map(self, level: str, position: int, out: npt.NDArray[Any]) -> None:
+        """Copy an image's map into `out`, of its type and size."""
+        self._mapped.read(f"level/{level}", position, out)
+
+    def prefetch_map(self, level: str, position: int) -> None:
+        """Ask for an image's map to be read from disk soon."""
+        self._mapped.prefetch(f"level/{level}", position)
+
+    def release_map(self, level: str, position: int) -> None:
+        """Let go of the memory of an image's map; it is read again when it is looked at again."""
+        self._mapped.release(f"level/{level}", position)
+
+    def texts(self, field: str) -> list[str]:
+        """The `id`, `path` or `sha256` of each image; empty where the shard has none."""
+        texts = self._mapped.arrays.get(f"image/{field}")
+        try:
+            found = [] if texts is None else [text.decode() for text in texts.tolist()]
+        except UnicodeDecodeError as error:
+            raise BankError(f"shard {self._path} is damaged ({error}); restore it from a backup") from error
+        return found
+
+    def image_path(self, position: int) -> Path | None:
+        """Where the image at a position was read from, if it came from a file."""
+        paths = self.texts("path")
+        return Path(self.root, paths[position]) if paths and paths[position] else None
+
+    @property
+    def root(self) -> str:
+        """The folder that `path` starts from."""
+        return str(self._mapped.attributes.get("root", ""))
+
+    def valid(self, positions: npt.NDArray[np.int64], size: tuple[int, int]) -> npt.NDArray[np.bool_] | None:
+        """(n, H, W), where the inputs show an image; None where they do everywhere."""
+        packed = self._mapped.arrays.get(_VALID)
+        if packed is None:
+            return None
+        flat = np.unpackbits(packed[positions], axis=1, count=size[0] * size[1])
+        return flat.reshape(-1, *size).astype(np.bool_)
+
+
+def write_shard(path: Path, batch: FeatureBatch) -> ShardEntry:
+    """Write a prepared batch as a new shard; the file appears whole or not at all.
+
+    Raises:
+        InputError: if the disk has no room for it.
+    """
+    texts = {"id": batch.ids, "path": batch.paths, "sha256": batch.sha256}
+    arrays: Arrays = {f"image/{field}": text_array(values) for field, values in texts.items() if len(values)}
+    arrays[_EMBEDDING] = batch.embedding
+    if batch.valid is not None:
+        arrays[_VALID] = np.packbits(batch.valid.reshape(len(batch), -1), axis=1)
+    arrays |= {f"level/{level}": maps for level, maps in batch.levels.items()}
+    digest = write_arrays(path, arrays, attributes={"schema": SCHEMA, "root": batch.root})
+    return ShardEntry(**vars(FileEntry.of(path, digest)), count=len(batch))
+
+
+@lru_cache(maxsize=_OPEN_SHARDS)
+def map_shard(path: Path, sha256: str, count: int, layout: Layout) -> Shard:
+    """Map a shard into memory.
+
+    Raises:
+        BankError: for a file that is gone or damaged, or does not hold what the layout says.
+    """
+    return Shard(path, sha256, count, layout)
+
+
+def check_shard(path: Path, shard: ShardEntry) -> None:
+    """Raise BankError if the file at `path` is not the shard that the manifest names; see `check_file`."""
+    check_file(path, shard, f"shard {path}", "the manifest", "restore it from a backup or extract again")

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, settings, files on disk, memory sizes, devices."""

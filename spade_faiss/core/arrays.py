@@ -1,0 +1,166 @@
+"""HDF5 files of arrays: written once, mapped into memory, never appended to."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from spade_faiss.core.errors import BankError, InputError
+from spade_faiss.core.files import atomic_path, hash_file
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+# Arrays start on a cache line, so that a mapped view is aligned for any dtype and vector unit.
+_ALIGNMENT = 64
+_OPEN_FILES = 256
+_MAPPED_BYTES = 2 << 20
+_HEADROOM_BYTES = 1 << 20
+
+# The attribute that lists what a file holds, so that nothing vanishes from it without a word.
+_NAMES = "arrays"
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, attributes: Mapping[str, str | int]) -> str:
+    """Write a file; it appears whole or not at all. Returns its sha256.
+
+    Args:
+        path: the file to make or to replace.
+        arrays: by name; a '/' in it makes a group. Of numbers, or of UTF-8 text (`text_array`).
+        attributes: of the file.
+
+    Raises:
+        InputError: if the disk has no room for it.
+    """
+    needed = sum(array.nbytes for array in arrays.values()) + _HEADROOM_BYTES
+    if (free := shutil.disk_usage(path.parent).free) < needed:
+        raise InputError(
+            f"{path.parent} has {free} bytes free, {path.name} needs {needed}; make room and run the command again"
+        )
+    with atomic_path(path) as temporary:
+        try:
+            with _hdf5(temporary, "w") as file:
+                # Of fixed length, like all text here: HDF5 may walk in circles through a heap of other text that is damaged.
+                for name, value in {**attributes, _NAMES: "\n".join(sorted(arrays))}.items():
+                    file.attrs[name] = text_array([value])[0] if isinstance(value, str) else value
+                for name, array in arrays.items():
+                    file.create_dataset(name, array.shape, array.dtype)
+            # HDF5 may crash the process where the disk fills up while it writes. Now the room is there, or this raises.
+            _reserve(temporary, needed)
+            with _hdf5(temporary, "r+") as file:
+                for name, array in arrays.items():
+                    file[name][...] = array
+        except RuntimeError as error:  # as HDF5 says it where it cannot write
+            raise InputError(
+                f"there is no room for {path}, or it cannot be written ({error}); make room and run it again"
+            ) from error
+        return hash_file(temporary)
+
+
+def text_array(values: Sequence[str]) -> npt.NDArray[np.bytes_]:
+    """Text as an array that `write_arrays` takes: UTF-8, padded with NUL."""
+    encoded = [value.encode() for value in values]
+    kind = h5py.string_dtype("utf-8", max([1, *map(len, encoded)]))
+    found: npt.NDArray[np.bytes_] = np.array(encoded, kind)
+    return found
+
+
+def _hdf5(path: Path, mode: str) -> h5py.File:
+    return h5py.File(path, mode, alignment_threshold=1, alignment_interval=_ALIGNMENT)
+
+
+def _reserve(path: Path, needed: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            os.posix_fallocate(descriptor, 0, needed)
+        finally:
+            os.close(descriptor)
+
+
+@lru_cache(maxsize=_OPEN_FILES)
+def map_arrays(path: Path, sha256: str) -> Mapped:
+    """Map the numeric arrays of a file into memory; views keep the mapping alive after it has left the cache.
+
+    The checksum is part of the cache's key: another file may later stand at the same path.
+
+    Raises:
+        BankError: for a file that is gone or damaged.
+    """
+    try:
+        return Mapped(path)
+    except FileNotFoundError as error:
+        raise BankError(f"{path} is gone since the bank was opened; open it again") from error
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise BankError(f"{path} is damaged ({error}); restore it from a backup") from error
+
+
+class Mapped:
+    """The arrays of a file by name, read-only views, and what the operating system should do with their pages."""
+
+    def __init__(self, path: Path) -> None:
+        layout: dict[str, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
+        read: Arrays = {}
+
+        def note(name: str, item: object) -> None:
+            if isinstance(item, h5py.Dataset) and item.dtype.kind == "O":  # text of variable length, which files once had
+                read[name] = text_array(item.asstr()[:])
+            elif isinstance(item, h5py.Dataset) and item.dtype.kind in "iufS":
+                layout[name] = item.id.get_offset(), item.shape, item.dtype
+
+        with h5py.File(path) as file:
+            self.attributes = {
+                name: value.decode() if isinstance(value, bytes) else value for name, value in file.attrs.items()
+            }
+            file.visititems(note)
+        if (names := self.attributes.get(_NAMES)) is not None and "\n".join(sorted(layout)) != names:
+            raise ValueError(f"it holds {sorted(layout)}, and says that it holds {names!r}")
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._descriptor)
+        self._mapped = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+        self.arrays: Arrays = {
+            name: np.ndarray(shape, dtype, self._mapped, offset) for name, (offset, shape, dtype) in layout.items()
+        } | read
+        self._offsets = {name: offset for name, (offset, _, _) in layout.items()}
+
+    def read(self, name: str, position: int, out: npt.NDArray[Any]) -> None:
+        """Copy one item of an array into `out`, of its type and size: what is read once costs no page faults that way."""
+        if not hasattr(os, "preadv"):  # Windows
+            np.copyto(out, self.arrays[name][position].reshape(out.shape))
+            return
+        rest = memoryview(out.data).cast("B")
+        offset = self._offsets[name] + position * rest.nbytes
+        while rest.nbytes:
+            count = os.preadv(self._descriptor, [rest], offset)
+            if count == 0:
+                raise BankError(f"{self._path} ended while it was read; restore it from a backup")
+            rest, offset = rest[count:], offset + count
+
+    def prefetch(self, name: str, position: int) -> None:
+        """Ask for one item of an array to be read from disk soon."""
+        self._advise("MADV_WILLNEED", name, position)
+
+    def release(self, name: str, position: int) -> None:
+        """Let go of the memory of one item: the system's cache of the file keeps it, as long as there is room."""
+        self._advise("MADV_DONTNEED", name, position)
+
+    def _advise(self, option: str, name: str, position: int) -> None:
+        size = self.arrays[name][position].nbytes
+        start = self._offsets[name] + position * size
+        # Linux maps files in pieces of up to this size: what lies beside an item comes, and must go, with it.
+        first = start // _MAPPED_BYTES * _MAPPED_BYTES
+        end = min(-(-(start + size) // _MAPPED_BYTES) * _MAPPED_BYTES, len(self._mapped))
+        if hasattr(mmap, option):
+            with suppress(OSError):  # advice: what is not taken does no harm
+                self._mapped.madvise(getattr(mmap, option), first, end - first)

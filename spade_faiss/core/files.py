@@ -1,0 +1,143 @@
+"""Files that nobody ever meets half-written: made beside their place, put safely on disk, renamed into it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from spade_faiss.core.errors import BankError, InputError, NotFoundError
+
+_log = logging.getLogger(__name__)
+
+# What a process that was killed leaves behind. Short, so that any name that fits into a folder can be written there, and
+# without the suffix of the real file, so that a search for `*.h5` does not meet it.
+TEMPORARY_PATTERN = ".spade-*.tmp"
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path in the folder of `path`; what is written there becomes the file `path` when the block ends well.
+
+    The file is on disk before it is renamed, and the renaming is on disk before the block is left, so that after a power cut
+    `path` is the old file or the new one. If the block raises, the temporary file is removed and `path` stays as it was.
+    The file must be closed by the end of the block. Its name does not tell its format: name that to whatever writes it.
+
+    Args:
+        path: the file to make or to replace; its folder exists.
+
+    Raises:
+        NotFoundError: the folder does not exist.
+        InputError: `path` is a folder, or the disk has no room.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise NotFoundError(f"cannot write {target}: the folder {target.parent} does not exist")
+    if target.is_dir():
+        raise InputError(f"cannot write {target}: it is a folder")
+    temporary = target.parent / TEMPORARY_PATTERN.replace("*", secrets.token_hex(8))
+    try:
+        yield temporary
+        _sync(temporary, os.O_RDWR)
+        temporary.replace(target)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if _is_full(error):
+            raise InputError(
+                f"there is no room for {target} ({error}); make room and run the command again: what was there before is intact"
+            ) from error
+        raise
+    sync_folder(target.parent)
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a disk, a quota or a limit on file sizes said that there is no room; HDF5 says it in words."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and (
+        error.errno in numbers or any(f"errno = {number}," in str(error) for number in numbers)
+    )
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Make or replace the file `path` with `data`, atomically; raises as `atomic_path` does."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Put the names in `folder` safely on disk, where the system can do that for a folder."""
+    if os.name == "nt":  # a folder cannot be opened there, and a renaming is journalled
+        return
+    try:
+        _sync(Path(folder), os.O_RDONLY)
+    except OSError as error:  # some network and user-space file systems have no fsync for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """What is remembered of a file that was written once, to know it again."""
+
+    file: str
+    bytes: int
+    mtime_ns: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mtime_ns < 1 << 63 or not 0 < len(self.file.encode(errors="replace")) < 256 or "/" in self.file:
+            raise InputError(f"no file was ever written as {self.file[:80]!r} at mtime_ns={self.mtime_ns}")
+
+    @staticmethod
+    def of(path: Path, sha256: str) -> FileEntry:
+        """The entry of a file whose checksum is known."""
+        status = path.stat()
+        return FileEntry(file=path.name, bytes=status.st_size, mtime_ns=status.st_mtime_ns, sha256=sha256)
+
+
+def check_file(path: Path, entry: FileEntry, name: str, where: str, remedy: str) -> None:
+    """Raise BankError if the file at `path` is not the one that was written.
+
+    It is read in full where its size or modification time is not the recorded one.
+
+    Args:
+        path: the file.
+        entry: what is remembered of it.
+        name: how the message calls it.
+        where: what remembers it.
+        remedy: what to do about it.
+    """
+    if not path.is_file():
+        raise BankError(f"{name}, which {where} names, is missing; {remedy}")
+    status = path.stat()
+    if (status.st_size, status.st_mtime_ns) == (entry.bytes, entry.mtime_ns):
+        return
+    found = f"{status.st_size} bytes" if status.st_size != entry.bytes else f"sha256 {hash_file(path)}"
+    expected = f"{entry.bytes} bytes" if status.st_size != entry.bytes else f"sha256 {entry.sha256}"
+    if found != expected:
+        raise BankError(f"{name} has changed since it was written: {found}, {where} says {expected}; {remedy}")
+    _log.info("%s has a new modification time; its checksum is right", name)
+    try:  # a copied bank: give the file its recorded time back, so that the next opening need not read it all
+        os.utime(path, ns=(status.st_atime_ns, entry.mtime_ns))
+    except OSError:
+        _log.info("could not restore the modification time of %s; it is checked in full at every opening", path)

@@ -1,0 +1,86 @@
+"""Values checked, and dataclasses built from parsed YAML or JSON that refuse unknown keys and values out of range."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from numbers import Real
+from types import UnionType
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from spade_faiss.core.errors import InputError
+
+T = TypeVar("T")
+
+
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise InputError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise InputError(f"{name}={value!r} is not one of {', '.join(str(choice) for choice in choices)}")
+
+
+def check_at_least(name: str, value: object, least: int) -> None:
+    """Raise InputError unless `value` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name}={value!r} must be an integer of at least {least}")
+
+
+def is_finite(value: object) -> bool:
+    """Whether `value` is a finite number; a bool is none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def from_mapping(cls: type[T], mapping: object, where: str) -> T:
+    """Build the dataclass `cls` from a parsed YAML or JSON mapping.
+
+    Nested dataclasses are built the same way; a list becomes the tuple that the field asks for.
+
+    Raises:
+        InputError: for a value that is no mapping, an unknown or missing key, or a value of the wrong type or range;
+            the message starts with `where`.
+    """
+    if not isinstance(mapping, Mapping):
+        raise InputError(f"{where}: expected a mapping, got {type(mapping).__name__}")
+    hints = get_type_hints(cls)
+    if unknown := sorted(set(map(str, mapping)) - set(hints)):
+        raise InputError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(hints)}")
+    values = {name: _checked(hints[name], value, f"{where}: {name}") for name, value in mapping.items()}
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    needed = {field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING}
+    if missing := sorted(needed - set(values)):
+        raise InputError(f"{where}: missing key {missing[0]!r}")
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _checked(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is UnionType:
+        if type(None) in arguments:  # `X | None`
+            return None if value is None else _checked(arguments[0], value, where)
+        if isinstance(value, bool) or not isinstance(value, arguments):
+            names = " or ".join(argument.__name__ for argument in arguments)
+            raise InputError(f"{where}={value!r} is of type {type(value).__name__}, expected {names}")
+        return value
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(cast(type[Any], hint), value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{where}={value!r} is of type {type(value).__name__}, expected a list")
+        kinds = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(value) != len(kinds):
+            raise InputError(f"{where}={value!r} has {len(value)} values, expected {len(kinds)}")
+        return tuple(_checked(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where}={value!r} is of type {type(value).__name__}, expected a mapping")
+        return {
+            _checked(arguments[0], key, where): _checked(arguments[1], item, f"{where}: {key}") for key, item in value.items()
+        }
+    allowed = (int, float) if hint is float else hint
+    if (isinstance(value, bool) and hint is not bool) or not isinstance(value, allowed):
+        raise InputError(f"{where}={value!r} is of type {type(value).__name__}, expected {hint.__name__}")
+    return value

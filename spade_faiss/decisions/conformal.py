@@ -1,0 +1,213 @@
+"""Conformal arithmetic: the rank of a score among those of normal images, as p-values, thresholds and alarms. Plain arrays.
+
+Everything rests on one fact: where a new normal image and n calibration images are exchangeable, each of the n + 1 ranks is as
+likely as any other (Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World", 2005; for anomalies: Laxhammar &
+Falkman, "Conformal prediction for distribution-independent anomaly detection in streaming vessel data", 2010).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from spade_faiss.core.errors import InputError
+
+Doubles = npt.NDArray[np.float64]
+Values = npt.NDArray[np.floating[Any]]
+Bools = npt.NDArray[np.bool_]
+
+# alpha * (n + 1) is a whole number that floating point may miss by a little.
+_ROUNDING = 1e-9
+# Bits of a float32 that a pixel is counted without: what is left tells values apart that differ by a thousandth.
+_DROPPED_BITS = 13
+
+
+def check_rate(name: str, value: object) -> float:
+    """Raise InputError unless `value` is a number between 0 and 1, neither of them included; returns it."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not 0 < value < 1:
+        raise InputError(f"{name}={value!r} must be a number between 0 and 1, for instance 0.01")
+    return float(value)
+
+
+def images_needed(alpha: float) -> int:
+    """The fewest calibration images that can promise a false-alarm rate of `alpha`."""
+    return max(1, math.ceil(1 / alpha - _ROUNDING) - 1)
+
+
+def allowed(alpha: float, n: int) -> int:
+    """How many of n + 1 exchangeable images may be alarms: alpha * (n + 1), rounded down.
+
+    Raises:
+        InputError: if that is none: the smallest p-value of n calibration images, 1 / (n + 1), is above alpha.
+    """
+    count = math.floor(check_rate("alpha", alpha) * (n + 1) + _ROUNDING)
+    if count == 0:
+        raise InputError(
+            f"alpha={alpha:g} is below {1 / (n + 1):.4g}, the smallest p-value that {n} calibration images can give; "
+            f"it takes {images_needed(alpha)} of them, or a larger alpha"
+        )
+    return min(count, n)
+
+
+def p_values(calibration: Values, scores: Values) -> Doubles:
+    """(m,) p-values: (1 + the number of calibration scores that are as high or higher) / (n + 1).
+
+    A normal image's p-value is at most alpha with a chance of at most alpha, for any alpha, ties or none.
+
+    Args:
+        calibration: (n,) scores of normal images.
+        scores: (m,); NaN for an image that was not scored, whose p-value is NaN.
+    """
+    ordered, scores = np.sort(np.asarray(calibration, np.float64)), np.asarray(scores, np.float64)
+    reached = len(ordered) - np.searchsorted(ordered, scores, side="left")
+    return np.where(np.isnan(scores), np.nan, (1 + reached) / (len(ordered) + 1))
+
+
+def combined_p_values(calibration: Values, scores: Values) -> Doubles:
+    """(m,) p-values of several tests together, as valid as each alone.
+
+    The image is put among the calibration images; each of the n + 1 gets its rank in every test and, as its one statistic, the
+    best of them; the p-value is the rank of the image's own. The statistic treats the n + 1 alike, so that they stay
+    exchangeable, whatever the tests have to do with each other. The p-value lies between the smallest of the tests' own and
+    that times their number, which Bonferroni's correction always takes.
+
+    Source: the minimum of p-values, calibrated by ranks (Westfall & Young, "Resampling-Based Multiple Testing", 1993; Pesarin,
+    "Multivariate Permutation Tests", 2001), here over the exchangeable images of full conformal prediction.
+
+    Args:
+        calibration: (n, t) scores of normal images in t tests.
+        scores: (m, t); NaN where a test was not made: it speaks for normal.
+    """
+    calibration = np.asarray(calibration, np.float64)
+    scores = np.where(np.isnan(scores), -np.inf, np.asarray(scores, np.float64))
+    n = len(calibration)
+    ordered = np.sort(calibration, axis=0)
+    reached = np.stack([n - np.searchsorted(line, own) for line, own in zip(ordered.T, calibration.T, strict=True)], axis=1)
+    found = np.empty(len(scores))
+    for i, score in enumerate(scores):
+        own = 1 + (calibration >= score).sum(axis=0)
+        best = (reached + (calibration <= score)).min(axis=1)
+        found[i] = (1 + (best <= own.min()).sum()) / (n + 1)
+    return found
+
+
+def threshold(calibration: Values, alpha: float) -> float:
+    """The score above which a p-value is at most alpha, and at or below which it is not.
+
+    Args:
+        calibration: (n,) scores of normal images.
+        alpha: the share of normal images that may lie above.
+
+    Raises:
+        InputError: for an alpha that n images cannot promise.
+    """
+    n = len(calibration)
+    return float(np.sort(calibration)[n - allowed(alpha, n)])
+
+
+def alarm_thresholds(calibration: Values, alpha: float) -> tuple[float, ...]:
+    """For each of t tests, the score above which it alone makes `combined_p_values` at most alpha; infinite where none does.
+
+    Args:
+        calibration: (n, t) scores of normal images.
+        alpha: the promised rate.
+
+    Raises:
+        InputError: for an alpha that n images cannot promise.
+    """
+    calibration = np.asarray(calibration, np.float64)
+    n, tests = calibration.shape
+    level = allowed(alpha, n) / (n + 1)
+    found = []
+    for test in range(tests):
+        steps = np.unique(calibration[:, test])  # the p-value changes only there, and never rises with the score
+        alone = np.full((len(steps), tests), -np.inf)
+        alone[:, test] = np.nextafter(steps, np.inf)
+        passed = combined_p_values(calibration, alone) <= level * (1 + _ROUNDING)
+        found.append(float(steps[passed.argmax()]) if passed.any() else math.inf)
+    return tuple(found)
+
+
+def alarms(p: Doubles, *, alpha: float | None = None, fdr: float | None = None) -> Bools:
+    """(n,) which p-values are alarms: those of at most alpha, or those that keep the share of false alarms below `fdr`.
+
+    Under `fdr`, of the alarms of this batch at most that share is expected to be false: Benjamini & Hochberg, "Controlling the
+    false discovery rate", 1995; for p-values that share one calibration: Bates et al., "Testing for outliers with conformal
+    p-values", 2023, who prove it for a single test.
+
+    Args:
+        p: (n,) p-values.
+        alpha, fdr: one of the two.
+    """
+    if (alpha is None) == (fdr is None):
+        raise InputError(f"alarms need alpha or fdr, one of the two; got alpha={alpha} and fdr={fdr}")
+    if alpha is not None:
+        found: Bools = p <= check_rate("alpha", alpha) * (1 + _ROUNDING)
+        return found
+    level = check_rate("fdr", fdr)
+    return np.asarray(stats.false_discovery_control(p) <= level * (1 + _ROUNDING)) if len(p) else np.zeros(0, np.bool_)
+
+
+def rate_bound(alpha: float, n: int, confidence: float = 0.9) -> float:
+    """The false-alarm rate that so many calibrations of n images stay below, where the promise is one of their average.
+
+    Given the calibration, the rate of one test with continuous scores follows Beta(k, n + 1 - k), k = alpha (n + 1) rounded
+    down: Vovk, "Conditional validity of inductive conformal predictors", 2012.
+    """
+    k = allowed(alpha, n)
+    return float(stats.beta.ppf(confidence, k, n + 1 - k))
+
+
+def rate_interval(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Bounds of a rate of which `count` of `total` were seen: Clopper & Pearson, 1934."""
+    found = stats.binomtest(count, total).proportion_ci(confidence, method="exact")
+    return float(found.low), float(found.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelCounts:
+    """How many pixels of normal maps have which score, to a thousandth of it: whole maps would take 200 KB each.
+
+    `keys`: ascending, the leading bits of the float32 scores; `counts`: pixels of each.
+    """
+
+    keys: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    @staticmethod
+    def of(maps: npt.NDArray[np.float32]) -> PixelCounts:
+        """Counts of (n, H, W) scores, none of them negative or NaN."""
+        # The bits of floats that are not negative rise with them. Adding 0 turns -0, whose bits do not, into 0.
+        keys, counts = np.unique((maps.ravel() + np.float32(0)).view(np.uint32) >> _DROPPED_BITS, return_counts=True)
+        return PixelCounts(keys=tuple(keys.tolist()), counts=tuple(counts.tolist()))
+
+    def __add__(self, other: PixelCounts) -> PixelCounts:
+        keys, places = np.unique([*self.keys, *other.keys], return_inverse=True)
+        counts = np.zeros(len(keys), np.int64)
+        np.add.at(counts, places, [*self.counts, *other.counts])
+        return PixelCounts(keys=tuple(map(int, keys)), counts=tuple(counts.tolist()))
+
+    def threshold(self, alpha: float, n: int) -> float:
+        """The score that a share of at most alpha of a normal image's pixels is expected to exceed.
+
+        It bounds (n * share + 1) / (n + 1), the share over the n calibration images and a last one of which nothing is known:
+        Angelopoulos et al., "Conformal Risk Control", 2022, theorem 1. It is too high by a thousandth at most.
+
+        Args:
+            alpha: the share.
+            n: how many images were counted.
+
+        Raises:
+            InputError: for an alpha that n images cannot promise.
+        """
+        allowed(alpha, n)
+        share = max(0.0, (alpha * (n + 1) - 1) / n)
+        above = np.cumsum(self.counts[::-1])[::-1] - self.counts
+        first = int((above <= share * sum(self.counts) + _ROUNDING).argmax())
+        last_of_bucket = np.uint32(((self.keys[first] + 1) << _DROPPED_BITS) - 1)
+        return float(last_of_bucket.view(np.float32))

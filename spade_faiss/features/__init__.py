@@ -1,0 +1,1 @@
+"""From pictures to features: data sets, decoding, backbones, and batches of feature maps."""

@@ -1,0 +1,113 @@
+"""What a backbone hands to the engine: an embedding and one feature map a pyramid level, for a batch of images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.schema import check_at_least
+from spade_faiss.core.settings import Source
+
+
+@dataclass(frozen=True)
+class Level:
+    """One pyramid level: `channels` values at each of `height` x `width` locations, `stride` input pixels apart."""
+
+    name: str
+    channels: int
+    stride: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.isprintable() or "/" in self.name or self.name[:1] in ("", "."):
+            raise InputError(f"level name {self.name!r} must be non-empty and printable, hold no '/', and not start with '.'")
+        for name in ("channels", "stride", "height", "width"):
+            check_at_least(f"level {self.name}: {name}", getattr(self, name), 1)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of one image's map."""
+        return self.height, self.width, self.channels
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureBatch:
+    """The features of n images, from our backbones or from any other extractor.
+
+    Args:
+        ids: n distinct, non-empty names.
+        embedding: (n, d), the pooled feature of each image.
+        levels: for each pyramid level by name, (n, H, W, C): channels last.
+        source: who made the features; where a bank knows its own source, the two must be equal.
+        valid: (n, H, W) at the input's size, False where the input shows no image (letterbox's margins): maps are 0 there.
+            None: it shows the image everywhere.
+        paths: n image paths, relative to `root`; empty where there are no files.
+        sha256: n hex digests of the image files; empty where there are no files.
+        root: the folder that `paths` start from.
+    """
+
+    ids: Sequence[str]
+    embedding: npt.NDArray[np.floating[Any]]
+    levels: Mapping[str, npt.NDArray[np.floating[Any]]]
+    source: Source | None = None
+    valid: npt.NDArray[np.bool_] | None = field(default=None, kw_only=True)
+    paths: Sequence[str] = field(default=(), kw_only=True)
+    sha256: Sequence[str] = field(default=(), kw_only=True)
+    root: str = field(default="", kw_only=True)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, part: slice) -> FeatureBatch:
+        """Some of the images: views."""
+        return replace(
+            self,
+            ids=self.ids[part],
+            embedding=self.embedding[part],
+            levels={name: maps[part] for name, maps in self.levels.items()},
+            valid=None if self.valid is None else self.valid[part],
+            paths=self.paths[part],
+            sha256=self.sha256[part],
+        )
+
+
+def concatenate(batches: Sequence[FeatureBatch]) -> FeatureBatch:
+    """One batch of several that share their levels, source and root, and of which all or none have `valid`."""
+    valid = [batch.valid for batch in batches if batch.valid is not None]
+    return replace(
+        batches[0],
+        ids=[name for batch in batches for name in batch.ids],
+        embedding=np.concatenate([batch.embedding for batch in batches]),
+        levels={level: np.concatenate([batch.levels[level] for batch in batches]) for level in batches[0].levels},
+        valid=np.concatenate(valid) if valid else None,
+        paths=[path for batch in batches for path in batch.paths],
+        sha256=[digest for batch in batches for digest in batch.sha256],
+    )
+
+
+def check_ids(ids: Sequence[str]) -> None:
+    """Raise InputError for ids that are empty or repeated, or that HDF5 cannot hold."""
+    check_strings("image id", ids)
+    if "" in ids:
+        raise InputError("an image id is empty; ids must be non-empty")
+    if len(set(ids)) < len(ids):
+        repeated = next(name for name, count in Counter(ids).items() if count > 1)
+        raise InputError(f"image id {repeated!r} appears more than once in the batch; ids must be distinct")
+
+
+def check_strings(name: str, values: Sequence[str]) -> None:
+    """Refuse what HDF5 cannot hold."""
+    for value in values:
+        if not isinstance(value, str) or "\0" in value:
+            raise InputError(f"{name} {value!r} must be a string without NUL")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{name} {value!r} is not valid Unicode: {error.reason}") from error

@@ -1,0 +1,127 @@
+"""What all features of a bank have in common, and how a batch is brought into the form that is stored and searched."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.schema import check_at_least, check_choice
+from spade_faiss.core.settings import DTYPES, NORMALIZE
+from spade_faiss.core.types import FloatArray
+from spade_faiss.features.batch import FeatureBatch, Level, check_ids, check_strings
+
+# Of any feature: the squared distance of two vectors of these must stay within float32.
+_LARGEST = 2e16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What every feature of a bank has in common, and how its maps are prepared before they are stored or searched.
+
+    `input_size`: (height, width) of the backbone's input, the size of score maps. `dtype`: of stored level maps.
+    `pool`: side of the square neighbourhood that each location is averaged over (1: none). `normalize`: `l2` scales each
+    location's vector to unit length. Queries pass through the same preparation, rounding to `dtype` included, so that an
+    image meets itself at distance 0.
+    """
+
+    levels: tuple[Level, ...]
+    embedding_dim: int
+    input_size: tuple[int, int]
+    dtype: str = "float16"
+    normalize: str = "none"
+    pool: int = 1
+
+    @property
+    def image_bytes(self) -> int:
+        """Of one image's features as they are stored."""
+        values = sum(math.prod(level.shape) for level in self.levels)
+        return 4 * self.embedding_dim + values * np.dtype(self.dtype).itemsize
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise InputError("a bank needs at least one level")
+        names = [level.name for level in self.levels]
+        if len(set(names)) < len(names):
+            raise InputError(f"level names must be distinct, got {names}")
+        check_at_least("embedding_dim", self.embedding_dim, 1)
+        if not isinstance(self.input_size, tuple) or len(self.input_size) != 2:
+            raise InputError(f"input_size={self.input_size!r} must be a tuple (height, width)")
+        for side in self.input_size:
+            check_at_least("input_size", side, 1)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("normalize", self.normalize, NORMALIZE)
+        check_at_least("pool", self.pool, 1)
+        if self.pool % 2 == 0:
+            raise InputError(f"pool={self.pool} must be odd, so that the neighbourhood has a centre")
+
+
+def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
+    """Check a batch against a bank's layout and bring it into the form that is stored and searched.
+
+    Returns:
+        The batch with a float32 embedding and maps that are pooled, normalised and of `layout.dtype`.
+
+    Raises:
+        InputError: for shapes that differ from the layout, missing or unknown levels, ids that are empty or repeated, ids or
+            paths that hold a NUL or are not valid Unicode, values that are not finite, or values beyond the range of float32,
+            or of float16 where maps are stored so.
+    """
+    n = len(batch)
+    if n == 0:
+        raise InputError("a feature batch needs at least one image")
+    check_ids(batch.ids)
+    for name in ("paths", "sha256"):
+        if len(getattr(batch, name)) not in (0, n):
+            raise InputError(f"a batch of {n} images has {len(getattr(batch, name))} {name}")
+        check_strings(name, getattr(batch, name))
+    check_strings("root", [batch.root])
+    shape = (n, *layout.input_size)
+    if batch.valid is not None and (batch.valid.dtype != np.bool_ or batch.valid.shape != shape):
+        raise InputError(f"valid is {batch.valid.dtype} of shape {batch.valid.shape}, expected bool of shape {shape}")
+    embedding = _to_float32("embedding", np.asarray(batch.embedding), (n, layout.embedding_dim))
+    if set(batch.levels) != {level.name for level in layout.levels}:
+        expected = [level.name for level in layout.levels]
+        raise InputError(f"the batch has levels {sorted(batch.levels)}, the bank has {expected}")
+    maps = {level.name: _prepare_maps(level, np.asarray(batch.levels[level.name]), n, layout) for level in layout.levels}
+    return replace(batch, embedding=embedding, levels=maps)
+
+
+def _prepare_maps(level: Level, maps: npt.NDArray[Any], n: int, layout: Layout) -> npt.NDArray[Any]:
+    values = _to_float32(f"level {level.name!r}", maps, (n, *level.shape))
+    if layout.pool > 1:
+        # The mean of those neighbours that exist: at the border the window is smaller, not padded.
+        size = (1, layout.pool, layout.pool, 1)
+        inside = ndimage.uniform_filter(np.ones((1, *level.shape[:2], 1), np.float32), size, mode="constant")
+        values = ndimage.uniform_filter(values, size, mode="constant") / inside
+    if layout.normalize == "l2":
+        # In float64: the squares of values below 1e-22 leave the range of float32.
+        norm = np.sqrt(np.einsum("nhwc,nhwc->nhw", values, values, dtype=np.float64))[..., np.newaxis]
+        norm[norm == 0] = 1
+        values = np.divide(values, norm, out=np.empty_like(values), casting="same_kind")
+    if layout.dtype == "float32":
+        return values
+    with np.errstate(over="ignore"):
+        stored = values.astype(np.float16)
+    if not np.isfinite(stored).all():
+        largest = float(np.abs(values).max())
+        raise InputError(f"level {level.name!r} holds {largest:.4g}, beyond float16; create the bank with dtype float32")
+    return stored
+
+
+def _to_float32(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> FloatArray:
+    """A checked array, C-contiguous; the array itself where it is that already."""
+    if array.shape != shape:
+        raise InputError(f"{name} has shape {array.shape}, expected {shape}")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"{name} is of dtype {array.dtype}, expected floating point")
+    if not np.isfinite(array).all():
+        raise InputError(f"{name} holds NaN or infinite values")
+    if (largest := max(float(array.max()), -float(array.min()))) > _LARGEST:
+        raise InputError(f"{name} holds {largest:.4g}; the squares of values beyond {_LARGEST:g} leave the range of float32")
+    return np.ascontiguousarray(array, np.float32)

@@ -1,0 +1,38 @@
+"""Maps resized and smoothed: products with small matrices, one axis at a time."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from scipy import ndimage, sparse
+
+from spade_faiss.core.types import FloatArray
+
+
+def upsample(maps: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """Resize (n, h, w, ...) to (n, H, W, ...) bilinearly, pixel centres aligned (torch: align_corners=False)."""
+    return resample(maps, size, 0.0)
+
+
+def resample(maps: FloatArray, size: tuple[int, int], sigma: float) -> FloatArray:
+    """Resize (n, h, w, ...) as `upsample` does, and smooth by a Gaussian of `sigma` pixels of the result."""
+    n, h, w, *rest = maps.shape
+    rows = _resampling(h, size[0], sigma) @ np.moveaxis(maps, 1, 0).reshape(h, -1)
+    columns = np.moveaxis(rows.reshape(size[0], n, w, -1), 2, 0).reshape(w, -1)
+    resized = (_resampling(w, size[1], sigma) @ columns).reshape(size[1], size[0], n, *rest)
+    return np.ascontiguousarray(np.moveaxis(resized, (2, 1), (0, 1)))
+
+
+@lru_cache(maxsize=64)
+def _resampling(length: int, target: int, sigma: float) -> sparse.csr_array:
+    """(target, length): the matrix that resizes an axis bilinearly and smooths it.
+
+    Both are linear and work on one axis at a time, so that a product with a small matrix replaces them: it is what scipy makes
+    of the unit vectors. Nearly all of it is 0, and a sparse product keeps NumPy's BLAS threads, which spin after each product,
+    from taking the cores from FAISS's.
+    """
+    resized = ndimage.zoom(np.eye(length), (target / length, 1), order=1, mode="nearest", grid_mode=True)
+    if sigma > 0:
+        resized = ndimage.gaussian_filter1d(resized, sigma, axis=0)
+    return sparse.csr_array(resized.astype(np.float32))

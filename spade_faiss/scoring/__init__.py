@@ -1,0 +1,1 @@
+"""From features to scores: the detector, the fusion of levels, and metrics."""

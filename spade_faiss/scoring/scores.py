@@ -1,0 +1,75 @@
+"""What the engine says of images: scores, maps, and the normal images that they were measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spade_faiss.core.types import FloatArray
+
+# Where a location's nearest gallery vector came from: the column of `neighbor_ids` (-1: none of them), the cell in that
+# image's map, and its row in the bank.
+NearestArray = npt.NDArray[np.void]
+NEAREST_DTYPE = np.dtype([("neighbor", np.int32), ("y", np.int16), ("x", np.int16), ("row", np.int32)])
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What the engine says of n images; every distance in it is of the kind that `distance` names.
+
+    Args:
+        ids: n image names.
+        image_score: (n,), mean distance to the `k_image` nearest normals.
+        maps: (n, H, W), smoothed pixel scores at the size of the backbone's input; 0 where it shows no image. NaN
+            throughout for an image that was not localised; so are its pixel distances, its nearest vectors are of neighbour -1.
+        neighbor_ids: (n, k), names of the nearest normals, nearest first; k is the larger of `k_image` and `k_gallery`.
+        neighbor_dist: (n, k), their distances.
+        level_dist: for each level, (n, h, w), the pixel distances before fusion; one entry named `concat` under that fusion.
+        nearest: for each level, (n, h, w) of `NEAREST_DTYPE`, the gallery vector each distance was measured to (with kappa > 1,
+            the nearest of them).
+        distance: `l2` or `squared_l2`.
+    """
+
+    ids: Sequence[str]
+    image_score: FloatArray
+    maps: FloatArray
+    neighbor_ids: npt.NDArray[np.str_]
+    neighbor_dist: FloatArray
+    level_dist: dict[str, FloatArray]
+    nearest: dict[str, NearestArray]
+    distance: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def map_score(self) -> FloatArray:
+        """(n,), the maximum of each map: the other image score in common use."""
+        return self.maps.max(axis=(1, 2)) if len(self) else np.zeros(0, np.float32)
+
+    @property
+    def peak(self) -> npt.NDArray[np.int64]:
+        """(n, 2), row and column of each map's strongest pixel."""
+        n, height, width = self.maps.shape
+        flat = self.maps.reshape(n, height * width).argmax(axis=1)
+        return np.stack(np.divmod(flat, width), axis=1)
+
+
+def join(parts: Sequence[Scores]) -> Scores:
+    """One result of several from the same detector, in their order."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    return Scores(
+        ids=[name for part in parts for name in part.ids],
+        image_score=np.concatenate([part.image_score for part in parts]),
+        maps=np.concatenate([part.maps for part in parts]),
+        neighbor_ids=np.concatenate([part.neighbor_ids for part in parts]),
+        neighbor_dist=np.concatenate([part.neighbor_dist for part in parts]),
+        level_dist={level: np.concatenate([part.level_dist[level] for part in parts]) for level in first.level_dist},
+        nearest={level: np.concatenate([part.nearest[level] for part in parts]) for level in first.nearest},
+        distance=first.distance,
+    )

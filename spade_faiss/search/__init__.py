@@ -1,0 +1,1 @@
+"""Searching the nearest normals' feature maps: one module a way of searching, behind one protocol."""

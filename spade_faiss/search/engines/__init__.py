@@ -1,0 +1,1 @@
+"""What computes an exact search: FAISS, the compiled kernel, or torch."""

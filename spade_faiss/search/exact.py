@@ -1,0 +1,74 @@
+"""Exact search: every location of the nearest normals. What searches depends on the machine, what is found does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.schema import check_choice
+from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.engines.faiss import FaissSearch
+from spade_faiss.search.engines.native import NativeSearch
+from spade_faiss.search.native.extension import AUTO, UNITS, find_unit, usable_unit
+from spade_faiss.search.protocol import SAME_SCORES, GallerySearch, Kept, Method, NoSettings
+from spade_faiss.search.workers import Workers
+
+ENGINES = ("auto", "native", "faiss", "torch", "knn_gpu")
+PRODUCTS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactQuery:
+    """What searches, and how candidates are found.
+
+    `engine`: on the CPU `native` (the compiled kernel) or `faiss`; `torch` on the device, `knn_gpu` (FAISS's GPU build) on a
+    CUDA card. `auto` is `native` on the CPU where it runs, else `faiss`; elsewhere `torch`. `unit`: what of the processor
+    multiplies for `native`, see `kernel.UNITS`. `product`: what candidates are found by on a device, `float32` or `bfloat16`.
+    """
+
+    engine: str = field(default="auto", metadata=SAME_SCORES)
+    unit: str = field(default=AUTO, metadata=SAME_SCORES)
+    product: str = field(default="float32", metadata=SAME_SCORES)
+
+    def __post_init__(self) -> None:
+        check_choice("engine", self.engine, ENGINES)
+        check_choice("unit", self.unit, (AUTO, *UNITS))
+        check_choice("product", self.product, PRODUCTS)
+        if self.product != "float32" and self.engine in ("native", "faiss", "knn_gpu"):
+            raise InputError(f"product={self.product!r} needs engine='torch', got engine={self.engine!r}")
+        if self.unit != AUTO and self.engine not in ("auto", "native"):
+            raise InputError(f"unit={self.unit!r} needs engine='native', got engine={self.engine!r}")
+
+
+def open_on_cpu(blocks: Blocks, workers: Workers, unit: str = AUTO) -> NativeSearch | FaissSearch:
+    """The fastest exact search that this processor runs."""
+    found = usable_unit(blocks.level.channels) if unit == AUTO else find_unit(unit, blocks.level.channels)
+    return FaissSearch(blocks, workers) if found is None else NativeSearch(blocks, workers, found)
+
+
+def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: ExactQuery, kept: Kept | None) -> GallerySearch:
+    on_cpu = workers.device.kind == "cpu"
+    if query.engine == "native":
+        return NativeSearch(blocks, workers, find_unit(query.unit, blocks.level.channels))
+    if query.engine == "faiss":
+        return FaissSearch(blocks, workers)
+    if query.engine == "auto" and on_cpu:
+        if query.product != "float32":
+            raise InputError(f"product={query.product!r} needs a device, or engine='torch'")
+        return open_on_cpu(blocks, workers, query.unit)
+    if query.engine == "knn_gpu" and on_cpu:
+        raise InputError("engine='knn_gpu' needs a CUDA card; use --device cuda, or another engine")
+    # torch is imported only where it searches.
+    from spade_faiss.search.engines.products import FaissProduct, TorchProduct
+    from spade_faiss.search.engines.torch import open_torch
+
+    how = FaissProduct() if query.engine == "knn_gpu" else TorchProduct(query.product == "bfloat16")
+    return open_torch(blocks, workers, how)
+
+
+METHOD = Method(
+    definition="Every location is compared with every location of the nearest normal images: exact.",
+    build=NoSettings,
+    query=ExactQuery,
+    open=_open,
+)

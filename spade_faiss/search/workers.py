@@ -1,0 +1,46 @@
+"""What searches: threads that each run a FAISS of their own, and the device that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
+
+from spade_faiss.core.device import CPU, Device
+from spade_faiss.search.distances import import_faiss
+
+if TYPE_CHECKING:
+    from spade_faiss.search.engines.accelerator import Accelerator
+
+T = TypeVar("T")
+
+
+class Workers:
+    """As many threads as FAISS may use where this is made (`faiss.omp_set_num_threads`, or `OMP_NUM_THREADS`).
+
+    One single-threaded search per core beats one search spread over the cores: decoding, products and evaluations of
+    different blocks overlap, and what a search returns does not depend on the number of threads.
+
+    Args:
+        threads: how many, if not that.
+        device: where those searches run that can use it.
+    """
+
+    def __init__(self, threads: int | None = None, device: Device = CPU) -> None:
+        self.device = device
+        faiss = import_faiss()
+        self.threads: int = threads or faiss.omp_get_max_threads()
+        # Of each thread alone. No method of ours: what holds itself is freed late, and with it a bank's lease.
+        self._pool = ThreadPoolExecutor(self.threads, "spade_faiss", initializer=faiss.omp_set_num_threads, initargs=(1,))
+
+    def submit(self, task: Callable[..., T], *arguments: object) -> Future[T]:
+        """Run `task(*arguments)` in one of the threads; tasks start in the order they were submitted in."""
+        return self._pool.submit(task, *arguments)
+
+    @cached_property
+    def accelerators(self) -> list[Accelerator]:
+        """The device for torch, one for each card; all levels share their memory."""
+        from spade_faiss.search.engines.accelerator import open_accelerators
+
+        return open_accelerators(self.device)

@@ -1,0 +1,1 @@
+"""One module a job, from its input to its result: extract, fit, calibrate, score, evaluate, and the bank's upkeep."""

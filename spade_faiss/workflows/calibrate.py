@@ -1,0 +1,184 @@
+"""Calibrating: normal images are scored, and how they score is kept beside the bank.
+
+Two modes, both from normal images alone:
+- `split`: images that are not in the bank. They and a new normal image are exchangeable: every rate holds in finite samples.
+- `leave_one_out`: the bank's own images, each scored against all the others; none is spent on calibration. With an exact search
+  the p-values of image scores are valid too, and a little too high. Put the new image among the bank's: scored each against
+  all others, they are exchangeable. Leaving the new one out of the others' neighbours, as we do, only raises their scores.
+  The map's maximum has no such order, as its gallery has other images then: its rate is approximate. README says by how much.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from tqdm import tqdm
+
+from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.snapshot import Snapshot
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.files import hash_file
+from spade_faiss.core.schema import check_at_least
+from spade_faiss.core.settings import DEVICE, MAX_SKIPPED, Method
+from spade_faiss.core.timing import Stages
+from spade_faiss.decisions.calibration import (
+    DEFAULT_ALPHA,
+    LEAVE_ONE_OUT,
+    SPLIT,
+    Calibration,
+    find_calibration,
+    state_of,
+    write_calibration,
+)
+from spade_faiss.decisions.conformal import PixelCounts, allowed, check_rate
+from spade_faiss.features.batch import FeatureBatch
+from spade_faiss.features.images import find_images
+from spade_faiss.features.stream import FeatureStream
+from spade_faiss.scoring.detector import Detector
+from spade_faiss.scoring.scores import Scores
+from spade_faiss.search.recipe import Recipe
+from spade_faiss.workflows.extract import Images
+
+# Images of the bank that are scored against the others, unless more are asked for: enough for alpha = 0.005.
+SAMPLE = 200
+SEED = 0
+
+
+def calibrate(
+    detector: Detector,
+    *,
+    holdout: Images | FeatureBatch | None = None,
+    alpha: float | None = None,
+    sample: int | None = None,
+    seed: int = SEED,
+    max_skipped: int = MAX_SKIPPED,
+    progress: bool = False,
+) -> Calibration:
+    """Score normal images and keep how they score beside the bank, for this detector's way of scoring.
+
+    Args:
+        detector: opened with `localize='all'`.
+        holdout: normal images that are not in the bank, or features of some: split conformal. None: the bank's own, each
+            against the others.
+        alpha: the false-alarm rate to promise where none is asked for later; unless given, 0.01, or the smallest that so few
+            images can promise with each test by itself, 2 / (n + 1).
+        sample: how many of the bank's own to score at most, drawn at random; 200 unless given.
+        seed: of that draw.
+        max_skipped: how many unreadable held-out images to leave out before giving up.
+        progress: show a bar on stderr if that is a terminal.
+
+    Raises:
+        InputError: for an alpha that so few images cannot promise, held-out images that are in the bank or the same twice, a
+            bank with too few images, or a recipe that cannot leave an image out (see `Detector.score_rows`).
+    """
+    if detector.method.localize != "all":
+        raise InputError(f"localize={detector.method.localize!r} leaves images without a map; calibrate with localize='all'")
+    if alpha is not None:
+        check_rate("alpha", alpha)
+    parts: Iterator[Scores]
+    if holdout is None:
+        count = SAMPLE if sample is None else sample
+        check_at_least("sample", count, 1)
+        check_at_least("seed", seed, 0)
+        available = len(detector.bank)
+        rows = np.sort(np.random.default_rng(seed).permutation(available)[:count])
+        if alpha is not None and len(rows):
+            allowed(alpha, len(rows))  # before the work
+        parts = _own(detector, rows.tolist(), progress)
+    elif sample is not None:
+        raise InputError(f"sample={sample} is of the bank's own images; held-out images are all used")
+    else:
+        parts, available = _held_out(detector, holdout, max_skipped, progress), 0
+    names: list[str] = []
+    image_score: list[float] = []
+    map_score: list[float] = []
+    pixels = PixelCounts(keys=(), counts=())
+    for scores in parts:
+        names += scores.ids
+        image_score += scores.image_score.tolist()
+        map_score += scores.map_score.tolist()
+        pixels += PixelCounts.of(scores.maps)
+    if alpha is None:
+        alpha = max(DEFAULT_ALPHA, min(0.5, 2 / (len(names) + 1)))
+    allowed(alpha, len(names))
+    calibration = Calibration(
+        mode=LEAVE_ONE_OUT if holdout is None else SPLIT,
+        way=detector.way,
+        alpha=float(alpha),
+        available=max(available, len(names)),
+        seed=seed if holdout is None else None,
+        images=tuple(names),
+        image_score=tuple(image_score),
+        map_score=tuple(map_score),
+        pixels=pixels,
+        **state_of(detector.bank),
+    )
+    write_calibration(detector.bank, calibration)
+    return calibration
+
+
+def calibrate_if_needed(
+    bank: Bank, recipe: Recipe, *, device: str = DEVICE, progress: bool = False
+) -> tuple[Calibration | None, str]:
+    """The calibration that holds for a bank as it is, for a recipe and the usual method; made, if it is not there.
+
+    Returns:
+        The calibration and an empty text, or None and why there can be none: a bank that is too small, or a recipe that
+        searches the whole bank. Neither is an error of whoever makes a bank.
+    """
+    try:
+        detector = Detector(bank, recipe, Method(), device=device)
+        kept = find_calibration(bank, detector.way)
+        if kept is not None and not kept.outdated(bank):
+            return kept, ""
+        return calibrate(detector, progress=progress), ""
+    except InputError as error:
+        return None, f"not calibrated: {error}"
+
+
+def _own(detector: Detector, rows: list[int], progress: bool) -> Iterator[Scores]:
+    size = detector.plan.batch
+    with tqdm(total=len(rows), desc="calibrate", unit="img", disable=None if progress else True) as bar:
+        for start in range(0, max(1, len(rows)), size):
+            yield detector.score_rows(rows[start : start + size])
+            bar.update(len(rows[start : start + size]))
+
+
+def _held_out(detector: Detector, holdout: Images | FeatureBatch, max_skipped: int, progress: bool) -> Iterator[Scores]:
+    size = detector.plan.batch
+    if isinstance(holdout, FeatureBatch):
+        _check_new(detector.bank, holdout.ids, holdout.sha256)
+        yield from (detector.score_features(holdout[start : start + size]) for start in range(0, len(holdout), size))
+        return
+    root, records = find_images(holdout)
+    readable = [record for record in records if record.path.is_file()]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        digests = list(pool.map(hash_file, [record.path for record in readable]))
+    _check_new(detector.bank, [record.id for record in readable], digests)
+    stream = FeatureStream(detector.backbone, Stages(), root=root, batch_size=size, max_skipped=max_skipped)
+    with tqdm(total=len(records), desc="calibrate", unit="img", disable=None if progress else True) as bar:
+        for extracted in stream(records):
+            yield detector.score_features(extracted.batch)
+            bar.update(len(extracted.batch))
+
+
+def _check_new(bank: Snapshot, names: Sequence[str], digests: Sequence[str]) -> None:
+    """Raise InputError for held-out images that the bank holds, or that are the same: by content or, without files, by name."""
+    keys = list(digests) or list(names)
+    held = {digest: name for name, digest in bank.sha256_of.items()} if digests else {name: name for name in bank.ids}
+    if known := [f"{name} (there {held[key]})" for name, key in zip(names, keys, strict=True) if key in held]:
+        raise InputError(
+            f"{len(known)} held-out images are in the bank {bank.path}: {_first(known)}; hold out images that it does not "
+            f"know, or calibrate without holdout"
+        )
+    counts = Counter(keys)
+    if twice := [name for name, key in zip(names, keys, strict=True) if counts[key] > 1]:
+        raise InputError(f"held-out images have the same content: {_first(twice)}; hold out each image once")
+
+
+def _first(names: Sequence[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

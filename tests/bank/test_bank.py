@@ -1,0 +1,920 @@
+"""The bank: what was committed is read back bit for bit, whatever happened in between; what is damaged is refused."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from spade_faiss.bank import bank as bank_module
+from spade_faiss.bank import shards
+from spade_faiss.bank.bank import Bank
+from spade_faiss.core import arrays
+from spade_faiss.core import files as files_module
+from spade_faiss.core.errors import BankError, InputError, NotFoundError, SpadeError
+from spade_faiss.core.files import TEMPORARY_PATTERN, hash_file
+from spade_faiss.core.settings import Preprocess, Source
+from spade_faiss.features.batch import FeatureBatch, Level
+from spade_faiss.features.layout import Layout, prepare
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "bank_v1"
+
+# Odd sizes: nothing is aligned by chance.
+FINE = Level("blocks.1", channels=3, stride=4, height=5, width=7)
+COARSE = Level("blocks.2", channels=5, stride=8, height=3, width=3)
+DIM = 6
+SOURCE = Source(backbone="net", weights_sha256="ab12", preprocess=Preprocess(resize=72, crop=64))
+
+
+def make_bank(path: Path, *, dtype: str = "float32", **settings: Any) -> Bank:
+    return Bank.create(path, levels=[FINE, COARSE], embedding_dim=DIM, input_size=(20, 28), dtype=dtype, **settings)
+
+
+def batch(*names: str, seed: int = 0, **extra: Any) -> FeatureBatch:
+    """Features that are determined by the seed and the names."""
+    rngs = [np.random.default_rng([seed, *name.encode()]) for name in names]
+    return FeatureBatch(
+        names,
+        np.stack([rng.standard_normal(DIM, np.float32) for rng in rngs]),
+        {level.name: np.stack([rng.standard_normal(level.shape, np.float32) for rng in rngs]) for level in (FINE, COARSE)},
+        **extra,
+    )
+
+
+def assert_holds(bank: Bank, *batches: FeatureBatch, dtype: str = "float32") -> None:
+    """The bank holds exactly these batches, in this order, bit for bit."""
+    assert bank.ids == [name for part in batches for name in part.ids]
+    assert len(bank) == len(bank.ids)
+    rows = [(part, offset) for part in batches for offset in range(len(part))]
+    for row, (part, offset) in enumerate(rows):
+        np.testing.assert_array_equal(bank.embedding(np.array([row]))[0], part.embedding[offset].astype(np.float32))
+        for level in bank.layout.levels:
+            found = bank.level_map(level.name, row)
+            assert found.dtype == dtype
+            assert found.shape == level.shape
+            np.testing.assert_array_equal(found, part.levels[level.name][offset].astype(dtype))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The content of every file below a folder; who reads and writes is no content."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not {path.name, path.parent.name} & {".lock", ".writer.json", ".readers"}
+    }
+
+
+def shard_path(bank: Bank, index: int) -> Path:
+    return bank.path / "features" / bank.manifest.shards[index].file
+
+
+# ---- what goes in comes out
+
+
+@st.composite
+def batches_of_any_shape(draw: st.DrawFn) -> tuple[Layout, list[FeatureBatch]]:
+    sizes = st.integers(1, 4)
+    names = draw(st.lists(st.sampled_from(["a", "layer1", "Ebene é", "b.c", "x y"]), min_size=1, max_size=3, unique=True))
+    levels = tuple(
+        Level(name, channels=draw(sizes), stride=draw(sizes), height=draw(sizes), width=draw(sizes)) for name in names
+    )
+    dtype = draw(st.sampled_from(["float16", "float32"]))
+    layout = Layout(levels=levels, embedding_dim=draw(sizes), input_size=(draw(sizes), draw(sizes)), dtype=dtype)
+    text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+    ids = draw(st.lists(text, min_size=1, max_size=6, unique=True))
+    cuts = sorted(draw(st.sets(st.integers(1, len(ids)))) | {len(ids)})
+    # Below 65520, where float16 ends.
+    values = st.floats(-65000, 65000, width=32)
+
+    def arrays(*shape: int) -> npt.NDArray[np.float32]:
+        return draw(hnp.arrays(np.float32, shape, elements=values))
+
+    parts = [ids[start:stop] for start, stop in zip([0, *cuts], cuts, strict=False)]
+    return layout, [
+        FeatureBatch(
+            part,
+            arrays(len(part), layout.embedding_dim),
+            {level.name: arrays(len(part), *level.shape) for level in levels},
+        )
+        for part in parts
+    ]
+
+
+@settings(max_examples=25)
+@given(batches_of_any_shape())
+def test_a_round_trip_is_the_identity(made: tuple[Layout, list[FeatureBatch]]) -> None:
+    layout, batches = made
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "bank")
+        written = Bank.open_or_create(path, layout)
+        for part in batches:
+            written.append(part)
+        for bank in (written, Bank.open(path)):
+            assert bank.layout == layout
+            assert bank.generation == len(batches) == len(bank.manifest.shards)
+            assert_holds(bank, *batches, dtype=layout.dtype)
+
+
+def test_ids_and_paths_keep_every_character(tmp_path: Path) -> None:
+    names = ['quote".png', "new\nline", "tab\t, comma", "日本語/ü.png", "\N{SNAKE}", " ", "\\", "'", "a" * 5000, "{}"]
+    bank = make_bank(tmp_path / "b")
+    bank.append(batch(*names, paths=names, sha256=[f"{n}" for n in range(len(names))], root="/r ü"))
+    reopened = Bank.open(tmp_path / "b")
+    assert reopened.ids == names
+    assert reopened.image_path("\N{SNAKE}") == Path("/r ü/\N{SNAKE}")
+    assert reopened.sha256_of == {name: f"{n}" for n, name in enumerate(names)}
+
+
+def test_images_without_files_have_no_path_and_no_checksum(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path / "b")
+    bank.append(batch("a"))
+    bank.append(batch("b", paths=["b.png"], sha256=["12"], root="/r"))
+    assert bank.image_path("a") is None
+    assert bank.image_path("b") == Path("/r/b.png")
+    assert bank.sha256_of == {"b": "12"}
+
+
+def test_embeddings_come_in_any_order_and_by_shard(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path / "b")
+    parts = [batch("a", "b", "c"), batch("d"), batch("e", "f")]
+    for part in parts:
+        bank.append(part)
+    whole = np.concatenate([part.embedding for part in parts])
+    rows = np.array([5, 0, 3, 3, 2])
+    found = bank.embedding(rows)
+    np.testing.assert_array_equal(found, whole[rows])
+    found[:] = 0  # a copy: the caller may do what it likes
+    np.testing.assert_array_equal(bank.embedding(rows), whole[rows])
+    blocks = [bank.embeddings_of_shard(index) for index in range(3)]
+    assert [len(block) for block in blocks] == [3, 1, 2]
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+    assert bank.embedding(np.array([], np.int64)).shape == (0, DIM)
+    for row in (-1, 6):
+        with pytest.raises(IndexError, match=f"row {row} of a bank of 6 images"):
+            bank.embedding(np.array([row]))
+        with pytest.raises(IndexError, match=f"row {row} of a bank of 6 images"):
+            bank.level_map(FINE.name, row)
+
+
+def test_maps_are_views_of_the_mapped_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No copy, no HDF5 call, no lock in the query path; and nobody can write through a view."""
+    parts = [batch("a", "b", "c"), batch("d")]
+    bank = make_bank(tmp_path / "b")
+    for part in parts:
+        bank.append(part)
+    bank = Bank.open(tmp_path / "b")
+    first = bank.level_map(FINE.name, 1)
+    bank.level_map(FINE.name, 3)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("HDF5 was called")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    again = bank.level_map(FINE.name, 1)
+    assert np.shares_memory(first, again)
+    neighbour = bank.level_map(FINE.name, 2)
+    assert neighbour.__array_interface__["data"][0] - first.__array_interface__["data"][0] == first.nbytes
+    for view in (again, bank.level_map(COARSE.name, 3), bank.embeddings_of_shard(0)):
+        assert view.flags.c_contiguous
+        assert view.flags.aligned
+        assert not view.flags.writeable
+        with pytest.raises(ValueError, match="read-only"):
+            view[0] = 0
+        owner: Any = view
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        assert isinstance(owner.base.obj if isinstance(owner.base, memoryview) else owner.base, mmap.mmap)
+    with pytest.raises(ValueError):
+        again.flags.writeable = True
+    np.testing.assert_array_equal(bank.level_map(COARSE.name, 3), parts[1].levels[COARSE.name][0])
+
+
+def test_arrays_of_a_shard_start_on_a_cache_line(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path / "b", dtype="float16")
+    bank.append(batch("a", "b", "c"))
+    starts = [bank.embeddings_of_shard(0), *(bank.level_map(level.name, 0) for level in (FINE, COARSE))]
+    assert [start.__array_interface__["data"][0] % 64 for start in starts] == [0, 0, 0]
+
+
+def test_a_view_outlives_its_place_in_the_cache(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path / "b")
+    parts = [batch(f"i{n}") for n in range(4)]
+    for part in parts:
+        bank.append(part)
+    views = []
+    for row in range(4):
+        views.append(bank.level_map(FINE.name, row))
+        arrays.map_arrays.cache_clear()
+        shards.map_shard.cache_clear()
+    for view, part in zip(views, parts, strict=True):
+        np.testing.assert_array_equal(view, part.levels[FINE.name][0])
+
+
+def test_another_bank_at_the_same_place_is_not_mixed_up_with_the_first(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        bank = make_bank(tmp_path / "b")
+        bank.append(batch("a", seed=seed))
+        assert_holds(bank, batch("a", seed=seed))
+        shutil.rmtree(tmp_path / "b")
+
+
+def test_what_an_open_bank_shows_is_the_state_it_was_opened_in(tmp_path: Path) -> None:
+    writer = make_bank(tmp_path / "b")
+    writer.append(batch("a"))
+    reader = Bank.open(tmp_path / "b")
+    assert reader.ids == ["a"]
+    writer.append(batch("b"))
+    assert_holds(reader, batch("a"))
+    # Appending through it brings it up to date.
+    reader.append(batch("c"))
+    assert_holds(reader, batch("a"), batch("b"), batch("c"))
+    writer.append(batch("d"))
+    assert_holds(writer, batch("a"), batch("b"), batch("c"), batch("d"))
+    assert Bank.open(tmp_path / "b").ids == ["a", "b", "c", "d"]
+
+
+def test_shards_are_never_written_again(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path / "b")
+    bank.append(batch("a"))
+    before = files(bank.path)
+    bank.append(batch("b"))
+    after = files(bank.path)
+    assert sorted(after) == ["features/000001.h5", "features/000002.h5", "manifest.json"]
+    assert after["features/000001.h5"] == before["features/000001.h5"]
+    assert bank.bytes_on_disk == sum(len(content) for name, content in after.items() if name.endswith(".h5"))
+
+
+def test_appending_does_not_read_the_ids_of_earlier_shards_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cost of a long extraction must not grow with the square of its shards."""
+    bank = make_bank(tmp_path / "b")
+    bank.append(batch("a"))
+    reads: list[int] = []
+    texts = Bank._texts
+
+    def counted(self: Bank, index: int, name: str) -> list[str]:
+        reads.append(index)
+        return texts(self, index, name)
+
+    monkeypatch.setattr(Bank, "_texts", counted)
+    for name in "bcdef":
+        bank.append(batch(name))
+    assert reads == []
+    assert bank.ids == list("abcdef")
+    with pytest.raises(InputError, match="the first is 'd'"):
+        bank.append(batch("d"))
+
+
+# ---- what must not go in
+
+
+@pytest.mark.parametrize("names", [("b",), ("new", "a"), ("d", "c")])
+def test_an_id_that_is_there_already_is_refused_and_nothing_is_lost(tmp_path: Path, names: tuple[str, ...]) -> None:
+    bank = make_bank(tmp_path / "b")
+    bank.append(batch("a", "b"))
+    bank.append(batch("c"))
+    before = files(bank.path)
+    with pytest.raises(InputError, match="already holds 1 of these images, the first is"):
+        bank.append(batch(*names, seed=1))
+    assert files(bank.path) == before
+    assert_holds(bank, batch("a", "b"), batch("c"))
+    bank.append(batch("z"))
+    assert_holds(Bank.open(bank.path), batch("a", "b"), batch("c"), batch("z"))
+
+
+def test_a_batch_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path / "b")
+    before = files(bank.path)
+    broken = batch("a")
+    broken.embedding[0, 0] = np.nan
+    with pytest.raises(InputError, match="embedding holds NaN"):
+        bank.append(broken)
+    assert files(bank.path) == before
+
+
+def test_ids_and_paths_may_be_arrays(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path / "b")
+    names: Any = np.array(["a", "b"])
+    bank.append(replace(batch("a", "b"), ids=names, paths=names))
+    assert Bank.open(bank.path).ids == ["a", "b"]
+
+
+def test_create_refuses_a_bank_and_whatever_else_is_there(tmp_path: Path) -> None:
+    made = make_bank(tmp_path / "bank")
+    made.append(batch("a"))
+    before = files(made.path)
+    with pytest.raises(InputError, match="already holds a bank"):
+        make_bank(tmp_path / "bank")
+    assert files(made.path) == before
+
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"photographs exists and is not a bank"):
+        make_bank(folder)
+    assert files(folder) == {"a.png": b"x"}
+    with pytest.raises(InputError, match=r"a\.png exists and is not a bank"):
+        make_bank(folder / "a.png")
+
+    # Shards whose manifest was lost may be the only copy of something: never write over them.
+    (made.path / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"holds shards but no manifest\.json; restore it"):
+        make_bank(made.path)
+    assert files(made.path) == {name: content for name, content in before.items() if name != "manifest.json"}
+
+
+def test_create_takes_an_empty_folder_and_what_an_interrupted_creation_left(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    make_bank(tmp_path / "empty")
+    (tmp_path / "half" / "features").mkdir(parents=True)
+    (tmp_path / "half" / ".lock").touch()
+    (tmp_path / "half" / TEMPORARY_PATTERN.replace("*", "0123")).write_text("{")
+    make_bank(tmp_path / "half").append(batch("a"))
+    assert sorted(files(tmp_path / "half")) == ["features/000001.h5", "manifest.json"]
+    assert_holds(make_bank(tmp_path / "deeper" / "than" / "that"))
+
+
+def test_of_two_that_create_the_same_bank_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second looks again when it has the lock, so that what the first appended in between is not lost."""
+    check, looked = bank_module._check_new, []
+
+    def look(folder: Path) -> None:
+        check(folder)
+        looked.append(folder)
+        if len(looked) == 1:
+            make_bank(tmp_path / "b").append(batch("a"))
+
+    monkeypatch.setattr(bank_module, "_check_new", look)
+    with pytest.raises(InputError, match="already holds a bank"):
+        make_bank(tmp_path / "b")
+    assert_holds(Bank.open(tmp_path / "b"), batch("a"))
+
+
+# ---- what fits a bank
+
+
+def test_open_or_create_wants_the_same_layout(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path / "b")
+    bank.append(batch("a"))
+    layout = bank.layout
+    assert Bank.open_or_create(tmp_path / "b", layout).layout == layout
+    for changed, message in [
+        (replace(layout, dtype="float16"), "has dtype='float32', asked for 'float16'"),
+        (replace(layout, normalize="l2"), "has normalize='none', asked for 'l2'"),
+        (replace(layout, pool=3), "has pool=1, asked for 3"),
+        (replace(layout, input_size=(20, 32)), r"has input_size=\(20, 28\), asked for \(20, 32\)"),
+        (replace(layout, embedding_dim=7), "has embedding_dim=6, asked for 7"),
+        (replace(layout, levels=(FINE,)), "has levels=.*'blocks.2'.*, asked for .*'blocks.1'"),
+    ]:
+        with pytest.raises(InputError, match=f"b {message}"):
+            Bank.open_or_create(tmp_path / "b", changed)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (replace(SOURCE, backbone="other"), "backbone='net', these features with 'other'"),
+        (replace(SOURCE, weights_sha256="cd34"), "weights_sha256='ab12', these features with 'cd34'"),
+        (replace(SOURCE, precision="bfloat16"), "precision='float32', these features with 'bfloat16'"),
+        (replace(SOURCE, preprocess=Preprocess(resize=80, crop=64)), "preprocess.resize=72, these features with 80"),
+        (
+            replace(SOURCE, preprocess=Preprocess(resize=72, crop=64, framing="letterbox")),
+            "preprocess.framing='crop', these features with 'letterbox'",
+        ),
+        (
+            replace(SOURCE, preprocess=Preprocess(resize=72, crop=64, std=(1.0, 1.0, 1.0))),
+            r"preprocess.std=\(0.229, 0.224, 0.225\), these features with \(1.0, 1.0, 1.0\)",
+        ),
+    ],
+)
+def test_features_from_another_source_are_refused_with_both_values(tmp_path: Path, other: Source, message: str) -> None:
+    made = make_bank(tmp_path / "b", source=SOURCE)
+    made.append(batch("a", source=SOURCE))
+    bank = Bank.open(tmp_path / "b")
+    for refused in (
+        lambda: bank.check_source(other),
+        lambda: bank.append(batch("b", source=other)),
+        lambda: Bank.open_or_create(tmp_path / "b", bank.layout, source=other),
+    ):
+        with pytest.raises(InputError, match=f"was extracted with {message}"):
+            refused()
+    assert_holds(Bank.open(tmp_path / "b"), batch("a"))
+    bank.append(batch("b", source=SOURCE))
+    bank.append(batch("c"))  # without a source: the caller knows
+    assert Bank.open_or_create(tmp_path / "b", bank.layout, source=SOURCE).ids == ["a", "b", "c"]
+
+
+def test_a_bank_of_another_extractor_takes_features_on_trust_but_is_not_taken_over(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path / "b")
+    bank.append(batch("a", source=SOURCE))
+    with pytest.raises(InputError, match="holds the features of another extractor, not of 'net'"):
+        Bank.open_or_create(bank.path, bank.layout, source=SOURCE)
+
+
+# ---- what cannot be opened
+
+
+def test_there_is_no_bank(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x.txt").touch()
+    for path in (tmp_path / "nothing", tmp_path / "folder", tmp_path / "folder" / "x.txt"):
+        with pytest.raises(NotFoundError, match=r"there is no bank at .* make one with: spade-faiss fit IMAGES --bank "):
+            Bank.open(path)
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.fixture
+def two_shards(tmp_path: Path) -> Bank:
+    bank = make_bank(tmp_path / "bank", source=SOURCE)
+    bank.append(batch("a", "ü\n", source=SOURCE, paths=["a", "b"], sha256=["1", "2"], root="/r"))
+    bank.append(batch("c", source=SOURCE))
+    return bank
+
+
+def rewrite(bank: Bank, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = bank.path / "manifest.json"
+    content = json.loads(manifest.read_text())
+    change(content)
+    manifest.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("schema", [0, 3, "1", None, [1]])
+def test_another_schema_is_refused_with_both_values(two_shards: Bank, schema: object) -> None:
+    rewrite(two_shards, lambda content: content.update(schema=schema))
+    with pytest.raises(BankError) as caught:
+        Bank.open(two_shards.path)
+    assert f"has schema {schema!r}, this version reads 1 and 2" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.update(format="something else"),
+        lambda content: content.pop("format"),
+        lambda content: content.pop("schema"),
+        lambda content: content.pop("sha256"),
+        lambda content: content.pop("layout"),
+        lambda content: content.update(extra=1),
+        lambda content: content["shards"].pop(),
+        lambda content: content["shards"].reverse(),
+        lambda content: content["shards"][0].update(count=1),
+        lambda content: content["layout"].update(pool=3),
+        lambda content: content.update(source=None),
+    ],
+)
+def test_a_manifest_that_was_edited_is_refused(two_shards: Bank, change: Callable[[dict[str, Any]], object]) -> None:
+    rewrite(two_shards, change)
+    with pytest.raises(BankError, match=r"manifest\.json is damaged"):
+        Bank.open(two_shards.path)
+    with pytest.raises(BankError, match=r"manifest\.json is damaged"):
+        two_shards.append(batch("d"))
+
+
+def test_a_manifest_that_was_reformatted_is_the_same_manifest(two_shards: Bank) -> None:
+    rewrite(two_shards, lambda content: None)
+    assert Bank.open(two_shards.path).manifest == two_shards.manifest
+
+
+def test_every_changed_character_of_a_manifest_is_noticed(two_shards: Bank) -> None:
+    """A random character at each of 60 places: an error of ours, or (white space) the very same content."""
+    manifest = two_shards.path / "manifest.json"
+    text = manifest.read_text()
+    rng = random.Random(3)
+    opened = 0
+    for place in sorted(rng.sample(range(len(text)), 60)):
+        character = rng.choice("0123456789abcdefxyz\"'{}[]:,. \n\\-é\0")
+        manifest.write_text(text[:place] + character + text[place + 1 :])
+        try:
+            bank = Bank.open(two_shards.path)
+        except BankError:
+            continue
+        opened += 1
+        assert bank.manifest == two_shards.manifest
+    assert opened < 30
+    manifest.write_text(text)
+    assert Bank.open(two_shards.path).manifest == two_shards.manifest
+
+
+def test_every_truncated_manifest_is_refused(two_shards: Bank) -> None:
+    manifest = two_shards.path / "manifest.json"
+    data = manifest.read_bytes().rstrip()
+    for length in [0, 1, 2, *range(3, len(data) - 1, 97), len(data) - 1]:
+        manifest.write_bytes(data[:length])
+        with pytest.raises(BankError, match=r"manifest\.json is damaged"):
+            Bank.open(two_shards.path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[]", b"3", b"null", b'"x"', b"[" * 100_000, b"9" * 10_000, b"\0" * 64])
+def test_a_manifest_of_something_else_is_refused(two_shards: Bank, content: bytes) -> None:
+    (two_shards.path / "manifest.json").write_bytes(content)
+    with pytest.raises(BankError, match=r"manifest\.json is damaged"):
+        Bank.open(two_shards.path)
+
+
+def test_a_missing_shard_is_named(two_shards: Bank) -> None:
+    shard_path(two_shards, 1).unlink()
+    with pytest.raises(BankError, match=r"shard .*000002\.h5, which the manifest names, is missing"):
+        Bank.open(two_shards.path)
+
+
+def test_a_truncated_shard_is_refused_with_both_sizes(two_shards: Bank) -> None:
+    path = shard_path(two_shards, 0)
+    size = path.stat().st_size
+    os.truncate(path, size - 1)
+    with pytest.raises(BankError, match=rf"000001\.h5 has changed .*: {size - 1} bytes, the manifest says {size} bytes"):
+        Bank.open(two_shards.path)
+
+
+def test_any_flipped_byte_of_a_shard_is_noticed(two_shards: Bank) -> None:
+    path = shard_path(two_shards, 1)
+    data = path.read_bytes()
+    rng = random.Random(5)
+    for place in [0, len(data) - 1, *rng.sample(range(len(data)), 8)]:
+        changed = bytearray(data)
+        changed[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        for _ in range(2):  # the first refusal must not make the second opening believe it
+            with pytest.raises(BankError, match=r"000002\.h5 has changed since it was written: sha256 .* says sha256 "):
+                Bank.open(two_shards.path)
+    path.write_bytes(data)
+    assert_holds(Bank.open(two_shards.path), batch("a", "ü\n"), batch("c"))
+
+
+def test_a_shard_of_another_bank_is_refused(two_shards: Bank, tmp_path: Path) -> None:
+    other = make_bank(tmp_path / "other")
+    for part in (batch("a", "ü\n", seed=1, paths=["a", "b"], sha256=["1", "2"], root="/r"), batch("c", seed=1)):
+        other.append(part)
+    assert shard_path(other, 0).stat().st_size == shard_path(two_shards, 0).stat().st_size
+    shutil.copy(shard_path(other, 0), shard_path(two_shards, 0))
+    with pytest.raises(BankError, match=r"000001\.h5 has changed since it was written: sha256"):
+        Bank.open(two_shards.path)
+
+
+def test_a_copied_bank_opens_and_is_read_in_full_only_once(
+    two_shards: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = tmp_path / "copy"
+    shutil.copytree(two_shards.path, copied, copy_function=shutil.copyfile)
+    os.utime(copied / "features" / "000001.h5", ns=(1, 1))
+    hashed: list[str] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr(files_module, "hash_file", counted)
+    assert_holds(Bank.open(copied), batch("a", "ü\n"), batch("c"))
+    assert hashed == ["000001.h5", "000002.h5"]
+    recorded = [shard.mtime_ns for shard in two_shards.manifest.shards]
+    assert [path.stat().st_mtime_ns for path in sorted((copied / "features").iterdir())] == recorded
+    Bank.open(copied)
+    Bank.open(two_shards.path)
+    assert len(hashed) == 2
+
+
+def test_a_copied_bank_that_may_not_be_touched_opens_too(
+    two_shards: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = tmp_path / "copy"
+    shutil.copytree(two_shards.path, copied, copy_function=shutil.copyfile)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert_holds(Bank.open(copied), batch("a", "ü\n"), batch("c"))
+
+
+# ---- writers
+
+
+def test_a_second_writer_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_bank(tmp_path / "b")
+    second = Bank.open(tmp_path / "b")
+    writing, may_go_on = threading.Event(), threading.Event()
+    write_shard = shards.write_shard
+
+    def slow(*arguments: Any) -> Any:
+        writing.set()
+        assert may_go_on.wait(20)
+        return write_shard(*arguments)
+
+    monkeypatch.setattr(bank_module, "write_shard", slow)
+    thread = threading.Thread(target=first.append, args=[batch("a")])
+    thread.start()
+    try:
+        assert writing.wait(20)
+        with pytest.raises(
+            BankError,
+            match=rf"another process is writing to the bank .*b: process {os.getpid()} on .*; wait until it has finished",
+        ):
+            second.append(batch("b"))
+        assert_holds(Bank.open(tmp_path / "b"))  # reading goes on
+    finally:
+        may_go_on.set()
+        thread.join()
+    second.append(batch("b"))
+    assert_holds(second, batch("a"), batch("b"))
+
+
+class PowerCutError(Exception):
+    pass
+
+
+def fail(*_: object, **__: object) -> None:
+    raise PowerCutError
+
+
+def fail_on_call(function: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """`function`, until its n-th call raises."""
+    calls: Iterator[int] = iter(range(1, 1000))
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == number:
+            raise PowerCutError
+        return function(*arguments, **options)
+
+    return failing
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (h5py.Group, "create_dataset", 1),
+        (h5py.Group, "create_dataset", 3),
+        (arrays, "hash_file", 1),
+        (os, "fsync", 1),  # the shard's content
+        (Path, "replace", 1),  # the shard's name
+        (os, "fsync", 2),  # the shard's folder: it has its name, nobody refers to it
+        (bank_module, "write_manifest", 1),
+        (json, "dumps", 2),
+        (os, "fsync", 3),  # the manifest's content
+        (Path, "replace", 2),  # the manifest's name
+    ],
+)
+def test_an_append_that_fails_leaves_the_previous_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int
+) -> None:
+    bank = make_bank(tmp_path / "b")
+    bank.append(batch("a"))
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail_on_call(getattr(owner, name), call))
+        with pytest.raises(PowerCutError):
+            bank.append(batch("b", "c"))
+    assert not list(bank.path.rglob(TEMPORARY_PATTERN))
+    for state in (bank, Bank.open(bank.path)):
+        assert state.generation == 1
+        assert_holds(state, batch("a"))
+    # The same append again, with other content in the shard of that number than before.
+    bank.append(batch("b", seed=1))
+    for state in (bank, Bank.open(bank.path)):
+        assert state.generation == 2
+        assert state.ids == ["a", "b"]
+        np.testing.assert_array_equal(state.level_map(FINE.name, 1), batch("b", seed=1).levels[FINE.name][0])
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path / "b")
+    leftovers = [bank.path / ".spade-00.tmp", bank.path / "features" / ".spade-11.tmp"]
+    # An index may be built at the same time: its temporary file is not ours to remove.
+    others = [bank.path / "indexes" / "hnsw" / ".spade-22.tmp", bank.path / "features" / "notes.txt"]
+    for path in (*leftovers, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    assert_holds(Bank.open(bank.path))
+    assert all(path.exists() for path in leftovers)  # opening changes nothing
+    bank.append(batch("a"))
+    assert not any(path.exists() for path in leftovers)
+    assert all(path.exists() for path in others)
+
+
+# ---- SIGKILL
+
+
+def kill_at_every_step(folder: str) -> list[int]:
+    """Kill an append at each of its syncs in turn, and return the bank's generation after each."""
+    generations = []
+    for step in range(1, 6):
+        path = Path(folder, f"step{step}")
+        make_bank(path).append(batch("a"))
+        child = os.fork()
+        if child == 0:
+            sync, calls = os.fsync, iter(range(1, 100))
+
+            def sync_or_die(descriptor: int) -> None:
+                if next(calls) == step:  # noqa: B023
+                    os.kill(os.getpid(), signal.SIGKILL)
+                sync(descriptor)  # noqa: B023
+
+            try:
+                os.fsync = sync_or_die  # type: ignore[assignment]
+                Bank.open(path).append(batch("b", "c"))
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        bank = Bank.open(path)
+        generations.append(bank.generation)
+        assert_holds(bank, *[batch("a"), batch("b", "c")][: bank.generation])
+        bank.append(batch("d"))
+        assert bank.ids[-1] == "d"
+        assert not list(path.rglob(TEMPORARY_PATTERN))
+    return generations
+
+
+def kill_at_random(folder: str, seed: int, kills: int) -> list[int]:
+    """Kill a process that appends for ever, again and again; return how many images were committed after each kill.
+
+    The writer notes an image in a log after it was committed: whatever the log names must be in the bank.
+    """
+    rng = random.Random(seed)
+    path, log = Path(folder, "bank"), Path(folder, "log")
+    make_bank(path)
+    log.touch()
+    counts = []
+    for _ in range(kills):
+        child = os.fork()
+        if child == 0:
+            try:
+                bank = Bank.open(path)
+                with log.open("a", buffering=1) as noted:
+                    while True:
+                        bank.append(batch(f"image {len(bank)}"))
+                        noted.write(bank.ids[-1] + "\n")
+            finally:
+                os._exit(1)
+        before, deadline = log.stat().st_size, time.monotonic() + 10
+        # At least one commit, so that the kill hits a writer at work.
+        while log.stat().st_size == before and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.04))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        bank = Bank.open(path)
+        noted_ids = log.read_text().split("\n")[:-1]
+        assert noted_ids == bank.ids[: len(noted_ids)]
+        # Killed between the commit and the note: at most that one image.
+        assert len(bank) - len(noted_ids) <= 1
+        assert_holds(bank, *(batch(f"image {number}") for number in range(len(bank))))
+        counts.append(len(bank))
+        bank.append(batch(f"image {len(bank)}"))
+        assert not list(path.rglob(TEMPORARY_PATTERN))
+        log.write_text("".join(f"{name}\n" for name in bank.ids))
+    return counts
+
+
+@pytest.fixture(scope="module")
+def other_process() -> Iterator[ProcessPoolExecutor]:
+    """A fresh process, whose forks inherit no threads of ours."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
+
+
+@needs_fork
+def test_a_kill_at_any_step_leaves_one_generation_or_the_other(tmp_path: Path, other_process: ProcessPoolExecutor) -> None:
+    generations = other_process.submit(kill_at_every_step, str(tmp_path)).result(60)
+    # Shard content, shard folder, manifest content, manifest folder; without a fifth sync the append is through.
+    assert generations == [1, 1, 1, 2, 2]
+
+
+@needs_fork
+def test_killed_again_and_again_no_committed_image_is_lost(tmp_path: Path, other_process: ProcessPoolExecutor) -> None:
+    counts = other_process.submit(kill_at_random, str(tmp_path), 11, 8).result(60)
+    assert counts == sorted(counts)
+    assert counts[-1] > len(counts)
+
+
+# ---- yesterday's banks
+
+
+def golden_batches() -> list[FeatureBatch]:
+    """What the golden bank holds: numbers that can be told from their place, and are exact in float16."""
+
+    def part(names: list[str], first: int) -> FeatureBatch:
+        n = len(names)
+
+        def numbers(*shape: int) -> npt.NDArray[np.float32]:
+            values = (first + np.arange(n * int(np.prod(shape)))) / 8
+            return values.astype(np.float32).reshape(n, *shape)
+
+        levels = {"layer1": numbers(2, 3, 4), "layer2": -numbers(1, 2, 5)}
+        return FeatureBatch(
+            names,
+            numbers(3) + np.float32(1e-4),
+            levels,
+            SOURCE,
+            paths=[f"good/{name}" for name in names],
+            sha256=[f"{name} digest" for name in names],
+            root="/data/parts",
+        )
+
+    return [part(["000.png", 'ü "1"\n.png'], 0), part(["日本.png"], 100)]
+
+
+def write_golden_bank() -> None:
+    """Make the golden bank of the current schema; only for a new schema, in a folder of its own:
+
+    python -c "from tests.bank.test_bank import write_golden_bank; write_golden_bank()"
+    """
+    levels = [
+        Level("layer1", channels=4, stride=4, height=2, width=3),
+        Level("layer2", channels=5, stride=8, height=1, width=2),
+    ]
+    bank = Bank.create(
+        GOLDEN, levels=levels, embedding_dim=3, input_size=(8, 12), normalize="none", source=SOURCE, weights_file="/w.pth"
+    )
+    for part in golden_batches():
+        bank.append(part)
+    (GOLDEN / ".lock").unlink(missing_ok=True)
+
+
+def test_a_bank_of_schema_1_opens(tmp_path: Path) -> None:
+    """Committed once, never made again. Version control keeps no modification times, so this reads the checksums, too."""
+    path = tmp_path / "bank"
+    shutil.copytree(GOLDEN, path, copy_function=shutil.copyfile)
+    bank = Bank.open(path)
+    assert json.loads((path / "manifest.json").read_text())["schema"] == 1
+    assert bank.generation == 2
+    assert bank.manifest.source == SOURCE
+    assert bank.manifest.weights_file == "/w.pth"
+    assert bank.layout == Layout(
+        levels=(
+            Level("layer1", channels=4, stride=4, height=2, width=3),
+            Level("layer2", channels=5, stride=8, height=1, width=2),
+        ),
+        embedding_dim=3,
+        input_size=(8, 12),
+        dtype="float16",
+    )
+    assert_holds(bank, *golden_batches(), dtype="float16")
+    # A few of the numbers, by themselves.
+    assert bank.level_map("layer1", 1)[1, 2, 3] == 47 / 8
+    assert bank.level_map("layer2", 2)[0, 1, 0] == -105 / 8
+    np.testing.assert_array_equal(
+        bank.embedding(np.array([2]))[0], np.array([12.5, 12.625, 12.75], np.float32) + np.float32(1e-4)
+    )
+    assert bank.image_path('ü "1"\n.png') == Path('/data/parts/good/ü "1"\n.png')
+    assert bank.sha256_of["日本.png"] == "日本.png digest"
+    bank.append(replace(golden_batches()[0], ids=["new 1", "new 2"]))
+    assert Bank.open(path).ids == ["000.png", 'ü "1"\n.png', "日本.png", "new 1", "new 2"]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "features/000000.h5", "features/000001.h5"])
+def test_a_damaged_golden_bank_is_refused(tmp_path: Path, name: str) -> None:
+    rng = random.Random(name)
+    data = (GOLDEN / name).read_bytes()
+    for number in range(6):
+        path = tmp_path / str(number)
+        shutil.copytree(GOLDEN, path, copy_function=shutil.copyfile)
+        place = rng.randrange(len(data))
+        flipped = data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+        (path / name).write_bytes(data[:place] if number % 2 else flipped)
+        with pytest.raises(SpadeError, match=Path(name).name):
+            Bank.open(path)
+
+
+def test_prepared_batches_are_appended_as_they_are(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path / "b", dtype="float16", normalize="l2", pool=3)
+    prepared = prepare(batch("a", "b"), bank.layout)
+    bank.append_prepared(prepared)
+    twin = make_bank(tmp_path / "twin", dtype="float16", normalize="l2", pool=3)
+    twin.append(batch("a", "b"))
+    for row in range(2):
+        for level in (FINE, COARSE):
+            np.testing.assert_array_equal(bank.level_map(level.name, row), prepared.levels[level.name][row])
+            np.testing.assert_array_equal(twin.level_map(level.name, row), prepared.levels[level.name][row])
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = Bank.create(tmp_path / "b", levels=[Level("a", 2, 4, 3, 3)], embedding_dim=4, input_size=(12, 12))
+    batch = FeatureBatch(["x"], np.zeros((1, 4), np.float32), {"a": np.zeros((1, 3, 3, 2), np.float32)})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match="1000 bytes free"):
+        bank.append(batch)
+    assert not any((tmp_path / "b" / "features").iterdir())
+    monkeypatch.undo()
+    bank.append(batch)
+    assert len(Bank.open(tmp_path / "b")) == 1

@@ -1,0 +1,221 @@
+"""Settings: unknown keys, wrong types and values out of range are refused, and the message names the place."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.schema import from_mapping
+from spade_faiss.core.settings import DISTANCES, FRAMINGS, FUSIONS, LOCALIZE, PRECISIONS, Method, Preprocess, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    size: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    name: str
+    ratio: float = 0.5
+    flag: bool = False
+    inner: Inner = field(default_factory=Inner)
+    pair: tuple[int, int] = (1, 2)
+    many: tuple[str, ...] = ()
+    several: tuple[Inner, ...] = ()
+    maybe: Inner | None = None
+    table: dict[str, int] = field(default_factory=dict)
+
+
+def build(**values: Any) -> Outer:
+    return from_mapping(Outer, {"name": "n", **values}, "file.yaml")
+
+
+def test_everything_given_and_everything_left_out() -> None:
+    full = build(
+        ratio=2,
+        flag=True,
+        inner={"size": 3},
+        pair=[4, 5],
+        many=["a", "b"],
+        several=[{"size": 6}, {}],
+        maybe={"size": 7},
+        table={"x": 8},
+    )
+    assert full == Outer(
+        name="n",
+        ratio=2,
+        flag=True,
+        inner=Inner(size=3),
+        pair=(4, 5),
+        many=("a", "b"),
+        several=(Inner(size=6), Inner()),
+        maybe=Inner(size=7),
+        table={"x": 8},
+    )
+    # A field whose default is made by a factory is no more needed than one with a plain default.
+    assert build() == Outer(name="n")
+    assert build(maybe=None).maybe is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"nmae": 1}, "file.yaml: unknown key 'nmae'; known are name, ratio"),
+        ({1: 2}, "file.yaml: unknown key '1'"),
+        ({"name": 5}, "file.yaml: name=5 is of type int, expected str"),
+        ({"name": None}, "file.yaml: name=None is of type NoneType, expected str"),
+        ({"ratio": "0.5"}, "file.yaml: ratio='0.5' is of type str, expected float"),
+        ({"ratio": True}, "file.yaml: ratio=True is of type bool, expected float"),
+        ({"flag": 1}, "file.yaml: flag=1 is of type int, expected bool"),
+        ({"inner": 3}, "file.yaml: inner: expected a mapping, got int"),
+        ({"inner": None}, "file.yaml: inner: expected a mapping, got NoneType"),
+        ({"inner": {"sise": 3}}, "file.yaml: inner: unknown key 'sise'"),
+        ({"inner": {"size": True}}, "file.yaml: inner: size=True is of type bool, expected int"),
+        ({"inner": {"size": 2.0}}, "file.yaml: inner: size=2.0 is of type float, expected int"),
+        ({"maybe": {"size": "x"}}, "file.yaml: maybe: size='x' is of type str"),
+        ({"pair": 3}, "file.yaml: pair=3 is of type int, expected a list"),
+        ({"pair": [1]}, "file.yaml: pair=[1] has 1 values, expected 2"),
+        ({"pair": [1, "b"]}, "file.yaml: pair[1]='b' is of type str, expected int"),
+        ({"many": "ab"}, "file.yaml: many='ab' is of type str, expected a list"),
+        ({"many": ["a", 2]}, "file.yaml: many[1]=2 is of type int, expected str"),
+        ({"several": [{}, {"size": None}]}, "file.yaml: several[1]: size=None is of type NoneType"),
+        ({"table": [1]}, "file.yaml: table=[1] is of type list, expected a mapping"),
+        ({"table": {"x": "y"}}, "file.yaml: table: x='y' is of type str, expected int"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(values: dict[Any, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        from_mapping(Outer, {"name": "n", **values}, "file.yaml")
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("content", [None, 3, "name", ["name"]])
+def test_what_is_no_mapping_is_refused(content: object) -> None:
+    with pytest.raises(InputError, match=r"^file\.yaml: expected a mapping, got "):
+        from_mapping(Outer, content, "file.yaml")
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(InputError, match=r"^file\.yaml: missing key 'name'$"):
+        from_mapping(Outer, {"ratio": 1.0}, "file.yaml")
+
+
+def test_a_value_out_of_range_is_named_with_its_place() -> None:
+    with pytest.raises(InputError, match=r"^settings: k_image=0 must be an integer of at least 1$"):
+        from_mapping(Method, {"k_image": 0}, "settings")
+    source = {"backbone": "b", "weights_sha256": "w", "preprocess": {"resize": 100, "crop": 224}}
+    with pytest.raises(InputError, match=r"^m\.json: preprocess: resize=100 is smaller than crop=224"):
+        from_mapping(Source, source, "m.json")
+
+
+numbers = st.floats(-1e6, 1e6)
+positive = st.floats(1e-6, 1e6)
+
+
+@given(
+    preprocess=st.builds(
+        lambda framing, crop, more, mean, std: Preprocess(framing=framing, resize=crop + more, crop=crop, mean=mean, std=std),
+        st.sampled_from(FRAMINGS),
+        st.integers(1, 1000),
+        st.integers(0, 1000),
+        st.tuples(numbers, numbers, numbers),
+        st.tuples(positive, positive, positive),
+    ),
+    names=st.tuples(st.text(), st.text()),
+    precision=st.sampled_from(PRECISIONS),
+)
+def test_a_round_trip_through_json_is_the_identity(preprocess: Preprocess, names: tuple[str, str], precision: str) -> None:
+    source = Source(backbone=names[0], weights_sha256=names[1], preprocess=preprocess, precision=precision)
+    assert from_mapping(Source, json.loads(json.dumps(asdict(source))), "x") == source
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"framing": "squash"}, "framing='squash' is not one of crop, stretch, letterbox"),
+        ({"crop": 0}, "crop=0 must be an integer of at least 1"),
+        ({"crop": 64.0, "resize": 72}, "crop=64.0 must be an integer"),
+        ({"crop": True}, "crop=True must be an integer"),
+        ({"resize": 223}, "resize=223 is smaller than crop=224"),
+        ({"resize": "256"}, "resize='256' must be an integer"),
+        ({"framing": "stretch", "resize": -1}, "resize=-1 must be an integer of at least 1"),
+        ({"std": (1.0, 0.0, 1.0)}, "std must be positive"),
+        ({"std": (1.0, -1.0, 1.0)}, "std must be positive"),
+        ({"std": (float("nan"), 1.0, 1.0)}, "std=(nan, 1.0, 1.0) must be a tuple of three finite numbers"),
+        ({"std": (float("inf"), 1.0, 1.0)}, "std=(inf, 1.0, 1.0) must be a tuple of three finite numbers"),
+        ({"mean": (float("nan"), 1.0, 1.0)}, "mean=(nan, 1.0, 1.0) must be a tuple of three finite numbers"),
+        ({"mean": (0.5, 0.5)}, "mean=(0.5, 0.5) must be a tuple of three"),
+        ({"mean": ("a", 0.5, 0.5)}, "mean=('a', 0.5, 0.5) must be a tuple of three finite numbers"),
+        # A list would be equal to no tuple that was read back from a bank.
+        ({"mean": [0.5, 0.5, 0.5]}, "mean=[0.5, 0.5, 0.5] must be a tuple of three"),
+    ],
+)
+def test_preprocess_ranges(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Preprocess(**values)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_framing_without_a_crop_does_not_need_room_for_one() -> None:
+    assert Preprocess(framing="letterbox", resize=1, crop=320).crop == 320
+    assert Preprocess(resize=224, crop=224).framing == "crop"
+
+
+def test_source_precision() -> None:
+    with pytest.raises(InputError, match="precision='float16' is not one of float32, bfloat16"):
+        Source(backbone="b", weights_sha256="w", preprocess=Preprocess(), precision="float16")
+
+
+@pytest.mark.parametrize("name", ["k_image", "k_gallery", "kappa"])
+@pytest.mark.parametrize("value", [0, -1, 1.0, True, "5", None])
+def test_neighbour_counts_are_positive_integers(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"^{name}={value!r} must be an integer of at least 1"):
+        Method(**{name: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "4", None, True])
+def test_sigma_is_a_number_of_zero_or_more(value: Any) -> None:
+    with pytest.raises(InputError, match=f"^sigma={value!r} must be a number of 0 or more"):
+        Method(sigma=value)
+
+
+def test_method_choices() -> None:
+    for fusion in FUSIONS:
+        for distance in DISTANCES:
+            assert Method(fusion=fusion, distance=distance, sigma=0).sigma == 0
+    with pytest.raises(InputError, match="fusion='max' is not one of mean, concat"):
+        Method(fusion="max")
+    with pytest.raises(InputError, match="distance='L2' is not one of l2, squared_l2"):
+        Method(distance="L2")
+
+
+def test_which_images_get_a_map() -> None:
+    assert (Method().localize, Method().flag_above) == ("all", None)
+    assert LOCALIZE == ("all", "flagged", "none")
+    assert Method(localize="none").flag_above is None
+    for above in (0, 12.5, -1.0):  # a score's scale is the backbone's
+        assert Method(localize="flagged", flag_above=above).flag_above == above
+    with pytest.raises(InputError, match=r"^localize='some' is not one of all, flagged, none$"):
+        Method(localize="some")
+
+
+@pytest.mark.parametrize("above", [None, float("nan"), float("inf"), -float("inf"), "12", True])
+def test_flagged_needs_a_threshold(above: Any) -> None:
+    with pytest.raises(InputError, match=r"^localize='flagged' needs flag_above, the image score .*; got ") as caught:
+        Method(localize="flagged", flag_above=above)
+    assert str(caught.value).endswith(f"got {above!r}")
+
+
+@pytest.mark.parametrize("localize", ["all", "none"])
+@pytest.mark.parametrize("above", [0, 12.5, float("nan")])
+def test_a_threshold_that_would_do_nothing_is_refused(localize: str, above: float) -> None:
+    message = f"^flag_above={above!r} does nothing with localize='{localize}'; use localize='flagged'"
+    with pytest.raises(InputError, match=message):
+        Method(localize=localize, flag_above=above)

@@ -1,0 +1,146 @@
+"""The advice: it follows from the measurements, and does not go beyond them unasked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spade_faiss.cli import main
+from spade_faiss.core.errors import InputError
+from spade_faiss.diagnostics.recommend import LOSS, RECALL, load_measured, recommend
+from spade_faiss.search.recipe import load_recipe
+
+GIB = 1 << 30
+
+
+def image(n: int, factory: str, query: str, ms: float, recall: float, *, k: int = 5, each: int = 8000) -> dict[str, Any]:
+    row = {"n": n, "k": k, "factory": factory, "query": query, "p50_ms": ms, "recall": recall}
+    return {**row, "memory_bytes_per_image": each, "disk_bytes_per_image": each}
+
+
+def pixel(set: str, recipe: str, k: int, ms: float, lost: float | None, **query: int) -> dict[str, Any]:
+    row = {"set": set, "recipe": recipe, "build": {}, "query": query, "k": k, "pixel_ms": ms, "lost": lost}
+    return {**row, "peak_bytes": GIB, "bank_bytes_per_image": 1000, "disk_bytes_per_image": 0 if recipe == "exact" else 100}
+
+
+KERNEL = [{"set": "wrn50", "k": 5, "times": 5.0, "unit": "avx2"}]
+MEASURED: dict[str, Any] = {
+    "schema": 1,
+    "device": "cpu",
+    "machine": "a machine",
+    "image": [
+        image(1000, "Flat", "", 0.5, 1.0),
+        image(100_000, "Flat", "", 60, 1.0),
+        image(100_000, "HNSW32", "efSearch=128", 0.5, 0.999),
+        image(100_000, "IVF512,SQ8", "nprobe=4", 0.1, 0.9, each=2000),
+        image(1_000_000, "Flat", "", 600, 1.0),
+        image(1_000_000, "IVF1024,SQ8", "nprobe=64", 20, 0.995, each=1000),
+    ],
+    "pixel": [
+        pixel("wrn50", "exact", 5, 100, None),
+        pixel("wrn50", "ivf", 5, 40, None),
+        pixel("wrn50", "compact", 5, 30, None),
+        pixel("wrn50", "location", 5, 10, None),
+        pixel("lite0", "exact", 5, 17, None),
+        pixel("lite0", "ivf", 5, 16, None),
+        pixel("wrn50", "exact", 50, 1000, None),
+        pixel("wrn50", "ivf", 50, 300, None),
+        pixel("mvtec_bottle", "exact", 5, 17, 0.0),
+        pixel("mvtec_bottle", "ivf", 5, 16, 0.001),
+        pixel("mvtec_bottle", "compact", 5, 16, 0.0),
+        pixel("magnetic_tile", "compact", 5, 16, 0.02),
+        pixel("mvtec_bottle", "location", 5, 9, 0.0),
+        pixel("mvtec_bottle", "exact", 50, 170, 0.0),
+        pixel("mvtec_bottle", "ivf", 50, 160, 0.001),
+    ],
+}
+
+
+def test_the_fastest_that_loses_next_to_nothing_on_every_set() -> None:
+    advice = recommend(100_000, 5, measured=MEASURED)
+    assert (advice.recipe.build.image, advice.recipe.build.gallery) == ("HNSW32", "ivf")
+    assert advice.recipe.query.image == "efSearch=128"
+    assert (advice.image_ms, advice.pixel_ms) == (0.5, 40)
+    assert advice.recall >= RECALL
+    assert advice.loss == 0.001 <= LOSS
+    assert not advice.is_packaged
+    assert advice.memory_bytes == 100_000 * 8000 + GIB
+    assert advice.disk_bytes == 100_000 * (8000 + 1000 + 100)
+    assert any("mvtec_bottle" in line for line in advice.evidence)
+
+
+def test_exact_where_nothing_is_gained() -> None:
+    advice = recommend(1000, 5, backbone="efficientnet_lite0", measured=MEASURED)
+    assert advice.recipe == load_recipe("exact")
+    assert advice.is_packaged
+
+
+def test_places_only_where_images_are_aligned() -> None:
+    assert recommend(1000, 5, measured=MEASURED).recipe.build.gallery == "ivf"
+    assert recommend(1000, 5, aligned=True, measured=MEASURED).recipe.build.gallery == "location"
+
+
+def test_between_two_sizes_the_larger_counts_and_it_says_so() -> None:
+    advice = recommend(1500, 7, measured=MEASURED | {"image": [*MEASURED["image"], image(100_000, "Flat", "", 61, 1.0, k=50)]})
+    assert advice.image_ms == 61
+    assert advice.pixel_ms == 300
+    assert any("N=1,500 lies between" in line and "N=100,000" in line for line in advice.evidence)
+    assert any("K=7 lies between" in line and "K=50" in line for line in advice.evidence)
+
+
+@pytest.mark.parametrize(("images", "k", "times"), [(3_000_000, 5, "3.0 times"), (1000, 100, "2.0 times")])
+def test_no_silent_extrapolation(images: int, k: int, times: str) -> None:
+    with pytest.raises(InputError, match=f"{times}.*--extrapolate"):
+        recommend(images, k, memory="100GiB", measured=MEASURED)
+    advice = recommend(images, k, memory="100GiB", extrapolate=True, measured=MEASURED)
+    assert any(line.startswith(f"EXTRAPOLATED {times}") for line in advice.evidence)
+    if images == 3_000_000:
+        assert advice.image_ms == 60
+
+
+def test_memory_is_kept_to() -> None:
+    assert recommend(1_000_000, 5, memory="4GiB", measured=MEASURED).recipe.build.image == "IVF1024,SQ8"
+    with pytest.raises(InputError, match=r"too small: the least that loses next to nothing takes 1\.94 GiB"):
+        recommend(1_000_000, 5, memory="1GiB", measured=MEASURED)
+
+
+def test_what_was_not_measured_is_not_known() -> None:
+    with pytest.raises(InputError, match="nothing was measured on cuda: the committed results are of a machine"):
+        recommend(1000, 5, device="cuda", measured=MEASURED)
+    for settings in ({"images": 0}, {"k": 0}, {"backbone": "resnet18"}, {"device": "tpu"}, {"k": 2000}):
+        with pytest.raises(InputError):
+            recommend(**{"images": 1000, "k": 5, "measured": MEASURED, **settings})  # type: ignore[arg-type]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    largest = max(row["n"] for row in load_measured()["image"])
+    out = tmp_path / "mine.yaml"
+    assert main(["recommend", "--images", str(largest), "--memory", "64GiB", "--out", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert load_recipe(out).build.image == found["recipe"]["build"]["image"]
+    assert found["evidence"]
+    assert main(["recommend", "--images", str(largest), "--memory", "64GiB"]) == 0
+    text = capsys.readouterr().out
+    assert "ms an image" in text
+    assert "measured on" in text
+    assert main(["recommend", "--images", str(10 * largest), "--memory", "640GiB"]) == 1
+    assert "10.0 times" in capsys.readouterr().err
+    assert main(["recommend", "--images", "1000", "--device", "cuda"]) == 1
+
+
+def test_exact_search_by_the_kernel_counts_where_it_runs() -> None:
+    """By FAISS it takes 100 ms and ivf 40; by the kernel, five times as fast side by side, 20."""
+    measured = {**MEASURED, "kernel": KERNEL}
+    assert recommend(1000, 5, measured=measured).recipe.build.gallery == "ivf"
+    advice = recommend(1000, 5, measured=measured, unit="avx512vnni")
+    assert advice.recipe == load_recipe("exact")
+    assert advice.pixel_ms == pytest.approx(20)
+    assert any(
+        "over 5.0, how many times as fast the compiled kernel (avx2)" in said and "avx512vnni" in said
+        for said in advice.evidence
+    )
+    # Nothing is said of a K that was not measured side by side.
+    assert recommend(1000, 50, measured=measured, unit="avx2") == recommend(1000, 50, measured=measured)

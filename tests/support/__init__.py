@@ -1,0 +1,1 @@
+"""What several test packages use: an oracle in float64, generated banks and features."""
