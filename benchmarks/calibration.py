@@ -24,8 +24,10 @@ import numpy.typing as npt
 from benchmarks.datasets import write_elpv
 from benchmarks.main_job import cli, machine, script
 from spade_faiss import Bank, Detector, FeatureBatch, Level
+from spade_faiss.core.settings import Extraction, Method
 from spade_faiss.decisions.calibration import Calibration
 from spade_faiss.decisions.conformal import alarms, rate_interval
+from spade_faiss.features.layout import Layout
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.workflows.calibrate import calibrate
 from spade_faiss.workflows.extract import extract
@@ -178,15 +180,16 @@ def simulation(scratch: Path, repetitions: int) -> Figures:
         rng = np.random.default_rng([7, repetition])
         for size in BANK_SIZES:
             bank = Bank.create(
-                _empty(scratch / "simulated.bank"), levels=LEVELS, embedding_dim=DIM, input_size=(SIDE, SIDE), dtype="float32"
+                _empty(scratch / "simulated.bank"),
+                Layout(levels=LEVELS, embedding_dim=DIM, input_size=(SIDE, SIDE), dtype="float32"),
             )
             bank.append(_features(rng, size, "normal"))
-            detector = Detector.open(bank.path, sigma=1)
+            detector = Detector.open(bank.path, method=Method(sigma=1))
             tested = detector.score_features(_features(rng, TESTED + OUTLIERS, "tested", OUTLIERS))
             modes = {"leave_one_out": calibrate(detector, sample=size)}
             if size == 100:
                 modes["split"] = calibrate(detector, holdout=_features(rng, HELD_OUT, "held out"))
-                verdicts = modes["split"].judge(tested.image_score, tested.map_score, fdr=FDR)
+                verdicts = modes["split"].decide(tested.image_score, tested.map_score, fdr=FDR)
                 false = int(verdicts.alarm[:TESTED].sum())
                 false_share.append(false / max(1, int(verdicts.alarm.sum())))
                 found_share.append(verdicts.alarm[TESTED:].mean())
@@ -267,7 +270,7 @@ def cost(scratch: Path, normals: int) -> list[Figures]:
 def _extract(dataset: Path, bank: Path) -> Bank:
     """Every normal image of a set, and its defective ones, in one bank."""
     names = ("train", "test")
-    return extract([dataset / name for name in names], bank=bank, backbone="efficientnet_lite0").bank
+    return extract([dataset / name for name in names], bank=bank, extraction=Extraction(backbone="efficientnet_lite0")).bank
 
 
 def _kind(image: str) -> str:
@@ -297,7 +300,7 @@ def _empty(path: Path) -> Path:
 
 def _p_values(calibration: Calibration, scores: Scores) -> dict[str, npt.NDArray[np.float64]]:
     """By test: each alone, and both together."""
-    found = calibration.judge(scores.image_score, scores.map_score, alpha=0.5)
+    found = calibration.decide(scores.image_score, scores.map_score, alpha=0.5)
     return {"image": found.p_image, "map": found.p_map, "both": found.p_value}
 
 

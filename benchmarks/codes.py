@@ -2,7 +2,7 @@
 
     python -m benchmarks.codes --out benchmarks/results
 
-At the finest level of wide_resnet50_2's shapes, each neighbour's best vector by its code is a candidate, and the eight that
+At the finest level of wide_resnet50_2's shapes, each neighbor's best vector by its code is a candidate, and the eight that
 look nearest are evaluated directly, as `compact` does. Time is FAISS's on one thread, codes ready, of the search alone.
 """
 
@@ -67,12 +67,12 @@ def compare(k: int) -> list[dict[str, Any]]:
 def _coder(name: str, xt: FloatArray) -> Callable[[FloatArray], Search]:
     """A code, learned from `xt`: makes the search of a block, distances (nq,) as the codes know them, and locations."""
     if name == CODES[0]:
-        centre = xt.mean(axis=0)
-        _, _, axes = np.linalg.svd((xt - centre)[::8], full_matrices=False)
+        center = xt.mean(axis=0)
+        _, _, axes = np.linalg.svd((xt - center)[::8], full_matrices=False)
 
         def code(x: FloatArray) -> FloatArray:
-            parts = (x - centre) @ axes[:31].T
-            rest = np.sqrt(np.maximum(np.square(x - centre).sum(axis=1) - np.square(parts).sum(axis=1), 0))
+            parts = (x - center) @ axes[:31].T
+            rest = np.sqrt(np.maximum(np.square(x - center).sum(axis=1) - np.square(parts).sum(axis=1), 0))
             return np.ascontiguousarray(np.column_stack([parts, rest]), np.float32)
 
         coded_once: dict[int, FloatArray] = {}  # a query's code is the same for all blocks

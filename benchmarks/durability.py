@@ -30,7 +30,9 @@ from PIL import Image
 
 from spade_faiss import Backbone, Bank, Detector, FeatureBatch, Level, Preprocess, update_indexes, verify
 from spade_faiss.core.errors import BankError, InputError, SpadeError
+from spade_faiss.core.settings import Extraction, Method
 from spade_faiss.features.batch import concatenate
+from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import build_index
 from spade_faiss.search.recipe import Build, Recipe
 from spade_faiss.workflows.extract import extract
@@ -61,7 +63,7 @@ def features(first: int, count: int) -> FeatureBatch:
 
 def _append(folder: Path, first: int, count: int, each: int) -> None:
     if not (folder / "manifest.json").exists():
-        Bank.create(folder, levels=LEVELS, embedding_dim=DIM, input_size=INPUT)
+        Bank.create(folder, Layout(levels=tuple(LEVELS), embedding_dim=DIM, input_size=INPUT))
     bank = Bank.open(folder)
     for start in range(first, first + count, each):
         batch = features(start, min(each, first + count - start))
@@ -99,7 +101,7 @@ def _extract(folder: Path, images: Path) -> None:
         torch.nn.Conv2d(3, 4, 3, stride=4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
     )
     backbone = Backbone(network, name="small", taps={"x": "1"}, embedding="3", preprocess=Preprocess(resize=16, crop=16))
-    done = extract(images, bank=folder.with_name(folder.name + " extracted"), backbone=backbone)
+    done = extract(images, bank=folder.with_name(folder.name + " extracted"), extraction=Extraction(backbone=backbone))
     build_index(done.bank, RECIPES[0])
 
 
@@ -144,7 +146,7 @@ def answers(folder: Path) -> list[Any]:
     """What every recipe says of a few images."""
     query, found = features(1000, 3), []
     for recipe in (Recipe(name="exact"), *RECIPES):
-        scores = Detector.open(folder, recipe=recipe, k_image=3, k_gallery=3).score_features(query)
+        scores = Detector.open(folder, recipe=recipe, method=Method(k_image=3, k_gallery=3)).score_features(query)
         found += [scores.image_score.tolist(), scores.neighbor_ids.tolist(), scores.map_score.tolist()]
     return found
 
@@ -410,7 +412,7 @@ def read_beside(added: int, scratch: Path, *, readers: int = 4, base: int = 40) 
     expected: dict[int, Any] = {}
     for generation in sorted({generation for generation, _ in scored}):
         fresh = scratch / f"fresh {generation}"
-        bank = Bank.create(fresh, levels=LEVELS, embedding_dim=DIM, input_size=INPUT)
+        bank = Bank.create(fresh, Layout(levels=tuple(LEVELS), embedding_dim=DIM, input_size=INPUT))
         bank.append(concatenate([features(int(name.split()[1]), 1) for name in states[generation]]))
         expected[generation] = _score(fresh)
         shutil.rmtree(fresh)
@@ -430,7 +432,7 @@ def _read(folder: Path, stop: Any, results: Any) -> None:
     faults: list[str] = []
     while not stop.is_set():
         try:
-            detector = Detector.open(folder, k_image=3, k_gallery=3)
+            detector = Detector.open(folder, method=Method(k_image=3, k_gallery=3))
             for _ in range(3):  # the writer goes on in between
                 lines.append((detector.bank.generation, _score(detector)))
                 time.sleep(0.02)
@@ -440,7 +442,7 @@ def _read(folder: Path, stop: Any, results: Any) -> None:
 
 
 def _score(bank: Path | Detector) -> list[Any]:
-    detector = bank if isinstance(bank, Detector) else Detector.open(bank, k_image=3, k_gallery=3)
+    detector = bank if isinstance(bank, Detector) else Detector.open(bank, method=Method(k_image=3, k_gallery=3))
     scores = detector.score_features(features(1000, 2))
     return [scores.image_score.tolist(), scores.neighbor_ids.tolist(), scores.maps.sum().item()]
 
@@ -468,7 +470,7 @@ def add_cost(images: int, added: int, scratch: Path) -> dict[str, Any]:
         return time.perf_counter() - start
 
     graph = Recipe(name="hnsw", build=Build(image="HNSW32"))
-    bank = Bank.create(scratch / "bank", levels=levels, embedding_dim=1280, input_size=(224, 224))
+    bank = Bank.create(scratch / "bank", Layout(levels=tuple(levels), embedding_dim=1280, input_size=(224, 224)))
     batches = [batch(first, 500) for first in range(0, 1000, 500)]
     build_s = 0.0
     for first in range(0, images, 500):

@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from spade_faiss import Bank, FeatureBatch, Level
 from spade_faiss.core.types import FloatArray
+from spade_faiss.features.layout import Layout
 from spade_faiss.search.distances import import_faiss
 
 SHARD = 64
@@ -190,7 +191,7 @@ def write_bank(path: Path, product: Product, normals: int) -> Bank:
     if path.exists():
         bank = Bank.open(path)
     else:
-        bank = Bank.create(path, levels=shape.levels, embedding_dim=shape.embedding_dim, input_size=INPUT_SIZE)
+        bank = Bank.create(path, Layout(levels=shape.levels, embedding_dim=shape.embedding_dim, input_size=INPUT_SIZE))
     if len(bank) > normals:
         raise ValueError(f"{path} holds {len(bank)} images, asked for {normals}")
     while len(bank) < normals:
@@ -226,12 +227,12 @@ def looks_of(bank: Bank, tests: FeatureBatch, k: int = 5) -> dict[str, dict[str,
 
 def _look(bank: Bank, level: Level, maps: npt.NDArray[np.floating[Any]], rows: npt.NDArray[np.int64]) -> dict[str, list[float]]:
     xt = np.concatenate([_vectors(bank.level_map(level.name, row)) for row in range(0, len(bank), 8)])
-    centre = xt.mean(axis=0)
+    center = xt.mean(axis=0)
     ratio, apart = [], []
     y, x = np.divmod(np.arange(level.height * level.width), level.width)
     for image, nearest in zip(maps, rows, strict=True):
-        xq = _vectors(image) - centre
-        xb = np.concatenate([_vectors(bank.level_map(level.name, int(row))) for row in nearest]) - centre
+        xq = _vectors(image) - center
+        xb = np.concatenate([_vectors(bank.level_map(level.name, int(row))) for row in nearest]) - center
         _, I = import_faiss().knn(xq, xb, 1)
         ratio.append(np.linalg.norm(xq - xb[I[:, 0]], axis=1) / np.linalg.norm(xq, axis=1))
         at_y, at_x = np.divmod(I[:, 0] % len(y), level.width)

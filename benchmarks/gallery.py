@@ -32,7 +32,8 @@ from benchmarks.process import seconds as seconds_of
 from spade_faiss import Bank, Detector, FeatureBatch, Level, Scores
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.memory import format_bytes, parse_bytes
-from spade_faiss.core.timing import Stages
+from spade_faiss.core.settings import Method, Run
+from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import concatenate
 from spade_faiss.index.build import build_index
@@ -134,7 +135,7 @@ def speed(setup: Setup) -> Iterator[Row]:
 
 
 def quality(setup: Setup) -> Iterator[Row]:
-    """What other recipes than exact do to distances and maps; to AUROC and AUPRO where there is a labelled set."""
+    """What other recipes than exact do to distances and maps; to AUROC and AUPRO where there is a labeled set."""
     for features in setup.sets:
         for k in setup.ks:
             best = _open(features, "exact", k).score_features(features.tests)
@@ -143,7 +144,7 @@ def quality(setup: Setup) -> Iterator[Row]:
                     found = _excess(best, _open(features, recipe, k).score_features(features.tests))
                     yield {"set": features.name, "k": k, "recipe": recipe, **found}
     if setup.data:
-        yield from _labelled(setup, setup.data / "mvtec_bottle")
+        yield from _labeled(setup, setup.data / "mvtec_bottle")
 
 
 def equal(setup: Setup) -> Iterator[Row]:
@@ -196,9 +197,9 @@ def profile(setup: Setup) -> Iterator[Row]:
         }
         seconds = in_turn(engines, [features.tests[:1]], setup.repeats)
         rate = {name: [work[name] / second / 1e9 for second in runs] for name, runs in seconds.items()}
-        with _instrumented() as stages:
+        with _instrumented() as timings:
             thread_s = engine_of(detector)(features.tests[:1]) * import_faiss().omp_get_max_threads()
-        parts = {name: spent / thread_s for name, spent in stages.seconds.items()}
+        parts = {name: spent / thread_s for name, spent in timings.seconds.items()}
         parts["rest"] = 1 - sum(parts.values())
         of_peak = {name: ratio_of(rate["exact"], rate[name]) for name in ("numpy", "faiss")}
         rates = {name: spread(runs) for name, runs in rate.items()}
@@ -208,7 +209,7 @@ def profile(setup: Setup) -> Iterator[Row]:
 def peak_growth(bank: str, tests: str, recipe: str, k: int, budget: str) -> dict[str, int]:
     """Resident bytes before the first scoring, and the most while it runs; for a process of its own."""
     batch = load_queries(Path(tests))
-    detector = Detector.open(bank, recipe=_recipe_of(recipe), k_gallery=k, memory=budget)
+    detector = Detector.open(bank, recipe=_recipe_of(recipe), method=Method(k_gallery=k), run=Run(memory=budget))
     samples = [resident_bytes()]
     done = threading.Event()
 
@@ -228,25 +229,25 @@ def stage_times(bank: str, tests: str, recipe: str, k: int, budget: str, cold: b
     """Seconds by stage of one image after the other, the first left out; for a process of its own."""
     batch = load_queries(Path(tests))
     if not cold:  # another detector fills the system's cache: the one that is measured has decoded nothing yet
-        Detector.open(bank, recipe=_recipe_of(recipe), k_gallery=k, memory=budget).score_features(batch)
-    detector = Detector.open(bank, recipe=_recipe_of(recipe), k_gallery=k, memory=budget)
+        Detector.open(bank, recipe=_recipe_of(recipe), method=Method(k_gallery=k), run=Run(memory=budget)).score_features(batch)
+    detector = Detector.open(bank, recipe=_recipe_of(recipe), method=Method(k_gallery=k), run=Run(memory=budget))
     seconds: dict[str, list[float]] = {IMAGES: [], PIXELS: []}
     read = []
     for place in range(len(batch)):
         if cold:
             drop_from_cache(Path(bank).rglob("*.h5"))
-        stages, before = Stages(), read_bytes()
-        detector.score_features(batch[place : place + 1], stages=stages)
+        timings, before = Timings(), read_bytes()
+        detector.score_features(batch[place : place + 1], timings=timings)
         read.append(read_bytes() - before)
         for stage, runs in seconds.items():
-            runs.append(stages.seconds[stage])
+            runs.append(timings.seconds[stage])
     spreads = {stage: spread(runs[1:]) for stage, runs in seconds.items()}
     return {**spreads, "read_bytes_per_image": statistics.median(read[1:]), "cache_bytes": detector.plan.cache_bytes}
 
 
 def _open(features: Features, recipe: str, k: int, budget: str | int = AMPLE) -> Detector:
     build_index(Bank.open(features.bank), load_recipe(recipe))
-    return Detector.open(features.bank, recipe=_recipe_of(recipe), k_gallery=k, memory=budget)
+    return Detector.open(features.bank, recipe=_recipe_of(recipe), method=Method(k_gallery=k), run=Run(memory=budget))
 
 
 def _recipe_of(name: str) -> Recipe:
@@ -257,9 +258,9 @@ def engine_of(detector: Detector) -> Engine:
     """A detector as an engine that is timed."""
 
     def run(batch: FeatureBatch) -> float:
-        stages = Stages()
-        detector.score_features(batch, stages=stages)
-        return stages.seconds[PIXELS] / len(batch)
+        timings = Timings()
+        detector.score_features(batch, timings=timings)
+        return timings.seconds[PIXELS] / len(batch)
 
     return run
 
@@ -334,15 +335,15 @@ def _excess(best: Scores, ours: Scores) -> Row:
     return {"excess": levels, "map_change": {"max": float(change.max()), "mean": float(change.mean())}}
 
 
-def _labelled(setup: Setup, dataset: Path) -> Iterator[Row]:
+def _labeled(setup: Setup, dataset: Path) -> Iterator[Row]:
     """The scores of a real set with each recipe."""
-    bank = setup.scratch / "labelled.bank"
+    bank = setup.scratch / "labeled.bank"
     main_job.cli("fit", dataset / "train/good", "--bank", bank, *main_job.LITE0)
     for recipe in setup.recipes:
         main_job.cli("index", bank, "--recipe", recipe)
         for k in setup.ks:
             report = main_job.evaluate(dataset, bank, setup.scratch, "--recipe", recipe, "--k-gallery", str(k))
-            found = {**main_job.summary(report["metrics"]), "pixel_search_s": report["time"]["stage_s"][PIXELS]}
+            found = {**main_job.summary(report["metrics"]), "pixel_search_s": report["time"]["timing_s"][PIXELS]}
             yield {"set": dataset.name, "k": k, "recipe": recipe, **found}
 
 
@@ -398,13 +399,13 @@ def galleries(bank: Snapshot, scores: Scores, k: int) -> IntArray:
 
 
 @contextmanager
-def _instrumented() -> Iterator[Stages]:
+def _instrumented() -> Iterator[Timings]:
     """Count the seconds of the parts of exact by FAISS, summed over threads."""
-    stages = Stages()
+    timings = Timings()
 
     def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
-            with stages(name):
+            with timings(name):
                 return function(*arguments)
 
         return run
@@ -415,7 +416,7 @@ def _instrumented() -> Iterator[Stages]:
     for (name, owner, attribute), function in zip(parts, before, strict=True):
         setattr(owner, attribute, timed(function, name))
     try:
-        yield stages
+        yield timings
     finally:
         for (_, owner, attribute), function in zip(parts, before, strict=True):
             setattr(owner, attribute, function)

@@ -25,7 +25,7 @@ from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.engines.products import GROUP
 from spade_faiss.search.gpu_memory import Job, Machine, plan_gpu
-from spade_faiss.search.protocol import Hits, find_method
+from spade_faiss.search.protocol import Hits, resolve_recipe
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.search.workers import Workers
 
@@ -166,7 +166,7 @@ def _measure_level(level: Level, stored: Any, xq: Any, workers: Workers, found: 
     neighbors = np.tile(np.arange(k), (len(xq), 1))
     tasks: dict[str, Callable[[], object]] = {"knn": lambda: [faiss.knn(q, gathered, 1) for q in xq]}
     for name, settings in ENGINES.items():
-        chosen = find_method(load_recipe("exact").with_query(settings))
+        chosen = resolve_recipe(load_recipe("exact").with_query(settings))
         search = chosen.method.open(blocks, workers, chosen.build, chosen.query, None)
 
         def task(name: str = name, search: Any = search) -> None:

@@ -24,12 +24,13 @@ from benchmarks.gallery import AMPLE, engine_of, galleries, in_turn, pair, peers
 from benchmarks.process import machine, spread
 from spade_faiss import Bank, Detector, FeatureBatch
 from spade_faiss.bank.snapshot import Snapshot
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import Level
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.levels import open_blocks
-from spade_faiss.search.native.basis import choose_basis, choose_centre
+from spade_faiss.search.native.basis import choose_basis, choose_center
 from spade_faiss.search.native.extension import find_unit, import_native, why_not
 from spade_faiss.search.recipe import load_recipe
 
@@ -90,8 +91,8 @@ def parts(scratch: Path, data: Path | None) -> Iterator[Row]:
         tests = product.tests(1)
         for level in bank.layout.levels:
             blocks = open_blocks(bank, level)
-            chosen = choose_basis(blocks, unit, choose_centre(blocks))
-            choosing = _least(lambda blocks=blocks: choose_basis(blocks, unit, choose_centre(blocks)), 3)  # type: ignore[misc]
+            chosen = choose_basis(blocks, unit, choose_center(blocks))
+            choosing = _least(lambda blocks=blocks: choose_basis(blocks, unit, choose_center(blocks)), 3)  # type: ignore[misc]
             for k in (5, 50):
                 xq, _ = pair(bank, level, tests, np.arange(1))
                 for basis in (chosen, None) if chosen is not None else (None,):
@@ -142,9 +143,9 @@ class _Checked:
     def search(self, blocks: Blocks, xq: FloatArray, gallery: IntArray, basis: FloatArray | None = None) -> None:
         """Search the blocks of these rows one after the other; compare each query's distance with float64's."""
         native, unit = import_native(), find_unit("auto", xq.shape[1])
-        centre = choose_centre(blocks)
-        basis = choose_basis(blocks, unit, centre) if basis is None else basis
-        packing = native.Packing(unit, centre, basis)
+        center = choose_center(blocks)
+        basis = choose_basis(blocks, unit, center) if basis is None else basis
+        packing = native.Packing(unit, center, basis)
         pack = native.QueryPack(packing, xq)
         best, at = np.full(len(xq), np.inf, np.float32), np.zeros((2, len(xq)), np.int64)
         for row in gallery.tolist():
@@ -161,8 +162,8 @@ class _Checked:
     ) -> None:
         for row in gallery.tolist():
             x = blocks.stored(row).astype(np.float64)
-            centre = x.mean(axis=0)
-            xc = x - centre
+            center = x.mean(axis=0)
+            xc = x - center
             norms = np.square(xc).sum(axis=1)
             named = at[0] == row
             true = np.square(q[named] - x[at[1, named]]).sum(axis=1)
@@ -170,7 +171,7 @@ class _Checked:
             off = np.abs(best[named] - true) / np.maximum(true, 1e-30)
             self.worst = max(self.worst, float(off.max(initial=0)))
             for first in range(0, len(q), _STEP):
-                qc, found = q[first : first + _STEP] - centre, best[first : first + _STEP]
+                qc, found = q[first : first + _STEP] - center, best[first : first + _STEP]
                 sq_norm = np.square(qc).sum(axis=1)
                 least = (norms - 2 * qc @ xc.T).min(axis=1) + sq_norm
                 # float64's own rounding of that sum.
@@ -214,8 +215,8 @@ def _bottle(scratch: Path, dataset: Path) -> tuple[Bank, FeatureBatch]:
 
 
 def _parts(native: Any, unit: str, blocks: Blocks, xq: FloatArray, k: int, basis: FloatArray | None) -> Row:
-    centre, stored = choose_centre(blocks), [blocks.stored(row) for row in range(k)]
-    packing = native.Packing(unit, centre, basis)
+    center, stored = choose_center(blocks), [blocks.stored(row) for row in range(k)]
+    packing = native.Packing(unit, center, basis)
     pack, packs = native.QueryPack(packing, xq), [native.RowPack(packing, xb) for xb in stored]
     evaluated = dense = 0
 
@@ -260,7 +261,9 @@ def _bank(scratch: Path, shape: str) -> tuple[Product, Bank]:
 
 
 def _open(bank: Snapshot, engine: str, k: int) -> Detector:
-    return Detector.open(bank.path, recipe=load_recipe("exact").with_query({"engine": engine}), k_gallery=k, memory=AMPLE)
+    return Detector.open(
+        bank.path, recipe=load_recipe("exact").with_query({"engine": engine}), method=Method(k_gallery=k), run=Run(memory=AMPLE)
+    )
 
 
 def _normal(rng: np.random.Generator, n: int, d: int) -> FloatArray:

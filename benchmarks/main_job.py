@@ -77,11 +77,11 @@ def tile_quality(dataset: Path, scratch: Path) -> list[dict[str, Any]]:
     rows = []
     for framing in ("crop", "stretch", "letterbox"):
         bank = scratch / f"tile-{framing}.bank"
-        cli("fit", dataset / "train/good", "--bank", bank, *LITE0, "--framing", framing)
+        cli("fit", dataset / "train/good", "--bank", bank, *LITE0, "--resize-mode", framing)
         metrics = evaluate(dataset, bank, scratch)["metrics"]
         for kind, found in {"all": metrics, **metrics["kinds"]}.items():
             rows.append(
-                {"framing": framing, "kind": kind, "images": found["images"], "unseen": found["unseen"], **summary(found)}
+                {"resize_mode": framing, "kind": kind, "images": found["images"], "unseen": found["unseen"], **summary(found)}
             )
             print(rows[-1], flush=True)
     return rows
@@ -113,7 +113,7 @@ def extraction_overhead(dataset: Path, scratch: Path) -> dict[str, Any]:
             done = fit(images, bank=Path({str(scratch)!r}) / f"{{repeat}}.bank", backbone=backbone, calibrate=False)
             extract_s = time.perf_counter() - start
             if repeat:  # the first is the warm-up
-                rows.append(dict(forward_s=forward_s, extract_s=extract_s, stage_s=done.stage_s))
+                rows.append(dict(forward_s=forward_s, extract_s=extract_s, timing_s=done.timing_s))
         ratios = sorted(row["extract_s"] / row["forward_s"] for row in rows)
         print(json.dumps(dict(images=len(inputs), ratio=ratios[len(ratios) // 2], ratios=ratios, repeats=rows)))
         """
@@ -159,7 +159,7 @@ def wide_resnet(dataset: Path, scratch: Path) -> dict[str, Any]:
         "bytes_per_image": fitted["bytes"] / fitted["images"],
         "fit_s_per_image": fitted["time"]["total_s"] / fitted["images"],
         "score_s_per_image": scored["time"]["total_s"] / scored["images"],
-        "score_stage_s": scored["time"]["stage_s"],
+        "score_timing_s": scored["time"]["timing_s"],
         "score_images": scored["images"],
         "peak_memory_bytes": scored["peak_memory_bytes"],
     }

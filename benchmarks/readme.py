@@ -78,17 +78,27 @@ def _bottle(figures: Figures) -> str:
 
 def _magnetic_tile(figures: Figures) -> str:
     return _table(
-        ("framing", "kind", "defective", "unseen", "image AUROC, kNN", "image AUROC, map", "pixel AUROC", "pixel AP", "AUPRO"),
+        (
+            "resize_mode",
+            "kind",
+            "defective",
+            "unseen",
+            "image AUROC, kNN",
+            "image AUROC, map",
+            "pixel AUROC",
+            "pixel AP",
+            "AUPRO",
+        ),
         (
             (
-                row["framing"],
+                row["resize_mode"],
                 row["kind"],
                 row["images"],
                 row["unseen"],
                 *_scores(row, "image_auroc_map", "pixel_auroc", "pixel_ap", "aupro"),
             )
             for row in figures["magnetic_tile"]
-            if row["framing"] != "stretch" or row["kind"] == "all"
+            if row["resize_mode"] != "stretch" or row["kind"] == "all"
         ),
     )
 
@@ -96,12 +106,12 @@ def _magnetic_tile(figures: Figures) -> str:
 def _time(figures: Figures) -> str:
     scoring, wide, extraction = figures["scoring"], figures["wide_resnet50_2"], figures["extraction"]
     count = scoring["images"]
-    stages = (
-        (name, f"{1000 * seconds / count:.1f}", f"{1000 * wide['score_stage_s'].get(name, 0) / wide['score_images']:.1f}")
-        for name, seconds in scoring["stage_s"].items()
+    timings = (
+        (name, f"{1000 * seconds / count:.1f}", f"{1000 * wide['score_timing_s'].get(name, 0) / wide['score_images']:.1f}")
+        for name, seconds in scoring["timing_s"].items()
         if name != "load"
     )
-    table = _table(("stage, ms an image", "efficientnet_lite0", "wide_resnet50_2"), stages)
+    table = _table(("stage, ms an image", "efficientnet_lite0", "wide_resnet50_2"), timings)
     spread = f"{extraction['ratios'][0]:.2f} to {extraction['ratios'][-1]:.2f}"
     lines = (
         table,
@@ -178,12 +188,12 @@ def _gallery_quality(figures: Figures) -> str:
             finest = next(iter(row["excess"].values()))
             exact = f"{100 * finest['exactly_0']:.1f} %"
             rows.append((row["recipe"], row["k"], exact, *(f"{finest[f'quantile {at}']:.3f}" for at in (0.9, 0.99, 0.999))))
-    labelled = [row for row in figures["gallery"]["quality"] if "pixel_auroc" in row]
+    labeled = [row for row in figures["gallery"]["quality"] if "pixel_auroc" in row]
     base = {row["k_gallery"]: row for row in figures["bottle"] if (row["normalize"], row["pool"]) == ("none", 1)}
     lines = (
         f"{row['recipe']}, K={row['k']}: {row['pixel_auroc']:.4f} ({row['pixel_auroc'] - base[row['k']]['pixel_auroc']:+.4f}), "
         f"AUPRO {row['aupro']:.4f} ({row['aupro'] - base[row['k']]['aupro']:+.4f})"
-        for row in labelled
+        for row in labeled
     )
     table = _table(("recipe", "K", "found exactly", "excess, 90 % below", "99 % below", "99.9 % below"), rows)
     return f"{table}\n\nPixel AUROC on bottle (and what it differs from exact's by): {'; '.join(lines)}."
@@ -220,7 +230,7 @@ def _gallery_facts(figures: Figures) -> str:
         f"- On a machine with nothing else to do, wrn50, K={found['speed_exact'][0]['k']}, `exact` by FAISS is "
         f"{against['knn']:.2f} "
         f"times as fast as `faiss.knn` for a single image ({against['knn_low_threshold']:.2f} with its threshold lowered). In "
-        f"a batch of 16 that share their neighbours it is {single:.2f} times as fast as 16 calls for one image each, and "
+        f"a batch of 16 that share their neighbors it is {single:.2f} times as fast as 16 calls for one image each, and "
         f"{joint:.2f} times as fast as one call for all 16."
     )
     for cold in (False, True):
@@ -235,7 +245,7 @@ def _gallery_facts(figures: Figures) -> str:
 
 
 def _gpu(figures: Figures) -> str:
-    """The torch search on the CPU, a line for each number of neighbours."""
+    """The torch search on the CPU, a line for each number of neighbors."""
     rows = figures["gpu"]["torch"]
     lines = []
     for k in sorted({row["k"] for row in rows}):

@@ -12,12 +12,13 @@ from spade_faiss._version import __version__ as __version__
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
     from spade_faiss.core.errors import BankError, DependencyError, InputError, NotFoundError, SpadeError
-    from spade_faiss.core.settings import Method, Preprocess, Source
+    from spade_faiss.core.settings import Decision, Extraction, Method, Preprocess, ReportOptions, Run, Source
     from spade_faiss.decisions.calibration import Calibration
     from spade_faiss.diagnostics.doctor import doctor
     from spade_faiss.diagnostics.recommend import recommend
     from spade_faiss.features.backbone import Backbone, load_backbone
     from spade_faiss.features.batch import FeatureBatch, Level
+    from spade_faiss.features.layout import Layout
     from spade_faiss.index.build import build_index, update_indexes
     from spade_faiss.report.presenter import Results
     from spade_faiss.scoring.detector import Detector
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from spade_faiss.workflows.drift import drift
     from spade_faiss.workflows.extract import add, extract
     from spade_faiss.workflows.fit import fit
-    from spade_faiss.workflows.score import evaluate, score_to
+    from spade_faiss.workflows.score import evaluate, score_folder
     from spade_faiss.workflows.suspects import suspects
     from spade_faiss.workflows.verify import verify
 
@@ -60,16 +61,21 @@ _HOMES = {
     "Bank": "bank.bank",
     "BankError": "core.errors",
     "Calibration": "decisions.calibration",
+    "Decision": "core.settings",
     "DependencyError": "core.errors",
     "Detector": "scoring.detector",
+    "Extraction": "core.settings",
     "FeatureBatch": "features.batch",
     "InputError": "core.errors",
+    "Layout": "features.layout",
     "Level": "features.batch",
     "Method": "core.settings",
     "NotFoundError": "core.errors",
     "Preprocess": "core.settings",
     "Recipe": "search.recipe",
+    "ReportOptions": "core.settings",
     "Results": "report.presenter",
+    "Run": "core.settings",
     "Scores": "scoring.scores",
     "Source": "core.settings",
     "SpadeError": "core.errors",
@@ -84,7 +90,7 @@ _HOMES = {
     "load_backbone": "features.backbone",
     "load_recipe": "search.recipe",
     "recommend": "diagnostics.recommend",
-    "score_to": "workflows.score",
+    "score_folder": "workflows.score",
     "suspects": "workflows.suspects",
     "update_indexes": "index.build",
     "verify": "workflows.verify",
@@ -95,16 +101,21 @@ __all__ = [
     "Bank",
     "BankError",
     "Calibration",
+    "Decision",
     "DependencyError",
     "Detector",
+    "Extraction",
     "FeatureBatch",
     "InputError",
+    "Layout",
     "Level",
     "Method",
     "NotFoundError",
     "Preprocess",
     "Recipe",
+    "ReportOptions",
     "Results",
+    "Run",
     "Scores",
     "Source",
     "SpadeError",
@@ -119,7 +130,7 @@ __all__ = [
     "load_backbone",
     "load_recipe",
     "recommend",
-    "score_to",
+    "score_folder",
     "suspects",
     "update_indexes",
     "verify",

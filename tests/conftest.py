@@ -1,4 +1,4 @@
-"""A small labelled set of generated images, the packaged backbone at a small input, and a bank fitted on the set's normals."""
+"""A small labeled set of generated images, the packaged backbone at a small input, and a bank fitted on the set's normals."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import settings
 from PIL import Image
 
 import spade_faiss  # noqa: F401  # before torch: idle OpenMP threads sleep only if the first import says so
+from spade_faiss.core.settings import Extraction
 
 if TYPE_CHECKING:
     from spade_faiss.features.backbone import Backbone
@@ -55,7 +56,7 @@ def fitted_bank(dataset_folder: Path, backbone: Backbone, tmp_path_factory: pyte
     from spade_faiss import fit
 
     path = tmp_path_factory.mktemp("bank") / "weave.bank"
-    fit(dataset_folder / "train" / "good", bank=path, backbone=backbone)
+    fit(dataset_folder / "train" / "good", bank=path, extraction=Extraction(backbone=backbone))
     return path
 
 
@@ -78,7 +79,7 @@ def _weave(rng: np.random.Generator) -> npt.NDArray[np.uint8]:
 def _with_spot(picture: npt.NDArray[np.uint8], rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """A dull disc somewhere in the part of the image that the crop keeps, and its mask."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
-    centre_x, centre_y, radius = rng.uniform(32, 64), rng.uniform(28, 52), rng.uniform(7, 11)
-    inside = (x - centre_x) ** 2 + (y - centre_y) ** 2 <= radius**2
+    center_x, center_y, radius = rng.uniform(32, 64), rng.uniform(28, 52), rng.uniform(7, 11)
+    inside = (x - center_x) ** 2 + (y - center_y) ** 2 <= radius**2
     spoiled = np.where(inside[..., None], np.array([70, 75, 90], np.uint8), picture)
     return spoiled, (inside * 255).astype(np.uint8)

@@ -16,8 +16,8 @@ from matplotlib.ticker import NullFormatter
 
 from benchmarks.sweep.measures import exponent
 
-# Okabe and Ito's, told apart by every kind of colour vision.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8a8a00")
+# Okabe and Ito's, told apart by every kind of color vision.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8a8a00")
 _MARKS = "osD^vPX*"
 _INK, _MUTED, _LINE = "#1d2127", "#5b6470", "#d9dde3"
 _WIDTH, _HEIGHT = 7.2, 4.4
@@ -69,7 +69,7 @@ def knee_of(front: Sequence[Dot], floor: float) -> Dot:
 
 
 def pareto(title: str, dots: Sequence[Dot], *, x: str, y: str, floor: float | None) -> str:
-    """A scatter of speed and loss, its front joined, the dots of the front labelled.
+    """A scatter of speed and loss, its front joined, the dots of the front labeled.
 
     Args:
         title: of the chart.
@@ -87,7 +87,7 @@ def pareto(title: str, dots: Sequence[Dot], *, x: str, y: str, floor: float | No
             [dot.x for dot in of_family],
             [dot.y for dot in of_family],
             s=34,
-            color=COLOURS[number % len(COLOURS)],
+            color=COLORS[number % len(COLORS)],
             marker=_MARKS[number % len(_MARKS)],
             label=family,
             zorder=2,
@@ -117,7 +117,7 @@ def scaling(title: str, lines: Sequence[Line], *, x: str, y: str) -> str:
     figure, axes = _chart(title)
     for number, line in enumerate(lines):
         power = f"  (power {exponent(line.x, line.y):.2f})" if len(line.x) > 1 else ""
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": _MARKS[number % len(_MARKS)]}
+        style = {"color": COLORS[number % len(COLORS)], "marker": _MARKS[number % len(_MARKS)]}
         axes.plot(line.x, line.y, linewidth=1.6, markersize=5, label=f"{line.label}{power}", **style)  # type: ignore[arg-type]
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
     ticks = sorted({value for line in lines for value in line.x})
@@ -134,7 +134,7 @@ def bars(title: str, values: Mapping[str, Mapping[str, float]], *, x: str) -> st
     labels, start = list(values)[::-1], np.zeros(len(values))
     for number, part in enumerate(parts):
         length = np.array([values[label].get(part, 0) for label in labels])
-        axes.barh(labels, length, left=start, color=COLOURS[number], label=part, height=0.7)
+        axes.barh(labels, length, left=start, color=COLORS[number], label=part, height=0.7)
         start += length
     for place, total in enumerate(start):
         axes.annotate(f"{total:,.3g}", (total, place), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center")

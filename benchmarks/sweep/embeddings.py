@@ -1,8 +1,8 @@
 """What is searched at image level: real embeddings, and as many more as wanted that look like them; queries; the truth.
 
 Beyond the real ones, an embedding is drawn in two steps (a Manifold Parzen window, Vincent & Bengio, NIPS 2002): one of the
-real normal images, and from it a step in the directions in which its nearest real neighbours lie, a random mix of them. So the
-cloud keeps the real one's spectrum, and each of its neighbourhoods the directions of a real one. `looks_of` measures both.
+real normal images, and from it a step in the directions in which its nearest real neighbors lie, a random mix of them. So the
+cloud keeps the real one's spectrum, and each of its neighborhoods the directions of a real one. `looks_of` measures both.
 Queries are real test images that no embedding was made from.
 """
 
@@ -23,11 +23,11 @@ from spade_faiss.search.distances import import_faiss
 
 GROWN = "-grown"
 # Of the truth; the k of any point is at most that.
-TRUE_NEIGHBOURS = 50
-DIMENSION_NEIGHBOURS = 20
+TRUE_NEIGHBORS = 50
+DIMENSION_NEIGHBORS = 20
 COMPONENTS = (1, 4, 16, 64, 256)
-# Neighbours whose directions a step mixes, and its length as a share of their spread; chosen by `looks_of`.
-_NEIGHBOURS, _STEP = 64, 0.7
+# Neighbors whose directions a step mixes, and its length as a share of their spread; chosen by `looks_of`.
+_NEIGHBORS, _STEP = 64, 0.7
 _BLOCK = 4096
 _SPARE = 32
 _SEED = 1234
@@ -43,7 +43,7 @@ class Base:
         path: a file of (n, d) float16, nothing else in it; every engine gets these values.
         xq: (nq, d) queries; none is a row of the base.
         defective: (nq,).
-        truth: (nq, `TRUE_NEIGHBOURS`) distances to the nearest rows, ascending, evaluated in float64.
+        truth: (nq, `TRUE_NEIGHBORS`) distances to the nearest rows, ascending, evaluated in float64.
     """
 
     path: Path
@@ -96,7 +96,7 @@ def open_base(name: str, n: int, queries: int, places: Places) -> Base:
         chosen = np.linspace(0, len(tests) - 1, min(queries, len(tests))).round().astype(int)
         xq, defective = np.ascontiguousarray(tests[chosen]), defective[chosen]
         rows = np.memmap(path, np.float16, "r", shape=(n, xq.shape[1]))
-        truth = true_nearest(rows, xq, min(TRUE_NEIGHBOURS, n))
+        truth = true_nearest(rows, xq, min(TRUE_NEIGHBORS, n))
         with atomic_path(truth_path) as temporary, temporary.open("wb") as file:
             np.savez(file, xq=xq, defective=defective, truth=truth)
     with np.load(truth_path) as found:
@@ -106,11 +106,11 @@ def open_base(name: str, n: int, queries: int, places: Places) -> Base:
 class Grower:
     """Draws embeddings like the given ones; block `number` is the same whenever it is asked for, so a base grows at its end."""
 
-    def __init__(self, real: FloatArray, neighbours: int = _NEIGHBOURS, step: float = _STEP) -> None:
+    def __init__(self, real: FloatArray, neighbors: int = _NEIGHBORS, step: float = _STEP) -> None:
         self._real = real
-        self._neighbours = min(neighbours, len(real) - 1)
+        self._neighbors = min(neighbors, len(real) - 1)
         self._step = step
-        _, self._near = import_faiss().knn(real, real, self._neighbours + 1)
+        _, self._near = import_faiss().knn(real, real, self._neighbors + 1)
 
     def block(self, number: int) -> Halves:
         """(`_BLOCK`, d)."""
@@ -126,11 +126,11 @@ class Grower:
 def true_nearest(rows: Halves, xq: FloatArray, k: int) -> Doubles:
     """(nq, k) true distances to the nearest rows: more candidates than k by float32's products, put right in float64."""
     faiss = import_faiss()
-    centre = np.asarray(rows[: min(len(rows), _BLOCK)], np.float32).mean(axis=0)
+    center = np.asarray(rows[: min(len(rows), _BLOCK)], np.float32).mean(axis=0)
     best = np.full((len(xq), k), np.inf)
     for start in range(0, len(rows), 16 * _BLOCK):
         xb = np.asarray(rows[start : start + 16 * _BLOCK], np.float32)
-        _, I = faiss.knn(xq - centre, xb - centre, min(k + _SPARE, len(xb)))
+        _, I = faiss.knn(xq - center, xb - center, min(k + _SPARE, len(xb)))
         dist = np.empty(I.shape)
         for query, line in enumerate(I):
             dist[query] = np.linalg.norm(xb[line].astype(np.float64) - xq[query].astype(np.float64), axis=1)
@@ -149,7 +149,7 @@ def looks_of(xb: npt.NDArray[np.floating], xq: FloatArray) -> dict[str, list[flo
     variance = np.linalg.eigvalsh(np.cov(base.T.astype(np.float64)))[::-1]
     explained = np.cumsum(variance) / variance.sum()
     some = base[np.linspace(0, len(base) - 1, min(len(base), 1000)).round().astype(int)]
-    k = DIMENSION_NEIGHBOURS
+    k = DIMENSION_NEIGHBORS
     own = np.sqrt(np.maximum(import_faiss().knn(some, base, k + 1)[0][:, 1:].astype(np.float64), 1e-12))
     of_queries = np.sqrt(np.maximum(import_faiss().knn(xq, base, k)[0].astype(np.float64), 1e-12))
     quartiles = (0.25, 0.5, 0.75)

@@ -1,6 +1,6 @@
 """The metrics of the benchmark, on plain arrays: how much of the truth an index found, and what that does to anomaly scores.
 
-Whether a neighbour counts is asked of its distance, never of its id: of several at the same distance, each is as good.
+Whether a neighbor counts is asked of its distance, never of its id: of several at the same distance, each is as good.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Estimate:
 
 
 def recall(ids: npt.NDArray[np.int64], dist: Doubles, truth: Doubles, k: int, rounding: float = ROUNDING) -> float:
-    """The share of the k nearest that was found, by distance: each returned neighbour counts if it is no farther than the
+    """The share of the k nearest that was found, by distance: each returned neighbor counts if it is no farther than the
     truly k-th nearest, whichever one it is.
 
     Args:
         ids: (nq, m) of what was returned, m at least k; -1 for nothing. One returned twice counts once.
         dist: (nq, m), the true distance of each.
         truth: (nq, at least k), the true distances of the nearest, ascending.
-        k: neighbours that were asked for.
+        k: neighbors that were asked for.
         rounding: by which share a distance may be larger and still count as the same.
     """
     ids, dist = ids[:, :k], dist[:, :k]

@@ -101,7 +101,7 @@ def sections_of(rows: Sequence[Row]) -> list[Section]:
             tuple(tables.image_tables(rows)),
         ),
         Section(
-            "Pixel level: the nearest vectors in the neighbours' maps",
+            "Pixel level: the nearest vectors in the neighbors' maps",
             tuple(words for _, words in pixel if words),
             tuple(chart for chart, _ in pixel),
             tuple(tables.pixel_tables(rows)),

@@ -31,7 +31,7 @@ class Given(torch.nn.Module):
 
 
 def main() -> None:
-    """Fit, score image by image, save raw scores: nothing is normalised."""
+    """Fit, score image by image, save raw scores: nothing is normalized."""
     given, taken, ratio, threads = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
     torch.manual_seed(0)
     torch.set_num_threads(threads)

@@ -29,6 +29,7 @@ from benchmarks.sweep.sets import PixelSet, Places, pixel_set
 from benchmarks.sweep.store import Raw
 from spade_faiss import Bank, Detector
 from spade_faiss.core.errors import DependencyError, InputError
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.scoring.fusion import score_maps
 from spade_faiss.search.distances import import_faiss
 
@@ -57,7 +58,7 @@ def measure(point: PeerPoint, places: Places) -> Raw:
         raise InputError(f"peer {point.peer!r} is not one of published, rebuilt, patchcore")
     bank = Bank.open(chosen.bank)
     k_image = min(5, len(bank))
-    detector = Detector.open(chosen.bank, k_image=k_image, k_gallery=point.k, memory=MEMORY)
+    detector = Detector.open(chosen.bank, method=Method(k_image=k_image, k_gallery=point.k), run=Run(memory=MEMORY))
     facts: dict[str, Any] = {"train_s": 0.0, "add_s": 0.0, "bytes": 0, "bank_bytes": bank.bytes_on_disk, "normals": len(bank)}
     if point.peer == "published":
         return _published(point, chosen, detector, facts)

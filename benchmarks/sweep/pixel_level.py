@@ -18,10 +18,11 @@ from benchmarks.sweep.sets import PixelSet, Places, pixel_set
 from benchmarks.sweep.store import Raw
 from spade_faiss import Bank, Detector, FeatureBatch, Scores
 from spade_faiss.core.files import write_bytes
-from spade_faiss.core.timing import Stages
+from spade_faiss.core.settings import Method, Run
+from spade_faiss.core.timing import Timings
 from spade_faiss.index.build import build_index
 from spade_faiss.search.distances import import_faiss
-from spade_faiss.search.protocol import find_method
+from spade_faiss.search.protocol import resolve_recipe
 
 MEMORY = "2GiB"
 # As in `image_level`.
@@ -55,7 +56,7 @@ def build(point: PixelPoint, places: Places) -> None:
 def needs_build(point: PixelPoint) -> bool:
     """Whether there is anything to build."""
     recipe = point.loaded()
-    return recipe.needs_image_index or find_method(recipe).method.train is not None
+    return recipe.needs_image_index or resolve_recipe(recipe).method.train is not None
 
 
 def measure(point: PixelPoint, places: Places) -> Raw:
@@ -71,13 +72,13 @@ def measure(point: PixelPoint, places: Places) -> Raw:
     facts["memory_bytes"] = facts["start_bytes"] - before
     tests = chosen.tests
     scores = detector.score_features(tests[:1])
-    stages = Stages()
+    timings = Timings()
     start = time.perf_counter()
-    scores = detector.score_features(tests, stages=stages)
-    facts |= {"batch": min(_BATCH, len(tests)), "all_s": time.perf_counter() - start, "stage_s": dict(stages.seconds)}
+    scores = detector.score_features(tests, timings=timings)
+    facts |= {"batch": min(_BATCH, len(tests)), "all_s": time.perf_counter() - start, "timing_s": dict(timings.seconds)}
     arrays = arrays_of(chosen, scores, Bank.open(chosen.bank))
-    latency, stage_s = single_times(detector, tests)
-    arrays |= {"latency_s": latency, **{f"latency_s {stage}": taken for stage, taken in stage_s.items()}}
+    latency, timing_s = single_times(detector, tests)
+    arrays |= {"latency_s": latency, **{f"latency_s {stage}": taken for stage, taken in timing_s.items()}}
     facts["peak_bytes"] = peak_bytes()
     if point.recipe == "exact" and detector.bank.layout.normalize == "none":  # the oracle takes features as they come
         oracle = tests[:_ORACLE_IMAGES]
@@ -96,7 +97,9 @@ def measure(point: PixelPoint, places: Places) -> Raw:
 def open_detector(point: PixelPoint, chosen: PixelSet) -> Detector:
     """The detector of a point."""
     k_image = min(5, len(Bank.open(chosen.bank)))
-    return Detector.open(chosen.bank, recipe=point.loaded(), k_image=k_image, k_gallery=point.k, memory=MEMORY)
+    return Detector.open(
+        chosen.bank, recipe=point.loaded(), method=Method(k_image=k_image, k_gallery=point.k), run=Run(memory=MEMORY)
+    )
 
 
 def arrays_of(chosen: PixelSet, scores: Scores, bank: Bank) -> dict[str, npt.NDArray[Any]]:
@@ -121,18 +124,18 @@ def arrays_of(chosen: PixelSet, scores: Scores, bank: Bank) -> dict[str, npt.NDA
 def single_times(detector: Detector, tests: FeatureBatch) -> tuple[npt.NDArray[Any], dict[str, npt.NDArray[Any]]]:
     """Seconds of one image after the other, from its features to its map; and of the two searches in it."""
     taken: list[float] = []
-    stage_s: dict[str, list[float]] = {IMAGES: [], PIXELS: []}
+    timing_s: dict[str, list[float]] = {IMAGES: [], PIXELS: []}
     start = time.perf_counter()
     for place in range(min(len(tests), MOST)):
-        stages, one = Stages(), tests[place : place + 1]
+        timings, one = Timings(), tests[place : place + 1]
         begun = time.perf_counter()
-        detector.score_features(one, stages=stages)
+        detector.score_features(one, timings=timings)
         taken.append(time.perf_counter() - begun)
-        for stage, values in stage_s.items():
-            values.append(stages.seconds[stage])
+        for stage, values in timing_s.items():
+            values.append(timings.seconds[stage])
         if time.perf_counter() - start > LATENCY_S and place + 1 >= LEAST:
             break
-    return np.array(taken), {stage: np.array(values) for stage, values in stage_s.items()}
+    return np.array(taken), {stage: np.array(values) for stage, values in timing_s.items()}
 
 
 def _cold_times(point: PixelPoint, chosen: PixelSet) -> tuple[npt.NDArray[Any], bool]:

@@ -60,7 +60,7 @@ def _scaling_lines(rows: Sequence[Row], axis: str) -> list[Line]:
         lines.append(
             Line(f"{key[0]} {key[1]}" + (f", {rest}" if rest else ""), sorted(points), [points[x] for x in sorted(points)])
         )
-    return lines[: len(charts.COLOURS)]
+    return lines[: len(charts.COLORS)]
 
 
 def exponent_table(rows: Sequence[Row]) -> Table | None:

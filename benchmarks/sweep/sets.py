@@ -18,9 +18,10 @@ from benchmarks.features import INPUT_SIZE, SHAPES, Product, write_bank
 from spade_faiss import Bank, FeatureBatch
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import atomic_path
-from spade_faiss.core.timing import Stages
+from spade_faiss.core.settings import Extraction, Run
+from spade_faiss.core.timing import Timings
 from spade_faiss.features.batch import Level, concatenate
-from spade_faiss.features.images import load_dataset, to_mask, valid_region
+from spade_faiss.features.images import load_dataset, to_mask
 
 BACKBONE = "efficientnet_lite0"
 # Whole tiles are shown only by a letterbox.
@@ -126,20 +127,20 @@ def _extract(folder: Path, name: str, places: Places, normalize: str) -> None:
         root = places.data / name
     else:
         raise InputError(f"the set {name!r} is not there; say where with: --data FOLDER, the folder that holds {name}")
-    preprocess = Preprocess(framing=FRAMING[name])
+    preprocess = Preprocess(resize_mode=FRAMING[name])
     backbone = load_backbone(BACKBONE, preprocess=preprocess)
-    extract(root / "train" / "good", bank=folder / "set.bank", backbone=backbone, normalize=normalize)
+    extract(root / "train" / "good", bank=folder / "set.bank", extraction=Extraction(backbone=backbone, normalize=normalize))
     dataset = load_dataset(root)
-    extracted = list(FeatureStream(backbone, Stages(), root=dataset.root, batch_size=_BATCH)(dataset.test))
+    extracted = list(FeatureStream(backbone, Run(), timings=Timings(), batch_size=_BATCH)(dataset.root, dataset.test, name))
     records = [record for part in extracted for record in part.records]
     arrays: dict[str, npt.NDArray[Any]] = {"defective": np.array([bool(record.defective) for record in records])}
     if dataset.has_masks:
-        sizes = [size for part in extracted for size in part.sizes]
+        placements = [item.placement for part in extracted for item in part.loaded]
         arrays["masks"] = np.zeros((len(records), *INPUT_SIZE), np.bool_)
-        arrays["scored"] = np.stack([valid_region(size, preprocess) for size in sizes])
-        for mask, record, size in zip(arrays["masks"], records, sizes, strict=True):
+        arrays["scored"] = np.stack([placement.valid for placement in placements])
+        for mask, record, placement in zip(arrays["masks"], records, placements, strict=True):
             if record.mask is not None:
-                mask[:] = to_mask(record.mask, size, preprocess)
+                mask[:] = to_mask(record.mask, placement)
     tests = concatenate([part.batch for part in extracted])
     _save(folder, tests, arrays)
     shutil.rmtree(folder / "images", ignore_errors=True)

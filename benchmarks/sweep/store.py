@@ -26,7 +26,7 @@ class Raw:
 
     Args:
         point: what was to be measured.
-        arrays: neighbours, distances, scores, maps, and every single time that was taken.
+        arrays: neighbors, distances, scores, maps, and every single time that was taken.
         facts: everything else: build times, bytes, the machine, versions.
     """
 

@@ -16,10 +16,10 @@ from spade_faiss.diagnostics.recommend import ALIGNED
 
 Cell = str | float | int | None
 
-# Recall is counted among a thousand neighbours or so: a miss below this cannot be told from none.
+# Recall is counted among a thousand neighbors or so: a miss below this cannot be told from none.
 RECALL_FLOOR, SHARE_FLOOR = 5e-4, 1e-5
 _EXACT = "exact"
-# What misses more than this share of the neighbours is drawn, but no knee; nor is what compares places, another definition.
+# What misses more than this share of the neighbors is drawn, but no knee; nor is what compares places, another definition.
 _MOST_LOST = 0.05
 
 
@@ -195,7 +195,7 @@ def look_table(rows: Sequence[Row]) -> Table | None:
             )
             for row in sorted(looks, key=lambda row: (row["set"].split("-")[0], row["n"], row["set"]))
         ),
-        "Share of the variance in the first components; local intrinsic dimension (Levina & Bickel, 20 neighbours), its median "
+        "Share of the variance in the first components; local intrinsic dimension (Levina & Bickel, 20 neighbors), its median "
         "and quartiles, at rows and at queries; distance of queries to their nearest row. At queries it grows with n: real "
         "images that no row was made from keep their distance from a cloud that gets denser.",
     )
@@ -207,7 +207,7 @@ def image_front(rows: Sequence[Row], n: int, k: int) -> tuple[Chart, str] | None
     if len(chosen) < 3:
         return None
     dots = [Dot(1000 / row["p50_ms"], 1 - row["recall_k"], row["label"], family_of(row)) for row in chosen]
-    title = f"Image search, N = {n:,}: neighbours lost against speed"
+    title = f"Image search, N = {n:,}: neighbors lost against speed"
     svg = charts.pareto(title, dots, x="queries a second, one at a time", y=f"1 - recall@{k}", floor=RECALL_FLOOR)
     knee = charts.knee_of(charts.front_of([dot for dot in dots if dot.y <= _MOST_LOST]), RECALL_FLOOR)
     row = next(row for row in chosen if row["label"] == knee.label)
@@ -227,9 +227,9 @@ def pixel_fronts(rows: Sequence[Row], name: str, normals: int, k: int) -> list[t
     if len(chosen) < 3:
         return []
     task = f"{name}, K = {k}"
-    # What searches all normal images finds nearer ones than exact search does in the neighbours': no excess to speak of.
-    among_neighbours = [row for row in chosen if row["excess_mean"] >= 0]
-    dots = [Dot(row["per_s"], row["excess_mean"], row["label"], row["recipe"]) for row in among_neighbours]
+    # What searches all normal images finds nearer ones than exact search does in the neighbors': no excess to speak of.
+    among_neighbors = [row for row in chosen if row["excess_mean"] >= 0]
+    dots = [Dot(row["per_s"], row["excess_mean"], row["label"], row["recipe"]) for row in among_neighbors]
     title = f"Pixel search, {task}: how much farther than the nearest, against speed"
     svg = charts.pareto(title, dots, x="images a second, in batches", y="mean excess of distances", floor=SHARE_FLOOR)
     found = [(Chart(f"pareto-pixel-{name}-k{k}", title, svg, "Drawn at the floor: none."), _pixel_knee(chosen, dots, task))]
@@ -314,8 +314,8 @@ def _counts_as_peer(row: Row) -> bool:
 
 _CODES = {
     "HNSW": "graph (HNSW)",
-    "PQ": "product quantisation",
-    "SQ": "scalar quantisation",
+    "PQ": "product quantization",
+    "SQ": "scalar quantization",
     "IVF": "lists of vectors (IVF, Flat)",
 }
 

@@ -19,7 +19,7 @@ from spade_faiss.bank.snapshot import SHARDS, Snapshot, first_difference
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import TEMPORARY_PATTERN
 from spade_faiss.core.settings import Source
-from spade_faiss.features.batch import FeatureBatch, Level, concatenate
+from spade_faiss.features.batch import FeatureBatch, concatenate
 from spade_faiss.features.layout import Layout, prepare
 
 _log = logging.getLogger(__name__)
@@ -38,47 +38,19 @@ class Bank(Snapshot):
         self._continued = False
 
     @classmethod
-    def create(
-        cls,
-        path: str | Path,
-        *,
-        levels: Sequence[Level],
-        embedding_dim: int,
-        input_size: tuple[int, int],
-        dtype: str = "float16",
-        normalize: str = "none",
-        pool: int = 1,
-        source: Source | None = None,
-        weights_file: str | None = None,
-    ) -> Bank:
+    def create(cls, path: str | Path, layout: Layout, *, source: Source | None = None, weights_file: str | None = None) -> Bank:
         """Create an empty bank in a new or empty folder.
 
         Args:
             path: the folder.
-            levels: the pyramid levels, finest first.
-            embedding_dim: d of the image embedding.
-            input_size: (height, width) of the backbone's input; score maps have this size.
-            dtype: of stored maps, `float16` (half the disk and I/O) or `float32`.
-            normalize: `none`, or `l2` to scale each location's vector to unit length.
-            pool: odd side of the neighbourhood that each location is averaged over; 1 for none.
+            layout: what all features of the bank have in common.
             source: who makes the features; queries must have the same.
             weights_file: where the backbone's weights were loaded from, to load them again.
 
         Raises:
-            InputError: for a setting out of range, or a folder that holds something else.
+            InputError: for a folder that holds something else.
         """
-        layout = Layout(
-            levels=tuple(levels),
-            embedding_dim=embedding_dim,
-            input_size=input_size,
-            dtype=dtype,
-            normalize=normalize,
-            pool=pool,
-        )
-        return cls._create(Path(path), layout, source, weights_file)
-
-    @classmethod
-    def _create(cls, folder: Path, layout: Layout, source: Source | None, weights_file: str | None) -> Bank:
+        folder = Path(path)
         _check_new(folder)
         manifest = Manifest(
             generation=0, layout=layout, source=source, weights_file=weights_file, shards=(), versions=versions()
@@ -126,7 +98,7 @@ class Bank(Snapshot):
             InputError: if it has not, with both values.
         """
         if not (Path(path) / MANIFEST).exists():
-            return cls._create(Path(path), layout, source, weights_file)
+            return cls.create(path, layout, source=source, weights_file=weights_file)
         bank = cls.open(path)
         if bank.generation == 0:  # of a run that stored nothing: its settings bind nobody
             with bank.writing():
@@ -187,7 +159,7 @@ class Bank(Snapshot):
             shard = write_shard(self.path / SHARDS / f"{self.generation + 1:06d}.h5", batch)
             row_of, first = self._row_of, len(self)
             self._commit("add", len(batch), (*self.manifest.shards, shard))
-            # Kept, not read again: a long extraction would read all ids so far for each of its shards.
+            # Encoded, not read again: a long extraction would read all ids so far for each of its shards.
             row_of.update(zip(batch.ids, range(first, len(self)), strict=True))
             known.update(batch.ids)
             self.__dict__.update(_row_of=row_of, _known=known)
@@ -231,7 +203,7 @@ class Bank(Snapshot):
             return self._mark("restore", places, lambda removed, position: removed - {position})
 
     def compact(self, *, target_bytes: int = SHARD_BYTES) -> Compaction:
-        """Rewrite shards that hold removed images without them, and join small neighbours: their order stays.
+        """Rewrite shards that hold removed images without them, and join small neighbors: their order stays.
 
         Removed images are gone for good then. Shards that somebody still reads stay on disk until the next `compact`.
 
@@ -344,7 +316,7 @@ class Compaction:
 
 
 def plan_compaction(shards: Sequence[ShardEntry], target_bytes: int) -> list[list[int]]:
-    """Groups of neighbouring shards that become one each: of up to `target_bytes`, and none that is half as large is moved."""
+    """Groups of neighboring shards that become one each: of up to `target_bytes`, and none that is half as large is moved."""
     groups: list[list[int]] = []
     gathered = 0
     for index, shard in enumerate(shards):

@@ -12,11 +12,11 @@ from spade_faiss.bank.shards import ShardEntry
 from spade_faiss.core.errors import BankError, InputError, NotFoundError
 from spade_faiss.core.schema import from_mapping
 from spade_faiss.core.settings import Source
-from spade_faiss.core.signed_json import read_description, write_description
+from spade_faiss.core.signed_json import read_signed, write_signed
 from spade_faiss.features.layout import Layout
 
 FORMAT = "spade_faiss bank"
-SCHEMA = 2
+SCHEMA = 3
 
 MANIFEST = "manifest.json"
 
@@ -54,7 +54,7 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Commit a state of the bank in `folder`."""
-    write_description(folder / MANIFEST, FORMAT, SCHEMA, asdict(manifest))
+    write_signed(folder / MANIFEST, FORMAT, SCHEMA, asdict(manifest))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -69,8 +69,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise NotFoundError(
             f"there is no bank at {folder} (no {MANIFEST}); make one with: spade-faiss fit IMAGES --bank {folder}"
         )
-    # Schema 1 knew neither removed images nor history: what it does not say has a default.
-    _, content = read_description(path, FORMAT, (1, SCHEMA), "restore it from a backup")
+    _, content = read_signed(path, FORMAT, (SCHEMA,), "restore it from a backup")
     try:
         manifest = from_mapping(Manifest, content, str(path))
     except InputError as error:

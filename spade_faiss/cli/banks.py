@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from spade_faiss.cli.options import Commands, add_device, add_max_skipped, add_recipe, add_weights
+from spade_faiss.cli.options import Commands, add_recipe, add_run, add_settings, read_run, read_settings
 from spade_faiss.cli.text import Output, describe_calibration, format_settings, format_times, names
 from spade_faiss.core.memory import format_bytes
-from spade_faiss.core.settings import DEFAULT_BACKBONE, DTYPES, FRAMINGS, NORMALIZE, PRECISIONS, Preprocess
+from spade_faiss.core.settings import Extraction, Preprocess
 
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
@@ -61,18 +61,10 @@ def _fit(arguments: argparse.Namespace) -> Output:
     done = fit(
         arguments.images,
         bank=arguments.bank,
-        backbone=arguments.backbone,
-        weights=arguments.weights,
-        precision=arguments.precision,
-        preprocess=_preprocess(arguments),
-        dtype=arguments.dtype,
-        normalize=arguments.normalize,
-        pool=arguments.pool,
+        extraction=read_settings(arguments, Extraction),
         recipe=arguments.recipe,
         calibrate=arguments.calibrate,
-        device=arguments.device,
-        max_skipped=arguments.max_skipped,
-        progress=not arguments.quiet,
+        run=read_run(arguments),
     )
     calibrated = None if done.calibration is None else describe_calibration(done.bank, done.calibration)
     numbers, text = describe_added(done)
@@ -98,22 +90,10 @@ def _extract(arguments: argparse.Namespace) -> Output:
         extract(
             arguments.images,
             bank=arguments.bank,
-            backbone=arguments.backbone,
-            weights=arguments.weights,
-            precision=arguments.precision,
-            preprocess=_preprocess(arguments),
-            dtype=arguments.dtype,
-            normalize=arguments.normalize,
-            pool=arguments.pool,
-            device=arguments.device,
-            max_skipped=arguments.max_skipped,
-            progress=not arguments.quiet,
+            extraction=read_settings(arguments, Extraction),
+            run=read_run(arguments),
         )
     )
-
-
-def _preprocess(arguments: argparse.Namespace) -> Preprocess:
-    return Preprocess(framing=arguments.framing, resize=arguments.resize, crop=arguments.crop)
 
 
 def describe_added(done: Added) -> Output:
@@ -128,7 +108,7 @@ def describe_added(done: Added) -> Output:
         "duplicates": [{"id": item.id, "of": item.of} for item in done.duplicates],
         "skipped": [{"id": item.id, "reason": item.reason} for item in done.skipped],
         "bytes": bank.bytes_on_disk,
-        "time": {"total_s": done.total_s, "stage_s": done.stage_s},
+        "time": {"total_s": done.total_s, "timing_s": done.timing_s},
     }
     each = format_bytes(bank.bytes_on_disk / max(1, len(bank)))
     lines = [
@@ -139,7 +119,7 @@ def describe_added(done: Added) -> Output:
     ]
     if done.removed:
         lines.append(f"  left out {len(done.removed)} that were removed from the bank before: {names(done.removed)}")
-    lines.append(format_times(done.stage_s, done.total_s, done.added))
+    lines.append(format_times(done.timing_s, done.total_s, done.added))
     return numbers, "\n".join(lines)
 
 
@@ -190,14 +170,14 @@ def _describe_built(built: Built, bank: Bank) -> str:
 
 def _info(arguments: argparse.Namespace) -> Output:
     from spade_faiss.bank.bank import Bank
-    from spade_faiss.decisions.calibration import kept_calibrations
+    from spade_faiss.decisions.calibration import stored_calibrations
     from spade_faiss.index.gallery_index import built_galleries
     from spade_faiss.index.image_index import built_indexes
-    from spade_faiss.index.staleness import freshness
+    from spade_faiss.index.staleness import staleness
 
     bank = Bank.open(arguments.bank)
     images, galleries = built_indexes(bank), built_galleries(bank)
-    calibrations = [describe_calibration(bank, item) for item in kept_calibrations(bank)]
+    calibrations = [describe_calibration(bank, item) for item in stored_calibrations(bank)]
     numbers = {
         **bank.facts(),
         "removed": sorted(bank.removed),
@@ -209,7 +189,7 @@ def _info(arguments: argparse.Namespace) -> Output:
                 "image": item.factory,
                 "bytes": item.bytes,
                 "generation": item.generation,
-                **vars(freshness(bank, item.shards)),
+                **vars(staleness(bank, item.shards)),
             }
             for item in images
         ],
@@ -221,7 +201,7 @@ def _info(arguments: argparse.Namespace) -> Output:
                 "bytes": item.bytes,
                 "generation": item.generation,
                 "build_s": item.build_s,
-                **vars(freshness(bank, item.shards)),
+                **vars(staleness(bank, item.shards)),
             }
             for item in galleries
         ],
@@ -233,7 +213,7 @@ def _info(arguments: argparse.Namespace) -> Output:
         f"{bank.path}: {len(bank)} normal images{removed}, generation {bank.generation}",
         f"  backbone   {source.backbone if source else 'the features came from another extractor'}",
         *([f"  weights    sha256 {source.weights_sha256}"] if source else []),
-        *([f"  images     {_framing(source.preprocess)}, {source.precision}"] if source else []),
+        *([f"  images     {_resizing(source.preprocess)}, {source.precision}"] if source else []),
         *(
             f"  level      {level.name}: {level.height} x {level.width} locations, {level.channels} channels"
             for level in bank.layout.levels
@@ -241,12 +221,12 @@ def _info(arguments: argparse.Namespace) -> Output:
         f"  features   {bank.layout.dtype}, normalize {bank.layout.normalize}, pool {bank.layout.pool}",
         f"  disk       {format_bytes(bank.bytes_on_disk)} in {len(bank.manifest.shards)} shards",
         *(
-            f"  index      {item.recipe}: {item.factory}, {freshness(bank, item.shards)}, {format_bytes(item.bytes)}"
+            f"  index      {item.recipe}: {item.factory}, {staleness(bank, item.shards)}, {format_bytes(item.bytes)}"
             for item in images
         ),
         *(
             f"  index      {item.recipe}: {item.gallery} {format_settings(item.settings)}, "
-            f"{freshness(bank, item.shards)}, {format_bytes(item.bytes)}"
+            f"{staleness(bank, item.shards)}, {format_bytes(item.bytes)}"
             for item in galleries
         ),
         *(f"  {text}" for _, text in calibrations),
@@ -256,55 +236,18 @@ def _info(arguments: argparse.Namespace) -> Output:
         ),
     ]
     behind = [*(item.shards for item in images), *(item.shards for item in galleries)]
-    if any(freshness(bank, shards).beside for shards in behind):
+    if any(staleness(bank, shards).beside for shards in behind):
         lines.append(f"  fold in what is searched beside the indexes: spade-faiss index {bank.path} --update")
     return numbers, "\n".join(lines)
 
 
-def _framing(preprocess: Preprocess) -> str:
-    resized = f"shorter side to {preprocess.resize}, " if preprocess.framing == "crop" else ""
-    return f"{resized}{preprocess.framing} to {preprocess.crop} x {preprocess.crop}"
+def _resizing(preprocess: Preprocess) -> str:
+    resized = f"shorter side to {preprocess.resize}, " if preprocess.resize_mode == "crop" else ""
+    return f"{resized}{preprocess.resize_mode} to {preprocess.crop} x {preprocess.crop}"
 
 
 def _add_extraction(command: argparse.ArgumentParser) -> None:
-    default = Preprocess()
     command.add_argument("images", nargs="+", metavar="IMAGES", help="a folder of normal images, an image, or several")
     command.add_argument("--bank", required=True, help="the bank's folder; made if there is none")
-    command.add_argument(
-        "--backbone",
-        default=DEFAULT_BACKBONE,
-        help="a torchvision ResNet, efficientnet_lite0, or timm:NAME (default: %(default)s)",
-    )
-    add_weights(command)
-    add_device(command)
-    command.add_argument(
-        "--precision", choices=PRECISIONS, default="float32", help="of the forward pass (default: %(default)s)"
-    )
-    command.add_argument(
-        "--framing",
-        choices=FRAMINGS,
-        default=default.framing,
-        help="the part of an image that is scored: its central square, all of it squeezed into a square, or all of it at its "
-        "own aspect ratio (default: %(default)s)",
-    )
-    command.add_argument(
-        "--resize", type=int, default=default.resize, metavar="PIXELS", help="shorter side before a crop (default: %(default)s)"
-    )
-    command.add_argument(
-        "--crop", type=int, default=default.crop, metavar="PIXELS", help="side of the input (default: %(default)s)"
-    )
-    command.add_argument("--dtype", choices=DTYPES, default="float16", help="of the stored maps (default: %(default)s)")
-    command.add_argument(
-        "--normalize",
-        choices=NORMALIZE,
-        default="none",
-        help="l2: each location's vector to unit length (default: %(default)s)",
-    )
-    command.add_argument(
-        "--pool",
-        type=int,
-        default=1,
-        metavar="CELLS",
-        help="average each CELLS x CELLS neighbourhood first (default: %(default)s)",
-    )
-    add_max_skipped(command)
+    add_settings(command, Extraction)
+    add_run(command)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from spade_faiss.cli.options import Commands, add_device
+from spade_faiss.cli.options import Commands, add_settings
 from spade_faiss.cli.text import Finding
+from spade_faiss.core.settings import Run
 
 
 def register(commands: Commands) -> None:
@@ -17,7 +18,7 @@ def register(commands: Commands) -> None:
         "say what this machine has, prove that results are right on it, and measure; exit code 1 if something is red",
         "spade-faiss doctor --device auto --bank parts.bank",
     )
-    add_device(command)
+    add_settings(command, Run, only=("device",))
     command.set_defaults(device="auto")
     command.add_argument("--bank", help="a bank whose place on disk is measured")
 

@@ -1,16 +1,21 @@
-"""Options that several commands have, and how a command is declared."""
+"""How commands are declared, and options made from the dataclasses that declare settings (`core/settings.py`)."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from types import UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from spade_faiss.cli.text import Finding, Output
-from spade_faiss.core.settings import DEVICE, DISTANCES, FUSIONS, LOCALIZE, MAX_SKIPPED, MEMORY
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.settings import Method, Run
 
 if TYPE_CHECKING:
     from spade_faiss.scoring.detector import Detector
+
+T = TypeVar("T")
 
 
 class Commands:
@@ -38,30 +43,88 @@ class Commands:
         return command
 
 
-def add_method(command: argparse.ArgumentParser) -> None:
-    """The options of how images are scored, and which of them get a map, see `open_detector`."""
-    add_way(command)
-    command.add_argument("--localize", choices=LOCALIZE, default="all", help="which images get a map (default: %(default)s)")
-    command.add_argument("--flag-above", type=float, metavar="SCORE", help="the image score above which 'flagged' looks")
-    command.add_argument(
-        "--flag-below-p", type=float, metavar="P", help="the p-value of the image score up to which 'flagged' looks"
-    )
+def add_settings(command: argparse._ActionsContainer, cls: type, *, only: tuple[str, ...] = ()) -> None:
+    """Add an option for each setting of a dataclass, those of nested dataclasses included.
+
+    Args:
+        command: where to add them.
+        cls: a dataclass whose fields are declared by `core.settings.setting`; others get no option.
+        only: the fields to add; all unless given.
+    """
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if only and field.name not in only:
+            continue
+        if dataclasses.is_dataclass(hints[field.name]):
+            add_settings(command, hints[field.name])
+        elif "help" in field.metadata:
+            _add_setting(command, field, field.metadata["kind"] or _plain_type(hints[field.name]))
 
 
-def add_way(command: argparse.ArgumentParser) -> None:
-    """The options of how images are scored."""
+def read_settings(arguments: argparse.Namespace, cls: type[T]) -> T:
+    """The dataclass that the options of `add_settings` say; a setting without an option has its default."""
+    hints = get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if dataclasses.is_dataclass(hints[field.name]):
+            values[field.name] = read_settings(arguments, hints[field.name])
+        elif "help" in field.metadata and field.name in arguments:
+            values[field.name] = getattr(arguments, field.name)
+    return cls(**values)
+
+
+def _add_setting(command: argparse._ActionsContainer, field: dataclasses.Field[Any], kind: type) -> None:
+    said, name = field.metadata, "--" + field.name.replace("_", "-")
+    shown = "" if field.default is None or kind is bool else " (default: %(default)s)"
+    if kind is bool:
+        command.add_argument(name, action="store_true", help=said["help"])
+    else:
+        command.add_argument(
+            name,
+            type=kind,
+            default=field.default,
+            choices=said["choices"] or None,
+            metavar=said["metavar"],
+            help=said["help"] + shown,
+        )
+
+
+def _plain_type(hint: Any) -> type:
+    """`X` of `X` and of `X | None`."""
+    found: type = next(kind for kind in get_args(hint) if kind is not type(None)) if isinstance(hint, UnionType) else hint
+    return found
+
+
+def add_run(command: argparse.ArgumentParser, *, scores: bool = False, images: bool = True) -> None:
+    """The options of how work is done on this machine.
+
+    Args:
+        command: where to add them.
+        scores: whether the command scores images, within a memory budget.
+        images: whether it reads images.
+    """
+    names = ("device", "weights", *(["memory"] if scores else []), *(["max_skipped"] if images else []))
+    add_settings(command, Run, only=names)
+
+
+def read_run(arguments: argparse.Namespace) -> Run:
+    """The run that the options of `add_run` ask for; it shows its progress unless it is to be quiet."""
+    return dataclasses.replace(read_settings(arguments, Run), progress=not arguments.quiet)
+
+
+def add_recipe(command: argparse._ActionsContainer) -> None:
+    """--recipe."""
+    command.add_argument("--recipe", default="exact", help="a recipe's name, or a YAML file (default: %(default)s)")
+
+
+def add_method(command: argparse.ArgumentParser, *, localize: bool = True) -> None:
+    """The options of how images are scored, see `open_detector`.
+
+    Args:
+        command: where to add them.
+        localize: whether the user may say which images get a map.
+    """
     add_recipe(command)
-    for name, default, text in (
-        ("--k-image", 5, "nearest normals that the image score averages"),
-        ("--k-gallery", 5, "nearest normals whose maps are searched"),
-        ("--kappa", 1, "nearest vectors that a pixel score averages"),
-    ):
-        command.add_argument(name, type=int, default=default, metavar="K", help=f"{text} (default: %(default)s)")
-    command.add_argument("--fusion", choices=FUSIONS, default="mean", help="of the pyramid levels (default: %(default)s)")
-    command.add_argument("--distance", choices=DISTANCES, default="l2", help="of every score (default: %(default)s)")
-    command.add_argument(
-        "--sigma", type=float, default=4.0, metavar="PIXELS", help="of the Gaussian over the map (default: %(default)s)"
-    )
     command.add_argument(
         "--set",
         action="append",
@@ -70,39 +133,37 @@ def add_way(command: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a query setting of the recipe, for instance nprobe=8; may be repeated",
     )
-    command.add_argument(
-        "--memory",
-        default=MEMORY,
-        metavar="SIZE",
-        help="that scoring may take, such as 500MB; batches and caches follow from it (default: %(default)s)",
-    )
-    add_device(command)
-    command.add_argument("--backbone", help="must be the bank's, which is used anyway")
-    add_weights(command)
+    names = tuple(field.name for field in dataclasses.fields(Method) if localize or field.name not in _LOCALIZING)
+    add_settings(command, Method, only=names)
+    if localize:
+        command.add_argument(
+            "--flag-below-p",
+            type=float,
+            metavar="P",
+            help="the p-value of the image score up to which an image gets a map under --localize flagged",
+        )
+
+
+_LOCALIZING = ("localize", "flag_above")
 
 
 def open_detector(arguments: argparse.Namespace) -> Detector:
-    """The detector that the options of `add_method` ask for, over the bank of `--bank`."""
+    """The detector that the options of `add_method` and `add_run` ask for, over the bank of `--bank`."""
     from spade_faiss.scoring.detector import Detector
     from spade_faiss.search.recipe import load_recipe
 
-    return Detector.open(
-        arguments.bank,
-        recipe=load_recipe(arguments.recipe).with_query(dict(arguments.set)),
-        k_image=arguments.k_image,
-        k_gallery=arguments.k_gallery,
-        kappa=arguments.kappa,
-        fusion=arguments.fusion,
-        distance=arguments.distance,
-        sigma=arguments.sigma,
-        localize=arguments.localize,
-        flag_above=arguments.flag_above,
-        flag_below_p=arguments.flag_below_p,
-        memory=arguments.memory,
-        device=arguments.device,
-        backbone=arguments.backbone,
-        weights=arguments.weights,
-    )
+    recipe = load_recipe(arguments.recipe).with_query(dict(arguments.set))
+    if (p := getattr(arguments, "flag_below_p", None)) is None:
+        method = read_settings(arguments, Method)
+    else:
+        from spade_faiss.bank.bank import Bank
+        from spade_faiss.decisions.calibration import flag_below_p
+
+        if arguments.localize != "flagged" or arguments.flag_above is not None:
+            raise InputError("--flag-below-p needs --localize flagged, and excludes --flag-above")
+        arguments.localize = "all"
+        method = flag_below_p(Bank.open(arguments.bank), recipe, read_settings(arguments, Method), p)
+    return Detector.open(arguments.bank, recipe=recipe, method=method, run=read_run(arguments))
 
 
 def _assignment(text: str) -> tuple[str, str]:
@@ -110,31 +171,3 @@ def _assignment(text: str) -> tuple[str, str]:
     if not (name and sign and value):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     return name, value
-
-
-def add_recipe(command: argparse._ActionsContainer) -> None:
-    """--recipe."""
-    command.add_argument("--recipe", default="exact", help="a recipe's name, or a YAML file (default: %(default)s)")
-
-
-def add_device(command: argparse.ArgumentParser) -> None:
-    """--device."""
-    command.add_argument(
-        "--device", default=DEVICE, help="where to compute: cpu, cuda, cuda:NUMBER, cuda:all, or auto (default: %(default)s)"
-    )
-
-
-def add_weights(command: argparse.ArgumentParser) -> None:
-    """--weights."""
-    command.add_argument("--weights", metavar="FILE", help="a state dict (.safetensors or saved by torch) for the backbone")
-
-
-def add_max_skipped(command: argparse.ArgumentParser) -> None:
-    """--max-skipped."""
-    command.add_argument(
-        "--max-skipped",
-        type=int,
-        default=MAX_SKIPPED,
-        metavar="N",
-        help="unreadable images to leave out before giving up (default: %(default)s)",
-    )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from spade_faiss.cli.options import Commands, add_max_skipped, add_method, open_detector
+from spade_faiss.cli.options import Commands, add_method, add_run, add_settings, open_detector, read_settings
 from spade_faiss.cli.text import Output, format_times
 from spade_faiss.core.memory import format_bytes
-from spade_faiss.core.settings import SHOWN
+from spade_faiss.core.settings import Decision, ReportOptions
 
 if TYPE_CHECKING:
     from spade_faiss.report.presenter import Results
@@ -27,7 +27,7 @@ def register(commands: Commands) -> None:
     evaluate = commands.add(
         "evaluate",
         _evaluate,
-        "score a labelled set (test/<kind>, ground_truth/<kind>) and measure",
+        "score a labeled set (test/<kind>, ground_truth/<kind>) and measure",
         "spade-faiss evaluate bottle/ --bank bottle.bank --out results/",
     )
     evaluate.add_argument("dataset", metavar="DATASET", help="a folder laid out as MVTec AD")
@@ -35,19 +35,15 @@ def register(commands: Commands) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> Output:
-    from spade_faiss.workflows.score import score_to
+    from spade_faiss.workflows.score import score_folder
 
     return _describe_results(
-        score_to(
+        score_folder(
             arguments.images,
             bank=open_detector(arguments),
             out=arguments.out,
-            alpha=arguments.alpha,
-            fdr=arguments.fdr,
-            overlays=arguments.overlays,
-            shown=arguments.shown,
-            max_skipped=arguments.max_skipped,
-            progress=not arguments.quiet,
+            decision=read_settings(arguments, Decision),
+            report=read_settings(arguments, ReportOptions),
         )
     )
 
@@ -60,12 +56,8 @@ def _evaluate(arguments: argparse.Namespace) -> Output:
             arguments.dataset,
             bank=open_detector(arguments),
             out=arguments.out,
-            alpha=arguments.alpha,
-            fdr=arguments.fdr,
-            overlays=arguments.overlays,
-            shown=arguments.shown,
-            max_skipped=arguments.max_skipped,
-            progress=not arguments.quiet,
+            decision=read_settings(arguments, Decision),
+            report=read_settings(arguments, ReportOptions),
         )
     )
 
@@ -75,7 +67,7 @@ def _describe_results(done: Results) -> Output:
         "out": str(done.out),
         "images": done.images,
         "skipped": [{"id": item.id, "reason": item.reason} for item in done.skipped],
-        "time": {"total_s": done.total_s, "stage_s": done.stage_s},
+        "time": {"total_s": done.total_s, "timing_s": done.timing_s},
         "peak_memory_bytes": done.peak_memory_bytes,
     }
     lines = [f"{done.images} images scored, {len(done.skipped)} skipped"]
@@ -92,15 +84,15 @@ def _describe_results(done: Results) -> Output:
                 values["aupro"] = metrics.pixel.aupro
             numbers["metrics"][name] = values
             lines.append(f"{name:24}" + "".join(f"{value:8.3f}" for value in values.values()))
-    numbers["calibration"] = None if done.judged is None else done.judged.numbers()
+    numbers["calibration"] = None if done.decisions is None else done.decisions.numbers()
     numbers["calibration_notice"] = done.notice or None
-    if (judged := done.judged) is not None:
-        given = judged.verdicts
+    if (decisions := done.decisions) is not None:
+        given = decisions.verdicts
         lines.append(f"{int(given.alarm.sum())} alarms of {done.images} images at {given.rule}={given.level:g}")
-        lines += [f"  {notice}" for notice in judged.notices()]
+        lines += [f"  {notice}" for notice in decisions.notices()]
     else:
         lines.append(done.notice)
-    lines.append(format_times(done.stage_s, done.total_s, done.images))
+    lines.append(format_times(done.timing_s, done.total_s, done.images))
     lines.append(f"peak memory {format_bytes(done.peak_memory_bytes)}")
     lines.append(f"look at {done.out / 'report.html'}; numbers are in report.json, scores.csv and scores.h5 beside it")
     return numbers, "\n".join(lines)
@@ -110,13 +102,6 @@ def _add_scoring(command: argparse.ArgumentParser) -> None:
     command.add_argument("--bank", required=True, help="the bank's folder")
     command.add_argument("--out", required=True, help="the folder to write results to")
     add_method(command)
-    rule = command.add_mutually_exclusive_group()
-    rule.add_argument(
-        "--alpha", type=float, metavar="A", help="share of normal images that may be alarms (default: the calibration's)"
-    )
-    rule.add_argument("--fdr", type=float, metavar="Q", help="share of the alarms that may be false, to be kept instead")
-    command.add_argument("--overlays", action="store_true", help="write a PNG of each image under its heat map")
-    command.add_argument(
-        "--shown", type=int, default=SHOWN, metavar="N", help="images that the report shows in full (default: %(default)s)"
-    )
-    add_max_skipped(command)
+    add_run(command, scores=True)
+    add_settings(command.add_mutually_exclusive_group(), Decision)
+    add_settings(command, ReportOptions)

@@ -24,9 +24,9 @@ class Finding(NamedTuple):
 _NAMES = 5
 
 
-def format_times(stage_s: Mapping[str, float], total_s: float, images: int) -> str:
+def format_times(timing_s: Mapping[str, float], total_s: float, images: int) -> str:
     """Where the time went, in one line."""
-    parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in stage_s.items())
+    parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in timing_s.items())
     each = f", {1000 * total_s / images:.1f} ms an image" if images else ""
     return f"time {total_s:.2f} s{each} (seconds by stage, decoding runs beside the rest: {parts})"
 
@@ -49,5 +49,5 @@ def describe_calibration(bank: Snapshot, calibration: Calibration) -> Output:
     n = len(calibration)
     how = f"{n} held-out images" if calibration.mode == "split" else f"{n} of {calibration.available} images, leave one out"
     numbers = {**calibration_facts(calibration), "current": not outdated, "notice": outdated or None}
-    text = f"calibration {calibration.way.options or 'default settings'}: {how}, alpha={calibration.alpha:g}"
+    text = f"calibration {calibration.scoring_config.options or 'default settings'}: {how}, alpha={calibration.alpha:g}"
     return numbers, text + (f"; OUT OF DATE: {outdated}" if outdated else "")

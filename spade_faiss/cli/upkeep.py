@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spade_faiss.cli.banks import describe_added
-from spade_faiss.cli.options import Commands, add_device, add_max_skipped, add_method, add_weights, open_detector
+from spade_faiss.cli.options import Commands, add_method, add_run, add_settings, open_detector, read_run, read_settings
 from spade_faiss.cli.text import Finding, Output, names
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import format_bytes
-from spade_faiss.core.settings import SHOWN
+from spade_faiss.core.settings import ReportOptions
 
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
@@ -31,9 +31,7 @@ def register(commands: Commands) -> None:
     )
     add.add_argument("images", nargs="+", metavar="IMAGES", help="a folder of normal images, an image, or several")
     _add_bank(add)
-    add_weights(add)
-    add_device(add)
-    add_max_skipped(add)
+    add_run(add)
     for name, run, text in (
         ("remove", _remove, "take normal images out of a bank, at once; `restore` brings them back until `compact`"),
         ("restore", _restore, "bring back what was removed"),
@@ -65,10 +63,9 @@ def register(commands: Commands) -> None:
     )
     suspects.add_argument("bank", metavar="BANK", help="the bank's folder")
     suspects.add_argument("--out", required=True, help="the folder to write the report to")
-    suspects.add_argument(
-        "--shown", type=int, default=SHOWN, metavar="N", help="images that are shown with their maps (default: %(default)s)"
-    )
-    add_method(suspects)
+    add_settings(suspects, ReportOptions, only=("shown",))
+    add_method(suspects, localize=False)
+    add_run(suspects, scores=True, images=False)
 
 
 def _add(arguments: argparse.Namespace) -> Output:
@@ -78,10 +75,7 @@ def _add(arguments: argparse.Namespace) -> Output:
         add(
             arguments.images,
             bank=arguments.bank,
-            weights=arguments.weights,
-            device=arguments.device,
-            max_skipped=arguments.max_skipped,
-            progress=not arguments.quiet,
+            run=read_run(arguments),
         )
     )
 
@@ -134,7 +128,7 @@ def _verify(arguments: argparse.Namespace) -> Finding:
 def _suspects(arguments: argparse.Namespace) -> Output:
     from spade_faiss.workflows.suspects import suspects
 
-    found = suspects(open_detector(arguments), out=arguments.out, shown=arguments.shown, progress=not arguments.quiet)
+    found = suspects(open_detector(arguments), out=arguments.out, report=read_settings(arguments, ReportOptions))
     numbers = {
         "out": str(found.out),
         "images": len(found.ids),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from spade_faiss.cli.options import Commands, add_max_skipped, add_way, open_detector
+from spade_faiss.cli.options import Commands, add_method, add_run, open_detector
 from spade_faiss.cli.text import Output, describe_calibration
 
 
@@ -30,9 +30,8 @@ def register(commands: Commands) -> None:
         "--sample", type=int, metavar="N", help="of the bank's own images, score at most so many (default: 200)"
     )
     calibrate.add_argument("--seed", type=int, default=0, help="that they are drawn with (default: %(default)s)")
-    add_way(calibrate)
-    add_max_skipped(calibrate)
-    calibrate.set_defaults(localize="all", flag_above=None, flag_below_p=None)
+    add_method(calibrate, localize=False)
+    add_run(calibrate, scores=True)
     drift = commands.add(
         "drift",
         _drift,
@@ -61,8 +60,6 @@ def _calibrate(arguments: argparse.Namespace) -> Output:
         alpha=arguments.alpha,
         sample=arguments.sample,
         seed=arguments.seed,
-        max_skipped=arguments.max_skipped,
-        progress=not arguments.quiet,
     )
     numbers, text = describe_calibration(detector.bank, made)
     found: Thresholds = made.thresholds(made.alpha)

@@ -110,12 +110,9 @@ class Mapped:
 
     def __init__(self, path: Path) -> None:
         layout: dict[str, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
-        read: Arrays = {}
 
         def note(name: str, item: object) -> None:
-            if isinstance(item, h5py.Dataset) and item.dtype.kind == "O":  # text of variable length, which files once had
-                read[name] = text_array(item.asstr()[:])
-            elif isinstance(item, h5py.Dataset) and item.dtype.kind in "iufS":
+            if isinstance(item, h5py.Dataset) and item.dtype.kind in "iufS":
                 layout[name] = item.id.get_offset(), item.shape, item.dtype
 
         with h5py.File(path) as file:
@@ -123,7 +120,7 @@ class Mapped:
                 name: value.decode() if isinstance(value, bytes) else value for name, value in file.attrs.items()
             }
             file.visititems(note)
-        if (names := self.attributes.get(_NAMES)) is not None and "\n".join(sorted(layout)) != names:
+        if "\n".join(sorted(layout)) != (names := self.attributes.get(_NAMES)):
             raise ValueError(f"it holds {sorted(layout)}, and says that it holds {names!r}")
         self._path = path
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -131,7 +128,7 @@ class Mapped:
         self._mapped = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
         self.arrays: Arrays = {
             name: np.ndarray(shape, dtype, self._mapped, offset) for name, (offset, shape, dtype) in layout.items()
-        } | read
+        }
         self._offsets = {name: offset for name, (offset, _, _) in layout.items()}
 
     def read(self, name: str, position: int, out: npt.NDArray[Any]) -> None:

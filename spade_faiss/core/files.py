@@ -72,7 +72,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
     """Put the names in `folder` safely on disk, where the system can do that for a folder."""
-    if os.name == "nt":  # a folder cannot be opened there, and a renaming is journalled
+    if os.name == "nt":  # a folder cannot be opened there, and a renaming is journaled
         return
     try:
         _sync(Path(folder), os.O_RDONLY)

@@ -11,14 +11,14 @@ from spade_faiss.core.errors import BankError
 from spade_faiss.core.files import write_bytes
 
 
-def write_description(path: Path, format: str, schema: int, content: dict[str, Any]) -> None:
+def write_signed(path: Path, format: str, schema: int, content: dict[str, Any]) -> None:
     """Make or replace a description, atomically."""
     whole = {"format": format, "schema": schema, **content}
     whole["sha256"] = hash_json(whole)
     write_bytes(path, (json.dumps(whole, indent=1) + "\n").encode())
 
 
-def read_description(path: Path, format: str, schemas: tuple[int, ...], remedy: str) -> tuple[int, dict[str, Any]]:
+def read_signed(path: Path, format: str, schemas: tuple[int, ...], remedy: str) -> tuple[int, dict[str, Any]]:
     """The schema and content of a description.
 
     Args:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Stages:
+class Timings:
     """A stopwatch with a name for each stage of the work; safe to share between threads."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Stages:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds by stage; stages that run in other threads overlap, so that the sum may exceed `total_s`."""
+        """Seconds by stage; timings that run in other threads overlap, so that the sum may exceed `total_s`."""
         with self._lock:
             return dict(self._seconds)
 

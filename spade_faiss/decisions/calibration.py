@@ -1,6 +1,6 @@
 """Calibrations: how normal images score, kept beside a bank, and what follows for the scores of others.
 
-A calibration is one JSON file, `BANK/calibration/<hash of the way of scoring>.json`; it names the state of the bank that it was
+A calibration is one JSON file, `BANK/calibration/<hash of the scoring config>.json`; it names the state of the bank that it was
 made with, and carries its own checksum.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from itertools import pairwise
@@ -22,7 +22,7 @@ from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.schema import check_choice, from_mapping
 from spade_faiss.core.settings import Method
-from spade_faiss.core.signed_json import hash_json, read_description, write_description
+from spade_faiss.core.signed_json import read_signed, write_signed
 from spade_faiss.decisions.conformal import (
     Bools,
     Doubles,
@@ -31,83 +31,23 @@ from spade_faiss.decisions.conformal import (
     alarm_thresholds,
     alarms,
     allowed,
+    check_rate,
     combined_p_values,
     p_values,
     threshold,
 )
-from spade_faiss.search.protocol import find_method
-from spade_faiss.search.recipe import Recipe, Settings, load_recipe, recipe_names
+from spade_faiss.scoring.config import ScoringConfig
+from spade_faiss.search.protocol import resolve_recipe
+from spade_faiss.search.recipe import Recipe
 
 FORMAT = "spade_faiss calibration"
-SCHEMA = 1
+SCHEMA = 2
 
 LEAVE_ONE_OUT, SPLIT = "leave_one_out", "split"
 MODES = (LEAVE_ONE_OUT, SPLIT)
 DEFAULT_ALPHA = 0.01
 
 _FOLDER = "calibration"
-_KEY_LENGTH = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """Everything beside the bank that scores depend on: a calibration holds for one way of scoring, and for no other."""
-
-    recipe: str
-    image_index: str
-    image_query: str
-    gallery: str
-    build: Settings
-    query: Settings
-    k_image: int
-    k_gallery: int
-    kappa: int
-    fusion: str
-    distance: str
-    sigma: float
-
-    @staticmethod
-    def of(recipe: Recipe, method: Method) -> Way:
-        """The way of a recipe, with its settings' defaults written out, and of a method."""
-        chosen = find_method(recipe)
-        of_method = {field.name: getattr(method, field.name) for field in fields(Method) if field.name in _OF_METHOD}
-        return Way(
-            recipe=recipe.name,
-            image_index=recipe.build.image,
-            image_query=recipe.query.image,
-            gallery=recipe.build.gallery,
-            build=asdict(chosen.build),
-            query={
-                setting.name: getattr(chosen.query, setting.name)
-                for setting in fields(chosen.query)
-                if not setting.metadata.get("same_scores")
-            },
-            **of_method,
-        )
-
-    @property
-    def key(self) -> str:
-        """A hash that names it."""
-        return hash_json(asdict(self))[:_KEY_LENGTH]
-
-    @property
-    def options(self) -> str:
-        """The options of the command line that ask for it, those left out that are at their defaults."""
-        usual = Method()
-        changed = [name for name in _OF_METHOD if getattr(self, name) != getattr(usual, name)]
-        words = [] if self.recipe == "exact" else ["--recipe", self.recipe]
-        words += [f"--set {name}={value}" for name, value in self.query.items() if value != _usual(self.recipe).get(name)]
-        words += [f"--set image={self.image_query}"] if self.image_query else []
-        words += [f"--{name.replace('_', '-')} {getattr(self, name)}" for name in changed]
-        return " ".join(words)
-
-
-def _usual(recipe: str) -> dict[str, Any]:
-    """The query settings of a recipe of ours."""
-    return asdict(find_method(load_recipe(recipe)).query) if recipe in recipe_names() else {}
-
-
-_OF_METHOD = ("k_image", "k_gallery", "kappa", "fusion", "distance", "sigma")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +98,7 @@ class Calibration:
     """
 
     mode: str
-    way: Way
+    scoring_config: ScoringConfig
     alpha: float
     available: int
     seed: int | None
@@ -198,7 +138,7 @@ class Calibration:
         """(n, 2): image scores and map maxima."""
         return np.stack([self.image_score, self.map_score], axis=1).astype(np.float64)
 
-    def judge(
+    def decide(
         self, image_score: Values, map_score: Values | None, *, alpha: float | None = None, fdr: float | None = None
     ) -> Verdicts:
         """P-values and verdicts of images that were scored in this calibration's way against its bank.
@@ -256,15 +196,15 @@ class Calibration:
             return ""
         return (
             f"the calibration of {bank.path} is out of date: it is of generation {self.generation}, "
-            f"the bank is at {bank.generation}; renew it with: {command(bank, self.way)}"
+            f"the bank is at {bank.generation}; renew it with: {command(bank, self.scoring_config)}"
         )
 
 
 def calibration_facts(calibration: Calibration) -> dict[str, Any]:
     """What identifies a calibration."""
     return {
-        "key": calibration.way.key,
-        "way": asdict(calibration.way),
+        "key": calibration.scoring_config.key,
+        "scoring_config": asdict(calibration.scoring_config),
         "mode": calibration.mode,
         "images": len(calibration),
         "available": calibration.available,
@@ -286,52 +226,54 @@ def state_of(bank: Snapshot) -> dict[str, Any]:
     }
 
 
-def command(bank: Snapshot, way: Way) -> str:
+def command(bank: Snapshot, config: ScoringConfig) -> str:
     """What to type to calibrate."""
-    return f"spade-faiss calibrate {bank.path} {way.options}".rstrip()
+    return f"spade-faiss calibrate {bank.path} {config.options}".rstrip()
 
 
 def write_calibration(bank: Snapshot, calibration: Calibration) -> Path:
-    """Keep a calibration beside its bank, atomically, in place of any other of its way of scoring; returns the file."""
-    path = _path(bank, calibration.way)
+    """Keep a calibration beside its bank, atomically, in place of any other of its scoring config; returns the file."""
+    path = _path(bank, calibration.scoring_config)
     path.parent.mkdir(exist_ok=True)
-    write_description(path, FORMAT, SCHEMA, asdict(calibration))
+    write_signed(path, FORMAT, SCHEMA, asdict(calibration))
     return path
 
 
-def find_calibration(bank: Snapshot, way: Way) -> Calibration | None:
-    """The calibration of a way of scoring, out of date or not; None where there is none.
+def find_calibration(bank: Snapshot, config: ScoringConfig) -> Calibration | None:
+    """The calibration of a scoring config, out of date or not; None where there is none.
 
     Raises:
         BankError: if it is damaged, or not what its name says.
     """
-    path = _path(bank, way)
+    path = _path(bank, config)
     if not path.exists():
         return None
-    found = _read(path, command(bank, way))
-    if found.way != way:
-        raise BankError(f"{path} is the calibration of another way of scoring, {found.way}; run: {command(bank, way)}")
+    found = _read(path, command(bank, config))
+    if found.scoring_config != config:
+        raise BankError(
+            f"{path} is the calibration of another scoring config, {found.scoring_config}; run: {command(bank, config)}"
+        )
     return found
 
 
-def flag_threshold(bank: Snapshot, way: Way, method: Method) -> float | None:
-    """The image score above which `localize='flagged'` looks, by a score or by a p-value; None where it says neither.
+def flag_below_p(bank: Snapshot, recipe: Recipe, method: Method, p: float) -> Method:
+    """The method, with maps only for images whose image score has a p-value of at most `p` by the bank's calibration.
 
     Raises:
-        BankError: if a p-value is asked for and there is no calibration, or one that is damaged or out of date.
+        BankError: if there is no calibration, or one that is damaged or out of date.
         InputError: for a p-value that so few calibration images cannot give.
     """
-    if method.flag_below_p is None:
-        return method.flag_above
-    calibration = find_calibration(bank, way)
+    check_rate("flag_below_p", p)
+    config = ScoringConfig.of(resolve_recipe(recipe), method)
+    calibration = find_calibration(bank, config)
     if calibration is None:
-        raise BankError(f"flag_below_p needs a calibration, {bank.path} has none; make it with: {command(bank, way)}")
+        raise BankError(f"flag_below_p needs a calibration, {bank.path} has none; make it with: {command(bank, config)}")
     if outdated := calibration.outdated(bank):
         raise BankError(outdated)
-    return threshold(calibration.scores[:, 0], method.flag_below_p)
+    return replace(method, localize="flagged", flag_above=threshold(calibration.scores[:, 0], p))
 
 
-def kept_calibrations(bank: Snapshot) -> list[Calibration]:
+def stored_calibrations(bank: Snapshot) -> list[Calibration]:
     """Every calibration beside a bank.
 
     Raises:
@@ -340,12 +282,12 @@ def kept_calibrations(bank: Snapshot) -> list[Calibration]:
     return [_read(path, f"spade-faiss calibrate {bank.path}") for path in sorted((bank.path / _FOLDER).glob("*.json"))]
 
 
-def _path(bank: Snapshot, way: Way) -> Path:
-    return bank.path / _FOLDER / f"{way.key}.json"
+def _path(bank: Snapshot, config: ScoringConfig) -> Path:
+    return bank.path / _FOLDER / f"{config.key}.json"
 
 
 def _read(path: Path, remedy: str) -> Calibration:
-    _, content = read_description(path, FORMAT, (SCHEMA,), f"remove it, or calibrate again: {remedy}")
+    _, content = read_signed(path, FORMAT, (SCHEMA,), f"remove it, or calibrate again: {remedy}")
     try:
         return from_mapping(Calibration, content, str(path))
     except InputError as error:

@@ -18,7 +18,7 @@ from scipy import ndimage
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.types import FloatArray
 from spade_faiss.decisions.conformal import Doubles
-from spade_faiss.features.images import Frame, Mask
+from spade_faiss.features.images import Mask, Placement
 
 # Pixels that touch, diagonally too, are one region, as in the metrics.
 _NEIGHBORHOOD = np.ones((3, 3), np.bool_)
@@ -56,7 +56,7 @@ class Region:
 
 
 def find_regions(
-    scores: FloatArray, threshold: float, p_value: Callable[[Doubles], Doubles], framed: Frame, image_size: tuple[int, int]
+    scores: FloatArray, threshold: float, p_value: Callable[[Doubles], Doubles], placement: Placement
 ) -> list[Region]:
     """The regions of one map above a threshold, strongest first.
 
@@ -64,8 +64,7 @@ def find_regions(
         scores: (H, W); NaN throughout for an image without a map, which has none.
         threshold: a pixel is in a region if its score is above.
         p_value: scores (n,) to their p-values.
-        framed: how the image maps into the backbone's input.
-        image_size: (width, height) of the original image.
+        placement: how the image lies in the backbone's input.
     """
     labels, count = ndimage.label(scores > threshold, _NEIGHBORHOOD)
     found = []
@@ -75,7 +74,7 @@ def find_regions(
         y, x = np.unravel_index(int(inside.argmax()), mask.shape)
         corner = rows.start, columns.start
         at = _extent(mask, corner, scores.shape, (int(y), int(x)))
-        found.append((float(inside[y, x]), at, _in_original(inside, corner, at.peak, framed, image_size)))
+        found.append((float(inside[y, x]), at, _in_original(inside, corner, at.peak, placement)))
     assert len(found) == count
     found.sort(key=lambda region: (-region[0], region[1].box))
     p = p_value(np.array([score for score, _, _ in found], np.float64))
@@ -164,19 +163,17 @@ def _extent(mask: Mask, corner: tuple[int, int], size: tuple[int, ...], peak: tu
     )
 
 
-def _in_original(
-    inside: FloatArray, corner: tuple[int, int], peak: tuple[int, int], framed: Frame, image_size: tuple[int, int]
-) -> Extent:
-    """The original's pixels whose centres fall into the region; where it covers none, the one that its peak falls into.
+def _in_original(inside: FloatArray, corner: tuple[int, int], peak: tuple[int, int], placement: Placement) -> Extent:
+    """The original's pixels whose centers fall into the region; where it covers none, the one that its peak falls into.
 
     `inside`: (h, w), the region's scores in its box, and -inf around them.
     """
-    (width, height), (left, top) = image_size, framed.offset
-    ys, rows = _pixels_under(corner[0] - top, inside.shape[0], framed.resized[1], height)
-    xs, columns = _pixels_under(corner[1] - left, inside.shape[1], framed.resized[0], width)
+    (width, height), (left, top) = placement.original, placement.offset
+    ys, rows = _pixels_under(corner[0] - top, inside.shape[0], placement.resized[1], height)
+    xs, columns = _pixels_under(corner[1] - left, inside.shape[1], placement.resized[0], width)
     at_peak = (
-        _pixel_under(peak[0] - top, framed.resized[1], height),
-        _pixel_under(peak[1] - left, framed.resized[0], width),
+        _pixel_under(peak[0] - top, placement.resized[1], height),
+        _pixel_under(peak[1] - left, placement.resized[0], width),
     )
     scores = inside[np.ix_(rows, columns)]
     large = scores > -np.inf
@@ -194,7 +191,7 @@ def _in_original(
 
 
 def _pixels_under(start: int, length: int, resized: int, original: int) -> tuple[Ints, Ints]:
-    """The original's pixels along an axis whose centres fall into `length` pixels of the resized one, and into which."""
+    """The original's pixels along an axis whose centers fall into `length` pixels of the resized one, and into which."""
     scale = original / resized
     pixels = np.arange(max(0, math.floor(start * scale) - 1), min(original, math.ceil((start + length) * scale) + 1))
     cells = np.floor((pixels + 0.5) / scale).astype(np.int64) - start
@@ -203,5 +200,5 @@ def _pixels_under(start: int, length: int, resized: int, original: int) -> tuple
 
 
 def _pixel_under(position: int, resized: int, original: int) -> int:
-    """The original's pixel that the centre of a pixel of the resized one falls into."""
+    """The original's pixel that the center of a pixel of the resized one falls into."""
     return min(max(0, math.floor((position + 0.5) * original / resized)), original - 1)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spade_faiss.core.errors import BankError, InputError
+from spade_faiss.core.errors import BankError
+from spade_faiss.core.settings import Decision
 from spade_faiss.decisions.calibration import (
     LEAVE_ONE_OUT,
     Calibration,
@@ -35,7 +36,7 @@ CURVE_TO = 0.2
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Judge:
+class DecisionRule:
     """A calibration that holds for a detector, and what to make of it: alarms at `alpha`, or keeping the share `fdr`.
 
     `alpha` is also that of the regions; it is the calibration's own under `fdr`.
@@ -46,20 +47,19 @@ class Judge:
     fdr: float | None
 
     @staticmethod
-    def of(detector: Detector, alpha: float | None, fdr: float | None) -> tuple[Judge | None, str]:
-        """The judge of a run, and why there is none; `alpha` and `fdr` as asked for, None where nothing was.
+    def of(detector: Detector, decision: Decision) -> tuple[DecisionRule | None, str]:
+        """The decision rule of a run, or None and why there is none.
 
         Raises:
             BankError: if a rate is asked for and there is no calibration, or one that is out of date.
             InputError: for a rate out of range, or one that so few calibration images cannot promise.
         """
-        if alpha is not None and fdr is not None:
-            raise InputError(f"alpha={alpha} and fdr={fdr} are two rules for one verdict; give one")
-        bank, way = detector.bank, detector.way
-        calibration = find_calibration(bank, way)
+        alpha, fdr = decision.alpha, decision.fdr
+        bank, config = detector.bank, detector.scoring_config
+        calibration = find_calibration(bank, config)
         if calibration is None:
             notice = f"no p-values and no verdicts: {bank.path} has no calibration for these settings; make one with: "
-            notice += command(bank, way)
+            notice += command(bank, config)
         else:
             notice = calibration.outdated(bank)
         if calibration is None or notice:
@@ -70,7 +70,7 @@ class Judge:
             return None, notice
         if fdr is not None:
             check_rate("fdr", fdr)
-        return Judge(
+        return DecisionRule(
             calibration=calibration,
             thresholds=calibration.thresholds(
                 calibration.alpha if alpha is None else alpha, maps=detector.method.localize != "none"
@@ -80,7 +80,7 @@ class Judge:
 
     def __call__(self, image_score: npt.NDArray[Any], map_score: npt.NDArray[Any] | None) -> Verdicts:
         """The verdicts of all images of the run."""
-        return self.calibration.judge(
+        return self.calibration.decide(
             image_score, map_score, alpha=self.thresholds.alpha if self.fdr is None else None, fdr=self.fdr
         )
 
@@ -90,22 +90,22 @@ class Judge:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Judged:
+class Decisions:
     """The verdicts of n images and the regions of each, with the labels where there are any: (n,) defective."""
 
-    judge: Judge
+    rule: DecisionRule
     verdicts: Verdicts
     regions: Sequence[Sequence[Region]]
     defective: Bools | None
 
     def numbers(self) -> dict[str, Any]:
         """Of the run, for report.json."""
-        calibration, verdicts = self.judge.calibration, self.verdicts
+        calibration, verdicts = self.rule.calibration, self.verdicts
         return {
             **calibration_facts(calibration),
             "rule": {verdicts.rule: verdicts.level},
-            "rate_bound_90": rate_bound(self.judge.thresholds.alpha, len(calibration)),
-            "thresholds": asdict(self.judge.thresholds),
+            "rate_bound_90": rate_bound(self.rule.thresholds.alpha, len(calibration)),
+            "thresholds": asdict(self.rule.thresholds),
             "alarms": int(verdicts.alarm.sum()),
             "achieved": self.achieved(),
         }
@@ -127,9 +127,9 @@ class Judged:
         Shares come with 95 % binomial intervals.
         """
         rows = []
-        level = self.judge.thresholds.alpha
+        level = self.rule.thresholds.alpha
         for alpha in sorted({*ASKED, level}):
-            if alpha < self.judge.calibration.smallest_p * (1 - 1e-9):
+            if alpha < self.rule.calibration.smallest_p * (1 - 1e-9):
                 continue
             passed = alarms(self.verdicts.p_value, alpha=alpha)
             rows.append({"alpha": alpha, **{name: _share(passed[chosen]) for name, chosen in self._groups()}})
@@ -147,7 +147,7 @@ class Judged:
 
     def notices(self) -> Iterator[str]:
         """What the reader must know of the promise."""
-        calibration, (rule, level) = self.judge.calibration, (self.verdicts.rule, self.verdicts.level)
+        calibration, (rule, level) = self.rule.calibration, (self.verdicts.rule, self.verdicts.level)
         n = len(calibration)
         if rule == "alpha":
             promise = f"at most {level:.3g} of normal images are alarms on average over calibrations (90 % of them stay below "
@@ -175,7 +175,7 @@ class Judged:
 
     def tables(self) -> Iterator[Table]:
         """Thresholds, and asked against achieved rates."""
-        found = self.judge.thresholds
+        found = self.rule.thresholds
         yield Table(
             title="Thresholds",
             header=("score", "above which", "means"),

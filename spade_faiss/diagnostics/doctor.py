@@ -1,4 +1,4 @@
-"""The doctor: what this machine has, a proof that its results are right, and how fast it is; with what to do where it ails."""
+"""The doctor: what this machine has, a tested that its results are right, and how fast it is; with what to do where it ails."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.core.device import Device, find_device
 from spade_faiss.core.errors import SpadeError
 from spade_faiss.core.memory import format_bytes, parse_bytes
-from spade_faiss.core.settings import MEMORY
-from spade_faiss.diagnostics.self_test import TOLERANCE, Proof, prove
+from spade_faiss.core.settings import Run
+from spade_faiss.diagnostics.self_test import TOLERANCE, SelfTest, run_self_test
 from spade_faiss.features.batch import Level
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.native.extension import INSTALL, UNITS, is_built, usable_unit, why_not
-from spade_faiss.search.protocol import GallerySearch, find_method
+from spade_faiss.search.protocol import GallerySearch, resolve_recipe
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.search.workers import Workers
 
@@ -37,7 +37,7 @@ _SLOW_DISK = 150e6
 _NETWORK_TOLERANCE = 1e-3
 _READ_BYTES = 256 << 20
 _READ_STEP = 8 << 20
-# What is searched to measure: test images, neighbours, a level.
+# What is searched to measure: test images, neighbors, a level.
 _CPU_LOAD = (2, 4, Level("level", 256, stride=8, height=28, width=28))
 _CARD_LOAD = (8, 16, Level("level", 256, stride=4, height=56, width=56))
 _CPU_SIDE, _CARD_SIDE, _RUNS = 1024, 8192, 4
@@ -81,7 +81,7 @@ def doctor(device: str = "auto", *, bank: str | Path | None = None) -> Diagnosis
     engines = _engines(found)
     checks = [_versions(), _faiss(found), _kernel(), _processor(), _memory(), _cuda(found)]
     # The first engine is that of the recipe.
-    checks += [_judge(proof) for proof in prove(device, engines[1:])]
+    checks += [_check_of(tested) for tested in run_self_test(device, engines[1:])]
     if found.kind == "cuda":
         checks.append(_network(found))
     checks.append(_speed(found, engines))
@@ -97,7 +97,7 @@ def _versions() -> Check:
     return Check(name="versions", state=GREEN, found=", ".join(f"{k} {v}" for k, v in numbers.items()), numbers=numbers)
 
 
-def wheel_flavour(compile_options: str, cards: bool) -> str:
+def wheel_flavor(compile_options: str, cards: bool) -> str:
     """`CPU`, `GPU` or `cuVS`, by what FAISS says of its build and whether it has functions for cards."""
     if "CUVS" in compile_options.upper():
         return "cuVS"
@@ -106,13 +106,13 @@ def wheel_flavour(compile_options: str, cards: bool) -> str:
 
 def _faiss(device: Device) -> Check:
     faiss = import_faiss()
-    flavour = wheel_flavour(faiss.get_compile_options(), hasattr(faiss, "StandardGpuResources"))
+    flavor = wheel_flavor(faiss.get_compile_options(), hasattr(faiss, "StandardGpuResources"))
     installed = [name for name in ("faiss-cpu", "faiss-gpu") if _is_installed(name)]
-    numbers = {"flavour": flavour, "simd": faiss.SIMDConfig.get_level_name(), "installed": installed}
-    said = f"{flavour} build, {numbers['simd']} ({faiss.get_compile_options().strip()})"
+    numbers = {"flavor": flavor, "simd": faiss.SIMDConfig.get_level_name(), "installed": installed}
+    said = f"{flavor} build, {numbers['simd']} ({faiss.get_compile_options().strip()})"
     if len(installed) > 1:
         state, advice = RED, "they overwrite each other: pip uninstall -y faiss-cpu faiss-gpu, then install one of the two"
-    elif device.kind == "cuda" and flavour == "CPU":
+    elif device.kind == "cuda" and flavor == "CPU":
         state, advice = (
             AMBER,
             (
@@ -179,12 +179,12 @@ def _memory() -> Check:
         return Check(name="memory", state=GREEN, found="this system does not say")
     sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
     total, available = sizes["MemTotal"], sizes.get("MemAvailable", sizes["MemFree"])
-    enough = available >= parse_bytes(MEMORY)
+    enough = available >= parse_bytes(Run.memory)
     return Check(
         name="memory",
         state=GREEN if enough else AMBER,
         found=f"{format_bytes(available)} of {format_bytes(total)} available",
-        advice="" if enough else f"scoring takes up to --memory {MEMORY} unless told: end other programs, or pass less",
+        advice="" if enough else f"scoring takes up to --memory {Run.memory} unless told: end other programs, or pass less",
         numbers={"total_bytes": total, "available_bytes": available},
     )
 
@@ -250,14 +250,14 @@ def _engines(device: Device) -> tuple[str, ...]:
     return ("torch", "knn_gpu") if hasattr(import_faiss(), "StandardGpuResources") else ("torch",)
 
 
-def _judge(proof: Proof) -> Check:
-    numbers = {"error": proof.error, "found": proof.found, "images": proof.images}
-    name = f"recipe {proof.name}"
-    if proof.problem:
-        advice = f"do not use it here; compare with: spade-faiss doctor --device cpu, and report {proof.name!r} with this line"
-        return Check(name=name, state=RED, found=f"failed: {proof.problem}", advice=advice, numbers=numbers)
-    said = f"distances right to {proof.error:.1g}, nearest found at {100 * proof.found:.1f} % of the locations"
-    if not proof.holds:
+def _check_of(tested: SelfTest) -> Check:
+    numbers = {"error": tested.error, "found": tested.found, "images": tested.images}
+    name = f"recipe {tested.name}"
+    if tested.problem:
+        advice = f"do not use it here; compare with: spade-faiss doctor --device cpu, and report {tested.name!r} with this line"
+        return Check(name=name, state=RED, found=f"failed: {tested.problem}", advice=advice, numbers=numbers)
+    said = f"distances right to {tested.error:.1g}, nearest found at {100 * tested.found:.1f} % of the locations"
+    if not tested.holds:
         advice = f"results are wrong beyond {TOLERANCE:g}: do not use it on this device, and report it with these lines"
         return Check(name=name, state=RED, found=said, advice=advice, numbers=numbers)
     return Check(name=name, state=GREEN, found=said, numbers=numbers)
@@ -305,7 +305,7 @@ def _speed(device: Device, engines: tuple[str, ...]) -> Check:
 
 
 def _open(engine: str, blocks: Blocks, workers: Workers) -> GallerySearch:
-    chosen = find_method(load_recipe("exact").with_query({"engine": engine}))
+    chosen = resolve_recipe(load_recipe("exact").with_query({"engine": engine}))
     return chosen.method.open(blocks, workers, chosen.build, chosen.query, None)
 
 

@@ -149,7 +149,7 @@ def recommend(
     image, pixel = best["image"], best["pixel"]
     loss = losses[_name(pixel)]
     if pixel["recipe"] != "exact":
-        sets = ", ".join(sorted({row["set"] for row in _judged(found["pixel"]) if _name(row) == _name(pixel)}))
+        sets = ", ".join(sorted({row["set"] for row in _rows_of_real_sets(found["pixel"]) if _name(row) == _name(pixel)}))
         evidence.append(f"what the pixel search loses was measured with efficientnet_lite0 on {sets}")
     evidence.append(
         f"image search: {_title(image)} at N={image['n']:,}: {image['p50_ms']:.2f} ms, "
@@ -228,14 +228,14 @@ def _at_k(
     return [row for row in of_shapes if row["k"] == ks[-1]], beyond
 
 
-def _judged(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _rows_of_real_sets(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The rows of real sets; recipes that compare places are judged where images are aligned, as they are asked for there."""
     return [row for row in rows if row["lost"] is not None and (row["recipe"] not in ALIGNED or row.get("aligned", True))]
 
 
 def _losses(rows: Sequence[Mapping[str, Any]], k: int) -> dict[str, float]:
     """What each recipe may have lost at most, over the real sets, at the measured K that is nearest."""
-    judged = _judged(rows)
+    judged = _rows_of_real_sets(rows)
     if not judged:
         return {}
     nearest = min({row["k"] for row in judged}, key=lambda value: abs(value - k))

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import SpadeError
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level
-from spade_faiss.features.layout import prepare
+from spade_faiss.features.layout import Layout, prepare
 from spade_faiss.index.build import build_index
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.search.recipe import Recipe, load_recipe, recipe_names
@@ -30,14 +31,14 @@ Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proof:
+class SelfTest:
     """What a recipe got right.
 
     Args:
         name: the recipe, and the engine if it is not the recipe's own.
         exact: whether it must find the nearest.
         error: how far distances are from what float64 says of them, at most, as a share.
-        found: share of the locations whose nearest neighbour was found.
+        found: share of the locations whose nearest neighbor was found.
         images: share of the nearest normals that were found.
         problem: why it did not run.
     """
@@ -62,14 +63,14 @@ class _Truth:
     level_dist: dict[str, Doubles]
 
 
-def prove(device: str, engines: tuple[str, ...]) -> list[Proof]:
-    """Score a small generated bank by every recipe on a device, and by `exact` with these engines, and judge."""
+def run_self_test(device: str, engines: tuple[str, ...]) -> list[SelfTest]:
+    """Score a small generated bank by every recipe on a device, and by `exact` with these engines, and rule."""
     normals, tests = _images(0, _NORMALS), _images(1, _TESTS)
     recipes = [(name, load_recipe(name)) for name in recipe_names()]
     exact = load_recipe("exact")
     recipes += [(f"exact by {engine}", exact.with_query({"engine": engine})) for engine in engines]
     with tempfile.TemporaryDirectory(prefix="spade_faiss") as folder:
-        bank = Bank.create(Path(folder) / "bank", levels=_LEVELS, embedding_dim=_DIM, input_size=_INPUT)
+        bank = Bank.create(Path(folder) / "bank", Layout(levels=_LEVELS, embedding_dim=_DIM, input_size=_INPUT))
         bank.append(normals)
         # What the bank holds is what is searched, and what it makes of test images searches: half precision.
         held, tests = bank.read(np.arange(_NORMALS)), prepare(tests, bank.layout)
@@ -77,14 +78,16 @@ def prove(device: str, engines: tuple[str, ...]) -> list[Proof]:
         return [_prove(name, recipe, bank, held, tests, truth, device) for name, recipe in recipes]
 
 
-def _prove(name: str, recipe: Recipe, bank: Bank, held: FeatureBatch, tests: FeatureBatch, truth: _Truth, device: str) -> Proof:
+def _prove(
+    name: str, recipe: Recipe, bank: Bank, held: FeatureBatch, tests: FeatureBatch, truth: _Truth, device: str
+) -> SelfTest:
     exact = recipe.build.gallery == "exact"
     try:
         build_index(bank, recipe)
-        detector = Detector.open(bank.path, recipe=recipe, k_image=_K, k_gallery=_K, device=device)
+        detector = Detector.open(bank.path, recipe=recipe, method=Method(k_image=_K, k_gallery=_K), run=Run(device=device))
         scores = detector.score_features(tests)
     except (SpadeError, RuntimeError) as error:
-        return Proof(name=name, exact=exact, problem=" ".join(str(error).split())[:300])
+        return SelfTest(name=name, exact=exact, problem=" ".join(str(error).split())[:300])
     ids = np.array(bank.ids)
     images = np.mean([np.isin(ids[true], got).mean() for true, got in zip(truth.rows, scores.neighbor_ids, strict=True)])
     errors, found = [], []
@@ -98,7 +101,7 @@ def _prove(name: str, recipe: Recipe, bank: Bank, held: FeatureBatch, tests: Fea
             errors.append(_share(dist, truth.level_dist[level.name]))
     if recipe.build.image == "Flat":
         errors.append(_share(scores.neighbor_dist, truth.neighbor_dist))
-    return Proof(name=name, exact=exact, error=max(errors), found=float(np.mean(found)), images=float(images))
+    return SelfTest(name=name, exact=exact, error=max(errors), found=float(np.mean(found)), images=float(images))
 
 
 def _share(found: npt.NDArray[np.floating[Any]], expected: Doubles) -> float:

@@ -22,7 +22,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from spade_faiss.core.device import find_device
 from spade_faiss.core.errors import DependencyError, InputError, NotFoundError
 from spade_faiss.core.schema import check_choice
-from spade_faiss.core.settings import DEFAULT_BACKBONE, DEVICE, IMAGENET_MEAN, IMAGENET_STD, PRECISIONS, Preprocess, Source
+from spade_faiss.core.settings import DEFAULT_BACKBONE, IMAGENET_MEAN, IMAGENET_STD, PRECISIONS, Preprocess, Run, Source
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import Level
 
@@ -37,7 +37,7 @@ _STRIDES = (4, 8, 16)
 _RESNET_TAPS = {"layer1": "layer1", "layer2": "layer2", "layer3": "layer3"}
 
 Extract = Callable[[Tensor], tuple[Tensor, Mapping[str, Tensor]]]
-Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
+Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 class Backbone:
@@ -66,7 +66,7 @@ class Backbone:
         embedding: str,
         preprocess: Preprocess | None = None,
         precision: str = "float32",
-        device: str = DEVICE,
+        device: str = Run.device,
     ) -> None:
         nodes = {node: level for level, node in taps.items()} | {embedding: ""}
         if len(nodes) <= len(taps):
@@ -171,7 +171,7 @@ def load_backbone(
     weights: str | Path | None = None,
     precision: str = "float32",
     preprocess: Preprocess | None = None,
-    device: str = DEVICE,
+    device: str = Run.device,
 ) -> Backbone:
     """Load a pretrained network by name.
 
@@ -191,7 +191,7 @@ def load_backbone(
     framing = preprocess or Preprocess()
     if name in TORCHVISION_NAMES:
         model = _load_torchvision(name, weights)
-        settings = _with_normalisation(framing, (IMAGENET_MEAN, IMAGENET_STD))
+        settings = _with_normalization(framing, (IMAGENET_MEAN, IMAGENET_STD))
         return Backbone(
             model,
             name=name,
@@ -204,16 +204,16 @@ def load_backbone(
     if name == EFFICIENTNET_LITE0 or name.startswith(TIMM_PREFIX):
         model = _load_efficientnet_lite0(weights) if name == EFFICIENTNET_LITE0 else _load_timm(name, weights)
         config = cast(Any, model).pretrained_cfg
-        settings = _with_normalisation(framing, (tuple(config["mean"]), tuple(config["std"])))
+        settings = _with_normalization(framing, (tuple(config["mean"]), tuple(config["std"])))
         return Backbone._from_timm(model, name, settings, precision, device)
     raise InputError(
         f"unknown backbone {name!r}; known are {', '.join(TORCHVISION_NAMES)}, {EFFICIENTNET_LITE0}, and {TIMM_PREFIX}NAME"
     )
 
 
-def _with_normalisation(preprocess: Preprocess, normalisation: Normalisation) -> Preprocess:
-    mean, std = normalisation
-    return Preprocess(framing=preprocess.framing, resize=preprocess.resize, crop=preprocess.crop, mean=mean, std=std)
+def _with_normalization(preprocess: Preprocess, normalization: Normalization) -> Preprocess:
+    mean, std = normalization
+    return Preprocess(resize_mode=preprocess.resize_mode, resize=preprocess.resize, crop=preprocess.crop, mean=mean, std=std)
 
 
 def _load_torchvision(name: str, weights: str | Path | None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Images: folders (plain or MVTec-style) to records, files to pictures, masks framed exactly as their pictures.
+"""Images: folders (plain or MVTec-style) to records, files to pictures, masks placement exactly as their pictures.
 
 No function here touches global state: all of them may run in many threads at once.
 """
@@ -6,6 +6,7 @@ No function here touches global state: all of them may run in many threads at on
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,8 @@ from spade_faiss.core.settings import Preprocess
 
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+# A folder, an image, or a list of them.
+Images = str | Path | Sequence[str | Path]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 100_000_000
@@ -52,7 +55,7 @@ _READERS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """An image file: `id` is its posix path below the root it was found under, `kind` and `mask` belong to labelled sets."""
+    """An image file: `id` is its posix path below the root it was found under, `kind` and `mask` belong to labeled sets."""
 
     id: str
     path: Path
@@ -67,7 +70,7 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled set: normal images to learn from, images of all kinds to test with."""
+    """A labeled set: normal images to learn from, images of all kinds to test with."""
 
     root: Path
     train: list[ImageRecord]
@@ -87,23 +90,15 @@ class Skipped:
     reason: str
 
 
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """A decoded image: `picture` (H, W, 3), the original's upright `size` (width, height), the `sha256` of the file's bytes."""
-
-    picture: Picture
-    size: tuple[int, int]
-    sha256: str
-
-
 @dataclass(frozen=True)
-class Frame:
-    """How an image maps into the backbone's input, a square with sides of `size` pixels.
+class Placement:
+    """How an image lies in the backbone's input, a square with sides of `size` pixels.
 
-    The image is resized to `resized` (width, height) and its top left corner put at `offset` (x, y): negative cuts off,
-    positive leaves a margin.
+    The upright image, of `original` (width, height) pixels, is resized to `resized` (width, height) and its top left corner
+    put at `offset` (x, y): negative cuts off, positive leaves a margin.
     """
 
+    original: tuple[int, int]
     resized: tuple[int, int]
     offset: tuple[int, int]
     size: int
@@ -120,6 +115,21 @@ class Frame:
         left, top, right, bottom = self.visible
         x, y = max(0, self.offset[0]), max(0, self.offset[1])
         return (y, self.size - y - (bottom - top)), (x, self.size - x - (right - left))
+
+    @property
+    def valid(self) -> Mask:
+        """(H, W), the part of the input that shows the image: False in letterbox's margins."""
+        left, top, right, bottom = self.visible
+        return np.pad(np.ones((bottom - top, right - left), dtype=np.bool_), self.padding)
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A decoded image: the `picture` (H, W, 3) that the backbone sees, how the image lies in it, the sha256 of the file."""
+
+    picture: Picture
+    placement: Placement
+    sha256: str
 
 
 def find_images(source: str | Path | Sequence[str | Path]) -> tuple[Path, list[ImageRecord]]:
@@ -160,7 +170,7 @@ def find_images(source: str | Path | Sequence[str | Path]) -> tuple[Path, list[I
 
 
 def load_dataset(root: str | Path) -> Dataset:
-    """Read a labelled set that is laid out as MVTec AD: `train/good`, `test/<kind>`, `ground_truth/<kind>`.
+    """Read a labeled set that is laid out as MVTec AD: `train/good`, `test/<kind>`, `ground_truth/<kind>`.
 
     `train/good` may be missing. Without a `ground_truth` folder the set has no masks; with one, every defective image has its
     mask there, named `<stem>_mask.png` or `<stem>.png`.
@@ -217,19 +227,20 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image
 
 
 def load(record: ImageRecord, preprocess: Preprocess, *, max_pixels: int = MAX_PIXELS) -> Loaded:
-    """Read a record's file once: hash it, decode it as `read_image` does, frame it as `to_picture` does.
+    """Read a record's file once: hash it, decode it as `read_image` does, place it as `to_picture` does.
 
     Raises:
-        InputError: as `read_image` and `frame`; names path and reason.
+        InputError: as `read_image` and `place`; names path and reason.
     """
     with _naming(record.path):
         data = record.path.read_bytes()
         image = _to_rgb(_decode(data, max_pixels))
-        return Loaded(to_picture(image, preprocess), image.size, hashlib.sha256(data).hexdigest())
+        placement = place(*image.size, preprocess)
+        return Loaded(to_picture(image, placement), placement, hashlib.sha256(data).hexdigest())
 
 
-def frame(width: int, height: int, preprocess: Preprocess) -> Frame:
-    """Compute how an image of `width` x `height` pixels maps into the input.
+def place(width: int, height: int, preprocess: Preprocess) -> Placement:
+    """Compute how an image of `width` x `height` pixels lies in the input.
 
     `crop` computes what torchvision does for PIL images: `Resize(resize)`, then `CenterCrop(crop)`, their rounding included
     (https://github.com/pytorch/vision/blob/v0.21.0/torchvision/transforms/functional.py).
@@ -239,33 +250,32 @@ def frame(width: int, height: int, preprocess: Preprocess) -> Frame:
     """
     check_at_least("width", width, 1)
     check_at_least("height", height, 1)
-    size = preprocess.crop
-    if preprocess.framing == "stretch":
-        return Frame((size, size), (0, 0), size)
-    if preprocess.framing == "letterbox":
+    original, size = (width, height), preprocess.crop
+    if preprocess.resize_mode == "stretch":
+        return Placement(original, (size, size), (0, 0), size)
+    if preprocess.resize_mode == "letterbox":
         longer = max(width, height)
         resized = max(1, round(size * width / longer)), max(1, round(size * height / longer))
-        return Frame(resized, ((size - resized[0]) // 2, (size - resized[1]) // 2), size)
+        return Placement(original, resized, ((size - resized[0]) // 2, (size - resized[1]) // 2), size)
     shorter = min(width, height)
     resized = int(preprocess.resize * width / shorter), int(preprocess.resize * height / shorter)
     if resized[0] * resized[1] > MAX_PIXELS:
         raise InputError(
-            f"{width} x {height} pixels are too thin for framing crop: resized to {resized[0]} x {resized[1]}, more than "
-            f"{MAX_PIXELS} pixels; use framing letterbox or stretch, or cut it up"
+            f"{width} x {height} pixels are too thin for resize mode crop: resized to {resized[0]} x {resized[1]}, more than "
+            f"{MAX_PIXELS} pixels; use --resize-mode letterbox or stretch, or cut it up"
         )
-    return Frame(resized, (-round((resized[0] - size) / 2), -round((resized[1] - size) / 2)), size)
+    return Placement(original, resized, (-round((resized[0] - size) / 2), -round((resized[1] - size) / 2)), size)
 
 
-def to_picture(image: Image.Image, preprocess: Preprocess) -> Picture:
-    """Frame an RGB image: (H, W, 3) uint8, the picture as the backbone sees it; margins repeat the image's border."""
+def to_picture(image: Image.Image, placement: Placement) -> Picture:
+    """Resize an RGB image into its place: (H, W, 3) uint8, the picture as the backbone sees it; margins repeat its border."""
     if image.mode != "RGB":
         raise InputError(f"expected an RGB image, got mode {image.mode}; read_image gives RGB")
-    framed = frame(*image.size, preprocess)
-    return np.pad(_resize(image, framed, Image.Resampling.LANCZOS), (*framed.padding, (0, 0)), mode="edge")
+    return np.pad(_resize(image, placement, Image.Resampling.LANCZOS), (*placement.padding, (0, 0)), mode="edge")
 
 
 def to_input(picture: Picture, preprocess: Preprocess) -> npt.NDArray[np.float32]:
-    """Normalise a picture (H, W, 3) to the backbone's input: (3, H, W) float32, contiguous, (value / 255 - mean) / std."""
+    """Normalize a picture (H, W, 3) to the backbone's input: (3, H, W) float32, contiguous, (value / 255 - mean) / std."""
     mean, std = (np.array(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
     values = picture.transpose(2, 0, 1).astype(np.float32, order="C")
     values *= (1 / (255 * std)).astype(np.float32)
@@ -273,20 +283,20 @@ def to_input(picture: Picture, preprocess: Preprocess) -> npt.NDArray[np.float32
     return values
 
 
-def to_mask(path: str | Path, image_size: tuple[int, int], preprocess: Preprocess) -> Mask:
-    """Read the mask of an image of `image_size` (width, height) and frame it exactly as its picture: (H, W), True is defective.
+def to_mask(path: str | Path, placement: Placement) -> Mask:
+    """Read the mask of an image and resize it into the image's own place: (H, W), True is defective.
 
     A pixel is as bright as its brightest channel; the upper half of the range (above 127 of 255) is defective. Where nothing
-    reaches that half, the values are labels (0 and 1, class numbers, dark palette colours): all but 0 are. Margins never are.
+    reaches that half, the values are labels (0 and 1, class numbers, dark palette colors): all but 0 are. Margins never are.
 
     Raises:
         InputError: as `read_image`, and for a mask whose size is not the image's; names path and reason.
     """
     path = Path(path)
     with _naming(path):
-        image = _decode(path.read_bytes(), max(MAX_PIXELS, image_size[0] * image_size[1]))
-        if image.size != tuple(image_size):
-            width, height = image_size
+        image = _decode(path.read_bytes(), max(MAX_PIXELS, math.prod(placement.original)))
+        if image.size != placement.original:
+            width, height = placement.original
             raise InputError(
                 f"the mask is {image.size[0]} x {image.size[1]} pixels, its image {width} x {height}; they must be of one size"
             )
@@ -295,20 +305,12 @@ def to_mask(path: str | Path, image_size: tuple[int, int], preprocess: Preproces
         bright = np.asarray(image) if deep else np.asarray(_to_rgb(image)).max(axis=2)
         half = 32767 if deep else 127
         defect = bright > (half if bright.max() > half else 0)
-        framed = frame(*image.size, preprocess)
-        small = _resize(Image.fromarray(defect.astype(np.uint8)), framed, Image.Resampling.NEAREST)
-        return np.pad(small > 0, framed.padding)
+        small = _resize(Image.fromarray(defect.astype(np.uint8)), placement, Image.Resampling.NEAREST)
+        return np.pad(small > 0, placement.padding)
 
 
-def valid_region(image_size: tuple[int, int], preprocess: Preprocess) -> Mask:
-    """Mark the part of the input that shows an image of `image_size` (width, height): (H, W), False in letterbox's margins."""
-    framed = frame(*image_size, preprocess)
-    left, top, right, bottom = framed.visible
-    return np.pad(np.ones((bottom - top, right - left), dtype=np.bool_), framed.padding)
-
-
-def _resize(image: Image.Image, framed: Frame, resampling: Image.Resampling) -> npt.NDArray[Any]:
-    return np.asarray(image.resize(framed.resized, resampling).crop(framed.visible))
+def _resize(image: Image.Image, placement: Placement, resampling: Image.Resampling) -> npt.NDArray[Any]:
+    return np.asarray(image.resize(placement.resized, resampling).crop(placement.visible))
 
 
 def _decode(data: bytes, max_pixels: int) -> Image.Image:
@@ -330,7 +332,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise InputError("its pixels are floating point numbers of unknown range; save it with 8 or 16 bits a channel")
     if image.mode.startswith("I"):
-        # One fixed scale, the one Pillow uses for 16-bit colour: stretching each image to its own range would
+        # One fixed scale, the one Pillow uses for 16-bit color: stretching each image to its own range would
         # make equal parts look different from image to image.
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:

@@ -25,7 +25,7 @@ class Layout:
     """What every feature of a bank has in common, and how its maps are prepared before they are stored or searched.
 
     `input_size`: (height, width) of the backbone's input, the size of score maps. `dtype`: of stored level maps.
-    `pool`: side of the square neighbourhood that each location is averaged over (1: none). `normalize`: `l2` scales each
+    `pool`: side of the square neighborhood that each location is averaged over (1: none). `normalize`: `l2` scales each
     location's vector to unit length. Queries pass through the same preparation, rounding to `dtype` included, so that an
     image meets itself at distance 0.
     """
@@ -46,6 +46,7 @@ class Layout:
     def __post_init__(self) -> None:
         if not self.levels:
             raise InputError("a bank needs at least one level")
+        object.__setattr__(self, "levels", tuple(self.levels))
         names = [level.name for level in self.levels]
         if len(set(names)) < len(names):
             raise InputError(f"level names must be distinct, got {names}")
@@ -58,14 +59,14 @@ class Layout:
         check_choice("normalize", self.normalize, NORMALIZE)
         check_at_least("pool", self.pool, 1)
         if self.pool % 2 == 0:
-            raise InputError(f"pool={self.pool} must be odd, so that the neighbourhood has a centre")
+            raise InputError(f"pool={self.pool} must be odd, so that the neighborhood has a center")
 
 
 def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
     """Check a batch against a bank's layout and bring it into the form that is stored and searched.
 
     Returns:
-        The batch with a float32 embedding and maps that are pooled, normalised and of `layout.dtype`.
+        The batch with a float32 embedding and maps that are pooled, normalized and of `layout.dtype`.
 
     Raises:
         InputError: for shapes that differ from the layout, missing or unknown levels, ids that are empty or repeated, ids or
@@ -95,7 +96,7 @@ def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
 def _prepare_maps(level: Level, maps: npt.NDArray[Any], n: int, layout: Layout) -> npt.NDArray[Any]:
     values = _to_float32(f"level {level.name!r}", maps, (n, *level.shape))
     if layout.pool > 1:
-        # The mean of those neighbours that exist: at the border the window is smaller, not padded.
+        # The mean of those neighbors that exist: at the border the window is smaller, not padded.
         size = (1, layout.pool, layout.pool, 1)
         inside = ndimage.uniform_filter(np.ones((1, *level.shape[:2], 1), np.float32), size, mode="constant")
         values = ndimage.uniform_filter(values, size, mode="constant") / inside

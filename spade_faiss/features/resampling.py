@@ -11,7 +11,7 @@ from spade_faiss.core.types import FloatArray
 
 
 def upsample(maps: FloatArray, size: tuple[int, int]) -> FloatArray:
-    """Resize (n, h, w, ...) to (n, H, W, ...) bilinearly, pixel centres aligned (torch: align_corners=False)."""
+    """Resize (n, h, w, ...) to (n, H, W, ...) bilinearly, pixel centers aligned (torch: align_corners=False)."""
     return resample(maps, size, 0.0)
 
 

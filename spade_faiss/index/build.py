@@ -9,12 +9,10 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.locks import WriterLock
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import TEMPORARY_PATTERN
-from spade_faiss.index.gallery_index import Description as GalleryDescription
-from spade_faiss.index.gallery_index import build_gallery, built_galleries
-from spade_faiss.index.image_index import Description as ImageDescription
-from spade_faiss.index.image_index import build_image_index, built_indexes, check_factory
+from spade_faiss.index.gallery_index import GalleryIndexManifest, build_gallery, built_galleries
+from spade_faiss.index.image_index import ImageIndexManifest, build_image_index, built_indexes, check_factory
 from spade_faiss.index.staleness import index_folder
-from spade_faiss.search.protocol import find_method
+from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Build, Recipe
 
 
@@ -26,8 +24,8 @@ class Built:
     """
 
     recipe: str
-    image: ImageDescription | None
-    gallery: GalleryDescription | None
+    image: ImageIndexManifest | None
+    gallery: GalleryIndexManifest | None
     done: dict[str, str]
     bytes_before: int
     total_s: float
@@ -57,7 +55,7 @@ def build_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: 
     start = time.perf_counter()
     if len(bank) == 0:
         raise InputError(f"the bank {bank.path} is empty; extract images first")
-    keeps = find_method(recipe).method.train is not None
+    keeps = resolve_recipe(recipe).method.train is not None
     if not keeps and not recipe.needs_image_index:
         return None
     folder = index_folder(bank, recipe)
@@ -92,7 +90,7 @@ def update_indexes(bank: Bank, *, rebuild: bool = False, progress: bool = False)
 def check_recipe(recipe: Recipe, embedding_dim: int) -> None:
     """Raise InputError if the recipe cannot be built, before long work that would end in it."""
     check_factory(recipe, embedding_dim)
-    find_method(recipe)
+    resolve_recipe(recipe)
 
 
 def _bytes_of(bank: Bank, recipe: Recipe) -> int:

@@ -18,33 +18,33 @@ from spade_faiss.core.arrays import Arrays, map_arrays, write_arrays
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, check_file, hash_file
 from spade_faiss.core.schema import from_mapping
-from spade_faiss.core.signed_json import hash_json, read_description, write_description
+from spade_faiss.core.signed_json import hash_json, read_signed, write_signed
 from spade_faiss.features.batch import Level
-from spade_faiss.index.staleness import Covered, check_covers, check_listed, index_folder, why_learn_anew
+from spade_faiss.index.staleness import IndexedShard, check_covers, check_listed, index_folder, why_learn_anew
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.levels import open_blocks
-from spade_faiss.search.protocol import Chosen, find_method
+from spade_faiss.search.protocol import ResolvedRecipe, resolve_recipe
 from spade_faiss.search.recipe import Recipe, Settings
 
 FORMAT = "spade_faiss gallery index"
 SCHEMA = 2
 
-_DESCRIPTION = "gallery.json"
+_MANIFEST = "gallery.json"
 _FOLDER = "gallery"
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeptShard(Covered):
+class EncodedShard(IndexedShard):
     """A shard whose images were encoded, all of them, and the file that holds what is kept of them."""
 
     file: FileEntry
 
 
 @dataclass(frozen=True, kw_only=True)
-class Description:
+class GalleryIndexManifest:
     """What is kept says of itself: the shards it covers, how it was built, its files and their checksums.
 
     `build` counts how often it was learned; it was learned from the first `trained` of its `shards`.
@@ -57,7 +57,7 @@ class Description:
     build: int
     trained: int
     trained_file: FileEntry
-    shards: tuple[KeptShard, ...]
+    shards: tuple[EncodedShard, ...]
     build_s: float
     faiss: str
 
@@ -82,7 +82,9 @@ class Description:
         return sum(file.bytes for file in self.files)
 
 
-def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: bool = False) -> tuple[Description, str]:
+def build_gallery(
+    bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: bool = False
+) -> tuple[GalleryIndexManifest, str]:
     """Train on a sample of the bank and encode all its images. What is there already and fits is kept: a build that was
     interrupted goes on, and after images were added only theirs are encoded, with what was learned before.
 
@@ -101,7 +103,7 @@ def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress
     if len(bank) == 0:
         raise InputError(f"the bank {bank.path} is empty; extract images first")
     start = time.perf_counter()
-    chosen = find_method(recipe)
+    chosen = resolve_recipe(recipe)
     folder = index_folder(bank, recipe) / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     before = _known(bank, folder.parent)
@@ -118,7 +120,7 @@ def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress
     levels = {level.name: open_blocks(everything, level) for level in bank.layout.levels}
     with tqdm(total=len(everything), desc="index maps", unit="img", disable=None if progress else True) as bar:
         for number, shard in enumerate(bank.manifest.shards):
-            path = folder / _name(build, Covered(sha256=shard.sha256, count=shard.count))
+            path = folder / _name(build, IndexedShard(sha256=shard.sha256, count=shard.count))
             of = hash_json({"trained": trained_entry.sha256, "shard": shard.sha256})
             if (entry := _entry_of(path, of, held)) is None:
                 arrays = _encode(chosen, levels, trained, everything.rows_of_shard(number).tolist(), bar)
@@ -126,13 +128,13 @@ def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress
                 encoded += shard.count
             else:
                 bar.update(shard.count)
-            kept.append(KeptShard(sha256=shard.sha256, count=shard.count, file=entry))
+            kept.append(EncodedShard(sha256=shard.sha256, count=shard.count, file=entry))
     # What it was learned from stands first, so that `trained` can count it; shards that are gone since are not among them.
     first = {shard.sha256 for shard in (keep.shards[: keep.trained] if keep else kept)}
     shards = tuple(sorted(kept, key=lambda shard: shard.sha256 not in first))
     if keep and not encoded and trained_entry.sha256 == keep.trained_file.sha256 and len(shards) == len(keep.shards):
         return keep, "is up to date"
-    description = Description(
+    manifest = GalleryIndexManifest(
         recipe=recipe.name,
         gallery=recipe.build.gallery,
         settings=asdict(chosen.build),
@@ -144,30 +146,30 @@ def build_gallery(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress
         build_s=time.perf_counter() - start,
         faiss=import_faiss().__version__,
     )
-    write_description(folder.parent / _DESCRIPTION, FORMAT, SCHEMA, asdict(description))
-    _sweep(bank, folder, {entry.file for entry in description.files})
-    return description, f"added {encoded} images to it" if keep else f"built anew: {why}" if before else "built"
+    write_signed(folder.parent / _MANIFEST, FORMAT, SCHEMA, asdict(manifest))
+    _sweep(bank, folder, {entry.file for entry in manifest.files})
+    return manifest, f"added {encoded} images to it" if keep else f"built anew: {why}" if before else "built"
 
 
 def _trained_name(build: int) -> str:
     return f"trained-{build:03d}.h5"
 
 
-def _name(build: int, shard: Covered) -> str:
+def _name(build: int, shard: IndexedShard) -> str:
     """The file of what is kept of a shard."""
     return f"{build:03d}-{shard.sha256[:16]}.h5"
 
 
-def _next_build(folder: Path, before: Description | None, rebuild: bool) -> int:
+def _next_build(folder: Path, before: GalleryIndexManifest | None, rebuild: bool) -> int:
     """The number of a build that begins, or goes on where it was interrupted: nothing of another one passes for its own."""
     if before is not None:
         return before.build + 1
     builds = [int(path.stem[-3:]) for path in folder.glob("trained-[0-9][0-9][0-9].h5")]
-    unreadable = (folder.parent / _DESCRIPTION).exists()
+    unreadable = (folder.parent / _MANIFEST).exists()
     return max(builds, default=-1) + 1 if rebuild or unreadable else max(builds, default=0)
 
 
-def _why_anew(bank: Snapshot, recipe: Recipe, chosen: Chosen, before: Description | None) -> str | None:
+def _why_anew(bank: Snapshot, recipe: Recipe, chosen: ResolvedRecipe, before: GalleryIndexManifest | None) -> str | None:
     """Why what is kept is of no more use; None where it is, or where there is nothing."""
     if before is None:
         return None
@@ -177,7 +179,7 @@ def _why_anew(bank: Snapshot, recipe: Recipe, chosen: Chosen, before: Descriptio
     return why_learn_anew(bank, before.shards, before.trained)
 
 
-def _trained_entry(bank: Snapshot, recipe: Recipe, chosen: Chosen, path: Path, held: dict[str, str]) -> FileEntry:
+def _trained_entry(bank: Snapshot, recipe: Recipe, chosen: ResolvedRecipe, path: Path, held: dict[str, str]) -> FileEntry:
     """The file of what is learned; made where it is not there."""
     how = hash_json(
         {"schema": SCHEMA, "gallery": recipe.build.gallery, "settings": asdict(chosen.build), "layout": asdict(bank.layout)}
@@ -201,8 +203,8 @@ def _sweep(bank: Bank, folder: Path, named: set[str]) -> None:
                 path.unlink()
 
 
-class KeptLevel:
-    """What is kept of one level; an image that was added since the build is encoded when it is met. See `gallery.Kept`."""
+class EncodedLevel:
+    """What is kept of one level; an image that was added since the build is encoded when it is met. See `gallery.Encoded`."""
 
     def __init__(self, opened: _Opened, level: Level, blocks: Blocks) -> None:
         self._opened = opened
@@ -230,7 +232,7 @@ class KeptLevel:
 @dataclass(frozen=True, eq=False)
 class _Opened:
     bank: Snapshot
-    chosen: Chosen
+    chosen: ResolvedRecipe
     trained: dict[str, Arrays]
     files: dict[str, tuple[Path, str]]
 
@@ -243,47 +245,49 @@ def open_gallery(bank: Snapshot, recipe: Recipe) -> _Opened:
     """
     folder = index_folder(bank, recipe)
     command = f"spade-faiss index {bank.path} --recipe {recipe.name}"
-    if not (folder / _DESCRIPTION).is_file():
+    if not (folder / _MANIFEST).is_file():
         raise BankError(f"the bank {bank.path} has no index {recipe.name!r} of its maps; build it with: {command}")
-    description = _read(folder, command)
-    chosen = find_method(recipe)
+    manifest = _read(folder, command)
+    chosen = resolve_recipe(recipe)
     for name, found, wanted in (
-        ("gallery", description.gallery, recipe.build.gallery),
-        ("settings", description.settings, asdict(chosen.build)),
+        ("gallery", manifest.gallery, recipe.build.gallery),
+        ("settings", manifest.settings, asdict(chosen.build)),
     ):
         if found != wanted:
             raise BankError(f"index {folder} was built with {name} {found}, the recipe says {wanted}; run: {command}")
-    check_covers(bank, description.shards, folder, command)
-    for entry in description.files:
+    check_covers(bank, manifest.shards, folder, command)
+    for entry in manifest.files:
         path = folder / _FOLDER / entry.file
-        check_file(path, entry, str(path), _DESCRIPTION, f"rebuild it with: {command} --rebuild")
-    trained = folder / _FOLDER / description.trained_file.file
-    if hash_file(trained) != description.trained_file.sha256:  # all searches rest on it, and it is small
+        check_file(path, entry, str(path), _MANIFEST, f"rebuild it with: {command} --rebuild")
+    trained = folder / _FOLDER / manifest.trained_file.file
+    if hash_file(trained) != manifest.trained_file.sha256:  # all searches rest on it, and it is small
         raise BankError(f"{trained} has changed since it was written; rebuild it with: {command} --rebuild")
     return _Opened(
         bank,
         chosen,
-        _by_level(map_arrays(trained, description.trained_file.sha256).arrays),
-        {shard.sha256: (folder / _FOLDER / shard.file.file, shard.file.sha256) for shard in description.shards},
+        _by_level(map_arrays(trained, manifest.trained_file.sha256).arrays),
+        {shard.sha256: (folder / _FOLDER / shard.file.file, shard.file.sha256) for shard in manifest.shards},
     )
 
 
-def built_galleries(bank: Snapshot, recipe: str = "*") -> list[Description]:
+def built_galleries(bank: Snapshot, recipe: str = "*") -> list[GalleryIndexManifest]:
     """What everything that was built over the bank's maps, or for one recipe, says of itself."""
-    folders = sorted(path.parent for path in (bank.path / "indexes").glob(f"{recipe}/{_DESCRIPTION}"))
+    folders = sorted(path.parent for path in (bank.path / "indexes").glob(f"{recipe}/{_MANIFEST}"))
     return [_read(folder, _command(bank, folder)) for folder in folders]
 
 
-def check_gallery(bank: Snapshot, description: Description) -> None:
+def check_gallery(bank: Snapshot, manifest: GalleryIndexManifest) -> None:
     """Raise BankError if a file that is kept is not the one that was written; all of them are read in full."""
-    folder = bank.path / "indexes" / description.recipe / _FOLDER
-    for entry in description.files:
+    folder = bank.path / "indexes" / manifest.recipe / _FOLDER
+    for entry in manifest.files:
         if not (path := folder / entry.file).is_file() or hash_file(path) != entry.sha256:
-            command = f"spade-faiss index {bank.path} --recipe {description.recipe} --rebuild"
+            command = f"spade-faiss index {bank.path} --recipe {manifest.recipe} --rebuild"
             raise BankError(f"{path} is missing or has changed since it was written; rebuild it with: {command}")
 
 
-def _encode(chosen: Chosen, levels: dict[str, Blocks], trained: dict[str, Arrays], rows: Sequence[int], bar: Any) -> Arrays:
+def _encode(
+    chosen: ResolvedRecipe, levels: dict[str, Blocks], trained: dict[str, Arrays], rows: Sequence[int], bar: Any
+) -> Arrays:
     """The encoded images of a shard, stacked."""
     assert chosen.method.encode is not None
     stacks: Arrays = {}
@@ -305,10 +309,10 @@ def _by_level(arrays: Arrays) -> dict[str, Arrays]:
     return by_level
 
 
-def _known(bank: Snapshot, folder: Path) -> Description | None:
+def _known(bank: Snapshot, folder: Path) -> GalleryIndexManifest | None:
     """What is there says of itself; None where there is nothing to be read."""
     try:
-        return _read(folder, _command(bank, folder)) if (folder / _DESCRIPTION).is_file() else None
+        return _read(folder, _command(bank, folder)) if (folder / _MANIFEST).is_file() else None
     except BankError as error:
         _log.warning("%s", error)
         return None
@@ -318,11 +322,11 @@ def _command(bank: Snapshot, folder: Path) -> str:
     return f"spade-faiss index {bank.path} --recipe {folder.name}"
 
 
-def _read(folder: Path, command: str) -> Description:
-    path = folder / _DESCRIPTION
-    _, content = read_description(path, FORMAT, (SCHEMA,), f"rebuild the index with: {command}")
+def _read(folder: Path, command: str) -> GalleryIndexManifest:
+    path = folder / _MANIFEST
+    _, content = read_signed(path, FORMAT, (SCHEMA,), f"rebuild the index with: {command}")
     try:
-        return from_mapping(Description, content, str(path))
+        return from_mapping(GalleryIndexManifest, content, str(path))
     except InputError as error:
         raise BankError(f"{error}; rebuild the index with: {command}") from error
 

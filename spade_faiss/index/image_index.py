@@ -17,18 +17,25 @@ from spade_faiss.core.device import CPU, Device
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, atomic_path, hash_file
 from spade_faiss.core.schema import from_mapping
-from spade_faiss.core.signed_json import read_description, write_description
+from spade_faiss.core.signed_json import read_signed, write_signed
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.index.gpu import to_cards
-from spade_faiss.index.staleness import Covered, check_covers, check_listed, index_folder, too_dead, why_learn_anew
+from spade_faiss.index.staleness import (
+    IndexedShard,
+    check_covers,
+    check_listed,
+    index_folder,
+    too_many_tombstones,
+    why_learn_anew,
+)
 from spade_faiss.search.distances import direct_sq_dist, import_faiss, rounding_of, scan, sort_by_distance, sq_norms
 from spade_faiss.search.recipe import Recipe
 
 FORMAT = "spade_faiss image index"
 SCHEMA = 3
 
-_DESCRIPTION = "index.json"
-# Candidates beyond k: a matrix product's rounding may swap near neighbours, a direct evaluation puts them right. Where it may
+_MANIFEST = "index.json"
+# Candidates beyond k: a matrix product's rounding may swap near neighbors, a direct evaluation puts them right. Where it may
 # have swapped more than these, the flat rows are searched without it.
 _SPARE = 8
 _TRAIN_ROWS = 100_000
@@ -38,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Description:
+class ImageIndexManifest:
     """What an index file says of itself: the shards it covers, how it was built, and its checksum.
 
     `build` counts the files that were written in its place. It learned from the first `trained` of its `shards`.
@@ -49,7 +56,7 @@ class Description:
     generation: int
     build: int
     trained: int
-    shards: tuple[Covered, ...]
+    shards: tuple[IndexedShard, ...]
     file: FileEntry
     faiss: str
 
@@ -72,7 +79,9 @@ class Description:
 class ImageIndex:
     """Nearest normals by embedding. Images that the built index does not cover are searched flat beside it."""
 
-    def __init__(self, bank: Snapshot, index: Any, shards: Sequence[Covered], query: str = "", device: Device = CPU) -> None:
+    def __init__(
+        self, bank: Snapshot, index: Any, shards: Sequence[IndexedShard], query: str = "", device: Device = CPU
+    ) -> None:
         faiss = import_faiss()
         self._bank = bank
         self._index = index
@@ -89,11 +98,11 @@ class ImageIndex:
         # (tail,), the bank row of each image that is searched flat; ascending.
         self._tail_rows: IntArray = np.concatenate([np.empty(0, np.int64), *(of[of >= 0] for of in rows)])
         # L2 does not depend on the origin, rounding does: near the data it is smaller.
-        self._centre = np.zeros(bank.layout.embedding_dim, np.float32)
+        self._center = np.zeros(bank.layout.embedding_dim, np.float32)
         for xb in self._tail_blocks():
             if self._tail.ntotal == 0:
-                self._centre = xb.mean(axis=0)
-            self._tail.add(xb - self._centre)
+                self._center = xb.mean(axis=0)
+            self._tail.add(xb - self._center)
         if query:
             try:
                 faiss.ParameterSpace().set_index_parameters(index, query)
@@ -112,24 +121,23 @@ class ImageIndex:
             return cls(bank, import_faiss().IndexFlatL2(bank.layout.embedding_dim), (), recipe.query.image, device)
         folder = index_folder(bank, recipe)
         command = f"spade-faiss index {bank.path} --recipe {recipe.name}"
-        if not (folder / _DESCRIPTION).is_file():
+        if not (folder / _MANIFEST).is_file():
             raise BankError(f"the bank {bank.path} has no index {recipe.name!r}; build it with: {command}")
         while True:
-            description = _read(folder, command)
-            if description.factory != recipe.build.image:
+            manifest = _read(folder, command)
+            if manifest.factory != recipe.build.image:
                 raise BankError(
-                    f"index {folder} was built as {description.factory!r}, the recipe says {recipe.build.image!r}; "
-                    f"run: {command}"
+                    f"index {folder} was built as {manifest.factory!r}, the recipe says {recipe.build.image!r}; run: {command}"
                 )
             try:
-                index = _load(folder, description, command)
+                index = _load(folder, manifest, command)
             except BankError:
-                if _read(folder, command) == description:  # else another process has just built it again
+                if _read(folder, command) == manifest:  # else another process has just built it again
                     raise
             else:
                 break
-        check_covers(bank, description.shards, folder, command)
-        return cls(bank, index, description.shards, recipe.query.image, device)
+        check_covers(bank, manifest.shards, folder, command)
+        return cls(bank, index, manifest.shards, recipe.query.image, device)
 
     @property
     def covered(self) -> int:
@@ -149,11 +157,11 @@ class ImageIndex:
         candidates = self._candidates(xq, k)
         if self._tail.ntotal == 0:
             return self._nearest(xq, candidates, k)
-        centred = xq - self._centre
-        found, I = self._tail.search(centred, min(k + _SPARE, self._tail.ntotal))
+        centered = xq - self._center
+        found, I = self._tail.search(centered, min(k + _SPARE, self._tail.ntotal))
         D, rows = self._nearest(xq, np.concatenate([candidates, np.where(I < 0, -1, self._tail_rows[I])], axis=1), k)
         if I.shape[1] < self._tail.ntotal:
-            rounding = rounding_of(sq_norms(centred), D[:, -1], xq.shape[1])
+            rounding = rounding_of(sq_norms(centered), D[:, -1], xq.shape[1])
             (doubtful,) = np.nonzero(D[:, -1] >= found[:, -1] - rounding)
             if len(doubtful):
                 every = np.concatenate([candidates[doubtful], self._scan_tail(xq[doubtful], k)], axis=1)
@@ -179,9 +187,7 @@ class ImageIndex:
     def _nearest(self, xq: FloatArray, candidates: IntArray, k: int) -> tuple[FloatArray, IntArray]:
         """The k nearest of each line's candidate rows, by direct distances; -1 is no row."""
         if (np.sum(candidates >= 0, axis=1) < k).any():
-            raise InputError(
-                f"the image index returned fewer than k={k} neighbours; raise its query parameters (recipe: query)"
-            )
+            raise InputError(f"the image index returned fewer than k={k} neighbors; raise its query parameters (recipe: query)")
         rows, positions = np.unique(candidates, return_inverse=True)
         xb = self._bank.embedding(np.maximum(rows, 0))
         D = direct_sq_dist(xq, xb, positions.reshape(candidates.shape))
@@ -212,7 +218,9 @@ def check_factory(recipe: Recipe, embedding_dim: int) -> None:
         raise InputError(f"FAISS could not make {recipe.build.image!r} for d={embedding_dim}: {error}") from error
 
 
-def build_image_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: bool = False) -> tuple[Description, str]:
+def build_image_index(
+    bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: bool = False
+) -> tuple[ImageIndexManifest, str]:
     """Bring the recipe's index up to date with a bank: add what it does not cover, or build it where there is none, it was
     built otherwise, or what it learned does not fit any more.
 
@@ -229,7 +237,7 @@ def build_image_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, prog
     command = f"spade-faiss index {bank.path} --recipe {recipe.name}"
     before = _known(folder, command)
     index, why = (None, "asked for") if rebuild else _to_add_to(bank, recipe, before, command)
-    covered: list[Covered] = list(before.shards) if before and index is not None else []
+    covered: list[IndexedShard] = list(before.shards) if before and index is not None else []
     names = {shard.sha256 for shard in covered}
     missing = [number for number, shard in enumerate(bank.manifest.shards) if shard.sha256 not in names]
     if before and index is not None and not missing:
@@ -263,46 +271,46 @@ def build_image_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, prog
             faiss.write_index(index, faiss.PyCallbackIOWriter(opened.write))
         digest = hash_file(temporary)
     shards = [bank.manifest.shards[number] for number in missing]
-    description = Description(
+    manifest = ImageIndexManifest(
         recipe=recipe.name,
         factory=recipe.build.image,
         generation=bank.generation,
         build=build,
         trained=trained,
-        shards=(*covered, *(Covered(sha256=shard.sha256, count=shard.count) for shard in shards)),
+        shards=(*covered, *(IndexedShard(sha256=shard.sha256, count=shard.count) for shard in shards)),
         file=FileEntry.of(file, digest),
         faiss=faiss.__version__,
     )
-    write_description(folder / _DESCRIPTION, FORMAT, SCHEMA, asdict(description))
+    write_signed(folder / _MANIFEST, FORMAT, SCHEMA, asdict(manifest))
     for path in folder.glob("*.faiss"):
         if path != file:
             path.unlink()
-    return description, done
+    return manifest, done
 
 
-def built_indexes(bank: Snapshot, recipe: str = "*") -> list[Description]:
+def built_indexes(bank: Snapshot, recipe: str = "*") -> list[ImageIndexManifest]:
     """What every index that was built beside the bank, or that of one recipe, says of itself."""
-    folders = sorted(path.parent for path in (bank.path / "indexes").glob(f"{recipe}/{_DESCRIPTION}"))
+    folders = sorted(path.parent for path in (bank.path / "indexes").glob(f"{recipe}/{_MANIFEST}"))
     return [_read(folder, f"spade-faiss index {bank.path} --recipe {folder.name}") for folder in folders]
 
 
-def check_index(bank: Snapshot, description: Description) -> None:
+def check_index(bank: Snapshot, manifest: ImageIndexManifest) -> None:
     """Raise BankError if the file of an index is not the one that was written."""
-    folder = bank.path / "indexes" / description.recipe
-    _load(folder, description, f"spade-faiss index {bank.path} --recipe {description.recipe} --rebuild")
+    folder = bank.path / "indexes" / manifest.recipe
+    _load(folder, manifest, f"spade-faiss index {bank.path} --recipe {manifest.recipe} --rebuild")
 
 
 def _name(build: int) -> str:
     return f"image-{build:06d}.faiss"
 
 
-def _to_add_to(bank: Snapshot, recipe: Recipe, before: Description | None, command: str) -> tuple[Any, str]:
+def _to_add_to(bank: Snapshot, recipe: Recipe, before: ImageIndexManifest | None, command: str) -> tuple[Any, str]:
     """The index that is there, if it can be added to, and if not, why."""
     if before is None:
         return None, ""
     if before.factory != recipe.build.image:
         return None, f"it was {before.factory!r}, the recipe says {recipe.build.image!r}"
-    if why := too_dead(bank, before.shards) or why_learn_anew(bank, before.shards, before.trained):
+    if why := too_many_tombstones(bank, before.shards) or why_learn_anew(bank, before.shards, before.trained):
         return None, why
     try:
         return _load(index_folder(bank, recipe), before, command), ""
@@ -310,31 +318,31 @@ def _to_add_to(bank: Snapshot, recipe: Recipe, before: Description | None, comma
         return None, str(error)
 
 
-def _load(folder: Path, description: Description, command: str) -> Any:
-    """The FAISS index that a description names. FAISS trusts what it reads: only the file that was written is opened."""
-    file = folder / description.file.file
-    if not file.is_file() or (found := hash_file(file)) != description.file.sha256:
-        state = f"has sha256 {found}, expected {description.file.sha256}" if file.is_file() else "is missing"
+def _load(folder: Path, manifest: ImageIndexManifest, command: str) -> Any:
+    """The FAISS index that a manifest names. FAISS trusts what it reads: only the file that was written is opened."""
+    file = folder / manifest.file.file
+    if not file.is_file() or (found := hash_file(file)) != manifest.file.sha256:
+        state = f"has sha256 {found}, expected {manifest.file.sha256}" if file.is_file() else "is missing"
         raise BankError(f"{file} {state}; rebuild it with: {command}")
     index = import_faiss().read_index(str(file))
-    if index.ntotal != description.count:
-        raise BankError(f"{file} holds {index.ntotal} entries, its description says {description.count}; run: {command}")
+    if index.ntotal != manifest.count:
+        raise BankError(f"{file} holds {index.ntotal} entries, its manifest says {manifest.count}; run: {command}")
     return index
 
 
-def _known(folder: Path, command: str) -> Description | None:
+def _known(folder: Path, command: str) -> ImageIndexManifest | None:
     """What is there says of itself; None where there is nothing to be read."""
     try:
-        return _read(folder, command) if (folder / _DESCRIPTION).is_file() else None
+        return _read(folder, command) if (folder / _MANIFEST).is_file() else None
     except BankError as error:
         _log.warning("%s", error)
         return None
 
 
-def _read(folder: Path, command: str) -> Description:
-    path = folder / _DESCRIPTION
-    _, content = read_description(path, FORMAT, (SCHEMA,), f"rebuild the index with: {command}")
+def _read(folder: Path, command: str) -> ImageIndexManifest:
+    path = folder / _MANIFEST
+    _, content = read_signed(path, FORMAT, (SCHEMA,), f"rebuild the index with: {command}")
     try:
-        return from_mapping(Description, content, str(path))
+        return from_mapping(ImageIndexManifest, content, str(path))
     except InputError as error:
         raise BankError(f"{error}; rebuild the index with: {command}") from error

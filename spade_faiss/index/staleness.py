@@ -15,7 +15,7 @@ from spade_faiss.core.types import FloatArray
 from spade_faiss.search.recipe import Recipe
 
 # Beyond these, what was built is made anew rather than added to.
-_MOST_DEAD = 0.25
+_MOST_TOMBSTONES = 0.25
 _MOST_GROWTH = 4.0
 _MOST_SPREAD = 1.5
 # Embeddings that tell how far a set of images spreads; fewer than the least tell nothing.
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Covered:
+class IndexedShard:
     """A shard that was indexed, all of its images, removed ones too: by its content, so that no other passes for it."""
 
     sha256: str
@@ -34,7 +34,7 @@ class Covered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Freshness:
+class Staleness:
     """How an index stands to its bank: images `covered`, images it does not know yet, and `dead` entries without an image."""
 
     covered: int
@@ -48,13 +48,13 @@ class Freshness:
         return ", ".join(parts)
 
 
-def check_listed(shards: Sequence[Covered]) -> None:
+def check_listed(shards: Sequence[IndexedShard]) -> None:
     """Raise InputError if this is no list of what an index covers."""
     if len({shard.sha256 for shard in shards}) < len(shards) or any(shard.count < 1 for shard in shards):
         raise InputError(f"it lists a shard twice, or one without images: {shards}")
 
 
-def check_covers(bank: Snapshot, shards: Sequence[Covered], folder: Path, command: str) -> None:
+def check_covers(bank: Snapshot, shards: Sequence[IndexedShard], folder: Path, command: str) -> None:
     """Raise BankError if an index says otherwise of a shard than the bank; warn if it covers nothing that the bank holds."""
     held = {shard.sha256: shard.count for shard in bank.manifest.shards}
     if len(bank) and not any(shard.sha256 in held for shard in shards):
@@ -66,24 +66,24 @@ def check_covers(bank: Snapshot, shards: Sequence[Covered], folder: Path, comman
             raise BankError(f"index {folder} says that a shard has {shard.count} images, it has {count}; run: {command}")
 
 
-def freshness(bank: Snapshot, shards: Sequence[Covered]) -> Freshness:
+def staleness(bank: Snapshot, shards: Sequence[IndexedShard]) -> Staleness:
     """How an index over these shards stands to a bank."""
     held = {shard.sha256: shard.live_count for shard in bank.manifest.shards}
     covered = sum(held.get(shard.sha256, 0) for shard in shards)
-    return Freshness(covered=covered, beside=len(bank) - covered, dead=sum(shard.count for shard in shards) - covered)
+    return Staleness(covered=covered, beside=len(bank) - covered, dead=sum(shard.count for shard in shards) - covered)
 
 
-def too_dead(bank: Snapshot, shards: Sequence[Covered]) -> str | None:
+def too_many_tombstones(bank: Snapshot, shards: Sequence[IndexedShard]) -> str | None:
     """Why an index that passes over its dead entries in every search should be made anew; None where it need not.
 
     Removed images of shards that are there stay among the entries until the bank is compacted: they may come back.
     """
     held = {shard.sha256 for shard in bank.manifest.shards}
     entries, dead = sum(shard.count for shard in shards), sum(shard.count for shard in shards if shard.sha256 not in held)
-    return f"{dead} of its {entries} entries are of images that are gone" if dead > _MOST_DEAD * entries else None
+    return f"{dead} of its {entries} entries are of images that are gone" if dead > _MOST_TOMBSTONES * entries else None
 
 
-def why_learn_anew(bank: Snapshot, shards: Sequence[Covered], trained: int) -> str | None:
+def why_learn_anew(bank: Snapshot, shards: Sequence[IndexedShard], trained: int) -> str | None:
     """Why what was learned fits the bank no more; None where it does.
 
     Args:
@@ -102,8 +102,8 @@ def why_learn_anew(bank: Snapshot, shards: Sequence[Covered], trained: int) -> s
         return "the images it learned from are gone"
     if min(len(then), len(since)) < _LEAST:
         return None
-    centre = then.mean(axis=0)
-    spread, before = (float(np.sqrt(np.square(xb - centre).sum(axis=1).mean())) for xb in (since, then))
+    center = then.mean(axis=0)
+    spread, before = (float(np.sqrt(np.square(xb - center).sum(axis=1).mean())) for xb in (since, then))
     if spread > _MOST_SPREAD * before:
         return f"images added since lie {spread / max(before, 1e-30):.1f} times as far from the mean as those it learned from"
     return None

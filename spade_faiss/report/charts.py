@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from spade_faiss.core.errors import InputError
 
-# Okabe and Ito's blue, vermilion and green: told apart by every kind of colour vision.
+# Okabe and Ito's blue, vermilion and green: told apart by every kind of color vision.
 NORMAL, DEFECTIVE, THIRD = "#0072b2", "#d55e00", "#009e73"
 # Ink, muted ink and hairlines follow the page: the page may set these CSS variables for a dark ground.
 _INK, _MUTED, _LINE = "#1d2127", "#5b6470", "#d9dde3"
@@ -65,11 +65,11 @@ def histogram(
     if defective is not None:
         labels = np.asarray(defective, dtype=bool)
         groups = [("normal", NORMAL, scores[~labels]), ("defective", DEFECTIVE, scores[labels])]
-    for label, colour, values in groups:
+    for label, color, values in groups:
         name = f"{label} ({len(values)})" if label else None
         counts = np.histogram(values, edges)[0]
-        axes.stairs(counts, edges, fill=True, color=colour, alpha=0.3)
-        axes.stairs(counts, edges, color=colour, linewidth=1.5, label=name)
+        axes.stairs(counts, edges, fill=True, color=color, alpha=0.3)
+        axes.stairs(counts, edges, color=color, linewidth=1.5, label=name)
     axes.set_xlabel(title)
     axes.set_ylabel("images")
     for (name, at), dashes in zip(marks.items(), ("--", ":", "-."), strict=False):
@@ -112,11 +112,11 @@ def rate_chart(groups: Mapping[str, Values], limit: float, title: str = "asked a
     axes.plot([0, limit], [0, limit], color=_MUTED, linewidth=1, label="asked = achieved")
     if len(groups) > len(_STYLES):
         raise InputError(f"a chart tells {len(_STYLES)} groups apart, got {len(groups)}")
-    for (name, p), (colour, dashes) in zip(groups.items(), _STYLES, strict=False):
+    for (name, p), (color, dashes) in zip(groups.items(), _STYLES, strict=False):
         ordered = np.sort(np.asarray(p, np.float64))
         x, count = np.unique(ordered, return_counts=True)
         y = np.cumsum(count) / max(1, len(ordered))
-        axes.step([0, *x, 1], [0, *y, 1], where="post", color=colour, linestyle=dashes, linewidth=1.8, label=name)
+        axes.step([0, *x, 1], [0, *y, 1], where="post", color=color, linestyle=dashes, linewidth=1.8, label=name)
     axes.set(xlim=(0, limit), ylim=(-0.01, 1.01), xlabel="alpha asked", ylabel="share of alarms")
     _legend(axes, "best")
     return _svg(figure, title)
@@ -125,10 +125,10 @@ def rate_chart(groups: Mapping[str, Values], limit: float, title: str = "asked a
 def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
     if len(curves) > len(_STYLES):
         raise InputError(f"a chart tells {len(_STYLES)} curves apart, got {len(curves)}")
-    for curve, (colour, dashes) in zip(curves, _STYLES, strict=False):
+    for curve, (color, dashes) in zip(curves, _STYLES, strict=False):
         if curve.x.shape != curve.y.shape or not len(curve.x):
             raise InputError(f"curve {curve.label!r} needs as many x as y, got {curve.x.shape} and {curve.y.shape}")
-        axes.plot(curve.x, curve.y, color=colour, linestyle=dashes, linewidth=1.8, label=f"{curve.label}  {curve.area:.3f}")
+        axes.plot(curve.x, curve.y, color=color, linestyle=dashes, linewidth=1.8, label=f"{curve.label}  {curve.area:.3f}")
 
 
 def _chart() -> tuple[Figure, Axes]:
@@ -152,7 +152,7 @@ def _legend(axes: Axes, place: Literal["best", "lower right"], title: str = "") 
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """The figure as an <svg> element: deterministic, without size (the page sets it), in the page's font and colours."""
+    """The figure as an <svg> element: deterministic, without size (the page sets it), in the page's font and colors."""
     FigureCanvasSVG(figure)
     for name in figure.findobj(Text):
         name.set_parse_math(False)  # a name between dollar signs is no formula
@@ -166,6 +166,6 @@ def _svg(figure: Figure, title: str) -> str:
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # figure_1, axes_1, ...: ids that a page with two charts would hold twice
     svg = re.sub(r"font-family: [^;]*; ", "", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable}, {colour})")
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, f"var({variable}, {color})")
     return re.sub(r"\s*\n\s*", "\n", svg).strip()

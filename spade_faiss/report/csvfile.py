@@ -30,7 +30,7 @@ def write_csv(
 ) -> None:
     """Write id, image_score, map_score, rank (1: highest image_score), kind if there is one, neighbor_1, dist_1, and so on.
 
-    With verdicts, p_image, p_map, p_value and alarm (1 or 0) stand before the neighbours; p_map is empty without a map.
+    With verdicts, p_image, p_map, p_value and alarm (1 or 0) stand before the neighbors; p_map is empty without a map.
 
     Args:
         path: the file to make or replace, atomically; its folder exists.

@@ -22,12 +22,12 @@ from spade_faiss.report.model import Card, Cell, ImageRow, Match, Report, Table
 from spade_faiss.report.pictures import (
     OUTLINE,
     Box,
-    Colour,
+    Color,
     Picture,
     check_picture,
-    colour_scale,
+    color_scale,
     heat_map,
-    level_colours,
+    level_colors,
     outline,
     overlay,
 )
@@ -49,7 +49,7 @@ def write_html(path: str | os.PathLike[str], report: Report) -> None:
 
     Raises:
         InputError: a picture or mask does not have its map's size, a match is of none of the report's levels, a chart is no
-            SVG, or there are cards but no colour range.
+            SVG, or there are cards but no color range.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["shown"] = shown
@@ -65,15 +65,15 @@ def shown(text: str) -> str:
 
 
 class _View:
-    """What the template asks of a report: texts, colours and pictures, ready to place."""
+    """What the template asks of a report: texts, colors and pictures, ready to place."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
         numbers = itertools.count(1)
         self.groups = [(group, [(f"card-{next(numbers)}", card) for card in group.cards]) for group in report.groups]
         cards = [pair for _, pairs in self.groups for pair in pairs]
-        if cards and report.colours is None:
-            raise InputError("a report with cards needs `colours`, the range of their heat maps; see pictures.colour_range")
+        if cards and report.colors is None:
+            raise InputError("a report with cards needs `colors`, the range of their heat maps; see pictures.color_range")
         if bad := next((chart for chart in report.charts if not chart.svg.startswith("<svg")), None):
             raise InputError(f"the chart {bad.title!r} is no <svg> element; make it with report.charts")
         ranks = rank([image.image_score for image in report.images]).tolist()
@@ -84,9 +84,9 @@ class _View:
         self.map_score = _number_format([image.map_score for image in report.images])
         self._top = max((image.image_score for image in self.rows if math.isfinite(image.image_score)), default=0.0)
         self._anchors = {card.image.id: anchor for anchor, card in reversed(cards)}  # the first card of each image
-        self.levels = {level: _css(colour) for level, colour in level_colours(report.levels).items()}
+        self.levels = {level: _css(color) for level, color in level_colors(report.levels).items()}
         self.outline = _css(OUTLINE)
-        self.scale = [_css(colour) for colour in colour_scale(9)]
+        self.scale = [_css(color) for color in color_scale(9)]
         self.has_labels = any(image.kind is not None for image in report.images)
         self.has_verdicts = any(image.alarm is not None for image in report.images)
         self.has_regions = any(card.regions for _, card in cards)
@@ -116,8 +116,8 @@ class _View:
 
     def heat(self, card: Card) -> str:
         """The card's heat map over its picture (alone, if that is missing) with the ground truth's outline, as a data URI."""
-        assert self._report.colours is not None
-        low, high = self._report.colours
+        assert self._report.colors is not None
+        low, high = self._report.colors
         shaded = heat_map(card.map, low, high) if card.picture is None else overlay(card.picture, card.map, low, high)
         return _data_uri(shaded if card.mask is None else outline(shaded, card.mask), crisp=True)
 
@@ -134,8 +134,8 @@ class _View:
         )
         return left, top, right - left, bottom - top
 
-    def colour(self, match: Match) -> str:
-        """The CSS colour of a match's level."""
+    def color(self, match: Match) -> str:
+        """The CSS color of a match's level."""
         if match.level not in self.levels:
             raise InputError(f"a match is of level {match.level!r}, the report has levels {', '.join(self.levels) or 'none'}")
         return self.levels[match.level]
@@ -171,11 +171,11 @@ def _number_format(values: Iterable[float]) -> Callable[[float], str]:
 
 def _data_uri(picture: Picture, *, crisp: bool) -> str:
     data = io.BytesIO()
-    # Half the colour resolution does not show on a photo, but it frays the edges of drawn colours. Not `optimize`: with it
+    # Half the color resolution does not show on a photo, but it frays the edges of drawn colors. Not `optimize`: with it
     # Pillow cannot write a picture that takes more than about a byte a pixel.
     Image.fromarray(picture).save(data, format="JPEG", quality=_QUALITY, subsampling=0 if crisp else 2)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
 
 
-def _css(colour: Colour) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
+def _css(color: Color) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)

@@ -76,8 +76,8 @@ class NormalPicture:
 
     Args:
         id: its name.
-        place: 1 for the nearest; None for one that is no neighbour but was matched.
-        distance: to the image; NaN for one that is no neighbour.
+        place: 1 for the nearest; None for one that is no neighbor but was matched.
+        distance: to the image; NaN for one that is no neighbor.
         picture: (H, W, 3) uint8 as the backbone saw it, or None: then `missing` says why there is none.
         matches: the levels that matched the strongest pixel to this image.
     """
@@ -134,8 +134,8 @@ class Report:
         summary: tables next to them: metrics, results per kind of defect.
         charts: from `charts.py`.
         groups: the images shown in full.
-        colours: (low, high) of all their heat maps, see `pictures.colour_range`; needed if there are any.
-        levels: the names that their matches use, finest first; they get their colours in this order.
+        colors: (low, high) of all their heat maps, see `pictures.color_range`; needed if there are any.
+        levels: the names that their matches use, finest first; they get their colors in this order.
         images: every scored image, in any order.
         details: tables at the end: settings, bank, time, skipped files.
     """
@@ -147,7 +147,7 @@ class Report:
     summary: tuple[Table, ...] = ()
     charts: tuple[Chart, ...] = ()
     groups: tuple[CardGroup, ...] = ()
-    colours: tuple[float, float] | None = None
+    colors: tuple[float, float] | None = None
     levels: tuple[str, ...] = ()
     images: tuple[ImageRow, ...] = ()
     details: tuple[Table, ...] = ()

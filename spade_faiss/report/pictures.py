@@ -1,4 +1,4 @@
-"""Score maps as colours: heat maps, overlays on the picture, the outline of the ground truth, and PNG files of them."""
+"""Score maps as colors: heat maps, overlays on the picture, the outline of the ground truth, and PNG files of them."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from spade_faiss.core.types import FloatArray
 
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Box = tuple[int, int, int, int]
 
-COLOURMAP = "inferno"
-_COLOURMAP_PART = (0.3, 0.97)  # what lies below is too dark to be told from a dark picture, what lies above from a white one
-OUTLINE: Colour = (90, 230, 255)
-_HALO: Colour = (0, 0, 0)
+COLORMAP = "inferno"
+_COLORMAP_PART = (0.3, 0.97)  # what lies below is too dark to be told from a dark picture, what lies above from a white one
+OUTLINE: Color = (90, 230, 255)
+_HALO: Color = (0, 0, 0)
 _ALPHA = 0.85  # of the strongest score: the picture stays to be seen through it
-# Okabe and Ito's colours for all kinds of colour vision, the ones that stand out on photos.
-_LEVEL_COLOURS: tuple[Colour, ...] = ((86, 180, 233), (240, 228, 66), (204, 121, 167), (0, 158, 115), (230, 159, 0))
+# Okabe and Ito's colors for all kinds of color vision, the ones that stand out on photos.
+_LEVEL_COLORS: tuple[Color, ...] = ((86, 180, 233), (240, 228, 66), (204, 121, 167), (0, 158, 115), (230, 159, 0))
 
 
-def colour_range(maps: Iterable[FloatArray], defective: Sequence[bool] | None = None) -> tuple[float, float]:
-    """The scores that colours start and end at, for all pictures of a report, so that they can be compared.
+def color_range(maps: Iterable[FloatArray], defective: Sequence[bool] | None = None) -> tuple[float, float]:
+    """The scores that colors start and end at, for all pictures of a report, so that they can be compared.
 
-    With labels, colour starts at the median maximum of the normal maps and is full at the median maximum of the defective
+    With labels, color starts at the median maximum of the normal maps and is full at the median maximum of the defective
     ones. Without, it starts where 95 % of the median map lie below, and is full at the 99 % quantile of all maxima.
 
     Args:
@@ -49,7 +49,7 @@ def colour_range(maps: Iterable[FloatArray], defective: Sequence[bool] | None = 
     """
     quantiles = np.array([np.quantile(scores, (0.95, 1.0)) for scores in maps])
     if not len(quantiles) or not np.isfinite(quantiles).all():
-        raise InputError(f"a colour range needs at least one map and finite scores, got {len(quantiles)} maps")
+        raise InputError(f"a color range needs at least one map and finite scores, got {len(quantiles)} maps")
     usual, maxima = quantiles.T
     low, high = np.median(usual), np.quantile(maxima, 0.99)
     if defective is not None:
@@ -62,25 +62,25 @@ def colour_range(maps: Iterable[FloatArray], defective: Sequence[bool] | None = 
 
 
 def heat_map(scores: FloatArray, low: float, high: float) -> Picture:
-    """(H, W, 3) colours for the (H, W) map `scores`: inferno without its ends, from purple at `low` to pale yellow at `high`.
+    """(H, W, 3) colors for the (H, W) map `scores`: inferno without its ends, from purple at `low` to pale yellow at `high`.
 
-    Inferno's lightness rises evenly: a score looks as strong as it is, in grey print and to every kind of colour vision too.
+    Inferno's lightness rises evenly: a score looks as strong as it is, in gray print and to every kind of color vision too.
     Of the maps compared on dark and on bright pictures it is the one whose rim and core both stand out on either, and turbo,
     which is as easy to see, changes hue so often that one find looks like several.
     """
-    return _colours()[np.rint(_strength(scores, low, high) * 255).astype(np.intp)]
+    return _colors()[np.rint(_strength(scores, low, high) * 255).astype(np.intp)]
 
 
 def overlay(picture: Picture, scores: FloatArray, low: float, high: float) -> Picture:
     """`picture` (H, W, 3) under the heat map of `scores` (H, W), which is the more opaque the higher the score.
 
-    Pixels that score `low` or less keep their colour exactly.
+    Pixels that score `low` or less keep their color exactly.
 
     Raises:
         InputError: `picture` is no uint8 RGB picture of the map's size.
     """
     _check_size(picture, scores.shape)
-    # Opacity rises faster than the score: it is the colour that says how strong, the opacity only has to show it.
+    # Opacity rises faster than the score: it is the color that says how strong, the opacity only has to show it.
     alpha = _ALPHA * np.sqrt(_strength(scores, low, high))[..., None]
     blend = picture * (1 - alpha) + heat_map(scores, low, high) * alpha
     return np.rint(blend).astype(np.uint8)
@@ -109,14 +109,14 @@ def cell_box(cell: tuple[int, int], grid: Sequence[int], size: Sequence[int]) ->
     return y * height // h, x * width // w, math.ceil((y + 1) * height / h), math.ceil((x + 1) * width / w)
 
 
-def colour_scale(steps: int) -> list[Colour]:
-    """The heat map's colours from low to high in `steps` even steps, for a legend."""
-    return [(int(r), int(g), int(b)) for r, g, b in _colours()[np.linspace(0, 255, steps).astype(np.intp)]]
+def color_scale(steps: int) -> list[Color]:
+    """The heat map's colors from low to high in `steps` even steps, for a legend."""
+    return [(int(r), int(g), int(b)) for r, g, b in _colors()[np.linspace(0, 255, steps).astype(np.intp)]]
 
 
-def level_colours(levels: Sequence[str]) -> dict[str, Colour]:
-    """One colour a pyramid level, in the order given; the same in every picture and legend."""
-    return {level: _LEVEL_COLOURS[i % len(_LEVEL_COLOURS)] for i, level in enumerate(levels)}
+def level_colors(levels: Sequence[str]) -> dict[str, Color]:
+    """One color a pyramid level, in the order given; the same in every picture and legend."""
+    return {level: _LEVEL_COLORS[i % len(_LEVEL_COLORS)] for i, level in enumerate(levels)}
 
 
 def check_picture(picture: Picture) -> None:
@@ -133,14 +133,14 @@ def write_png(path: str | os.PathLike[str], picture: Picture) -> None:
 
 
 @cache
-def _colours() -> Picture:
-    table: Picture = matplotlib.colormaps[COLOURMAP](np.linspace(*_COLOURMAP_PART, 256), bytes=True)[:, :3]
+def _colors() -> Picture:
+    table: Picture = matplotlib.colormaps[COLORMAP](np.linspace(*_COLORMAP_PART, 256), bytes=True)[:, :3]
     return table
 
 
 def _strength(scores: FloatArray, low: float, high: float) -> npt.NDArray[np.float64]:
     if not low < high:
-        raise InputError(f"the colour range must rise, got {low} to {high}")
+        raise InputError(f"the color range must rise, got {low} to {high}")
     return np.clip((scores.astype(np.float64) - low) / (high - low), 0, 1)
 
 

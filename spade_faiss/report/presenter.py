@@ -16,16 +16,15 @@ import numpy.typing as npt
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Preprocess
 from spade_faiss.decisions.regions import Region
-from spade_faiss.decisions.rule import Judged
-from spade_faiss.features.images import ImageRecord, Picture, Skipped, load, to_mask
+from spade_faiss.decisions.rule import Decisions
+from spade_faiss.features.images import ImageRecord, Picture, Placement, Skipped, load, to_mask
 from spade_faiss.report import charts
 from spade_faiss.report.csvfile import rank
 from spade_faiss.report.model import Card, CardGroup, Cell, Chart, Headline, ImageRow, Match, NormalPicture, Report, Table
-from spade_faiss.report.pictures import Box, cell_box, colour_range, overlay
+from spade_faiss.report.pictures import Box, cell_box, color_range, overlay
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.metrics import Detection, Localization
-from spade_faiss.search.protocol import find_method
 
 _NORMALS_SHOWN = 5
 
@@ -47,7 +46,7 @@ class KindMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics(KindMetrics):
-    """Metrics of a labelled set, all defects together and, in `kinds`, each kind against all normal test images."""
+    """Metrics of a labeled set, all defects together and, in `kinds`, each kind against all normal test images."""
 
     kinds: dict[str, KindMetrics]
 
@@ -56,8 +55,8 @@ class Metrics(KindMetrics):
 class Results:
     """What a run did: it wrote its files to `out`; `metrics` is None where there are no labels.
 
-    `judged` are its verdicts; None where there are none, and `notice` says why.
-    `stage_s` are seconds by stage (stages in other threads overlap), `total_s` is the wall clock until the report was begun,
+    `decisions` are its verdicts; None where there are none, and `notice` says why.
+    `timing_s` are seconds by stage (timings in other threads overlap), `total_s` is the wall clock until the report was begun,
     `peak_memory_bytes` the most that the process has held since it started.
     """
 
@@ -65,26 +64,26 @@ class Results:
     images: int
     skipped: tuple[Skipped, ...]
     metrics: Metrics | None
-    judged: Judged | None
+    decisions: Decisions | None
     notice: str
-    stage_s: dict[str, float]
+    timing_s: dict[str, float]
     total_s: float
     peak_memory_bytes: int
 
 
 @dataclass(frozen=True, eq=False)
 class Presenter:
-    """Lays out one run: `records` and original `sizes` (width, height) belong to the images of `scores`, in its order."""
+    """Lays out one run: `records` and `placements` belong to the images of `scores`, in its order."""
 
     detector: Detector
     results: Results
     scores: ScoreFile
     records: Sequence[ImageRecord]
-    sizes: Sequence[tuple[int, int]]
+    placements: Sequence[Placement]
 
     def numbers(self) -> dict[str, Any]:
         """Every number of the run, for report.json."""
-        scores, metrics, judged = self.scores, self.results.metrics, self.results.judged
+        scores, metrics, decisions = self.scores, self.results.metrics, self.results.decisions
         places = rank(scores.image_score)
         return {
             "method": self._method(),
@@ -93,9 +92,9 @@ class Presenter:
             "localized": int(self._localized.sum()),
             "skipped": [asdict(item) for item in self.results.skipped],
             "metrics": None if metrics is None else metric_numbers(metrics),
-            "calibration": None if judged is None else judged.numbers(),
+            "calibration": None if decisions is None else decisions.numbers(),
             "calibration_notice": self.results.notice or None,
-            "time": {"total_s": self.results.total_s, "stage_s": self.results.stage_s},
+            "time": {"total_s": self.results.total_s, "timing_s": self.results.timing_s},
             "peak_memory_bytes": self.results.peak_memory_bytes,
             "memory": asdict(self.detector.plan),
             "scores": [
@@ -105,7 +104,7 @@ class Presenter:
                     "image_score": scores.image_score[i],
                     "map_score": scores.map_score[i],
                     "rank": places[i],
-                    **({} if judged is None else judged.image_numbers(i)),
+                    **({} if decisions is None else decisions.image_numbers(i)),
                     "neighbors": [
                         {"id": str(name), "dist": dist}
                         for name, dist in zip(scores.neighbor_ids[i], scores.neighbor_dist[i], strict=True)
@@ -117,29 +116,29 @@ class Presenter:
 
     def report(self, shown: int) -> Report:
         """The page for people; `shown` images are laid out in full."""
-        scores, bank, metrics, judged = self.scores, self.detector.bank, self.results.metrics, self.results.judged
+        scores, bank, metrics, decisions = self.scores, self.detector.bank, self.results.metrics, self.results.decisions
         rows = [self._row(i) for i in range(len(scores))]
         return Report(
             title="Evaluation" if metrics else "Anomaly scores",
             subtitle=f"{len(scores)} images against {len(bank)} normal ones in {bank.path.resolve().name}",
             notices=tuple(self._notices()),
-            headlines=(*(_headlines(metrics) if metrics else ()), *(judged.headlines() if judged else ())),
-            summary=(*(_metric_tables(metrics) if metrics else ()), *(judged.tables() if judged else ())),
+            headlines=(*(_headlines(metrics) if metrics else ()), *(decisions.headlines() if decisions else ())),
+            summary=(*(_metric_tables(metrics) if metrics else ()), *(decisions.tables() if decisions else ())),
             charts=tuple(self._charts()),
             groups=tuple(self._groups(rows, shown)),
-            colours=self.colours,
+            colors=self.colors,
             levels=tuple(scores.match),
             images=tuple(rows),
             details=tuple(self._details()),
         )
 
     @cached_property
-    def colours(self) -> tuple[float, float]:
-        """The scores at which the colours of all heat maps start and end."""
+    def colors(self) -> tuple[float, float]:
+        """The scores at which the colors of all heat maps start and end."""
         labels = None if self.results.metrics is None else [bool(record.defective) for record in self.records]
         if not self._localized.any():
             return 0.0, 1.0  # of no map
-        return colour_range(map(self.scores.map, np.flatnonzero(self._localized).tolist()), labels)
+        return color_range(map(self.scores.map, np.flatnonzero(self._localized).tolist()), labels)
 
     @property
     def _localized(self) -> npt.NDArray[np.bool_]:
@@ -152,10 +151,10 @@ class Presenter:
         for i, record in enumerate(self.records):
             picture, _ = self._picture(record)
             if picture is not None and self._localized[i]:
-                yield record, overlay(picture, self.scores.map(i), *self.colours)
+                yield record, overlay(picture, self.scores.map(i), *self.colors)
 
     def _method(self) -> dict[str, Any]:
-        search = find_method(self.detector.recipe).method.definition
+        search = self.detector.resolved.method.definition
         return {**asdict(self.detector.method), "recipe": asdict(self.detector.recipe), "search": search}
 
     def _notices(self) -> Iterator[str]:
@@ -163,30 +162,26 @@ class Presenter:
             yield f"{unseen} of {len(self.scores)} images have no map ({self._left_out()}); they are in the table alone."
         if notice := self.results.notice:
             yield notice[0].upper() + notice[1:] + "."
-        if judged := self.results.judged:
-            yield from judged.notices()
+        if decisions := self.results.decisions:
+            yield from decisions.notices()
         if self.detector.recipe.build.gallery != "exact":
-            yield find_method(self.detector.recipe).method.definition
+            yield self.detector.resolved.method.definition
         if skipped := self.results.skipped:
             yield f"{len(skipped)} images could not be read and were left out; they are listed at the end."
         if (metrics := self.results.metrics) is not None and metrics.unseen:
-            framing = self._preprocess.framing
+            framing = self._preprocess.resize_mode
             yield (
                 f"{metrics.unseen} of {metrics.images} defective images show no defect in the region that was scored "
                 f"(framing {framing}), yet count as defective. "
-                + ("To score whole images, extract a bank with --framing letterbox." if framing == "crop" else "")
+                + ("To score whole images, extract a bank with --resize-mode letterbox." if framing == "crop" else "")
             )
 
     def _left_out(self) -> str:
         method = self.detector.method
-        if method.localize == "none":
-            return "localize=none"
-        if method.flag_below_p is not None:
-            return f"a p-value of the image score above {method.flag_below_p:g}"
-        return f"an image score of at most {method.flag_above:g}"
+        return "localize=none" if method.localize == "none" else f"an image score of at most {method.flag_above:g}"
 
     def _row(self, i: int) -> ImageRow:
-        scores, record, judged = self.scores, self.records[i], self.results.judged
+        scores, record, decisions = self.scores, self.records[i], self.results.decisions
         return ImageRow(
             id=record.id,
             image_score=float(scores.image_score[i]),
@@ -195,8 +190,8 @@ class Presenter:
             neighbor_dist=float(scores.neighbor_dist[i, 0]),
             kind=record.kind,
             defective=record.defective,
-            p_value=None if judged is None else float(judged.verdicts.p_value[i]),
-            alarm=None if judged is None else bool(judged.verdicts.alarm[i]),
+            p_value=None if decisions is None else float(decisions.verdicts.p_value[i]),
+            alarm=None if decisions is None else bool(decisions.verdicts.alarm[i]),
         )
 
     def _groups(self, rows: Sequence[ImageRow], shown: int) -> Iterator[CardGroup]:
@@ -220,7 +215,7 @@ class Presenter:
     def _card(self, i: int, row: ImageRow) -> Card:
         record, scores = self.records[i], self.scores
         picture, missing = self._picture(record)
-        mask = None if record.mask is None else to_mask(record.mask, self.sizes[i], self._preprocess)
+        mask = None if record.mask is None else to_mask(record.mask, self.placements[i])
         peak_y, peak_x = scores.peak[i].tolist()
         matches: dict[int, list[Match]] = {}
         for level, match in scores.match.items():
@@ -228,7 +223,7 @@ class Presenter:
             matches.setdefault(column if column >= 0 else -1 - bank_row, []).append(
                 Match(level=level, corners=cell_box((y, x), scores.grid[level], scores.size))
             )
-        # Neighbours by their column, other normal images that a level matched by the negative of their row and one more.
+        # Neighbors by their column, other normal images that a level matched by the negative of their row and one more.
         columns = sorted({*range(min(_NORMALS_SHOWN, scores.neighbor_ids.shape[1])), *matches}, key=lambda at: (at < 0, at))
         normals = tuple(self._normal(i, column, tuple(matches.get(column, ()))) for column in columns)
         return Card(
@@ -239,7 +234,7 @@ class Presenter:
             mask=mask,
             normals=normals,
             missing=missing,
-            regions=() if self.results.judged is None else tuple(map(_corners, self.results.judged.regions[i])),
+            regions=() if self.results.decisions is None else tuple(map(_corners, self.results.decisions.regions[i])),
         )
 
     def _normal(self, i: int, column: int, matches: tuple[Match, ...]) -> NormalPicture:
@@ -278,8 +273,8 @@ class Presenter:
     def _charts(self) -> Iterator[Chart]:
         scores, metrics = self.scores, self.results.metrics
         labels = None if metrics is None else np.array([bool(record.defective) for record in self.records])
-        judged = self.results.judged
-        limits = None if judged is None else judged.judge.thresholds
+        decisions = self.results.decisions
+        limits = None if decisions is None else decisions.rule.thresholds
         at_image = {} if limits is None else {f"alarm, alpha={limits.alpha:g}": limits.image}
         image = charts.histogram("image score", scores.image_score, labels, at_image)
         yield Chart(title="Image scores", svg=image, note="Mean distance to the nearest normal images.")
@@ -288,8 +283,8 @@ class Presenter:
             of_maps = None if labels is None else labels[localized]
             by_map = charts.histogram("map maximum", scores.map_score[localized], of_maps, at_map)
             yield Chart(title="Map maxima", svg=by_map, note="Highest pixel score of each image.")
-        if judged is not None:
-            yield from judged.charts()
+        if decisions is not None:
+            yield from decisions.charts()
         if metrics is None:
             return
         named = [("image, by kNN", metrics.by_knn), ("image, by map maximum", metrics.by_map), ("pixel", metrics.pixel)]
@@ -303,11 +298,11 @@ class Presenter:
         yield Table(title="Method", header=("setting", "value"), rows=_as_rows(self._method()))
         yield Table(title="Bank", header=("fact", "value"), rows=_as_rows(self.detector.bank.facts()))
         count = max(1, self.results.images)
-        stages = {**self.results.stage_s, "wall clock": self.results.total_s}
+        timings = {**self.results.timing_s, "wall clock": self.results.total_s}
         yield Table(
             title="Where the time went",
             header=("stage", "seconds", "ms an image"),
-            rows=tuple((name, seconds, 1000 * seconds / count) for name, seconds in stages.items()),
+            rows=tuple((name, seconds, 1000 * seconds / count) for name, seconds in timings.items()),
             note="Decoding runs in threads beside the rest. "
             f"Peak memory of the process: {self.results.peak_memory_bytes / 2**30:.2f} GiB.",
             decimals=2,

@@ -1,10 +1,10 @@
 """`scores.h5`: the scores and maps of any number of images, written as a stream and read map by map.
 
-The layout of `scores.h5`, for n images with k neighbours each and score maps of H x W pixels:
+The layout of `scores.h5`, for n images with k neighbors each and score maps of H x W pixels:
 
     /image_score (n,)  /map_score (n,)  /peak (n, 2)  /neighbor_dist (n, k)  /maps (n, H, W)
-    /match/<level> (n, 4): neighbour column, y, x and bank row of the location that the level's cell under the strongest
-        pixel was matched to (column -1: of an image that is none of the neighbours; row -1: the image was not localised);
+    /match/<level> (n, 4): neighbor column, y, x and bank row of the location that the level's cell under the strongest
+        pixel was matched to (column -1: of an image that is none of the neighbors; row -1: the image was not localized);
         its attribute `grid` is the (height, width) of the level
     /verdict/p_image, p_map, p_value (n,), alarm (n,): where there was a calibration
     /regions/image (r,): of each region its image; score, p_value (r,); and, each with `input_` and `original_` before it,
@@ -62,7 +62,7 @@ class _Form(NamedTuple):
         n, k = len(scores), scores.neighbor_ids.shape[-1]
         shapes = [scores.image_score.shape, scores.neighbor_ids.shape, scores.neighbor_dist.shape, scores.maps.shape[:1]]
         if shapes != [(n,), (n, k), (n, k), (n,)] or any(len(nearest) != n for nearest in scores.nearest.values()):
-            raise InputError(f"{n} ids do not fit image scores, neighbours and maps of shapes {shapes}")
+            raise InputError(f"{n} ids do not fit image scores, neighbors and maps of shapes {shapes}")
         levels = {level: nearest.shape[1:] for level, nearest in scores.nearest.items()}
         return cls(scores.distance, k, scores.maps.shape[1:], levels)
 
@@ -99,7 +99,7 @@ class ScoreWriter:
         self._session.__exit__(kind, error, trace)
 
     def append(self, scores: Scores) -> None:
-        """Add the n images of `scores`; all batches have the same distance, neighbour count, map size and levels.
+        """Add the n images of `scores`; all batches have the same distance, neighbor count, map size and levels.
 
         Raises:
             InputError: the batch does not fit the ones before it, or contradicts itself, or an id holds a NUL character.
@@ -180,7 +180,7 @@ class ScoreFile:
         ids: n image names.
         image_score: (n,); map_score: (n,), each map's maximum; peak: (n, 2), row and column of that maximum.
         neighbor_ids: (n, k), nearest first; neighbor_dist: (n, k).
-        match: for each level, (n, 4): neighbour column, y, x, bank row of the location that the cell under the peak matched.
+        match: for each level, (n, 4): neighbor column, y, x, bank row of the location that the cell under the peak matched.
         grid: for each level, (height, width).
         size: (H, W) of the maps.
         distance: of all scores, `l2` or `squared_l2`.

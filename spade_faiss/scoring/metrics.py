@@ -79,7 +79,7 @@ class Localization(Detection):
 
 
 def detection_metrics(labels: Bools, scores: npt.NDArray[Any]) -> Detection:
-    """Judge image scores by image labels.
+    """DecisionRule image scores by image labels.
 
     Args:
         labels: (n,), True for an anomalous image.
@@ -99,7 +99,7 @@ def detection_metrics(labels: Bools, scores: npt.NDArray[Any]) -> Detection:
 def localization_metrics(
     masks: Bools, maps: npt.NDArray[Any], valid: Bools | None = None, *, fpr_limit: float = 0.3
 ) -> Localization:
-    """Judge score maps by ground-truth masks, pixel by pixel and region by region.
+    """DecisionRule score maps by ground-truth masks, pixel by pixel and region by region.
 
     The per-region overlap is that of Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021,
     https://doi.org/10.1007/s11263-020-01400-4: a region is an 8-connected component of one mask, and the area under the curve
@@ -176,7 +176,7 @@ def _rank(scores: npt.NDArray[Any], positive: Bools, negative: Bools, unit: str)
         raise InputError(f"{got} {unit}s; the metrics need at least one of each")
     if bad := sum(values.size - np.count_nonzero(np.isfinite(values)) for values in (positives, negatives)):
         raise InputError(f"{bad} {unit} scores are NaN or infinite; leave out every {unit} that was not scored")
-    # Numpy's default sorts are vectorised, `stable` ones are not, and the order inside a tie does not matter.
+    # Numpy's default sorts are vectorized, `stable` ones are not, and the order inside a tie does not matter.
     # 29 million float32, numpy 2.4, one AVX-512 core: sort 0.13 s, argsort 2 s, stable argsort 5 s.
     negatives.sort()
     order = np.argsort(positives)[::-1]

@@ -24,7 +24,7 @@ class Scores:
         ids: n image names.
         image_score: (n,), mean distance to the `k_image` nearest normals.
         maps: (n, H, W), smoothed pixel scores at the size of the backbone's input; 0 where it shows no image. NaN
-            throughout for an image that was not localised; so are its pixel distances, its nearest vectors are of neighbour -1.
+            throughout for an image that was not localized; so are its pixel distances, its nearest vectors are of neighbor -1.
         neighbor_ids: (n, k), names of the nearest normals, nearest first; k is the larger of `k_image` and `k_gallery`.
         neighbor_dist: (n, k), their distances.
         level_dist: for each level, (n, h, w), the pixel distances before fusion; one entry named `concat` under that fusion.

@@ -1,4 +1,4 @@
-"""Visiting the neighbours' blocks: each once for all the test images that chose it, read ahead, searched by all workers."""
+"""Visiting the neighbors' blocks: each once for all the test images that chose it, read ahead, searched by all workers."""
 
 from __future__ import annotations
 

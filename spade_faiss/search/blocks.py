@@ -18,8 +18,8 @@ StoredArray = npt.NDArray[np.floating[Any]]
 
 T = TypeVar("T")
 
-# A centre is the mean of this many blocks.
-_CENTRE_BLOCKS = 8
+# A center is the mean of this many blocks.
+_CENTER_BLOCKS = 8
 # A sample is of vectors of up to this many.
 _SAMPLE_BLOCKS = 500
 
@@ -144,7 +144,7 @@ class Blocks:
         return height * width * channels * np.dtype(np.float32).itemsize
 
     @cached_property
-    def centre(self) -> FloatArray:
+    def center(self) -> FloatArray:
         """(C,), about where the vectors of this level are: the mean of a few blocks spread over the bank.
 
         L2 does not depend on the origin, rounding does: searches subtract it before they multiply. It depends on the bank
@@ -154,11 +154,11 @@ class Blocks:
         return mean
 
     def typical(self, count: int) -> FloatArray:
-        """(n, C), up to `count` vectors of the blocks that the centre is of; the same at every call."""
+        """(n, C), up to `count` vectors of the blocks that the center is of; the same at every call."""
         each = -(-count // len(self._spread))
         parts = [block[:: -(-len(block) // each)] for block in map(self.read, self._spread)]
         return np.concatenate(parts)
 
     @property
     def _spread(self) -> list[int]:
-        return sorted({int(row) for row in np.linspace(0, self._count - 1, _CENTRE_BLOCKS)})
+        return sorted({int(row) for row in np.linspace(0, self._count - 1, _CENTER_BLOCKS)})

@@ -14,7 +14,7 @@ from spade_faiss.search.block_jobs import Piece, Visit, in_flight, parts_of, swe
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import direct_sq_dist, product_bytes, product_knn, sq_norms
 from spade_faiss.search.exact import open_on_cpu
-from spade_faiss.search.protocol import GallerySearch, Hits, Kept, Method
+from spade_faiss.search.protocol import Encoded, GallerySearch, Hits, SearchMethod
 from spade_faiss.search.running_best import Found
 from spade_faiss.search.workers import Workers
 
@@ -37,7 +37,7 @@ class Build:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """`rerank`: candidates of each location, one from each neighbour, whose true distances are evaluated."""
+    """`rerank`: candidates of each location, one from each neighbor, whose true distances are evaluated."""
 
     rerank: int = 8
 
@@ -50,10 +50,10 @@ class CompactSearch:
 
     A vector is kept as its first `dims - 1` principal components and the length of the rest. The distance of two such is a
     lower bound of the true one (the triangle inequality between the rests), and far closer to it than that of the components
-    alone. The best vector of each neighbour by that bound is a candidate; the best few candidates are evaluated.
+    alone. The best vector of each neighbor by that bound is a candidate; the best few candidates are evaluated.
     """
 
-    def __init__(self, blocks: Blocks, workers: Workers, rerank: int, kept: Kept) -> None:
+    def __init__(self, blocks: Blocks, workers: Workers, rerank: int, kept: Encoded) -> None:
         self._blocks = blocks
 
         def codes(row: int) -> FloatArray:
@@ -119,9 +119,9 @@ class CompactSearch:
 
 def project(x: FloatArray, trained: Arrays) -> FloatArray:
     """(n, dims) of vectors (n, C): components, and the length of what they leave over, in units of `scale`."""
-    centred = x - trained["mean"]
-    components = centred @ trained["components"]
-    rest = np.sqrt(np.maximum(sq_norms(centred) - sq_norms(components), 0))
+    centered = x - trained["mean"]
+    components = centered @ trained["components"]
+    rest = np.sqrt(np.maximum(sq_norms(centered) - sq_norms(components), 0))
     return (np.concatenate([components, rest[:, None]], axis=1) / trained["scale"]).astype(np.float32, copy=False)
 
 
@@ -130,11 +130,11 @@ def _train(blocks: Blocks, build: Build) -> Arrays:
         return {}  # there is little to leave out: such a level is searched as it is
     xt = blocks.sample(build.train_vectors, _SEED).astype(np.float64)
     mean = xt.mean(axis=0)
-    centred = xt - mean
-    _, vectors = np.linalg.eigh(centred.T @ centred)
+    centered = xt - mean
+    _, vectors = np.linalg.eigh(centered.T @ centered)
     components = vectors[:, ::-1][:, : min(build.dims - 1, xt.shape[1])]
     # Of large features, in units that leave float16 room.
-    largest = np.sqrt(np.square(centred).sum(axis=1).max())
+    largest = np.sqrt(np.square(centered).sum(axis=1).max())
     scale = 2.0 ** max(0, np.ceil(np.log2(max(largest, 1) / _LARGEST_CODE)))
     return {
         "mean": mean.astype(np.float32),
@@ -150,12 +150,12 @@ def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
     return {_CODES: project(block, trained).clip(-largest, largest).astype(np.float16)}
 
 
-def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, kept: Kept | None) -> GallerySearch:
+def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, kept: Encoded | None) -> GallerySearch:
     assert kept is not None
     return CompactSearch(blocks, workers, query.rerank, kept) if kept.trained else open_on_cpu(blocks, workers)
 
 
-METHOD = Method(
+METHOD = SearchMethod(
     definition="Locations of the nearest normal images are compared by a few principal components, the best of them exactly: "
     "distances are true, but a nearer vector may have been missed.",
     build=Build,

@@ -1,4 +1,4 @@
-"""Nearest neighbours by FAISS with distances evaluated directly: the one place where vectors meet."""
+"""Nearest neighbors by FAISS with distances evaluated directly: the one place where vectors meet."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def product_knn(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, Int
     """The k nearest rows of `xb` for each row of `xq`, as far as FAISS's matrix product can tell.
 
     Args:
-        xq: (nq, d) float32, C-contiguous. Its rounding grows with the norms: subtract a centre first, L2 does not depend on it.
+        xq: (nq, d) float32, C-contiguous. Its rounding grows with the norms: subtract a center first, L2 does not depend on it.
         xb: (nb, d) float32, C-contiguous.
         k: at most nb.
 

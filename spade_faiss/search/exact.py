@@ -10,7 +10,7 @@ from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.engines.faiss import FaissSearch
 from spade_faiss.search.engines.native import NativeSearch
 from spade_faiss.search.native.extension import AUTO, UNITS, find_unit, usable_unit
-from spade_faiss.search.protocol import SAME_SCORES, GallerySearch, Kept, Method, NoSettings
+from spade_faiss.search.protocol import SAME_SCORES, Encoded, GallerySearch, NoSettings, SearchMethod
 from spade_faiss.search.workers import Workers
 
 ENGINES = ("auto", "native", "faiss", "torch", "knn_gpu")
@@ -46,7 +46,7 @@ def open_on_cpu(blocks: Blocks, workers: Workers, unit: str = AUTO) -> NativeSea
     return FaissSearch(blocks, workers) if found is None else NativeSearch(blocks, workers, found)
 
 
-def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: ExactQuery, kept: Kept | None) -> GallerySearch:
+def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: ExactQuery, kept: Encoded | None) -> GallerySearch:
     on_cpu = workers.device.kind == "cpu"
     if query.engine == "native":
         return NativeSearch(blocks, workers, find_unit(query.unit, blocks.level.channels))
@@ -66,7 +66,7 @@ def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: ExactQuery
     return open_torch(blocks, workers, how)
 
 
-METHOD = Method(
+METHOD = SearchMethod(
     definition="Every location is compared with every location of the nearest normal images: exact.",
     build=NoSettings,
     query=ExactQuery,

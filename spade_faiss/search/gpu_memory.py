@@ -109,7 +109,7 @@ class GpuPlan:
         batch: images scored at a time.
         index_bytes: of the embeddings; 0 where they stay in the host's memory.
         cached: normal images whose blocks the card keeps.
-        blocks: normal images whose blocks a batch needs, if neighbours are spread evenly over the bank: the worst case.
+        blocks: normal images whose blocks a batch needs, if neighbors are spread evenly over the bank: the worst case.
         flop: of an image.
         bus_bytes: that cross to the card, an image.
         disk_bytes: that are read, an image.

@@ -13,7 +13,7 @@ from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.search.block_jobs import slices
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import direct_sq_dist, import_faiss, sort_by_distance
-from spade_faiss.search.protocol import Hits, Kept, Method
+from spade_faiss.search.protocol import Encoded, Hits, SearchMethod
 from spade_faiss.search.running_best import smallest_of
 from spade_faiss.search.workers import Workers
 
@@ -50,13 +50,13 @@ class Query:
 
 
 class HistorySearch:
-    """The nearest vectors at the same place in all normal images, see `GallerySearch`; the neighbours are not asked for.
+    """The nearest vectors at the same place in all normal images, see `GallerySearch`; the neighbors are not asked for.
 
     Distances are true. With one list it is exact for its definition; with more, nearer vectors in other lists are missed. What
     is kept of a normal image is one byte a location, the number of its list there; its vectors are read one by one.
     """
 
-    def __init__(self, blocks: Blocks, workers: Workers, nprobe: int, kept: Kept) -> None:
+    def __init__(self, blocks: Blocks, workers: Workers, nprobe: int, kept: Encoded) -> None:
         self._blocks = blocks
         self._workers = workers
         self._kept = kept
@@ -142,12 +142,12 @@ def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
     return {"list": np.square(trained["centroids"] - block[:, None]).sum(axis=2).argmin(axis=1).astype(np.uint8)}
 
 
-def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, kept: Kept | None) -> HistorySearch:
+def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, kept: Encoded | None) -> HistorySearch:
     assert kept is not None
     return HistorySearch(blocks, workers, query.nprobe, kept)
 
 
-METHOD = Method(
+METHOD = SearchMethod(
     definition="Every location is compared with the same place in all normal images, in the inverted lists nearest to it: "
     "a narrower definition than that of SPADE in place, a wider one in images.",
     build=Build,

@@ -1,4 +1,4 @@
-"""Inverted lists: a query is compared only with those vectors of its neighbours that lie in the lists nearest to it."""
+"""Inverted lists: a query is compared only with those vectors of its neighbors that lie in the lists nearest to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.search.block_jobs import slices
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import direct_sq_dist, import_faiss, product_bytes, product_knn, sort_by_distance
-from spade_faiss.search.protocol import Hits, Kept, Method
+from spade_faiss.search.protocol import Encoded, Hits, SearchMethod
 from spade_faiss.search.running_best import smallest_of
 from spade_faiss.search.workers import Workers
 
@@ -49,10 +49,10 @@ class IvfSearch:
     """Approximate nearest gallery vectors, see `GallerySearch`: their distances are true, but nearer ones may be missed.
 
     What is kept of a normal image is the order of its locations by list; its vectors come from the bank. Lists that hold none
-    of the neighbours' vectors are passed over, so that every query finds as many as are asked for.
+    of the neighbors' vectors are passed over, so that every query finds as many as are asked for.
     """
 
-    def __init__(self, blocks: Blocks, workers: Workers, nprobe: int, kept: Kept) -> None:
+    def __init__(self, blocks: Blocks, workers: Workers, nprobe: int, kept: Encoded) -> None:
         def by_list(row: int) -> FloatArray:
             return blocks.read(row)[kept(row)["order"]]
 
@@ -67,7 +67,7 @@ class IvfSearch:
         height, width, channels = self._blocks.level.shape
         queries, value = height * width, np.dtype(np.float32).itemsize
         found = images * -(-k_gallery // _TOGETHER) * queries * kappa * 3 * (value + 8)
-        # At worst everything lies in one list: all blocks of a task, as they are and centred, and all queries.
+        # At worst everything lies in one list: all blocks of a task, as they are and centered, and all queries.
         vectors = (3 * _TOGETHER + 2) * queries * channels * value
         each = vectors + product_bytes(queries, _TOGETHER * queries, channels, kappa) + queries * (self._nprobe + kappa) * 24
         return found + self._workers.threads * each
@@ -110,7 +110,7 @@ class IvfSearch:
     def _search(
         self, x: FloatArray, rows: IntArray, columns: IntArray, probes: list[IntArray], kappa: int
     ) -> tuple[FloatArray, IntArray]:
-        """The nearest in some of the neighbours: squared distances (nq, kappa), and column * H * W + location."""
+        """The nearest in some of the neighbors: squared distances (nq, kappa), and column * H * W + location."""
         blocks = [self._blocks(int(rows[column])) for column in columns]
         kept = [self._kept(int(rows[column])) for column in columns]
         D, at = np.full((len(x), kappa), np.inf, np.float32), np.full((len(x), kappa), np.iinfo(np.int64).max)
@@ -153,12 +153,12 @@ def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
     return {"order": order.astype(np.uint32), "starts": starts.astype(np.uint32)}
 
 
-def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, kept: Kept | None) -> IvfSearch:
+def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, kept: Encoded | None) -> IvfSearch:
     assert kept is not None
     return IvfSearch(blocks, workers, query.nprobe, kept)
 
 
-METHOD = Method(
+METHOD = SearchMethod(
     definition="Every location is compared with those of the nearest normal images that lie in the same few inverted lists: "
     "distances are true, but a nearer vector may have been missed.",
     build=Build,

@@ -1,4 +1,4 @@
-"""Search at the same place: a window of cells around each location in the neighbours' maps. Nothing is built."""
+"""Search at the same place: a window of cells around each location in the neighbors' maps. Nothing is built."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spade_faiss.features.batch import Level
 from spade_faiss.search.block_jobs import Piece, Visit, in_flight, slices, sweep, visits_of
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import direct_sq_dist
-from spade_faiss.search.protocol import Hits, Kept, Method, NoSettings
+from spade_faiss.search.protocol import Encoded, Hits, NoSettings, SearchMethod
 from spade_faiss.search.running_best import Found, smallest_of
 from spade_faiss.search.workers import Workers
 
@@ -90,11 +90,11 @@ def window_of(level: Level, radius: int) -> IntArray:
     return np.where(inside, ys * level.width + xs, -1)
 
 
-def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: Query, kept: Kept | None) -> LocationSearch:
+def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: Query, kept: Encoded | None) -> LocationSearch:
     return LocationSearch(blocks, workers, query.radius)
 
 
-METHOD = Method(
+METHOD = SearchMethod(
     definition="Every location is compared with a window around the same place in the nearest normal images, exactly: "
     "a narrower definition than that of SPADE; distances are never smaller than its.",
     build=NoSettings,

@@ -1,4 +1,4 @@
-"""Searching the neighbours' maps: one file per way of searching, behind the protocol `GallerySearch`.
+"""Searching the neighbors' maps: one file per way of searching, behind the protocol `GallerySearch`.
 
 A file holds a `METHOD`: the settings it takes, and how it is opened for one level of a bank. To add a way of searching, write
 such a file, name it in `recipe.GALLERIES`, and write a recipe for it.
@@ -57,7 +57,7 @@ class GallerySearch(Protocol):
         Args:
             xq: (n, HW, C) float32, the test images' vectors.
             neighbors: (n, K), each test image's own gallery: bank rows, distinct within a line.
-            kappa: neighbours to return; at most K * HW.
+            kappa: neighbors to return; at most K * HW.
         """
         ...
 
@@ -71,21 +71,21 @@ class NoSettings:
     """Of a method that has nothing to set."""
 
 
-class Kept(Protocol):
+class Encoded(Protocol):
     """What a method keeps of one level: what was learned from a sample of the bank, and something of each normal image."""
 
     @property
     def trained(self) -> Arrays:
-        """What `Method.train` returned."""
+        """What `SearchMethod.train` returned."""
         ...
 
     def __call__(self, row: int) -> Arrays:
-        """What `Method.encode` returned for a bank row; it may be read-only views of a file."""
+        """What `SearchMethod.encode` returned for a bank row; it may be read-only views of a file."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(Generic[B, Q]):
+class SearchMethod(Generic[B, Q]):
     """A way of searching.
 
     Args:
@@ -96,35 +96,37 @@ class Method(Generic[B, Q]):
         train: learns from a sample of a level's blocks; None for a method that keeps nothing.
         encode: turns a block, (H*W, C) float32, into what is kept of it: arrays whose shapes and types are the same for all
             blocks. It must depend on its arguments alone: an image that was added since the build is encoded when it is met.
-        whole_bank: whether it searches all normal images, whoever the neighbours are.
+        whole_bank: whether it searches all normal images, whoever the neighbors are.
     """
 
     definition: str
     build: type[B]
     query: type[Q]
-    open: Callable[[Blocks, Workers, B, Q, Kept | None], GallerySearch]
+    open: Callable[[Blocks, Workers, B, Q, Encoded | None], GallerySearch]
     train: Callable[[Blocks, B], Arrays] | None = None
     encode: Callable[[FloatArray, Arrays, B], Arrays] | None = None
     whole_bank: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """A recipe's method with its settings, checked."""
+class ResolvedRecipe:
+    """A recipe, its search method, and the settings of both kinds, checked and with their defaults written out."""
 
-    method: Method[Any, Any]
+    recipe: Recipe
+    method: SearchMethod[Any, Any]
     build: Any
     query: Any
 
 
-def find_method(recipe: Recipe) -> Chosen:
-    """The method that a recipe names.
+def resolve_recipe(recipe: Recipe) -> ResolvedRecipe:
+    """Find the search method that a recipe names, and check its settings.
 
     Raises:
         InputError: for settings that the method does not have, or that are out of range.
     """
-    method: Method[Any, Any] = importlib.import_module(f"spade_faiss.search.{recipe.build.gallery}").METHOD
-    return Chosen(
+    method: SearchMethod[Any, Any] = importlib.import_module(f"spade_faiss.search.{recipe.build.gallery}").METHOD
+    return ResolvedRecipe(
+        recipe=recipe,
         method=method,
         build=from_mapping(method.build, recipe.build.settings, f"recipe {recipe.name!r}: build: settings"),
         query=from_mapping(method.query, recipe.query.settings, f"recipe {recipe.name!r}: query: settings"),

@@ -25,7 +25,7 @@ Settings = dict[str, int | float | str]
 class Build:
     """What is built once.
 
-    `image`: a FAISS factory string over the embeddings. `gallery`: how the neighbours' maps are searched, a module of
+    `image`: a FAISS factory string over the embeddings. `gallery`: how the neighbors' maps are searched, a module of
     `spade_faiss.search.protocol`. `settings`: that module's build settings.
     """
 

@@ -4,7 +4,7 @@ Two modes, both from normal images alone:
 - `split`: images that are not in the bank. They and a new normal image are exchangeable: every rate holds in finite samples.
 - `leave_one_out`: the bank's own images, each scored against all the others; none is spent on calibration. With an exact search
   the p-values of image scores are valid too, and a little too high. Put the new image among the bank's: scored each against
-  all others, they are exchangeable. Leaving the new one out of the others' neighbours, as we do, only raises their scores.
+  all others, they are exchangeable. Leaving the new one out of the others' neighbors, as we do, only raises their scores.
   The map's maximum has no such order, as its gallery has other images then: its rate is approximate. README says by how much.
 """
 
@@ -14,17 +14,18 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
-from tqdm import tqdm
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import hash_file
+from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.schema import check_at_least
-from spade_faiss.core.settings import DEVICE, MAX_SKIPPED, Method
-from spade_faiss.core.timing import Stages
+from spade_faiss.core.settings import Method, Run
+from spade_faiss.core.timing import Timings
 from spade_faiss.decisions.calibration import (
     DEFAULT_ALPHA,
     LEAVE_ONE_OUT,
@@ -36,12 +37,11 @@ from spade_faiss.decisions.calibration import (
 )
 from spade_faiss.decisions.conformal import PixelCounts, allowed, check_rate
 from spade_faiss.features.batch import FeatureBatch
-from spade_faiss.features.images import find_images
-from spade_faiss.features.stream import FeatureStream
+from spade_faiss.features.images import Images, find_images
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
+from spade_faiss.scoring.stream import ScoreStream
 from spade_faiss.search.recipe import Recipe
-from spade_faiss.workflows.extract import Images
 
 # Images of the bank that are scored against the others, unless more are asked for: enough for alpha = 0.005.
 SAMPLE = 200
@@ -55,10 +55,8 @@ def calibrate(
     alpha: float | None = None,
     sample: int | None = None,
     seed: int = SEED,
-    max_skipped: int = MAX_SKIPPED,
-    progress: bool = False,
 ) -> Calibration:
-    """Score normal images and keep how they score beside the bank, for this detector's way of scoring.
+    """Score normal images and keep how they score beside the bank, for this detector's scoring config.
 
     Args:
         detector: opened with `localize='all'`.
@@ -68,8 +66,6 @@ def calibrate(
             images can promise with each test by itself, 2 / (n + 1).
         sample: how many of the bank's own to score at most, drawn at random; 200 unless given.
         seed: of that draw.
-        max_skipped: how many unreadable held-out images to leave out before giving up.
-        progress: show a bar on stderr if that is a terminal.
 
     Raises:
         InputError: for an alpha that so few images cannot promise, held-out images that are in the bank or the same twice, a
@@ -88,11 +84,11 @@ def calibrate(
         rows = np.sort(np.random.default_rng(seed).permutation(available)[:count])
         if alpha is not None and len(rows):
             allowed(alpha, len(rows))  # before the work
-        parts = _own(detector, rows.tolist(), progress)
+        parts = _own(detector, rows.tolist())
     elif sample is not None:
         raise InputError(f"sample={sample} is of the bank's own images; held-out images are all used")
     else:
-        parts, available = _held_out(detector, holdout, max_skipped, progress), 0
+        parts, available = _held_out(detector, holdout), 0
     names: list[str] = []
     image_score: list[float] = []
     map_score: list[float] = []
@@ -107,7 +103,7 @@ def calibrate(
     allowed(alpha, len(names))
     calibration = Calibration(
         mode=LEAVE_ONE_OUT if holdout is None else SPLIT,
-        way=detector.way,
+        scoring_config=detector.scoring_config,
         alpha=float(alpha),
         available=max(available, len(names)),
         seed=seed if holdout is None else None,
@@ -121,9 +117,7 @@ def calibrate(
     return calibration
 
 
-def calibrate_if_needed(
-    bank: Bank, recipe: Recipe, *, device: str = DEVICE, progress: bool = False
-) -> tuple[Calibration | None, str]:
+def calibrate_if_needed(bank: Bank, recipe: Recipe, run: Run) -> tuple[Calibration | None, str]:
     """The calibration that holds for a bank as it is, for a recipe and the usual method; made, if it is not there.
 
     Returns:
@@ -131,24 +125,24 @@ def calibrate_if_needed(
         searches the whole bank. Neither is an error of whoever makes a bank.
     """
     try:
-        detector = Detector(bank, recipe, Method(), device=device)
-        kept = find_calibration(bank, detector.way)
+        detector = Detector(bank, recipe, Method(), replace(run, weights=None))
+        kept = find_calibration(bank, detector.scoring_config)
         if kept is not None and not kept.outdated(bank):
             return kept, ""
-        return calibrate(detector, progress=progress), ""
+        return calibrate(detector), ""
     except InputError as error:
         return None, f"not calibrated: {error}"
 
 
-def _own(detector: Detector, rows: list[int], progress: bool) -> Iterator[Scores]:
+def _own(detector: Detector, rows: list[int]) -> Iterator[Scores]:
     size = detector.plan.batch
-    with tqdm(total=len(rows), desc="calibrate", unit="img", disable=None if progress else True) as bar:
+    with progress_bar(len(rows), "calibrate", detector.run.progress) as bar:
         for start in range(0, max(1, len(rows)), size):
             yield detector.score_rows(rows[start : start + size])
             bar.update(len(rows[start : start + size]))
 
 
-def _held_out(detector: Detector, holdout: Images | FeatureBatch, max_skipped: int, progress: bool) -> Iterator[Scores]:
+def _held_out(detector: Detector, holdout: Images | FeatureBatch) -> Iterator[Scores]:
     size = detector.plan.batch
     if isinstance(holdout, FeatureBatch):
         _check_new(detector.bank, holdout.ids, holdout.sha256)
@@ -159,11 +153,7 @@ def _held_out(detector: Detector, holdout: Images | FeatureBatch, max_skipped: i
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         digests = list(pool.map(hash_file, [record.path for record in readable]))
     _check_new(detector.bank, [record.id for record in readable], digests)
-    stream = FeatureStream(detector.backbone, Stages(), root=root, batch_size=size, max_skipped=max_skipped)
-    with tqdm(total=len(records), desc="calibrate", unit="img", disable=None if progress else True) as bar:
-        for extracted in stream(records):
-            yield detector.score_features(extracted.batch)
-            bar.update(len(extracted.batch))
+    yield from (scores for _, scores in ScoreStream(detector, Timings(), "calibrate")(root, records))
 
 
 def _check_new(bank: Snapshot, names: Sequence[str], digests: Sequence[str]) -> None:

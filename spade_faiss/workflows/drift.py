@@ -14,7 +14,7 @@ from scipy import stats
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import InputError, NotFoundError
-from spade_faiss.decisions.calibration import Calibration, kept_calibrations
+from spade_faiss.decisions.calibration import Calibration, stored_calibrations
 from spade_faiss.decisions.conformal import Doubles, check_rate, p_values
 from spade_faiss.report import charts
 from spade_faiss.report.html import write_html
@@ -70,7 +70,7 @@ def drift(results: Sequence[str | Path], *, bank: str | Path, level: float = LEV
     """Compare the scores of recent images with those that the bank was calibrated with.
 
     Args:
-        results: folders that `score_to` wrote, or their scores.h5: of the same way of scoring and state of the bank.
+        results: folders that `score_folder` wrote, or their scores.h5: of the same way of scoring and state of the bank.
         bank: the bank's folder.
         level: the chance of a false verdict that normal has moved.
         defects: the share of recent images, the highest scores, that may be defects without counting as drift.
@@ -87,18 +87,18 @@ def drift(results: Sequence[str | Path], *, bank: str | Path, level: float = LEV
         raise InputError("drift needs results to look at; give folders that spade-faiss score wrote")
     opened = Bank.open(bank)
     parts = [_read(Path(item)) for item in results]
-    (way, generation), *others = dict.fromkeys(part[0] for part in parts)
+    (config, generation), *others = dict.fromkeys(part[0] for part in parts)
     if others:
         raise InputError(
-            f"the results were scored in {len(others) + 1} ways, or against as many states of the bank: "
-            f"{way} at generation {generation}, {others[0][0]} at {others[0][1]}; compare results of one"
+            f"the results were scored with {len(others) + 1} scoring configs, or against as many states of the bank: "
+            f"{config} at generation {generation}, {others[0][0]} at {others[0][1]}; compare results of one"
         )
-    calibration = next((found for found in kept_calibrations(opened) if found.way.key == way), None)
+    calibration = next((found for found in stored_calibrations(opened) if found.scoring_config.key == config), None)
     if calibration is None or calibration.generation != generation:
         has = "none for it" if calibration is None else f"one of generation {calibration.generation}"
         raise InputError(
-            f"the results were scored at generation {generation} in the way {way}, the bank {opened.path} has {has}; calibrate "
-            f"with the same settings (spade-faiss calibrate {opened.path}), then score the images again"
+            f"the results were scored at generation {generation} with scoring config {config}, the bank {opened.path} has "
+            f"{has}; calibrate with the same settings (spade-faiss calibrate {opened.path}), then score the images again"
         )
     image, by_map = (np.concatenate([part[1][name] for part in parts]) for name in _TESTS)
     recent = {"image": image, **({} if np.isnan(by_map).any() else {"map": by_map})}
@@ -204,10 +204,10 @@ def _read(path: Path) -> tuple[tuple[str, int], dict[str, npt.NDArray[Any]]]:
         raise NotFoundError(f"there are no results at {path} (no scores.h5); make some with: spade-faiss score")
     with ScoreFile.open(file) as scores:
         settings = json.loads(scores.settings)
-        if not isinstance(settings, dict) or not {"way", "generation"} <= set(settings):
+        if not isinstance(settings, dict) or not {"scoring_config", "generation"} <= set(settings):
             raise InputError(f"{file} does not say how it was scored; score the images again with this version")
         columns = {"image": scores.image_score.astype(np.float64), "map": scores.map_score.astype(np.float64)}
-    return (str(settings["way"]), int(settings["generation"])), columns
+    return (str(settings["scoring_config"]), int(settings["generation"])), columns
 
 
 def _verdict(tests: dict[str, Moved], p_value: float, images: int, level: float, defects: float) -> str:

@@ -10,17 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.schema import check_at_least
-from spade_faiss.core.settings import MAX_SKIPPED, SHOWN
-from spade_faiss.core.timing import Stages
+from spade_faiss.core.settings import Decision, ReportOptions
+from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.decisions.regions import Region, find_regions
-from spade_faiss.decisions.rule import Judge, Judged, region_columns, verdict_columns
-from spade_faiss.features.images import ImageRecord, Mask, find_images, frame, load_dataset, to_mask, valid_region
-from spade_faiss.features.stream import FeatureStream
+from spade_faiss.decisions.rule import DecisionRule, Decisions, region_columns, verdict_columns
+from spade_faiss.features.images import ImageRecord, Images, Mask, Placement, find_images, load_dataset, to_mask
 from spade_faiss.report.csvfile import write_csv, write_regions_csv
 from spade_faiss.report.html import write_html
 from spade_faiss.report.jsonfile import write_json
@@ -29,54 +26,43 @@ from spade_faiss.report.presenter import KindMetrics, Metrics, Presenter, Result
 from spade_faiss.report.scorefile import ScoreFile, ScoreWriter
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.metrics import detection_metrics, localization_metrics
-from spade_faiss.workflows.extract import Images
+from spade_faiss.scoring.stream import ScoreStream
 
 SCORES, REGIONS = "scores.h5", "regions.csv"
 
 
-def score_to(
+def score_folder(
     images: Images,
     *,
     bank: str | Path | Detector,
     out: str | Path,
-    alpha: float | None = None,
-    fdr: float | None = None,
-    overlays: bool = False,
-    shown: int = SHOWN,
-    max_skipped: int = MAX_SKIPPED,
-    progress: bool = False,
+    decision: Decision = Decision(),
+    report: ReportOptions = ReportOptions(),
 ) -> Results:
     """Score images and write scores.h5, scores.csv, regions.csv, report.json and report.html.
 
-    Where the bank has a calibration for the detector's way of scoring, every image gets p-values and a verdict, and the regions
+    Where the bank has a calibration for the detector's scoring config, every image gets p-values and a verdict, and the regions
     above the pixel threshold are written; where it has none, or one that is out of date, the results say so.
 
     Args:
         images: a folder, an image, or a list of them.
         bank: a bank's folder, to be searched with the defaults, or an opened detector.
         out: the folder to write to; made if there is none, files of the same names are replaced.
-        alpha: the share of normal images that may be alarms; the calibration's own unless given.
-        fdr: the share of false alarms among the alarms, to be kept instead.
-        overlays: write a PNG of each image under its heat map, too.
-        shown: about how many images the report shows in full.
-        max_skipped: how many unreadable images to leave out before giving up.
-        progress: show a bar on stderr if that is a terminal.
+        decision: the rate of false alarms that verdicts keep.
+        report: what is shown.
 
     Raises:
         InputError: for bad input, too many unreadable images, or a rate that so few calibration images cannot promise.
         NotFoundError: if a path does not exist.
         BankError: if a rate is asked for and there is no calibration, or one that is out of date.
     """
-    check_at_least("shown", shown, 0)
-    check_at_least("max_skipped", max_skipped, 0)
     root, records = find_images(images)
     for source in [images] if isinstance(images, str | Path) else images:
         if Path(source).is_dir() and Path(out).resolve().is_relative_to(Path(source).resolve()):
             raise InputError(f"out={out} lies inside of {source}: its pictures would be scored the next time; choose another")
-    run = _Run(bank, Path(out), progress)
-    run.calibrate(alpha, fdr)
-    run.score(records, root, max_skipped)
-    return run.write(None, overlays=overlays, shown=shown)
+    run = _Run(bank, Path(out), decision)
+    run.score(records, root)
+    return run.write(None, report)
 
 
 def evaluate(
@@ -84,18 +70,14 @@ def evaluate(
     *,
     bank: str | Path | Detector,
     out: str | Path,
-    alpha: float | None = None,
-    fdr: float | None = None,
-    overlays: bool = False,
-    shown: int = SHOWN,
-    max_skipped: int = MAX_SKIPPED,
-    progress: bool = False,
+    decision: Decision = Decision(),
+    report: ReportOptions = ReportOptions(),
 ) -> Results:
-    """Score the test images of a labelled set laid out as MVTec AD; write what `score_to` writes, with metrics and labels.
+    """Score the test images of a labeled set laid out as MVTec AD; write what `score_folder` writes, with metrics and labels.
 
     Args:
         dataset: a folder with `test/<kind>` and, for pixel metrics, `ground_truth/<kind>`.
-        bank, out, alpha, fdr, overlays, shown, max_skipped, progress: as for `score_to`.
+        bank, out, decision, report: as for `score_folder`.
 
     Raises:
         InputError: for bad input, a set without normal or without defective test images, a defective image without its mask
@@ -103,8 +85,6 @@ def evaluate(
         NotFoundError: if a path does not exist.
         BankError: if a rate is asked for and there is no calibration, or one that is out of date.
     """
-    check_at_least("shown", shown, 0)
-    check_at_least("max_skipped", max_skipped, 0)
     if isinstance(bank, Detector) and bank.method.localize != "all":
         raise InputError(
             f"localize={bank.method.localize!r} leaves images without a map to measure; evaluate with localize='all'"
@@ -113,73 +93,61 @@ def evaluate(
     for name, defective in (("normal (test/good)", False), ("defective", True)):
         if not any(record.defective == defective for record in loaded.test):
             raise InputError(f"{dataset} has no {name} test images, so there is nothing to measure; use: spade-faiss score")
-    run = _Run(bank, Path(out), progress)
-    run.calibrate(alpha, fdr)
-    run.score(loaded.test, loaded.root, max_skipped)
-    metrics = run.measure(with_masks=loaded.has_masks)
-    return run.write(metrics, overlays=overlays, shown=shown)
+    run = _Run(bank, Path(out), decision)
+    run.score(loaded.test, loaded.root)
+    return run.write(run.measure(with_masks=loaded.has_masks), report)
 
 
 class _Run:
     """One pass over images: score them into a file, measure, write the rest."""
 
-    def __init__(self, bank: str | Path | Detector, out: Path, progress: bool) -> None:
+    def __init__(self, bank: str | Path | Detector, out: Path, decision: Decision) -> None:
         if out.exists() and not out.is_dir():
             raise InputError(f"out={out} is a file; choose a folder")
-        self._stages = Stages()
-        with self._stages("load"):
+        self._timings = Timings()
+        with self._timings("load"):
             self._detector = bank if isinstance(bank, Detector) else Detector.open(bank)
-            self._backbone = self._detector.backbone
-        self._preprocess = self._backbone.source.preprocess
+            self._preprocess = self._detector.backbone.source.preprocess
         self._out = out
-        self._progress = progress
+        self._rule, self._notice = DecisionRule.of(self._detector, decision)
 
-    def calibrate(self, alpha: float | None, fdr: float | None) -> None:
-        self._judge, self._notice = Judge.of(self._detector, alpha, fdr)
-
-    def score(self, records: Sequence[ImageRecord], root: Path, max_skipped: int) -> None:
+    def score(self, records: Sequence[ImageRecord], root: Path) -> None:
         self._records: list[ImageRecord] = []
-        self._sizes: list[tuple[int, int]] = []
+        self._placements: list[Placement] = []
         self._regions: list[list[Region]] = []
         image_score, map_score = [], []
-        batch_size = self._detector.plan.batch
-        stream = FeatureStream(self._backbone, self._stages, root=root, batch_size=batch_size, max_skipped=max_skipped)
         detector = self._detector
-        settings = {**asdict(detector.method), "recipe": detector.recipe.name, "way": detector.way.key}
+        stream = ScoreStream(detector, self._timings, "score")
+        settings = {**asdict(detector.method), "recipe": detector.recipe.name, "scoring_config": detector.scoring_config.key}
         settings["generation"] = detector.bank.generation
         self._out.mkdir(parents=True, exist_ok=True)
-        with (
-            tqdm(total=len(records), desc="score", unit="img", disable=None if self._progress else True) as bar,
-            ScoreWriter(self._out / SCORES, json.dumps(settings)) as writer,
-        ):
-            for extracted in stream(records):
-                scores = self._detector.score_features(extracted.batch, stages=self._stages)
-                if self._judge is not None:
-                    with self._stages("regions"):
-                        self._regions += map(self._find_regions, scores.maps, extracted.sizes)
-                with self._stages("write"):
+        with ScoreWriter(self._out / SCORES, json.dumps(settings)) as writer:
+            for extracted, scores in stream(root, records):
+                placements = [item.placement for item in extracted.loaded]
+                if self._rule is not None:
+                    with self._timings("regions"):
+                        self._regions += map(self._find_regions, scores.maps, placements)
+                with self._timings("write"):
                     writer.append(scores)
                 image_score.append(scores.image_score)
                 map_score.append(scores.map_score)
                 self._records += extracted.records
-                self._sizes += extracted.sizes
-                bar.update(len(scores))
-            if self._judge is not None:
+                self._placements += placements
+            if self._rule is not None:
                 maps = None if detector.method.localize == "none" else np.concatenate(map_score)
-                self._verdicts = self._judge(np.concatenate(image_score), maps)
+                self._verdicts = self._rule(np.concatenate(image_score), maps)
                 writer.add_table("verdict", verdict_columns(self._verdicts))
                 writer.add_table("regions", region_columns(self._regions))
         self._skipped = tuple(stream.skipped)
 
-    def _find_regions(self, scores: FloatArray, size: tuple[int, int]) -> list[Region]:
-        assert self._judge is not None
-        framed = frame(*size, self._preprocess)
-        return find_regions(scores, self._judge.thresholds.pixel, self._judge.p_of_pixel, framed, size)
+    def _find_regions(self, scores: FloatArray, placement: Placement) -> list[Region]:
+        assert self._rule is not None
+        return find_regions(scores, self._rule.thresholds.pixel, self._rule.p_of_pixel, placement)
 
     def measure(self, *, with_masks: bool) -> Metrics:
         kinds = np.array([str(record.kind) for record in self._records])
         defective = np.array([bool(record.defective) for record in self._records])
-        with self._stages("metrics"), ScoreFile.open(self._out / SCORES) as scores:
+        with self._timings("metrics"), ScoreFile.open(self._out / SCORES) as scores:
             masks, valid = self._ground_truth(scores.size) if with_masks else (None, None)
             maps = np.stack(list(scores.maps())) if with_masks else None
 
@@ -205,39 +173,39 @@ class _Run:
     def _ground_truth(self, size: tuple[int, ...]) -> tuple[Mask, Mask]:
         """(n, H, W) of defective pixels, and of pixels that were scored."""
         masks = np.zeros((len(self._records), *size), np.bool_)
-        valid = np.stack([valid_region(original, self._preprocess) for original in self._sizes])
-        for mask, record, original in zip(masks, self._records, self._sizes, strict=True):
+        valid = np.stack([placement.valid for placement in self._placements])
+        for mask, record, placement in zip(masks, self._records, self._placements, strict=True):
             if record.mask is not None:
-                mask[:] = to_mask(record.mask, original, self._preprocess)
+                mask[:] = to_mask(record.mask, placement)
         return masks, valid
 
-    def write(self, metrics: Metrics | None, *, overlays: bool, shown: int) -> Results:
-        judged = None
-        if self._judge is not None:
+    def write(self, metrics: Metrics | None, report: ReportOptions) -> Results:
+        decisions = None
+        if self._rule is not None:
             defective = None if metrics is None else np.array([bool(record.defective) for record in self._records])
-            judged = Judged(judge=self._judge, verdicts=self._verdicts, regions=self._regions, defective=defective)
+            decisions = Decisions(rule=self._rule, verdicts=self._verdicts, regions=self._regions, defective=defective)
         results = Results(
             out=self._out,
             images=len(self._records),
             skipped=self._skipped,
             metrics=metrics,
-            judged=judged,
+            decisions=decisions,
             notice=self._notice,
-            stage_s=self._stages.seconds,
-            total_s=self._stages.total_s,
+            timing_s=self._timings.seconds,
+            total_s=self._timings.total_s,
             peak_memory_bytes=peak_memory_bytes(),
         )
         kinds = None if metrics is None else [str(record.kind) for record in self._records]
         with ScoreFile.open(self._out / SCORES) as scores:
-            presenter = Presenter(self._detector, results, scores, self._records, self._sizes)
-            write_csv(self._out / "scores.csv", scores, kinds, None if judged is None else judged.verdicts)
-            if judged is None:
+            presenter = Presenter(self._detector, results, scores, self._records, self._placements)
+            write_csv(self._out / "scores.csv", scores, kinds, None if decisions is None else decisions.verdicts)
+            if decisions is None:
                 (self._out / REGIONS).unlink(missing_ok=True)  # of a run before: they are not of these scores
             else:
-                write_regions_csv(self._out / REGIONS, scores.ids, judged.regions)
+                write_regions_csv(self._out / REGIONS, scores.ids, decisions.regions)
             write_json(self._out / "report.json", presenter.numbers())
-            write_html(self._out / "report.html", presenter.report(shown))
-            if overlays:
+            write_html(self._out / "report.html", presenter.report(report.shown))
+            if report.overlays:
                 for record, picture in presenter.overlays():
                     target = self._out / "overlays" / f"{record.id}.png"
                     target.parent.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import atomic_path
+from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.schema import check_at_least
-from spade_faiss.core.settings import SHOWN
-from spade_faiss.core.timing import Stages
+from spade_faiss.core.settings import ReportOptions
+from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.images import ImageRecord
 from spade_faiss.report.html import write_html
@@ -35,30 +35,30 @@ class Suspects:
     image_score: FloatArray
 
 
-def suspects(bank: str | Path | Detector, *, out: str | Path, shown: int = SHOWN, progress: bool = False) -> Suspects:
+def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOptions = ReportOptions()) -> Suspects:
     """Score every normal image against all the others; write suspects.csv of all, scores.h5 and report.html of the first.
 
     Args:
         bank: a bank's folder, to be searched with the defaults, or an opened detector.
         out: the folder to write to; made if there is none, files of the same names are replaced.
-        shown: how many of the least normal ones get a map and are shown.
-        progress: show a bar on stderr if that is a terminal.
+        report: how many of the least normal ones get a map and are shown.
 
     Raises:
         InputError: for a bank with too few images, or a recipe that searches the maps of the whole bank.
     """
+    shown = report.shown
     check_at_least("shown", shown, 1)
-    out, stages = Path(out), Stages()
+    out, timings = Path(out), Timings()
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out} is a file; choose a folder")
     detector = bank if isinstance(bank, Detector) else Detector.open(bank)
     detector.check_others()
     by_image = detector.with_localize("none")
     opened, parts = detector.bank, []
-    with tqdm(total=len(opened), desc="suspects", unit="img", disable=None if progress else True) as bar:
+    with progress_bar(len(opened), "suspects", detector.run.progress) as bar:
         for start in range(0, len(opened), _ROWS_AT_A_TIME):
             rows = range(start, min(start + _ROWS_AT_A_TIME, len(opened)))
-            parts.append(by_image.score_rows(rows, stages=stages).image_score)
+            parts.append(by_image.score_rows(rows, timings=timings).image_score)
             bar.update(len(rows))
     image_score = np.concatenate(parts)
     order = np.argsort(-image_score, kind="stable")
@@ -68,27 +68,27 @@ def suspects(bank: str | Path | Detector, *, out: str | Path, shown: int = SHOWN
     _write_csv(found, detector)
     with ScoreWriter(out / SCORES, json.dumps({**asdict(detector.method), "recipe": detector.recipe.name})) as writer:
         for row in order[:shown]:
-            writer.append(detector.score_rows([int(row)], stages=stages))
+            writer.append(detector.score_rows([int(row)], timings=timings))
     records = [ImageRecord(name, opened.image_path(name) or Path(name)) for name in found.ids[:shown]]
     results = Results(
         out=out,
         images=len(records),
         skipped=(),
         metrics=None,
-        judged=None,
+        decisions=None,
         notice="",
-        stage_s=stages.seconds,
-        total_s=stages.total_s,
+        timing_s=timings.seconds,
+        total_s=timings.total_s,
         peak_memory_bytes=peak_memory_bytes(),
     )
     with ScoreFile.open(out / SCORES) as scores:
-        presenter = Presenter(detector, results, scores, records, [(1, 1)] * len(records))
-        report = replace(
+        presenter = Presenter(detector, results, scores, records, [])
+        page = replace(
             presenter.report(shown),
             title="Suspects",
             subtitle=f"The {len(records)} of {len(opened)} normal images in {opened.path.name} that look least like the others",
         )
-        write_html(out / "report.html", report)
+        write_html(out / "report.html", page)
     return found
 
 

@@ -13,7 +13,7 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import SHARDS
 from spade_faiss.core.errors import BankError
 from spade_faiss.core.files import hash_file
-from spade_faiss.decisions.calibration import kept_calibrations
+from spade_faiss.decisions.calibration import stored_calibrations
 from spade_faiss.index.gallery_index import built_galleries, check_gallery
 from spade_faiss.index.image_index import built_indexes, check_index
 from spade_faiss.index.staleness import check_covers
@@ -114,6 +114,6 @@ def _indexes(bank: Bank) -> Iterator[str]:
 def _calibrations(bank: Bank) -> Iterator[str]:
     """Which calibrations are damaged."""
     try:
-        kept_calibrations(bank)
+        stored_calibrations(bank)
     except BankError as error:
         yield str(error)

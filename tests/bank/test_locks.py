@@ -29,6 +29,7 @@ from spade_faiss.bank.locks import READERS, WRITER, Lease
 from spade_faiss.cli import main
 from spade_faiss.core.errors import BankError
 from spade_faiss.core.files import TEMPORARY_PATTERN
+from spade_faiss.core.settings import Method
 from spade_faiss.index import build as index_build
 from spade_faiss.index.build import build_index
 from spade_faiss.index.image_index import build_image_index
@@ -303,7 +304,7 @@ def test_readers_are_counted_while_they_read(bank: Bank) -> None:
     del again
     gc.collect()
     assert sorted(bank.readers()) == [2, 3]
-    detector = Detector.open(bank.path, k_image=1, k_gallery=1)
+    detector = Detector.open(bank.path, method=Method(k_image=1, k_gallery=1))
     assert len(bank.readers()) == 3
     del detector, old, new
     gc.collect()
@@ -397,7 +398,7 @@ def read_only(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bank_that_cannot_be_written_can_be_read(bank: Bank, capsys: pytest.CaptureFixture[str]) -> None:
     reader = Bank.open(bank.path)
     assert_holds(reader, batch("a", "b"), batch("c"))
-    assert len(Detector.open(bank.path, k_image=2, k_gallery=2).score_features(batch("query"))) == 1
+    assert len(Detector.open(bank.path, method=Method(k_image=2, k_gallery=2)).score_features(batch("query"))) == 1
     assert verify(bank.path, deep=True).problems == ()
     for refused in (lambda: reader.append(batch("d")), lambda: reader.remove(["a"]), lambda: reader.compact()):
         with pytest.raises(BankError, match=r"cannot write to the bank .*Read-only file system"):

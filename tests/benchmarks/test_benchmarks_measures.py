@@ -94,7 +94,7 @@ def test_the_interval_of_image_auroc() -> None:
     assert one.weights[1:, defective].sum(axis=1).tolist() == [defective.sum()] * 3
 
 
-def labelled_maps() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def labeled_maps() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     rng = np.random.default_rng(2)
     masks = np.zeros((6, 30, 30), np.bool_)
     masks[1, 3:9, 4:12] = masks[2, 20:24, 20:29] = masks[2, 2:5, 2:5] = masks[4, 10:11, 0:30] = True
@@ -105,7 +105,7 @@ def labelled_maps() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], npt
 
 
 def test_resampled_pixel_metrics_are_those_of_the_resample() -> None:
-    maps, masks, valid = labelled_maps()
+    maps, masks, valid = labeled_maps()
     regions = ndimage.label(masks & valid, np.array([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))]))[0]
     edges = np.unique(np.quantile(maps, np.linspace(0, 1, 2000)))
     resamples = Bootstrap(np.isin(np.arange(6), (1, 2, 4)), resamples=4)

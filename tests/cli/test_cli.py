@@ -115,7 +115,7 @@ def test_other_settings_than_the_banks_are_refused_with_both_values(
 ) -> None:
     bank = shutil.copytree(fitted_bank, tmp_path / "copy.bank")
     before = (bank / "manifest.json").read_bytes()
-    words = ["fit", str(dataset_folder / "train/good"), "--bank", str(bank), *SMALL, "--framing", "letterbox"]
+    words = ["fit", str(dataset_folder / "train/good"), "--bank", str(bank), *SMALL, "--resize-mode", "letterbox"]
     assert main(words) == 1
     error = capsys.readouterr().err
     assert "'crop'" in error
@@ -201,13 +201,19 @@ def test_no_progress_where_stderr_is_no_terminal(dataset_folder: Path, fitted_ba
 
 def test_every_option_arrives(dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bank, out = tmp_path / "b", tmp_path / "out"
-    extraction = {"--dtype": "float32", "--normalize": "l2", "--pool": "3", "--precision": "bfloat16", "--framing": "letterbox"}
+    extraction = {
+        "--dtype": "float32",
+        "--normalize": "l2",
+        "--pool": "3",
+        "--precision": "bfloat16",
+        "--resize-mode": "letterbox",
+    }
     words = [word for pair in extraction.items() for word in pair]
     run_json(capsys, "fit", dataset_folder / "train/good", "--bank", bank, *SMALL, *words)
     info = run_json(capsys, "info", bank)
     source = info["source"]
     assert (info["dtype"], info["normalize"], info["pool"], info["input_size"]) == ("float32", "l2", 3, [64, 64])
-    assert (source["precision"], source["preprocess"]["framing"]) == ("bfloat16", "letterbox")
+    assert (source["precision"], source["preprocess"]["resize_mode"]) == ("bfloat16", "letterbox")
     asked = {"k_image": 2, "k_gallery": 3, "kappa": 4, "fusion": "concat", "distance": "squared_l2", "sigma": 1.5}
     words = [str(word) for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", value)]
     run_json(capsys, "evaluate", dataset_folder, "--bank", bank, "--out", out, *words, "--shown", "3")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import from_mapping
-from spade_faiss.core.settings import DISTANCES, FRAMINGS, FUSIONS, LOCALIZE, PRECISIONS, Method, Preprocess, Source
+from spade_faiss.core.settings import DISTANCES, FUSIONS, LOCALIZE, PRECISIONS, RESIZE_MODES, Method, Preprocess, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +121,10 @@ positive = st.floats(1e-6, 1e6)
 
 @given(
     preprocess=st.builds(
-        lambda framing, crop, more, mean, std: Preprocess(framing=framing, resize=crop + more, crop=crop, mean=mean, std=std),
-        st.sampled_from(FRAMINGS),
+        lambda resize_mode, crop, more, mean, std: Preprocess(
+            resize_mode=resize_mode, resize=crop + more, crop=crop, mean=mean, std=std
+        ),
+        st.sampled_from(RESIZE_MODES),
         st.integers(1, 1000),
         st.integers(0, 1000),
         st.tuples(numbers, numbers, numbers),
@@ -139,13 +141,13 @@ def test_a_round_trip_through_json_is_the_identity(preprocess: Preprocess, names
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"framing": "squash"}, "framing='squash' is not one of crop, stretch, letterbox"),
+        ({"resize_mode": "squash"}, "resize_mode='squash' is not one of crop, stretch, letterbox"),
         ({"crop": 0}, "crop=0 must be an integer of at least 1"),
         ({"crop": 64.0, "resize": 72}, "crop=64.0 must be an integer"),
         ({"crop": True}, "crop=True must be an integer"),
         ({"resize": 223}, "resize=223 is smaller than crop=224"),
         ({"resize": "256"}, "resize='256' must be an integer"),
-        ({"framing": "stretch", "resize": -1}, "resize=-1 must be an integer of at least 1"),
+        ({"resize_mode": "stretch", "resize": -1}, "resize=-1 must be an integer of at least 1"),
         ({"std": (1.0, 0.0, 1.0)}, "std must be positive"),
         ({"std": (1.0, -1.0, 1.0)}, "std must be positive"),
         ({"std": (float("nan"), 1.0, 1.0)}, "std=(nan, 1.0, 1.0) must be a tuple of three finite numbers"),
@@ -164,8 +166,8 @@ def test_preprocess_ranges(values: dict[str, Any], message: str) -> None:
 
 
 def test_a_framing_without_a_crop_does_not_need_room_for_one() -> None:
-    assert Preprocess(framing="letterbox", resize=1, crop=320).crop == 320
-    assert Preprocess(resize=224, crop=224).framing == "crop"
+    assert Preprocess(resize_mode="letterbox", resize=1, crop=320).crop == 320
+    assert Preprocess(resize=224, crop=224).resize_mode == "crop"
 
 
 def test_source_precision() -> None:
@@ -175,7 +177,7 @@ def test_source_precision() -> None:
 
 @pytest.mark.parametrize("name", ["k_image", "k_gallery", "kappa"])
 @pytest.mark.parametrize("value", [0, -1, 1.0, True, "5", None])
-def test_neighbour_counts_are_positive_integers(name: str, value: Any) -> None:
+def test_neighbor_counts_are_positive_integers(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"^{name}={value!r} must be an integer of at least 1"):
         Method(**{name: value})
 

@@ -15,16 +15,16 @@ from PIL import Image
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Preprocess
 from spade_faiss.decisions.regions import Region, decode, encode, find_regions, from_text, to_text
-from spade_faiss.features.images import Frame, frame, to_mask
+from spade_faiss.features.images import Placement, place, to_mask
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
-SAME = Frame(resized=(12, 8), offset=(0, 0), size=12)
+SAME = Placement(original=(12, 8), resized=(12, 8), offset=(0, 0), size=12)
 
 
-def regions_of(scores: Floats, threshold: float, framed: Frame = SAME, size: tuple[int, int] = (12, 8)) -> list[Region]:
-    return find_regions(scores, threshold, lambda values: 1 / values, framed, size)
+def regions_of(scores: Floats, threshold: float, placement: Placement = SAME) -> list[Region]:
+    return find_regions(scores, threshold, lambda values: 1 / values, placement)
 
 
 class TestMasks:
@@ -98,25 +98,25 @@ class TestRegions:
         assert regions_of(np.ones((8, 12), np.float32), 1) == []
         assert regions_of(np.full((8, 12), np.nan, np.float32), 1) == []
 
-    @pytest.mark.parametrize("framing", ["crop", "stretch", "letterbox"])
+    @pytest.mark.parametrize("resize_mode", ["crop", "stretch", "letterbox"])
     @pytest.mark.parametrize("size", [(64, 48), (300, 200), (30, 90), (17, 23), (224, 224)])
-    def test_back_in_the_original(self, framing: str, size: tuple[int, int]) -> None:
-        preprocess = Preprocess(framing=framing, resize=40, crop=32)
-        framed = frame(*size, preprocess)
+    def test_back_in_the_original(self, resize_mode: str, size: tuple[int, int]) -> None:
+        preprocess = Preprocess(resize_mode=resize_mode, resize=40, crop=32)
+        placement = place(*size, preprocess)
         scores = np.zeros((32, 32), np.float32)
         scores[14:20, 12:18] = 1 + np.arange(36).reshape(6, 6)
-        (region,) = find_regions(scores, 0.5, lambda values: values, framed, size)
+        (region,) = find_regions(scores, 0.5, lambda values: values, placement)
         assert region.original.size == (size[1], size[0])
         mask = decode(region.original.counts, region.original.size)
         assert mask.sum() == region.original.area > 0
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         assert region.original.box == (columns[0], rows[0], columns.size, rows.size)
         assert mask[region.original.peak]
-        # By definition: the original's pixels whose centres fall into the region.
+        # By definition: the original's pixels whose centers fall into the region.
         expected = np.zeros_like(mask)
         for y, x in np.ndindex(*mask.shape):
-            at_y = int(np.floor((y + 0.5) * framed.resized[1] / size[1])) + framed.offset[1]
-            at_x = int(np.floor((x + 0.5) * framed.resized[0] / size[0])) + framed.offset[0]
+            at_y = int(np.floor((y + 0.5) * placement.resized[1] / size[1])) + placement.offset[1]
+            at_x = int(np.floor((x + 0.5) * placement.resized[0] / size[0])) + placement.offset[0]
             expected[y, x] = 0 <= at_y < 32 and 0 <= at_x < 32 and scores[at_y, at_x] > 0.5
         np.testing.assert_array_equal(mask, expected)
 
@@ -124,16 +124,16 @@ class TestRegions:
         preprocess = Preprocess(resize=36, crop=32)
         scores = np.zeros((32, 32), np.float32)
         scores[5:11, 20:29] = 2
-        (region,) = find_regions(scores, 1, lambda values: values, frame(180, 144, preprocess), (180, 144))
+        (region,) = find_regions(scores, 1, lambda values: values, place(180, 144, preprocess))
         path = tmp_path / "mask.png"
         Image.fromarray(decode(region.original.counts, region.original.size).astype(np.uint8) * 255).save(path)
-        np.testing.assert_array_equal(to_mask(path, (180, 144), preprocess), scores > 1)
+        np.testing.assert_array_equal(to_mask(path, place(180, 144, preprocess)), scores > 1)
 
     def test_a_region_smaller_than_a_pixel_of_the_original(self) -> None:
         scores = np.zeros((32, 32), np.float32)
         scores[9, 9] = 1
-        framed = frame(8, 8, Preprocess(framing="stretch", crop=32))
-        (region,) = find_regions(scores, 0.5, lambda values: values, framed, (8, 8))
+        placement = place(8, 8, Preprocess(resize_mode="stretch", crop=32))
+        (region,) = find_regions(scores, 0.5, lambda values: values, placement)
         assert (region.original.area, region.original.box, region.original.peak) == (1, (2, 2, 1, 1), (2, 2))
 
     @given(

@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from spade_faiss import Bank, Detector, FeatureBatch, score_to
+from spade_faiss import Bank, Detector, FeatureBatch, score_folder
 from spade_faiss.cli import main
 from spade_faiss.core.errors import BankError, InputError
-from spade_faiss.decisions.calibration import find_calibration, kept_calibrations
+from spade_faiss.core.settings import Decision
+from spade_faiss.decisions.calibration import find_calibration, stored_calibrations
 from spade_faiss.decisions.regions import decode, from_text
 from spade_faiss.report.scorefile import ScoreFile
 
@@ -63,14 +64,14 @@ class TestScoring:
     ) -> None:
         out = tmp_path / "out"
         done = run_json(capsys, "score", dataset_folder / "test", "--bank", bank, "--out", out, "--alpha", "0.08")
-        found = find_calibration(Bank.open(bank), Detector.open(bank).way)
+        found = find_calibration(Bank.open(bank), Detector.open(bank).scoring_config)
         assert found is not None
         with ScoreFile.open(out / "scores.h5") as scores:
-            expected = found.judge(scores.image_score, scores.map_score, alpha=0.08)
+            expected = found.decide(scores.image_score, scores.map_score, alpha=0.08)
             verdict, regions = scores.table("verdict"), scores.table("regions")
             maps, ids = list(scores.maps()), list(scores.ids)
             settings = json.loads(scores.settings)
-        assert (settings["way"], settings["generation"]) == (found.way.key, found.generation)
+        assert (settings["scoring_config"], settings["generation"]) == (found.scoring_config.key, found.generation)
         assert expected.alarm.any()
         assert not expected.alarm.all()
         for name in ("p_image", "p_map", "p_value", "alarm"):
@@ -146,7 +147,7 @@ class TestScoring:
         with pytest.raises(SystemExit, match="2"):
             main([*map(str, words), "--alpha", "0.1", "--fdr", "0.1"])
         with pytest.raises(InputError, match="two rules"):
-            score_to(dataset_folder / "test", bank=bank, out=tmp_path / "out", alpha=0.1, fdr=0.1)
+            score_folder(dataset_folder / "test", bank=bank, out=tmp_path / "out", decision=Decision(alpha=0.1, fdr=0.1))
         assert (tmp_path / "out" / "scores.h5").read_bytes() == before
 
     def test_without_a_calibration_scoring_is_as_before(
@@ -189,7 +190,7 @@ class TestScoring:
         assert "p_value" not in lines(tmp_path / "out" / "scores.csv")[0]
         assert "out of date" in run_error(capsys, *words, "--alpha", "0.1")
         with pytest.raises(BankError, match="out of date"):
-            score_to(dataset_folder / "test" / "good", bank=bank, out=tmp_path / "out", fdr=0.1)
+            score_folder(dataset_folder / "test" / "good", bank=bank, out=tmp_path / "out", decision=Decision(fdr=0.1))
         run_json(capsys, "calibrate", bank)
         assert run_json(capsys, *words, "--alpha", "0.1")["calibration"]["images"] == 25
 
@@ -216,7 +217,7 @@ class TestScoring:
         else:
             assert 0 < len(looked) < len(listed)
             assert [bool(line["p_map"]) for line in listed] == [float(line["p_image"]) <= 0.3 for line in listed]
-            assert "a p-value of the image score above 0.3" in (out / "report.html").read_text()
+            assert re.search(r"\(an image score of at most [\d.]+\)", (out / "report.html").read_text())
         assert {line["id"] for line in lines(out / "regions.csv")} <= {line["id"] for line in looked}
         assert any(line["alarm"] == "1" for line in listed)
 
@@ -254,7 +255,7 @@ class TestCommands:
             capsys, "calibrate", bank, "--holdout", dataset_folder / "test" / "good", "--alpha", "0.2", "--k-image", "3"
         )
         assert (made["mode"], made["images"], made["alpha"], made["seed"]) == ("split", 6, 0.2, None)
-        assert made["way"]["k_image"] == 3
+        assert made["scoring_config"]["k_image"] == 3
         assert made["thresholds"]["pixel"] > 0
         sampled = run_json(capsys, "calibrate", bank, "--sample", "9", "--seed", "5", "--sigma", "2")
         assert (sampled["images"], sampled["available"], sampled["seed"]) == (9, 24, 5)
@@ -285,7 +286,7 @@ class TestCommands:
         words = ("fit", dataset_folder / "train/good", "--bank", tmp_path / "b", "--backbone", "efficientnet_lite0")
         small = ("--resize", "72", "--crop", "64")
         assert run_json(capsys, *words, *small, "--no-calibrate")["calibration"] is None
-        assert kept_calibrations(Bank.open(tmp_path / "b")) == []
+        assert stored_calibrations(Bank.open(tmp_path / "b")) == []
         assert run_json(capsys, *words, *small)["calibration"]["images"] == 24
         assert main([*map(str, (*words, *small))]) == 0
         assert "24 of 24 images, leave one out" in capsys.readouterr().out

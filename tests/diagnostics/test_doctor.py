@@ -15,9 +15,10 @@ from spade_faiss import doctor
 from spade_faiss.cli import main
 from spade_faiss.core.device import CPU, Device
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.settings import Run
 from spade_faiss.diagnostics import doctor as diagnosis
-from spade_faiss.diagnostics.doctor import AMBER, GREEN, RED, Check, Diagnosis, wheel_flavour
-from spade_faiss.diagnostics.self_test import Proof, prove
+from spade_faiss.diagnostics.doctor import AMBER, GREEN, RED, Check, Diagnosis, wheel_flavor
+from spade_faiss.diagnostics.self_test import SelfTest, run_self_test
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.engines.torch import TorchSearch
 from spade_faiss.search.native.extension import UNITS, usable_unit
@@ -78,23 +79,23 @@ def test_a_wrong_distance_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for wrong in (off, elsewhere):
         monkeypatch.setattr(TorchSearch, "__call__", wrong)
-        judged = {proof.name: diagnosis._judge(proof).state for proof in prove("cpu", ("torch",))}
-        assert {name for name, state in judged.items() if state == RED} == {"exact by torch"}
+        states = {tested.name: diagnosis._check_of(tested).state for tested in run_self_test("cpu", ("torch",))}
+        assert {name for name, state in states.items() if state == RED} == {"exact by torch"}
 
 
 def test_what_does_not_run_is_red() -> None:
-    (proof,) = [proof for proof in prove("cpu", ("knn_gpu",)) if proof.name == "exact by knn_gpu"]
-    check = diagnosis._judge(proof)
+    (tested,) = [tested for tested in run_self_test("cpu", ("knn_gpu",)) if tested.name == "exact by knn_gpu"]
+    check = diagnosis._check_of(tested)
     assert check.state == RED
     assert "engine='knn_gpu' needs a CUDA card" in check.found
     assert "spade-faiss doctor --device cpu" in check.advice
 
 
 def test_an_approximate_recipe_may_miss_an_exact_one_may_not() -> None:
-    assert Proof(name="ivf", exact=False, error=1e-6, found=0.5, images=0.9).holds
-    assert not Proof(name="exact", exact=True, error=1e-6, found=0.5, images=0.9).holds
-    assert not Proof(name="ivf", exact=False, error=2e-4, found=1, images=1).holds
-    assert not Proof(name="ivf", exact=False, error=0, found=1, images=1, problem="it crashed").holds
+    assert SelfTest(name="ivf", exact=False, error=1e-6, found=0.5, images=0.9).holds
+    assert not SelfTest(name="exact", exact=True, error=1e-6, found=0.5, images=0.9).holds
+    assert not SelfTest(name="ivf", exact=False, error=2e-4, found=1, images=1).holds
+    assert not SelfTest(name="ivf", exact=False, error=0, found=1, images=1, problem="it crashed").holds
 
 
 def test_the_kernel_says_what_multiplies_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +134,7 @@ def test_a_card_without_the_gpu_build_is_amber() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "cards", "flavour"),
+    ("options", "cards", "flavor"),
     [
         ("OPTIMIZE DD AVX2 AVX512 ", False, "CPU"),
         ("OPTIMIZE AVX2 GPU ", True, "GPU"),
@@ -141,8 +142,8 @@ def test_a_card_without_the_gpu_build_is_amber() -> None:
         ("OPTIMIZE AVX2 GPU NVIDIA_CUVS ", True, "cuVS"),
     ],
 )
-def test_flavours_of_the_wheel(options: str, cards: bool, flavour: str) -> None:
-    assert wheel_flavour(options, cards) == flavour
+def test_flavors_of_the_wheel(options: str, cards: bool, flavor: str) -> None:
+    assert wheel_flavor(options, cards) == flavor
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +162,7 @@ def test_a_network_is_compared_with_itself_on_the_cpu() -> None:
 
 
 def test_little_memory_is_amber(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnosis, "MEMORY", "900TB")
+    monkeypatch.setattr(Run, "memory", "900TB")
     check = diagnosis._memory()
     assert check.state == (AMBER if check.numbers else GREEN)  # a system that does not say is no reason to worry
 

@@ -38,7 +38,7 @@ def inputs(n: int, side: int, *, seed: int = 0) -> FloatArray:
 
 
 def seeded(model: nn.Module, seed: int) -> nn.Module:
-    """Random weights, with normalisation layers that do something."""
+    """Random weights, with normalization layers that do something."""
     torch.manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -418,14 +418,14 @@ def test_a_timm_network_with_weights_from_a_file(tmp_path: Path) -> None:
     assert_close(embedding, pooled)
 
 
-def test_framing_is_the_callers_and_normalisation_the_networks(tiny_file: Path) -> None:
-    asked = Preprocess(framing="letterbox", resize=9, crop=64, mean=(0.1, 0.2, 0.3), std=(9.0, 9.0, 9.0))
+def test_framing_is_the_callers_and_normalization_the_networks(tiny_file: Path) -> None:
+    asked = Preprocess(resize_mode="letterbox", resize=9, crop=64, mean=(0.1, 0.2, 0.3), std=(9.0, 9.0, 9.0))
     made = load_backbone(TINY, weights=tiny_file, preprocess=asked).source.preprocess
     config: Any = timm.create_model("test_resnet", pretrained=False).pretrained_cfg
-    assert made == Preprocess(framing="letterbox", resize=9, crop=64, mean=tuple(config["mean"]), std=tuple(config["std"]))
+    assert made == Preprocess(resize_mode="letterbox", resize=9, crop=64, mean=tuple(config["mean"]), std=tuple(config["std"]))
 
 
-def test_torchvision_networks_take_imagenets_normalisation(odd: Backbone) -> None:
+def test_torchvision_networks_take_imagenets_normalization(odd: Backbone) -> None:
     assert (odd.source.preprocess.mean, odd.source.preprocess.std) == (IMAGENET_MEAN, IMAGENET_STD)
 
 

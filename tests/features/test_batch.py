@@ -1,4 +1,4 @@
-"""Preparing features: pooling and normalising by hand-computed numbers, and everything that must be refused."""
+"""Preparing features: pooling and normalizing by hand-computed numbers, and everything that must be refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def one_level(values: npt.NDArray[Any], **settings: Any) -> npt.NDArray[Any]:
     return np.asarray(prepared.levels["x"][0])
 
 
-def test_pooling_averages_the_neighbours_that_exist() -> None:
+def test_pooling_averages_the_neighbors_that_exist() -> None:
     values = np.array([[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]], np.float32)
     pooled = one_level(np.stack([values, -10 * values], axis=-1), pool=3)
     # (1 + 2 + 5 + 6) / 4 in the corner, (1 + 2 + 3 + 5 + 6 + 7) / 6 at the edge, the mean of nine inside.
@@ -54,7 +54,7 @@ def test_pooling_averages_the_neighbours_that_exist() -> None:
     np.testing.assert_allclose(pooled[..., 1], -10 * expected, rtol=1e-6)
 
 
-def test_a_neighbourhood_larger_than_the_map_averages_all_of_it() -> None:
+def test_a_neighborhood_larger_than_the_map_averages_all_of_it() -> None:
     values = np.arange(6, dtype=np.float32).reshape(2, 3, 1)
     np.testing.assert_allclose(one_level(values, pool=7), np.full((2, 3, 1), 2.5), rtol=1e-6)
 
@@ -95,7 +95,7 @@ def test_l2_takes_vectors_of_any_length(direction: npt.NDArray[np.float32], expo
     assert length == pytest.approx(1.0 if direction.any() else 0.0, abs=1e-5)
 
 
-def test_pooling_comes_before_normalising() -> None:
+def test_pooling_comes_before_normalizing() -> None:
     values = np.array([[[1, 0], [0, 3]]], np.float32)
     expected = np.array([0.5, 1.5]) / np.hypot(0.5, 1.5)
     np.testing.assert_allclose(one_level(values, pool=3, normalize="l2"), np.array([[expected, expected]]), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Finding, decoding and framing images: hand-known pixels, torchvision's geometry, masks that stay on their pictures."""
+"""Finding, decoding and resize_mode images: hand-known pixels, torchvision's geometry, masks that stay on their pictures."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from PIL import Image, ImageDraw
 from torchvision import transforms
 
 from spade_faiss.core.errors import InputError, NotFoundError
-from spade_faiss.core.settings import FRAMINGS, Preprocess
+from spade_faiss.core.settings import RESIZE_MODES, Preprocess
 from spade_faiss.features.images import (
     MAX_PIXELS,
-    Frame,
     ImageRecord,
+    Placement,
     Skipped,
     check_skipped,
     find_images,
-    frame,
     load,
     load_dataset,
+    place,
     read_image,
     to_input,
     to_mask,
     to_picture,
-    valid_region,
 )
 
 SIZES = [(200, 200), (400, 200), (120, 360), (301, 199), (97, 331), (1001, 333)]
@@ -54,13 +53,13 @@ def save(image: Image.Image, path: Path, **options: Any) -> Path:
     return path
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: Sequence[bytes]) -> bytes:
-    """A PNG file made by hand, for what Pillow cannot write: colour type 0 is grey, 2 RGB, 4 grey with alpha."""
+def png(width: int, height: int, depth: int, color: int, rows: Sequence[bytes]) -> bytes:
+    """A PNG file made by hand, for what Pillow cannot write: color type 0 is gray, 2 RGB, 4 gray with alpha."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\x00" + row for row in rows))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
@@ -197,10 +196,10 @@ def test_sources_without_images_are_refused(tmp_path: Path, as_list: bool) -> No
         find_images([])
 
 
-# Labelled sets
+# Labeled sets
 
 
-def labelled(root: Path, *, truth: Sequence[str]) -> Path:
+def labeled(root: Path, *, truth: Sequence[str]) -> Path:
     touch(*(root / f"train/good/{name}" for name in ("001.png", "000.png")))
     touch(*(root / f"test/{name}" for name in ("good/000.png", "crack/000.png", "crack/deep/001.jpg", "dent/000.png")))
     touch(root / "train/crack/002.png")  # no normal image, and so not one to learn from
@@ -212,7 +211,7 @@ FULL_TRUTH = ("crack/000_mask.png", "crack/deep/001_mask.png", "dent/000.png")
 
 
 def test_mvtec_layout_gives_kinds_and_masks(tmp_path: Path) -> None:
-    dataset = load_dataset(labelled(tmp_path, truth=(*FULL_TRUTH, "crack/000.png", "good/000_mask.png")))
+    dataset = load_dataset(labeled(tmp_path, truth=(*FULL_TRUTH, "crack/000.png", "good/000_mask.png")))
     root = tmp_path.resolve()
     assert dataset.root == root
     assert dataset.has_masks
@@ -246,7 +245,7 @@ def test_kind_folder_may_be_a_link(tmp_path: Path) -> None:
 
 
 def test_missing_masks_are_counted_and_named(tmp_path: Path) -> None:
-    labelled(tmp_path, truth=["crack/000_mask.png"])
+    labeled(tmp_path, truth=["crack/000_mask.png"])
     with pytest.raises(
         InputError, match=r"2 defective images .* no mask: test/crack/deep/001\.jpg, test/dent/000\.png; expected"
     ):
@@ -285,7 +284,7 @@ def row(mode: str, *values: Any) -> Image.Image:
     return image
 
 
-COLOURS = [[[0, 0, 0], [10, 20, 30], [200, 100, 50]]]
+COLORS = [[[0, 0, 0], [10, 20, 30], [200, 100, 50]]]
 
 
 @pytest.mark.parametrize(
@@ -297,9 +296,9 @@ COLOURS = [[[0, 0, 0], [10, 20, 30], [200, 100, 50]]]
         (row("LA", (100, 0), (7, 255)), "a.png", [[[100, 100, 100], [7, 7, 7]]]),
         (row("RGB", (10, 20, 30)), "a.tiff", [[[10, 20, 30]]]),
         (row("RGBA", (10, 20, 30, 0), (1, 2, 3, 128)), "a.png", [[[10, 20, 30], [1, 2, 3]]]),
-        (palette(None), "a.png", COLOURS),
-        (palette(bytes([0, 128, 255])), "a.png", COLOURS),
-        (palette(1), "a.png", COLOURS),
+        (palette(None), "a.png", COLORS),
+        (palette(bytes([0, 128, 255])), "a.png", COLORS),
+        (palette(1), "a.png", COLORS),
         (row("CMYK", (0, 0, 0, 0), (255, 0, 0, 0), (0, 0, 0, 255)), "a.tif", [[[255, 255, 255], [0, 255, 255], [0, 0, 0]]]),
         (row("YCbCr", (128, 128, 128), (255, 128, 128)), "a.tif", [[[128, 128, 128], [255, 255, 255]]]),
         (row("I", 0, 255, 256, 65535), "a.tif", [[[0] * 3, [0] * 3, [1] * 3, [255] * 3]]),
@@ -312,9 +311,9 @@ def test_every_mode_becomes_rgb(tmp_path: Path, image: Image.Image, name: str, e
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "RGB"])
 def test_jpeg_modes(tmp_path: Path, mode: str) -> None:
-    colour: Any = {"CMYK": (0, 255, 0, 0), "L": 90, "RGB": (200, 100, 50)}[mode]
+    color: Any = {"CMYK": (0, 255, 0, 0), "L": 90, "RGB": (200, 100, 50)}[mode]
     expected = {"CMYK": (255, 0, 255), "L": (90, 90, 90), "RGB": (200, 100, 50)}[mode]
-    path = save(Image.new(mode, (16, 16), colour), tmp_path / "a.jpg", quality=100)
+    path = save(Image.new(mode, (16, 16), color), tmp_path / "a.jpg", quality=100)
     assert np.abs(np.array(pixels(path)) - expected).max() <= 2
 
 
@@ -330,7 +329,7 @@ def test_sixteen_bits_are_scaled_by_the_same_factor_in_every_image(tmp_path: Pat
         assert [pixel[0] for pixel in pixels(path)[0]] == [0, 0, 1, 3, 128, 255][: len(shown)]
 
 
-def test_sixteen_bit_colour_has_the_scale_of_sixteen_bit_grey(tmp_path: Path) -> None:
+def test_sixteen_bit_color_has_the_scale_of_sixteen_bit_gray(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1, 1, 16, 2, [struct.pack(">3H", 255, 1000, 65535)]))
     assert pixels(tmp_path / "a.png") == [[[0, 3, 255]]]
     (tmp_path / "b.png").write_bytes(png(1, 1, 16, 4, [struct.pack(">2H", 1000, 0)]))
@@ -382,8 +381,8 @@ def test_exif_orientation_is_applied_to_jpeg_sizes_and_masks(tmp_path: Path) -> 
     exif[0x0112] = 6
     path = save(Image.new("L", (32, 16)), tmp_path / "a.jpg", exif=exif)
     loaded = load(ImageRecord("a.jpg", path), Preprocess())
-    assert loaded.size == (16, 32)
-    assert to_mask(path, loaded.size, Preprocess()).shape == (224, 224)
+    assert loaded.placement.original == (16, 32)
+    assert to_mask(path, place(*loaded.placement.original, Preprocess())).shape == (224, 224)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp"])
@@ -433,7 +432,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path) -> 
 def test_limit_of_pixels_can_be_set(tmp_path: Path) -> None:
     record = ImageRecord("a.png", save(noise(6, 5), tmp_path / "a.png"))
     assert read_image(record.path, max_pixels=30).size == (6, 5)
-    assert load(record, Preprocess(), max_pixels=30).size == (6, 5)
+    assert load(record, Preprocess(), max_pixels=30).placement.original == (6, 5)
     for read in (lambda: read_image(record.path, max_pixels=29), lambda: load(record, Preprocess(), max_pixels=29)):
         with pytest.raises(InputError, match="6 x 5 pixels are more than the 29 allowed"):
             read()
@@ -471,9 +470,9 @@ def test_many_threads_read_the_same_as_one(tmp_path: Path) -> None:
 def test_load_reads_picture_size_and_hash(tmp_path: Path) -> None:
     path = save(noise(300, 200), tmp_path / "a.png")
     loaded = load(ImageRecord("a.png", path), Preprocess())
-    assert loaded.size == (300, 200)
+    assert loaded.placement.original == (300, 200)
     assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    np.testing.assert_array_equal(loaded.picture, to_picture(read_image(path), Preprocess()))
+    np.testing.assert_array_equal(loaded.picture, to_picture(read_image(path), loaded.placement))
     with pytest.raises(InputError, match=r"gone\.png.*No such file"):
         load(ImageRecord("gone.png", tmp_path / "gone.png"), Preprocess())
 
@@ -482,11 +481,11 @@ def test_load_names_an_image_too_thin_to_be_cropped(tmp_path: Path) -> None:
     record = ImageRecord("a.png", save(Image.new("L", (2000, 1)), tmp_path / "a.png"))
     with pytest.raises(InputError, match=r"a\.png.*2000 x 1 pixels are too thin.*512000 x 256.*letterbox or stretch"):
         load(record, Preprocess())
-    for framing in ("letterbox", "stretch"):
-        assert load(record, Preprocess(framing=framing)).picture.shape == (224, 224, 3)
+    for resize_mode in ("letterbox", "stretch"):
+        assert load(record, Preprocess(resize_mode=resize_mode)).picture.shape == (224, 224, 3)
 
 
-# Framing
+# Placing
 
 
 @pytest.mark.parametrize("size", [*SIZES, (256, 256), (257, 255), (103, 222), (632, 403), (31, 47), (1, 3), (224, 224)])
@@ -496,25 +495,27 @@ def test_crop_is_torchvisions(size: tuple[int, int], resize: int, crop: int) -> 
     resized = transforms.Resize(resize, interpolation=transforms.InterpolationMode.LANCZOS)(image)
     expected = np.asarray(transforms.CenterCrop(crop)(resized))
     preprocess = Preprocess(resize=resize, crop=crop)
-    assert frame(*size, preprocess).resized == resized.size
-    np.testing.assert_array_equal(to_picture(image, preprocess), expected)
+    assert place(*size, preprocess).resized == resized.size
+    np.testing.assert_array_equal(to_picture(image, place(*image.size, preprocess)), expected)
 
 
-def test_frames_worked_out_by_hand() -> None:
-    assert frame(301, 200, Preprocess()) == Frame((385, 256), (-80, -16), 224)  # 385.28; (385 - 224) / 2 = 80.5, to even
-    letterbox = Preprocess(framing="letterbox", crop=9)
-    assert frame(20, 10, letterbox) == Frame((9, 4), (0, 2), 9)
-    assert frame(20, 10, letterbox).padding == ((2, 3), (0, 0))
-    assert frame(10, 20, letterbox).visible == (0, 0, 4, 9)
-    assert frame(1, 10_000, letterbox).resized == (1, 9)
-    assert frame(301, 200, Preprocess(framing="stretch")) == Frame((224, 224), (0, 0), 224)
-    assert frame(385, 256, Preprocess()).visible == (80, 16, 304, 240)
+def test_placements_worked_out_by_hand() -> None:
+    assert place(301, 200, Preprocess()) == Placement(
+        (301, 200), (385, 256), (-80, -16), 224
+    )  # 385.28; (385 - 224) / 2 = 80.5, to even
+    letterbox = Preprocess(resize_mode="letterbox", crop=9)
+    assert place(20, 10, letterbox) == Placement((20, 10), (9, 4), (0, 2), 9)
+    assert place(20, 10, letterbox).padding == ((2, 3), (0, 0))
+    assert place(10, 20, letterbox).visible == (0, 0, 4, 9)
+    assert place(1, 10_000, letterbox).resized == (1, 9)
+    assert place(301, 200, Preprocess(resize_mode="stretch")) == Placement((301, 200), (224, 224), (0, 0), 224)
+    assert place(385, 256, Preprocess()).visible == (80, 16, 304, 240)
 
 
 def test_stretch_resizes_the_whole_image() -> None:
     image = noise(60, 30)
     expected = np.asarray(image.resize((32, 32), Image.Resampling.LANCZOS))
-    np.testing.assert_array_equal(to_picture(image, Preprocess(framing="stretch", crop=32)), expected)
+    np.testing.assert_array_equal(to_picture(image, place(*image.size, Preprocess(resize_mode="stretch", crop=32))), expected)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -524,7 +525,7 @@ def test_letterbox_repeats_the_border(turned: bool) -> None:
     assert expected[0].tolist() == np.asarray(image)[0].tolist()
     if turned:
         image, expected = image.transpose(Image.Transpose.TRANSPOSE), expected.transpose(1, 0, 2)
-    np.testing.assert_array_equal(to_picture(image, Preprocess(framing="letterbox", crop=16)), expected)
+    np.testing.assert_array_equal(to_picture(image, place(*image.size, Preprocess(resize_mode="letterbox", crop=16))), expected)
 
 
 @given(
@@ -532,30 +533,30 @@ def test_letterbox_repeats_the_border(turned: bool) -> None:
     height=st.integers(1, 3000),
     crop=st.integers(1, 300),
     more=st.integers(0, 99),
-    framing=st.sampled_from(FRAMINGS),
+    resize_mode=st.sampled_from(RESIZE_MODES),
 )
-def test_frame_always_fills_the_input(width: int, height: int, crop: int, more: int, framing: str) -> None:
-    preprocess = Preprocess(framing=framing, crop=crop, resize=crop + more)
+def test_a_placement_always_fills_the_input(width: int, height: int, crop: int, more: int, resize_mode: str) -> None:
+    preprocess = Preprocess(resize_mode=resize_mode, crop=crop, resize=crop + more)
     shorter, longer = sorted((width, height))
-    if framing == "crop" and preprocess.resize * (preprocess.resize * longer // shorter) > MAX_PIXELS:
+    if resize_mode == "crop" and preprocess.resize * (preprocess.resize * longer // shorter) > MAX_PIXELS:
         with pytest.raises(InputError, match="too thin"):
-            frame(width, height, preprocess)
+            place(width, height, preprocess)
         return
-    framed = frame(width, height, preprocess)
-    left, top, right, bottom = framed.visible
-    (above, below), (before, after) = framed.padding
-    assert 0 <= left < right <= framed.resized[0]
-    assert 0 <= top < bottom <= framed.resized[1]
+    placement = place(width, height, preprocess)
+    left, top, right, bottom = placement.visible
+    (above, below), (before, after) = placement.padding
+    assert 0 <= left < right <= placement.resized[0]
+    assert 0 <= top < bottom <= placement.resized[1]
     assert min(above, below, before, after) >= 0
     assert above + (bottom - top) + below == before + (right - left) + after == crop
     assert max(abs(above - below), abs(before - after)) <= 1
-    assert abs(left - (framed.resized[0] - right)) <= 1
-    assert abs(top - (framed.resized[1] - bottom)) <= 1
-    valid = valid_region((width, height), preprocess)
+    assert abs(left - (placement.resized[0] - right)) <= 1
+    assert abs(top - (placement.resized[1] - bottom)) <= 1
+    valid = place(width, height, preprocess).valid
     assert valid.shape == (crop, crop)
     assert valid.sum() == (right - left) * (bottom - top)
-    if framing == "letterbox":
-        assert max(framed.resized) == crop
+    if resize_mode == "letterbox":
+        assert max(placement.resized) == crop
         assert valid[above, before]
         assert valid[crop - below - 1, crop - after - 1]
     else:
@@ -563,7 +564,7 @@ def test_frame_always_fills_the_input(width: int, height: int, crop: int, more: 
 
 
 def test_valid_region_by_hand() -> None:
-    valid = valid_region((400, 200), Preprocess(framing="letterbox"))
+    valid = place(400, 200, Preprocess(resize_mode="letterbox")).valid
     assert valid[56:168].all()
     assert not valid[:56].any()
     assert not valid[168:].any()
@@ -571,16 +572,16 @@ def test_valid_region_by_hand() -> None:
 
 def test_bad_sizes_and_modes_are_refused() -> None:
     with pytest.raises(InputError, match="width=0 must be an integer of at least 1"):
-        frame(0, 5, Preprocess())
+        place(0, 5, Preprocess())
     with pytest.raises(InputError, match="expected an RGB image, got mode L"):
-        to_picture(Image.new("L", (5, 5)), Preprocess())
+        to_picture(Image.new("L", (5, 5)), place(5, 5, Preprocess()))
 
 
-# Normalising
+# Normalizing
 
 
 def test_input_is_what_torchvision_computes() -> None:
-    picture = to_picture(noise(300, 200), Preprocess())
+    picture = to_picture(noise(300, 200), place(300, 200, Preprocess()))
     before = picture.copy()
     values = to_input(picture, Preprocess())
     normalize = transforms.Normalize(Preprocess().mean, Preprocess().std)
@@ -601,40 +602,40 @@ def test_input_by_hand() -> None:
 # Masks
 
 
-@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("resize_mode", RESIZE_MODES)
 @pytest.mark.parametrize("size", SIZES)
-def test_mask_lies_where_the_defect_is(tmp_path: Path, framing: str, size: tuple[int, int]) -> None:
+def test_mask_lies_where_the_defect_is(tmp_path: Path, resize_mode: str, size: tuple[int, int]) -> None:
     """The same shape in the picture and the mask: NEAREST moves an edge by half a pixel, a shifted frame by one."""
     (width, height), short = size, min(size)
     left, top = width // 2 - round(0.3 * short), height // 2 - round(0.2 * short)
     shape = Image.new("L", size)
     ImageDraw.Draw(shape).rectangle((left, top, left + round(0.45 * short), top + round(0.5 * short)), fill=255)
-    preprocess = Preprocess(framing=framing)
-    picture = to_picture(shape.convert("RGB"), preprocess)[:, :, 0].astype(float)
-    mask = to_mask(save(shape, tmp_path / "mask.png"), size, preprocess)
+    preprocess = Preprocess(resize_mode=resize_mode)
+    picture = to_picture(shape.convert("RGB"), place(*size, preprocess))[:, :, 0].astype(float)
+    mask = to_mask(save(shape, tmp_path / "mask.png"), place(*size, preprocess))
 
-    def centre(weights: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    def center(weights: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         return np.array([np.average(axis, weights=weights) for axis in np.indices(weights.shape)])
 
     assert mask.shape == picture.shape
-    np.testing.assert_allclose(centre(mask), centre(picture), atol=0.45)
+    np.testing.assert_allclose(center(mask), center(picture), atol=0.45)
     # Where the picture is plain, the mask agrees exactly; they may differ only along the resampled outline.
     assert (mask != (picture > 127)).sum() <= 0.05 * mask.sum()
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("framing", FRAMINGS)
-def test_margins_are_never_defective(tmp_path: Path, framing: str, size: tuple[int, int]) -> None:
-    preprocess = Preprocess(framing=framing)
-    mask = to_mask(save(Image.new("L", size, 255), tmp_path / "mask.png"), size, preprocess)
-    np.testing.assert_array_equal(mask, valid_region(size, preprocess))
+@pytest.mark.parametrize("resize_mode", RESIZE_MODES)
+def test_margins_are_never_defective(tmp_path: Path, resize_mode: str, size: tuple[int, int]) -> None:
+    preprocess = Preprocess(resize_mode=resize_mode)
+    mask = to_mask(save(Image.new("L", size, 255), tmp_path / "mask.png"), place(*size, preprocess))
+    np.testing.assert_array_equal(mask, place(*size, preprocess).valid)
 
 
-def palette_mask(colour: tuple[int, int, int]) -> Callable[[npt.NDArray[np.uint8]], Image.Image]:
+def palette_mask(color: tuple[int, int, int]) -> Callable[[npt.NDArray[np.uint8]], Image.Image]:
     def make(defect: npt.NDArray[np.uint8]) -> Image.Image:
         image = Image.fromarray(defect).convert("P")
         image.putdata(defect.ravel().tolist())
-        image.putpalette([0, 0, 0, *colour])
+        image.putpalette([0, 0, 0, *color])
         return image
 
     return make
@@ -661,28 +662,28 @@ def palette_mask(colour: tuple[int, int, int]) -> Callable[[npt.NDArray[np.uint8
 def test_masks_may_be_stored_in_many_ways(tmp_path: Path, store: Callable[[npt.NDArray[np.uint8]], Image.Image]) -> None:
     defect = np.random.default_rng(0).integers(0, 2, (16, 16), dtype=np.uint8)
     path = save(store(defect), tmp_path / "mask.png")
-    mask = to_mask(path, (16, 16), Preprocess(framing="stretch", crop=16))
+    mask = to_mask(path, place(16, 16, Preprocess(resize_mode="stretch", crop=16)))
     assert mask.dtype == np.bool_
     np.testing.assert_array_equal(mask, defect == 1)
 
 
 def test_soft_outline_is_cut_in_the_middle(tmp_path: Path) -> None:
     path = save(Image.fromarray(np.array([[0, 127], [128, 255]], dtype=np.uint8)), tmp_path / "mask.png")
-    assert to_mask(path, (2, 2), Preprocess(framing="stretch", crop=2)).tolist() == [[False, False], [True, True]]
+    assert to_mask(path, place(2, 2, Preprocess(resize_mode="stretch", crop=2))).tolist() == [[False, False], [True, True]]
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "RGB", "I;16"])
 def test_empty_mask_is_legal(tmp_path: Path, mode: str) -> None:
-    assert not to_mask(save(Image.new(mode, (30, 20)), tmp_path / "mask.png"), (30, 20), Preprocess()).any()
+    assert not to_mask(save(Image.new(mode, (30, 20)), tmp_path / "mask.png"), place(30, 20, Preprocess())).any()
 
 
 def test_mask_of_another_size_or_damaged_is_refused(tmp_path: Path) -> None:
     path = save(Image.new("L", (30, 20)), tmp_path / "mask.png")
     with pytest.raises(InputError, match=r"mask\.png.*the mask is 30 x 20 pixels, its image 20 x 30"):
-        to_mask(path, (20, 30), Preprocess())
+        to_mask(path, place(20, 30, Preprocess()))
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(InputError, match=r"cannot use '.*mask\.png'"):
-        to_mask(path, (30, 20), Preprocess())
+        to_mask(path, place(30, 20, Preprocess()))
 
 
 # Skipped images

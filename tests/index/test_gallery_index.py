@@ -24,13 +24,14 @@ from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import hash_file
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.core.types import FloatArray
+from spade_faiss.features.layout import Layout
 from spade_faiss.index import gallery_index as store
 from spade_faiss.index.build import build_index, check_recipe, update_indexes
-from spade_faiss.index.gallery_index import Description, KeptLevel, build_gallery, built_galleries, open_gallery
+from spade_faiss.index.gallery_index import EncodedLevel, GalleryIndexManifest, build_gallery, built_galleries, open_gallery
 from spade_faiss.index.staleness import index_folder
 from spade_faiss.search import compact, history, ivf
 from spade_faiss.search.blocks import Blocks
-from spade_faiss.search.protocol import find_method
+from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Build, Query, Recipe
 from tests.support.oracle import Features, bank_of, batch_of, levels_of, product
 
@@ -152,7 +153,7 @@ def add(bank: Bank, features: Features, prefix: str = "late") -> None:
     bank.append(batch_of(features, [f"{prefix} {number}" for number in range(len(features))]))
 
 
-def kept_level(bank: Bank, recipe: Recipe, name: str) -> tuple[KeptLevel, Blocks]:
+def kept_level(bank: Bank, recipe: Recipe, name: str) -> tuple[EncodedLevel, Blocks]:
     level = next(level for level in bank.layout.levels if level.name == name)
 
     def read(row: int) -> FloatArray:
@@ -160,7 +161,7 @@ def kept_level(bank: Bank, recipe: Recipe, name: str) -> tuple[KeptLevel, Blocks
         return found
 
     blocks = Blocks(level, len(bank), read)
-    return KeptLevel(open_gallery(bank, recipe), level, blocks), blocks
+    return EncodedLevel(open_gallery(bank, recipe), level, blocks), blocks
 
 
 def contents(bank: Bank, recipe: Recipe) -> list[npt.NDArray[Any]]:
@@ -212,7 +213,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, *, interrupt_at: int 
 @by_name
 def test_what_is_built_says_what_it_is(bank: Bank, recipe: Recipe) -> None:
     described = json.loads(description_of(bank, recipe).read_text())
-    method = find_method(recipe)
+    method = resolve_recipe(recipe)
     assert described["format"] == "spade_faiss gallery index"
     assert described["schema"] == store.SCHEMA == 2
     assert (described["recipe"], described["gallery"]) == (recipe.name, recipe.build.gallery)
@@ -239,7 +240,7 @@ def test_what_is_built_says_what_it_is(bank: Bank, recipe: Recipe) -> None:
 @by_name
 def test_what_is_kept_is_what_was_encoded(bank: Bank, recipe: Recipe) -> None:
     """Read back to the bit, each image its own, without a second look at the bank."""
-    chosen = find_method(recipe)
+    chosen = resolve_recipe(recipe)
     assert chosen.method.encode is not None
     for name in SHAPES:
         kept, blocks = kept_level(bank, recipe, name)
@@ -407,7 +408,7 @@ def test_settings_that_do_not_fit_leave_what_was_built(bank: Bank) -> None:
 
 
 def test_an_empty_bank_has_nothing_to_keep(tmp_path: Path) -> None:
-    bank = Bank.create(tmp_path / "empty", levels=levels_of(normals()), embedding_dim=DIM, input_size=INPUT)
+    bank = Bank.create(tmp_path / "empty", Layout(levels=tuple(levels_of(normals())), embedding_dim=DIM, input_size=INPUT))
     for build in (build_gallery, build_index):
         with pytest.raises(InputError, match=r"the bank .*empty is empty; extract images first"):
             build(bank, IVF)
@@ -424,7 +425,7 @@ def test_images_added_since_are_encoded_when_they_are_met(bank: Bank, recipe: Re
     add(bank, product(3, 2, SHAPES, DIM), "later")
     for level in SHAPES:
         kept, blocks = kept_level(bank, recipe, level)
-        chosen = find_method(recipe)
+        chosen = resolve_recipe(recipe)
         assert chosen.method.encode is not None
         for row in (COUNT, COUNT + 2, COUNT + 4):
             for key, array in chosen.method.encode(blocks(row), kept.trained, chosen.build).items():
@@ -509,7 +510,7 @@ def test_removed_images_are_kept_until_the_bank_is_compacted(bank: Bank, recipe:
                     kept(len(bank))
             assert (calls.train, len(calls.encode)) == ([], encodings * len(SHAPES))
 
-    chosen = find_method(recipe)
+    chosen = resolve_recipe(recipe)
     unwatched: Any = chosen.method.encode
     before, names = state_of(folder_of(bank, recipe)), list(bank.ids)
     whole = contents(bank, recipe)
@@ -808,7 +809,7 @@ def test_what_was_built_for_another_bank_covers_nothing(
     """Nothing that is kept is taken for an image of this bank, although there are as many, in shards of the same sizes."""
     other = bank_of(tmp_path / "other", product(9, COUNT, SHAPES, DIM), input_size=INPUT, shards=SHARDS)
     shutil.copytree(bank.path / "indexes", other.path / "indexes")
-    chosen = find_method(recipe)
+    chosen = resolve_recipe(recipe)
     assert chosen.method.encode is not None
     for name in SHAPES:
         kept, blocks = kept_level(other, recipe, name)
@@ -975,7 +976,7 @@ def test_descriptions_are_read_back(bank: Bank) -> None:
     found = built_galleries(bank)
     assert [item.recipe for item in found] == ["codes", "history", "ivf"]
     for item, recipe in zip(found, RECIPES, strict=True):
-        assert isinstance(item, Description)
+        assert isinstance(item, GalleryIndexManifest)
         assert (item.count, item.generation, item.gallery) == (COUNT, bank.generation, recipe.build.gallery)
         assert (item.recipe, item.build, item.trained) == (recipe.name, 0, len(bank.manifest.shards))
         assert item.bytes == sum(path.stat().st_size for path in folder_of(bank, recipe).iterdir())

@@ -20,9 +20,10 @@ from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level
+from spade_faiss.features.layout import Layout
 from spade_faiss.index import image_index
-from spade_faiss.index.image_index import Description, ImageIndex, build_image_index, built_indexes
-from spade_faiss.index.staleness import Covered, index_folder
+from spade_faiss.index.image_index import ImageIndex, ImageIndexManifest, build_image_index, built_indexes
+from spade_faiss.index.staleness import IndexedShard, index_folder
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.recipe import Build, Query, Recipe
 
@@ -38,12 +39,12 @@ COUNT = 201
 
 
 def structured(n: int, *, seed: int) -> FloatArray:
-    """Clusters far from the origin, of very different spread: where a matrix product rounds, and neighbours are close."""
+    """Clusters far from the origin, of very different spread: where a matrix product rounds, and neighbors are close."""
     rng = np.random.default_rng(seed)
-    centres = 20 + 5 * np.random.default_rng(99).standard_normal((6, DIM))
+    centers = 20 + 5 * np.random.default_rng(99).standard_normal((6, DIM))
     spread = np.array([1.0, 0.5, 0.1, 1.0, 0.03, 2.0])
     cluster = rng.integers(0, 6, n)
-    points = centres[cluster] + spread[cluster, None] * rng.standard_normal((n, DIM))
+    points = centers[cluster] + spread[cluster, None] * rng.standard_normal((n, DIM))
     return points.astype(np.float32)
 
 
@@ -59,7 +60,7 @@ def fill(bank: Bank, embedding: FloatArray, sizes: Sequence[int]) -> Bank:
 
 
 def make_bank(path: Path, embedding: FloatArray, sizes: Sequence[int]) -> Bank:
-    return fill(Bank.create(path, levels=[LEVEL], embedding_dim=DIM, input_size=(1, 1)), embedding, sizes)
+    return fill(Bank.create(path, Layout(levels=tuple([LEVEL]), embedding_dim=DIM, input_size=(1, 1))), embedding, sizes)
 
 
 def brute_force(xq: FloatArray, xb: FloatArray) -> npt.NDArray[np.float64]:
@@ -87,7 +88,7 @@ def file_of(bank: Bank, recipe: Recipe) -> Path:
 
 
 def describe_anew(path: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> None:
-    """Edit a description; `sign`: give it the checksum of what it now says."""
+    """Edit a manifest; `sign`: give it the checksum of what it now says."""
     content = json.loads(path.read_text())
     change(content)
     if sign:
@@ -127,7 +128,7 @@ def test_the_nearest_by_brute_force(indexed: Path, xb: FloatArray, xq: FloatArra
     assert index.covered == (COUNT if recipe.needs_image_index else 0)
     D, I = index.search(xq, k)
     assert_nearest(D, I, xq, xb, k)
-    # One more neighbour changes nothing of the first k, one query alone nothing of its line.
+    # One more neighbor changes nothing of the first k, one query alone nothing of its line.
     more, _ = index.search(xq, k + 1)
     np.testing.assert_array_equal(more[:, :k], D)
     alone, _ = index.search(xq[3:4], k)
@@ -141,7 +142,7 @@ def test_all_of_the_bank_can_be_asked_for(indexed: Path, xb: FloatArray, xq: Flo
 
 
 def test_more_than_the_bank_holds_is_refused(indexed: Path, xq: FloatArray) -> None:
-    with pytest.raises(InputError, match="fewer than k=202 neighbours"):
+    with pytest.raises(InputError, match="fewer than k=202 neighbors"):
         ImageIndex.open(Bank.open(indexed), FLAT).search(xq, COUNT + 1)
 
 
@@ -174,12 +175,12 @@ def test_an_index_built_again_covers_what_was_added(
     fill(bank, added, [5, 4])
     with monkeypatch.context() as patch:
         patch.setattr(import_faiss(), "index_factory", None)
-        description, done = build_image_index(bank, recipe)
+        manifest, done = build_image_index(bank, recipe)
     assert done == "added 9 images to it"
-    assert (description.count, description.generation, len(description.shards)) == (COUNT + 9, 6, 6)
-    assert description.shards[:4] == before.shards
-    assert (description.trained, description.build) == (before.trained, before.build + 1)
-    assert sorted(path.name for path in index_folder(bank, recipe).iterdir()) == [description.file.file, "index.json"]
+    assert (manifest.count, manifest.generation, len(manifest.shards)) == (COUNT + 9, 6, 6)
+    assert manifest.shards[:4] == before.shards
+    assert (manifest.trained, manifest.build) == (before.trained, before.build + 1)
+    assert sorted(path.name for path in index_folder(bank, recipe).iterdir()) == [manifest.file.file, "index.json"]
     index = ImageIndex.open(Bank.open(bank.path), recipe)
     assert index.covered == COUNT + 9
     assert_nearest(*index.search(xq, 5), xq, np.concatenate([xb, added]), 5)
@@ -191,13 +192,13 @@ def test_building_again_changes_nothing(bank: Bank, recipe: Recipe) -> None:
         return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in index_folder(bank, recipe).iterdir()}
 
     before = state()
-    description, done = build_image_index(bank, recipe)
+    manifest, done = build_image_index(bank, recipe)
     assert done == "is up to date"
-    assert description in built_indexes(bank)
+    assert manifest in built_indexes(bank)
     assert state() == before
     again, done = build_image_index(bank, recipe, rebuild=True)
     assert done == "built anew: asked for"
-    assert again.file.sha256 == description.file.sha256
+    assert again.file.sha256 == manifest.file.sha256
     assert state().keys() == {"image-000001.faiss", "index.json"}
 
 
@@ -237,9 +238,9 @@ def test_an_index_whose_training_does_not_fit_any_more_is_made_anew(bank: Bank, 
     drifted = structured(40, seed=3) + np.float32(60)
     fill(bank, drifted, [40])
     assert build_image_index(bank, HNSW)[1] == "added 40 images to it"
-    description, done = build_image_index(bank, IVF)
+    manifest, done = build_image_index(bank, IVF)
     assert re.fullmatch(r"built anew: images added since lie \d+\.\d times as far from the mean as those it learned from", done)
-    assert (description.trained, description.build) == (5, 1)
+    assert (manifest.trained, manifest.build) == (5, 1)
     more = structured(800, seed=4)
     fill(bank, more, [800])
     assert build_image_index(bank, HNSW)[1] == "added 800 images to it"
@@ -285,7 +286,7 @@ def test_ties_are_broken_by_the_smaller_row(tmp_path: Path, recipe: Recipe) -> N
     np.testing.assert_array_equal(I, np.arange(20)[:, None] + [0, 50, 100])
 
 
-def test_neighbours_beyond_the_rounding_of_a_matrix_product(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbors_beyond_the_rounding_of_a_matrix_product(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More near-ties than spare candidates, far from the origin: |q|^2 - 2qx + |x|^2 cannot order them in float32."""
     # FAISS takes the matrix product for many queries only; here it must take it for a few.
     monkeypatch.setattr(import_faiss().cvar, "distance_compute_blas_threshold", 1)
@@ -300,12 +301,12 @@ def test_neighbours_beyond_the_rounding_of_a_matrix_product(tmp_path: Path, monk
 
 def test_too_few_candidates_are_an_error_that_says_what_to_do(indexed: Path, xq: FloatArray) -> None:
     narrow = ImageIndex.open(Bank.open(indexed), replace(IVF, query=Query(image="nprobe=1")))
-    with pytest.raises(InputError, match=r"returned fewer than k=150 neighbours; raise its query parameters"):
+    with pytest.raises(InputError, match=r"returned fewer than k=150 neighbors; raise its query parameters"):
         narrow.search(xq, 150)
 
 
 def test_query_parameters_reach_the_index_without_a_rebuild(indexed: Path, xb: FloatArray) -> None:
-    """A narrow search may miss neighbours, but what it returns are true distances; a wide one misses none."""
+    """A narrow search may miss neighbors, but what it returns are true distances; a wide one misses none."""
     xq = (20 + 5 * np.random.default_rng(8).standard_normal((100, DIM))).astype(np.float32)
     exact = brute_force(xq, xb)
     recalls = []
@@ -342,7 +343,7 @@ def test_too_few_images_to_train(tmp_path: Path) -> None:
 
 
 def test_an_empty_bank_has_no_index(tmp_path: Path) -> None:
-    bank = Bank.create(tmp_path / "bank", levels=[LEVEL], embedding_dim=DIM, input_size=(1, 1))
+    bank = Bank.create(tmp_path / "bank", Layout(levels=tuple([LEVEL]), embedding_dim=DIM, input_size=(1, 1)))
     with pytest.raises(InputError, match="is empty; extract images first"):
         build_image_index(bank, HNSW)
 
@@ -367,10 +368,10 @@ def test_an_interrupted_build_leaves_the_old_index(
         with pytest.raises(KeyboardInterrupt):
             build_image_index(bank, recipe, rebuild=rebuild)
     with monkeypatch.context() as patch:
-        patch.setattr(image_index, "write_description", interrupt)
+        patch.setattr(image_index, "write_signed", interrupt)
         with pytest.raises(KeyboardInterrupt):
             build_image_index(bank, recipe, rebuild=rebuild)
-    # The new file was there before its description: nothing names it, and the old one is as it was.
+    # The new file was there before its manifest: nothing names it, and the old one is as it was.
     after = {path.name: path.read_bytes() for path in index_folder(bank, IVF).iterdir()}
     assert after.keys() - before.keys() == {"image-000001.faiss"}
     assert {name: after[name] for name in before} == before
@@ -462,9 +463,9 @@ def test_a_damaged_index_file_is_never_given_to_faiss(bank: Bank, monkeypatch: p
         (lambda content: content["file"].pop("sha256"), "missing key 'sha256'"),
         (lambda content: content.update(build="1"), "build='1' is of type str"),
         (lambda content: content["shards"][0].update(count="64"), "count='64' is of type str"),
-        (lambda content: content["shards"][0].update(count=63), "holds 201 entries, its description says 200"),
-        (lambda content: content.update(shards=[]), "holds 201 entries, its description says 0"),
-        (lambda content: content["shards"].pop(), "holds 201 entries, its description says 165"),
+        (lambda content: content["shards"][0].update(count=63), "holds 201 entries, its manifest says 200"),
+        (lambda content: content.update(shards=[]), "holds 201 entries, its manifest says 0"),
+        (lambda content: content["shards"].pop(), "holds 201 entries, its manifest says 165"),
         (lambda content: content["shards"].append(content["shards"][0]), "it lists a shard twice"),
         (
             lambda content: (content["shards"][0].update(count=60), content["shards"][1].update(count=5)),
@@ -549,10 +550,10 @@ def test_what_an_index_says_of_itself(bank: Bank) -> None:
     descriptions = built_indexes(bank)
     assert [item.recipe for item in descriptions] == ["hnsw", "ivf"]
     for item, recipe in zip(descriptions, RECIPES[1:], strict=True):
-        assert isinstance(item, Description)
+        assert isinstance(item, ImageIndexManifest)
         assert item.factory == recipe.build.image
         assert (item.count, item.generation) == (COUNT, bank.generation)
-        assert item.shards == tuple(Covered(sha256=shard.sha256, count=shard.count) for shard in bank.manifest.shards)
+        assert item.shards == tuple(IndexedShard(sha256=shard.sha256, count=shard.count) for shard in bank.manifest.shards)
         # A graph learns nothing.
         assert (item.build, item.trained) == (0, 4 if recipe is IVF else 0)
         assert item.file.file == file_of(bank, recipe).name == "image-000000.faiss"

@@ -17,11 +17,13 @@ import pytest
 
 from spade_faiss import Bank, Detector, Scores, update_indexes
 from spade_faiss.core.errors import BankError, InputError
+from spade_faiss.core.settings import Method
+from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import Built, build_index
 from spade_faiss.index.gallery_index import built_galleries
 from spade_faiss.index.image_index import ImageIndex, built_indexes
-from spade_faiss.index.staleness import Covered, Freshness, freshness, index_folder, why_learn_anew
-from spade_faiss.search.protocol import find_method
+from spade_faiss.index.staleness import IndexedShard, Staleness, index_folder, staleness, why_learn_anew
+from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Build, Query, Recipe
 from tests.support.oracle import Features, bank_of, batch_of, levels_of, names, product
 
@@ -65,7 +67,7 @@ QUERIES = features_of(2, 3, defect=True)
 
 def fresh(path: Path, rows: list[int], features: Features = NORMALS) -> Bank:
     """A bank of some of the images, in one shard."""
-    bank = Bank.create(path, levels=levels_of(features), embedding_dim=DIM, input_size=INPUT, dtype="float32")
+    bank = Bank.create(path, Layout(levels=tuple(levels_of(features)), embedding_dim=DIM, input_size=INPUT, dtype="float32"))
     bank.append(batch_of(features[rows], [names(COUNT)[row] for row in rows]))
     return bank
 
@@ -75,7 +77,7 @@ def append(bank: Bank, rows: list[int]) -> None:
 
 
 def scores(bank: Bank, recipe: Recipe, k: int = 3) -> Scores:
-    return Detector.open(bank.path, recipe=recipe, k_image=k, k_gallery=k).score_features(batch_of(QUERIES))
+    return Detector.open(bank.path, recipe=recipe, method=Method(k_image=k, k_gallery=k)).score_features(batch_of(QUERIES))
 
 
 def assert_equal(one: Scores, other: Scores) -> None:
@@ -101,11 +103,11 @@ def done(bank: Bank, recipe: Recipe) -> str:
     return words
 
 
-def standing(bank: Bank, recipe: Recipe) -> Freshness:
+def standing(bank: Bank, recipe: Recipe) -> Staleness:
     """How the recipe's index stands to its bank."""
     bank = Bank.open(bank.path)
     (found,) = built_indexes(bank, recipe.name) or built_galleries(bank, recipe.name)
-    return freshness(bank, found.shards)
+    return staleness(bank, found.shards)
 
 
 # ---- any search equals one in a bank built afresh
@@ -265,19 +267,19 @@ def test_each_entry_is_still_that_of_its_image_where_others_were_removed(tmp_pat
 def test_an_index_stands_beside_what_it_does_not_know(tmp_path: Path, recipe: Recipe) -> None:
     bank = fresh(tmp_path / "bank", list(range(8)))
     build_index(bank, recipe)
-    assert standing(bank, recipe) == Freshness(covered=8, beside=0, dead=0)
+    assert standing(bank, recipe) == Staleness(covered=8, beside=0, dead=0)
     append(bank, [8, 9])
     bank.remove(["image 1", "image 8"])
-    assert standing(bank, recipe) == Freshness(covered=7, beside=1, dead=1)
+    assert standing(bank, recipe) == Staleness(covered=7, beside=1, dead=1)
     assert ImageIndex.open(Bank.open(bank.path), recipe).covered == 7
     assert str(standing(bank, recipe)) == (
         "covers 7 images, 1 are searched beside it, 1 of its entries are of images that are gone"
     )
     assert done(bank, recipe) == "added 2 images to it"
     # The removed ones of a shard too, so that they may come back.
-    assert standing(bank, recipe) == Freshness(covered=8, beside=0, dead=2)
+    assert standing(bank, recipe) == Staleness(covered=8, beside=0, dead=2)
     bank.restore(["image 1", "image 8"])
-    assert standing(bank, recipe) == Freshness(covered=10, beside=0, dead=0)
+    assert standing(bank, recipe) == Staleness(covered=10, beside=0, dead=0)
     assert str(standing(bank, recipe)) == "covers 10 images"
     assert_equal(scores(bank, recipe), scores(fresh(tmp_path / "fresh", list(range(10))), EXACT))
 
@@ -340,7 +342,7 @@ def test_after_a_compaction_an_index_knows_only_what_was_left_as_it_was(
     bank.remove(["image 6"])
     bank.compact(target_bytes=2)
     for recipe in (HNSW, IVF):
-        assert standing(bank, recipe) == Freshness(covered=10, beside=3, dead=4)
+        assert standing(bank, recipe) == Staleness(covered=10, beside=3, dead=4)
         assert done(bank, recipe).startswith(("added 3 images to it", "built anew: 4 of its 14 entries"))
     assert done(bank, HNSW) == "is up to date"
     assert done(bank, IVF) == "is up to date"
@@ -402,7 +404,7 @@ def test_what_was_learned_from_images_that_are_gone_is_learned_anew(tmp_path: Pa
 
 def test_an_index_that_learned_nothing_is_never_learned_anew(tmp_path: Path) -> None:
     bank = fresh(tmp_path / "bank", [0, 1])
-    shards = [Covered(sha256=shard.sha256, count=shard.count) for shard in bank.manifest.shards]
+    shards = [IndexedShard(sha256=shard.sha256, count=shard.count) for shard in bank.manifest.shards]
     append(bank, list(range(2, 14)))
     assert why_learn_anew(bank, shards, 0) is None
     assert why_learn_anew(bank, shards, 1) == "it learned from 2 images, the bank holds 14"
@@ -418,7 +420,7 @@ def test_removed_images_are_never_matched_and_restored_ones_are_without_a_build(
     query = batch_of(NORMALS[[6]], ["query"])
 
     def matched() -> tuple[set[str], float]:
-        detector = Detector.open(bank.path, recipe=recipe, k_image=2, k_gallery=2)
+        detector = Detector.open(bank.path, recipe=recipe, method=Method(k_image=2, k_gallery=2))
         found = detector.score_features(query)
         rows = found.nearest["fine"]["row"]
         return {detector.bank.ids[row] for row in np.unique(rows[rows >= 0])}, float(found.maps.max())
@@ -448,7 +450,7 @@ class Encoded(NamedTuple):
 def encoded(monkeypatch: pytest.MonkeyPatch) -> Encoded:
     counter = Encoded([])
     for recipe in (IVF, COMPACT):
-        method = find_method(recipe).method
+        method = resolve_recipe(recipe).method
         encode: Callable[..., Any] | None = method.encode
         assert encode is not None
 
@@ -470,13 +472,13 @@ def test_added_images_are_encoded_when_they_are_met_until_they_are_folded_in(
     query = batch_of(NORMALS[[9, 10]], ["q 1", "q 2"])
 
     def found() -> Scores:
-        return Detector.open(bank.path, recipe=recipe, k_image=2, k_gallery=2).score_features(query)
+        return Detector.open(bank.path, recipe=recipe, method=Method(k_image=2, k_gallery=2)).score_features(query)
 
     encoded.calls.clear()
     beside = found()
     assert encoded.calls
     assert (beside.neighbor_ids[:, 0] == ["image 9", "image 10"]).all()
-    # The images themselves are among the neighbours: nothing is far.
+    # The images themselves are among the neighbors: nothing is far.
     assert beside.maps.max() < 1e-2
     encoded.calls.clear()
     assert done(bank, recipe) == "added 2 images to it"
@@ -494,11 +496,11 @@ def test_a_gallery_says_what_was_done_to_it_and_why(tmp_path: Path) -> None:
     assert done(bank, IVF) == "is up to date"
     append(bank, [8, 9, 10])
     bank.remove(["image 8"])
-    assert standing(bank, IVF) == Freshness(covered=7 + 1, beside=2, dead=0)
+    assert standing(bank, IVF) == Staleness(covered=7 + 1, beside=2, dead=0)
     assert done(bank, IVF) == "added 3 images to it"
-    assert standing(bank, IVF) == Freshness(covered=10, beside=0, dead=1)
+    assert standing(bank, IVF) == Staleness(covered=10, beside=0, dead=1)
     bank.restore(["image 8"])
-    assert standing(bank, IVF) == Freshness(covered=11, beside=0, dead=0)
+    assert standing(bank, IVF) == Staleness(covered=11, beside=0, dead=0)
     other = Recipe(name="ivf", build=Build(gallery="ivf", settings={"lists": 3}))
     was, now = ({"lists": lists, "train_vectors": 50000} for lists in (2, 3))
     assert done(bank, other) == f"built anew: it was ivf {was}, the recipe says ivf {now}"
@@ -574,7 +576,7 @@ def test_an_index_of_another_bank_does_not_pass_for_this_banks(tmp_path: Path) -
         folder = index_folder(bank, recipe)
         folder.parent.mkdir(exist_ok=True)
         index_folder(other, recipe).rename(folder)
-        assert standing(bank, recipe) == Freshness(covered=0, beside=8, dead=8)
+        assert standing(bank, recipe) == Staleness(covered=0, beside=8, dead=8)
     assert_equal(scores(bank, HNSW), scores(bank, EXACT))
     found, expected = scores(bank, IVF), scores(bank, EXACT)
     np.testing.assert_allclose(found.maps, expected.maps, rtol=1e-4, atol=1e-4)

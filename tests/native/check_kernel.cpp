@@ -44,17 +44,17 @@ struct Set {
     std::vector<float> values;
 };
 
-// Vectors around a few centres, so that near ones, equal ones and far ones are among them; at an odd address.
-Set make(int count, int d, Type type, float scale, const std::vector<float>& centres) {
+// Vectors around a few centers, so that near ones, equal ones and far ones are among them; at an odd address.
+Set make(int count, int d, Type type, float scale, const std::vector<float>& centers) {
     std::normal_distribution<float> normal;
     std::uniform_int_distribution<int> pick(0, 3), kind(0, 9);
     Set set;
     set.values.resize(static_cast<std::size_t>(count) * d);
     for (int i = 0; i < count; ++i) {
-        const int centre = pick(rng), what = kind(rng);
+        const int center = pick(rng), what = kind(rng);
         const float spread = what == 0 ? 0.0f : what == 1 ? 3.0f : what == 2 ? 1e-4f : 0.2f;
         for (int c = 0; c < d; ++c) {
-            float value = scale * (centres[static_cast<std::size_t>(centre) * d + c] + spread * normal(rng));
+            float value = scale * (centers[static_cast<std::size_t>(center) * d + c] + spread * normal(rng));
             if (type == Type::kFloat16) value = from_half(to_half(value));
             set.values[static_cast<std::size_t>(i) * d + c] = value;
         }
@@ -100,14 +100,14 @@ std::vector<float> make_basis(int components, int d) {
 
 void check(const Unit& unit, int nq, int nb, int d, int components, Type type, float scale, int k) {
     std::normal_distribution<float> normal;
-    std::vector<float> centres(static_cast<std::size_t>(4) * d), centre(d);
-    for (float& value : centres) value = 1 + normal(rng);
-    for (float& value : centre) value = scale;
-    const Set rows = make(nb, d, type, scale, centres);
-    const Set queries = make(nq, d, Type::kFloat32, scale, centres);
+    std::vector<float> centers(static_cast<std::size_t>(4) * d), center(d);
+    for (float& value : centers) value = 1 + normal(rng);
+    for (float& value : center) value = scale;
+    const Set rows = make(nb, d, type, scale, centers);
+    const Set queries = make(nq, d, Type::kFloat32, scale, centers);
     const Vectors xq{queries.values.data(), Type::kFloat32, nq, d};
     const std::vector<float> basis = make_basis(components, d);
-    const auto packing = std::make_shared<Packing>(unit.format, d, centre.data(), basis.data(), components);
+    const auto packing = std::make_shared<Packing>(unit.format, d, center.data(), basis.data(), components);
     const RowPack row_pack(packing, rows.vectors);
     const QueryPack query_pack(packing, queries.vectors);
 

@@ -293,14 +293,14 @@ class TestPictures:
         np.testing.assert_array_equal(picture, before[0])
         np.testing.assert_array_equal(scores, before[1])
 
-    def test_colours_get_lighter_with_the_score_and_stop_at_the_ends_of_the_range(self) -> None:
+    def test_colors_get_lighter_with_the_score_and_stop_at_the_ends_of_the_range(self) -> None:
         scores = np.linspace(self.low, self.high, 50, dtype=np.float32)[None]
         heat = pictures.heat_map(scores, self.low, self.high)
         assert heat.shape == (1, 50, 3)
         assert (np.diff(heat[0] @ np.array([0.2126, 0.7152, 0.0722])) > 0).all()
         ends = pictures.heat_map(np.array([[-9, 2, 4, 99]], np.float32), self.low, self.high)[0]
-        assert ends[0].tolist() == ends[1].tolist() == list(pictures.colour_scale(9)[0])
-        assert ends[2].tolist() == ends[3].tolist() == list(pictures.colour_scale(9)[-1])
+        assert ends[0].tolist() == ends[1].tolist() == list(pictures.color_scale(9)[0])
+        assert ends[2].tolist() == ends[3].tolist() == list(pictures.color_scale(9)[-1])
 
     def test_the_outline_goes_around_the_mask_and_leaves_its_inside(self) -> None:
         picture, mask = self.picture(), np.zeros((12, 16), bool)
@@ -320,23 +320,23 @@ class TestPictures:
         with pytest.raises(InputError, match="outside"):
             pictures.cell_box((3, 0), (3, 3), (10, 10))
 
-    def test_colour_range_by_hand(self) -> None:
+    def test_color_range_by_hand(self) -> None:
         def maps(*maxima: float) -> Iterator[np.ndarray]:
             for top in maxima:
                 yield np.append(np.zeros(99, np.float32), np.float32(top)).reshape(10, 10)
 
-        # Normal maxima 1, 2, 3 and defective ones 10, 20, 60: colour from 2, full at 20.
+        # Normal maxima 1, 2, 3 and defective ones 10, 20, 60: color from 2, full at 20.
         labels = [False, False, False, True, True, True]
-        assert pictures.colour_range(maps(1, 2, 3, 10, 20, 60), labels) == (2.0, 20.0)
-        low, high = pictures.colour_range(maps(1, 2, 3, 4))
+        assert pictures.color_range(maps(1, 2, 3, 10, 20, 60), labels) == (2.0, 20.0)
+        low, high = pictures.color_range(maps(1, 2, 3, 4))
         assert low == 0.0
         assert 3.9 < high <= 4.0
-        low, high = pictures.colour_range(maps(0, 0))  # nothing scores, yet the range rises
+        low, high = pictures.color_range(maps(0, 0))  # nothing scores, yet the range rises
         assert low == 0.0 < high
         with pytest.raises(InputError, match="at least one map"):
-            pictures.colour_range(maps())
+            pictures.color_range(maps())
         with pytest.raises(InputError, match="1 labels for 2 maps"):
-            pictures.colour_range(maps(1, 2), [True])
+            pictures.color_range(maps(1, 2), [True])
 
     def test_pictures_that_do_not_fit_are_refused(self) -> None:
         scores = np.zeros((12, 16), np.float32)
@@ -363,11 +363,11 @@ class TestCharts:
 
     def every_chart(self) -> list[str]:
         roc = charts.roc_chart([self.curve("image"), self.curve("pixel")])
-        labelled = charts.histogram("image score", self.scores, self.labels)
+        labeled = charts.histogram("image score", self.scores, self.labels)
         marked = charts.histogram("marked", self.scores, thresholds={"alarm": 4.0, "nowhere": np.inf})
         rates = charts.rate_chart({"normal": abs(self.scores) / 9, "defective": abs(self.scores) / 90}, 0.2)
         pro = charts.pro_chart([self.curve("pixel")], 0.3)
-        return [labelled, marked, rates, charts.histogram("map", self.scores), roc, pro]
+        return [labeled, marked, rates, charts.histogram("map", self.scores), roc, pro]
 
     def test_charts_are_one_deterministic_svg_that_needs_nothing_else(self) -> None:
         first = self.every_chart()
@@ -394,10 +394,10 @@ class TestCharts:
         assert all(f">{text}<" in charts.rate_chart({"a": p["a"]}, 0.2) for text in ("a", "alpha asked", "asked = achieved"))
 
     def test_a_histogram_tells_normal_from_defective_only_with_labels(self) -> None:
-        labelled, plain, *_ = self.every_chart()
-        assert "normal (40)" in labelled
-        assert "defective (20)" in labelled
-        assert charts.DEFECTIVE in labelled
+        labeled, plain, *_ = self.every_chart()
+        assert "normal (40)" in labeled
+        assert "defective (20)" in labeled
+        assert charts.DEFECTIVE in labeled
         assert charts.DEFECTIVE not in plain
         assert "normal" not in plain.replace("--normal", "")
 
@@ -499,7 +499,7 @@ def make_report(n: int = 10, cards: int = 4, normals: int = 2, labels: bool = Tr
         summary=(metrics,) if labels else (),
         charts=(Chart(title="Image score", svg=charts.histogram("image score", np.arange(9.0))),),
         groups=(CardGroup(title="Most anomalous", cards=shown_cards), CardGroup(title="Again", cards=shown_cards[:1])),
-        colours=(0.2, 0.9),
+        colors=(0.2, 0.9),
         levels=("layer1", "layer2"),
         images=images,
         details=(settings,),
@@ -592,8 +592,8 @@ class TestHtml:
         assert circles[0]["cy"] == "0.5"
         assert circles[0]["cx"] == "31.5"
         frames = [attributes for tag, attributes in page.elements if tag == "rect" and attributes.get("class") == "line"]
-        colours = {colour for frame in frames for colour in re.findall(r"#\w{6}", frame["style"])}
-        assert colours == {"#{:02x}{:02x}{:02x}".format(*c) for c in pictures.level_colours(["layer1", "layer2"]).values()}
+        colors = {color for frame in frames for color in re.findall(r"#\w{6}", frame["style"])}
+        assert colors == {"#{:02x}{:02x}{:02x}".format(*c) for c in pictures.level_colors(["layer1", "layer2"]).values()}
         assert (frames[1]["x"], frames[1]["y"], frames[1]["width"], frames[1]["height"]) == ("7", "7", "10", "10")
 
     def test_without_labels_there_are_no_metrics(self, tmp_path: Path) -> None:
@@ -636,7 +636,7 @@ class TestHtml:
         card = report.groups[0].cards[0]
         wrong = replace(card, mask=np.zeros((5, 5), bool))
         for bad, message in (
-            (replace(report, colours=None), "needs `colours`"),
+            (replace(report, colors=None), "needs `colors`"),
             (replace(report, levels=("layer1",)), "level 'layer2'"),
             (replace(report, charts=(Chart(title="x", svg="<img>"),)), "no <svg>"),
             (replace(report, groups=(CardGroup(title="x", cards=(wrong,)),)), "both must have the size"),

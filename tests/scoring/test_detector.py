@@ -20,11 +20,14 @@ import pytest
 
 from spade_faiss import Bank, Detector, FeatureBatch, Preprocess, Scores, Source
 from spade_faiss.core.errors import BankError, InputError, NotFoundError
+from spade_faiss.core.settings import Method
 from spade_faiss.core.signed_json import hash_json
+from spade_faiss.features.layout import Layout
 from spade_faiss.index import image_index
 from spade_faiss.index.image_index import ImageIndex, build_image_index
 from spade_faiss.index.staleness import index_folder
 from spade_faiss.search.recipe import Build, Query, Recipe, load_recipe
+from tests.support.detectors import open_detector
 from tests.support.oracle import Features, bank_of, batch_of, names, product, sq_distances
 
 SHAPES = {"fine": (9, 11, 4), "coarse": (5, 6, 6)}
@@ -88,7 +91,7 @@ def test_a_bank_can_be_queried_after_the_first_append(tmp_path: Path) -> None:
     # An open detector keeps what it was opened with, whoever appends; the next one sees it.
     bank.append(replace(batch, ids=["x", "y", "z"]))
     equal(before.score_features(batch), first)
-    after = Detector.open(tmp_path / "b", k_image=1, k_gallery=1).score_features(batch)
+    after = Detector.open(tmp_path / "b", method=Method(k_image=1, k_gallery=1)).score_features(batch)
     assert after.neighbor_ids.tolist() == [["x"], ["y"], ["z"]]
     assert not after.image_score.any()
     assert not after.maps.any()
@@ -100,9 +103,9 @@ def test_a_bank_can_be_queried_after_the_first_append(tmp_path: Path) -> None:
 
 def test_an_empty_bank_has_no_neighbors(tmp_path: Path) -> None:
     bank_of(tmp_path / "b", normals()[:1], input_size=INPUT)
-    Bank.create(tmp_path / "empty", levels=Bank.open(tmp_path / "b").layout.levels, embedding_dim=DIM, input_size=INPUT)
+    Bank.create(tmp_path / "empty", Layout(levels=Bank.open(tmp_path / "b").layout.levels, embedding_dim=DIM, input_size=INPUT))
     with pytest.raises(InputError, match="k_image=1 is larger than the number of normal images, 0 in"):
-        Detector.open(tmp_path / "empty", k_image=1, k_gallery=1)
+        Detector.open(tmp_path / "empty", method=Method(k_image=1, k_gallery=1))
 
 
 def test_scores_do_not_depend_on_how_the_bank_is_cut_into_shards(folder: Path, tmp_path: Path) -> None:
@@ -115,7 +118,7 @@ def test_scores_do_not_depend_on_how_the_bank_is_cut_into_shards(folder: Path, t
 
 def test_the_number_of_neighbors_shown_is_the_larger_of_the_two(folder: Path) -> None:
     for k_image, k_gallery in ((1, 4), (4, 1)):
-        scores = Detector.open(folder, k_image=k_image, k_gallery=k_gallery).score_features(batch_of(queries()))
+        scores = Detector.open(folder, method=Method(k_image=k_image, k_gallery=k_gallery)).score_features(batch_of(queries()))
         assert scores.neighbor_ids.shape == scores.neighbor_dist.shape == (3, 4)
         np.testing.assert_allclose(scores.image_score, scores.neighbor_dist[:, :k_image].mean(axis=1), rtol=1e-6)
         assert all(nearest["neighbor"].max() < k_gallery for nearest in scores.nearest.values())
@@ -127,8 +130,8 @@ def test_the_number_of_neighbors_shown_is_the_larger_of_the_two(folder: Path) ->
 def embeddings(seed: int, n: int, dim: int = 64) -> npt.NDArray[np.float32]:
     """Clusters of a dozen around a common offset."""
     rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(0).normal(size=(8, dim))
-    return (3 + centres[rng.integers(0, 8, n)] + 0.3 * rng.normal(size=(n, dim))).astype(np.float32)
+    centers = np.random.default_rng(0).normal(size=(8, dim))
+    return (3 + centers[rng.integers(0, 8, n)] + 0.3 * rng.normal(size=(n, dim))).astype(np.float32)
 
 
 def dots(embedding: npt.NDArray[np.float32]) -> Features:
@@ -189,8 +192,8 @@ def test_a_changed_index_is_refused(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("shards", [{"sha256": "0" * 64, "count": 11}], "holds 12 entries, its description says 11"),
-        ("shards", [], "holds 12 entries, its description says 0"),
+        ("shards", [{"sha256": "0" * 64, "count": 11}], "holds 12 entries, its manifest says 11"),
+        ("shards", [], "holds 12 entries, its manifest says 0"),
         ("shards", [{"sha256": "0" * 64, "count": "12"}], r"shards\[0\]: count='12' is of type str"),
         ("schema", 99, "has schema 99, this version reads 3; it was written by a newer spade_faiss: install that"),
         ("format", "other", "is of format 'other', expected 'spade_faiss image index'; rebuild the index with"),
@@ -234,7 +237,7 @@ def test_the_index_of_another_bank_covers_nothing(copied: Path, tmp_path: Path, 
 
 
 def test_query_parameters_that_the_index_does_not_take(copied: Path) -> None:
-    """A misspelt option must fail, for the flat index too, which takes none."""
+    """A misspelled option must fail, for the flat index too, which takes none."""
     for image, query in (("Flat", "efSearch=16"), ("HNSW16", "efSerach=16")):
         recipe = Recipe(name="mine", build=Build(image=image), query=Query(image=query))
         if recipe.needs_image_index:
@@ -248,10 +251,12 @@ def test_an_index_that_finds_too_few_says_so_and_a_query_setting_helps_without_r
     recipe = Recipe(name="lists", build=Build(image="IVF8,Flat"), query=Query(image="nprobe=1"))
     build_image_index(bank, recipe)
     query = batch_of(dots(embeddings(2, 9)))
-    with pytest.raises(InputError, match="fewer than k=390 neighbours; raise its query parameters"):
-        Detector.open(tmp_path / "b", recipe=recipe, k_image=390).score_features(query)
-    everywhere = Detector.open(tmp_path / "b", recipe=replace(recipe, query=Query(image="nprobe=8")), k_image=390)
-    equal(everywhere.score_features(query), Detector.open(tmp_path / "b", k_image=390).score_features(query))
+    with pytest.raises(InputError, match="fewer than k=390 neighbors; raise its query parameters"):
+        Detector.open(tmp_path / "b", recipe=recipe, method=Method(k_image=390)).score_features(query)
+    everywhere = Detector.open(
+        tmp_path / "b", recipe=replace(recipe, query=Query(image="nprobe=8")), method=Method(k_image=390)
+    )
+    equal(everywhere.score_features(query), Detector.open(tmp_path / "b", method=Method(k_image=390)).score_features(query))
 
 
 @pytest.mark.parametrize("covered", [0, 40])
@@ -329,7 +334,7 @@ def test_features_from_another_source(tmp_path: Path) -> None:
         (replace(ours, backbone="resnet34"), "backbone", ("resnet18", "resnet34")),
         (replace(ours, weights_sha256="b" * 64), "weights_sha256", ("a" * 64, "b" * 64)),
         (replace(ours, precision="bfloat16"), "precision", ("float32", "bfloat16")),
-        (replace(ours, preprocess=Preprocess(framing="stretch")), r"preprocess\.framing", ("crop", "stretch")),
+        (replace(ours, preprocess=Preprocess(resize_mode="stretch")), r"preprocess\.resize_mode", ("crop", "stretch")),
     ]:
         with pytest.raises(InputError, match=f"{name}='{values[0]}', these features with '{values[1]}'"):
             detector.score_features(batch_of(queries(), source=other))
@@ -337,19 +342,23 @@ def test_features_from_another_source(tmp_path: Path) -> None:
 
 def test_kappa_beyond_the_gallery(folder: Path) -> None:
     with pytest.raises(InputError, match="kappa=61 is larger than the gallery, 60 vectors at level 'coarse'"):
-        Detector.open(folder, k_gallery=2, kappa=61)
+        Detector.open(folder, method=Method(k_gallery=2, kappa=61))
     with pytest.raises(InputError, match="kappa=199 is larger than the gallery, 198 vectors at level 'concat'"):
-        Detector.open(folder, k_gallery=2, kappa=199, fusion="concat")
-    everything = Detector.open(folder, k_gallery=2, kappa=60).score_features(batch_of(queries()))
-    assert (everything.maps > Detector.open(folder, k_gallery=2).score_features(batch_of(queries())).maps).all()
+        Detector.open(folder, method=Method(k_gallery=2, kappa=199, fusion="concat"))
+    everything = Detector.open(folder, method=Method(k_gallery=2, kappa=60)).score_features(batch_of(queries()))
+    assert (everything.maps > Detector.open(folder, method=Method(k_gallery=2)).score_features(batch_of(queries())).maps).all()
     # Under concat, only the finest grid counts.
-    assert Detector.open(folder, k_gallery=2, kappa=198, fusion="concat").score_features(batch_of(queries(1))).maps.all()
+    assert (
+        Detector.open(folder, method=Method(k_gallery=2, kappa=198, fusion="concat"))
+        .score_features(batch_of(queries(1)))
+        .maps.all()
+    )
 
 
 @pytest.mark.parametrize("setting", [{"k_image": 0}, {"k_gallery": 2.5}, {"kappa": 0}, {"fusion": "max"}, {"sigma": -1.0}])
 def test_settings_out_of_range(folder: Path, setting: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(setting))}="):
-        Detector.open(folder, **setting)
+        open_detector(folder, **setting)
 
 
 # What the caller gave
@@ -363,7 +372,7 @@ def test_arrays_of_the_caller_are_left_alone(copied: Path, fusion: str) -> None:
     before = [array.copy() for array in given]
     for array in given:
         array.flags.writeable = False
-    scores = Detector.open(copied, fusion=fusion, sigma=0).score_features(batch)
+    scores = Detector.open(copied, method=Method(fusion=fusion, sigma=0)).score_features(batch)
     for array, copy in zip(given, before, strict=True):
         np.testing.assert_array_equal(array, copy)
     # The results are the caller's to change, and not the bank's pages.
@@ -396,10 +405,12 @@ def test_maps_are_zero_where_the_input_shows_no_image(folder: Path) -> None:
 
 
 def test_a_detector_may_be_shared_by_threads(folder: Path) -> None:
-    detector = Detector.open(folder, kappa=3)
+    detector = Detector.open(folder, method=Method(kappa=3))
     batches = [batch_of(product(seed, 1 + seed % 3, SHAPES, DIM, defect=True)) for seed in range(8)]
     expected = [detector.score_features(batch) for batch in batches]
-    shared = Detector.open(folder, kappa=3)  # nothing read yet: the threads race for the first look at everything
+    shared = Detector.open(
+        folder, method=Method(kappa=3)
+    )  # nothing read yet: the threads race for the first look at everything
     with ThreadPoolExecutor(4) as pool:
         for found, scores in zip(pool.map(shared.score_features, batches * 4), expected * 4, strict=True):
             equal(found, scores)
@@ -415,15 +426,15 @@ class Missing:
 
 sys.meta_path.insert(0, Missing())
 import numpy as np
-from spade_faiss import Bank, Detector, FeatureBatch, Level
+from spade_faiss import Bank, Detector, FeatureBatch, Layout, Level, Method
 
 rng = np.random.default_rng(0)
 level = Level("layer1", channels=8, stride=4, height=7, width=9)
-bank = Bank.create(sys.argv[1], levels=[level], embedding_dim=6, input_size=(28, 36))
+bank = Bank.create(sys.argv[1], Layout(levels=(level,), embedding_dim=6, input_size=(28, 36)))
 maps = rng.random((5, 7, 9, 8))
 batch = FeatureBatch([str(i) for i in range(5)], rng.random((5, 6)), {"layer1": maps})
 bank.append(batch)
-scores = Detector.open(sys.argv[1], recipe="exact", k_image=1, k_gallery=1).score_features(batch)
+scores = Detector.open(sys.argv[1], recipe="exact", method=Method(k_image=1, k_gallery=1)).score_features(batch)
 assert scores.neighbor_ids[:, 0].tolist() == list("01234"), scores.neighbor_ids
 assert not scores.maps.any()
 assert not {"torch", "torchvision", "timm", "sklearn", "matplotlib"} & set(sys.modules)

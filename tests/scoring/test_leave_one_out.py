@@ -11,7 +11,9 @@ import pytest
 from spade_faiss import Detector
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.features.batch import concatenate
+from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import build_index
 from spade_faiss.search.recipe import Build, Recipe
 from tests.support.oracle import Features, bank_of, batch_of, levels_of, product
@@ -40,14 +42,16 @@ def normals() -> Features:
 
 @pytest.mark.parametrize(("recipe", "memory"), [("exact", "2GiB"), ("exact", "97MiB"), ("location", "2GiB")])
 def test_each_image_scores_as_against_a_bank_without_it(folder: Path, tmp_path: Path, recipe: str, memory: str) -> None:
-    found = Detector.open(folder, recipe=recipe, k_image=3, k_gallery=4, memory=memory).score_rows(range(N))
+    found = Detector.open(folder, recipe=recipe, method=Method(k_image=3, k_gallery=4), run=Run(memory=memory)).score_rows(
+        range(N)
+    )
     everything = batch_of(normals())
     for row in range(N):
         others = [everything[other : other + 1] for other in range(N) if other != row]
         without = Bank.open_or_create(tmp_path / f"without {row}", Bank.open(folder).layout)
         without.append(concatenate(others))
         query = replace(everything[row : row + 1], ids=["query"])
-        expected = Detector.open(without.path, recipe=recipe, k_image=3, k_gallery=4).score_features(query)
+        expected = Detector.open(without.path, recipe=recipe, method=Method(k_image=3, k_gallery=4)).score_features(query)
         assert found.ids[row] == everything.ids[row]
         np.testing.assert_array_equal(found.image_score[row], expected.image_score[0])
         np.testing.assert_array_equal(found.neighbor_ids[row], expected.neighbor_ids[0])
@@ -60,7 +64,7 @@ def test_an_image_among_many_of_its_kind_leaves_one_of_them_out(tmp_path: Path) 
     features = product(1, 9, SHAPES, DIM)
     features.embedding[:] = features.embedding[0]
     bank_of(tmp_path / "bank", features, input_size=INPUT)
-    found = Detector.open(tmp_path / "bank", k_image=2, k_gallery=2, localize="none").score_rows([8, 0])
+    found = Detector.open(tmp_path / "bank", method=Method(k_image=2, k_gallery=2, localize="none")).score_rows([8, 0])
     assert found.neighbor_dist.tolist() == [[0, 0], [0, 0]]
     assert found.neighbor_ids.shape == (2, 2)
     assert found.ids[0] not in found.neighbor_ids[0]
@@ -73,12 +77,12 @@ def test_a_search_of_the_whole_bank_would_meet_the_image_itself(tmp_path: Path) 
     build_index(bank, recipe)
     with pytest.raises(InputError, match="recipe 'history' searches all normal images and would meet the scored one itself"):
         Detector.open(bank.path, recipe=recipe).score_rows([0])
-    assert len(Detector.open(bank.path, recipe=recipe, localize="none").score_rows([0])) == 1
+    assert len(Detector.open(bank.path, recipe=recipe, method=Method(localize="none")).score_rows([0])) == 1
 
 
 def test_what_cannot_be_left_out_is_said(folder: Path) -> None:
     with pytest.raises(InputError, match=r"each of the 11 normal images .* has 10 others, k=11"):
-        Detector.open(folder, k_image=11, localize="none").score_rows([0])
+        Detector.open(folder, method=Method(k_image=11, localize="none")).score_rows([0])
     with pytest.raises(IndexError):
         Detector.open(folder).score_rows([N])
     with pytest.raises(IndexError):
@@ -91,7 +95,8 @@ def test_where_an_input_shows_no_image_its_map_is_0(tmp_path: Path) -> None:
     valid = np.zeros((N, *INPUT), np.bool_)
     valid[:, 5:30] = True
     bank = Bank.create(
-        tmp_path / "bank", levels=levels_of(features), embedding_dim=DIM, input_size=INPUT, dtype="float32", normalize="none"
+        tmp_path / "bank",
+        Layout(levels=tuple(levels_of(features)), embedding_dim=DIM, input_size=INPUT, dtype="float32", normalize="none"),
     )
     bank.append(batch_of(features, valid=valid))
     found = Detector.open(bank.path).score_rows([4, 2])

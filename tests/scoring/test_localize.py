@@ -17,13 +17,15 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from spade_faiss import Backbone, Detector, FeatureBatch, Scores, evaluate, score_to
+from spade_faiss import Backbone, Detector, FeatureBatch, Scores, evaluate, score_folder
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.settings import Method, ReportOptions, Run
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.search.engines.faiss import FaissSearch
 from spade_faiss.search.engines.native import NativeSearch
 from spade_faiss.search.native.extension import usable_unit
 from spade_faiss.search.protocol import Hits
+from tests.support.detectors import open_detector
 from tests.support.oracle import bank_of, batch_of, product
 
 # What `exact` searches with on this machine.
@@ -57,7 +59,7 @@ def middle(scores: Floats) -> float:
 
 
 def check_flagged(found: Scores, full: Scores, flagged: npt.NDArray[np.bool_]) -> None:
-    """Image scores and neighbours as of all images; maps and all that is under them for the flagged ones alone."""
+    """Image scores and neighbors as of all images; maps and all that is under them for the flagged ones alone."""
     assert list(found.ids) == list(full.ids)
     assert found.distance == full.distance
     for name in ("image_score", "neighbor_ids", "neighbor_dist"):
@@ -96,17 +98,17 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
     [{}, {"fusion": "concat", "kappa": 3}, {"distance": "squared_l2", "sigma": 0}, {"k_image": 2, "k_gallery": 7}],
 )
 def test_flagged_images_have_the_maps_that_all_would_have(folder: Path, setting: dict[str, Any]) -> None:
-    full = Detector.open(folder, **setting).score_features(queries())
+    full = open_detector(folder, **setting).score_features(queries())
     above = middle(full.image_score)
     flagged = full.image_score > above
     assert 0 < flagged.sum() < len(flagged)
     order = np.random.default_rng(0).permutation(len(flagged))
     levels = {level: maps[order] for level, maps in queries().levels.items()}
     mixed = FeatureBatch([queries().ids[i] for i in order], queries().embedding[order], levels)
-    full = Detector.open(folder, **setting).score_features(mixed)
+    full = open_detector(folder, **setting).score_features(mixed)
     flagged = full.image_score > above
     assert len(np.unique(np.diff(np.flatnonzero(flagged)))) > 1  # no slice of the batch
-    detector = Detector.open(folder, localize="flagged", flag_above=above, **setting)
+    detector = open_detector(folder, localize="flagged", flag_above=above, **setting)
     check_flagged(detector.score_features(mixed), full, flagged)
     for i in range(len(mixed)):  # alone, a batch is all flagged or not at all
         one = detector.score_features(mixed[i : i + 1])
@@ -117,14 +119,16 @@ def test_the_threshold_itself_is_not_above(folder: Path) -> None:
     full = Detector.open(folder).score_features(queries())
     highest = int(full.image_score.argmax())
     for above, found in ((float(full.image_score[highest]), []), (float(np.sort(full.image_score)[-2]), [highest])):
-        scores = Detector.open(folder, localize="flagged", flag_above=above).score_features(queries())
+        scores = Detector.open(folder, method=Method(localize="flagged", flag_above=above)).score_features(queries())
         assert np.flatnonzero(np.isfinite(scores.map_score)).tolist() == found
 
 
 def test_the_threshold_is_of_the_distance_that_is_scored(folder: Path) -> None:
-    full = Detector.open(folder, distance="squared_l2").score_features(queries())
+    full = Detector.open(folder, method=Method(distance="squared_l2")).score_features(queries())
     above = middle(full.image_score)
-    found = Detector.open(folder, distance="squared_l2", localize="flagged", flag_above=above).score_features(queries())
+    found = Detector.open(folder, method=Method(distance="squared_l2", localize="flagged", flag_above=above)).score_features(
+        queries()
+    )
     check_flagged(found, full, full.image_score > above)
 
 
@@ -135,27 +139,27 @@ def test_no_pixel_is_searched_of_images_that_are_not_flagged(folder: Path, searc
     searched.clear()
     above = middle(scores.image_score)
     flagged = np.flatnonzero(scores.image_score > above)
-    Detector.open(folder, localize="flagged", flag_above=above).score_features(query)
+    Detector.open(folder, method=Method(localize="flagged", flag_above=above)).score_features(query)
     assert [len(xq) for xq in searched] == [len(flagged)] * 2
     for xq, (level, maps) in zip(searched, query.levels.items(), strict=True):
         np.testing.assert_array_equal(xq, maps[flagged].reshape(xq.shape), err_msg=level)
     searched.clear()
-    Detector.open(folder, localize="flagged", flag_above=1e9).score_features(query)
-    Detector.open(folder, localize="none").score_features(query)
+    Detector.open(folder, method=Method(localize="flagged", flag_above=1e9)).score_features(query)
+    Detector.open(folder, method=Method(localize="none")).score_features(query)
     assert searched == []
 
 
 def test_every_image_flagged_is_all(folder: Path) -> None:
     full = Detector.open(folder).score_features(queries())
-    found = Detector.open(folder, localize="flagged", flag_above=-1).score_features(queries())
+    found = Detector.open(folder, method=Method(localize="flagged", flag_above=-1)).score_features(queries())
     check_flagged(found, full, np.ones(9, np.bool_))
 
 
 @pytest.mark.parametrize("setting", [{"localize": "none"}, {"localize": "flagged", "flag_above": 1e9}])
 @pytest.mark.parametrize("fusion", ["mean", "concat"])
 def test_no_image_with_a_map(folder: Path, setting: dict[str, Any], fusion: str) -> None:
-    full = Detector.open(folder, fusion=fusion).score_features(queries())
-    found = Detector.open(folder, fusion=fusion, **setting).score_features(queries())
+    full = Detector.open(folder, method=Method(fusion=fusion)).score_features(queries())
+    found = open_detector(folder, fusion=fusion, **setting).score_features(queries())
     check_flagged(found, full, np.zeros(9, np.bool_))
 
 
@@ -163,8 +167,8 @@ def test_batches_of_which_some_have_no_flagged_image_are_joined(folder: Path) ->
     query = queries(40)
     full = Detector.open(folder).score_features(query)
     above = float(np.sort(full.image_score)[-3])
-    usual = Detector.open(folder, localize="flagged", flag_above=above)
-    small = Detector.open(folder, localize="flagged", flag_above=above, memory=usual._working_bytes(3))
+    usual = Detector.open(folder, method=Method(localize="flagged", flag_above=above))
+    small = Detector.open(folder, method=Method(localize="flagged", flag_above=above), run=Run(memory=usual._working_bytes(3)))
     assert small.plan.batch == 3
     for detector in (usual, small):
         check_flagged(detector.score_features(query), full, full.image_score > above)
@@ -179,7 +183,7 @@ def test_margins_are_zero_where_there_is_a_map_and_nan_where_there_is_none(folde
     full = Detector.open(folder).score_features(query)
     above = middle(full.image_score)
     flagged = full.image_score > above
-    found = Detector.open(folder, localize="flagged", flag_above=above).score_features(query)
+    found = Detector.open(folder, method=Method(localize="flagged", flag_above=above)).score_features(query)
     check_flagged(found, full, flagged)
     assert not found.maps[flagged][~valid[flagged]].any()
     assert found.maps[flagged][valid[flagged]].all()
@@ -191,7 +195,7 @@ def test_margins_are_zero_where_there_is_a_map_and_nan_where_there_is_none(folde
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """What `score_to` wrote: the page, the numbers, the lines, the score file's content."""
+    """What `score_folder` wrote: the page, the numbers, the lines, the score file's content."""
 
     out: Path
     page: str
@@ -216,15 +220,15 @@ class Written:
         return [unescape(text) for text in re.findall(r'<p class="notice">(.*?)</p>', self.page)]
 
 
-Run = Callable[..., Written]
+Runner = Callable[..., Written]
 
 
 @pytest.fixture
-def run(dataset_folder: Path, fitted_bank: Path, backbone: Backbone, tmp_path: Path) -> Run:
+def run(dataset_folder: Path, fitted_bank: Path, backbone: Backbone, tmp_path: Path) -> Runner:
     def run(name: str, **settings: Any) -> Written:
         out = tmp_path / name
-        detector = Detector.open(fitted_bank, backbone=backbone, **settings)
-        score_to(dataset_folder / "test", bank=detector, out=out, overlays=True)
+        detector = open_detector(fitted_bank, backbone=backbone, **settings)
+        score_folder(dataset_folder / "test", bank=detector, out=out, report=ReportOptions(overlays=True))
         with ScoreFile.open(out / "scores.h5") as scores, (out / "scores.csv").open(newline="") as file:
             return Written(
                 out=out,
@@ -285,7 +289,7 @@ def check_written(found: Written, full: Written, flagged: npt.NDArray[np.bool_])
             assert picture.size == (64, 64)
 
 
-def test_what_is_written_of_a_run_over_flagged_images(run: Run) -> None:
+def test_what_is_written_of_a_run_over_flagged_images(run: Runner) -> None:
     full = run("all")
     check_written(full, full, np.ones(11, np.bool_))
     assert full.numbers["method"]["localize"] == "all"
@@ -298,15 +302,15 @@ def test_what_is_written_of_a_run_over_flagged_images(run: Run) -> None:
     assert "Map maxima" in found.page
 
 
-def test_what_is_written_where_one_image_is_flagged(run: Run) -> None:
-    """One map has a range of colours and a histogram, too."""
+def test_what_is_written_where_one_image_is_flagged(run: Runner) -> None:
+    """One map has a range of colors and a histogram, too."""
     full = run("all")
     above = float(np.sort(full.image_score)[-2])
     check_written(run("one", localize="flagged", flag_above=above), full, full.image_score > above)
 
 
 @pytest.mark.parametrize("setting", [{"localize": "none"}, {"localize": "flagged", "flag_above": 1e9}])
-def test_what_is_written_where_no_image_has_a_map(run: Run, setting: dict[str, Any]) -> None:
+def test_what_is_written_where_no_image_has_a_map(run: Runner, setting: dict[str, Any]) -> None:
     full = run("all")
     found = run("none", **setting)
     check_written(found, full, np.zeros(11, np.bool_))
@@ -314,7 +318,7 @@ def test_what_is_written_where_no_image_has_a_map(run: Run, setting: dict[str, A
     assert "Map maxima" not in found.page
 
 
-def test_a_threshold_may_come_from_numpy(run: Run, fitted_bank: Path, backbone: Backbone, dataset_folder: Path) -> None:
+def test_a_threshold_may_come_from_numpy(run: Runner, fitted_bank: Path, backbone: Backbone, dataset_folder: Path) -> None:
     """It is computed from scores, which are float32."""
     scores = Detector.open(fitted_bank, backbone=backbone).score(dataset_folder / "test").image_score
     above = np.quantile(scores, 0.5)
@@ -328,7 +332,7 @@ def test_a_threshold_may_come_from_numpy(run: Run, fitted_bank: Path, backbone: 
 def test_an_evaluation_needs_every_map(
     dataset_folder: Path, fitted_bank: Path, backbone: Backbone, tmp_path: Path, setting: dict[str, Any]
 ) -> None:
-    detector = Detector.open(fitted_bank, backbone=backbone, **setting)
+    detector = open_detector(fitted_bank, backbone=backbone, **setting)
     with pytest.raises(InputError, match=f"localize='{setting['localize']}' leaves images without a map.*localize='all'"):
         evaluate(dataset_folder, bank=detector, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

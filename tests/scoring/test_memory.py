@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from spade_faiss import Backbone, Bank, Detector, FeatureBatch, Level, Scores, score_to
+from spade_faiss import Backbone, Bank, Detector, FeatureBatch, Level, Scores, score_folder
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import BATCH_SIZE, parse_bytes
+from spade_faiss.core.settings import Method, Run
+from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import build_index
 from spade_faiss.search.distances import _BLAS_BYTES
 from spade_faiss.search.engines.faiss import FaissSearch
@@ -26,6 +28,7 @@ from spade_faiss.search.engines.native import NativeSearch
 from spade_faiss.search.native.extension import usable_unit
 from spade_faiss.search.protocol import Hits
 from spade_faiss.search.recipe import load_recipe
+from tests.support.detectors import open_detector
 from tests.support.oracle import bank_of, batch_of, product
 
 # What `exact` searches with on this machine.
@@ -86,21 +89,21 @@ def for_images(detector: Detector, images: int) -> int:
 
 @pytest.mark.parametrize("setting", [{}, {"kappa": GALLERY}, {"fusion": "concat"}, {"k_gallery": 12}, {"recipe": "location"}])
 def test_too_little_memory_names_a_size_that_works(folder: Path, setting: dict[str, Any]) -> None:
-    least = least_memory(lambda memory: Detector.open(folder, memory=memory, **setting))
+    least = least_memory(lambda memory: open_detector(folder, memory=memory, **setting))
     assert least > 1000
-    assert Detector.open(folder, memory=least, **setting).plan.batch == 1
+    assert open_detector(folder, memory=least, **setting).plan.batch == 1
     with pytest.raises(InputError, match="is too small") as caught:
-        Detector.open(folder, memory=least - 1, **setting)
+        open_detector(folder, memory=least - 1, **setting)
     named = re.search(r"takes ([^;]*);", str(caught.value))
     assert named is not None
     assert parse_bytes(named[1]) >= least
-    detector = Detector.open(folder, memory=named[1], **setting)
-    equal(detector.score_features(queries(2)), Detector.open(folder, **setting).score_features(queries(2)))
+    detector = open_detector(folder, memory=named[1], **setting)
+    equal(detector.score_features(queries(2)), open_detector(folder, **setting).score_features(queries(2)))
 
 
 def test_more_neighbors_and_candidates_need_more(folder: Path) -> None:
     def least(**setting: Any) -> int:
-        return least_memory(lambda memory: Detector.open(folder, memory=memory, **setting))
+        return least_memory(lambda memory: open_detector(folder, memory=memory, **setting))
 
     by_faiss = load_recipe("exact").with_query({"engine": "faiss"})
     assert least(recipe=by_faiss, k_gallery=12) > least(recipe=by_faiss, k_gallery=5) > least(recipe=by_faiss, k_gallery=1)
@@ -110,7 +113,7 @@ def test_more_neighbors_and_candidates_need_more(folder: Path) -> None:
 @pytest.mark.parametrize("memory", ["", "some", "-1", "2 G", "1e9"])
 def test_what_is_no_size_is_refused(folder: Path, memory: str) -> None:
     with pytest.raises(InputError, match=f"memory='{memory}' is no size"):
-        Detector.open(folder, memory=memory)
+        Detector.open(folder, run=Run(memory=memory))
 
 
 def test_the_batch_follows_from_the_budget(folder: Path) -> None:
@@ -119,9 +122,11 @@ def test_the_batch_follows_from_the_budget(folder: Path) -> None:
     # All decoded maps of the bank fit into the default: each normal image is decoded once.
     assert usual.plan.cache_bytes == 12 * 4 * sum(h * w * c for h, w, c in SHAPES.values())
     for images in (1, 2, 5, BATCH_SIZE):
-        planned = Detector.open(folder, memory=for_images(usual, images)).plan
+        planned = Detector.open(folder, run=Run(memory=for_images(usual, images))).plan
         assert (planned.batch, planned.working_bytes, planned.cache_bytes) == (images, for_images(usual, images), 0)
-        assert Detector.open(folder, memory=for_images(usual, images) - 1 + (images == 1)).plan.batch == max(images - 1, 1)
+        assert Detector.open(folder, run=Run(memory=for_images(usual, images) - 1 + (images == 1))).plan.batch == max(
+            images - 1, 1
+        )
 
 
 @pytest.mark.parametrize(
@@ -130,14 +135,14 @@ def test_the_batch_follows_from_the_budget(folder: Path) -> None:
 )
 def test_forty_images_under_a_small_budget_equal_them_one_by_one(folder: Path, setting: dict[str, Any]) -> None:
     """Neither the budget nor the batch changes a bit of any result: not the cache, not the order of the decoding."""
-    query, usual = queries(40), Detector.open(folder, **setting)
+    query, usual = queries(40), open_detector(folder, **setting)
     expected = usual.score_features(query)
     assert len(expected) == 40
     for images in (1, 3, 7):
-        small = Detector.open(folder, memory=for_images(usual, images), **setting)
+        small = open_detector(folder, memory=for_images(usual, images), **setting)
         assert small.plan.batch == images
         equal(small.score_features(query), expected)
-    alone = Detector.open(folder, memory=for_images(usual, 1), **setting)
+    alone = open_detector(folder, memory=for_images(usual, 1), **setting)
     for i in range(40):
         one, all_of_them = arrays(alone.score_features(query[i : i + 1])), arrays(expected)
         for name, values in one.items():
@@ -148,7 +153,7 @@ def test_masked_maps_are_cut_with_their_images(folder: Path) -> None:
     valid = np.random.default_rng(0).random((7, *INPUT)) < 0.7
     query = batch_of(product(2, 7, SHAPES, DIM, defect=True), valid=valid)
     usual = Detector.open(folder)
-    small = Detector.open(folder, memory=for_images(usual, 2)).score_features(query)
+    small = Detector.open(folder, run=Run(memory=for_images(usual, 2))).score_features(query)
     equal(small, usual.score_features(query))
     np.testing.assert_array_equal(small.maps != 0, valid)
 
@@ -164,7 +169,7 @@ def test_no_search_is_given_more_images_than_were_planned(folder: Path, images: 
 
     monkeypatch.setattr(SEARCH, "__call__", counted)
     memory = for_images(Detector.open(folder), images)
-    Detector.open(folder, memory=memory).score_features(queries(10))
+    Detector.open(folder, run=Run(memory=memory)).score_features(queries(10))
     assert max(searched) == images
     assert sum(searched) == 10 * len(SHAPES)
 
@@ -175,10 +180,12 @@ def test_no_recipe_gives_other_numbers_in_other_batches_or_with_another_cache(re
     bank = bank_of(tmp_path / "b", product(1, 14, shapes, DIM), input_size=INPUT, shards=[9], dtype="float16")
     build_index(bank, load_recipe(recipe))
     query = batch_of(product(2, 11, shapes, DIM, defect=True))
-    usual = Detector.open(tmp_path / "b", recipe=recipe, k_gallery=14)
+    usual = Detector.open(tmp_path / "b", recipe=recipe, method=Method(k_gallery=14))
     expected = usual.score_features(query)
     for images in (1, 4):
-        small = Detector.open(tmp_path / "b", recipe=recipe, k_gallery=14, memory=for_images(usual, images))
+        small = Detector.open(
+            tmp_path / "b", recipe=recipe, method=Method(k_gallery=14), run=Run(memory=for_images(usual, images))
+        )
         assert small.plan.batch == images
         equal(small.score_features(query), expected)
 
@@ -196,14 +203,14 @@ def test_images_are_decoded_and_computed_in_planned_batches(
         return call(self, images)
 
     monkeypatch.setattr(Backbone, "__call__", counted)
-    small = Detector.open(fitted_bank, backbone=backbone, memory=for_images(usual, 2))
+    small = Detector.open(fitted_bank, backbone=backbone, run=Run(memory=for_images(usual, 2)))
     scores = small.score(dataset_folder / "test")
     assert max(forwarded) == 2
     assert sum(forwarded) == len(scores) == 11
     # The network's own numbers depend on its batch, a little.
     np.testing.assert_allclose(scores.maps, expected.maps, rtol=1e-3, atol=1e-3)
     forwarded.clear()
-    score_to(dataset_folder / "test", bank=small, out=tmp_path)
+    score_folder(dataset_folder / "test", bank=small, out=tmp_path)
     assert max(forwarded) == 2
     report = json.loads((tmp_path / "report.json").read_bytes())
     assert report["memory"] == {"batch": 2, "working_bytes": for_images(usual, 2), "cache_bytes": 0}
@@ -220,7 +227,7 @@ def test_arrays_of_a_call_stay_within_the_plan(recipe: str, kappa: int, tmp_path
     shapes = {"fine": (16, 16, 72)}
     bank = bank_of(tmp_path / "b", product(1, 20, shapes, DIM), input_size=INPUT)  # float32: nothing is decoded or kept
     build_index(bank, load_recipe(recipe))
-    detector = Detector.open(tmp_path / "b", recipe=recipe, k_gallery=20, kappa=kappa, memory="64GiB")
+    detector = Detector.open(tmp_path / "b", recipe=recipe, method=Method(k_gallery=20, kappa=kappa), run=Run(memory="64GiB"))
     query = batch_of(product(2, detector.plan.batch, shapes, DIM, defect=True))
     tracemalloc.start()
     try:
@@ -239,7 +246,7 @@ LEVELS = [Level("fine", 64, 4, 32, 32), Level("coarse", 128, 8, 16, 16)]
 MEASURE = """
 import json, os, sys, threading
 import numpy as np
-from spade_faiss import Detector, FeatureBatch
+from spade_faiss import Detector, FeatureBatch, Method, Run
 
 folder, recipe, memory, images = sys.argv[1], sys.argv[2], sys.argv[3] or "2GiB", int(sys.argv[4])
 rng = np.random.default_rng(0)
@@ -251,7 +258,7 @@ def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-detector = Detector.open(folder, recipe=recipe, k_gallery=50, memory=memory)
+detector = Detector.open(folder, recipe=recipe, method=Method(k_gallery=50), run=Run(memory=memory))
 before, most, done = resident(), [0], threading.Event()
 
 def watch():
@@ -278,7 +285,7 @@ print(json.dumps({"growth": most[0] - before, "mapped": mapped, "batch": plan.ba
 
 def big_bank(path: Path, images: int, dtype: str = "float16") -> Bank:
     """Noise in shards of 20 images: 192 KiB an image in half precision, twice as much decoded."""
-    bank = Bank.create(path, levels=LEVELS, embedding_dim=32, dtype=dtype, input_size=(128, 128))
+    bank = Bank.create(path, Layout(levels=tuple(LEVELS), embedding_dim=32, dtype=dtype, input_size=(128, 128)))
     rng = np.random.default_rng(1)
     for start in range(0, images, 20):
         maps = {level.name: rng.standard_normal((20, *level.shape), dtype=np.float32) for level in LEVELS}

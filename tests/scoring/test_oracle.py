@@ -15,7 +15,9 @@ from scipy.ndimage import gaussian_filter
 
 from spade_faiss import Detector, Scores
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.settings import Method
 from tests.support import oracle
+from tests.support.detectors import open_detector
 from tests.support.oracle import Expected, Features, bank_of, batch_of, product
 
 # Odd sizes on purpose: no level is a multiple of another, nor the input of any.
@@ -121,7 +123,7 @@ def test_the_engine_is_the_definition(
     found = {level: dist[..., :kappa] for level, dist in galleries(name, k_gallery, fusion).items()}
     monkeypatch.setattr(oracle, "pixel_sq_distances", lambda *_: found)
     expected = oracle.spade(bank, query, input_size=INPUT if name == "seven" else SMALL_INPUT, **method)
-    scores = Detector.open(folder / name, **method).score_features(batch_of(query))
+    scores = open_detector(folder / name, **method).score_features(batch_of(query))
     assert scores.distance == distance
     agree(scores, expected, atol=rounding(bank) if fusion == "concat" else 0.0)
 
@@ -143,20 +145,20 @@ def test_prepared_maps(tmp_path: Path, pool: int, normalize: str, dtype: str) ->
 
 @pytest.mark.parametrize("sigma", [0.0, 1.5])
 def test_sigma(folder: Path, sigma: float) -> None:
-    scores = Detector.open(folder / "sixty", sigma=sigma).score_features(batch_of(small_queries()))
+    scores = Detector.open(folder / "sixty", method=Method(sigma=sigma)).score_features(batch_of(small_queries()))
     agree(scores, oracle.spade(sixty(), small_queries(), input_size=SMALL_INPUT, sigma=sigma))
 
 
 def test_more_neighbors_than_normals_is_an_error(folder: Path) -> None:
     for name in ("k_image", "k_gallery"):
         with pytest.raises(InputError, match=rf"{name}=8 .* number of normal images, 7 "):
-            Detector.open(folder / "seven", **{name: 8})  # type: ignore[arg-type]
-    assert Detector.open(folder / "seven", k_image=7, k_gallery=7).method.k_image == 7
+            open_detector(folder / "seven", **{name: 8})
+    assert Detector.open(folder / "seven", method=Method(k_image=7, k_gallery=7)).method.k_image == 7
 
 
 @pytest.mark.parametrize("fusion", ["mean", "concat"])
 def test_a_batch_gives_the_numbers_of_its_images(folder: Path, fusion: str) -> None:
-    detector = Detector.open(folder / "seven", fusion=fusion, kappa=3)
+    detector = Detector.open(folder / "seven", method=Method(fusion=fusion, kappa=3))
     batch = product(5, 5, SHAPES, DIM, defect=True)
     together = detector.score_features(batch_of(batch))
     for image in range(len(batch)):
@@ -178,7 +180,9 @@ def same(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> None:
 @pytest.mark.parametrize("fusion", ["mean", "concat"])
 def test_nearest_names_the_vector_that_was_measured(folder: Path, fusion: str, kappa: int) -> None:
     bank, query = sixty(), small_queries()
-    scores = Detector.open(folder / "sixty", fusion=fusion, kappa=kappa, k_image=2).score_features(batch_of(query))
+    scores = Detector.open(folder / "sixty", method=Method(fusion=fusion, kappa=kappa, k_image=2)).score_features(
+        batch_of(query)
+    )
     smallest = galleries("sixty", 5, fusion)
     if fusion == "concat":
         bank, query = oracle.concatenated(bank), oracle.concatenated(query)
@@ -203,7 +207,7 @@ def tiny_differences() -> Features:
 
 
 def flat_regions() -> Features:
-    """Two flat halves far apart, so that no centre serves both; vectors of a half differ by 1e-4 of their length."""
+    """Two flat halves far apart, so that no center serves both; vectors of a half differ by 1e-4 of their length."""
     rng = np.random.default_rng(12)
     levels = {}
     for name, (height, width, channels) in SMALL_SHAPES.items():
@@ -222,7 +226,7 @@ def test_an_image_that_is_in_its_gallery_scores_zero(
 ) -> None:
     normals = {"product": sixty()[:7], "tiny_differences": tiny_differences(), "flat_regions": flat_regions()}[data]
     bank_of(tmp_path / "b", normals, input_size=SMALL_INPUT, shards=[2], dtype=dtype, pool=pool, normalize=normalize)
-    detector = Detector.open(tmp_path / "b", k_gallery=3, fusion=fusion)
+    detector = Detector.open(tmp_path / "b", method=Method(k_gallery=3, fusion=fusion))
     for part in (normals, normals[4:5]):
         scores = detector.score_features(batch_of(part))
         for dist in (*scores.level_dist.values(), scores.maps, scores.neighbor_dist[:, 0]):
@@ -234,7 +238,7 @@ def test_adversarial_data_agrees_with_the_definition(tmp_path: Path, fusion: str
     """Where a matrix product would cancel, every distance is still right, not only those of zero."""
     for name, data in {"tiny": tiny_differences(), "flat": flat_regions()}.items():
         bank_of(tmp_path / name, data[:6], input_size=SMALL_INPUT)
-        scores = Detector.open(tmp_path / name, fusion=fusion).score_features(batch_of(data[6:]))
+        scores = Detector.open(tmp_path / name, method=Method(fusion=fusion)).score_features(batch_of(data[6:]))
         expected = oracle.spade(data[:6], data[6:], input_size=SMALL_INPUT, fusion=fusion)
         if fusion == "mean":
             agree(scores, expected)
@@ -249,7 +253,7 @@ def test_features_stored_channels_first(tmp_path: Path, dtype: str, normalize: s
     """An extractor that keeps channels first hands over transposed views; they score as their copies do."""
     normals = product(6, 7, {"level": (9, 11, 64)}, DIM)
     bank_of(tmp_path / "b", normals, input_size=SMALL_INPUT, dtype=dtype, normalize=normalize)
-    detector = Detector.open(tmp_path / "b", k_gallery=3)
+    detector = Detector.open(tmp_path / "b", method=Method(k_gallery=3))
     for part in (normals, normals[:1]):
         assert not detector.score_features(batch_of(channels_first(part))).maps.any()
 
@@ -300,7 +304,7 @@ def as_spade_pytorch(maps: npt.NDArray[Any]) -> torch.Tensor:
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scores, list[dict[str, Any]]]:
     """Our scores, and for each image SPADE-pytorch's, without its quirks, with each of them, and with both."""
     normals, query = product(21, 9, SPADE_SHAPES, DIM), product(22, 2, SPADE_SHAPES, DIM, defect=True)
-    # The last `rows % 100` gallery rows are those of the fifth neighbour's last columns: let the first image's be there alone.
+    # The last `rows % 100` gallery rows are those of the fifth neighbor's last columns: let the first image's be there alone.
     _, indexes = spade_pytorch_image_scores(torch.from_numpy(normals.embedding), torch.from_numpy(query.embedding), 5)
     query.levels["layer1"][0, 10, 10] = 40
     normals.levels["layer1"][int(indexes[0, 4]), 27, 27] = 40.5

@@ -10,7 +10,7 @@ from spade_faiss.features.batch import Level
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.engines.native import NativeSearch
-from spade_faiss.search.native.basis import COMPONENTS, choose_centre, principal_directions
+from spade_faiss.search.native.basis import COMPONENTS, choose_center, principal_directions
 from spade_faiss.search.native.basis import choose_basis as choose_basis_around
 from spade_faiss.search.native.extension import import_native, usable_unit
 from spade_faiss.search.workers import Workers
@@ -38,15 +38,15 @@ def blocks_of(x: Floats, cache: BlockCache[Floats] | None = None) -> Blocks:
 
 
 def choose_basis(blocks: Blocks, unit: str) -> Floats | None:
-    return choose_basis_around(blocks, unit, choose_centre(blocks))
+    return choose_basis_around(blocks, unit, choose_center(blocks))
 
 
-def test_an_outlier_does_not_move_the_centre() -> None:
+def test_an_outlier_does_not_move_the_center() -> None:
     x = maps(5, 300, 24, 3, 0.1)
-    centre = choose_centre(blocks_of(x))
-    np.testing.assert_allclose(centre, x.mean(axis=(0, 1)), atol=0.3)
+    center = choose_center(blocks_of(x))
+    np.testing.assert_allclose(center, x.mean(axis=(0, 1)), atol=0.3)
     x[2, 100] = 1e6
-    np.testing.assert_allclose(choose_centre(blocks_of(x)), centre, atol=0.05)
+    np.testing.assert_allclose(choose_center(blocks_of(x)), center, atol=0.05)
 
 
 def test_directions_are_orthonormal_and_span_what_varies() -> None:
@@ -91,7 +91,7 @@ def test_no_basis_changes_a_bit_of_a_result(kappa: int) -> None:
     found = []
     for basis in (None, principal_directions(x[0] - x[0].mean(axis=0), 15), np.eye(7, 96, dtype=np.float32)):
         search = NativeSearch(blocks_of(x), Workers(2), UNIT)
-        search._chosen = import_native().Packing(UNIT, choose_centre(search._blocks), basis)
+        search._chosen = import_native().Packing(UNIT, choose_center(search._blocks), basis)
         found.append(search(xq, neighbors, kappa))
     equal(found[0], found[1])
     equal(found[0], found[2])

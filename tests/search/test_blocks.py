@@ -273,7 +273,7 @@ def test_nobody_need_listen() -> None:
     assert blocks(0).shape == (CELLS, CHANNELS)
 
 
-# Samples and the centre
+# Samples and the center
 
 
 def places_of(sample: Floats) -> list[tuple[int, int]]:
@@ -330,28 +330,28 @@ def test_a_large_bank_is_sampled_from_some_of_its_images(monkeypatch: pytest.Mon
     assert max(rows) > 10  # not merely the first
 
 
-def test_the_centre_is_the_mean_of_a_few_blocks_of_the_whole_bank() -> None:
+def test_the_center_is_the_mean_of_a_few_blocks_of_the_whole_bank() -> None:
     by_hand: list[tuple[int, list[int]]] = [(1, [0]), (3, [0, 1, 2]), (8, list(range(8))), (71, list(range(0, 71, 10)))]
     for count, rows in by_hand:
         source = Source(count)
         blocks = source.blocks()
-        np.testing.assert_allclose(blocks.centre, [sum(rows) / len(rows), (CELLS - 1) / 2], rtol=1e-6)
-        assert blocks.centre.dtype == np.float32
+        np.testing.assert_allclose(blocks.center, [sum(rows) / len(rows), (CELLS - 1) / 2], rtol=1e-6)
+        assert blocks.center.dtype == np.float32
         assert source.read == rows
         # Once is enough.
-        assert blocks.centre is blocks.centre
+        assert blocks.center is blocks.center
         assert source.read == rows
 
 
-def test_the_centre_depends_on_the_bank_alone() -> None:
+def test_the_center_depends_on_the_bank_alone() -> None:
     rng = np.random.default_rng(1)
     stored = rng.normal(5, 1, (40, CELLS, CHANNELS)).astype(np.float32)
-    expected = Blocks(level(), 40, stored.__getitem__).centre
+    expected = Blocks(level(), 40, stored.__getitem__).center
     cached = Blocks(level(), 40, stored.__getitem__, cache=BlockCache(1 << 20))
     for row in (3, 39, 0):
         cached(row)
     cached.sample(10, seed=3)
-    np.testing.assert_array_equal(cached.centre, expected)
+    np.testing.assert_array_equal(cached.center, expected)
 
 
 # Blocks made from blocks

@@ -34,8 +34,8 @@ def threshold() -> Iterator[None]:
 def vectors(seed: int, n: int, d: int) -> Floats:
     """Like features: positive, correlated, offset, in tight clusters, each third one a near or exact copy of the one before."""
     rng = np.random.default_rng(seed)
-    mix, centres = np.random.default_rng(0).normal(size=(3, d)), np.random.default_rng(1).normal(size=(4, 3))
-    x = (centres[rng.integers(0, 4, n)] + 0.1 * rng.normal(size=(n, 3))) @ mix + 5 + 0.01 * rng.normal(size=(n, d))
+    mix, centers = np.random.default_rng(0).normal(size=(3, d)), np.random.default_rng(1).normal(size=(4, 3))
+    x = (centers[rng.integers(0, 4, n)] + 0.1 * rng.normal(size=(n, 3))) @ mix + 5 + 0.01 * rng.normal(size=(n, d))
     x[2::3] = x[1 : len(x) - 1 : 3] * np.where(rng.random((len(x[2::3]), 1)) < 0.5, 1, 1 + 1e-4)
     return np.maximum(x, 0).astype(np.float32)
 
@@ -56,7 +56,7 @@ def check(D: Floats, I: npt.NDArray[np.int64], xq: Floats, xb: Floats, k: int) -
     assert (np.diff(I, axis=1)[np.diff(D, axis=1) == 0] > 0).all()
 
 
-# nq * d from far below the threshold of the matrix product, 1000, over its neighbours to far above.
+# nq * d from far below the threshold of the matrix product, 1000, over its neighbors to far above.
 @pytest.mark.parametrize(
     ("nq", "d"), [(1, 1), (3, 24), (27, 37), (10, 100), (91, 11), (7, 143), (1, 1000), (29, 64), (130, 33)]
 )
@@ -101,7 +101,7 @@ def test_equal_rows_come_in_ascending_order() -> None:
 
 
 def near_duplicates(d: int = 48) -> tuple[Floats, Floats]:
-    """Queries that are rows of the base, in two far clusters of near duplicates: no centre makes their norms small."""
+    """Queries that are rows of the base, in two far clusters of near duplicates: no center makes their norms small."""
     rng = np.random.default_rng(7)
     far = np.where(np.arange(400)[:, None] % 2, 1000.0, -1000.0)
     xb = (far + 1e-2 * rng.normal(size=(400, d))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The gallery search against brute force: the neighbours' blocks and no others, ties by row, rounding settled by scans."""
+"""The gallery search against brute force: the neighbors' blocks and no others, ties by row, rounding settled by scans."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spade_faiss.search import exact
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.engines import faiss as faiss_exact
 from spade_faiss.search.native.extension import usable_unit
-from spade_faiss.search.protocol import GallerySearch, Hits, find_method
+from spade_faiss.search.protocol import GallerySearch, Hits, resolve_recipe
 from spade_faiss.search.recipe import Build, Query, Recipe
 from spade_faiss.search.workers import Workers
 from tests.search.test_distances import brute as all_distances
@@ -30,7 +30,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Blocks (rows, HW, C), test vectors (n, HW, C) and each test image's neighbours (n, K)."""
+    """Blocks (rows, HW, C), test vectors (n, HW, C) and each test image's neighbors (n, K)."""
 
     blocks: Floats
     xq: Floats
@@ -78,7 +78,7 @@ def exact_search(blocks: Floats, threads: int = 2, engine: str = "faiss") -> Gal
 
 
 def open_by(engine: str, blocks: Blocks, threads: int = 2, **settings: str) -> GallerySearch:
-    chosen = find_method(Recipe(name="r", query=Query(settings={"engine": engine, **settings})))
+    chosen = resolve_recipe(Recipe(name="r", query=Query(settings={"engine": engine, **settings})))
     return chosen.method.open(blocks, Workers(threads), chosen.build, chosen.query, None)
 
 
@@ -245,7 +245,7 @@ def test_rivals_within_rounding_of_each_other(engine: str) -> None:
             np.testing.assert_allclose(one_block(xq, xb, kappa, engine), truth, rtol=1.01e-4 if engine == "faiss" else 1e-6)
 
 
-def test_centring_is_worth_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_centering_is_worth_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """An offset that all vectors share cancels before the product: nothing is left for the scan."""
     xb = (1000 + np.random.default_rng(9).normal(size=(300, 32))).astype(np.float32)
     xq = (1000 + np.random.default_rng(10).normal(size=(50, 32))).astype(np.float32)
@@ -266,9 +266,9 @@ def test_arguments_are_left_alone(engine: str) -> None:
 
 
 def test_a_method_and_its_settings() -> None:
-    assert find_method(Recipe(name="r")).method is exact.METHOD
+    assert resolve_recipe(Recipe(name="r")).method is exact.METHOD
     with pytest.raises(InputError, match="gallery='exakt' is not one of exact"):
         Build(gallery="exakt")
     for recipe in (Recipe(name="r", build=Build(settings={"lists": 3})), Recipe(name="r", query=Query(settings={"lists": 3}))):
         with pytest.raises(InputError, match=r"recipe 'r': (build|query): settings: unknown key 'lists'"):
-            find_method(recipe)
+            resolve_recipe(recipe)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from spade_faiss import Backbone, Detector, doctor
+from spade_faiss.core.settings import Run
 from spade_faiss.diagnostics.doctor import RED
 from spade_faiss.index.gpu import CardIndex
 from spade_faiss.search.distances import import_faiss
@@ -107,7 +108,7 @@ def test_a_detector_on_a_card(tmp_path: Path, recipe: str, device: str) -> None:
     bank_of(tmp_path / "bank", product(1, 30, SHAPES, 16), input_size=(40, 43), dtype="float16")
     query = batch_of(product(2, 5, SHAPES, 16, defect=True))
     here = Detector.open(tmp_path / "bank", recipe=recipe).score_features(query)
-    opened = Detector.open(tmp_path / "bank", recipe=recipe, device=device)
+    opened = Detector.open(tmp_path / "bank", recipe=recipe, run=Run(device=device))
     there = opened.score_features(query)
     assert there.neighbor_ids.tolist() == here.neighbor_ids.tolist()
     np.testing.assert_allclose(there.image_score, here.image_score, rtol=1e-5)

@@ -37,7 +37,7 @@ def found() -> dict[str, Any]:
 def test_it_is_the_gpu_build(found: dict[str, Any]) -> None:
     facts = found["facts"]
     assert Path(facts["file"]).is_relative_to(str(WHEEL))
-    assert (facts["version"], facts["flavour"]) == ("1.15.1", "GPU")
+    assert (facts["version"], facts["flavor"]) == ("1.15.1", "GPU")
 
 
 def test_every_name_that_we_use_is_there() -> None:

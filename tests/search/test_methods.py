@@ -1,4 +1,4 @@
-"""Ways of searching the neighbours' maps, each by itself and behind the detector, against brute force in float64."""
+"""Ways of searching the neighbors' maps, each by itself and behind the detector, against brute force in float64."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from spade_faiss import Detector
 from spade_faiss.core.arrays import Arrays
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.features.batch import Level
 from spade_faiss.index.build import build_index
 from spade_faiss.search import compact, location
@@ -27,7 +28,7 @@ from spade_faiss.search.compact import CompactSearch, project
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.engines.native import NativeSearch
 from spade_faiss.search.location import window_of
-from spade_faiss.search.protocol import Chosen, GallerySearch, Hits, find_method
+from spade_faiss.search.protocol import GallerySearch, Hits, ResolvedRecipe, resolve_recipe
 from spade_faiss.search.recipe import Build, Query, Recipe
 from spade_faiss.search.workers import Workers
 from tests.support.oracle import Features, bank_of, batch_of, names, product, sq_distances
@@ -43,7 +44,7 @@ LOCATION = Recipe(name="location", build=Build(gallery="location"), query=Query(
 IVF = Recipe(name="ivf", build=Build(gallery="ivf", settings={"lists": 8}), query=Query(settings={"nprobe": 2}))
 COMPACT = Recipe(name="compact", build=Build(gallery="compact", settings={"dims": 4}), query=Query(settings={"rerank": 3}))
 HISTORY = Recipe(name="history", build=Build(gallery="history", settings={"lists": 3}), query=Query(settings={"nprobe": 1}))
-# Those that search each test image's own neighbours, and all.
+# Those that search each test image's own neighbors, and all.
 RECIPES = [EXACT, FAISS, LOCATION, IVF, COMPACT]
 ALL = [*RECIPES, HISTORY]
 KEEPING = [IVF, COMPACT, HISTORY]
@@ -63,7 +64,7 @@ def queried(recipe: Recipe, **changes: int) -> Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Maps (rows, H, W, C), test vectors (n, HW, C) and each test image's neighbours (n, K)."""
+    """Maps (rows, H, W, C), test vectors (n, HW, C) and each test image's neighbors (n, K)."""
 
     maps: Floats
     xq: Floats
@@ -102,7 +103,7 @@ def whole_cases(draw: st.DrawFn, channels: int = 4) -> Case:
 class Here:
     """What a method keeps, in memory."""
 
-    def __init__(self, blocks: Blocks, chosen: Chosen) -> None:
+    def __init__(self, blocks: Blocks, chosen: ResolvedRecipe) -> None:
         train, encode = chosen.method.train, chosen.method.encode
         assert train is not None
         assert encode is not None
@@ -118,7 +119,7 @@ class Here:
 
 
 def search_of(recipe: Recipe, blocks: Blocks, threads: int = 2) -> GallerySearch:
-    chosen = find_method(recipe)
+    chosen = resolve_recipe(recipe)
     kept = Here(blocks, chosen) if chosen.method.train else None
     return chosen.method.open(blocks, Workers(threads), chosen.build, chosen.query, kept)
 
@@ -150,7 +151,7 @@ def named(case: Case, hits: Hits) -> Doubles:
 
 
 def check(case: Case, hits: Hits, kappa: int) -> None:
-    """What every search promises: true distances in order, to vectors of one's own neighbours."""
+    """What every search promises: true distances in order, to vectors of one's own neighbors."""
     n, queries, _ = case.xq.shape
     assert [values.dtype.name for values in (hits.sq_dist, hits.row, hits.location)] == ["float32", "int64", "int64"]
     assert (hits.sq_dist.shape, hits.row.shape, hits.location.shape) == ((n, queries, kappa), (n, queries), (n, queries))
@@ -227,7 +228,7 @@ def test_the_order_of_neighbors_does_not_matter(recipe: Recipe, kappa: int) -> N
 def test_the_number_of_threads_does_not_matter(recipe: Recipe, faiss_threads: Callable[[int], None]) -> None:
     """Neither that of the workers nor that which FAISS would use by itself."""
     case = case_of(seed=6, n=5, rows=9, k=7, shape=(19, 20, 40))
-    blocks, chosen = Blocks(case.level, 9, case.blocks.__getitem__), find_method(recipe)
+    blocks, chosen = Blocks(case.level, 9, case.blocks.__getitem__), resolve_recipe(recipe)
     kept = Here(blocks, chosen) if chosen.method.train else None
     found = []
     for threads in (1, 2, 5):
@@ -331,7 +332,7 @@ def test_only_what_was_asked_for_is_read(recipe: Recipe, some: bool) -> None:
         return found
 
     blocks = Blocks(case.level, 9, read_block, read_some=read_some if some else None, release=released.append)
-    chosen = find_method(recipe)
+    chosen = resolve_recipe(recipe)
     kept = Here(blocks, chosen) if chosen.method.train else None
     search = chosen.method.open(blocks, Workers(2), chosen.build, chosen.query, kept)
     search(case.xq, neighbors, 1)  # what it learns of the bank, from whatever blocks, it learns once
@@ -354,7 +355,7 @@ def test_memory_is_planned_for(recipe: Recipe) -> None:
     assert least > 0
     for more in ((2, 1, 1), (1, 1, 9)):
         assert search.working_bytes(*more) > least
-    # The history of a location is that of all images; the kernel keeps the nearest of all neighbours, not of each.
+    # The history of a location is that of all images; the kernel keeps the nearest of all neighbors, not of each.
     assert (search.working_bytes(1, 12, 1) > least) == (recipe is not HISTORY and not isinstance(search, NativeSearch))
     assert search.working_bytes(3, 5, 2) > 3 * 35 * (2 * 4 + 8 + 8)
 
@@ -478,7 +479,7 @@ def test_all_lists_on_whole_numbers(case: Case, lists: int, data: st.DataObject)
 @given(whole_cases(), st.integers(1, 6), st.integers(1, 6), st.data())
 @settings(max_examples=50)
 def test_few_lists_on_whole_numbers(case: Case, lists: int, nprobe: int, data: st.DataObject) -> None:
-    """However few of the neighbours' vectors lie in them, each query gets as many as it asks for, with right distances."""
+    """However few of the neighbors' vectors lie in them, each query gets as many as it asks for, with right distances."""
     queries, k = case.xq.shape[1], case.neighbors.shape[1]
     lists = min(lists, len(case.maps) * queries)
     kappa = data.draw(st.integers(1, k * queries))
@@ -520,7 +521,7 @@ def test_more_lists_find_nearer_vectors() -> None:
 @settings(max_examples=30)
 def test_what_is_kept_of_a_block_is_an_order_by_list(case: Case) -> None:
     blocks = Blocks(case.level, len(case.maps), case.blocks.__getitem__)
-    kept = Here(blocks, find_method(built(IVF, lists=1 + len(case.maps) // 2)))
+    kept = Here(blocks, resolve_recipe(built(IVF, lists=1 + len(case.maps) // 2)))
     centroids = kept.trained["centroids"].astype(np.float64)
     for row, item in enumerate(kept.rows):
         assert sorted(item["order"].tolist()) == list(range(case.xq.shape[1]))
@@ -581,10 +582,10 @@ def test_the_rest_makes_a_bound_closer() -> None:
     assert np.median(with_rest[true > 0] / true[true > 0]) > np.median(without[true > 0] / true[true > 0]) + 0.02
     # The components are those that hold most: any other four hold less.
     rng = np.random.default_rng(0)
-    centred = blocks - trained["mean"]
+    centered = blocks - trained["mean"]
     for _ in range(5):
         other = np.linalg.qr(rng.normal(size=(32, 4)))[0]
-        assert (centred @ trained["components"]).var(axis=0).sum() > (centred @ other).var(axis=0).sum()
+        assert (centered @ trained["components"]).var(axis=0).sum() > (centered @ other).var(axis=0).sum()
 
 
 @pytest.mark.parametrize("kappa", [1, 3])
@@ -610,7 +611,7 @@ def test_more_candidates_never_raise_a_distance(kappa: int) -> None:
 @pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize("kappa", [1, 2])
 def test_there_may_be_fewer_candidates_than_are_asked_for(k: int, kappa: int) -> None:
-    """Each neighbour gives as many as kappa: then all of them are evaluated."""
+    """Each neighbor gives as many as kappa: then all of them are evaluated."""
     case = case_of(seed=34, k=k)
     expected = run(case, queried(COMPACT, rerank=k * kappa), kappa)
     for rerank in (k * kappa + 1, 8, 1000):
@@ -723,12 +724,12 @@ def test_history_of_too_few_images() -> None:
 )
 def test_settings_out_of_range(recipe: Recipe, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        find_method(recipe)
+        resolve_recipe(recipe)
 
 
 @by_name(ALL)
 def test_a_method_says_what_it_finds(recipe: Recipe) -> None:
-    method = find_method(recipe).method
+    method = resolve_recipe(recipe).method
     assert method.definition.endswith(".")
     assert (method.train is None) == (method.encode is None) == (recipe not in KEEPING)
 
@@ -789,8 +790,8 @@ def test_a_detector_with_each_recipe(folder: Path, recipe: Recipe) -> None:
 @by_name([queried(LOCATION, radius=10), queried(IVF, nprobe=8)])
 @pytest.mark.parametrize("kappa", [1, 3])
 def test_a_detector_that_looks_everywhere_scores_as_exact(folder: Path, recipe: Recipe, kappa: int) -> None:
-    scores = Detector.open(folder, recipe=recipe, kappa=kappa).score_features(batch_of(queries()))
-    reference = Detector.open(folder, kappa=kappa).score_features(batch_of(queries()))
+    scores = Detector.open(folder, recipe=recipe, method=Method(kappa=kappa)).score_features(batch_of(queries()))
+    reference = Detector.open(folder, method=Method(kappa=kappa)).score_features(batch_of(queries()))
     for name, dist in reference.level_dist.items():
         # Vectors within rounding of each other are told apart by exact search alone: at a norm of 12, a distance of 1e-3.
         np.testing.assert_allclose(
@@ -800,13 +801,13 @@ def test_a_detector_that_looks_everywhere_scores_as_exact(folder: Path, recipe: 
 
 @by_name(ALL)
 def test_a_detector_does_not_depend_on_batch_nor_memory(folder: Path, recipe: Recipe) -> None:
-    detector = Detector.open(folder, recipe=recipe, kappa=2)
+    detector = Detector.open(folder, recipe=recipe, method=Method(kappa=2))
     together = detector.score_features(batch_of(queries(5)))
-    small = Detector.open(folder, recipe=recipe, kappa=2, memory=detector._working_bytes(1))
+    small = Detector.open(folder, recipe=recipe, method=Method(kappa=2), run=Run(memory=detector._working_bytes(1)))
     assert (small.plan.batch, small.plan.cache_bytes) == (1, 0)
     assert detector.plan.batch > 1
     # A cache that holds some of the blocks.
-    some = Detector.open(folder, recipe=recipe, kappa=2, memory=detector._working_bytes(16) + 20_000)
+    some = Detector.open(folder, recipe=recipe, method=Method(kappa=2), run=Run(memory=detector._working_bytes(16) + 20_000))
     for other in (small, some):
         alone = other.score_features(batch_of(queries(5)))
         np.testing.assert_array_equal(alone.maps, together.maps)
@@ -845,11 +846,11 @@ def test_concatenated_levels(folder: Path, recipe: Recipe) -> None:
     """What is kept is kept of each level by itself."""
     if recipe in KEEPING:
         with pytest.raises(InputError, match=f"recipe '{recipe.name}' keeps each level by itself; fusion=concat needs"):
-            Detector.open(folder, recipe=recipe, fusion="concat")
+            Detector.open(folder, recipe=recipe, method=Method(fusion="concat"))
     else:
-        scores = Detector.open(folder, recipe=recipe, fusion="concat").score_features(batch_of(queries()))
+        scores = Detector.open(folder, recipe=recipe, method=Method(fusion="concat")).score_features(batch_of(queries()))
         assert list(scores.level_dist) == ["concat"]
-        reference = Detector.open(folder, fusion="concat").score_features(batch_of(queries()))
+        reference = Detector.open(folder, method=Method(fusion="concat")).score_features(batch_of(queries()))
         assert (scores.level_dist["concat"] >= reference.level_dist["concat"] * (1 - 1e-4)).all()
 
 
@@ -864,7 +865,7 @@ def test_a_query_setting_needs_no_building(folder: Path) -> None:
 
 
 def test_kappa_of_a_corner_behind_the_detector(folder: Path) -> None:
-    detector = Detector.open(folder, recipe=queried(LOCATION, radius=0), kappa=6)
+    detector = Detector.open(folder, recipe=queried(LOCATION, radius=0), method=Method(kappa=6))
     with pytest.raises(InputError, match="kappa=6 is larger than the window of a corner, 5 vectors at level 'fine'"):
         detector.score_features(batch_of(queries()))
 

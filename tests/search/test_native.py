@@ -41,8 +41,8 @@ def search(
     unit: str, xq: Floats, xb: Stored, k: int = 1, basis: Floats | None = None, margin: float = 1.0
 ) -> tuple[Floats, npt.NDArray[np.int64], int, int]:
     native = import_native()
-    centre = xb.mean(axis=0, dtype=np.float64).astype(np.float32)
-    packing = native.Packing(unit, centre, basis)
+    center = xb.mean(axis=0, dtype=np.float64).astype(np.float32)
+    packing = native.Packing(unit, center, basis)
     bound = np.full(len(xq), np.inf, np.float32)
     found: tuple[Floats, npt.NDArray[np.int64], int, int] = native.search(
         native.QueryPack(packing, xq), xq, native.RowPack(packing, xb), xb, bound, k, margin
@@ -148,8 +148,8 @@ def test_half_the_margin_misses_the_nearest(unit: str, off: float) -> None:
     xb[16] = along * (2 * (code + off) - 1e-3)  # a little nearer to q than the origin is
     xq, xb = np.tile(q, (16, 1)).astype(np.float32), xb[:17].astype(np.float32)
     assert sq_distances(xb, xq[0]).argmin() == 16
-    centre = np.zeros(d, np.float32)
-    packing = native.Packing(unit, centre)
+    center = np.zeros(d, np.float32)
+    packing = native.Packing(unit, center)
     packs = native.QueryPack(packing, xq), native.RowPack(packing, xb)
     bound = np.full(16, np.inf, np.float32)
     found = {margin: native.search(packs[0], xq, packs[1], xb, bound, 1, margin)[1][:, 0] for margin in (1.0, 0.5)}
@@ -164,8 +164,8 @@ def test_bounds(unit: str) -> None:
     native = import_native()
     xb = np.array([[3, 0], [0, 4], [3, 0], [0, 0]], np.float32)
     xq = np.zeros((4, 2), np.float32)
-    centre = np.zeros(2, np.float32)
-    packing = native.Packing(unit, centre)
+    center = np.zeros(2, np.float32)
+    packing = native.Packing(unit, center)
     bound = np.array([9, 8.9, np.inf, -np.inf], np.float32)
     D, I, _, _ = native.search(native.QueryPack(packing, xq), xq, native.RowPack(packing, xb[:3]), xb[:3], bound, 2)
     np.testing.assert_array_equal(D, [[9, 9], [np.inf, np.inf], [9, 9], [np.inf, np.inf]])
@@ -191,7 +191,7 @@ def test_effort_counts_rows_and_queries_that_gained_nothing() -> None:
     assert 50 <= evaluated < 50 * 20
     assert dense == 0
     alike = 1 + np.float32(1e-4) * xb
-    alike[0] = 100  # the centre is elsewhere: nothing can be told apart by codes
+    alike[0] = 100  # the center is elsewhere: nothing can be told apart by codes
     _, _, evaluated, dense = search(HERE[0], alike[1:51] + np.float32(1e-5), alike)
     assert evaluated > 50 * 700
     assert dense == 50
@@ -243,8 +243,8 @@ def test_numbers_whose_squares_vanish(unit: str, scale: float) -> None:
 def test_arguments_are_checked() -> None:
     native = import_native()
     unit = HERE[0]
-    x, centre = np.zeros((8, 4), np.float32), np.zeros(4, np.float32)
-    packing = native.Packing(unit, centre)
+    x, center = np.zeros((8, 4), np.float32), np.zeros(4, np.float32)
+    packing = native.Packing(unit, center)
     rows, queries = native.RowPack(packing, x), native.QueryPack(packing, x)
     bound = np.zeros(8, np.float32)
 
@@ -264,20 +264,20 @@ def test_arguments_are_checked() -> None:
         ({"rows": x.astype(np.float64)}, r"rows must be \(n, d\) float16 or float32"),
         ({"rows": x.astype(">f4")}, r"rows must be \(n, d\) float16 or float32"),
         ({"rows": np.asfortranarray(np.zeros((8, 4), np.float32))}, "C-contiguous"),
-        ({"row_pack": native.RowPack(native.Packing(unit, centre), x)}, "packs must be made by one packing"),
-        ({"row_pack": native.RowPack(native.Packing("reference", centre), x)}, "packs must be made by one packing"),
+        ({"row_pack": native.RowPack(native.Packing(unit, center), x)}, "packs must be made by one packing"),
+        ({"row_pack": native.RowPack(native.Packing("reference", center), x)}, "packs must be made by one packing"),
     ):
         with pytest.raises(ValueError, match=message):
             run(**changes)
     for arguments, message in (
-        (("mmx", centre), "there is no unit 'mmx'"),
-        ((unit, np.zeros((2, 2), np.float32)), "centre must be"),
-        ((unit, np.zeros(0, np.float32)), "centre must be"),
-        ((unit, np.zeros(4)), r"centre must be \(d,\) float32"),
-        ((unit, centre, np.eye(4, dtype=np.float32)), r"basis must be \(fewer than d, d\)"),
-        ((unit, centre, np.eye(2, 3, dtype=np.float32)), r"basis must be \(fewer than d, d\) float32"),
-        ((unit, centre, 3 * np.eye(2, 4, dtype=np.float32)), "basis must be of orthonormal rows"),
-        ((unit, centre, np.full((2, 4), 0.5, np.float32)), "basis must be of orthonormal rows"),
+        (("mmx", center), "there is no unit 'mmx'"),
+        ((unit, np.zeros((2, 2), np.float32)), "center must be"),
+        ((unit, np.zeros(0, np.float32)), "center must be"),
+        ((unit, np.zeros(4)), r"center must be \(d,\) float32"),
+        ((unit, center, np.eye(4, dtype=np.float32)), r"basis must be \(fewer than d, d\)"),
+        ((unit, center, np.eye(2, 3, dtype=np.float32)), r"basis must be \(fewer than d, d\) float32"),
+        ((unit, center, 3 * np.eye(2, 4, dtype=np.float32)), "basis must be of orthonormal rows"),
+        ((unit, center, np.full((2, 4), 0.5, np.float32)), "basis must be of orthonormal rows"),
     ):
         with pytest.raises(ValueError, match=message):
             native.Packing(*arguments)
@@ -289,10 +289,10 @@ def test_arguments_are_checked() -> None:
 @pytest.mark.parametrize(("count", "d", "components"), [(1, 1, 0), (17, 24, 0), (3136, 256, 31), (784, 512, 63), (5, 70, 0)])
 def test_packs_take_no_more_than_is_planned(count: int, d: int, components: int) -> None:
     native = import_native()
-    x, centre = np.zeros((count, d), np.float32), np.zeros(d, np.float32)
+    x, center = np.zeros((count, d), np.float32), np.zeros(d, np.float32)
     basis = np.eye(components, d, dtype=np.float32) if components else None
     for unit in EVERY:
-        packing = native.Packing(unit, centre, basis)
+        packing = native.Packing(unit, center, basis)
         for pack in (native.RowPack(packing, x), native.QueryPack(packing, x)):
             assert pack.nbytes <= pack_bytes(count, d)
 

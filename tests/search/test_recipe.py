@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from spade_faiss.core.errors import InputError, NotFoundError, SpadeError
-from spade_faiss.search.protocol import find_method
+from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import GALLERIES, Build, Query, Recipe, load_recipe, recipe_names
 
 
@@ -134,7 +134,7 @@ def test_every_recipe_of_ours_is_understood_by_its_gallery() -> None:
     searched_by = set()
     for name in recipe_names():
         recipe = load_recipe(name)
-        chosen = find_method(recipe)
+        chosen = resolve_recipe(recipe)
         searched_by.add(recipe.build.gallery)
         assert chosen.method is importlib.import_module(f"spade_faiss.search.{recipe.build.gallery}").METHOD
         assert chosen.method.definition.endswith(".")
@@ -150,7 +150,7 @@ def test_every_recipe_of_ours_is_understood_by_its_gallery() -> None:
 @pytest.mark.parametrize("gallery", GALLERIES)
 def test_settings_that_are_left_out_have_the_defaults_of_our_own_recipe(gallery: str) -> None:
     """So that a recipe of one's own which names nothing but the gallery is ours."""
-    plain, ours = find_method(Recipe(name="r", build=Build(gallery=gallery))), find_method(load_recipe(gallery))
+    plain, ours = resolve_recipe(Recipe(name="r", build=Build(gallery=gallery))), resolve_recipe(load_recipe(gallery))
     assert (plain.build, plain.query) == (ours.build, ours.query)
 
 
@@ -159,7 +159,7 @@ def test_gallery_settings_in_a_file_of_ones_own(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, text))
     assert recipe.build.settings == {"lists": 9, "train_vectors": 1000}
     assert recipe.query.settings == {"nprobe": 3}
-    chosen = find_method(recipe)
+    chosen = resolve_recipe(recipe)
     assert (chosen.build.lists, chosen.build.train_vectors, chosen.query.nprobe) == (9, 1000, 3)
     assert {field.name for field in fields(chosen.build)} == {"lists", "train_vectors"}
 
@@ -196,7 +196,7 @@ def test_gallery_settings_in_a_file_of_ones_own(tmp_path: Path) -> None:
 def test_gallery_settings_that_are_refused(tmp_path: Path, text: str, message: str) -> None:
     recipe = load_recipe(write(tmp_path, f"name: mine\n{text}\n"))
     with pytest.raises(InputError) as caught:
-        find_method(recipe)
+        resolve_recipe(recipe)
     assert str(caught.value).startswith("recipe 'mine': ")
     assert message in str(caught.value)
 
@@ -256,10 +256,10 @@ def test_what_the_gallery_does_not_know_is_refused_when_it_is_opened() -> None:
         ("exact", {"nprobe": "2"}, "recipe 'exact': query: settings: unknown key 'nprobe'"),
     ):
         with pytest.raises(InputError, match=message):
-            find_method(load_recipe(name).with_query(changes))
+            resolve_recipe(load_recipe(name).with_query(changes))
 
 
 @pytest.mark.parametrize("text", ["[", "2020-13-45", "!!python/name:os.system", "[" * 5000])
 def test_a_value_that_is_no_yaml_is_an_error_that_names_the_setting(text: str) -> None:
     with pytest.raises(InputError, match="nprobe"):
-        find_method(load_recipe("ivf").with_query({"nprobe": text}))
+        resolve_recipe(load_recipe("ivf").with_query({"nprobe": text}))

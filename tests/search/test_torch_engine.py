@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from spade_faiss import Detector
 from spade_faiss.core.device import CPU
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.settings import Method
 from spade_faiss.features.batch import Level
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.engines.accelerator import Accelerator, Uploaded, open_accelerators
@@ -24,7 +25,7 @@ from spade_faiss.search.engines.native import NativeSearch
 from spade_faiss.search.engines.products import GROUP, Product, TorchProduct
 from spade_faiss.search.engines.torch import SplitSearch, TorchSearch, direct_sq_dist
 from spade_faiss.search.native.extension import usable_unit
-from spade_faiss.search.protocol import Hits, find_method
+from spade_faiss.search.protocol import Hits, resolve_recipe
 from spade_faiss.search.recipe import Build, Query, Recipe, load_recipe
 from spade_faiss.search.workers import Workers
 from tests.search.test_distances import brute as all_distances
@@ -261,7 +262,7 @@ def test_half_of_what_a_rounded_product_loses_is_too_little() -> None:
     blocks = np.zeros((1, 80, channels))
     blocks[0, 64:72] = np.where(np.arange(channels) < 26, 2 + 2**-6, 2)  # as it is in bfloat16
     blocks[0, 16:40] = 50  # out of the way
-    # The centre stays where it is.
+    # The center stays where it is.
     blocks[0, 40:64], blocks[0, 72:] = -50, -blocks[0, 64]
     case = Case(blocks.astype(np.float32), np.tile(q, (1, 80, 1)).astype(np.float32), np.zeros((1, 1), np.int64))
     assert np.square(case.blocks[0].astype(np.float64) - q).sum(1).argmin() == 64
@@ -293,7 +294,7 @@ def test_arguments_are_left_alone() -> None:
 
 
 def engine(**settings: int | float | str) -> Any:
-    chosen = find_method(Recipe(name="r", build=Build(), query=Query(settings=settings)))
+    chosen = resolve_recipe(Recipe(name="r", build=Build(), query=Query(settings=settings)))
     case = structured(1, 2, 3, 2)
     return chosen.method.open(blocks_of(case), Workers(1), chosen.build, chosen.query, None)
 
@@ -320,8 +321,8 @@ def test_a_detector_searches_by_torch(tmp_path: Any, dtype: str, fusion: str) ->
     bank_of(tmp_path / "bank", product(1, 9, shapes, 16), input_size=(40, 43), dtype=dtype)
     query = batch_of(product(2, 3, shapes, 16, defect=True))
     by_torch = load_recipe("exact").with_query({"engine": "torch"})
-    here = Detector.open(tmp_path / "bank", recipe=by_torch, fusion=fusion).score_features(query)
-    there = Detector.open(tmp_path / "bank", fusion=fusion).score_features(query)
+    here = Detector.open(tmp_path / "bank", recipe=by_torch, method=Method(fusion=fusion)).score_features(query)
+    there = Detector.open(tmp_path / "bank", method=Method(fusion=fusion)).score_features(query)
     np.testing.assert_allclose(here.maps, there.maps, rtol=1e-4)
     assert isinstance(Detector.open(tmp_path / "bank", recipe=by_torch)._searches["fine"], TorchSearch)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from spade_faiss.core.device import Device
-from spade_faiss.diagnostics.doctor import wheel_flavour
+from spade_faiss.diagnostics.doctor import wheel_flavor
 from spade_faiss.index.gpu import to_cards
 from spade_faiss.search.engines.products import FaissProduct
 
@@ -34,7 +34,7 @@ def facts() -> dict[str, Any]:
     return {
         "file": faiss.__file__,
         "version": faiss.__version__,
-        "flavour": wheel_flavour(faiss.get_compile_options(), hasattr(faiss, "StandardGpuResources")),
+        "flavor": wheel_flavor(faiss.get_compile_options(), hasattr(faiss, "StandardGpuResources")),
         "cards": faiss.get_num_gpus(),
         "simd": faiss.SIMDConfig.get_level_name(),
         "implemented": [bool(faiss.isGpuIndexImplemented(index)) for index in (faiss.IndexFlatL2(8), graph)],

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
 from spade_faiss import Bank, FeatureBatch, Level
+from spade_faiss.core.settings import Source
+from spade_faiss.features.layout import Layout
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -76,7 +78,7 @@ def spade(
 
 
 def pixel_sq_distances(bank: Features, query: Features, neighbors: Ints, kappa: int, fusion: str) -> dict[str, Doubles]:
-    """For each searched level, (n, H, W, kappa): the smallest squared distances to the neighbours' vectors, ascending."""
+    """For each searched level, (n, H, W, kappa): the smallest squared distances to the neighbors' vectors, ascending."""
     if fusion == "concat":
         bank, query = concatenated(bank), concatenated(query)
     found = {}
@@ -106,7 +108,7 @@ def concatenated(features: Features) -> Features:
 
 
 def upsample(maps: npt.NDArray[Any], size: tuple[int, int]) -> Doubles:
-    """(n, h, w, C) to (n, H, W, C): pixel i of N looks at (i + 0.5) * n / N - 0.5 of n, between its two neighbours."""
+    """(n, h, w, C) to (n, H, W, C): pixel i of N looks at (i + 0.5) * n / N - 0.5 of n, between its two neighbors."""
     out = np.empty((len(maps), *size, maps.shape[3]))
     for y, (top, bottom, down) in enumerate(_taps(maps.shape[1], size[0])):
         row = maps[:, top].astype(np.float64) * (1 - down) + maps[:, bottom].astype(np.float64) * down
@@ -194,15 +196,24 @@ def levels_of(features: Features) -> list[Level]:
 
 
 def bank_of(
-    path: Path, features: Features, *, input_size: tuple[int, int], shards: Sequence[int] = (), **settings: Any
+    path: Path,
+    features: Features,
+    *,
+    input_size: tuple[int, int],
+    shards: Sequence[int] = (),
+    source: Source | None = None,
+    **settings: Any,
 ) -> Bank:
     """A bank of these features, in shards of the given sizes and one of the rest; float32 unless said."""
     bank = Bank.create(
         path,
-        levels=levels_of(features),
-        embedding_dim=features.embedding.shape[1],
-        input_size=input_size,
-        **{"dtype": "float32", **settings},
+        Layout(
+            levels=tuple(levels_of(features)),
+            embedding_dim=features.embedding.shape[1],
+            input_size=input_size,
+            **{"dtype": "float32", **settings},
+        ),
+        source=source,
     )
     ids, starts = names(len(features)), np.cumsum([0, *shards]).tolist()
     for start, end in zip(starts, [*starts[1:], len(features)], strict=True):

@@ -16,11 +16,20 @@ from hypothesis import strategies as st
 
 from spade_faiss import Bank, Detector, FeatureBatch, SpadeError, fit
 from spade_faiss.core.errors import BankError, InputError
-from spade_faiss.core.settings import Method
-from spade_faiss.decisions.calibration import Calibration, Way, find_calibration, kept_calibrations, write_calibration
+from spade_faiss.core.settings import Extraction, Method, Run
+from spade_faiss.decisions.calibration import (
+    Calibration,
+    find_calibration,
+    flag_below_p,
+    stored_calibrations,
+    write_calibration,
+)
 from spade_faiss.decisions.conformal import PixelCounts, p_values
+from spade_faiss.scoring.config import ScoringConfig
+from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Build, Query, Recipe, load_recipe
 from spade_faiss.workflows.calibrate import calibrate, calibrate_if_needed
+from tests.support.detectors import open_detector
 from tests.support.oracle import bank_of, batch_of, product
 
 SHAPES = {"fine": (9, 11, 4), "coarse": (5, 6, 6)}
@@ -57,14 +66,14 @@ def file_of(bank: Path) -> Path:
 
 class TestModes:
     def test_leave_one_out_keeps_what_score_rows_says(self, bank: Bank) -> None:
-        detector = Detector.open(bank.path, k_image=3)
+        detector = Detector.open(bank.path, method=Method(k_image=3))
         made = calibrate(detector)
         expected = detector.score_rows(range(N))
         assert (made.mode, made.images, made.available, made.seed) == ("leave_one_out", tuple(bank.ids), N, 0)
         assert list(made.image_score) == expected.image_score.tolist()
         assert list(made.map_score) == expected.map_score.tolist()
         assert sum(made.pixels.counts) == N * INPUT[0] * INPUT[1]
-        assert (made.way.k_image, made.generation) == (3, bank.generation)
+        assert (made.scoring_config.k_image, made.generation) == (3, bank.generation)
         limit = made.pixels.threshold(0.2, N)
         assert (expected.maps > limit).mean() <= (0.2 * (N + 1) - 1) / N < (expected.maps > limit * 0.995).mean()
 
@@ -76,7 +85,7 @@ class TestModes:
         for new in range(n):
             rest = [row for row in range(n) if row != new]
             made = bank_of(tmp_path / f"without {new}", features[rest], input_size=INPUT)
-            detector = Detector.open(made.path, k_image=2, k_gallery=2)
+            detector = Detector.open(made.path, method=Method(k_image=2, k_gallery=2))
             calibration = calibrate(detector)
             score = detector.score_features(batch_of(features[[new]], ["new"])).image_score
             p.append(float(p_values(np.array(calibration.image_score), score)[0]))
@@ -86,7 +95,7 @@ class TestModes:
 
     @pytest.mark.parametrize("memory", ["2GiB", "97MiB"])
     def test_the_sample_is_drawn_once_and_named(self, bank: Bank, memory: str) -> None:
-        detector = Detector.open(bank.path, memory=memory)
+        detector = Detector.open(bank.path, run=Run(memory=memory))
         made = calibrate(detector, sample=7, seed=3)
         assert len(made) == len(set(made.images)) == 7
         assert set(made.images) < set(bank.ids)
@@ -126,7 +135,7 @@ class TestModes:
         (good / "twin.png").unlink()
         (good / "broken.png").write_bytes(b"no image")
         with pytest.raises(InputError, match=r"broken.png"):
-            calibrate(detector, holdout=good, max_skipped=0)
+            calibrate(Detector.open(copied, run=Run(max_skipped=0)), holdout=good)
         assert calibrate(detector, holdout=good).images == tuple(sorted(path.name for path in good.iterdir()))[:6]
         with pytest.raises(InputError, match="2 held-out images are in the bank"):
             calibrate(detector, holdout=[dataset_folder / "train" / "good" / f"00{i}.png" for i in (1, 2)])
@@ -155,7 +164,7 @@ class TestModes:
                 calibrate(detector, **setting)
         for localize in ({"localize": "none"}, {"localize": "flagged", "flag_above": 1.0}):
             with pytest.raises(InputError, match="leaves images without a map; calibrate with localize='all'"):
-                calibrate(Detector.open(bank.path, **localize))
+                calibrate(open_detector(bank.path, **localize))
 
     def test_a_bank_too_small(self, tmp_path: Path) -> None:
         small = bank_of(tmp_path / "small", product(1, 5, SHAPES, DIM), input_size=INPUT)
@@ -177,27 +186,34 @@ class TestWays:
             {"recipe": load_recipe("location")},
             {"recipe": load_recipe("location").with_query({"radius": "1"})},
         ]
-        made = [calibrate(Detector.open(bank.path, **setting), sample=6) for setting in settings]
+        made = [calibrate(open_detector(bank.path, **setting), sample=6) for setting in settings]
         assert len(list((bank.path / "calibration").iterdir())) == len(settings)
-        assert len({found.way.key for found in made}) == len(settings)
+        assert len({found.scoring_config.key for found in made}) == len(settings)
         for setting, found in zip(settings, made, strict=True):
-            detector = Detector.open(bank.path, **setting)
-            assert find_calibration(bank, detector.way) == found
-        assert sorted(kept_calibrations(bank), key=lambda item: item.way.key) == sorted(made, key=lambda item: item.way.key)
+            detector = open_detector(bank.path, **setting)
+            assert find_calibration(bank, detector.scoring_config) == found
+        assert sorted(stored_calibrations(bank), key=lambda item: item.scoring_config.key) == sorted(
+            made, key=lambda item: item.scoring_config.key
+        )
 
     def test_what_does_not_change_scores_does_not_change_the_way(self, bank: Bank) -> None:
-        usual = Detector.open(bank.path).way
+        usual = Detector.open(bank.path).scoring_config
         for setting in ({"localize": "none"}, {"localize": "flagged", "flag_above": 3.0}, {"memory": "100MiB"}, {"sigma": 4}):
-            assert Detector.open(bank.path, **setting).way == usual
+            assert open_detector(bank.path, **setting).scoring_config == usual
         written_out = Recipe(
             name="ivf", build=Build(gallery="ivf", settings={"lists": 64}), query=Query(settings={"nprobe": 4})
         )
-        assert Way.of(written_out, Method()) == Way.of(Recipe(name="ivf", build=Build(gallery="ivf")), Method())
+        plain = Recipe(name="ivf", build=Build(gallery="ivf"))
+        of_both = [ScoringConfig.of(resolve_recipe(recipe), Method()) for recipe in (written_out, plain)]
+        assert of_both[0] == of_both[1]
 
     def test_what_to_type(self) -> None:
         recipe = load_recipe("location").with_query({"radius": "1"})
-        assert Way.of(load_recipe("exact"), Method()).options == ""
-        assert Way.of(recipe, Method(k_image=3, sigma=2)).options == "--recipe location --set radius=1 --k-image 3 --sigma 2.0"
+        assert ScoringConfig.of(resolve_recipe(load_recipe("exact")), Method()).options == ""
+        assert (
+            ScoringConfig.of(resolve_recipe(recipe), Method(k_image=3, sigma=2)).options
+            == "--recipe location --set radius=1 --k-image 3 --sigma 2.0"
+        )
 
 
 class TestState:
@@ -220,51 +236,51 @@ class TestState:
 
     def test_only_where_it_is_needed(self, bank: Bank) -> None:
         recipe = load_recipe("exact")
-        made, notice = calibrate_if_needed(bank, recipe)
+        made, notice = calibrate_if_needed(bank, recipe, Run())
         assert made is not None
         assert notice == ""
         before = file_of(bank.path).stat().st_mtime_ns
-        assert calibrate_if_needed(bank, recipe) == (made, "")
+        assert calibrate_if_needed(bank, recipe, Run()) == (made, "")
         assert file_of(bank.path).stat().st_mtime_ns == before
         bank.append(others(1))
-        renewed, _ = calibrate_if_needed(bank, recipe)
+        renewed, _ = calibrate_if_needed(bank, recipe, Run())
         assert renewed is not None
         assert renewed.generation == bank.generation
 
     def test_fit_calibrates_unless_told(self, dataset_folder: Path, fitted_bank: Path, backbone: Any, tmp_path: Path) -> None:
-        assert len(kept_calibrations(Bank.open(fitted_bank))) == 1
+        assert len(stored_calibrations(Bank.open(fitted_bank))) == 1
         good = dataset_folder / "train" / "good"
-        done = fit(good, bank=tmp_path / "b", backbone=backbone, calibrate=False)
+        done = fit(good, bank=tmp_path / "b", extraction=Extraction(backbone=backbone), calibrate=False)
         assert (done.calibration, done.notice) == (None, "")
         assert not (tmp_path / "b" / "calibration").exists()
-        done = fit(good, bank=tmp_path / "b", backbone=backbone)
+        done = fit(good, bank=tmp_path / "b", extraction=Extraction(backbone=backbone))
         assert done.calibration is not None
         assert len(done.calibration) == 24
 
     def test_fit_says_why_it_did_not(self, dataset_folder: Path, backbone: Any, tmp_path: Path) -> None:
         images = sorted((dataset_folder / "train" / "good").iterdir())
-        done = fit(images[:5], bank=tmp_path / "few", backbone=backbone)
+        done = fit(images[:5], bank=tmp_path / "few", extraction=Extraction(backbone=backbone))
         assert done.calibration is None
         assert done.notice.startswith("not calibrated: each of the 5 normal images")
         recipe = Recipe(name="history", build=Build(gallery="history", settings={"lists": 2, "train_images": 9}))
-        done = fit(images, bank=tmp_path / "history", backbone=backbone, recipe=recipe)
+        done = fit(images, bank=tmp_path / "history", extraction=Extraction(backbone=backbone), recipe=recipe)
         assert done.calibration is None
         assert "recipe 'history' searches all normal images" in done.notice
 
 
 class TestVerdicts:
     def test_p_values_are_of_the_kept_scores(self, calibrated: Path) -> None:
-        found = find_calibration(bank := Bank.open(calibrated), Detector.open(calibrated).way)
+        found = find_calibration(bank := Bank.open(calibrated), Detector.open(calibrated).scoring_config)
         assert found is not None
         scores = Detector.open(calibrated).score_features(others(6, defect=True))
-        verdicts = found.judge(scores.image_score, scores.map_score, alpha=0.1)
+        verdicts = found.decide(scores.image_score, scores.map_score, alpha=0.1)
         np.testing.assert_array_equal(verdicts.p_image, p_values(np.array(found.image_score), scores.image_score))
         np.testing.assert_array_equal(verdicts.p_map, p_values(np.array(found.map_score), scores.map_score))
         assert verdicts.alarm.tolist() == (verdicts.p_value <= 0.1).tolist()
         assert verdicts.alarm.any()
         assert (verdicts.rule, verdicts.level) == ("alpha", 0.1)
-        assert found.judge(scores.image_score, scores.map_score).level == found.alpha == 2 / 25
-        batch = found.judge(scores.image_score, scores.map_score, fdr=0.2)
+        assert found.decide(scores.image_score, scores.map_score).level == found.alpha == 2 / 25
+        batch = found.decide(scores.image_score, scores.map_score, fdr=0.2)
         assert (batch.rule, batch.level) == ("fdr", 0.2)
         limits = found.thresholds(0.1)
         assert ((scores.map_score > limits.pixel) == (verdicts.p_map <= 0.1)).all()
@@ -272,59 +288,57 @@ class TestVerdicts:
         assert bank.generation == found.generation
 
     def test_without_maps_the_image_score_decides_alone(self, calibrated: Path) -> None:
-        found = find_calibration(Bank.open(calibrated), Detector.open(calibrated).way)
+        found = find_calibration(Bank.open(calibrated), Detector.open(calibrated).scoring_config)
         assert found is not None
         scores = np.array([0.0, np.median(found.image_score), 1e6])
-        verdicts = found.judge(scores, None, alpha=0.04)
+        verdicts = found.decide(scores, None, alpha=0.04)
         assert verdicts.p_value.tolist() == verdicts.p_image.tolist()
         assert np.isnan(verdicts.p_map).all()
         assert verdicts.alarm.tolist() == [False, False, True]
         for alpha in (0.04, 0.2, 0.5):
             limit = found.thresholds(alpha, maps=False).image
-            assert [score > limit for score in scores] == found.judge(scores, None, alpha=alpha).alarm.tolist()
+            assert [score > limit for score in scores] == found.decide(scores, None, alpha=alpha).alarm.tolist()
         assert found.thresholds(0.2, maps=False).image < found.thresholds(0.2).image, "two tests share alpha"
 
     def test_too_small_an_alpha(self, calibrated: Path) -> None:
-        found = find_calibration(Bank.open(calibrated), Detector.open(calibrated).way)
+        found = find_calibration(Bank.open(calibrated), Detector.open(calibrated).scoring_config)
         assert found is not None
-        for ask in (lambda: found.judge(np.ones(1), None, alpha=0.03), lambda: found.thresholds(0.03)):
+        for ask in (lambda: found.decide(np.ones(1), None, alpha=0.03), lambda: found.thresholds(0.03)):
             with pytest.raises(InputError, match="takes 33 of them"):
                 ask()
 
     def test_flagged_by_p_value(self, calibrated: Path) -> None:
         batch = others(20)
         every = Detector.open(calibrated).score_features(batch)
-        found = find_calibration(Bank.open(calibrated), Detector.open(calibrated).way)
+        found = find_calibration(Bank.open(calibrated), Detector.open(calibrated).scoring_config)
         assert found is not None
         for limit in (0.04, 0.3, 0.8):
-            p = found.judge(every.image_score, None).p_image
-            flagged = Detector.open(calibrated, localize="flagged", flag_below_p=limit).score_features(batch)
+            p = found.decide(every.image_score, None).p_image
+            flagged = Detector.open(calibrated, method=flagging(calibrated, limit)).score_features(batch)
             assert np.isfinite(flagged.map_score).tolist() == (p <= limit).tolist()
-            # Those without a map are judged as normal by it: never more suspicious than with it.
-            full = found.judge(every.image_score, every.map_score)
-            assert (found.judge(every.image_score, flagged.map_score).p_value >= full.p_value).all()
+            # Those without a map are decisions as normal by it: never more suspicious than with it.
+            full = found.decide(every.image_score, every.map_score)
+            assert (found.decide(every.image_score, flagged.map_score).p_value >= full.p_value).all()
         assert 0 < (p <= 0.8).sum() < 20
         with pytest.raises(InputError, match=r"takes 33 of them"):
-            Detector.open(calibrated, localize="flagged", flag_below_p=0.0301)
+            flagging(calibrated, 0.0301)
 
     def test_flagged_needs_a_calibration_that_holds(self, bank: Bank) -> None:
         with pytest.raises(BankError, match=rf"has none; make it with: spade-faiss calibrate {bank.path} --k-image 3"):
-            Detector.open(bank.path, k_image=3, localize="flagged", flag_below_p=0.1)
+            flagging(bank.path, 0.1, k_image=3)
         calibrate(Detector.open(bank.path))
         bank.append(others(1))
         with pytest.raises(BankError, match="out of date"):
-            Detector.open(bank.path, localize="flagged", flag_below_p=0.1)
+            flagging(bank.path, 0.1)
 
-    def test_one_way_to_flag(self) -> None:
-        with pytest.raises(InputError, match="exclude each other"):
-            Method(localize="flagged", flag_above=1.0, flag_below_p=0.1)
-        with pytest.raises(InputError, match=r"flag_below_p=0\.1 does nothing with localize='all'"):
-            Method(flag_below_p=0.1)
-        for value in (0.0, 1.0, -1.0):
-            with pytest.raises(InputError, match="must be between 0 and 1"):
-                Method(localize="flagged", flag_below_p=value)
-        with pytest.raises(InputError, match="needs flag_above"):
-            Method(localize="flagged", flag_below_p=float("nan"))
+    def test_p_values_to_flag_by_are_between_0_and_1(self, calibrated: Path) -> None:
+        for value in (0.0, 1.0, -1.0, float("nan")):
+            with pytest.raises(InputError, match="flag_below_p=.* between 0 and 1"):
+                flagging(calibrated, value)
+
+
+def flagging(bank: Path, p: float, **settings: Any) -> Method:
+    return flag_below_p(Bank.open(bank), load_recipe("exact"), Method(**settings), p)
 
 
 def rewritten(path: Path, **changes: Any) -> None:
@@ -339,13 +353,13 @@ def rewritten(path: Path, **changes: Any) -> None:
 class TestFiles:
     def test_round_trip(self, calibrated: Path, tmp_path: Path) -> None:
         bank = Bank.open(shutil.copytree(calibrated, tmp_path / "copy"))
-        found = find_calibration(bank, Detector.open(bank.path).way)
+        found = find_calibration(bank, Detector.open(bank.path).scoring_config)
         assert found is not None
         assert write_calibration(bank, found) == file_of(bank.path)
-        assert find_calibration(bank, found.way) == found
+        assert find_calibration(bank, found.scoring_config) == found
         assert asdict(found)["versions"].keys() == {"spade-faiss", "numpy", "scipy", "python"}
-        assert file_of(bank.path).name == f"{found.way.key}.json"
-        assert find_calibration(bank, replace(found.way, sigma=1.0)) is None
+        assert file_of(bank.path).name == f"{found.scoring_config.key}.json"
+        assert find_calibration(bank, replace(found.scoring_config, sigma=1.0)) is None
 
     def test_golden(self) -> None:
         """A file of schema 1 stays readable."""
@@ -355,8 +369,8 @@ class TestFiles:
 
         found = _read(path, "")
         assert (found.mode, found.images, found.image_score) == ("split", ("a", "b", "c"), (1.0, 2.5, 2.0))
-        assert found.judge(np.array([2.2]), np.array([9.0]), alpha=0.5).p_image.tolist() == [0.5]
-        assert found.way.key == path.stem
+        assert found.decide(np.array([2.2]), np.array([9.0]), alpha=0.5).p_image.tolist() == [0.5]
+        assert found.scoring_config.key == path.stem
 
     @given(data=st.data())
     def test_damaged_files_are_refused(
@@ -379,7 +393,7 @@ class TestFiles:
         except BankError:
             return
         # A blank for a blank, as in JSON outside of strings.
-        assert found == find_calibration(bank, Detector.open(calibrated).way)
+        assert found == find_calibration(bank, Detector.open(calibrated).scoring_config)
 
     @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"null", b"7", b"\xff\xfe", b"[" * 100_000, b'{"format": 1}'])
     def test_what_is_no_calibration(self, bank: Bank, content: bytes) -> None:
@@ -387,16 +401,16 @@ class TestFiles:
         path = file_of(bank.path)
         path.write_bytes(content)
         with pytest.raises(BankError, match=r"is damaged .*spade-faiss calibrate"):
-            find_calibration(bank, Detector.open(bank.path).way)
+            find_calibration(bank, Detector.open(bank.path).scoring_config)
         with pytest.raises(BankError, match="is damaged"):
-            kept_calibrations(bank)
+            stored_calibrations(bank)
         calibrate(Detector.open(bank.path))
-        assert len(kept_calibrations(bank)) == 1
+        assert len(stored_calibrations(bank)) == 1
 
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"schema": 2}, "has schema 2, this version reads 1"),
+            ({"schema": 3}, "has schema 3, this version reads 2"),
             ({"image_score": [1.0]}, "24 images, 1 image scores, 24 map scores"),
             ({"images": []}, "0 images"),
             ({"map_score": [float("inf")] * N}, "not finite"),
@@ -419,14 +433,14 @@ class TestFiles:
         calibrate(Detector.open(bank.path))
         rewritten(file_of(bank.path), **changes)
         with pytest.raises(BankError, match=message) as caught:
-            find_calibration(bank, Detector.open(bank.path).way)
+            find_calibration(bank, Detector.open(bank.path).scoring_config)
         assert "spade-faiss calibrate" in str(caught.value)
 
     def test_a_file_under_another_ways_name(self, bank: Bank) -> None:
         calibrate(Detector.open(bank.path))
-        other = Detector.open(bank.path, k_image=2).way
+        other = Detector.open(bank.path, method=Method(k_image=2)).scoring_config
         file_of(bank.path).rename(bank.path / "calibration" / f"{other.key}.json")
-        with pytest.raises(BankError, match="of another way of scoring"):
+        with pytest.raises(BankError, match="of another scoring config"):
             find_calibration(bank, other)
 
     def test_a_full_disk_or_a_kill_leaves_the_old_one(self, bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -450,7 +464,7 @@ class TestFiles:
 GOLDEN: dict[str, Any] = {
     "pixels": PixelCounts(keys=(100, 260096), counts=(3, 2)),
     "mode": "split",
-    "way": Way.of(load_recipe("exact"), Method()),
+    "scoring_config": ScoringConfig.of(resolve_recipe(load_recipe("exact")), Method()),
     "alpha": 0.5,
     "available": 3,
     "seed": None,

@@ -13,6 +13,7 @@ from scipy import stats
 
 from spade_faiss import Bank, Detector, FeatureBatch
 from spade_faiss.core.errors import InputError, NotFoundError
+from spade_faiss.core.settings import Method
 from spade_faiss.report.scorefile import ScoreWriter
 from spade_faiss.workflows.calibrate import calibrate
 from spade_faiss.workflows.drift import drift, moved_p_value, write_drift
@@ -34,14 +35,14 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
 def results(
     bank: Path, out: Path, seed: int, n: int, *, shift: float = 0.0, generation: int = 1, localize: str = "all"
 ) -> Path:
-    """A run over n images, as `score_to` leaves it."""
-    detector = Detector.open(bank, localize=localize)
+    """A run over n images, as `score_folder` leaves it."""
+    detector = Detector.open(bank, method=Method(localize=localize))
     features = product(seed, n, SHAPES, 16)
     for maps in features.levels.values():
         maps += shift
     features.embedding[:] += shift
     out.mkdir()
-    settings = json.dumps({"way": detector.way.key, "generation": generation})
+    settings = json.dumps({"scoring_config": detector.scoring_config.key, "generation": generation})
     with ScoreWriter(out / "scores.h5", settings) as writer:
         writer.append(detector.score_features(batch_of(features, [f"recent {row}" for row in range(n)])))
     return out
@@ -122,7 +123,7 @@ class TestRuns:
         new = results(bank.path, tmp_path / "new", 2, 5)
         with pytest.raises(InputError, match=r"scored at generation 0 .*has one of generation 1; calibrate"):
             drift([old], bank=bank.path)
-        with pytest.raises(InputError, match="scored in 2 ways, or against as many states"):
+        with pytest.raises(InputError, match="scored with 2 scoring configs, or against as many states"):
             drift([new, old], bank=bank.path)
         bare = shutil.copytree(bank.path, tmp_path / "bare")
         shutil.rmtree(bare / "calibration")

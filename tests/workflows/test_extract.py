@@ -22,13 +22,13 @@ import spade_faiss.workflows.extract as extract
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.files import hash_file
-from spade_faiss.core.settings import Preprocess
-from spade_faiss.core.timing import Stages
+from spade_faiss.core.settings import Extraction, Preprocess, Run
+from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features import images, stream
 from spade_faiss.features.backbone import Backbone, load_backbone
 from spade_faiss.features.batch import FeatureBatch
-from spade_faiss.features.images import find_images, to_input, to_picture, valid_region
+from spade_faiss.features.images import find_images, place, to_input, to_picture
 from spade_faiss.features.layout import Layout, prepare
 from spade_faiss.features.stream import FeatureStream
 from spade_faiss.index.image_index import ImageIndex
@@ -81,7 +81,8 @@ def forwarded(monkeypatch: pytest.MonkeyPatch, backbone: Backbone) -> Forwarded:
 def directly(backbone: Backbone, paths: list[Path], layout: Layout) -> FeatureBatch:
     """The features of image files, step by step and all at once."""
     preprocess = backbone.source.preprocess
-    pictures = [to_picture(Image.open(path).convert("RGB"), preprocess) for path in paths]
+    images = [Image.open(path).convert("RGB") for path in paths]
+    pictures = [to_picture(image, place(*image.size, preprocess)) for image in images]
     embedding, levels = backbone(np.stack([to_input(picture, preprocess) for picture in pictures]))
     return prepare(FeatureBatch([path.name for path in paths], embedding, levels), layout)
 
@@ -120,7 +121,7 @@ def test_the_bank_holds_the_features_of_every_image(fitted_bank: Path, dataset_f
 @pytest.mark.parametrize("settings", [{"dtype": "float32"}, {"normalize": "l2"}, {"pool": 3}])
 def test_the_banks_settings_are_applied(good: Path, tmp_path: Path, backbone: Backbone, settings: dict[str, Any]) -> None:
     paths = sorted(good.iterdir())[:3]
-    bank = fit(paths, bank=tmp_path / "bank", backbone=backbone, **settings).bank
+    bank = fit(paths, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone, **settings)).bank
     for name, value in settings.items():
         assert getattr(bank.layout, name) == value
     expected = directly(backbone, paths, bank.layout)
@@ -132,21 +133,21 @@ def test_the_banks_settings_are_applied(good: Path, tmp_path: Path, backbone: Ba
 
 def test_what_fit_reports(good: Path, tmp_path: Path, backbone: Backbone) -> None:
     (good / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
-    result = fit(good, bank=tmp_path / "bank", backbone=backbone)
+    result = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
     assert isinstance(result, Fit)
     assert (result.added, result.present, result.index) == (NORMALS, 0, None)
     assert [item.id for item in result.skipped] == ["broken.png"]
     assert result.bank.ids == Bank.open(tmp_path / "bank").ids
-    assert {"check", "decode", "forward", "prepare", "write"} <= set(result.stage_s)
-    assert all(seconds >= 0 for seconds in result.stage_s.values())
-    assert result.stage_s["forward"] < result.total_s
+    assert {"check", "decode", "forward", "prepare", "write"} <= set(result.timing_s)
+    assert all(seconds >= 0 for seconds in result.timing_s.values())
+    assert result.timing_s["forward"] < result.total_s
 
 
 @pytest.mark.usefixtures("small_batches")
 def test_images_come_in_batches_and_shards_with_a_short_last_one(
     good: Path, tmp_path: Path, backbone: Backbone, forwarded: Forwarded
 ) -> None:
-    bank = fit(good, bank=tmp_path / "bank", backbone=backbone).bank
+    bank = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone)).bank
     assert forwarded.batches == [5, 5, 5, 5, 4]
     assert [shard.count for shard in bank.manifest.shards] == [5, 5, 5, 5, 4]
     assert bank.ids == sorted(path.name for path in good.iterdir())
@@ -156,7 +157,7 @@ def test_small_batches_are_gathered_into_one_shard(
     good: Path, tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, fitted_bank: Path
 ) -> None:
     monkeypatch.setattr(extract, "BATCH_SIZE", 7)
-    bank = fit(good, bank=tmp_path / "bank", backbone=backbone).bank
+    bank = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone)).bank
     assert [shard.count for shard in bank.manifest.shards] == [NORMALS]
     assert_same_features(bank, Bank.open(fitted_bank))
 
@@ -168,7 +169,7 @@ def test_a_second_run_extracts_nothing(
     fitted_bank: Path, good: Path, tmp_path: Path, backbone: Backbone, forwarded: Forwarded
 ) -> None:
     path = Path(shutil.copytree(fitted_bank, tmp_path / "bank"))
-    result = fit(good, bank=path, backbone=backbone)
+    result = fit(good, bank=path, extraction=Extraction(backbone=backbone))
     assert (result.added, result.present, result.skipped) == (0, NORMALS, ())
     assert forwarded.images == 0
     assert result.bank.manifest == Bank.open(fitted_bank).manifest
@@ -180,7 +181,7 @@ def test_images_that_are_new_are_added(
     path = Path(shutil.copytree(fitted_bank, tmp_path / "bank"))
     for image in (dataset_folder / "test" / "good").iterdir():
         shutil.copy(image, good / f"a-{image.name}")
-    result = fit(good, bank=path, backbone=backbone)
+    result = fit(good, bank=path, extraction=Extraction(backbone=backbone))
     assert (result.added, result.present) == (6, NORMALS)
     assert forwarded.images == 6
     assert result.bank.ids[:NORMALS] == Bank.open(fitted_bank).ids
@@ -194,14 +195,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 ) -> None:
     forwarded.interrupt_at = batch
     with pytest.raises(KeyboardInterrupt):
-        fit(good, bank=tmp_path / "bank", backbone=backbone)
+        fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
     # What was computed before is committed, not lost.
     assert len(Bank.open(tmp_path / "bank")) == forwarded.images == 5 * (batch - 1)
-    result = fit(good, bank=tmp_path / "bank", backbone=backbone)
+    result = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
     assert forwarded.images == NORMALS
     assert (result.added, result.present) == (NORMALS - 5 * (batch - 1), 5 * (batch - 1))
     assert_same_features(result.bank, Bank.open(fitted_bank))
-    fit(good, bank=tmp_path / "bank", backbone=backbone)
+    fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
     assert forwarded.images == NORMALS
 
 
@@ -219,11 +220,11 @@ def test_a_shard_that_cannot_be_written_ends_the_run_and_is_made_up_for(
 
     monkeypatch.setattr(Bank, "append_prepared", failing)
     with pytest.raises(OSError, match="no space left"):
-        fit(good, bank=tmp_path / "bank", backbone=backbone)
+        fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
     held = Bank.open(tmp_path / "bank").ids
     assert 5 <= len(held) < NORMALS
     assert "005.png" not in held
-    result = fit(good, bank=tmp_path / "bank", backbone=backbone)
+    result = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
     assert sorted(result.bank.ids) == sorted(path.name for path in good.iterdir())
 
 
@@ -233,17 +234,17 @@ def test_another_image_of_a_name_that_is_taken_is_an_error(
     bank = shutil.copytree(fitted_bank, tmp_path / "bank")
     shutil.copy(good / "004.png", good / "003.png")
     with pytest.raises(InputError, match=r"holds another image named '003\.png', from .*weave/train/good/003\.png; rename"):
-        fit(good, bank=bank, backbone=backbone)
+        fit(good, bank=bank, extraction=Extraction(backbone=backbone))
 
 
 def test_an_image_that_has_changed_since_is_an_error(good: Path, tmp_path: Path, backbone: Backbone) -> None:
-    path = fit(good, bank=tmp_path / "bank", backbone=backbone).bank.path
+    path = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone)).bank.path
     before, held = hash_file(good / "003.png"), Bank.open(path).manifest
     shutil.copy(good / "004.png", good / "003.png")
     with pytest.raises(
         InputError, match=rf"003\.png has changed since .* \(sha256 {before}, now {hash_file(good / '003.png')}\)"
     ):
-        fit(good, bank=path, backbone=backbone)
+        fit(good, bank=path, extraction=Extraction(backbone=backbone))
     assert Bank.open(path).manifest == held
 
 
@@ -258,10 +259,10 @@ def test_other_settings_on_a_bank_are_refused_with_both_values(
     ]
     for settings, message in wanted:
         with pytest.raises(InputError, match=message):
-            fit(good, bank=path, backbone=backbone, **settings)
-    other = load_backbone("efficientnet_lite0", preprocess=Preprocess(framing="stretch", resize=72, crop=64))
-    with pytest.raises(InputError, match=r"preprocess\.framing='crop', these features with 'stretch'"):
-        fit(good, bank=path, backbone=other)
+            fit(good, bank=path, extraction=Extraction(backbone=backbone, **settings))
+    other = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode="stretch", resize=72, crop=64))
+    with pytest.raises(InputError, match=r"preprocess\.resize_mode='crop', these features with 'stretch'"):
+        fit(good, bank=path, extraction=Extraction(backbone=other))
     assert Bank.open(path).manifest == Bank.open(fitted_bank).manifest
 
 
@@ -271,30 +272,35 @@ def test_a_name_with_weights_and_settings_of_its_own(good: Path, tmp_path: Path)
     bank = fit(
         [good / "000.png"],
         bank=tmp_path / "bank",
-        backbone="timm:test_resnet",
-        weights=tmp_path / "w.pt",
-        precision="bfloat16",
-        preprocess=Preprocess(framing="stretch", resize=64, crop=64),
+        extraction=Extraction(
+            backbone="timm:test_resnet", precision="bfloat16", preprocess=Preprocess(resize_mode="stretch", resize=64, crop=64)
+        ),
+        run=Run(weights=tmp_path / "w.pt"),
     ).bank
     source = bank.manifest.source
     assert source is not None
-    assert (source.backbone, source.precision, source.preprocess.framing) == ("timm:test_resnet", "bfloat16", "stretch")
+    assert (source.backbone, source.precision, source.preprocess.resize_mode) == ("timm:test_resnet", "bfloat16", "stretch")
     # Where a query loads them from; a path that does not depend on the current folder.
     assert bank.manifest.weights_file == str((tmp_path / "w.pt").resolve())
     with pytest.raises(NotFoundError, match=r"no weights file at .*missing\.pt"):
-        fit(good, bank=tmp_path / "other", backbone="timm:test_resnet", weights=tmp_path / "missing.pt")
+        fit(
+            good,
+            bank=tmp_path / "other",
+            extraction=Extraction(backbone="timm:test_resnet"),
+            run=Run(weights=tmp_path / "missing.pt"),
+        )
     assert not (tmp_path / "other").exists()
 
 
 def test_the_recipes_index_is_built(good: Path, tmp_path: Path, backbone: Backbone) -> None:
-    result = fit(sorted(good.iterdir())[:5], bank=tmp_path / "bank", backbone=backbone, recipe="hnsw")
+    result = fit(sorted(good.iterdir())[:5], bank=tmp_path / "bank", extraction=Extraction(backbone=backbone), recipe="hnsw")
     assert result.index is not None
     assert result.index.image is not None
     assert result.index.gallery is None
     assert (result.index.recipe, result.index.image.count) == ("hnsw", 5)
     assert ImageIndex.open(Bank.open(tmp_path / "bank"), load_recipe("hnsw")).covered == 5
     with pytest.raises(NotFoundError, match="no recipe 'nothing'"):
-        fit(good, bank=tmp_path / "other", backbone=backbone, recipe="nothing")
+        fit(good, bank=tmp_path / "other", extraction=Extraction(backbone=backbone), recipe="nothing")
     assert not (tmp_path / "other").exists()
 
 
@@ -314,7 +320,7 @@ def test_corrupt_images_are_left_out_counted_and_named(
     broken = ["005.png", "006.png", "007.png", "008.png", "009.png", "023.png"]  # a whole batch, and the last image
     spoil(good, *broken)
     with caplog.at_level(logging.WARNING, logger="spade_faiss"):
-        result = fit(good, bank=tmp_path / "bank", backbone=backbone)
+        result = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
     assert [item.id for item in result.skipped] == broken
     for item in result.skipped:
         assert str(good / item.id) in item.reason
@@ -326,33 +332,33 @@ def test_corrupt_images_are_left_out_counted_and_named(
 def test_more_corrupt_images_than_allowed_end_the_run(good: Path, tmp_path: Path, backbone: Backbone) -> None:
     spoil(good, "001.png", "011.png", "021.png")
     with pytest.raises(InputError, match=r"3 images were skipped, at most 2 may be: '001\.png' .*--max-skipped 3"):
-        fit(good, bank=tmp_path / "bank", backbone=backbone, max_skipped=2)
+        fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone), run=Run(max_skipped=2))
     # What came before is kept; with a higher limit the same run goes on.
     assert len(Bank.open(tmp_path / "bank")) == 14
-    result = fit(good, bank=tmp_path / "bank", backbone=backbone, max_skipped=3)
+    result = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone), run=Run(max_skipped=3))
     assert (result.present, result.added, len(result.skipped)) == (14, 7, 3)
 
 
 def test_a_second_run_over_corrupt_images_is_no_error(good: Path, tmp_path: Path, backbone: Backbone) -> None:
     """All that is left to extract is what cannot be read: the command that worked once must work again."""
     spoil(good, "002.png", "004.png")
-    first = fit(good, bank=tmp_path / "bank", backbone=backbone)
-    second = fit(good, bank=tmp_path / "bank", backbone=backbone)
+    first = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
+    second = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
     assert (second.added, second.present) == (0, NORMALS - 2)
     assert second.skipped == first.skipped
     with pytest.raises(InputError, match="2 images were skipped, at most 1 may be"):
-        fit(good, bank=tmp_path / "bank", backbone=backbone, max_skipped=1)
+        fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone), run=Run(max_skipped=1))
 
 
 def test_nothing_but_corrupt_images_is_an_error(good: Path, tmp_path: Path, backbone: Backbone) -> None:
     paths = [good / "000.png", good / "001.png"]
     spoil(good, "000.png", "001.png")
     with pytest.raises(InputError, match=r"none of the 2 images could be read; the first: cannot use .*000\.png"):
-        fit(paths, bank=tmp_path / "bank", backbone=backbone)
+        fit(paths, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
     for path in good.iterdir():
         path.write_bytes(b"")
     with pytest.raises(InputError, match="11 images were skipped, at most 10 may be"):
-        fit(good, bank=tmp_path / "bank", backbone=backbone)
+        fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
 
 
 @pytest.mark.parametrize("content", [[], ["notes.txt"]])
@@ -362,27 +368,27 @@ def test_a_folder_without_images_writes_nothing(tmp_path: Path, backbone: Backbo
     for name in content:
         (folder / name).touch()
     with pytest.raises(InputError, match="no image in"):
-        fit(folder, bank=tmp_path / "bank", backbone=backbone)
+        fit(folder, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
     with pytest.raises(NotFoundError, match="does not exist"):
-        fit(tmp_path / "missing", bank=tmp_path / "bank", backbone=backbone)
+        fit(tmp_path / "missing", bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
 
 
 def test_images_of_every_kind_in_one_folder(tmp_path: Path, backbone: Backbone) -> None:
-    """The same grey picture in eight ways to store it gives the same features."""
+    """The same gray picture in eight ways to store it gives the same features."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
-    grey = (128 + 100 * np.sin(x / 5) * np.cos(y / 7)).astype(np.uint8)
-    rgb = np.repeat(grey[..., None], 3, axis=2)
+    gray = (128 + 100 * np.sin(x / 5) * np.cos(y / 7)).astype(np.uint8)
+    rgb = np.repeat(gray[..., None], 3, axis=2)
     folder = tmp_path / "mixed"
-    save_png(grey, folder / "grey.png")
+    save_png(gray, folder / "gray.png")
     save_png(rgb, folder / "rgb.png")
-    save_png(np.dstack([rgb, np.full_like(grey, 255)]), folder / "rgba.png")
-    save_png(grey.astype(np.uint16) * 257, folder / "deep.png")
-    Image.fromarray(grey).convert("P").save(folder / "sub.palette.png")
-    Image.fromarray(grey).save(folder / "grey.tif")
-    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / "deep.tif")
+    save_png(np.dstack([rgb, np.full_like(gray, 255)]), folder / "rgba.png")
+    save_png(gray.astype(np.uint16) * 257, folder / "deep.png")
+    Image.fromarray(gray).convert("P").save(folder / "sub.palette.png")
+    Image.fromarray(gray).save(folder / "gray.tif")
+    Image.fromarray(gray.astype(np.uint16) * 257).save(folder / "deep.tif")
     Image.fromarray(rgb).save(folder / "rgb.bmp")
-    bank = fit(folder, bank=tmp_path / "bank", backbone=backbone, dtype="float32").bank
+    bank = fit(folder, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone, dtype="float32")).bank
     assert len(bank) == 8
     embedding = bank.embedding(np.arange(8))
     np.testing.assert_allclose(embedding, np.repeat(embedding[:1], 8, axis=0), rtol=1e-4, atol=1e-4)
@@ -393,26 +399,27 @@ def test_images_of_every_kind_in_one_folder(tmp_path: Path, backbone: Backbone) 
 
 def stream_of(folder: Path, backbone: Backbone, **settings: Any) -> tuple[FeatureStream, Generator[stream.Extracted]]:
     root, records = find_images(folder)
-    stream = FeatureStream(backbone, Stages(), root=root, batch_size=vars(extract)["BATCH_SIZE"], **settings)
-    parts = stream(records)
+    run = Run(max_skipped=settings.pop("max_skipped", Run.max_skipped))
+    stream = FeatureStream(backbone, run, timings=Timings(), batch_size=vars(extract)["BATCH_SIZE"], **settings)
+    parts = stream(root, records, "extract")
     assert isinstance(parts, Generator)
     return stream, parts
 
 
 def test_letterboxed_images_come_with_their_valid_region(tmp_path: Path) -> None:
-    preprocess = Preprocess(framing="letterbox", resize=64, crop=64)
+    preprocess = Preprocess(resize_mode="letterbox", resize=64, crop=64)
     backbone = load_backbone("efficientnet_lite0", preprocess=preprocess)
     rng = np.random.default_rng(0)
     sizes = {"flat.png": (90, 30), "high.png": (20, 60), "square.png": (50, 50)}
     for name, (width, height) in sizes.items():
         save_png(rng.integers(0, 255, (height, width, 3)).astype(np.uint8), tmp_path / name)
     (extracted,) = stream_of(tmp_path, backbone)[1]
-    assert extracted.sizes == list(sizes.values())
+    assert [item.placement.original for item in extracted.loaded] == list(sizes.values())
     valid = extracted.batch.valid
     assert valid is not None
     assert valid.shape == (3, 64, 64)
     for row, size in enumerate(sizes.values()):
-        np.testing.assert_array_equal(valid[row], valid_region(size, backbone.source.preprocess))
+        np.testing.assert_array_equal(valid[row], place(*size, backbone.source.preprocess).valid)
     # 64 x 21 pixels of 64 x 64, then 21 x 64, then all.
     assert valid.sum(axis=(1, 2)).tolist() == [64 * 21, 21 * 64, 64 * 64]
 
@@ -422,14 +429,14 @@ def test_letterboxed_images_go_into_a_bank_of_several_batches(
     good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extract, "SHARD_BYTES", 1 << 30)
-    backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(framing="letterbox", resize=64, crop=64))
-    bank = fit(good, bank=tmp_path / "bank", backbone=backbone).bank
+    backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode="letterbox", resize=64, crop=64))
+    bank = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone)).bank
     assert [shard.count for shard in bank.manifest.shards] == [NORMALS]
 
 
-@pytest.mark.parametrize("framing", ["crop", "stretch"])
-def test_other_framings_show_the_image_everywhere(dataset_folder: Path, framing: str) -> None:
-    backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(framing=framing, resize=72, crop=64))
+@pytest.mark.parametrize("resize_mode", ["crop", "stretch"])
+def test_other_framings_show_the_image_everywhere(dataset_folder: Path, resize_mode: str) -> None:
+    backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode=resize_mode, resize=72, crop=64))
     (extracted,) = stream_of(dataset_folder / "test" / "good", backbone)[1]
     assert extracted.batch.valid is None
     assert len(extracted.batch) == len(extracted.records) == 6
@@ -502,7 +509,8 @@ def test_the_callers_pictures_reach_the_network_as_they_are_framed(good: Path, b
     changed: npt.NDArray[np.uint8] = picture.copy()
     changed[8:24, 72:84] = 255  # in the upper right corner of what the crop keeps
     preprocess = backbone.source.preprocess
-    both = np.stack([to_input(to_picture(Image.fromarray(pixels), preprocess), preprocess) for pixels in (picture, changed)])
+    placement = place(picture.shape[1], picture.shape[0], preprocess)
+    both = np.stack([to_input(to_picture(Image.fromarray(pixels), placement), preprocess) for pixels in (picture, changed)])
     _, maps = backbone(both)
     fine = maps["blocks.1"]
     y, x = np.unravel_index(np.abs(fine[1] - fine[0]).sum(axis=-1).argmax(), fine.shape[1:3])

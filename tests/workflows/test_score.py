@@ -13,7 +13,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from spade_faiss import Backbone, Detector, Preprocess, evaluate, fit, load_backbone
 from spade_faiss.core.errors import InputError
-from spade_faiss.features.images import load_dataset
+from spade_faiss.core.settings import Extraction, Method, Run
+from spade_faiss.features.images import load_dataset, place
 from spade_faiss.report.presenter import Presenter
 from spade_faiss.report.scorefile import ScoreFile
 
@@ -62,8 +63,12 @@ def test_defects_that_the_framing_hides_are_counted(dataset_folder: Path, fitted
 
 
 def test_letterbox_scores_the_whole_image_and_nothing_else(dataset_folder: Path, tmp_path: Path) -> None:
-    preprocess = Preprocess(framing="letterbox", crop=64)
-    fit(dataset_folder / "train/good", bank=tmp_path / "b", backbone="efficientnet_lite0", preprocess=preprocess)
+    preprocess = Preprocess(resize_mode="letterbox", crop=64)
+    fit(
+        dataset_folder / "train/good",
+        bank=tmp_path / "b",
+        extraction=Extraction(backbone="efficientnet_lite0", preprocess=preprocess),
+    )
     wide = tmp_path / "wide.png"
     noise = np.random.default_rng(0).integers(0, 256, (32, 128, 3), dtype=np.uint8)
     Image.fromarray(noise).save(wide)
@@ -103,7 +108,7 @@ def test_a_missing_mask_is_an_error(dataset_folder: Path, fitted_bank: Path, tmp
 
 def test_the_report_survives_moved_images(dataset_folder: Path, backbone: Backbone, tmp_path: Path) -> None:
     dataset = shutil.copytree(dataset_folder, tmp_path / "dataset")
-    fit(dataset / "train/good", bank=tmp_path / "b", backbone=backbone)
+    fit(dataset / "train/good", bank=tmp_path / "b", extraction=Extraction(backbone=backbone))
     shutil.rmtree(dataset / "train")
     detector = Detector.open(tmp_path / "b", backbone=backbone)
     evaluate(dataset, bank=detector, out=tmp_path / "out")
@@ -118,13 +123,18 @@ def test_weights_are_loaded_from_where_they_were(dataset_folder: Path, tmp_path:
     weights = tmp_path / "resnet18.pt"
     torch.save(torchvision.models.resnet18().state_dict(), weights)
     small = Preprocess(resize=72, crop=64)
-    fit(dataset_folder / "train/good", bank=tmp_path / "b", backbone="resnet18", weights=weights, preprocess=small)
+    fit(
+        dataset_folder / "train/good",
+        bank=tmp_path / "b",
+        extraction=Extraction(backbone="resnet18", preprocess=small),
+        run=Run(weights=weights),
+    )
     image = sorted((dataset_folder / "test/good").iterdir())[:1]
     expected = Detector.open(tmp_path / "b").score(image).image_score
     moved = weights.rename(tmp_path / "moved.pt")
     with pytest.raises(FileNotFoundError, match="--weights"):
         Detector.open(tmp_path / "b").score(image)
-    np.testing.assert_array_equal(Detector.open(tmp_path / "b", weights=moved).score(image).image_score, expected)
+    np.testing.assert_array_equal(Detector.open(tmp_path / "b", run=Run(weights=moved)).score(image).image_score, expected)
     torch.manual_seed(1)
     torch.save(torchvision.models.resnet18().state_dict(), weights)
     ours = Detector.open(tmp_path / "b").bank.manifest.source
@@ -139,16 +149,16 @@ def test_weights_are_loaded_from_where_they_were(dataset_folder: Path, tmp_path:
 def test_cards_show_what_the_detector_found(
     dataset_folder: Path, fitted_bank: Path, backbone: Backbone, tmp_path: Path
 ) -> None:
-    detector = Detector.open(fitted_bank, k_gallery=9, backbone=backbone)
+    detector = Detector.open(fitted_bank, method=Method(k_gallery=9), backbone=backbone)
     results = evaluate(dataset_folder, bank=detector, out=tmp_path)
     dataset = load_dataset(dataset_folder)
     direct = detector.score([record.path for record in dataset.test])
     with ScoreFile.open(tmp_path / "scores.h5") as scores:
-        with_sizes = [(96, 80)] * len(dataset.test)
-        report = Presenter(detector, results, scores, dataset.test, with_sizes).report(shown=12)
+        placements = [place(96, 80, backbone.source.preprocess)] * len(dataset.test)
+        report = Presenter(detector, results, scores, dataset.test, placements).report(shown=12)
     cards = {card.image.id: card for group in report.groups for card in group.cards}
     assert cards
-    places = {record.id: place for place, record in enumerate(dataset.test)}
+    places = {record.id: number for number, record in enumerate(dataset.test)}
     for name, card in cards.items():
         i = places[name]
         assert (card.image.image_score, card.image.map_score) == (direct.image_score[i], direct.map_score[i])
@@ -157,9 +167,9 @@ def test_cards_show_what_the_detector_found(
         assert (card.mask is not None) == bool(dataset.test[i].defective)
         shown = {normal.place: normal for normal in card.normals if normal.place is not None}
         assert set(range(1, 6)) <= set(shown)
-        for place, normal in shown.items():
-            assert normal.id == direct.neighbor_ids[i, place - 1]
-            assert normal.distance == direct.neighbor_dist[i, place - 1]
+        for rank, normal in shown.items():
+            assert normal.id == direct.neighbor_ids[i, rank - 1]
+            assert normal.distance == direct.neighbor_dist[i, rank - 1]
         for level, nearest in direct.nearest.items():
             cell = 64 // nearest.shape[1]
             match = nearest[i, y // cell, x // cell]
@@ -171,8 +181,12 @@ def test_cards_show_what_the_detector_found(
 
 
 def test_letterbox_metrics_count_only_what_shows_the_image(dataset_folder: Path, tmp_path: Path) -> None:
-    preprocess = Preprocess(framing="letterbox", crop=64)
-    fit(dataset_folder / "train/good", bank=tmp_path / "b", backbone="efficientnet_lite0", preprocess=preprocess)
+    preprocess = Preprocess(resize_mode="letterbox", crop=64)
+    fit(
+        dataset_folder / "train/good",
+        bank=tmp_path / "b",
+        extraction=Extraction(backbone="efficientnet_lite0", preprocess=preprocess),
+    )
     metrics = evaluate(dataset_folder, bank=tmp_path / "b", out=tmp_path / "out").metrics
     assert metrics is not None
     assert metrics.pixel is not None
@@ -190,7 +204,7 @@ def test_letterbox_metrics_count_only_what_shows_the_image(dataset_folder: Path,
 
 def test_a_normal_image_that_has_changed_is_not_shown(dataset_folder: Path, backbone: Backbone, tmp_path: Path) -> None:
     dataset = shutil.copytree(dataset_folder, tmp_path / "dataset")
-    fit(dataset / "train/good", bank=tmp_path / "b", backbone=backbone)
+    fit(dataset / "train/good", bank=tmp_path / "b", extraction=Extraction(backbone=backbone))
     for path in (dataset / "train/good").iterdir():
         Image.new("RGB", (96, 80), (255, 0, 0)).save(path)
     evaluate(dataset, bank=Detector.open(tmp_path / "b", backbone=backbone), out=tmp_path / "out")

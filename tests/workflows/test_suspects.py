@@ -11,6 +11,7 @@ import pytest
 
 from spade_faiss import Bank, Detector, suspects
 from spade_faiss.core.errors import InputError, NotFoundError
+from spade_faiss.core.settings import Extraction, Method, ReportOptions
 from spade_faiss.index.build import build_index
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.search.recipe import Build, Query, Recipe
@@ -54,7 +55,7 @@ def lines_of(out: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_the_odd_one_out_comes_first_and_each_is_scored_against_the_others(folder: Path, tmp_path: Path, k: int) -> None:
-    found = suspects(Detector.open(folder, k_image=k, k_gallery=2), out=tmp_path / "out")
+    found = suspects(Detector.open(folder, method=Method(k_image=k, k_gallery=2)), out=tmp_path / "out")
     assert found.ids[0] == f"image {ODD}"
     assert sorted(found.ids) == sorted(f"image {row}" for row in range(N))
     assert (np.diff(found.image_score) <= 0).all()
@@ -64,7 +65,7 @@ def test_the_odd_one_out_comes_first_and_each_is_scored_against_the_others(folde
 
 def test_the_table_holds_all_and_the_score_file_those_that_are_shown(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
-    found = suspects(folder, out=out, shown=3)
+    found = suspects(folder, out=out, report=ReportOptions(shown=3))
     assert found.out == out
     lines = lines_of(out)
     assert list(lines[0]) == ["id", "image_score", "rank", "path"]
@@ -81,7 +82,7 @@ def test_the_table_holds_all_and_the_score_file_those_that_are_shown(folder: Pat
 
 
 def test_a_bank_without_image_files_is_reported_without_pictures(folder: Path, tmp_path: Path) -> None:
-    suspects(folder, out=tmp_path / "out", shown=2)
+    suspects(folder, out=tmp_path / "out", report=ReportOptions(shown=2))
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "The 2 of 12 normal images in bank that look least like the others" in html
     assert f"image {ODD}" in html
@@ -94,23 +95,23 @@ def test_the_report_shows_the_images(tmp_path: Path) -> None:
         values = rng.normal(120, 10, (26, 30, 3)) + (100 if number == 4 else 0)
         save_png(values.clip(0, 255).astype(np.uint8), good / f"part {number}.png")
     backbone = tiny_backbone()
-    bank = fit(good, bank=tmp_path / "bank", backbone=backbone).bank
-    detector = Detector.open(bank.path, k_image=2, k_gallery=2, backbone=backbone)
-    found = suspects(detector, out=tmp_path / "out", shown=2)
+    bank = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone)).bank
+    detector = Detector.open(bank.path, method=Method(k_image=2, k_gallery=2), backbone=backbone)
+    found = suspects(detector, out=tmp_path / "out", report=ReportOptions(shown=2))
     assert found.ids[0] == "part 4.png"
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    suspects(detector, out=tmp_path / "one", shown=1)
+    suspects(detector, out=tmp_path / "one", report=ReportOptions(shown=1))
     one = (tmp_path / "one" / "report.html").read_text(encoding="utf-8").count("<img")
     assert 0 < one < html.count("<img")
     assert found.ids[0] in html
     assert found.ids[1] in html
     assert lines_of(tmp_path / "out")[0]["path"] == str(good.resolve() / "part 4.png")
     # Without the backbone at hand: maps of what the bank holds need no network.
-    again = suspects(bank.path, out=tmp_path / "again", shown=2)
+    again = suspects(bank.path, out=tmp_path / "again", report=ReportOptions(shown=2))
     assert again.ids[0] == "part 4.png"
     # An image that is gone since is no obstacle.
     shutil.rmtree(good)
-    gone = suspects(detector, out=tmp_path / "gone", shown=2)
+    gone = suspects(detector, out=tmp_path / "gone", report=ReportOptions(shown=2))
     assert gone.ids == found.ids
     assert (tmp_path / "gone" / "report.html").is_file()
 
@@ -130,7 +131,7 @@ def test_removed_images_are_neither_suspect_nor_among_the_others(tmp_path: Path)
 def test_the_same_image_under_two_names_is_no_suspect(tmp_path: Path) -> None:
     """Image 4 is image 3: each has the other at distance 0, and equal scores stand in the order of their rows."""
     bank_of(tmp_path / "bank", normals(), input_size=INPUT)
-    found = suspects(Detector.open(tmp_path / "bank", k_image=1, k_gallery=1), out=tmp_path / "out")
+    found = suspects(Detector.open(tmp_path / "bank", method=Method(k_image=1, k_gallery=1)), out=tmp_path / "out")
     assert found.ids[-2:] == ["image 3", "image 4"]
     assert found.image_score[-2:].tolist() == [0, 0]
 
@@ -140,7 +141,7 @@ def test_names_are_kept_and_never_a_place_to_write_to(tmp_path: Path) -> None:
     features = normals()
     made = bank_of(tmp_path / "bank", features[[0]], input_size=INPUT)
     made.append(batch_of(features[list(range(1, N))], names[: N - 1]))
-    found = suspects(made.path, out=tmp_path / "out", shown=12)
+    found = suspects(made.path, out=tmp_path / "out", report=ReportOptions(shown=12))
     assert set(found.ids) == {"image 0", *names[: N - 1]}
     assert [line["id"] for line in lines_of(tmp_path / "out")] == found.ids
     assert "<script>alert" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -163,12 +164,12 @@ def test_an_approximate_recipe_finds_them_too(tmp_path: Path) -> None:
 
 def test_what_cannot_be_done_is_said_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="shown=0 must be an integer of at least 1"):
-        suspects(folder, out=tmp_path / "out", shown=0)
+        suspects(folder, out=tmp_path / "out", report=ReportOptions(shown=0))
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"out=.*file is a file; choose a folder"):
         suspects(folder, out=tmp_path / "file")
     with pytest.raises(InputError, match=r"each of the 12 normal images .* has 11 others, k=12"):
-        suspects(Detector.open(folder, k_image=12), out=tmp_path / "out")
+        suspects(Detector.open(folder, method=Method(k_image=12)), out=tmp_path / "out")
     with pytest.raises(NotFoundError, match="there is no bank at"):
         suspects(tmp_path / "none", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -184,6 +185,6 @@ def test_a_recipe_that_would_meet_the_image_itself_is_refused_at_once(tmp_path: 
 
 
 def test_a_detector_that_maps_nothing_finds_suspects_too(folder: Path, tmp_path: Path) -> None:
-    found = suspects(Detector.open(folder, localize="none"), out=tmp_path / "out", shown=2)
+    found = suspects(Detector.open(folder, method=Method(localize="none")), out=tmp_path / "out", report=ReportOptions(shown=2))
     assert found.ids[0] == f"image {ODD}"
     assert (tmp_path / "out" / "report.html").is_file()

@@ -26,9 +26,10 @@ from spade_faiss.bank.shards import ShardEntry
 from spade_faiss.core import arrays
 from spade_faiss.core.errors import InputError, NotFoundError, SpadeError
 from spade_faiss.core.files import TEMPORARY_PATTERN, hash_file
-from spade_faiss.core.settings import Method, Preprocess
+from spade_faiss.core.settings import Extraction, Method, Preprocess, Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch, Level
+from spade_faiss.features.layout import Layout
 from spade_faiss.features.stream import Duplicate
 from spade_faiss.search.recipe import Recipe
 from spade_faiss.workflows import extract
@@ -37,7 +38,7 @@ from spade_faiss.workflows.fit import fit
 from tests.bank.test_bank import FINE, SOURCE, PowerCutError, assert_holds, batch, fail, fail_on_call, files, make_bank
 from tests.conftest import save_png
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "bank_v2"
+GOLDEN = Path(__file__).parents[1] / "golden" / "bank_v3"
 
 INPUT = (20, 28)  # of `make_bank`
 
@@ -87,7 +88,7 @@ def bank(tmp_path: Path) -> Bank:
 
 
 def test_removed_images_are_gone_for_all_who_open_the_bank_from_now_on(bank: Bank) -> None:
-    before, detector = Bank.open(bank.path), Detector.open(bank.path, k_image=6, k_gallery=6)
+    before, detector = Bank.open(bank.path), Detector.open(bank.path, method=Method(k_image=6, k_gallery=6))
     shown = detector.score_features(batch("query"))
     assert bank.remove(["b", "f"]) == 2
     left = [part_of(ABC, 0, 2), DE]
@@ -100,10 +101,10 @@ def test_removed_images_are_gone_for_all_who_open_the_bank_from_now_on(bank: Ban
     again = detector.score_features(batch("query"))
     np.testing.assert_array_equal(again.maps, shown.maps)
     assert again.neighbor_ids.tolist() == shown.neighbor_ids.tolist()
-    found = Detector.open(bank.path, k_image=4, k_gallery=4).score_features(batch("query"))
+    found = Detector.open(bank.path, method=Method(k_image=4, k_gallery=4)).score_features(batch("query"))
     assert sorted(found.neighbor_ids[0]) == ["a", "c", "d", "e"]
     with pytest.raises(InputError, match="k_image=5 is larger than the number of normal images, 4"):
-        Detector.open(bank.path, k_gallery=4)
+        Detector.open(bank.path, method=Method(k_gallery=4))
 
 
 def test_a_detector_keeps_its_state_whatever_is_done_through_its_own_bank(bank: Bank) -> None:
@@ -294,7 +295,7 @@ def test_shards_that_are_large_enough_are_not_written_again(bank: Bank) -> None:
 def test_who_opened_the_bank_before_can_read_every_map_afterwards(bank: Bank) -> None:
     old = shard_files(bank)
     reader = Bank.open(bank.path)
-    detector = Detector.open(bank.path, k_image=6, k_gallery=6)
+    detector = Detector.open(bank.path, method=Method(k_image=6, k_gallery=6))
     shown = detector.score_features(batch("query"))
     bank.remove(["b", "f"])
     bank.compact()
@@ -458,7 +459,7 @@ def test_a_plan_of_compaction(entries: list[ShardEntry], target: int) -> None:
         size + live_bytes(entries[after[0]]) > target
         for size, after in zip(sizes, groups[1:], strict=False)
         if 0 < size < target // 2 and live_bytes(entries[after[0]]) < target // 2
-    ), "small neighbours are joined"
+    ), "small neighbors are joined"
     # What came of it stays as it is.
     made = [entry(size) for size in sizes if size]
     assert plan_compaction(made, target) == [[index] for index in range(len(made))]
@@ -503,7 +504,7 @@ def golden_batches() -> list[FeatureBatch]:
 
 
 def write_golden_bank() -> None:
-    """Make the golden bank of schema 2, once:
+    """Make the golden bank of schema 3, once:
 
     python -c "from tests.workflows.test_upkeep import write_golden_bank; write_golden_bank()"
     """
@@ -511,7 +512,9 @@ def write_golden_bank() -> None:
         Level("layer1", channels=4, stride=4, height=2, width=3),
         Level("layer2", channels=5, stride=8, height=1, width=2),
     ]
-    bank = Bank.create(GOLDEN, levels=levels, embedding_dim=3, input_size=(5, 7), source=SOURCE, weights_file="/w.pth")
+    bank = Bank.create(
+        GOLDEN, Layout(levels=tuple(levels), embedding_dim=3, input_size=(5, 7)), source=SOURCE, weights_file="/w.pth"
+    )
     for part in golden_batches():
         bank.append(part)
     bank.remove(["000.png", "日本.png"])
@@ -528,10 +531,10 @@ def golden(tmp_path: Path) -> Path:
     return Path(shutil.copytree(GOLDEN, tmp_path / "golden", copy_function=shutil.copyfile))
 
 
-def test_a_bank_of_schema_2_opens(golden: Path) -> None:
+def test_a_bank_of_schema_3_opens(golden: Path) -> None:
     first, second = golden_batches()
     bank = Bank.open(golden)
-    assert '"schema": 2' in (golden / "manifest.json").read_text()
+    assert '"schema": 3' in (golden / "manifest.json").read_text()
     assert_holds(bank, part_of(first, 1, 2), second, dtype="float16")
     assert bank.removed == {"000.png": (0, 0)}
     assert bank.manifest.source == SOURCE
@@ -551,7 +554,7 @@ def test_a_bank_of_schema_2_opens(golden: Path) -> None:
     assert bank.sha256_of["../002.png"] == "../002.png digest"
 
 
-def test_a_bank_of_schema_2_can_be_kept_up(golden: Path) -> None:
+def test_a_bank_of_schema_3_can_be_kept_up(golden: Path) -> None:
     first, second = golden_batches()
     bank = Bank.open(golden)
     bank.restore(["000.png"])
@@ -561,17 +564,6 @@ def test_a_bank_of_schema_2_can_be_kept_up(golden: Path) -> None:
     bank.append(new)
     bank.compact()
     assert_holds(Bank.open(golden), part_of(first, 0, 1), second, new, dtype="float16")
-
-
-def test_a_bank_of_schema_1_can_be_kept_up(tmp_path: Path) -> None:
-    yesterday = shutil.copytree(GOLDEN.parent / "bank_v1", tmp_path / "bank", copy_function=shutil.copyfile)
-    bank = Bank.open(yesterday)
-    ids = bank.ids
-    bank.remove(ids[1:2])
-    bank.compact()
-    assert Bank.open(yesterday).ids == [ids[0], ids[2]]
-    assert '"schema": 2' in (yesterday / "manifest.json").read_text()
-    assert Bank.open(yesterday).level_map("layer2", 1)[0, 1, 0] == -105 / 8
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "features/000001.h5", "features/000002.h5"])
@@ -596,7 +588,11 @@ def tiny_backbone(seed: int = 0, name: str = "tiny") -> Backbone:
         torch.nn.Conv2d(3, 4, 3, 4), torch.nn.ReLU(), torch.nn.Conv2d(4, 5, 3, 2), torch.nn.AdaptiveAvgPool2d(1)
     )
     return Backbone(
-        module, name=name, taps={"fine": "0", "coarse": "2"}, embedding="3", preprocess=Preprocess(framing="stretch", crop=24)
+        module,
+        name=name,
+        taps={"fine": "0", "coarse": "2"},
+        embedding="3",
+        preprocess=Preprocess(resize_mode="stretch", crop=24),
     )
 
 
@@ -620,7 +616,7 @@ def good(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fitted(good: Path, tmp_path: Path, tiny: Backbone) -> Bank:
-    return fit(good, bank=tmp_path / "bank", backbone=tiny).bank
+    return fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=tiny)).bank
 
 
 def numbers_of(done: Added) -> tuple[int, int, tuple[str, ...], int]:
@@ -637,7 +633,7 @@ def test_added_images_are_in_the_bank(fitted: Bank, good: Path, tmp_path: Path, 
     assert bank.image_path("e.png") == more.resolve() / "e.png"
     assert bank.sha256_of["e.png"] == hash_file(more / "e.png")
     at_once = save_images(good, "d.png", "e.png")
-    expected = fit(at_once, bank=tmp_path / "at once", backbone=tiny).bank
+    expected = fit(at_once, bank=tmp_path / "at once", extraction=Extraction(backbone=tiny)).bank
     np.testing.assert_allclose(bank.embedding(np.arange(5)), expected.embedding(np.arange(5)), rtol=1e-5, atol=1e-6)
     for level in ("fine", "coarse"):
         for row in range(5):
@@ -675,10 +671,10 @@ def test_the_same_content_is_taken_once_over_batches_and_in_a_new_bank(
     folder = save_images(tmp_path / "good", "a.png", "d.png")
     for name in ("b.png", "c.png", "e.png"):
         shutil.copy(folder / "a.png", folder / name)
-    done = fit(folder, bank=tmp_path / "bank", backbone=tiny)
+    done = fit(folder, bank=tmp_path / "bank", extraction=Extraction(backbone=tiny))
     assert done.bank.ids == ["a.png", "d.png"]
     assert done.duplicates == tuple(Duplicate(name, "a.png") for name in ("b.png", "c.png", "e.png"))
-    assert numbers_of(fit(folder, bank=tmp_path / "bank", backbone=tiny)) == (0, 2, (), 3)
+    assert numbers_of(fit(folder, bank=tmp_path / "bank", extraction=Extraction(backbone=tiny))) == (0, 2, (), 3)
 
 
 def test_what_was_removed_is_not_taken_in_again(fitted: Bank, good: Path, tmp_path: Path, tiny: Backbone) -> None:
@@ -742,13 +738,14 @@ def test_only_the_banks_own_extractor_adds_to_it(fitted: Bank, good: Path, tmp_p
 def test_features_of_another_extractors_bank_are_not_mixed_with_a_backbones(tmp_path: Path, tiny: Backbone) -> None:
     """Of a bank that nobody knows the maker of, nothing tells that a backbone's features can be compared with it."""
     bank = Bank.create(
-        tmp_path / "bank", levels=tiny.levels, embedding_dim=tiny.embedding_dim, input_size=tiny.input_size, dtype="float32"
+        tmp_path / "bank",
+        Layout(levels=tiny.levels, embedding_dim=tiny.embedding_dim, input_size=tiny.input_size, dtype="float32"),
     )
     levels = {level.name: np.ones((1, *level.shape), np.float32) for level in tiny.levels}
     bank.append(FeatureBatch(["x"], np.ones((1, tiny.embedding_dim), np.float32), levels))
     images = save_images(tmp_path / "good", "a.png")
     with pytest.raises(InputError, match="holds the features of another extractor, not of 'tiny'"):
-        fit(images, bank=bank.path, backbone=tiny)
+        fit(images, bank=bank.path, extraction=Extraction(backbone=tiny))
     assert Bank.open(bank.path).ids == ["x"]
 
 
@@ -762,21 +759,21 @@ def test_a_fit_that_stored_nothing_binds_nobody(
 
     monkeypatch.setattr(Backbone, "__call__", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        fit(good, bank=tmp_path / "bank", backbone=tiny, dtype="float32", normalize="l2")
+        fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=tiny, dtype="float32", normalize="l2"))
     monkeypatch.setattr(Backbone, "__call__", call)
     assert len(Bank.open(tmp_path / "bank")) == 0
     other = tiny_backbone(seed=1, name="other")
-    done = fit(good, bank=tmp_path / "bank", backbone=other, pool=3)
+    done = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=other, pool=3))
     assert done.added == 3
     bank = Bank.open(tmp_path / "bank")
     assert bank.manifest.source == other.source
     assert (bank.layout.dtype, bank.layout.normalize, bank.layout.pool) == ("float16", "none", 3)
     # Now it is bound.
     with pytest.raises(InputError, match="backbone='other', these features with 'tiny'"):
-        fit(good, bank=tmp_path / "bank", backbone=tiny)
+        fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=tiny))
     bank.remove(bank.ids)
     with pytest.raises(InputError, match="backbone='other', these features with 'tiny'"):
-        fit(good, bank=tmp_path / "bank", backbone=tiny)
+        fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=tiny))
 
 
 def test_what_cannot_be_read_is_left_out_of_an_addition(fitted: Bank, tmp_path: Path, tiny: Backbone) -> None:
@@ -784,7 +781,7 @@ def test_what_cannot_be_read_is_left_out_of_an_addition(fitted: Bank, tmp_path: 
     (more / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
     (more / "broken too.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
     with pytest.raises(InputError):
-        add(more, bank=fitted.path, backbone=tiny, max_skipped=1)
+        add(more, bank=fitted.path, backbone=tiny, run=Run(max_skipped=1))
     done = add(more, bank=fitted.path, backbone=tiny)
     assert [item.id for item in done.skipped] == ["broken too.png", "broken.png"]
     assert "d.png" in Bank.open(fitted.path).ids
@@ -794,7 +791,7 @@ def test_a_detector_that_is_gone_reads_no_more(bank: Bank) -> None:
     """At once, without the collector of cycles: what it held would stay on disk until then."""
     gc.disable()
     try:
-        detector = Detector.open(bank.path, k_image=2, k_gallery=2)
+        detector = Detector.open(bank.path, method=Method(k_image=2, k_gallery=2))
         detector.score_features(batch("query"))
         assert len(bank.readers()) == 1
         del detector

@@ -27,6 +27,7 @@ from spade_faiss.cli import main
 from spade_faiss.core import arrays
 from spade_faiss.core.errors import BankError, InputError, SpadeError
 from spade_faiss.core.files import TEMPORARY_PATTERN, FileEntry, hash_file
+from spade_faiss.core.settings import Method
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.index.build import build_index, update_indexes
@@ -359,8 +360,8 @@ def test_what_a_newer_version_wrote_asks_for_that_version(path: Path, name: str,
     sign(path / name, newer)
     look: dict[str, Callable[[], object]] = {
         "manifest.json": lambda: Bank.open(path),
-        "indexes/hnsw/index.json": lambda: Detector.open(path, recipe=HNSW, k_image=2, k_gallery=2),
-        "indexes/ivf/gallery.json": lambda: Detector.open(path, recipe=IVF, k_image=2, k_gallery=2),
+        "indexes/hnsw/index.json": lambda: Detector.open(path, recipe=HNSW, method=Method(k_image=2, k_gallery=2)),
+        "indexes/ivf/gallery.json": lambda: Detector.open(path, recipe=IVF, method=Method(k_image=2, k_gallery=2)),
     }
     with pytest.raises(BankError, match=r"has schema 99, .* it was written by a newer spade_faiss: install that"):
         look[name]()
@@ -374,9 +375,9 @@ def test_an_index_of_an_older_or_no_version_is_built_again(path: Path, schema: o
         sign(path / "indexes" / name, lambda content: content.update(schema=schema))
     for recipe in (HNSW, IVF):
         with pytest.raises(BankError, match=rf"has schema {re.escape(repr(schema))}, .*spade-faiss index .* --recipe"):
-            Detector.open(path, recipe=recipe, k_image=2, k_gallery=2)
+            Detector.open(path, recipe=recipe, method=Method(k_image=2, k_gallery=2))
         build_index(Bank.open(path), recipe)
-        Detector.open(path, recipe=recipe, k_image=2, k_gallery=2)
+        Detector.open(path, recipe=recipe, method=Method(k_image=2, k_gallery=2))
     assert verify(path).problems == ()
 
 
@@ -448,7 +449,7 @@ def test_names_are_never_used_as_paths_of_the_bank(tmp_path: Path) -> None:
     build_index(bank, HNSW)
     build_index(bank, IVF)
     assert verify(bank.path, deep=True).problems == ()
-    scores = Detector.open(bank.path, k_image=12, k_gallery=2).score_features(batch("../q"))
+    scores = Detector.open(bank.path, method=Method(k_image=12, k_gallery=2)).score_features(batch("../q"))
     assert set(scores.neighbor_ids[0]) == set(NASTY)
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
     assert [path.name for path in home.iterdir()] == ["bank"]
@@ -480,7 +481,7 @@ def test_features_that_cannot_be_kept_are_refused_and_nothing_is_written(path: P
         bank.append(refused)
     if "paths" not in change:
         with pytest.raises(InputError, match=said):
-            Detector.open(path, k_image=2, k_gallery=2).score_features(refused)
+            Detector.open(path, method=Method(k_image=2, k_gallery=2)).score_features(refused)
     assert files(path) == before
 
 
@@ -588,7 +589,7 @@ def test_what_was_learned_under_another_name_is_missed(path: Path, file: Callabl
         place = data.index(b"\0" + name.encode() + b"\0") + 1
         put(damaged, data[:place] + bytes([data[place] ^ 2]) + data[place + 1 :])
         with pytest.raises(SpadeError):
-            Detector.open(path, recipe=IVF, k_image=2, k_gallery=5).score_features(batch("q"))  # of every image
+            Detector.open(path, recipe=IVF, method=Method(k_image=2, k_gallery=5)).score_features(batch("q"))  # of every image
 
 
 HEAP = """
@@ -634,7 +635,7 @@ def test_flipped_metadata_of_what_was_learned_is_an_error_of_ours_or_does_nothin
     rng, refused = random.Random(22), 0
 
     def look() -> list[Any]:
-        found = Detector.open(path, recipe=IVF, k_image=2, k_gallery=2).score_features(batch("q"))
+        found = Detector.open(path, recipe=IVF, method=Method(k_image=2, k_gallery=2)).score_features(batch("q"))
         return [found.maps, found.image_score, found.neighbor_ids.tolist()]
 
     expected = look()

@@ -27,10 +27,10 @@ _FUSED_CHANNELS = 32
 
 
 class _Block(NamedTuple):
-    """A block as it is and less the centre; `memory` is what the first is decoded into, unless it is kept elsewhere."""
+    """A block as it is and less the center; `memory` is what the first is decoded into, unless it is kept elsewhere."""
 
     xb: FloatArray
-    centred: FloatArray
+    centered: FloatArray
     memory: FloatArray
 
 
@@ -44,12 +44,12 @@ class _Blocks:
 
     def make(self, row: int) -> _Block:
         try:
-            _, centred, memory = self._free.pop()
+            _, centered, memory = self._free.pop()
         except IndexError:
-            centred, memory = np.empty(self._shape, np.float32), np.empty(self._shape, np.float32)
+            centered, memory = np.empty(self._shape, np.float32), np.empty(self._shape, np.float32)
         xb = self._blocks(row, memory)
-        np.subtract(xb, self._blocks.centre, out=centred)
-        return _Block(xb, centred, memory)
+        np.subtract(xb, self._blocks.center, out=centered)
+        return _Block(xb, centered, memory)
 
     def done(self, block: _Block) -> None:
         self._free.append(block)
@@ -74,20 +74,20 @@ class FaissSearch:
         height, width, channels = self._blocks.level.shape
         queries, value = height * width, np.dtype(np.float32).itemsize
         strips = strips_of(queries, channels)
-        centred = images * queries * (channels + 1) * value
+        centered = images * queries * (channels + 1) * value
         found = Found.nbytes(images, k_gallery, queries, min(kappa, queries))
         last = 2 * images * k_gallery * len(strips) * queries * value
         blocks = in_flight(self._workers.threads) * 2 * self._blocks.block_bytes
         # A second look may concern all queries of an image, and a scan all rows of a strip.
         product = product_bytes(queries, strips[0].stop, channels, kappa + _SPARE) + queries * channels * value + SCAN_BYTES
-        return centred + found + last + blocks + self._workers.threads * product
+        return centered + found + last + blocks + self._workers.threads * product
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
         (n, queries, channels), k_gallery = xq.shape, neighbors.shape[1]
         rows = self._blocks.level.height * self._blocks.level.width
-        centre = self._blocks.centre
-        centred = xq - centre
+        center = self._blocks.center
+        centered = xq - center
         strips = strips_of(rows, channels)
         k = min(kappa, rows)
         found = Found(neighbors, queries, k)
@@ -95,11 +95,11 @@ class FaissSearch:
         last = np.full((n, k_gallery, len(strips), queries), np.inf, np.float32)
 
         def look(image: int, column: int, part: slice, block: _Block) -> None:
-            xb, xb_centred, _ = block
+            xb, xb_centered, _ = block
             each = []
             for index, strip in enumerate(strips):
                 listed = min(k, strip.stop - strip.start)
-                product, I = product_knn(centred[image, part], xb_centred[strip], listed)
+                product, I = product_knn(centered[image, part], xb_centered[strip], listed)
                 each.append((direct_sq_dist(xq[image, part], xb[strip], I), I + strip.start))
                 if listed < strip.stop - strip.start:
                     last[image, column, index, part] = product[:, -1]
@@ -120,17 +120,17 @@ class FaissSearch:
         furthest = found.furthest(kappa)
         # A vector that was not listed is at least as far as the last one that was, rounding apart.
         with np.errstate(invalid="ignore"):  # infinite less infinite: nothing is left there
-            last -= rounding_of(sq_norms(centred)[:, None, None], last, channels)
+            last -= rounding_of(sq_norms(centered)[:, None, None], last, channels)
         doubtful = (last < (1 - TOLERANCE) * furthest[:, None, None]) & (furthest[:, None, None] > 0)
         doubts = doubtful.sum(axis=(2, 3))
 
         def look_again(image: int, column: int, block: _Block) -> None:
-            xb, xb_centred, _ = block
+            xb, xb_centered, _ = block
             for index, strip in enumerate(strips):
                 (which,) = np.nonzero(doubtful[image, column, index])
                 if len(which):
-                    pair = xb[strip], xb_centred[strip]
-                    D, I = _settle(xq[image, which], centred[image, which], pair, k, furthest[image, which])
+                    pair = xb[strip], xb_centered[strip]
+                    D, I = _settle(xq[image, which], centered[image, which], pair, k, furthest[image, which])
                     before = found.sq_dist[image, column, which], found.location[image, column, which]
                     outside = (before[1] < strip.start) | (before[1] >= strip.stop)
                     kept = np.where(outside, before[0], np.inf), before[1]
@@ -157,23 +157,23 @@ def strips_of(rows: int, channels: int) -> list[slice]:
 
 
 def _settle(
-    xq: FloatArray, centred: FloatArray, strip: tuple[FloatArray, FloatArray], k: int, furthest: FloatArray
+    xq: FloatArray, centered: FloatArray, strip: tuple[FloatArray, FloatArray], k: int, furthest: FloatArray
 ) -> tuple[FloatArray, IntArray]:
     """The nearest rows of a strip, k or all if it has less, by direct distances, in no order.
 
     Args:
         xq: (nq, d) queries that listing k candidates did not settle.
-        centred: the same less the centre.
-        strip: (nb, d) rows, and less the centre.
+        centered: the same less the center.
+        strip: (nb, d) rows, and less the center.
         k: how many are asked for.
         furthest: (nq,), a squared distance beyond which nothing is asked for.
     """
-    xb, xb_centred = strip
+    xb, xb_centered = strip
     k, listed = min(k, len(xb)), min(k + _SPARE, len(xb))
-    product, I = product_knn(centred, xb_centred, listed)
+    product, I = product_knn(centered, xb_centered, listed)
     D, I = smallest_of([(direct_sq_dist(xq, xb, I), I)], k)
     if listed < len(xb):
-        least = product[:, -1] - rounding_of(sq_norms(centred), product[:, -1], xq.shape[1])
+        least = product[:, -1] - rounding_of(sq_norms(centered), product[:, -1], xq.shape[1])
         # What was found in all blocks before, and what is found in this strip now: either bounds the result.
         limit = np.minimum(furthest, D.max(axis=1))
         (left,) = np.nonzero((least < (1 - TOLERANCE) * limit) & (limit > 0))

@@ -11,7 +11,7 @@ import numpy as np
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.search.block_jobs import Piece, Visit, in_flight, slices, sweep, visits_of
 from spade_faiss.search.blocks import Blocks, StoredArray
-from spade_faiss.search.native.basis import choose_basis, choose_centre, choosing_bytes
+from spade_faiss.search.native.basis import choose_basis, choose_center, choosing_bytes
 from spade_faiss.search.native.extension import import_native, pack_bytes
 from spade_faiss.search.protocol import Hits
 from spade_faiss.search.workers import Workers
@@ -58,12 +58,12 @@ class NativeSearch:
 
     @property
     def _packing(self) -> Packing:
-        """Chosen at the first search, once for all threads: what was packed by another does not fit."""
+        """ResolvedRecipe at the first search, once for all threads: what was packed by another does not fit."""
         with self._choosing:
             if self._chosen is None:
-                centre = choose_centre(self._blocks)
-                basis = choose_basis(self._blocks, self._unit, centre)
-                made: Packing = self._native.Packing(self._unit, centre, basis)
+                center = choose_center(self._blocks)
+                basis = choose_basis(self._blocks, self._unit, center)
+                made: Packing = self._native.Packing(self._unit, center, basis)
                 self._chosen = made
             return self._chosen
 

@@ -15,7 +15,7 @@ from spade_faiss.core.errors import DependencyError
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.gpu_memory import FAISS_BYTES
 
-# Rows of which one minimum is taken: the candidates are whole groups. Neighbouring locations are alike, so that a vector's
+# Rows of which one minimum is taken: the candidates are whole groups. Neighboring locations are alike, so that a vector's
 # rivals stand in its own group.
 GROUP = 8
 # How many times as many of them are asked for where those did not settle it.
@@ -49,7 +49,7 @@ class Product(Protocol):
         ...
 
     def prepare(self, xb: Tensor) -> Callable[[Tensor, Tensor, int], Look]:
-        """Take up a block's centred rows (nb, C) float32; returns how to look at it: queries (nq, C), |q|^2, kappa."""
+        """Take up a block's centered rows (nb, C) float32; returns how to look at it: queries (nq, C), |q|^2, kappa."""
         ...
 
 

@@ -78,8 +78,8 @@ class TorchSearch:
         self._product = product
 
     @cached_property
-    def _centre(self) -> Tensor:
-        return self._accelerator.upload(self._blocks.centre).wait()
+    def _center(self) -> Tensor:
+        return self._accelerator.upload(self._blocks.center).wait()
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""
@@ -159,13 +159,13 @@ class TorchSearch:
         new = found[asked]
         for start in range(0, rows, tile.rows):
             part = block[start : start + tile.rows]
-            look = self._product.prepare(part.float() - self._centre)
+            look = self._product.prepare(part.float() - self._center)
             for first in range(0, len(asked), tile.queries):
                 of_step = slice(first, first + tile.queries)
                 xq = q[asked[of_step]]
-                centred = xq - self._centre
-                norm = centred.square().sum(1)
-                looked = look(centred, norm, new.sq_dist.shape[1])
+                centered = xq - self._center
+                norm = centered.square().sum(1)
+                looked = look(centered, norm, new.sq_dist.shape[1])
                 before = new.sq_dist[of_step, -1]
                 # Of vectors that are equal to the query the first stays: nothing is nearer.
                 (which,) = torch.nonzero(

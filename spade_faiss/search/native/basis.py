@@ -1,6 +1,6 @@
-"""What the kernel packs vectors by: a centre, and a basis to shorten them in, for less to multiply and more to look at.
+"""What the kernel packs vectors by: a center, and a basis to shorten them in, for less to multiply and more to look at.
 
-Any centre and any orthonormal basis give the same results; these are chosen on a sample of the bank's own images.
+Any center and any orthonormal basis give the same results; these are chosen on a sample of the bank's own images.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ _SEED = 1234
 _TRAIN_VECTORS = 2048
 _TRIAL_QUERIES = 256
 _ITERATIONS, _OVERSAMPLED = 4, 8
-# A centre leaves out this share of the smallest numbers of each channel, and as many of the largest.
+# A center leaves out this share of the smallest numbers of each channel, and as many of the largest.
 _TRIMMED = 16
 # A multiply-add of float32 takes as long as so many of bytes; one is made for each channel of a vector and each component.
 _FLOAT_COST = 4
 
 
-def choose_centre(blocks: Blocks) -> FloatArray:
+def choose_center(blocks: Blocks) -> FloatArray:
     """(C,) float32, about where the vectors of a level are: a trimmed mean, so that outliers do not move it off all others."""
     sample = np.sort(blocks.typical(_TRAIN_VECTORS), axis=0)
     cut = len(sample) // _TRIMMED
-    centre: FloatArray = sample[cut : len(sample) - cut].mean(axis=0, dtype=np.float64).astype(np.float32)
-    return centre
+    center: FloatArray = sample[cut : len(sample) - cut].mean(axis=0, dtype=np.float64).astype(np.float32)
+    return center
 
 
-def choose_basis(blocks: Blocks, unit: str, centre: FloatArray) -> FloatArray | None:
+def choose_basis(blocks: Blocks, unit: str, center: FloatArray) -> FloatArray | None:
     """(components, C) float32 orthonormal rows, or None where vectors are best filtered as they are.
 
     Images of the bank search each other, with each number of components that may be worth it; what counts is the filter's work,
@@ -43,7 +43,7 @@ def choose_basis(blocks: Blocks, unit: str, centre: FloatArray) -> FloatArray | 
         return None
     rows = [int(row) for row in np.linspace(0, len(blocks) - 1, 3)]
     sample = blocks.typical(_TRAIN_VECTORS)
-    sample -= centre
+    sample -= center
     largest = np.abs(sample).max()
     if not 0 < largest < np.inf:
         return None
@@ -52,7 +52,7 @@ def choose_basis(blocks: Blocks, unit: str, centre: FloatArray) -> FloatArray | 
     tried = [None, *(_mixed(directions[:count]) for count in worth)]
     vectors = [np.ascontiguousarray(blocks.read(row)) for row in rows]
     queries = vectors[0][:: -(-len(vectors[0]) // _TRIAL_QUERIES)].copy()
-    work = [_work(unit, centre, queries, vectors[1:], basis) for basis in tried]
+    work = [_work(unit, center, queries, vectors[1:], basis) for basis in tried]
     return tried[int(np.argmin(work))]
 
 
@@ -85,10 +85,10 @@ def _mixed(directions: FloatArray) -> FloatArray:
     return np.ascontiguousarray(mixed.T, np.float32)
 
 
-def _work(unit: str, centre: FloatArray, queries: FloatArray, galleries: list[FloatArray], basis: FloatArray | None) -> float:
+def _work(unit: str, center: FloatArray, queries: FloatArray, galleries: list[FloatArray], basis: FloatArray | None) -> float:
     """What a query's search in a block takes, in multiply-adds of the unit."""
     native = import_native()
-    packing = native.Packing(unit, centre, basis)
+    packing = native.Packing(unit, center, basis)
     pack = native.QueryPack(packing, queries)
     bound = np.full(len(queries), np.inf, np.float32)
     evaluated = 0

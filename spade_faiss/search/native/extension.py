@@ -1,6 +1,6 @@
 """The compiled kernel: what it needs, which of this processor's units it uses, how much its packed vectors take.
 
-It finds exact nearest neighbours by a filter of small integers whose errors are known; see `src/packs.hpp`. It is optional:
+It finds exact nearest neighbors by a filter of small integers whose errors are known; see `src/packs.hpp`. It is optional:
 where the package was built without a compiler, or the processor has none of its units, FAISS searches.
 """
 

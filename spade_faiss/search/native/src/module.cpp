@@ -61,13 +61,13 @@ bool is_orthonormal(const float* basis, int components, int d) {
     return true;
 }
 
-UnitPacking make_packing(const std::string& name, const py::array& centre, const std::optional<py::array>& basis) {
+UnitPacking make_packing(const std::string& name, const py::array& center, const std::optional<py::array>& basis) {
     const Unit* unit = find_unit(name);
     require(unit != nullptr, "there is no unit '" + name + "'");
     require(unit->why_not.empty(), "unit " + name + " cannot run here: " + unit->why_not);
-    require(centre.ndim() == 1 && centre.shape(0) > 0 && centre.shape(0) <= kMostChannels, "centre must be (1 to 65536,)");
-    const int d = static_cast<int>(centre.shape(0));
-    const float* at = floats_of(centre, {d}, "centre must be (d,)");
+    require(center.ndim() == 1 && center.shape(0) > 0 && center.shape(0) <= kMostChannels, "center must be (1 to 65536,)");
+    const int d = static_cast<int>(center.shape(0));
+    const float* at = floats_of(center, {d}, "center must be (d,)");
     if (!basis) return {unit, std::make_shared<Packing>(unit->format, d, at, nullptr, 0)};
     require(basis->ndim() == 2 && basis->shape(0) > 0 && basis->shape(0) < d, "basis must be (fewer than d, d)");
     const int components = static_cast<int>(basis->shape(0));
@@ -154,7 +154,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("units", &list_units, "Each unit, and why it does not run here; the fastest first.");
     module.def("padded_length", &padded_length, py::arg("unit"), py::arg("length"));
     py::class_<UnitPacking>(module, "Packing")
-        .def(py::init(&make_packing), py::arg("unit"), py::arg("centre"), py::arg("basis") = py::none());
+        .def(py::init(&make_packing), py::arg("unit"), py::arg("center"), py::arg("basis") = py::none());
     expose<RowPack>(module, "RowPack");
     expose<QueryPack>(module, "QueryPack");
     module.def("search", &search_block, py::arg("query_pack"), py::arg("queries"), py::arg("row_pack"), py::arg("rows"),

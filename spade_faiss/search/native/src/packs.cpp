@@ -118,7 +118,7 @@ void encode_all(const Packing& packing, const Vectors& vectors, int most, Take t
         for (int t = 0; t < count; ++t) {
             float* to = v.data() + static_cast<std::size_t>(t) * between;
             decode(vectors.row(first + t), vectors.type, packing.d, between, to);
-            for (int c = 0; c < packing.d; ++c) to[c] -= packing.centre[c];
+            for (int c = 0; c < packing.d; ++c) to[c] -= packing.center[c];
         }
         if (packing.components) shorten(packing, v.data(), between, shortened.data(), between_short);
         for (int t = 0; t < count; ++t) {
@@ -131,17 +131,17 @@ void encode_all(const Packing& packing, const Vectors& vectors, int most, Take t
 
 }  // namespace
 
-Packing::Packing(Format format_, int d_, const float* centre_, const float* basis_, int components_)
+Packing::Packing(Format format_, int d_, const float* center_, const float* basis_, int components_)
     : format(format_),
       d(d_),
       components(components_),
       stride(up(length(), format_.align)),
       // Sums are made in 16 lanes.
       rounding((static_cast<float>(d_) / 8 + 64) * 0x1p-24f + 4 * of_basis()),
-      centre(d_),
+      center(d_),
       columns(up(components_, kLanes)),
       basis(static_cast<std::size_t>(d_) * columns) {
-    std::copy_n(centre_, d, centre.data());
+    std::copy_n(center_, d, center.data());
     for (int j = 0; j < components; ++j)
         for (int i = 0; i < d; ++i)
             basis[static_cast<std::size_t>(i) * columns + j] = basis_[static_cast<std::size_t>(j) * d + i];

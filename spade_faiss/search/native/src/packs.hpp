@@ -1,6 +1,6 @@
 // Vectors as small integers: what the filter multiplies, and how far each is from what it stands for.
 //
-// A vector less the level's centre, v, is first shortened to [B v, |v - B^T B v|]: its components in a basis of few orthonormal
+// A vector less the level's center, v, is first shortened to [B v, |v - B^T B v|]: its components in a basis of few orthonormal
 // rows, and the length of the rest. For a query q and a row x that keeps the lengths, and makes no product too small:
 //
 //     q.x <= (B q).(B x) + |rest of q| |rest of x|                                                      (Cauchy-Schwarz)
@@ -73,7 +73,7 @@ struct Vectors {
 // What vectors are packed by. Packs that meet must be made by the same one.
 struct Packing {
     // `basis`: (components, d), orthonormal rows; nullptr for none.
-    Packing(Format format, int d, const float* centre, const float* basis, int components);
+    Packing(Format format, int d, const float* center, const float* basis, int components);
 
     // Numbers that are kept of a vector.
     int length() const { return components ? components + 1 : d; }
@@ -85,8 +85,8 @@ struct Packing {
     Format format;
     int d, components;
     int stride;      // numbers of a packed vector, padded
-    float rounding;  // what float32 may lose of norms, centring, the basis and all: a share of |q|^2 + |x|^2
-    Buffer<float> centre;
+    float rounding;  // what float32 may lose of norms, centering, the basis and all: a share of |q|^2 + |x|^2
+    Buffer<float> center;
     int columns;           // components, padded
     Buffer<float> basis;   // (d, columns): what one channel adds to all components is side by side
 };

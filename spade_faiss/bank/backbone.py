@@ -1,0 +1,49 @@
+"""The backbone that a bank was made with, loaded again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spade_faiss.bank.snapshot import Snapshot
+from spade_faiss.core.errors import InputError, NotFoundError
+from spade_faiss.core.settings import Run
+from spade_faiss.features.backbone import Backbone, is_known, load_backbone
+
+
+def backbone_of(bank: Snapshot, backbone: str | Backbone | None, run: Run, device: str | None = None) -> Backbone:
+    """The backbone that a bank was made with.
+
+    Args:
+        bank: the bank.
+        backbone: the same network from elsewhere: needed where it was a module of your own.
+        run: `weights` says where its weights are, if they are not where they were; `device` is where it runs.
+        device: another device than that of `run`.
+
+    Raises:
+        InputError: if the bank was made by another extractor, or what is loaded is not what it was made with.
+        NotFoundError: if the weights are gone.
+    """
+    if isinstance(backbone, Backbone):
+        if run.weights is not None:
+            raise InputError("weights belong to a backbone given by name; this one has its own")
+    else:
+        source, recorded, weights = bank.manifest.source, bank.manifest.weights_file, run.weights
+        if source is None:
+            raise InputError(f"the bank {bank.path} was made by another extractor; hand it features, or pass a Backbone")
+        if weights is None and recorded is not None:
+            if not Path(recorded).is_file():
+                raise NotFoundError(
+                    f"the weights of the bank {bank.path} were in {recorded}, which is gone; pass --weights FILE"
+                )
+            weights = recorded
+        if backbone is None and not is_known(source.backbone):
+            raise InputError(f"the bank {bank.path} was made with your own backbone {source.backbone!r}; pass it as backbone=")
+        backbone = load_backbone(
+            backbone or source.backbone,
+            weights=weights,
+            precision=source.precision,
+            preprocess=source.preprocess,
+            device=device or run.device,
+        )
+    bank.check_source(backbone.source)
+    return backbone

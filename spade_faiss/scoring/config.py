@@ -1,0 +1,71 @@
+"""The scoring config: a recipe and a method, written out in full, and the hash that names them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from spade_faiss.core.settings import Method
+from spade_faiss.core.signed_json import hash_json
+from spade_faiss.search.protocol import ResolvedRecipe, resolve_recipe
+from spade_faiss.search.recipe import Settings, load_recipe, recipe_names
+
+_KEY_LENGTH = 16
+_OF_METHOD = ("k_image", "k_gallery", "kappa", "fusion", "distance", "sigma")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """Everything beside the bank that scores depend on: a calibration holds for one scoring config, and for no other."""
+
+    recipe: str
+    image_index: str
+    image_query: str
+    gallery: str
+    build: Settings
+    query: Settings
+    k_image: int
+    k_gallery: int
+    kappa: int
+    fusion: str
+    distance: str
+    sigma: float
+
+    @staticmethod
+    def of(resolved: ResolvedRecipe, method: Method) -> ScoringConfig:
+        """The scoring config of a recipe, with its settings' defaults written out, and of a method."""
+        of_method = {field.name: getattr(method, field.name) for field in fields(Method) if field.name in _OF_METHOD}
+        return ScoringConfig(
+            recipe=resolved.recipe.name,
+            image_index=resolved.recipe.build.image,
+            image_query=resolved.recipe.query.image,
+            gallery=resolved.recipe.build.gallery,
+            build=asdict(resolved.build),
+            query={
+                setting.name: getattr(resolved.query, setting.name)
+                for setting in fields(resolved.query)
+                if not setting.metadata.get("same_scores")
+            },
+            **of_method,
+        )
+
+    @property
+    def key(self) -> str:
+        """A hash that names it."""
+        return hash_json(asdict(self))[:_KEY_LENGTH]
+
+    @property
+    def options(self) -> str:
+        """The options of the command line that ask for it, those left out that are at their defaults."""
+        usual = Method()
+        changed = [name for name in _OF_METHOD if getattr(self, name) != getattr(usual, name)]
+        words = [] if self.recipe == "exact" else ["--recipe", self.recipe]
+        words += [f"--set {name}={value}" for name, value in self.query.items() if value != _usual(self.recipe).get(name)]
+        words += [f"--set image={self.image_query}"] if self.image_query else []
+        words += [f"--{name.replace('_', '-')} {getattr(self, name)}" for name in changed]
+        return " ".join(words)
+
+
+def _usual(recipe: str) -> dict[str, Any]:
+    """The query settings of a recipe of ours."""
+    return asdict(resolve_recipe(load_recipe(recipe)).query) if recipe in recipe_names() else {}

@@ -1,0 +1,40 @@
+"""Scores of images, in order: the one loop from files over features to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from spade_faiss.core.timing import Timings
+from spade_faiss.features.images import ImageRecord, Skipped
+from spade_faiss.features.stream import Extracted, FeatureStream
+from spade_faiss.scoring.detector import Detector
+from spade_faiss.scoring.scores import Scores
+
+
+class ScoreStream:
+    """Scores images batch by batch, with a progress bar that is named `label`; unreadable ones are left out and listed."""
+
+    def __init__(self, detector: Detector, timings: Timings, label: str) -> None:
+        self._detector = detector
+        self._timings = timings
+        self._label = label
+        self._features = FeatureStream(detector.backbone, detector.run, batch_size=detector.plan.batch, timings=timings)
+
+    @property
+    def skipped(self) -> Sequence[Skipped]:
+        """The images that were left out so far, and why."""
+        return self._features.skipped
+
+    def __call__(self, root: Path, records: Sequence[ImageRecord]) -> Iterator[tuple[Extracted, Scores]]:
+        """Yield what was read and computed of each batch, and its scores.
+
+        Args:
+            root: the folder that the ids of the records start from.
+            records: what to score, in this order.
+
+        Raises:
+            InputError: when more images than allowed were skipped, or all of them.
+        """
+        for extracted in self._features(root, records, self._label):
+            yield extracted, self._detector.score_features(extracted.batch, timings=self._timings)
