@@ -6,13 +6,16 @@ INSTALLED := $(VENV)/.installed
 GPU := .venv-gpu
 WHEEL := .gpu-wheel
 
-.PHONY: demo test test-gpu test-gpu-wheel check lint types docs figures bench bench-smoke clean
+.PHONY: demo test test-slow test-gpu test-gpu-wheel check lint types docs figures bench bench-smoke clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m benchmarks.demo demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -m slow
 
 # On a machine with a CUDA card; installs faiss-gpu in place of faiss-cpu.
 test-gpu: $(GPU)/.installed
@@ -22,11 +25,12 @@ test-gpu: $(GPU)/.installed
 test-gpu-wheel: $(INSTALLED) $(WHEEL)/faiss
 	SPADE_FAISS_GPU_WHEEL=$(CURDIR)/$(WHEEL) $(BIN)/python -m pytest -m gpu_wheel
 
-check: lint types test-gpu-wheel bench-smoke test
+check: lint types test-gpu-wheel bench-smoke test test-slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 types: $(INSTALLED)
 	$(BIN)/mypy

@@ -34,7 +34,7 @@ from spade_faiss.index import build as index_build
 from spade_faiss.index.build import build_index
 from spade_faiss.index.image_index import build_image_index
 from spade_faiss.search.recipe import Build, Recipe
-from tests.bank.test_bank import FINE, assert_holds, batch, files, make_bank
+from tests.support.banks import FINE, assert_holds, batch, files, make_bank
 
 HNSW = Recipe(name="hnsw", build=Build(image="HNSW4"))
 

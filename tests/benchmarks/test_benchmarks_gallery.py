@@ -11,18 +11,13 @@ import pytest
 from benchmarks import gallery
 from benchmarks.features import INPUT_SIZE, SHAPES, Look, Product, Shape, load_queries, looks_of, save_queries, write_bank
 from benchmarks.loops import published
-from spade_faiss import Level
 from spade_faiss.scoring import detector
 from spade_faiss.scoring.fusion import to_distance
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.engines import faiss as faiss_exact
+from tests.support.benchmark_shapes import TINY
 
-LOOKS = SHAPES["lite0"].looks
-TINY = {
-    "square": Shape((Level("fine", 8, 4, 12, 12), Level("coarse", 24, 8, 6, 6)), LOOKS[:2], 16),
-    "oblong": Shape((Level("only", 40, 4, 9, 14),), LOOKS[1:2], 16),
-}
 NORMALS = 7
 
 

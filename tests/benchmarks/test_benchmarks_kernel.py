@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import kernel
 from spade_faiss.search.native.extension import import_native, usable_unit
-from tests.benchmarks.test_benchmarks_gallery import TINY
+from tests.support.benchmark_shapes import TINY
 
 pytestmark = pytest.mark.skipif(usable_unit() is None, reason="no unit of the kernel runs here")
 

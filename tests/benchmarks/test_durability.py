@@ -10,6 +10,7 @@ from benchmarks import durability
 from spade_faiss import Bank
 
 
+@pytest.mark.slow
 def test_killed_at_random_instants_nothing_that_was_committed_is_lost(tmp_path: Path) -> None:
     found = durability.kill(20, tmp_path, seed=4)
     assert found.faults == []

@@ -12,9 +12,9 @@ import pytest
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.cli import main
-from tests.bank.test_bank import batch, files, make_bank
-from tests.conftest import NORMALS, TEST_NORMALS
+from tests.support.banks import batch, files, make_bank
 from tests.support.oracle import bank_of, product
+from tests.support.pictures import NORMALS, TEST_NORMALS
 
 COMMANDS = ("add", "remove", "restore", "compact", "verify", "suspects")
 

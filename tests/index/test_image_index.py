@@ -60,7 +60,7 @@ def fill(bank: Bank, embedding: FloatArray, sizes: Sequence[int]) -> Bank:
 
 
 def make_bank(path: Path, embedding: FloatArray, sizes: Sequence[int]) -> Bank:
-    return fill(Bank.create(path, Layout(levels=tuple([LEVEL]), embedding_dim=DIM, input_size=(1, 1))), embedding, sizes)
+    return fill(Bank.create(path, Layout(levels=(LEVEL,), embedding_dim=DIM, input_size=(1, 1))), embedding, sizes)
 
 
 def brute_force(xq: FloatArray, xb: FloatArray) -> npt.NDArray[np.float64]:
@@ -343,7 +343,7 @@ def test_too_few_images_to_train(tmp_path: Path) -> None:
 
 
 def test_an_empty_bank_has_no_index(tmp_path: Path) -> None:
-    bank = Bank.create(tmp_path / "bank", Layout(levels=tuple([LEVEL]), embedding_dim=DIM, input_size=(1, 1)))
+    bank = Bank.create(tmp_path / "bank", Layout(levels=(LEVEL,), embedding_dim=DIM, input_size=(1, 1)))
     with pytest.raises(InputError, match="is empty; extract images first"):
         build_image_index(bank, HNSW)
 

@@ -44,6 +44,7 @@ def test_idle_openmp_threads_sleep_unless_the_user_says_otherwise() -> None:
         assert done.stdout.strip() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", [True, False], ids=["compiler", "no compiler"])
 def test_a_wheel_works_outside_of_the_checkout(compiler: bool, tmp_path: Path) -> None:
     """Without a compiler it has no kernel, and works."""

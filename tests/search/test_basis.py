@@ -14,7 +14,7 @@ from spade_faiss.search.native.basis import COMPONENTS, choose_center, principal
 from spade_faiss.search.native.basis import choose_basis as choose_basis_around
 from spade_faiss.search.native.extension import import_native, usable_unit
 from spade_faiss.search.workers import Workers
-from tests.search.test_exact import equal
+from tests.support.searches import equal
 
 Floats = npt.NDArray[np.float32]
 

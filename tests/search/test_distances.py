@@ -16,8 +16,8 @@ from spade_faiss import Detector
 from spade_faiss.core.errors import DependencyError
 from spade_faiss.search import distances as knn
 from spade_faiss.search.distances import direct_sq_dist, product_knn, rounding_of, scan, sort_by_distance, sq_norms
+from tests.support.vectors import Floats, brute, near_duplicates
 
-Floats = npt.NDArray[np.float32]
 USERS_THRESHOLD = 54_321
 
 
@@ -38,10 +38,6 @@ def vectors(seed: int, n: int, d: int) -> Floats:
     x = (centers[rng.integers(0, 4, n)] + 0.1 * rng.normal(size=(n, 3))) @ mix + 5 + 0.01 * rng.normal(size=(n, d))
     x[2::3] = x[1 : len(x) - 1 : 3] * np.where(rng.random((len(x[2::3]), 1)) < 0.5, 1, 1 + 1e-4)
     return np.maximum(x, 0).astype(np.float32)
-
-
-def brute(xq: Floats, xb: Floats) -> npt.NDArray[np.float64]:
-    return np.asarray(((xq[:, None].astype(np.float64) - xb[None].astype(np.float64)) ** 2).sum(axis=2))
 
 
 def check(D: Floats, I: npt.NDArray[np.int64], xq: Floats, xb: Floats, k: int) -> None:
@@ -98,14 +94,6 @@ def test_equal_rows_come_in_ascending_order() -> None:
     np.testing.assert_array_equal(np.sort(I, axis=1), np.tile(np.arange(120), (100, 1)))
     _, I = scan(xq, xb, 1)
     np.testing.assert_array_equal(I[50:, 0], (truth[50:] == 0).argmax(axis=1))
-
-
-def near_duplicates(d: int = 48) -> tuple[Floats, Floats]:
-    """Queries that are rows of the base, in two far clusters of near duplicates: no center makes their norms small."""
-    rng = np.random.default_rng(7)
-    far = np.where(np.arange(400)[:, None] % 2, 1000.0, -1000.0)
-    xb = (far + 1e-2 * rng.normal(size=(400, d))).astype(np.float32)
-    return xb[rng.permutation(400)[:60]], xb
 
 
 @pytest.mark.parametrize("k", [1, 4])

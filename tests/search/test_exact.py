@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,78 +16,15 @@ from spade_faiss.search import exact
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.engines import faiss as faiss_exact
 from spade_faiss.search.native.extension import usable_unit
-from spade_faiss.search.protocol import GallerySearch, Hits, resolve_recipe
+from spade_faiss.search.protocol import Hits, resolve_recipe
 from spade_faiss.search.recipe import Build, Query, Recipe
-from spade_faiss.search.workers import Workers
-from tests.search.test_distances import brute as all_distances
-from tests.search.test_distances import near_duplicates
-from tests.support.oracle import product, sq_distances
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """Blocks (rows, HW, C), test vectors (n, HW, C) and each test image's neighbors (n, K)."""
-
-    blocks: Floats
-    xq: Floats
-    neighbors: Ints
-
-
-def structured(seed: int, n: int, rows: int, k: int) -> Case:
-    shapes = {"level": (6, 7, 5)}
-    rng = np.random.default_rng(seed)
-    return Case(
-        product(seed, rows, shapes, 4).levels["level"].reshape(rows, 42, 5),
-        product(seed + 1, n, shapes, 4, defect=True).levels["level"].reshape(n, 42, 5),
-        np.stack([rng.permutation(rows)[:k] for _ in range(n)]),
-    )
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    """Small whole numbers: squared distances are exact, so that equal means equal, and ties are everywhere."""
-    n, rows, locations, channels = (draw(st.integers(1, most)) for most in (5, 6, 9, 4))
-    k = draw(st.integers(1, rows))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    blocks, xq = (rng.integers(-3, 4, (count, locations, channels)).astype(np.float32) for count in (rows, n))
-    return Case(blocks, xq, np.stack([rng.permutation(rows)[:k] for _ in range(n)]))
-
-
-def brute(case: Case, kappa: int) -> tuple[npt.NDArray[np.float64], list[list[set[tuple[int, int]]]]]:
-    """(n, HW, kappa) squared distances, and for each query all (row, location) that are at the smallest."""
-    n, locations, _ = case.xq.shape
-    dist = np.empty((n, locations, kappa))
-    nearest: list[list[set[tuple[int, int]]]] = [[] for _ in range(n)]
-    for image, rows in enumerate(case.neighbors):
-        for location, q in enumerate(case.xq[image]):
-            every = np.stack([sq_distances(case.blocks[row], q) for row in rows])
-            dist[image, location] = np.sort(every, axis=None)[:kappa]
-            nearest[image].append({(int(rows[i]), int(x)) for i, x in np.argwhere(every == every.min())})
-    return dist, nearest
-
-
-def exact_search(blocks: Floats, threads: int = 2, engine: str = "faiss") -> GallerySearch:
-    """Of blocks (rows, HW, C)."""
-    rows, locations, channels = blocks.shape
-    level = Level("level", channels, stride=1, height=1, width=locations)
-    return open_by(engine, Blocks(level, rows, blocks.__getitem__), threads)
-
-
-def open_by(engine: str, blocks: Blocks, threads: int = 2, **settings: str) -> GallerySearch:
-    chosen = resolve_recipe(Recipe(name="r", query=Query(settings={"engine": engine, **settings})))
-    return chosen.method.open(blocks, Workers(threads), chosen.build, chosen.query, None)
+from tests.support.searches import Case, Floats, brute, cases, equal, exact_search, open_by, structured
+from tests.support.vectors import brute as all_distances
+from tests.support.vectors import near_duplicates
 
 
 def run(case: Case, kappa: int = 1, engine: str = "faiss") -> Hits:
     return exact_search(case.blocks, engine=engine)(case.xq, case.neighbors, kappa)
-
-
-def equal(a: Hits, b: Hits) -> None:
-    for name in ("sq_dist", "row", "location"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
 by_engine = pytest.mark.parametrize(

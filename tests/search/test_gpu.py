@@ -22,10 +22,10 @@ from spade_faiss.search.engines.products import FaissProduct, Product, TorchProd
 from spade_faiss.search.engines.torch import TorchSearch, direct_sq_dist
 from spade_faiss.search.recipe import load_recipe, recipe_names
 from spade_faiss.search.workers import Workers
-from tests.search.test_exact import Case, equal
-from tests.search.test_torch_engine import blocks_of, check, crowded, larger
-from tests.search.test_torch_engine import run as run_here
 from tests.support.oracle import bank_of, batch_of, product
+from tests.support.searches import Case, equal
+from tests.support.torch_searches import blocks_of, check, crowded, larger
+from tests.support.torch_searches import run as run_here
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card")]
 needs_build = pytest.mark.skipif(not hasattr(import_faiss(), "StandardGpuResources"), reason="FAISS's GPU build is not here")

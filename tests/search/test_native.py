@@ -22,8 +22,8 @@ from spade_faiss.search.native import extension as kernel
 from spade_faiss.search.native.basis import principal_directions
 from spade_faiss.search.native.extension import UNITS, find_unit, import_native, pack_bytes, usable_unit, why_not
 from spade_faiss.search.workers import Workers
-from tests.search.test_exact import exact_search, structured
 from tests.support.oracle import sq_distances
+from tests.support.searches import exact_search, structured
 
 Floats = npt.NDArray[np.float32]
 Stored = npt.NDArray[np.floating[Any]]
@@ -359,6 +359,7 @@ def _level(blocks: Floats) -> Any:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+@pytest.mark.slow
 def test_the_kernel_under_sanitizers(tmp_path: Path) -> None:
     """Every unit that runs here bit by bit against the reference, searches against brute force; odd sizes, odd addresses."""
     sources = [path for path in sorted((ROOT / "spade_faiss/search/native/src").glob("*.cpp")) if path.name != "module.cpp"]

@@ -333,7 +333,7 @@ class TestVerdicts:
 
     def test_p_values_to_flag_by_are_between_0_and_1(self, calibrated: Path) -> None:
         for value in (0.0, 1.0, -1.0, float("nan")):
-            with pytest.raises(InputError, match="flag_below_p=.* between 0 and 1"):
+            with pytest.raises(InputError, match=r"flag_below_p=.* between 0 and 1"):
                 flagging(calibrated, value)
 
 

@@ -34,7 +34,7 @@ from spade_faiss.features.stream import FeatureStream
 from spade_faiss.index.image_index import ImageIndex
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.workflows.fit import Fit, fit
-from tests.conftest import HEIGHT, NORMALS, WIDTH, save_png
+from tests.support.pictures import HEIGHT, NORMALS, WIDTH, save_png
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from spade_faiss.index.build import build_index
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.search.recipe import Build, Query, Recipe
 from spade_faiss.workflows.fit import fit
-from tests.conftest import save_png
+from tests.support.backbones import tiny_backbone
 from tests.support.oracle import Features, bank_of, batch_of, product, sq_distances
-from tests.workflows.test_upkeep import tiny_backbone
+from tests.support.pictures import save_png
 
 SHAPES = {"fine": (5, 6, 4), "coarse": (3, 3, 6)}
 INPUT = (20, 24)

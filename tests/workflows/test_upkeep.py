@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +25,7 @@ from spade_faiss.bank.shards import ShardEntry
 from spade_faiss.core import arrays
 from spade_faiss.core.errors import InputError, NotFoundError, SpadeError
 from spade_faiss.core.files import TEMPORARY_PATTERN, hash_file
-from spade_faiss.core.settings import Extraction, Method, Preprocess, Run
+from spade_faiss.core.settings import Extraction, Method, Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.layout import Layout
@@ -35,8 +34,9 @@ from spade_faiss.search.recipe import Recipe
 from spade_faiss.workflows import extract
 from spade_faiss.workflows.extract import Added, add
 from spade_faiss.workflows.fit import fit
-from tests.bank.test_bank import FINE, SOURCE, PowerCutError, assert_holds, batch, fail, fail_on_call, files, make_bank
-from tests.conftest import save_png
+from tests.support.backbones import tiny_backbone
+from tests.support.banks import FINE, SOURCE, PowerCutError, assert_holds, batch, fail, fail_on_call, files, make_bank
+from tests.support.pictures import save_png
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bank_v3"
 
@@ -580,20 +580,6 @@ def test_a_damaged_golden_bank_is_refused(golden: Path, name: str) -> None:
 
 
 # ---- add images
-
-
-def tiny_backbone(seed: int = 0, name: str = "tiny") -> Backbone:
-    torch.manual_seed(seed)
-    module = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 3, 4), torch.nn.ReLU(), torch.nn.Conv2d(4, 5, 3, 2), torch.nn.AdaptiveAvgPool2d(1)
-    )
-    return Backbone(
-        module,
-        name=name,
-        taps={"fine": "0", "coarse": "2"},
-        embedding="3",
-        preprocess=Preprocess(resize_mode="stretch", crop=24),
-    )
 
 
 def save_images(folder: Path, *names: str, seed: int = 0) -> Path:
