@@ -1,4 +1,4 @@
-"""The GPU's tables: what a card is expected to do (`--docs` writes it into docs/gpu.md), and the torch search beside faiss.knn.
+"""The GPU's tables: what a card is expected to do (`--docs` writes it into docs/how-to/gpu.md), and the torch search beside faiss.knn.
 
 Run as `python -m benchmarks.gpu --out benchmarks/results` to measure on this machine's CPU. A ratio is that of runs in turn, in
 one process, with the same number of threads.
@@ -30,7 +30,7 @@ from spade_faiss.search.recipe import load_recipe
 from spade_faiss.search.workers import Workers
 
 ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs" / "gpu.md"
+DOCS = ROOT / "docs" / "how-to" / "gpu.md"
 GiB = 1 << 30
 REPEATS = 5
 TESTS = 2
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def filled(text: str) -> str:
-    """docs/gpu.md with the table of plans computed anew."""
+    """docs/how-to/gpu.md with the table of plans computed anew."""
     pattern = re.compile(r"(<!-- plans -->\n).*?(<!-- /plans -->)", re.DOTALL)
     return pattern.sub(lambda match: f"{match[1]}{plans()}\n{match[2]}", text)
 

@@ -1,6 +1,6 @@
 """Which recipe to take for so many normal images: an answer from the measurements that come with the package, nothing else.
 
-`measured.json` is made by `python -m benchmarks.readme` from the committed results. An image-level row says what an index over
+`measured.json` is made by `python -m benchmarks.pages` from the committed results. An image-level row says what an index over
 n embeddings cost and lost, a pixel-level row what a way of searching the maps did. Costs are those of the next larger size
 that was measured, never a formula's; beyond the largest, there is no answer unless it is asked for.
 """

@@ -133,7 +133,7 @@ class GpuPlan:
 
 
 def plan_gpu(machine: Machine, job: Job, group: int) -> GpuPlan:
-    """The plan for a job on a machine; see `docs/gpu.md` for the arithmetic in words."""
+    """The plan for a job on a machine; see `docs/how-to/gpu.md` for the arithmetic in words."""
     memory = split_memory(machine.memory_bytes)
     index_bytes = job.normals * job.embedding_dim * _FLOAT
     if place_index(index_bytes, [machine.memory_bytes]) == "host":

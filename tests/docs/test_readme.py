@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.gpu import DOCS, plans
 from benchmarks.gpu import filled as filled_docs
-from benchmarks.readme import MEASURED, README, ROOT, filled, measured
+from benchmarks.pages import MEASURED, README, ROOT, filled, measured
 from spade_faiss.cli import main
 from spade_faiss.core.settings import DEFAULT_BACKBONE
 from spade_faiss.search.recipe import recipe_names
@@ -48,7 +48,7 @@ def test_commands_and_programs_run(
 
 
 def test_tables_are_those_of_the_results() -> None:
-    assert filled(TEXT) == TEXT, "run: python -m benchmarks.readme"
+    assert filled(TEXT) == TEXT, "run: python -m benchmarks.pages"
 
 
 def test_the_plans_of_cards_are_computed() -> None:
@@ -58,7 +58,7 @@ def test_the_plans_of_cards_are_computed() -> None:
 
 
 def test_the_advice_is_that_of_the_results() -> None:
-    assert MEASURED.read_text(encoding="utf-8") == measured(), "run: python -m benchmarks.readme"
+    assert MEASURED.read_text(encoding="utf-8") == measured(), "run: python -m benchmarks.pages"
 
 
 def test_plots_are_there() -> None:

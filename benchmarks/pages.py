@@ -1,4 +1,4 @@
-"""README's tables and the package's measurements, computed from benchmarks/results/: `python -m benchmarks.readme`.
+"""README's tables and the package's measurements, computed from benchmarks/results/: `python -m benchmarks.pages`.
 
 A test checks that they agree.
 """
