@@ -25,7 +25,7 @@ test-gpu: $(GPU)/.installed
 test-gpu-wheel: $(INSTALLED) $(WHEEL)/faiss
 	SPADE_FAISS_GPU_WHEEL=$(CURDIR)/$(WHEEL) $(BIN)/python -m pytest -m gpu_wheel
 
-check: lint types test-gpu-wheel bench-smoke test test-slow
+check: lint types docs test-gpu-wheel bench-smoke test test-slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -35,6 +35,10 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
+# The documentation, into site/; open site/index.html.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # The figures of benchmarks/results/; DATA is a folder that holds mvtec_bottle and magnetic_tile.
 figures: $(INSTALLED)
 	$(BIN)/python -m benchmarks.main_job --data $(DATA) --out benchmarks/results
@@ -43,6 +47,7 @@ figures: $(INSTALLED)
 	$(BIN)/python -m benchmarks.codes --out benchmarks/results
 	$(BIN)/python -m benchmarks.durability --out benchmarks/results
 	$(BIN)/python -m benchmarks.calibration --data $(DATA) --out benchmarks/results
+	$(BIN)/python -m benchmarks.pages
 
 # Exact against approximate, on generated features: seconds.
 bench-smoke: $(INSTALLED)
@@ -73,4 +78,4 @@ $(WHEEL)/faiss: constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(GPU) $(WHEEL) demo build dist spade_faiss/search/native/_native*.so
+	rm -rf $(VENV) $(GPU) $(WHEEL) demo site build dist spade_faiss/search/native/_native*.so

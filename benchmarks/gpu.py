@@ -1,4 +1,4 @@
-"""The GPU's tables: what a card is expected to do (`--docs` writes it into docs/how-to/gpu.md), and the torch search beside faiss.knn.
+"""The GPU's tables: what a card is expected to do (for docs/how-to/gpu.md), and the torch search beside faiss.knn.
 
 Run as `python -m benchmarks.gpu --out benchmarks/results` to measure on this machine's CPU. A ratio is that of runs in turn, in
 one process, with the same number of threads.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -29,8 +28,6 @@ from spade_faiss.search.protocol import Hits, resolve_recipe
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.search.workers import Workers
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs" / "how-to" / "gpu.md"
 GiB = 1 << 30
 REPEATS = 5
 TESTS = 2
@@ -72,23 +69,13 @@ ENGINES = {"faiss": {"engine": "faiss"}, "torch": {"engine": "torch"}, "bfloat16
 
 
 def main() -> None:
-    """Write the docs' table, or measure."""
+    """Measure the torch search on this machine's CPU."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--docs", action="store_true")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    if arguments.docs:
-        DOCS.write_text(filled(DOCS.read_text(encoding="utf-8")), encoding="utf-8")
-    if arguments.out is not None:
-        figures = {"machine": main_job.machine(), "torch": [row for k in (5, 50) for row in measure(k)]}
-        (arguments.out / "gpu.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        print(json.dumps(figures["torch"], indent=1))
-
-
-def filled(text: str) -> str:
-    """docs/how-to/gpu.md with the table of plans computed anew."""
-    pattern = re.compile(r"(<!-- plans -->\n).*?(<!-- /plans -->)", re.DOTALL)
-    return pattern.sub(lambda match: f"{match[1]}{plans()}\n{match[2]}", text)
+    figures = {"machine": main_job.machine(), "torch": [row for k in (5, 50) for row in measure(k)]}
+    (arguments.out / "gpu.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(figures["torch"], indent=1))
 
 
 def plans() -> str:
@@ -99,10 +86,10 @@ def plans() -> str:
         "step, queries x rows",
         "batch",
         "embeddings",
-        "blocks kept",
-        "blocks a batch",
-        "MB moved an image",
-        "MB read an image",
+        "blocks cached",
+        "blocks per batch",
+        "MB moved per image",
+        "MB read per image",
         "compute ms",
         "memory ms",
         "PCIe ms",

@@ -114,11 +114,6 @@ def sections_of(rows: Sequence[Row]) -> list[Section]:
     return [section for section in sections if section.charts or section.tables]
 
 
-def knees(rows: Sequence[Row]) -> list[str]:
-    """The knee of every front, in words."""
-    return [words for section in sections_of(rows) for words in section.words]
-
-
 def machines_of(rows: Sequence[Row]) -> list[str]:
     """Each machine that rows were measured on, in a line."""
     lines = []

@@ -1,0 +1,90 @@
+"""Fills the generated parts of a page: `GENERATED[NAME]` computes what stands between `<!-- NAME -->` and `<!-- /NAME -->`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from benchmarks import gpu
+from benchmarks.pages import quality, reference, speed, sweep, upkeep
+from benchmarks.pages.text import Figures
+from benchmarks.sweep import page as sweep_page
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+RESULTS = ROOT / "benchmarks" / "results"
+
+_PART = re.compile(r"<!-- (?P<name>[a-z]\w*) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
+# Each of these is a file of benchmarks/results/; main_job.json is the rest.
+_FILES = ("codes", "gpu", "durability", "calibration", "kernel", "gallery")
+
+
+def pages() -> list[Path]:
+    """README and every page of the documentation."""
+    return [README, *sorted(DOCS.rglob("*.md"))]
+
+
+def filled(text: str) -> str:
+    """A page with all of its generated parts computed anew.
+
+    Raises:
+        KeyError: for a part that nothing generates.
+    """
+    return _PART.sub(lambda part: f"<!-- {part['name']} -->\n{_content(part['name'])}\n<!-- /{part['name']} -->", text)
+
+
+def names_in(text: str) -> list[str]:
+    """The names of a page's generated parts."""
+    return [part["name"] for part in _PART.finditer(text)]
+
+
+@cache
+def load_figures() -> Figures:
+    """Everything that was measured."""
+    figures: Figures = json.loads((RESULTS / "main_job.json").read_bytes())
+    figures |= {name: json.loads((RESULTS / f"{name}.json").read_bytes()) for name in _FILES}
+    figures["sweep"] = sweep_page.load(RESULTS / "sweep" / sweep_page.ROWS)
+    figures["sections"] = sweep_page.sections_of(figures["sweep"])  # draws every plot: once is enough
+    return figures
+
+
+@cache
+def _content(name: str) -> str:
+    return GENERATED[name](load_figures())
+
+
+GENERATED: dict[str, Callable[[Figures], str]] = {
+    "readme_quality": quality.summary,
+    "readme_speed": speed.summary,
+    "bottle": quality.bottle,
+    "magnetic_tile": quality.magnetic_tile,
+    "time": quality.time,
+    "machine": quality.machine,
+    "kernel": speed.kernel,
+    "kernel_facts": speed.kernel_facts,
+    "gallery": speed.gallery,
+    "gallery_quality": speed.gallery_quality,
+    "gallery_facts": speed.gallery_facts,
+    "codes": speed.codes,
+    "gpu": speed.gpu,
+    "durability": upkeep.durability,
+    "calibration": upkeep.calibration,
+    "calibration_facts": upkeep.calibration_facts,
+    "sweep_images": sweep.recommended_images,
+    "sweep_pixels": sweep.recommended_pixels,
+    "sweep_peers": sweep.peers,
+    "sweep_knees": sweep.knees,
+    "sweep_image_plots": sweep.image_plots,
+    "sweep_pixel_plots": sweep.pixel_plots,
+    "sweep_scaling": sweep.scaling,
+    "sweep_memory": sweep.memory,
+    "sweep_searched": sweep.searched,
+    "plans": lambda _: gpu.plans(),
+    "command_line": lambda _: reference.command_line(),
+    "recipes": lambda _: reference.recipes(),
+    "search_settings": lambda _: reference.search_settings(),
+}
