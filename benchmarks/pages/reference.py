@@ -33,11 +33,12 @@ def command_line() -> str:
 
 
 def recipes() -> str:
-    """Every recipe: its description, and its file as it is."""
+    """Every recipe: its description, and the rest of its file."""
     parts = []
     for name in recipe_names():
-        text = (_INDEXES / f"{name}.yaml").read_text(encoding="utf-8")
-        parts.append(f"### {name}\n\n{load_recipe(name).description}\n\n```yaml\n{text}```")
+        lines = (_INDEXES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        text = "\n".join(line for line in lines if not line.startswith("description:"))
+        parts.append(f"### {name}\n\n{load_recipe(name).description}\n\n```yaml\n{text}\n```")
     return "\n\n".join(parts)
 
 

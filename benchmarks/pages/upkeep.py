@@ -84,7 +84,7 @@ def _simulated(simulation: Figures) -> Iterable[str]:
         n = rows["image"]["calibration"]
         most = percent(math.floor(0.05 * (n + 1) + 1e-9) / (n + 1))
         closest = f"(the closest rate that so many images can give is {most})"
-        yield f"  - {_MODES[mode]}, {bank} images in the bank, n={n} {closest}: {rates}"
+        yield f"    - {_MODES[mode]}, {bank} images in the bank, n={n} {closest}: {rates}"
     firsts = [row for row in simulation["rows"] if row["mode"] == "split"]
     inside = sum(row["first"]["interval"][0] <= row["alpha"] <= row["first"]["interval"][1] for row in firsts)
     yield (

@@ -1,4 +1,4 @@
-"""Rows to what the report and README show: tables, charts, and the knees of the fronts in words."""
+"""Rows to what the report and the documentation show: tables, charts, and the knees of the fronts in words."""
 
 from __future__ import annotations
 

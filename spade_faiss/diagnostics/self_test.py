@@ -20,7 +20,7 @@ from spade_faiss.index.build import build_index
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.search.recipe import Recipe, load_recipe, recipe_names
 
-# A distance is right to this share of it, as README promises.
+# A distance is right to this share of it, as docs/explanation/exactness.md promises.
 TOLERANCE = 1e-4
 _NORMALS, _TESTS, _K, _DIM = 40, 3, 5, 64
 _LEVELS = (Level("fine", 24, stride=4, height=14, width=13), Level("coarse", 48, stride=8, height=7, width=6))

@@ -5,7 +5,8 @@ Two modes, both from normal images alone:
 - `leave_one_out`: the bank's own images, each scored against all the others; none is spent on calibration. With an exact search
   the p-values of image scores are valid too, and a little too high. Put the new image among the bank's: scored each against
   all others, they are exchangeable. Leaving the new one out of the others' neighbors, as we do, only raises their scores.
-  The map's maximum has no such order, as its gallery has other images then: its rate is approximate. README says by how much.
+  The map's maximum has no such order, as its gallery has other images then: its rate is approximate;
+  docs/benchmarks/calibration.md says by how much.
 """
 
 from __future__ import annotations
