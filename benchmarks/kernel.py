@@ -31,7 +31,7 @@ from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.levels import open_blocks
 from spade_faiss.search.native.basis import choose_basis, choose_center
-from spade_faiss.search.native.extension import find_unit, import_native, why_not
+from spade_faiss.search.native.extension import find_simd_level, import_native, why_not
 from spade_faiss.search.recipe import load_recipe
 
 Row = dict[str, Any]
@@ -56,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     target = arguments.out / "kernel.json"
     figures = json.loads(target.read_bytes()) if target.exists() else {}
-    figures["machine"], figures["unit"], figures["why_not"] = machine(), find_unit("auto", 1), why_not()
+    figures["machine"], figures["simd_level"], figures["why_not"] = machine(), find_simd_level("auto", 1), why_not()
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         for name in arguments.only:
             figures[name] = []
@@ -85,14 +85,14 @@ def speed(scratch: Path, data: Path | None) -> Iterator[Row]:
 
 def parts(scratch: Path, data: Path | None) -> Iterator[Row]:
     """Milliseconds of each part of a search, level by level, on one thread; with the basis that is chosen, and without one."""
-    native, unit = import_native(), find_unit("auto", 1)
+    native, simd_level = import_native(), find_simd_level("auto", 1)
     for shape in SHAPES:
         product, bank = _bank(scratch, shape)
         tests = product.tests(1)
         for level in bank.layout.levels:
             blocks = open_blocks(bank, level)
-            chosen = choose_basis(blocks, unit, choose_center(blocks))
-            choosing = _least(lambda blocks=blocks: choose_basis(blocks, unit, choose_center(blocks)), 3)  # type: ignore[misc]
+            chosen = choose_basis(blocks, simd_level, choose_center(blocks))
+            choosing = _least(lambda blocks=blocks: choose_basis(blocks, simd_level, choose_center(blocks)), 3)  # type: ignore[misc]
             for k in (5, 50):
                 xq, _ = pair(bank, level, tests, np.arange(1))
                 for basis in (chosen, None) if chosen is not None else (None,):
@@ -102,7 +102,7 @@ def parts(scratch: Path, data: Path | None) -> Iterator[Row]:
                         "k": k,
                         "components": None if basis is None else len(basis),
                         "choosing_s": choosing,
-                        **_parts(native, unit, blocks, xq, k, basis),
+                        **_parts(native, simd_level, blocks, xq, k, basis),
                     }
 
 
@@ -142,10 +142,10 @@ class _Checked:
 
     def search(self, blocks: Blocks, xq: FloatArray, gallery: IntArray, basis: FloatArray | None = None) -> None:
         """Search the blocks of these rows one after the other; compare each query's distance with float64's."""
-        native, unit = import_native(), find_unit("auto", xq.shape[1])
+        native, simd_level = import_native(), find_simd_level("auto", xq.shape[1])
         center = choose_center(blocks)
-        basis = choose_basis(blocks, unit, center) if basis is None else basis
-        packing = native.Packing(unit, center, basis)
+        basis = choose_basis(blocks, simd_level, center) if basis is None else basis
+        packing = native.Packing(simd_level, center, basis)
         pack = native.QueryPack(packing, xq)
         best, at = np.full(len(xq), np.inf, np.float32), np.zeros((2, len(xq)), np.int64)
         for row in gallery.tolist():
@@ -214,9 +214,9 @@ def _bottle(scratch: Path, dataset: Path) -> tuple[Bank, FeatureBatch]:
     return Bank.open(scratch / "bottle.bank"), tests.read(np.arange(len(tests)))
 
 
-def _parts(native: Any, unit: str, blocks: Blocks, xq: FloatArray, k: int, basis: FloatArray | None) -> Row:
+def _parts(native: Any, simd_level: str, blocks: Blocks, xq: FloatArray, k: int, basis: FloatArray | None) -> Row:
     center, stored = choose_center(blocks), [blocks.stored(row) for row in range(k)]
-    packing = native.Packing(unit, center, basis)
+    packing = native.Packing(simd_level, center, basis)
     pack, packs = native.QueryPack(packing, xq), [native.RowPack(packing, xb) for xb in stored]
     evaluated = dense = 0
 
@@ -225,9 +225,9 @@ def _parts(native: Any, unit: str, blocks: Blocks, xq: FloatArray, k: int, basis
         best = np.full(len(xq), np.inf, np.float32)
         evaluated = dense = 0
         for xb, row_pack in zip(stored, packs, strict=True):
-            D, _, looked, hard = native.search(pack, xq, row_pack, xb, best, 1)
+            D, _, found, hard = native.search(pack, xq, row_pack, xb, best, 1)
             np.minimum(best, D[:, 0], out=best)
-            evaluated, dense = evaluated + looked, dense + hard
+            evaluated, dense = evaluated + found, dense + hard
 
     runs = _RUNS if k == 5 else 2
     filtered = _least(lambda: [native.filter(pack, row_pack) for row_pack in packs], runs)
@@ -237,7 +237,7 @@ def _parts(native: Any, unit: str, blocks: Blocks, xq: FloatArray, k: int, basis
         "pack_queries_ms": 1000 * _least(lambda: native.QueryPack(packing, xq), runs),
         "pack_rows_ms": 1000 * _least(lambda: [native.RowPack(packing, xb) for xb in stored], runs),
         "filter_ms": 1000 * filtered,
-        "look_ms": 1000 * (searched - filtered),
+        "refine_ms": 1000 * (searched - filtered),
         "filter_multiply_adds_per_s": padded * (xq.shape[1] if basis is None else len(basis) + 1) / filtered,
         "float32_flops_that_it_stands_for": 2 * padded * xq.shape[1] / filtered,
         "evaluated_per_query": evaluated / len(xq),

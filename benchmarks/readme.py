@@ -39,7 +39,7 @@ def measured() -> str:
     found = summary_of(page.load(SWEEP / page.ROWS))
     kernel = json.loads((RESULTS / "kernel.json").read_bytes())
     found["kernel"] = [
-        {"set": row["set"], "k": row["k"], "times": round(row["times_that_of"]["faiss"], 2), "unit": kernel["unit"]}
+        {"set": row["set"], "k": row["k"], "times": round(row["times_that_of"]["faiss"], 2), "simd_level": kernel["simd_level"]}
         for row in kernel["speed"]
         if row["batch"] == 1 and row["set"] in SHAPES  # advice is about a backbone's shapes
     ]
@@ -155,7 +155,7 @@ def _kernel_facts(figures: Figures) -> str:
     found = figures["kernel"]
     machine, equal = found["machine"], found["equality"]
     lines = [
-        f"- Measured on {machine['date']}: {machine['cpu']}, {machine['threads']} threads, unit `{found['unit']}`, "
+        f"- Measured on {machine['date']}: {machine['cpu']}, {machine['threads']} threads, SIMD level `{found['simd_level']}`, "
         f"faiss-cpu {machine['faiss-cpu']}; a machine that others use, too."
     ]
     for row in found["parts"]:
@@ -165,8 +165,8 @@ def _kernel_facts(figures: Figures) -> str:
             stands_for = row["float32_flops_that_it_stands_for"] / 1e9
             lines.append(
                 f"- {row['set']}, finest level, K=5, one thread, vectors {how}: packing takes {row['pack_rows_ms']:.1f} ms for "
-                f"rows and {row['pack_queries_ms']:.1f} for queries, the filter {row['filter_ms']:.1f}, looking "
-                f"{row['look_ms']:.1f}. The filter makes {rate / 1e9:.0f} G multiply-adds a second and "
+                f"rows and {row['pack_queries_ms']:.1f} for queries, the filter {row['filter_ms']:.1f}, refining "
+                f"{row['refine_ms']:.1f}. The filter makes {rate / 1e9:.0f} G multiply-adds a second and "
                 f"stands for {stands_for:.0f} GFLOP/s of float32; {row['evaluated_per_query']:.0f} vectors evaluated a query."
             )
     hostile = dict.fromkeys(row["set"] for row in equal if "channels" in row)
