@@ -31,6 +31,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $(wildcard spade_faiss/search/native/src/* tests/native/*.cpp)
 
 types: $(INSTALLED)
 	$(BIN)/mypy

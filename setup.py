@@ -1,4 +1,4 @@
-"""Builds the compiled kernel where there is a compiler; without one the package installs and works, and FAISS searches."""
+"""Builds the compiled kernel where there is a compiler; without one, the package installs all the same and FAISS searches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NATIVE = Path("spade_faiss") / "search" / "native"
 
 
 def kernel() -> list[Pybind11Extension]:
-    """The extension module. Its instructions are chosen function by function: it is built for any x86-64, by GCC or Clang."""
+    """The extension module for any x86-64 processor, by GCC or Clang: its functions name the instructions that they use."""
     if platform.machine() not in ("x86_64", "AMD64") or os.name != "posix":
         return []
     return [
@@ -24,17 +24,18 @@ def kernel() -> list[Pybind11Extension]:
             sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / NATIVE).glob("src/*.cpp")),
             depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / NATIVE).glob("src/*.hpp")),
             cxx_std=17,
-            extra_compile_args=["-O3", "-g0"],
+            # Only what is written as a fused multiply-add is one: results must not depend on the compiler.
+            extra_compile_args=["-O3", "-g0", "-ffp-contract=off", "-Wall", "-Wextra"],
             optional=True,
         )
     ]
 
 
 class BuildWithRecipes(build_py):
-    """The recipes stand at the top level, for people; a wheel carries them inside of the package."""
+    """Copies the recipes, which are at the top level of the repository to be found, into the package of a wheel."""
 
     def run(self) -> None:
-        """Copy the package's files, and the recipes."""
+        """Copy the files of the package and the recipes."""
         super().run()
         if not self.editable_mode:
             for recipe in sorted((ROOT / "indexes").glob("*.yaml")):

@@ -1,7 +1,7 @@
-"""The figures of the compiled kernel: its speed beside FAISS's, where its time goes, and that it finds what float64 finds.
+"""Measures the compiled kernel: its speed beside FAISS's, where its time goes, and whether it finds what float64 finds.
 
-Run as `python -m benchmarks.kernel --out benchmarks/results [--data FOLDER]`, FOLDER holding `mvtec_bottle`. A ratio is that of
-runs in turn, in one process, with the same number of threads.
+Run as `python -m benchmarks.kernel --out benchmarks/results [--data FOLDER]`, FOLDER holding `mvtec_bottle`. A ratio is
+of runs that alternate in one process, with the same number of threads.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.levels import open_blocks
 from spade_faiss.search.native.basis import choose_basis, choose_center
-from spade_faiss.search.native.extension import find_unit, import_native, why_not
+from spade_faiss.search.native.extension import find_simd_level, import_native, why_not
 from spade_faiss.search.recipe import load_recipe
 
 Row = dict[str, Any]
 
 NORMALS, TESTS = 60, 16
-# (K, images at a time, repeats): what takes longest is repeated least.
+# (K, images at a time, repeats); the slowest runs are repeated least.
 SPEED = ((5, 1, 9), (10, 1, 7), (50, 1, 5), (5, 16, 5), (10, 16, 3), (50, 16, 2))
 TOLERANCE = 1e-5
-# Of generated vectors, in each set.
+# The size of each set of generated vectors.
 _QUERIES, _ROWS = 440_000, 200
 _STEP = 20_000
 _RUNS = 7
 
 
 def main() -> None:
-    """Measure everything, or what --only names, and write kernel.json; sections not measured again are kept."""
+    """Measure all sections, or those that --only names, and write them to kernel.json; the others stay as they are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="folder that holds mvtec_bottle: equality on real features, too")
@@ -56,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     target = arguments.out / "kernel.json"
     figures = json.loads(target.read_bytes()) if target.exists() else {}
-    figures["machine"], figures["unit"], figures["why_not"] = machine(), find_unit("auto", 1), why_not()
+    figures["machine"], figures["simd_level"], figures["why_not"] = machine(), find_simd_level("auto", 1), why_not()
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         for name in arguments.only:
             figures[name] = []
@@ -85,14 +85,14 @@ def speed(scratch: Path, data: Path | None) -> Iterator[Row]:
 
 def parts(scratch: Path, data: Path | None) -> Iterator[Row]:
     """Milliseconds of each part of a search, level by level, on one thread; with the basis that is chosen, and without one."""
-    native, unit = import_native(), find_unit("auto", 1)
+    native, simd_level = import_native(), find_simd_level("auto", 1)
     for shape in SHAPES:
         product, bank = _bank(scratch, shape)
         tests = product.tests(1)
         for level in bank.layout.levels:
             blocks = open_blocks(bank, level)
-            chosen = choose_basis(blocks, unit, choose_center(blocks))
-            choosing = _least(lambda blocks=blocks: choose_basis(blocks, unit, choose_center(blocks)), 3)  # type: ignore[misc]
+            chosen = choose_basis(blocks, simd_level, choose_center(blocks))
+            choosing = _least(lambda blocks=blocks: choose_basis(blocks, simd_level, choose_center(blocks)), 3)  # type: ignore[misc]
             for k in (5, 50):
                 xq, _ = pair(bank, level, tests, np.arange(1))
                 for basis in (chosen, None) if chosen is not None else (None,):
@@ -102,25 +102,25 @@ def parts(scratch: Path, data: Path | None) -> Iterator[Row]:
                         "k": k,
                         "components": None if basis is None else len(basis),
                         "choosing_s": choosing,
-                        **_parts(native, unit, blocks, xq, k, basis),
+                        **_parts(native, simd_level, blocks, xq, k, basis),
                     }
 
 
 def equality(scratch: Path, data: Path | None) -> Iterator[Row]:
-    """Every distance beside float64's: generated vectors that are hard to tell apart or to compute with, and features."""
+    """Compare distances with float64's, of vectors that are hard to tell apart or to compute with, and of features."""
     for kind, make in HOSTILE.items():
         for d in (24, 96):
             rng = np.random.default_rng([d, len(kind)])
             checked = _Checked()
-            # Any basis must do: half of the vectors are shortened in one that has nothing to do with them.
-            turned = np.ascontiguousarray(np.linalg.qr(rng.standard_normal((d, 15)))[0].T, np.float32)
+            # Results must not depend on the basis: half of the vectors are shortened in a random one.
+            random = np.ascontiguousarray(np.linalg.qr(rng.standard_normal((d, 15)))[0].T, np.float32)
             for start in range(0, _QUERIES, _STEP):
                 xb, xq = make(rng, _ROWS, d), make(rng, _STEP, d)
                 near = rng.integers(0, _ROWS, _STEP // 2)
                 xq[: len(near)] = xb[near] * (1 + np.float32(1e-3) * rng.standard_normal((len(near), d), np.float32))
                 level = Level("level", d, stride=1, height=1, width=_ROWS)
                 blocks = Blocks(level, 1, lambda _, xb=xb: xb)  # type: ignore[misc]
-                checked.search(blocks, xq, np.arange(1), turned if start // _STEP % 2 else None)
+                checked.search(blocks, xq, np.arange(1), random if start // _STEP % 2 else None)
             yield {"set": kind, "channels": d, **checked.row()}
     for shape in SHAPES:
         product, bank = _bank(scratch, shape)
@@ -131,7 +131,7 @@ def equality(scratch: Path, data: Path | None) -> Iterator[Row]:
 
 @dataclass
 class _Checked:
-    """What was compared so far."""
+    """Counts of what was compared so far, and the largest relative error of a distance."""
 
     queries: int = 0
     rows: int = 0
@@ -142,10 +142,10 @@ class _Checked:
 
     def search(self, blocks: Blocks, xq: FloatArray, gallery: IntArray, basis: FloatArray | None = None) -> None:
         """Search the blocks of these rows one after the other; compare each query's distance with float64's."""
-        native, unit = import_native(), find_unit("auto", xq.shape[1])
+        native, simd_level = import_native(), find_simd_level("auto", xq.shape[1])
         center = choose_center(blocks)
-        basis = choose_basis(blocks, unit, center) if basis is None else basis
-        packing = native.Packing(unit, center, basis)
+        basis = choose_basis(blocks, simd_level, center) if basis is None else basis
+        packing = native.Packing(simd_level, center, basis)
         pack = native.QueryPack(packing, xq)
         best, at = np.full(len(xq), np.inf, np.float32), np.zeros((2, len(xq)), np.int64)
         for row in gallery.tolist():
@@ -167,19 +167,23 @@ class _Checked:
             norms = np.square(xc).sum(axis=1)
             named = at[0] == row
             true = np.square(q[named] - x[at[1, named]]).sum(axis=1)
-            # What float32 cannot hold apart: squares below its smallest number.
+            # float32 cannot tell squares apart that are below its smallest number.
             off = np.abs(best[named] - true) / np.maximum(true, 1e-30)
             self.worst = max(self.worst, float(off.max(initial=0)))
             for first in range(0, len(q), _STEP):
                 qc, found = q[first : first + _STEP] - center, best[first : first + _STEP]
                 sq_norm = np.square(qc).sum(axis=1)
                 least = (norms - 2 * qc @ xc.T).min(axis=1) + sq_norm
-                # float64's own rounding of that sum.
+                # float64 rounds that sum, too.
                 rounding = 1e-14 * (sq_norm + norms.max())
                 self.missed += int((least + rounding < found * (1 - TOLERANCE)).sum())
 
     def row(self) -> Row:
-        """All of it."""
+        """The counts as a row of results.
+
+        Raises:
+            RuntimeError: if a distance was off, or a nearer vector was missed.
+        """
         if self.missed or self.worst > TOLERANCE:
             raise RuntimeError(f"the kernel is not exact: {self}")
         return {**vars(self), "evaluated_per_query": self.evaluated / self.queries, "dense_share": self.dense / self.queries}
@@ -197,7 +201,7 @@ def _equal_features(bank: Snapshot, tests: FeatureBatch, k: int = 5) -> Row:
 
 
 def _sets(scratch: Path, data: Path | None) -> Iterator[tuple[str, Bank, FeatureBatch]]:
-    """Banks, each with some test images: generated ones, and a real one."""
+    """Generated banks and a real one, each with its name and some test images."""
     for shape in SHAPES:
         product, bank = _bank(scratch, shape)
         yield shape, bank, product.tests(TESTS)
@@ -207,16 +211,16 @@ def _sets(scratch: Path, data: Path | None) -> Iterator[tuple[str, Bank, Feature
 
 
 def _bottle(scratch: Path, dataset: Path) -> tuple[Bank, FeatureBatch]:
-    """Its normal images as a bank, and the features of its test images."""
+    """A bank of the dataset's normal images, and the features of its test images."""
     for name, images in (("bottle", "train/good"), ("tests", "test")):
         main_job.cli("extract", dataset / images, "--bank", scratch / f"{name}.bank", *main_job.LITE0)
     tests = Bank.open(scratch / "tests.bank")
     return Bank.open(scratch / "bottle.bank"), tests.read(np.arange(len(tests)))
 
 
-def _parts(native: Any, unit: str, blocks: Blocks, xq: FloatArray, k: int, basis: FloatArray | None) -> Row:
+def _parts(native: Any, simd_level: str, blocks: Blocks, xq: FloatArray, k: int, basis: FloatArray | None) -> Row:
     center, stored = choose_center(blocks), [blocks.stored(row) for row in range(k)]
-    packing = native.Packing(unit, center, basis)
+    packing = native.Packing(simd_level, center, basis)
     pack, packs = native.QueryPack(packing, xq), [native.RowPack(packing, xb) for xb in stored]
     evaluated = dense = 0
 
@@ -225,9 +229,9 @@ def _parts(native: Any, unit: str, blocks: Blocks, xq: FloatArray, k: int, basis
         best = np.full(len(xq), np.inf, np.float32)
         evaluated = dense = 0
         for xb, row_pack in zip(stored, packs, strict=True):
-            D, _, looked, hard = native.search(pack, xq, row_pack, xb, best, 1)
+            D, _, found, hard = native.search(pack, xq, row_pack, xb, best, 1)
             np.minimum(best, D[:, 0], out=best)
-            evaluated, dense = evaluated + looked, dense + hard
+            evaluated, dense = evaluated + found, dense + hard
 
     runs = _RUNS if k == 5 else 2
     filtered = _least(lambda: [native.filter(pack, row_pack) for row_pack in packs], runs)
@@ -237,7 +241,7 @@ def _parts(native: Any, unit: str, blocks: Blocks, xq: FloatArray, k: int, basis
         "pack_queries_ms": 1000 * _least(lambda: native.QueryPack(packing, xq), runs),
         "pack_rows_ms": 1000 * _least(lambda: [native.RowPack(packing, xb) for xb in stored], runs),
         "filter_ms": 1000 * filtered,
-        "look_ms": 1000 * (searched - filtered),
+        "refine_ms": 1000 * (searched - filtered),
         "filter_multiply_adds_per_s": padded * (xq.shape[1] if basis is None else len(basis) + 1) / filtered,
         "float32_flops_that_it_stands_for": 2 * padded * xq.shape[1] / filtered,
         "evaluated_per_query": evaluated / len(xq),
@@ -246,7 +250,7 @@ def _parts(native: Any, unit: str, blocks: Blocks, xq: FloatArray, k: int, basis
 
 
 def _least(task: Callable[[], object], runs: int) -> float:
-    """Seconds of the fastest run, after one that does not count."""
+    """Seconds of the fastest run, after one to warm up."""
     seconds = []
     for _ in range(runs + 1):
         start = time.perf_counter()

@@ -19,7 +19,7 @@ def measured() -> str:
     found = summary_of(page.load(RESULTS / "sweep" / page.ROWS))
     kernel = json.loads((RESULTS / "kernel.json").read_bytes())
     found["kernel"] = [
-        {"set": row["set"], "k": row["k"], "times": round(row["times_that_of"]["faiss"], 2), "unit": kernel["unit"]}
+        {"set": row["set"], "k": row["k"], "times": round(row["times_that_of"]["faiss"], 2), "simd_level": kernel["simd_level"]}
         for row in kernel["speed"]
         if row["batch"] == 1 and row["set"] in SHAPES  # advice is about a backbone's shapes
     ]

@@ -62,7 +62,7 @@ def kernel_facts(figures: Figures) -> str:
             lines.append(
                 f"- {row['set']}, finest level, K=5, one thread, vectors {how}: packing takes {row['pack_rows_ms']:.1f} ms "
                 f"for the rows and {row['pack_queries_ms']:.1f} ms for the queries, the filter {row['filter_ms']:.1f} ms, "
-                f"refining {row['look_ms']:.1f} ms. The filter makes {rate / 1e9:.0f} G multiply-adds per second, which "
+                f"refining {row['refine_ms']:.1f} ms. The filter makes {rate / 1e9:.0f} G multiply-adds per second, which "
                 f"replace {stands_for:.0f} GFLOP/s of float32; {row['evaluated_per_query']:.0f} vectors "
                 "are evaluated per query."
             )

@@ -33,7 +33,7 @@ def _recommend(arguments: argparse.Namespace) -> Output:
     from spade_faiss.core.files import write_bytes
     from spade_faiss.core.memory import format_bytes
     from spade_faiss.diagnostics.recommend import recommend
-    from spade_faiss.search.native.extension import usable_unit
+    from spade_faiss.search.native.extension import usable_simd_level
 
     advice = recommend(
         arguments.images,
@@ -43,7 +43,7 @@ def _recommend(arguments: argparse.Namespace) -> Output:
         backbone=arguments.backbone,
         aligned=arguments.aligned,
         extrapolate=arguments.extrapolate,
-        unit=usable_unit(),
+        simd_level=usable_simd_level(),
     )
     recipe = advice.recipe
     lines = [

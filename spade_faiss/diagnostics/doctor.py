@@ -23,7 +23,7 @@ from spade_faiss.diagnostics.self_test import TOLERANCE, SelfTest, run_self_test
 from spade_faiss.features.batch import Level
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import import_faiss
-from spade_faiss.search.native.extension import INSTALL, UNITS, is_built, usable_unit, why_not
+from spade_faiss.search.native.extension import INSTALL, SIMD_LEVELS, is_built, usable_simd_level, why_not
 from spade_faiss.search.protocol import GallerySearch, resolve_recipe
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.search.workers import Workers
@@ -128,21 +128,22 @@ def _faiss(device: Device) -> Check:
 
 
 def _kernel() -> Check:
-    """Which of the processor's units the compiled kernel multiplies with, and why none that would be faster."""
+    """Which SIMD level the compiled kernel uses, and why it does not use a faster one."""
     reasons = why_not()
-    unit = usable_unit()
-    faster = UNITS if unit is None else UNITS[: UNITS.index(unit)]
+    simd_level = usable_simd_level()
+    faster = SIMD_LEVELS if simd_level is None else SIMD_LEVELS[: SIMD_LEVELS.index(simd_level)]
     not_here = "; ".join(f"{name}: {reasons[name]}" for name in faster)
     if not is_built():
         state, said = AMBER, "it is not there: FAISS searches the maps"
         advice = f"exact search is faster with it: {INSTALL}"
     else:
-        said = f"{unit} multiplies" if unit else "FAISS searches the maps"
+        said = f"{simd_level} multiplies" if simd_level else "FAISS searches the maps"
         said += f" (not here: {not_here})" if not_here else ""
         refused = [name for name in faster if reasons[name].startswith("the system")]
         state = AMBER if refused else GREEN
         advice = f"the processor has {', '.join(refused)}, the system or its hypervisor must allow it" if refused else ""
-    return Check(name="kernel", state=state, found=said, advice=advice, numbers={"unit": unit, "why_not": reasons})
+    numbers = {"simd_level": simd_level, "why_not": reasons}
+    return Check(name="kernel", state=state, found=said, advice=advice, numbers=numbers)
 
 
 def _is_installed(distribution: str) -> bool:
@@ -246,7 +247,7 @@ def _network(device: Device) -> Check:
 
 def _engines(device: Device) -> tuple[str, ...]:
     if device.kind == "cpu":
-        return ("native", "faiss", "torch") if usable_unit() else ("faiss", "torch")
+        return ("native", "faiss", "torch") if usable_simd_level() else ("faiss", "torch")
     return ("torch", "knn_gpu") if hasattr(import_faiss(), "StandardGpuResources") else ("torch",)
 
 

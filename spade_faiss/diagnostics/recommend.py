@@ -91,7 +91,7 @@ def recommend(
     aligned: bool = False,
     extrapolate: bool = False,
     measured: Mapping[str, Any] | None = None,
-    unit: str | None = None,
+    simd_level: str | None = None,
 ) -> Advice:
     """The fastest recipe that fits into memory and loses next to nothing; exact search where little is gained by another.
 
@@ -104,8 +104,8 @@ def recommend(
         aligned: whether the images show the same things at the same places: recipes that rely on it are considered.
         extrapolate: whether to answer beyond what was measured.
         measured: other measurements than the package's.
-        unit: what the compiled kernel uses there, see `kernel.UNITS`; None: FAISS searches the maps. Exact search was measured
-            by FAISS, and by both side by side: that ratio counts.
+        simd_level: the SIMD level that the compiled kernel uses there; None if FAISS searches the maps. Exact search was
+            measured with FAISS, and the kernel beside it: the ratio of the two is applied.
 
     Raises:
         InputError: for a setting out of range, for what was not measured, or if nothing fits into memory.
@@ -127,7 +127,7 @@ def recommend(
     image_rows, times = _at_size(found["image"], images, k, extrapolate, evidence)
     pixel_rows, more = _at_k(found["pixel"], k, _SHAPES[backbone], extrapolate, evidence)
     losses = _losses(found["pixel"], pixel_rows[0]["k"])
-    if unit is not None:
+    if simd_level is not None:
         pixel_rows = [_by_kernel(row, found.get("kernel", ())) for row in pixel_rows]
     options = [
         _option(image, pixel, images, (times, more))
@@ -158,8 +158,8 @@ def recommend(
     evidence.append(f"pixel search: {_name(pixel)} at K={pixel['k']}, {pixel['set']}: {pixel['pixel_ms']:.1f} ms")
     if "times" in pixel:
         evidence.append(
-            f"that is FAISS's time over {pixel['times']:.1f}, how many times as fast the compiled kernel ({pixel['unit']}) was "
-            f"beside it; here it uses {unit}"
+            f"that is FAISS's time over {pixel['times']:.1f}, how many times as fast the compiled kernel "
+            f"({pixel['simd_level']}) was beside it; here it uses {simd_level}"
         )
     return Advice(
         recipe=_recipe_of(image, pixel),
@@ -179,7 +179,12 @@ def _by_kernel(pixel: Mapping[str, Any], kernel: Sequence[Mapping[str, Any]]) ->
     """A pixel-level row as it would be by the compiled kernel, if it is exact search and both were measured."""
     for row in kernel:
         if pixel["recipe"] == "exact" and (row["set"], row["k"]) == (pixel["set"], pixel["k"]):
-            return {**pixel, "pixel_ms": pixel["pixel_ms"] / row["times"], "times": row["times"], "unit": row["unit"]}
+            return {
+                **pixel,
+                "pixel_ms": pixel["pixel_ms"] / row["times"],
+                "times": row["times"],
+                "simd_level": row["simd_level"],
+            }
     return pixel
 
 

@@ -9,7 +9,7 @@ from spade_faiss.core.schema import check_choice
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.engines.faiss import FaissSearch
 from spade_faiss.search.engines.native import NativeSearch
-from spade_faiss.search.native.extension import AUTO, UNITS, find_unit, usable_unit
+from spade_faiss.search.native.extension import AUTO, SIMD_LEVELS, find_simd_level, usable_simd_level
 from spade_faiss.search.protocol import SAME_SCORES, Encoded, GallerySearch, NoSettings, SearchMethod
 from spade_faiss.search.workers import Workers
 
@@ -22,40 +22,42 @@ class ExactQuery:
     """What searches, and how candidates are found.
 
     `engine`: on the CPU `native` (the compiled kernel) or `faiss`; `torch` on the device, `knn_gpu` (FAISS's GPU build) on a
-    CUDA card. `auto` is `native` on the CPU where it runs, else `faiss`; elsewhere `torch`. `unit`: what of the processor
-    multiplies for `native`, see `kernel.UNITS`. `product`: what candidates are found by on a device, `float32` or `bfloat16`.
+    CUDA card. `auto` is `native` on the CPU where it runs, else `faiss`; elsewhere `torch`. `simd_level`: the instruction set
+    that `native` multiplies with, one of `SIMD_LEVELS`. `product`: what candidates are found by on a device, `float32` or
+    `bfloat16`.
     """
 
     engine: str = field(default="auto", metadata=SAME_SCORES)
-    unit: str = field(default=AUTO, metadata=SAME_SCORES)
+    simd_level: str = field(default=AUTO, metadata=SAME_SCORES)
     product: str = field(default="float32", metadata=SAME_SCORES)
 
     def __post_init__(self) -> None:
         check_choice("engine", self.engine, ENGINES)
-        check_choice("unit", self.unit, (AUTO, *UNITS))
+        check_choice("simd_level", self.simd_level, (AUTO, *SIMD_LEVELS))
         check_choice("product", self.product, PRODUCTS)
         if self.product != "float32" and self.engine in ("native", "faiss", "knn_gpu"):
             raise InputError(f"product={self.product!r} needs engine='torch', got engine={self.engine!r}")
-        if self.unit != AUTO and self.engine not in ("auto", "native"):
-            raise InputError(f"unit={self.unit!r} needs engine='native', got engine={self.engine!r}")
+        if self.simd_level != AUTO and self.engine not in ("auto", "native"):
+            raise InputError(f"simd_level={self.simd_level!r} needs engine='native', got engine={self.engine!r}")
 
 
-def open_on_cpu(blocks: Blocks, workers: Workers, unit: str = AUTO) -> NativeSearch | FaissSearch:
+def open_on_cpu(blocks: Blocks, workers: Workers, simd_level: str = AUTO) -> NativeSearch | FaissSearch:
     """The fastest exact search that this processor runs."""
-    found = usable_unit(blocks.level.channels) if unit == AUTO else find_unit(unit, blocks.level.channels)
+    channels = blocks.level.channels
+    found = usable_simd_level(channels) if simd_level == AUTO else find_simd_level(simd_level, channels)
     return FaissSearch(blocks, workers) if found is None else NativeSearch(blocks, workers, found)
 
 
 def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: ExactQuery, kept: Encoded | None) -> GallerySearch:
     on_cpu = workers.device.kind == "cpu"
     if query.engine == "native":
-        return NativeSearch(blocks, workers, find_unit(query.unit, blocks.level.channels))
+        return NativeSearch(blocks, workers, find_simd_level(query.simd_level, blocks.level.channels))
     if query.engine == "faiss":
         return FaissSearch(blocks, workers)
     if query.engine == "auto" and on_cpu:
         if query.product != "float32":
             raise InputError(f"product={query.product!r} needs a device, or engine='torch'")
-        return open_on_cpu(blocks, workers, query.unit)
+        return open_on_cpu(blocks, workers, query.simd_level)
     if query.engine == "knn_gpu" and on_cpu:
         raise InputError("engine='knn_gpu' needs a CUDA card; use --device cuda, or another engine")
     # torch is imported only where it searches.

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks import kernel
-from spade_faiss.search.native.extension import import_native, usable_unit
+from spade_faiss.search.native.extension import import_native, usable_simd_level
 from tests.support.benchmark_shapes import TINY
 
-pytestmark = pytest.mark.skipif(usable_unit() is None, reason="no unit of the kernel runs here")
+pytestmark = pytest.mark.skipif(usable_simd_level() is None, reason="no SIMD level of the kernel runs here")
 
 
 @pytest.fixture(autouse=True)

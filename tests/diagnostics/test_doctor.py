@@ -21,12 +21,12 @@ from spade_faiss.diagnostics.doctor import AMBER, GREEN, RED, Check, Diagnosis, 
 from spade_faiss.diagnostics.self_test import SelfTest, run_self_test
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.engines.torch import TorchSearch
-from spade_faiss.search.native.extension import UNITS, usable_unit
+from spade_faiss.search.native.extension import SIMD_LEVELS, usable_simd_level
 from spade_faiss.search.protocol import Hits
 from spade_faiss.search.recipe import recipe_names
 
 # Of a CPU; the first is the recipe's own.
-ENGINES = ("native", "faiss", "torch") if usable_unit() else ("faiss", "torch")
+ENGINES = ("native", "faiss", "torch") if usable_simd_level() else ("faiss", "torch")
 
 
 @pytest.fixture(scope="module")
@@ -100,20 +100,20 @@ def test_an_approximate_recipe_may_miss_an_exact_one_may_not() -> None:
 
 def test_the_kernel_says_what_multiplies_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     here = diagnosis._kernel()
-    assert here.numbers["unit"] == usable_unit()
-    assert list(here.numbers["why_not"]) == list(UNITS)
-    reasons = dict.fromkeys(UNITS, "")
+    assert here.numbers["simd_level"] == usable_simd_level()
+    assert list(here.numbers["why_not"]) == list(SIMD_LEVELS)
+    reasons = dict.fromkeys(SIMD_LEVELS, "")
     monkeypatch.setattr(diagnosis, "why_not", lambda: reasons)
     monkeypatch.setattr(diagnosis, "is_built", lambda: True)
     reasons["amx"] = "the processor has no amx_tile"
-    monkeypatch.setattr(diagnosis, "usable_unit", lambda: "avx512vnni")
+    monkeypatch.setattr(diagnosis, "usable_simd_level", lambda: "avx512vnni")
     check = diagnosis._kernel()
     assert (check.state, check.found) == (GREEN, "avx512vnni multiplies (not here: amx: the processor has no amx_tile)")
-    reasons["amx"] = "the system refuses the tile unit: Operation not permitted"
+    reasons["amx"] = "the system refuses AMX tiles: Operation not permitted"
     check = diagnosis._kernel()
     assert (check.state, check.advice) == (AMBER, "the processor has amx, the system or its hypervisor must allow it")
     monkeypatch.setattr(diagnosis, "is_built", lambda: False)
-    monkeypatch.setattr(diagnosis, "usable_unit", lambda: None)
+    monkeypatch.setattr(diagnosis, "usable_simd_level", lambda: None)
     check = diagnosis._kernel()
     assert (check.state, check.found) == (AMBER, "it is not there: FAISS searches the maps")
     assert "install g++" in check.advice

@@ -26,7 +26,7 @@ def pixel(set: str, recipe: str, k: int, ms: float, lost: float | None, **query:
     return {**row, "peak_bytes": GIB, "bank_bytes_per_image": 1000, "disk_bytes_per_image": 0 if recipe == "exact" else 100}
 
 
-KERNEL = [{"set": "wrn50", "k": 5, "times": 5.0, "unit": "avx2"}]
+KERNEL = [{"set": "wrn50", "k": 5, "times": 5.0, "simd_level": "avx2"}]
 MEASURED: dict[str, Any] = {
     "schema": 1,
     "device": "cpu",
@@ -135,7 +135,7 @@ def test_exact_search_by_the_kernel_counts_where_it_runs() -> None:
     """By FAISS it takes 100 ms and ivf 40; by the kernel, five times as fast side by side, 20."""
     measured = {**MEASURED, "kernel": KERNEL}
     assert recommend(1000, 5, measured=measured).recipe.build.gallery == "ivf"
-    advice = recommend(1000, 5, measured=measured, unit="avx512vnni")
+    advice = recommend(1000, 5, measured=measured, simd_level="avx512vnni")
     assert advice.recipe == load_recipe("exact")
     assert advice.pixel_ms == pytest.approx(20)
     assert any(
@@ -143,4 +143,4 @@ def test_exact_search_by_the_kernel_counts_where_it_runs() -> None:
         for said in advice.evidence
     )
     # Nothing is said of a K that was not measured side by side.
-    assert recommend(1000, 50, measured=measured, unit="avx2") == recommend(1000, 50, measured=measured)
+    assert recommend(1000, 50, measured=measured, simd_level="avx2") == recommend(1000, 50, measured=measured)

@@ -23,13 +23,13 @@ from spade_faiss.core.settings import Method, ReportOptions, Run
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.search.engines.faiss import FaissSearch
 from spade_faiss.search.engines.native import NativeSearch
-from spade_faiss.search.native.extension import usable_unit
+from spade_faiss.search.native.extension import usable_simd_level
 from spade_faiss.search.protocol import Hits
 from tests.support.detectors import open_detector
 from tests.support.oracle import bank_of, batch_of, product
 
 # What `exact` searches with on this machine.
-SEARCH = NativeSearch if usable_unit() else FaissSearch
+SEARCH = NativeSearch if usable_simd_level() else FaissSearch
 Floats = npt.NDArray[np.float32]
 
 SHAPES = {"fine": (9, 11, 4), "coarse": (5, 6, 6)}

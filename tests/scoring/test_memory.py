@@ -25,14 +25,14 @@ from spade_faiss.index.build import build_index
 from spade_faiss.search.distances import _BLAS_BYTES
 from spade_faiss.search.engines.faiss import FaissSearch
 from spade_faiss.search.engines.native import NativeSearch
-from spade_faiss.search.native.extension import usable_unit
+from spade_faiss.search.native.extension import usable_simd_level
 from spade_faiss.search.protocol import Hits
 from spade_faiss.search.recipe import load_recipe
 from tests.support.detectors import open_detector
 from tests.support.oracle import bank_of, batch_of, product
 
 # What `exact` searches with on this machine.
-SEARCH = NativeSearch if usable_unit() else FaissSearch
+SEARCH = NativeSearch if usable_simd_level() else FaissSearch
 SHAPES = {"fine": (9, 11, 4), "coarse": (5, 6, 6)}
 INPUT = (40, 43)
 DIM = 16

@@ -15,7 +15,7 @@ from spade_faiss.features.batch import Level
 from spade_faiss.search import exact
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.engines import faiss as faiss_exact
-from spade_faiss.search.native.extension import usable_unit
+from spade_faiss.search.native.extension import usable_simd_level
 from spade_faiss.search.protocol import Hits, resolve_recipe
 from spade_faiss.search.recipe import Build, Query, Recipe
 from tests.support.searches import Case, Floats, brute, cases, equal, exact_search, open_by, structured
@@ -31,7 +31,9 @@ by_engine = pytest.mark.parametrize(
     "engine",
     [
         "faiss",
-        pytest.param("native", marks=pytest.mark.skipif(usable_unit() is None, reason="no unit of the kernel runs here")),
+        pytest.param(
+            "native", marks=pytest.mark.skipif(usable_simd_level() is None, reason="no SIMD level of the kernel runs here")
+        ),
     ],
 )
 

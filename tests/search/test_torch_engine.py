@@ -22,7 +22,7 @@ from spade_faiss.search.engines.faiss import FaissSearch
 from spade_faiss.search.engines.native import NativeSearch
 from spade_faiss.search.engines.products import GROUP, TorchProduct
 from spade_faiss.search.engines.torch import SplitSearch, TorchSearch, direct_sq_dist
-from spade_faiss.search.native.extension import usable_unit
+from spade_faiss.search.native.extension import usable_simd_level
 from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Build, Query, Recipe, load_recipe
 from spade_faiss.search.workers import Workers
@@ -250,7 +250,7 @@ def engine(**settings: int | float | str) -> Any:
 
 
 def test_the_engine_is_a_query_setting() -> None:
-    assert isinstance(engine(), NativeSearch if usable_unit() else FaissSearch)
+    assert isinstance(engine(), NativeSearch if usable_simd_level() else FaissSearch)
     assert isinstance(engine(engine="faiss"), FaissSearch)
     assert isinstance(engine(engine="torch"), TorchSearch)
     assert engine(engine="torch", product="bfloat16")._product == TorchProduct(half=True)

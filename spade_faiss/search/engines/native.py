@@ -1,4 +1,4 @@
-"""Exact search by the compiled kernel, block by block: each block is packed, filtered, and settled by direct distances."""
+"""Exact search by the compiled kernel, block by block: each is packed, filtered, and refined by direct distances."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from spade_faiss.core.once import Once
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.search.block_jobs import Piece, Visit, in_flight, slices, sweep, visits_of
 from spade_faiss.search.blocks import Blocks, StoredArray
@@ -21,15 +22,15 @@ if TYPE_CHECKING:
 
 # Queries that are searched in a block at a time: enough that Python's share is small, and so few that all cores have some.
 _PART_QUERIES = 784
-# A multiply-add takes a fraction of what it does in float32: tasks hold so many times as many.
+# A multiply-add of the kernel takes a quarter of the time of one in float32, so that a task may hold four times as many.
 _SPEED = 4
-# Of linear algebra, of threads.
+# What linear algebra and threads take.
 _FIXED_BYTES = 4 << 20
 _NO_ROW = np.iinfo(np.int64).max
 
 
 class _Block(NamedTuple):
-    """A block as it is stored, and packed."""
+    """A block as it is stored, and its pack."""
 
     rows: StoredArray
     pack: RowPack
@@ -38,34 +39,23 @@ class _Block(NamedTuple):
 class NativeSearch:
     """Exact nearest gallery vectors, see `GallerySearch`.
 
-    What is returned is the smallest direct distance, of equal ones that in the first bank row, and there of the first location.
-    The kernel evaluates every vector that could have it, whatever it knew before of other blocks: so the numbers depend neither
-    on the batch nor on the order nor on the number of threads nor on the unit.
+    The result is the smallest direct distance; of equal ones the one in the first bank row, and there the first location.
+    The kernel evaluates every vector that could have it, whatever it knew before from other blocks. So the numbers do not
+    depend on the batch, the order of the blocks, the number of threads, or the SIMD level.
 
     Args:
-        blocks: one level's.
-        workers: where it runs.
-        unit: one of `kernel.UNITS` that this machine runs.
+        blocks: the blocks of one level.
+        workers: where the search runs.
+        simd_level: one of `SIMD_LEVELS` that this machine runs.
     """
 
-    def __init__(self, blocks: Blocks, workers: Workers, unit: str) -> None:
+    def __init__(self, blocks: Blocks, workers: Workers, simd_level: str) -> None:
         self._blocks = blocks
         self._workers = workers
-        self._unit = unit
+        self._simd_level = simd_level
         self._native = import_native()
-        self._choosing = threading.Lock()
-        self._chosen: Packing | None = None
-
-    @property
-    def _packing(self) -> Packing:
-        """ResolvedRecipe at the first search, once for all threads: what was packed by another does not fit."""
-        with self._choosing:
-            if self._chosen is None:
-                center = choose_center(self._blocks)
-                basis = choose_basis(self._blocks, self._unit, center)
-                made: Packing = self._native.Packing(self._unit, center, basis)
-                self._chosen = made
-            return self._chosen
+        # Chosen at the first search, once for all threads: packs of different packings cannot be searched in each other.
+        self._packing = Once(partial(_choose_packing, blocks, simd_level))
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""
@@ -73,10 +63,10 @@ class NativeSearch:
         queries = height * width
         packed = images * pack_bytes(queries, channels)
         found = _Nearest.nbytes(images, queries, kappa)
-        # Packed, and decoded where the bank does not store the vectors as they are searched.
+        # Each block is packed, and decoded where the bank does not store vectors in the form that is searched.
         blocks = in_flight(self._workers.threads) * (pack_bytes(queries, channels) + self._blocks.block_bytes)
         part, listed = min(queries, 2 * _PART_QUERIES), min(kappa, queries)
-        # What the filter says of a part's queries, who is done with a group; their bounds, what they find, and its merging.
+        # The filter's minima of a part's queries and which of them have refined a group; their bounds, hits and merged hits.
         each = part * (queries * 9 // 16 + 64 + 12 * listed + 16 * (kappa + listed))
         return _FIXED_BYTES + choosing_bytes(self._blocks) + packed + found + blocks + self._workers.threads * each
 
@@ -86,11 +76,12 @@ class NativeSearch:
         rows = self._blocks.level.height * self._blocks.level.width
         xq = np.ascontiguousarray(xq)
         parts = slices(queries, max(1, round(queries / _PART_QUERIES)))
-        packing = [[self._workers.submit(self._native.QueryPack, self._packing, image[part]) for part in parts] for image in xq]
-        packs: list[list[QueryPack]] = [[task.result() for task in of_image] for of_image in packing]
+        packing = self._packing()
+        packing_tasks = [[self._workers.submit(self._native.QueryPack, packing, image[part]) for part in parts] for image in xq]
+        packs: list[list[QueryPack]] = [[task.result() for task in tasks] for tasks in packing_tasks]
         nearest = _Nearest(n, queries, kappa)
 
-        def look(image: int, number: int, row: int, block: _Block) -> None:
+        def search(image: int, number: int, row: int, block: _Block) -> None:
             part = parts[number]
             bound = nearest.bound(image, part, row)
             D, I, _, _ = self._native.search(
@@ -98,30 +89,36 @@ class NativeSearch:
             )
             nearest.merge(image, part, row, D, I)
 
-        def looks(visit: Visit) -> list[Piece[_Block]]:
+        def searches(visit: Visit) -> list[Piece[_Block]]:
             return [
-                Piece(partial(look, image, number, visit.row), (part.stop - part.start) * rows * channels // _SPEED)
+                Piece(partial(search, image, number, visit.row), (part.stop - part.start) * rows * channels // _SPEED)
                 for image, _ in visit.asked
                 for number, part in enumerate(parts)
             ]
 
-        sweep(self._blocks, self._workers, visits_of(neighbors), self._prepare, looks)
+        sweep(self._blocks, self._workers, visits_of(neighbors), self._prepare, searches)
         return nearest.hits()
 
     def _prepare(self, row: int) -> _Block:
         rows = self._blocks.stored(row)
 
         def pack() -> RowPack:
-            made: RowPack = self._native.RowPack(self._packing, rows)
+            made: RowPack = self._native.RowPack(self._packing(), rows)
             return made
 
-        return _Block(rows, self._blocks.kept(self._unit, row, pack))
+        return _Block(rows, self._blocks.kept(self._simd_level, row, pack))
+
+
+def _choose_packing(blocks: Blocks, simd_level: str) -> Packing:
+    center = choose_center(blocks)
+    packing: Packing = import_native().Packing(simd_level, center, choose_basis(blocks, simd_level, center))
+    return packing
 
 
 class _Nearest:
-    """The nearest that each query has found so far, in whatever order blocks are searched.
+    """The nearest vectors that each query has found so far, in whatever order blocks are searched.
 
-    Blocks of one image may be searched at the same time: a bound that another thread is about to lower only costs evaluations.
+    Blocks of one image may be searched at the same time. A bound that another thread is about to lower costs evaluations only.
     """
 
     def __init__(self, images: int, queries: int, kappa: int) -> None:
@@ -132,23 +129,23 @@ class _Nearest:
 
     @staticmethod
     def nbytes(images: int, queries: int, kappa: int) -> int:
-        """Bytes of such an object."""
+        """How many bytes such an object takes."""
         return images * queries * (4 * kappa + 16)
 
     def bound(self, image: int, part: slice, row: int) -> FloatArray:
-        """Beyond which squared distance a block's vectors change nothing: -inf where none of that row can."""
+        """The squared distances beyond which a block's vectors change nothing; -inf where none of that bank row can."""
         with self._locks[image]:
             bound = self._sq_dist[image, part, -1].copy()
             bound[(bound == 0) & (self._row[image, part] < row)] = -np.inf
         return bound
 
     def merge(self, image: int, part: slice, row: int, D: FloatArray, I: IntArray) -> None:
-        """Take in what was found in a row's block: distances (m, k) and locations, ascending; -1 for none."""
+        """Take in the hits in a bank row's block: squared distances (m, k), ascending, and locations or -1 for no hit."""
         with self._locks[image]:
-            sq_dist, of_row = self._sq_dist[image, part], self._row[image, part]
+            sq_dist, best_row = self._sq_dist[image, part], self._row[image, part]
             found = D[:, 0]
-            nearer = (I[:, 0] >= 0) & ((found < sq_dist[:, 0]) | ((found == sq_dist[:, 0]) & (row < of_row)))
-            of_row[nearer] = row
+            nearer = (I[:, 0] >= 0) & ((found < sq_dist[:, 0]) | ((found == sq_dist[:, 0]) & (row < best_row)))
+            best_row[nearer] = row
             self._location[image, part][nearer] = I[nearer, 0]
             if sq_dist.shape[1] == 1:
                 sq_dist[nearer, 0] = found[nearer]
@@ -156,6 +153,6 @@ class _Nearest:
                 sq_dist[:] = np.sort(np.concatenate([sq_dist, D], axis=1), axis=1)[:, : sq_dist.shape[1]]
 
     def hits(self) -> Hits:
-        """All of it; -1 where there is nothing, as for vectors that are no numbers."""
+        """All of them; the row is -1 where nothing was found, as for queries that are not numbers."""
         self._row[self._row == _NO_ROW] = -1
         return Hits(self._sq_dist, self._row, self._location)

@@ -1,1 +1,1 @@
-"""The compiled kernel: the C++ sources in `src/`, the extension module, and what vectors are packed by."""
+"""The compiled kernel: C++ sources in `src/`, the extension module, and how it encodes the vectors of a level."""

@@ -1,7 +1,7 @@
-"""The compiled kernel: what it needs, which of this processor's units it uses, how much its packed vectors take.
+"""The compiled extension module: whether it is there, which SIMD level it uses, how much memory its packs take.
 
-It finds exact nearest neighbors by a filter of small integers whose errors are known; see `src/packs.hpp`. It is optional:
-where the package was built without a compiler, or the processor has none of its units, FAISS searches.
+It finds exact nearest neighbors by a filter of small integers whose errors are bounded; see `src/packs.hpp`. It is optional:
+FAISS searches where the package was built without a compiler, or where the processor has none of the SIMD levels.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from spade_faiss.core.errors import DependencyError, InputError
 _problem = ""
 try:
     from spade_faiss.search.native import _native
-except ImportError as error:  # built without a compiler, for another kind of processor, or with libraries that are not here
+except ImportError as error:  # it was built without a compiler, for another processor, or against libraries that are not here
     _native, _problem = None, str(error)  # type: ignore[assignment]
 
-# Instructions that multiply bytes, the fastest first: tiles of them (AMX), 512 and 256 bits at a time with sums of 32 bits
-# (AVX-512 VNNI, AVX-VNNI), 256 bits with sums of 16 (AVX2).
-UNITS = ("amx", "avx512vnni", "avxvnni", "avx2")
+# Instruction sets that multiply bytes, the fastest first: tiles of them (AMX), 512 and 256 bits at a time with sums of 32 bits
+# (AVX-512 VNNI, AVX-VNNI), and 256 bits at a time with sums of 16 bits (AVX2).
+SIMD_LEVELS = ("amx", "avx512vnni", "avxvnni", "avx2")
 AUTO = "auto"
 INSTALL = "install g++ and run: pip install --force-reinstall --no-deps spade-faiss"
 
-# Measured for AVX2 (benchmarks/kernel.py); for the others what follows from how much faster their products are.
-_LOOK_COSTS = {"avx2": 20.0, "avxvnni": 30.0, "avx512vnni": 60.0, "amx": 240.0}
-# The most that vectors and their numbers are padded to; beside its codes, of which a query has three bytes each, a packed
-# vector has a few numbers.
-_PADDED_VECTORS, _PADDED_NUMBERS = 16, 64
+# The cost for AVX2 was measured (benchmarks/kernel.py); the others follow from how much faster their products are.
+_REFINE_COSTS = {"avx2": 20.0, "avxvnni": 30.0, "avx512vnni": 60.0, "amx": 240.0}
+# The most vectors, and the most codes of each, that packs are padded to a multiple of.
+_PADDED_VECTORS, _PADDED_CODES = 16, 64
+# A query has its codes as bytes and as 16-bit integers, and a packed vector a few float32 numbers beside its codes.
 _CODE_BYTES, _NUMBERS_BYTES = 3, 24
 
 
 def is_built() -> bool:
-    """Whether the extension module is there."""
+    """Whether the extension module can be imported."""
     return _native is not None
 
 
@@ -50,22 +50,22 @@ def import_native() -> ModuleType:
 
 
 def why_not() -> dict[str, str]:
-    """Each unit, and why this machine does not run it; an empty text if it does."""
+    """Why this machine does not run each SIMD level; an empty string if it does."""
     if _native is None:
-        return dict.fromkeys(UNITS, "the compiled kernel is not there")
-    said = dict(_native.units())
-    return {unit: said[unit] for unit in UNITS}
+        return dict.fromkeys(SIMD_LEVELS, "the compiled kernel is not there")
+    reasons = dict(_native.simd_levels())
+    return {level: reasons[level] for level in SIMD_LEVELS}
 
 
-def usable_unit(channels: int = 1) -> str | None:
-    """The fastest unit that this machine runs, for vectors of so many channels; None if there is none."""
+def usable_simd_level(channels: int = 1) -> str | None:
+    """The fastest SIMD level that this machine runs for vectors with so many channels; None if there is none."""
     if _native is None or channels > _native.MOST_CHANNELS:
         return None
-    return next((unit for unit, why in why_not().items() if not why), None)
+    return next((level for level, why in why_not().items() if not why), None)
 
 
-def find_unit(unit: str, channels: int) -> str:
-    """A unit that runs here: the one that is named, or the fastest for `auto`.
+def find_simd_level(simd_level: str, channels: int) -> str:
+    """The given SIMD level if it runs here, or the fastest one that does for `auto`.
 
     Raises:
         DependencyError: if the kernel was not built.
@@ -74,19 +74,19 @@ def find_unit(unit: str, channels: int) -> str:
     most = import_native().MOST_CHANNELS
     if channels > most:
         raise InputError(f"engine='native' takes up to {most} channels, got {channels}; use engine='faiss'")
-    found = usable_unit() if unit == AUTO else unit
-    why = "the processor has none of its units" if found is None else why_not()[found]
+    found = usable_simd_level() if simd_level == AUTO else simd_level
+    why = "the processor has none of the SIMD levels that it needs" if found is None else why_not()[found]
     if found is None or why:
-        raise InputError(f"engine='native', unit={unit!r} does not run on this machine: {why}; use engine='faiss'")
+        raise InputError(f"engine='native', simd_level={simd_level!r} does not run on this machine: {why}; use engine='faiss'")
     return found
 
 
-def look_cost(unit: str) -> float:
-    """How many multiply-adds of a unit take as long as one channel of a vector that is looked at again."""
-    return _LOOK_COSTS.get(unit, _LOOK_COSTS["avx2"])
+def refine_cost(simd_level: str) -> float:
+    """How many multiply-adds of the filter take as long as one channel of a vector whose distance is computed directly."""
+    return _REFINE_COSTS.get(simd_level, _REFINE_COSTS["avx2"])
 
 
 def pack_bytes(count: int, channels: int) -> int:
-    """The most bytes that so many packed vectors take."""
-    padded = -(-channels // _PADDED_NUMBERS) * _PADDED_NUMBERS
+    """An upper bound of the bytes that a pack of `count` vectors takes."""
+    padded = -(-channels // _PADDED_CODES) * _PADDED_CODES
     return (count + _PADDED_VECTORS) * (_CODE_BYTES * padded + _NUMBERS_BYTES)

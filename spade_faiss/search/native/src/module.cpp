@@ -1,4 +1,4 @@
-// spade_faiss.search.native._native: the kernel as `spade_faiss/search/native/extension.py` sees it. Arrays are checked here, computing runs without the GIL.
+// The extension module spade_faiss.search.native._native. Arguments are checked here; computing runs without the GIL.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -17,131 +17,135 @@ namespace py = pybind11;
 namespace spade {
 namespace {
 
-void require(bool holds, const std::string& what) {
-    if (!holds) throw py::value_error(what);
+void require(bool holds, const std::string& message) {
+    if (!holds) throw py::value_error(message);
 }
 
 bool is_contiguous(const py::array& array) { return array.flags() & py::array::c_style; }
 
-// (n, d) float16 or float32, as they lie in memory.
-Vectors vectors_of(const py::array& array, const char* name) {
-    const bool single = array.dtype().equal(py::dtype::of<float>()), half = array.dtype().equal(py::dtype("e"));
-    require((single || half) && array.ndim() == 2 && is_contiguous(array),
-            std::string(name) + " must be (n, d) float16 or float32, C-contiguous");
-    require(array.shape(1) > 0 && array.shape(1) <= kMostChannels, std::string(name) + " must have 1 to 65536 channels");
-    require(array.shape(0) < (1 << 28), std::string(name) + " are too many");
-    return {array.data(), half ? Type::kFloat16 : Type::kFloat32, static_cast<int>(array.shape(0)),
+bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % alignof(float) == 0; }
+
+// A view of an array (n, d) of float16 or float32, at any address.
+Vectors vectors_of(const py::array& array, const std::string& name) {
+    const bool is_float32 = array.dtype().equal(py::dtype::of<float>()), is_float16 = array.dtype().equal(py::dtype("e"));
+    require((is_float32 || is_float16) && array.ndim() == 2 && is_contiguous(array),
+            name + " must be (n, d) float16 or float32, C-contiguous");
+    require(array.shape(1) > 0 && array.shape(1) <= kMostChannels, name + " must have 1 to 65536 channels");
+    require(array.shape(0) < (1 << 28), name + " must be fewer than 2^28");
+    return {array.data(), is_float16 ? ElementType::kFloat16 : ElementType::kFloat32, static_cast<int>(array.shape(0)),
             static_cast<int>(array.shape(1))};
 }
 
-const float* floats_of(const py::array& array, const std::vector<py::ssize_t>& shape, const std::string& what) {
-    bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
-    for (std::size_t axis = 0; same && axis < shape.size(); ++axis) same = array.shape(axis) == shape[axis];
-    require(same && array.dtype().equal(py::dtype::of<float>()) && is_contiguous(array) &&
-                reinterpret_cast<std::uintptr_t>(array.data()) % alignof(float) == 0,
-            what + " float32, C-contiguous and aligned");
+// The numbers of a float32 array of this shape; `requirement` begins the message if it is another.
+const float* floats_of(const py::array& array, const std::vector<py::ssize_t>& shape, const std::string& requirement) {
+    bool is_same = array.ndim() == static_cast<py::ssize_t>(shape.size());
+    for (std::size_t axis = 0; is_same && axis < shape.size(); ++axis) is_same = array.shape(axis) == shape[axis];
+    require(is_same && array.dtype().equal(py::dtype::of<float>()) && is_contiguous(array) && is_aligned(array.data()),
+            requirement + " float32, C-contiguous and aligned");
     return static_cast<const float*>(array.data());
 }
 
-// A packing, and the unit that it is for.
-struct UnitPacking {
-    const Unit* unit;
+const SimdLevel& level_of(const std::string& name) {
+    const SimdLevel* level = find_simd_level(name);
+    require(level != nullptr, "there is no SIMD level '" + name + "'");
+    return *level;
+}
+
+// What Python sees as Packing: a packing, and the SIMD level whose code format it has.
+struct LevelPacking {
+    const SimdLevel* level;
     std::shared_ptr<const Packing> packing;
 };
 
-// Every pair of rows, to what float32 holds: exactness rests on it.
+// Whether all rows are of length 1 and at right angles, as far as float32 can tell: the filter's bound relies on it.
 bool is_orthonormal(const float* basis, int components, int d) {
     for (int a = 0; a < components; ++a)
         for (int b = 0; b <= a; ++b) {
+            const float *row_a = basis + static_cast<std::size_t>(a) * d, *row_b = basis + static_cast<std::size_t>(b) * d;
             double product = 0;
-            for (int i = 0; i < d; ++i)
-                product += static_cast<double>(basis[static_cast<std::size_t>(a) * d + i]) * basis[static_cast<std::size_t>(b) * d + i];
+            for (int i = 0; i < d; ++i) product += static_cast<double>(row_a[i]) * row_b[i];
             if (!(std::abs(product - (a == b)) <= 1e-6)) return false;
         }
     return true;
 }
 
-UnitPacking make_packing(const std::string& name, const py::array& center, const std::optional<py::array>& basis) {
-    const Unit* unit = find_unit(name);
-    require(unit != nullptr, "there is no unit '" + name + "'");
-    require(unit->why_not.empty(), "unit " + name + " cannot run here: " + unit->why_not);
+LevelPacking make_packing(const std::string& simd_level, const py::array& center, const std::optional<py::array>& basis) {
+    const SimdLevel& level = level_of(simd_level);
+    require(level.why_not.empty(), "SIMD level " + simd_level + " does not run here: " + level.why_not);
     require(center.ndim() == 1 && center.shape(0) > 0 && center.shape(0) <= kMostChannels, "center must be (1 to 65536,)");
     const int d = static_cast<int>(center.shape(0));
-    const float* at = floats_of(center, {d}, "center must be (d,)");
-    if (!basis) return {unit, std::make_shared<Packing>(unit->format, d, at, nullptr, 0)};
+    const float* origin = floats_of(center, {d}, "center must be (d,)");
+    if (!basis) return {&level, std::make_shared<Packing>(level.format, d, origin, nullptr, 0)};
     require(basis->ndim() == 2 && basis->shape(0) > 0 && basis->shape(0) < d, "basis must be (fewer than d, d)");
     const int components = static_cast<int>(basis->shape(0));
     const float* rows = floats_of(*basis, {components, d}, "basis must be (fewer than d, d)");
     require(is_orthonormal(rows, components, d), "basis must be of orthonormal rows");
-    return {unit, std::make_shared<Packing>(unit->format, d, at, rows, components)};
+    return {&level, std::make_shared<Packing>(level.format, d, origin, rows, components)};
 }
 
-// A pack, with the unit that it is for.
+// What Python sees as RowPack and QueryPack: a pack, and the SIMD level that it is for.
 template <typename Pack>
-struct UnitPack {
-    UnitPack(const UnitPacking& by, const Vectors& vectors) : unit(by.unit), pack(by.packing, vectors) {}
-    const Unit* unit;
+struct LevelPack {
+    LevelPack(const LevelPacking& by, const Vectors& vectors) : level(by.level), pack(by.packing, vectors) {}
+    const SimdLevel* level;
     Pack pack;
 };
 
 template <typename Pack>
-std::unique_ptr<UnitPack<Pack>> make_pack(const UnitPacking& by, const py::array& array) {
+std::unique_ptr<LevelPack<Pack>> make_pack(const LevelPacking& packing, const py::array& array) {
     const Vectors vectors = vectors_of(array, "vectors");
-    require(vectors.d == by.packing->d, "vectors must have the packing's channels");
+    require(vectors.d == packing.packing->d, "vectors must have the packing's channels");
     const py::gil_scoped_release released;
-    return std::make_unique<UnitPack<Pack>>(by, vectors);
+    return std::make_unique<LevelPack<Pack>>(packing, vectors);
 }
 
-void require_together(const UnitPack<QueryPack>& queries, const UnitPack<RowPack>& rows) {
+void require_one_packing(const LevelPack<QueryPack>& queries, const LevelPack<RowPack>& rows) {
     require(queries.pack.packing == rows.pack.packing, "packs must be made by one packing");
 }
 
-py::tuple search_block(const UnitPack<QueryPack>& queries, const py::array& xq_, const UnitPack<RowPack>& rows, const py::array& xb_,
-                       const py::array& bound, int k, float margin) {
-    require_together(queries, rows);
-    const Vectors xq = vectors_of(xq_, "queries"), xb = vectors_of(xb_, "rows");
-    require(xq.count == queries.pack.count && xb.count == rows.pack.count && xq.d == queries.pack.packing->d && xb.d == xq.d,
+py::tuple py_search(const LevelPack<QueryPack>& query_pack, const py::array& queries, const LevelPack<RowPack>& row_pack,
+                    const py::array& rows, const py::array& bound, int k, float margin) {
+    require_one_packing(query_pack, row_pack);
+    const Vectors xq = vectors_of(queries, "queries"), xb = vectors_of(rows, "rows");
+    require(xq.count == query_pack.pack.count && xb.count == row_pack.pack.count && xq.d == query_pack.pack.packing->d &&
+                xb.d == xq.d,
             "packs must be of these queries and rows");
-    require(xq.type == Type::kFloat32 && reinterpret_cast<std::uintptr_t>(xq.data) % alignof(float) == 0,
-            "queries must be float32, aligned");
+    require(xq.type == ElementType::kFloat32 && is_aligned(xq.data), "queries must be float32, aligned");
     require(1 <= k && k <= xb.count, "k must be 1 to the number of rows");
     const float* limit = floats_of(bound, {xq.count}, "bound must be (" + std::to_string(xq.count) + ",)");
-    py::array_t<float> sq_dist({static_cast<py::ssize_t>(xq.count), static_cast<py::ssize_t>(k)});
-    py::array_t<std::int64_t> location({static_cast<py::ssize_t>(xq.count), static_cast<py::ssize_t>(k)});
-    float* D = sq_dist.mutable_data();
-    std::int64_t* I = location.mutable_data();
-    Effort effort;
+    py::array_t<float> D({static_cast<py::ssize_t>(xq.count), static_cast<py::ssize_t>(k)});
+    py::array_t<std::int64_t> I({static_cast<py::ssize_t>(xq.count), static_cast<py::ssize_t>(k)});
+    float* sq_dist = D.mutable_data();
+    std::int64_t* row = I.mutable_data();
+    SearchStats stats;
     {
         const py::gil_scoped_release released;
-        effort = search(*queries.unit, queries.pack, xq, rows.pack, xb, limit, k, margin, D, I);
+        stats = search(*query_pack.level, query_pack.pack, xq, row_pack.pack, xb, limit, k, margin, sq_dist, row);
     }
-    return py::make_tuple(std::move(sq_dist), std::move(location), effort.evaluated, effort.dense);
+    return py::make_tuple(std::move(D), std::move(I), stats.evaluated, stats.dense);
 }
 
-// What a filter alone does, for measuring it: minima that nobody looks at.
-void filter_block(const UnitPack<QueryPack>& queries, const UnitPack<RowPack>& rows) {
-    require_together(queries, rows);
+void py_filter(const LevelPack<QueryPack>& query_pack, const LevelPack<RowPack>& row_pack) {
+    require_one_packing(query_pack, row_pack);
     const py::gil_scoped_release released;
-    filter_all(*queries.unit, queries.pack, rows.pack);
+    filter_block(*query_pack.level, query_pack.pack, row_pack.pack);
 }
 
-std::vector<std::pair<std::string, std::string>> list_units() {
+std::vector<std::pair<std::string, std::string>> py_simd_levels() {
     std::vector<std::pair<std::string, std::string>> found;
-    for (const Unit& unit : units()) found.emplace_back(unit.name, unit.why_not);
+    for (const SimdLevel& level : simd_levels()) found.emplace_back(level.name, level.why_not);
     return found;
 }
 
-int padded_length(const std::string& name, int length) {
-    const Unit* unit = find_unit(name);
-    require(unit != nullptr, "there is no unit '" + name + "'");
-    return (length + unit->format.align - 1) / unit->format.align * unit->format.align;
+int py_padded_length(const std::string& simd_level, int length) {
+    return round_up(length, level_of(simd_level).format.alignment);
 }
 
 template <typename Pack>
-void expose(py::module_& module, const char* name) {
-    py::class_<UnitPack<Pack>>(module, name)
+void define_pack(py::module_& module, const char* name) {
+    py::class_<LevelPack<Pack>>(module, name)
         .def(py::init(&make_pack<Pack>), py::arg("packing"), py::arg("vectors"))
-        .def_property_readonly("nbytes", [](const UnitPack<Pack>& of) { return of.pack.nbytes(); });
+        .def_property_readonly("nbytes", [](const LevelPack<Pack>& self) { return self.pack.nbytes(); });
 }
 
 }  // namespace
@@ -149,15 +153,18 @@ void expose(py::module_& module, const char* name) {
 
 PYBIND11_MODULE(_native, module) {
     using namespace spade;
-    module.doc() = "Exact nearest rows by a filter of small integers; see spade_faiss.kernel.";
+    module.doc() = "Exact nearest rows by a filter of small integers; see spade_faiss.search.native.extension.";
     module.attr("MOST_CHANNELS") = kMostChannels;
-    module.def("units", &list_units, "Each unit, and why it does not run here; the fastest first.");
-    module.def("padded_length", &padded_length, py::arg("unit"), py::arg("length"));
-    py::class_<UnitPacking>(module, "Packing")
-        .def(py::init(&make_packing), py::arg("unit"), py::arg("center"), py::arg("basis") = py::none());
-    expose<RowPack>(module, "RowPack");
-    expose<QueryPack>(module, "QueryPack");
-    module.def("search", &search_block, py::arg("query_pack"), py::arg("queries"), py::arg("row_pack"), py::arg("rows"),
-               py::arg("bound"), py::arg("k"), py::arg("margin") = 1.0f);
-    module.def("filter", &filter_block, py::arg("query_pack"), py::arg("row_pack"));
+    module.def("simd_levels", &py_simd_levels, "Each SIMD level, and why it does not run here; the fastest first.");
+    module.def("padded_length", &py_padded_length, py::arg("simd_level"), py::arg("length"),
+               "The number of codes that vectors of this many values take.");
+    py::class_<LevelPacking>(module, "Packing")
+        .def(py::init(&make_packing), py::arg("simd_level"), py::arg("center"), py::arg("basis") = py::none());
+    define_pack<RowPack>(module, "RowPack");
+    define_pack<QueryPack>(module, "QueryPack");
+    module.def("search", &py_search, py::arg("query_pack"), py::arg("queries"), py::arg("row_pack"), py::arg("rows"),
+               py::arg("bound"), py::arg("k"), py::arg("margin") = 1.0f,
+               "The k nearest rows of each query: squared distances, rows, and how many distances were computed.");
+    module.def("filter", &py_filter, py::arg("query_pack"), py::arg("row_pack"),
+               "Runs the filter alone, to measure its speed.");
 }

@@ -8,170 +8,176 @@
 #include <limits>
 #include <utility>
 
-#include "lanes.hpp"
+#include "floats.hpp"
 #include "target.hpp"
 
 namespace spade {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-// Below, a step's inverse could overflow: such a vector is kept as 0, all of it a residual.
-constexpr float kLeast = 1e-30f;
+// The inverse of a smaller step could overflow: a vector without larger values is encoded as 0, and all of it is residual.
+constexpr float kSmallestValue = 1e-30f;
+// Sums are computed in two registers of eight lanes.
 constexpr int kLanes = 16;
-// Vectors that are shortened together: their sums are independent of each other.
-constexpr int kTogether = 4;
+// Vectors that are shortened together, because their sums do not wait for each other.
+constexpr int kBatch = 4;
 
-int up(int value, int align) { return (value + align - 1) / align * align; }
-
-struct Coded {
+// What is known of an encoded vector v: its quantization step, |v|^2 and |v - v'|.
+struct Quantized {
     float step, sq_norm, residual;
 };
 
-// Sixteen integers as bytes.
-SPADE_AVX2 SPADE_INLINE __m128i bytes(__m256i low, __m256i high) {
+// Narrows sixteen 32-bit integers to bytes, in their order.
+SPADE_TARGET_AVX2 SPADE_INLINE __m128i to_bytes(__m256i low, __m256i high) {
     const __m256i shorts = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xD8);
     return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packs_epi16(shorts, shorts), 0xD8));
 }
 
-// |v|^2; v is padded with zeros.
-SPADE_AVX2 float square(const float* v, int padded) {
+// |v|^2 of a vector that is padded with zeros to `padded` channels, a multiple of kLanes.
+SPADE_TARGET_AVX2 float sq_norm_of(const float* v, int padded) {
     __m256 low = _mm256_setzero_ps(), high = low;
     for (int i = 0; i < padded; i += kLanes) {
         const __m256 a = _mm256_loadu_ps(v + i), b = _mm256_loadu_ps(v + i + 8);
         low = _mm256_fmadd_ps(a, a, low);
         high = _mm256_fmadd_ps(b, b, high);
     }
-    return sum(_mm256_add_ps(low, high));
+    return sum_of_lanes(_mm256_add_ps(low, high));
 }
 
-// Components of kTogether vectors and the length of what they leave over, which is never too short.
-SPADE_AVX2 void shorten(const Packing& packing, const float* v, int between, float* to, int between_short) {
-    for (int j = 0; j < packing.columns; j += kLanes) {
-        __m256 low[kTogether], high[kTogether];
-        for (int t = 0; t < kTogether; ++t) low[t] = high[t] = _mm256_setzero_ps();
-        const float* column = packing.basis.data() + j;
-        for (int i = 0; i < packing.d; ++i, column += packing.columns) {
-            const __m256 a = _mm256_load_ps(column), b = _mm256_load_ps(column + 8);
+// Shortens kBatch vectors, `stride` floats apart, to their components and the length of what the basis leaves over, which is
+// rounded so that it is never too short. The shortened vectors are `out_stride` floats apart and padded with zeros.
+SPADE_TARGET_AVX2 void shorten(const Packing& packing, const float* v, int stride, float* out, int out_stride) {
+    for (int j = 0; j < packing.padded_components; j += kLanes) {
+        __m256 low[kBatch], high[kBatch];
+        for (int t = 0; t < kBatch; ++t) low[t] = high[t] = _mm256_setzero_ps();
+        const float* channel = packing.basis.data() + j;
+        for (int i = 0; i < packing.d; ++i, channel += packing.padded_components) {
+            const __m256 a = _mm256_load_ps(channel), b = _mm256_load_ps(channel + 8);
 #pragma GCC unroll 4
-            for (int t = 0; t < kTogether; ++t) {
-                const __m256 of = _mm256_broadcast_ss(v + static_cast<std::size_t>(t) * between + i);
-                low[t] = _mm256_fmadd_ps(of, a, low[t]);
-                high[t] = _mm256_fmadd_ps(of, b, high[t]);
+            for (int t = 0; t < kBatch; ++t) {
+                const __m256 value = _mm256_broadcast_ss(v + static_cast<std::size_t>(t) * stride + i);
+                low[t] = _mm256_fmadd_ps(value, a, low[t]);
+                high[t] = _mm256_fmadd_ps(value, b, high[t]);
             }
         }
-        for (int t = 0; t < kTogether; ++t) {
-            _mm256_storeu_ps(to + static_cast<std::size_t>(t) * between_short + j, low[t]);
-            _mm256_storeu_ps(to + static_cast<std::size_t>(t) * between_short + j + 8, high[t]);
+        for (int t = 0; t < kBatch; ++t) {
+            _mm256_storeu_ps(out + static_cast<std::size_t>(t) * out_stride + j, low[t]);
+            _mm256_storeu_ps(out + static_cast<std::size_t>(t) * out_stride + j + 8, high[t]);
         }
     }
-    for (int t = 0; t < kTogether; ++t, v += between, to += between_short) {
-        const float all = square(v, up(packing.d, kLanes)), kept = square(to, packing.columns);
-        to[packing.components] = std::sqrt(std::fmax(all - kept, 0.0f) + 4 * packing.of_basis() * all);
-        std::fill(to + packing.components + 1, to + between_short, 0.0f);
+    for (int t = 0; t < kBatch; ++t, v += stride, out += out_stride) {
+        const float whole = sq_norm_of(v, round_up(packing.d, kLanes));
+        const float spanned = sq_norm_of(out, packing.padded_components);
+        out[packing.components] = std::sqrt(std::fmax(whole - spanned, 0.0f) + 4 * packing.basis_rounding() * whole);
+        std::fill(out + packing.components + 1, out + out_stride, 0.0f);
     }
 }
 
-// A vector as codes of magnitude up to `most`, signed; `v` and `codes` are of `stride`.
-SPADE_AVX2 Coded encode(const float* v, int most, int stride, std::int8_t* codes) {
+// Encodes a vector of `stride` floats as signed codes of magnitude up to `max_code`.
+SPADE_TARGET_AVX2 Quantized encode(const float* v, int max_code, int stride, std::int8_t* codes) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     __m256 largest = _mm256_setzero_ps();
     for (int i = 0; i < stride; i += 8) largest = _mm256_max_ps(largest, _mm256_andnot_ps(sign, _mm256_loadu_ps(v + i)));
     alignas(32) float lanes[8];
     _mm256_store_ps(lanes, largest);
-    const float most_of_it = *std::max_element(lanes, lanes + 8);
-    const float sq_norm = square(v, stride);
-    if (!(sq_norm <= std::numeric_limits<float>::max()) || most_of_it < kLeast) {
+    const float max_value = *std::max_element(lanes, lanes + 8);
+    const float sq_norm = sq_norm_of(v, stride);
+    const bool is_finite = sq_norm <= std::numeric_limits<float>::max();
+    if (!is_finite || max_value < kSmallestValue) {
         std::memset(codes, 0, stride);
-        // Not a number, or beyond float32: a residual that rules nothing out.
-        if (!(sq_norm <= std::numeric_limits<float>::max())) return {0, kInfinity, kInfinity};
+        // The infinite residual of a vector that is not a number, or whose norm is beyond float32, rules nothing out.
+        if (!is_finite) return {0, kInfinity, kInfinity};
         return {0, sq_norm, std::sqrt(sq_norm)};
     }
-    const float step = most_of_it / static_cast<float>(most);
-    const __m256 by = _mm256_set1_ps(1 / step), of = _mm256_set1_ps(step);
+    const float step = max_value / static_cast<float>(max_code);
+    const __m256 inverse_step = _mm256_set1_ps(1 / step), steps = _mm256_set1_ps(step);
     __m256 low = _mm256_setzero_ps(), high = low;
     for (int i = 0; i < stride; i += kLanes) {
         const __m256 a = _mm256_loadu_ps(v + i), b = _mm256_loadu_ps(v + i + 8);
-        const __m256i codes_a = _mm256_cvtps_epi32(_mm256_mul_ps(a, by)), codes_b = _mm256_cvtps_epi32(_mm256_mul_ps(b, by));
-        const __m256 left_a = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(codes_a), of, a);
-        const __m256 left_b = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(codes_b), of, b);
-        low = _mm256_fmadd_ps(left_a, left_a, low);
-        high = _mm256_fmadd_ps(left_b, left_b, high);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), bytes(codes_a, codes_b));
+        const __m256i codes_a = _mm256_cvtps_epi32(_mm256_mul_ps(a, inverse_step));
+        const __m256i codes_b = _mm256_cvtps_epi32(_mm256_mul_ps(b, inverse_step));
+        const __m256 error_a = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(codes_a), steps, a);
+        const __m256 error_b = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(codes_b), steps, b);
+        low = _mm256_fmadd_ps(error_a, error_a, low);
+        high = _mm256_fmadd_ps(error_b, error_b, high);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), to_bytes(codes_a, codes_b));
     }
-    return {step, sq_norm, std::sqrt(sum(_mm256_add_ps(low, high)))};
+    return {step, sq_norm, std::sqrt(sum_of_lanes(_mm256_add_ps(low, high)))};
 }
 
-// A length rounded up: by what a sum of squares may lose, and by what squares that vanish do.
-float at_least(float length, const Packing& packing) {
+// An upper bound of a length that was computed in float32: a sum of squares is rounded, and small squares vanish.
+float upper_bound(float length, const Packing& packing) {
     return length * (1 + packing.rounding) + std::sqrt(static_cast<float>(packing.stride)) * kVanishing;
 }
 
-// Calls `take(i, coded, codes)` for each of the vectors.
-template <typename Take>
-void encode_all(const Packing& packing, const Vectors& vectors, int most, Take take) {
-    const UsualArithmetic usual;
-    const int between = std::max(up(packing.d, kLanes), packing.stride), between_short = std::max(packing.columns + 1, packing.stride);
-    Buffer<float> v(static_cast<std::size_t>(kTogether) * between), shortened(static_cast<std::size_t>(kTogether) * between_short);
+// Encodes all vectors and calls `store(i, quantized, codes)` for each.
+template <typename Store>
+void encode_all(const Packing& packing, const Vectors& vectors, int max_code, Store store) {
+    const ScopedDefaultFloatMode float_mode;
+    const int stride = std::max(round_up(packing.d, kLanes), packing.stride);
+    const int short_stride = std::max(packing.padded_components + 1, packing.stride);
+    Buffer<float> centered(static_cast<std::size_t>(kBatch) * stride);
+    Buffer<float> shortened(static_cast<std::size_t>(kBatch) * short_stride);
     Buffer<std::int8_t> codes(packing.stride);
-    for (int first = 0; first < vectors.count; first += kTogether) {
-        const int count = std::min(kTogether, vectors.count - first);
+    for (int first = 0; first < vectors.count; first += kBatch) {
+        const int count = std::min(kBatch, vectors.count - first);
         for (int t = 0; t < count; ++t) {
-            float* to = v.data() + static_cast<std::size_t>(t) * between;
-            decode(vectors.row(first + t), vectors.type, packing.d, between, to);
-            for (int c = 0; c < packing.d; ++c) to[c] -= packing.center[c];
+            float* v = centered.data() + static_cast<std::size_t>(t) * stride;
+            decode(vectors.row(first + t), vectors.type, packing.d, stride, v);
+            for (int c = 0; c < packing.d; ++c) v[c] -= packing.center[c];
         }
-        if (packing.components) shorten(packing, v.data(), between, shortened.data(), between_short);
+        if (packing.components) shorten(packing, centered.data(), stride, shortened.data(), short_stride);
         for (int t = 0; t < count; ++t) {
-            const float* of = packing.components ? shortened.data() + static_cast<std::size_t>(t) * between_short
-                                                 : v.data() + static_cast<std::size_t>(t) * between;
-            take(first + t, encode(of, most, packing.stride, codes.data()), codes.data());
+            const float* v = packing.components ? shortened.data() + static_cast<std::size_t>(t) * short_stride
+                                                : centered.data() + static_cast<std::size_t>(t) * stride;
+            store(first + t, encode(v, max_code, packing.stride, codes.data()), codes.data());
         }
     }
 }
 
 }  // namespace
 
-Packing::Packing(Format format_, int d_, const float* center_, const float* basis_, int components_)
+Packing::Packing(CodeFormat format_, int d_, const float* center_, const float* basis_, int components_)
     : format(format_),
       d(d_),
       components(components_),
-      stride(up(length(), format_.align)),
-      // Sums are made in 16 lanes.
-      rounding((static_cast<float>(d_) / 8 + 64) * 0x1p-24f + 4 * of_basis()),
+      stride(round_up(length(), format_.alignment)),
+      // A sum of d products in 16 lanes takes d / 16 additions; the rest is for what is not proportional to d.
+      rounding((static_cast<float>(d_) / 8 + 64) * 0x1p-24f + 4 * basis_rounding()),
       center(d_),
-      columns(up(components_, kLanes)),
-      basis(static_cast<std::size_t>(d_) * columns) {
+      padded_components(round_up(components_, kLanes)),
+      basis(static_cast<std::size_t>(d_) * padded_components) {
     std::copy_n(center_, d, center.data());
     for (int j = 0; j < components; ++j)
         for (int i = 0; i < d; ++i)
-            basis[static_cast<std::size_t>(i) * columns + j] = basis_[static_cast<std::size_t>(j) * d + i];
+            basis[static_cast<std::size_t>(i) * padded_components + j] = basis_[static_cast<std::size_t>(j) * d + i];
 }
 
 RowPack::RowPack(std::shared_ptr<const Packing> packing_, const Vectors& rows)
     : packing(std::move(packing_)),
       count(rows.count),
       stride(packing->stride),
-      groups(up(rows.count, kRowAlign) / kGroup),
+      groups(round_up(rows.count, kRowAlign) / kGroup),
       codes(static_cast<std::size_t>(groups) * kGroup * stride),
       step(static_cast<std::size_t>(groups) * kGroup),
-      half(static_cast<std::size_t>(groups) * kGroup),
-      reach(static_cast<std::size_t>(groups) * kGroup),
+      half_sq_norm(static_cast<std::size_t>(groups) * kGroup),
+      norm(static_cast<std::size_t>(groups) * kGroup),
       residual(static_cast<std::size_t>(groups) * kGroup),
-      group_reach(groups),
-      group_residual(groups),
+      max_norm(groups),
+      max_residual(groups),
       repeats(groups) {
-    std::fill_n(half.data(), static_cast<std::size_t>(groups) * kGroup, kInfinity);
-    const Format format = packing->format;
-    encode_all(*packing, rows, format.row_most, [&](int i, const Coded& coded, const std::int8_t* from) {
-        auto* to = codes.data() + static_cast<std::size_t>(i) * stride;
-        for (int c = 0; c < stride; ++c) to[c] = static_cast<std::uint8_t>(from[c] + format.zero);
+    std::fill_n(half_sq_norm.data(), static_cast<std::size_t>(groups) * kGroup, kInfinity);
+    const CodeFormat format = packing->format;
+    encode_all(*packing, rows, format.max_row_code, [&](int i, const Quantized& quantized, const std::int8_t* row_codes) {
+        auto* out = codes.data() + static_cast<std::size_t>(i) * stride;
+        for (int c = 0; c < stride; ++c) out[c] = static_cast<std::uint8_t>(row_codes[c] + format.row_offset);
         const int group = i / kGroup;
-        step[i] = coded.step;
-        half[i] = coded.sq_norm / 2;
-        reach[i] = at_least(std::sqrt(coded.sq_norm), *packing);
-        residual[i] = at_least(coded.residual, *packing);
-        group_reach[group] = std::max(group_reach[group], reach[i]);
-        group_residual[group] = std::max(group_residual[group], residual[i]);
+        step[i] = quantized.step;
+        half_sq_norm[i] = quantized.sq_norm / 2;
+        norm[i] = upper_bound(std::sqrt(quantized.sq_norm), *packing);
+        residual[i] = upper_bound(quantized.residual, *packing);
+        max_norm[group] = std::max(max_norm[group], norm[i]);
+        max_residual[group] = std::max(max_residual[group], residual[i]);
         if (i > 0 && std::memcmp(rows.row(i), rows.row(i - 1), rows.row_bytes()) == 0)
             repeats[group] |= static_cast<std::uint8_t>(1 << i % kGroup);
     });
@@ -181,29 +187,31 @@ QueryPack::QueryPack(std::shared_ptr<const Packing> packing_, const Vectors& que
     : packing(std::move(packing_)),
       count(queries.count),
       stride(packing->stride),
-      panels(up(queries.count, kPanel) / kPanel),
+      panels(round_up(queries.count, kPanel) / kPanel),
       codes(static_cast<std::size_t>(panels) * kPanel * stride),
-      lines(static_cast<std::size_t>(panels) * kPanel * stride),
+      codes_by_query(static_cast<std::size_t>(panels) * kPanel * stride),
       step(static_cast<std::size_t>(panels) * kPanel),
-      start(static_cast<std::size_t>(panels) * kPanel),
+      initial_dot(static_cast<std::size_t>(panels) * kPanel),
       sq_norm(static_cast<std::size_t>(panels) * kPanel),
       norm(static_cast<std::size_t>(panels) * kPanel),
       residual(static_cast<std::size_t>(panels) * kPanel) {
-    const Format format = packing->format;
-    encode_all(*packing, queries, format.query_most, [&](int i, const Coded& coded, const std::int8_t* from) {
-        auto* panel = codes.data() + static_cast<std::size_t>(i / kPanel) * kPanel * stride + i % kPanel * 4;
-        std::int32_t total = 0;
-        for (int c = 0; c < stride; ++c) {
-            lines[static_cast<std::size_t>(i) * stride + c] = from[c];
-            total += from[c];
-        }
-        for (int c = 0; c < stride; c += 4) std::memcpy(panel + static_cast<std::size_t>(c) * kPanel, from + c, 4);
-        step[i] = coded.step;
-        start[i] = -format.zero * total;
-        sq_norm[i] = coded.sq_norm;
-        residual[i] = at_least(coded.residual, *packing);
-        norm[i] = at_least(std::sqrt(coded.sq_norm), *packing) + residual[i];
-    });
+    const CodeFormat format = packing->format;
+    encode_all(*packing, queries, format.max_query_code,
+               [&](int i, const Quantized& quantized, const std::int8_t* query_codes) {
+                   auto* lane = codes.data() + static_cast<std::size_t>(i / kPanel) * kPanel * stride + i % kPanel * 4;
+                   std::int32_t total = 0;
+                   for (int c = 0; c < stride; ++c) {
+                       codes_by_query[static_cast<std::size_t>(i) * stride + c] = query_codes[c];
+                       total += query_codes[c];
+                   }
+                   for (int c = 0; c < stride; c += 4)
+                       std::memcpy(lane + static_cast<std::size_t>(c) * kPanel, query_codes + c, 4);
+                   step[i] = quantized.step;
+                   initial_dot[i] = -format.row_offset * total;
+                   sq_norm[i] = quantized.sq_norm;
+                   residual[i] = upper_bound(quantized.residual, *packing);
+                   norm[i] = upper_bound(std::sqrt(quantized.sq_norm), *packing) + residual[i];
+               });
 }
 
 }  // namespace spade

@@ -1,130 +1,107 @@
-// Vectors as small integers: what the filter multiplies, and how far each is from what it stands for.
+// Packs: vectors as the small integers that the filter multiplies, with bounds of how far each is from its vector.
 //
-// A vector less the level's center, v, is first shortened to [B v, |v - B^T B v|]: its components in a basis of few orthonormal
-// rows, and the length of the rest. For a query q and a row x that keeps the lengths, and makes no product too small:
+// A vector v, taken relative to the level's center, is first shortened to [B v, |v - B^T B v|]: its components in a basis B of
+// a few orthonormal rows, and the length of what the basis leaves over. Shortening keeps the lengths of a query q and a row x,
+// and makes no product too small:
 //
 //     q.x <= (B q).(B x) + |rest of q| |rest of x|                                                      (Cauchy-Schwarz)
 //
-// Then it is kept as v' = step * code with integer codes; |v - v'| is known. For shortened q and x
+// The shortened vector is then rounded to v' = step * code with integer codes, and the residual |v - v'| is stored. For
+// shortened q and x
 //
-//     |q.x - q'.x'| <= |q - q'| |x| + |q'| |x - x'|                                                       (the same)
+//     |q.x - q'.x'| <= |q - q'| |x| + |q'| |x - x'|                                                     (Cauchy-Schwarz)
 //
 // where q'.x' is a sum of products of integers, which no processor rounds. So the filter bounds every distance from below:
-// |q - x|^2 = |q|^2 + |x|^2 - 2 q.x. Without a basis vectors are not shortened.
+// |q - x|^2 = |q|^2 + |x|^2 - 2 q.x. Without a basis, vectors are rounded without being shortened.
 #pragma once
 
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <new>
+
+#include "buffer.hpp"
+#include "vectors.hpp"
 
 namespace spade {
 
-constexpr int kPanel = 16;      // queries whose products are made side by side: the lanes of a vector
-constexpr int kGroup = 8;       // rows of which one minimum is kept
-constexpr int kRowAlign = 16;   // rows are padded to a multiple of it
-constexpr int kMostChannels = 65536;  // beyond, a sum of products could leave 32 bits
-// Numbers below it may be squared to 0, and flushed to 0 by whoever set the processor so.
+constexpr int kPanel = 16;            // queries of a panel: their products are computed side by side, one in each lane
+constexpr int kGroup = 8;             // rows of a group: the filter returns one minimum for all of them
+constexpr int kRowAlign = 16;         // the number of rows is padded to a multiple of this
+constexpr int kMostChannels = 65536;  // with more channels, a sum of products could exceed 32 bits
+// The square of a smaller number may be 0 in float32.
 constexpr float kVanishing = 0x1p-63f;
 
-// The integers that a unit multiplies: rows are unsigned, `zero` stands for 0.
-struct Format {
-    int row_most;    // the largest magnitude of a row's code
-    int zero;        // added to a row's codes
-    int query_most;  // the largest magnitude of a query's code
-    int align;       // channels are padded to a multiple of it
+constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// The integers that a SIMD level multiplies: unsigned ones for rows, signed ones for queries.
+struct CodeFormat {
+    int max_row_code;    // the largest magnitude of a row's code before the offset is added
+    int row_offset;      // what is added to a row's codes to make them unsigned
+    int max_query_code;  // the largest magnitude of a query's code
+    int alignment;       // the number of codes is padded to a multiple of this
 };
 
-// One byte a number, as dot products of bytes take them: VNNI, the tile unit.
-constexpr Format wide(int align) { return {127, 128, 127, align}; }
-// Four products of two numbers each fit into 16 bits: 4 * 2 * 63 * 63 < 2^15. For AVX2, whose sums are of 16 bits.
-constexpr Format narrow(int align) { return {31, 32, 63, align}; }
+// Codes that fill a byte, for instructions that add products of bytes up in 32 bits: VNNI and AMX.
+constexpr CodeFormat eight_bit_codes(int alignment) { return {127, 128, 127, alignment}; }
+// Codes for AVX2, which adds products of bytes up in 16 bits: four sums of two products fit, since 4 * 2 * 63 * 63 < 2^15.
+constexpr CodeFormat six_bit_codes(int alignment) { return {31, 32, 63, alignment}; }
 
-template <typename T>
-class Buffer {  // zeros, aligned to a cache line
-public:
-    explicit Buffer(std::size_t size) : size_(size), data_(new (std::align_val_t(64)) T[size + 64 / sizeof(T)]()) {}
-    T* data() { return data_.get(); }
-    const T* data() const { return data_.get(); }
-    T& operator[](std::size_t i) { return data_.get()[i]; }
-    const T& operator[](std::size_t i) const { return data_.get()[i]; }
-    std::size_t nbytes() const { return size_ * sizeof(T); }
-
-private:
-    struct Free {
-        void operator()(T* p) const { ::operator delete[](p, std::align_val_t(64)); }
-    };
-    std::size_t size_;
-    std::unique_ptr<T[], Free> data_;
-};
-
-enum class Type { kFloat16, kFloat32 };
-
-// Vectors as they are, row after row, at any address.
-struct Vectors {
-    const void* data;
-    Type type;
-    int count, d;
-    std::size_t row_bytes() const { return static_cast<std::size_t>(d) * (type == Type::kFloat16 ? 2 : 4); }
-    const void* row(int i) const { return static_cast<const char*>(data) + i * row_bytes(); }
-};
-
-// What vectors are packed by. Packs that meet must be made by the same one.
+// How vectors are encoded. Only packs that were made by the same Packing can be searched in each other.
 struct Packing {
-    // `basis`: (components, d), orthonormal rows; nullptr for none.
-    Packing(Format format, int d, const float* center, const float* basis, int components);
+    // `center`: (d). `basis`: (components, d), orthonormal rows; nullptr and 0 for none.
+    Packing(CodeFormat format, int d, const float* center, const float* basis, int components);
 
-    // Numbers that are kept of a vector.
+    // The number of values that a vector is shortened to.
     int length() const { return components ? components + 1 : d; }
-    // How far components may be from what they should be, as a share of the vector's length: sums of one product after another.
-    float of_basis() const {
+    // A bound of the rounding error of a vector's components, as a share of its length: each is a sum of d products.
+    float basis_rounding() const {
         return components ? static_cast<float>(d) * (std::sqrt(static_cast<float>(components)) + 1) * 0x1p-24f : 0.0f;
     }
 
-    Format format;
+    CodeFormat format;
     int d, components;
-    int stride;      // numbers of a packed vector, padded
-    float rounding;  // what float32 may lose of norms, centering, the basis and all: a share of |q|^2 + |x|^2
-    Buffer<float> center;
-    int columns;           // components, padded
-    Buffer<float> basis;   // (d, columns): what one channel adds to all components is side by side
+    int stride;             // the number of codes of a packed vector, padded
+    float rounding;         // a bound of all rounding errors of float32 (norms, centering, basis), as a share of |q|^2 + |x|^2
+    Buffer<float> center;   // (d)
+    int padded_components;  // components, padded to whole registers
+    Buffer<float> basis;    // (d, padded_components): the basis transposed, so that registers hold one channel of all its rows
 };
 
-// The rows of a block. Rows beyond `count` are as far as can be.
+// The rows of a block. Rows beyond `count` are padding at an infinite distance.
 struct RowPack {
     RowPack(std::shared_ptr<const Packing> packing, const Vectors& rows);
     std::size_t nbytes() const {
-        return codes.nbytes() + step.nbytes() + half.nbytes() + reach.nbytes() + residual.nbytes() + group_reach.nbytes() +
-               group_residual.nbytes() + repeats.nbytes();
+        return codes.nbytes() + step.nbytes() + half_sq_norm.nbytes() + norm.nbytes() + residual.nbytes() + max_norm.nbytes() +
+               max_residual.nbytes() + repeats.nbytes();
     }
 
     std::shared_ptr<const Packing> packing;
     int count, stride, groups;
-    Buffer<std::uint8_t> codes;                // (padded rows, stride)
-    Buffer<float> step;                        // of each row
-    Buffer<float> half;                        // |x|^2 / 2 of each row, infinite for padding
-    Buffer<float> reach, residual;             // of each row: at least |x|, and |x - x'|
-    Buffer<float> group_reach, group_residual;  // the most of them in each group
-    Buffer<std::uint8_t> repeats;              // of each group, a bit for each row: whether it is equal to the row before
+    Buffer<std::uint8_t> codes;            // (padded rows, stride)
+    Buffer<float> step;                    // (padded rows)
+    Buffer<float> half_sq_norm;            // (padded rows): |x|^2 / 2, infinite for padding
+    Buffer<float> norm, residual;          // (padded rows): upper bounds of |x| and |x - x'|
+    Buffer<float> max_norm, max_residual;  // (groups): the largest of them in each group
+    Buffer<std::uint8_t> repeats;          // (groups): bit r is set if row r of the group equals the row before it
 };
 
-// Queries, in panels: [panel][channel / 4][query][channel % 4].
+// Queries, in panels of kPanel.
 struct QueryPack {
     QueryPack(std::shared_ptr<const Packing> packing, const Vectors& queries);
     std::size_t nbytes() const {
-        return codes.nbytes() + lines.nbytes() + step.nbytes() + start.nbytes() + sq_norm.nbytes() + norm.nbytes() +
-               residual.nbytes();
+        return codes.nbytes() + codes_by_query.nbytes() + step.nbytes() + initial_dot.nbytes() + sq_norm.nbytes() +
+               norm.nbytes() + residual.nbytes();
     }
 
     std::shared_ptr<const Packing> packing;
     int count, stride, panels;
-    Buffer<std::int8_t> codes;
-    Buffer<std::int16_t> lines;    // (queries, stride): the same codes, query by query
-    Buffer<float> step;
-    Buffer<std::int32_t> start;    // what cancels the rows' `zero`: -zero * sum(codes)
-    Buffer<float> sq_norm;         // |q|^2
-    Buffer<float> norm, residual;  // at least |q'|, and |q - q'|
+    Buffer<std::int8_t> codes;            // (panels, stride / 4, kPanel, 4): four codes of a query are one lane of a register
+    Buffer<std::int16_t> codes_by_query;  // (padded queries, stride): the same codes, query by query
+    Buffer<float> step;                   // (padded queries)
+    Buffer<std::int32_t> initial_dot;     // (padded queries): -row_offset * sum(codes), which cancels the offset of the rows
+    Buffer<float> sq_norm;                // (padded queries): |q|^2
+    Buffer<float> norm, residual;         // (padded queries): upper bounds of |q'| and |q - q'|
 };
 
 }  // namespace spade

@@ -1,33 +1,33 @@
-// The nearest rows of a block: the filter names candidates, distances of the vectors themselves decide.
+// The nearest rows of a block: the filter rules rows out, and direct distances decide among those that are left.
 #pragma once
 
 #include <cstdint>
 
-#include "units.hpp"
+#include "simd_levels.hpp"
 
 namespace spade {
 
-struct Effort {
-    std::int64_t evaluated = 0;  // rows whose distance was evaluated
-    std::int64_t dense = 0;      // queries for which a quarter of the block's rows or more were
+struct SearchStats {
+    std::int64_t evaluated = 0;  // how many direct distances were computed, over all queries
+    std::int64_t dense = 0;      // for how many queries that was done for a quarter of the block's rows or more
 };
 
-// For each query: the k nearest rows among those at most as far as `bound`.
+// Finds, for each query, the k nearest rows among those at a squared distance of at most `bound`.
 //
-//   xq, xb: the vectors as they are, of which `queries` and `rows` were made by one packing, of this unit; xq is float32.
-//   bound: (queries), a squared distance beyond which nothing is asked for; -infinity: nothing at all.
-//   margin: 1. Tests lower it to see that less does not do.
-//   sq_dist, location: (queries, k); ascending by squared distance, then by row; infinite and -1 where there is no more.
+//   queries, rows: packs of `xq` and `xb`, made by one packing for this SIMD level.
+//   xq, xb: the vectors themselves; xq is float32, aligned.
+//   bound: (queries), squared distances; -infinity: nothing is wanted for that query.
+//   k: 1 to the number of rows.
+//   margin: which share of the filter's error bound is added; 1 is exact. Tests pass less to show that less is not enough.
+//   sq_dist, row: (queries, k), written; ascending by squared distance, then by row. Where fewer are found, infinity and -1.
 //
-// A distance is the sum of squares of float32 differences in an order that d alone decides, so that what is found depends
-// neither on the unit nor on the packing nor on the bound nor on the other queries.
-Effort search(const Unit& unit, const QueryPack& queries, const Vectors& xq, const RowPack& rows, const Vectors& xb,
-              const float* bound, int k, float margin, float* sq_dist, std::int64_t* location);
+// A squared distance is a sum of squared float32 differences in an order that d alone decides, so that the result depends
+// neither on the SIMD level nor on the packing, the bound, or the other queries.
+SearchStats search(const SimdLevel& level, const QueryPack& queries, const Vectors& xq, const RowPack& rows, const Vectors& xb,
+                   const float* bound, int k, float margin, float* sq_dist, std::int64_t* row);
 
-// What the unit's filter says of all rows, chunk by chunk: (groups, panels, kPanel), in memory of this thread until the next call.
-const float* filter_all(const Unit& unit, const QueryPack& queries, const RowPack& rows);
-
-// The squared distance of two vectors in that order; `a` is float32.
-float direct_sq_dist(const float* a, const void* b, Type type, int d);
+// Filters all rows of a block, chunk by chunk. Returns the minima (groups, panels, kPanel), in memory that belongs to this
+// thread and is overwritten by its next call.
+const float* filter_block(const SimdLevel& level, const QueryPack& queries, const RowPack& rows);
 
 }  // namespace spade

@@ -1,8 +1,13 @@
-// Instructions are asked for function by function: the package is built for any x86-64, and looks at the processor.
+// Target attributes: the package is built for any x86-64 processor, so each function names the instructions that it uses.
+//
+// The processor is asked what it runs before any of these functions is called (see simd_levels.cpp). A function is inlined
+// only into functions whose target holds all of its instructions.
 #pragma once
 
 #define SPADE_INLINE inline __attribute__((always_inline))
-// What all units stand on.
-#define SPADE_AVX2 __attribute__((target("avx2,fma,f16c")))
-// Keeps the compiler from moving or regrouping what makes `x`: sums in registers stay there.
-#define SPADE_HOLD(x) asm("" : "+x"(x))
+
+// The instructions that every SIMD level needs: packing and refining are compiled for them.
+#define SPADE_TARGET_AVX2 __attribute__((target("avx2,fma,f16c")))
+
+// Makes the compiler compute `x` here and in this form: it neither moves nor regroups what `x` is made of.
+#define SPADE_PIN(x) asm("" : "+x"(x))

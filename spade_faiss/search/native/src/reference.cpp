@@ -1,11 +1,12 @@
+// The filter in plain C++, which the others must equal bit by bit.
 #include <cmath>
 #include <limits>
 
-#include "units.hpp"
+#include "filter.hpp"
 
 namespace spade {
 
-void filter_reference(const RowPack& rows, Range groups, const QueryPack& queries, float* minima) {
+void filter_reference(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima) {
     for (int panel = 0; panel < queries.panels; ++panel)
         for (int group = groups.begin; group < groups.end; ++group)
             for (int lane = 0; lane < kPanel; ++lane) {
@@ -14,10 +15,11 @@ void filter_reference(const RowPack& rows, Range groups, const QueryPack& querie
                 float least = std::numeric_limits<float>::infinity();
                 for (int row = group * kGroup; row < (group + 1) * kGroup; ++row) {
                     const auto* x = rows.codes.data() + static_cast<std::size_t>(row) * rows.stride;
-                    std::int32_t dot = queries.start[query];
+                    std::int32_t dot = queries.initial_dot[query];
                     for (int c = 0; c < rows.stride; ++c) dot += x[c] * q[c / 4 * 4 * kPanel + c % 4];
-                    const float key = std::fma(-(static_cast<float>(dot) * rows.step[row]), queries.step[query], rows.half[row]);
-                    least = key < least ? key : least;
+                    const float scaled = static_cast<float>(dot) * rows.step[row];
+                    const float estimate = std::fma(-scaled, queries.step[query], rows.half_sq_norm[row]);
+                    least = estimate < least ? estimate : least;
                 }
                 minima[(static_cast<std::size_t>(group) * queries.panels + panel) * kPanel + lane] = least;
             }

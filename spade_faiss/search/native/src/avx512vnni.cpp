@@ -1,0 +1,55 @@
+// The filter for AVX-512 VNNI, which adds products of bytes up in 32 bits, 512 bits at a time: a register is a panel.
+#include <cstdint>
+#include <cstring>
+
+#include "filter512.hpp"
+
+namespace spade {
+namespace {
+
+// Writes a group's minima for P panels, which are multiplied side by side.
+template <int P>
+SPADE_TARGET_AVX512VNNI void filter_group(const RowPack& rows, int group, const QueryPack& queries, int panel, float* out) {
+    const std::size_t panel_size = static_cast<std::size_t>(kPanel) * queries.stride;
+    const std::uint8_t* x = rows.codes.data() + static_cast<std::size_t>(group) * kGroup * rows.stride;
+    const std::int8_t* q = queries.codes.data() + panel * panel_size;
+    __m512i dots[kGroup][P];
+    for (int r = 0; r < kGroup; ++r)
+        for (int p = 0; p < P; ++p) dots[r][p] = _mm512_load_si512(queries.initial_dot.data() + (panel + p) * kPanel);
+    for (int c = 0; c < rows.stride; c += 4) {
+        __m512i query_codes[P];
+        for (int p = 0; p < P; ++p)
+            query_codes[p] = _mm512_load_si512(q + p * panel_size + static_cast<std::size_t>(c) * kPanel);
+#pragma GCC unroll 8
+        for (int r = 0; r < kGroup; ++r) {
+            std::int32_t codes;
+            std::memcpy(&codes, x + static_cast<std::size_t>(r) * rows.stride + c, 4);
+            const __m512i row_codes = _mm512_set1_epi32(codes);
+#pragma GCC unroll 2
+            for (int p = 0; p < P; ++p) dots[r][p] = _mm512_dpbusd_epi32(dots[r][p], row_codes, query_codes[p]);
+        }
+    }
+    for (int p = 0; p < P; ++p) {
+        const __m512 query_step = _mm512_load_ps(queries.step.data() + (panel + p) * kPanel);
+        __m512 least = no_minima();
+        for (int r = 0; r < kGroup; ++r) least = with_row(least, dots[r][p], rows, group * kGroup + r, query_step);
+        _mm512_storeu_ps(out + p * kPanel, least);
+    }
+}
+
+}  // namespace
+
+SPADE_TARGET_AVX512VNNI void filter_avx512vnni(const RowPack& rows, GroupRange groups, const QueryPack& queries,
+                                               float* minima) {
+    const std::size_t group_size = static_cast<std::size_t>(queries.panels) * kPanel;
+    for (int panel = 0; panel < queries.panels; panel += 2) {
+        float* out = minima + group_size * groups.begin + panel * kPanel;
+        for (int group = groups.begin; group < groups.end; ++group, out += group_size)
+            if (panel + 1 < queries.panels)
+                filter_group<2>(rows, group, queries, panel, out);
+            else
+                filter_group<1>(rows, group, queries, panel, out);
+    }
+}
+
+}  // namespace spade
