@@ -51,7 +51,7 @@ def kernel_facts(figures: Figures) -> str:
     found = figures["kernel"]
     machine, equal = found["machine"], found["equality"]
     lines = [
-        f"- Measured on {machine['date']}: {machine['cpu']}, {machine['threads']} threads, SIMD level `{found['unit']}`, "
+        f"- Measured on {machine['date']}: {machine['cpu']}, {machine['threads']} threads, SIMD level `{found['simd_level']}`, "
         f"faiss-cpu {machine['faiss-cpu']}. Others used the machine at the same time."
     ]
     for row in found["parts"]:
