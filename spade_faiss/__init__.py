@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from spade_faiss.decisions.calibration import Calibration
     from spade_faiss.diagnostics.doctor import doctor
     from spade_faiss.diagnostics.recommend import recommend
-    from spade_faiss.features.backbone import Backbone, load_backbone
+    from spade_faiss.features.backbone import Backbone
     from spade_faiss.features.batch import FeatureBatch, Level
     from spade_faiss.features.layout import Layout
+    from spade_faiss.features.loading import load_backbone
+    from spade_faiss.features.network import Network
     from spade_faiss.index.build import build_index, update_indexes
     from spade_faiss.report.presenter import Results
     from spade_faiss.scoring.detector import Detector
@@ -70,6 +72,7 @@ _HOMES = {
     "Layout": "features.layout",
     "Level": "features.batch",
     "Method": "core.settings",
+    "Network": "features.network",
     "NotFoundError": "core.errors",
     "Preprocess": "core.settings",
     "Recipe": "search.recipe",
@@ -87,7 +90,7 @@ _HOMES = {
     "evaluate": "workflows.score",
     "extract": "workflows.extract",
     "fit": "workflows.fit",
-    "load_backbone": "features.backbone",
+    "load_backbone": "features.loading",
     "load_recipe": "search.recipe",
     "recommend": "diagnostics.recommend",
     "score_folder": "workflows.score",
@@ -110,6 +113,7 @@ __all__ = [
     "Layout",
     "Level",
     "Method",
+    "Network",
     "NotFoundError",
     "Preprocess",
     "Recipe",

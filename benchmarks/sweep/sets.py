@@ -21,7 +21,8 @@ from spade_faiss.core.files import atomic_path
 from spade_faiss.core.settings import Extraction, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.batch import Level, concatenate
-from spade_faiss.features.images import load_dataset, to_mask
+from spade_faiss.features.datasets import load_dataset
+from spade_faiss.features.pictures import to_mask
 
 BACKBONE = "efficientnet_lite0"
 # Whole tiles are shown only by a letterbox.
@@ -116,7 +117,7 @@ def _generate(folder: Path, name: str, normals: int, side: int) -> None:
 
 def _extract(folder: Path, name: str, places: Places, normalize: str) -> None:
     from spade_faiss.core.settings import Preprocess
-    from spade_faiss.features.backbone import load_backbone
+    from spade_faiss.features.loading import load_backbone
     from spade_faiss.features.stream import FeatureStream
     from spade_faiss.workflows.extract import extract
 

@@ -222,6 +222,7 @@ def _network(device: Device) -> Check:
 
     from spade_faiss.core.settings import Preprocess
     from spade_faiss.features.backbone import Backbone
+    from spade_faiss.features.network import Network
 
     taps = {"layer1": "layer1", "layer2": "layer2"}
     found = []
@@ -230,7 +231,9 @@ def _network(device: Device) -> Check:
             torch.manual_seed(0)
             module = models.get_model("resnet18", weights=None)
         settings = Preprocess(resize=72, crop=64)
-        network = Backbone(module, name="probe", taps=taps, embedding="avgpool", preprocess=settings, device=where)
+        network = Backbone(
+            Network.from_module(module, name="probe", taps=taps, embedding="avgpool"), preprocess=settings, device=where
+        )
         found.append(network(np.random.default_rng(0).random((2, 3, 64, 64), np.float32)))
     pairs = [(found[0][0], found[1][0]), *((found[0][1][level], found[1][1][level]) for level in taps)]
     error = max(float(np.abs(here - there).max() / np.abs(here).max()) for here, there in pairs)
