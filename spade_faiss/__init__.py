@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from spade_faiss.decisions.calibration import Calibration
     from spade_faiss.diagnostics.doctor import doctor
     from spade_faiss.diagnostics.recommend import recommend
+    from spade_faiss.diagnostics.workload import Workload
     from spade_faiss.features.backbone import Backbone
     from spade_faiss.features.batch import FeatureBatch, Level
     from spade_faiss.features.layout import Layout
@@ -82,6 +83,7 @@ _HOMES = {
     "Scores": "scoring.scores",
     "Source": "core.settings",
     "SpadeError": "core.errors",
+    "Workload": "diagnostics.workload",
     "add": "workflows.extract",
     "build_index": "index.build",
     "calibrate": "workflows.calibrate",
@@ -123,6 +125,7 @@ __all__ = [
     "Scores",
     "Source",
     "SpadeError",
+    "Workload",
     "add",
     "build_index",
     "calibrate",

@@ -12,7 +12,7 @@ from benchmarks.sweep.embeddings import COMPONENTS
 from benchmarks.sweep.rows import Row
 from benchmarks.sweep.sets import NORMALIZED
 from spade_faiss.core.memory import format_bytes
-from spade_faiss.diagnostics.recommend import ALIGNED
+from spade_faiss.diagnostics.measurements import ALIGNED
 
 Cell = str | float | int | None
 
