@@ -1,7 +1,7 @@
-"""The GPU's tables: what a card is expected to do (`--docs` writes it into docs/gpu.md), and the torch search beside faiss.knn.
+"""Makes the tables on GPUs: what a card is expected to do (`--docs` writes it into docs/gpu.md), and torch beside faiss.knn.
 
-Run as `python -m benchmarks.gpu --out benchmarks/results` to measure on this machine's CPU. A ratio is that of runs in turn, in
-one process, with the same number of threads.
+Run `python -m benchmarks.gpu --out benchmarks/results` to measure the torch search on this machine's CPU. What is compared
+runs in turn, in one process, with the same number of threads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ GiB = 1 << 30
 REPEATS = 5
 TESTS = 2
 
-# Six tenths of the float32 speed of the data sheet, eight tenths of its bandwidths; a disk and a memory to stand beside it.
+# A card reaches six tenths of the float32 speed and eight tenths of the bandwidths of its data sheet; the disk and the memory
+# are those of a machine that such a card may stand in.
 MACHINES = (
     Machine(
         name="8 GB",
@@ -72,7 +73,7 @@ ENGINES = {"faiss": {"engine": "faiss"}, "torch": {"engine": "torch"}, "bfloat16
 
 
 def main() -> None:
-    """Write the docs' table, or measure."""
+    """Write the table of the documentation, or measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--docs", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -86,13 +87,13 @@ def main() -> None:
 
 
 def filled(text: str) -> str:
-    """docs/gpu.md with the table of plans computed anew."""
+    """Return the text of docs/gpu.md with the table of plans computed anew."""
     pattern = re.compile(r"(<!-- plans -->\n).*?(<!-- /plans -->)", re.DOTALL)
     return pattern.sub(lambda match: f"{match[1]}{plans()}\n{match[2]}", text)
 
 
 def plans() -> str:
-    """A row for each card and bank."""
+    """Return a table with a row for each card and bank."""
     header = (
         "card",
         "normals",
@@ -135,7 +136,7 @@ def plans() -> str:
 
 
 def measure(k: int) -> list[dict[str, Any]]:
-    """Each level of wide_resnet50_2's shapes: seconds an image, and whether bfloat16 finds the same."""
+    """Measure seconds an image at each level of wide_resnet50_2's shapes, and whether bfloat16 gives the same results."""
     import torch
 
     faiss = import_faiss()
