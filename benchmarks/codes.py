@@ -1,9 +1,10 @@
-"""Which codes of vectors choose candidates best: what `compact` was chosen from.
+"""Compares codes of vectors by how well they choose candidates; the recipe `compact` was chosen by this.
 
     python -m benchmarks.codes --out benchmarks/results
 
 At the finest level of wide_resnet50_2's shapes, each neighbor's best vector by its code is a candidate, and the eight that
-look nearest are evaluated directly, as `compact` does. Time is FAISS's on one thread, codes ready, of the search alone.
+look nearest are evaluated directly, as `compact` does. Times are those of FAISS's search alone, on one thread, with the codes
+computed beforehand.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from spade_faiss.search.distances import direct_sq_dist
 
 RERANK = 8
 REPEATS = 3
-# FAISS's factory strings; the first is `compact`'s own code, which is none of FAISS's.
+# The first is the code of `compact`, which FAISS does not have; the others are FAISS's factory strings.
 CODES = (
     "31 components and the rest",
     "Flat",
@@ -42,7 +43,11 @@ Search = Callable[[FloatArray], tuple[FloatArray, Any]]
 
 
 def compare(k: int) -> list[dict[str, Any]]:
-    """A row for each code: milliseconds a test image, the share of locations found exactly, how far distances are above."""
+    """Measure each code.
+
+    Returns:
+        A row for each: milliseconds a test image, the share of the locations found exactly, and the excess of the distances.
+    """
     product = Product(SHAPES["wrn50"])
     level = next(iter(product.shape.levels)).name
     blocks = [np.float32(maps).reshape(-1, maps.shape[-1]) for maps in product.normals(0, k).levels[level]]
@@ -65,7 +70,12 @@ def compare(k: int) -> list[dict[str, Any]]:
 
 
 def _coder(name: str, xt: FloatArray) -> Callable[[FloatArray], Search]:
-    """A code, learned from `xt`: makes the search of a block, distances (nq,) as the codes know them, and locations."""
+    """Learn a code from `xt`.
+
+    Returns:
+        A function that takes a block and returns its search: that gives, for each query, the distance (nq,) to the nearest
+        code, and its location (nq,).
+    """
     if name == CODES[0]:
         center = xt.mean(axis=0)
         _, _, axes = np.linalg.svd((xt - center)[::8], full_matrices=False)
@@ -75,7 +85,7 @@ def _coder(name: str, xt: FloatArray) -> Callable[[FloatArray], Search]:
             rest = np.sqrt(np.maximum(np.square(x - center).sum(axis=1) - np.square(parts).sum(axis=1), 0))
             return np.ascontiguousarray(np.column_stack([parts, rest]), np.float32)
 
-        coded_once: dict[int, FloatArray] = {}  # a query's code is the same for all blocks
+        coded_once: dict[int, FloatArray] = {}  # the code of a query is the same for all blocks
 
         def components(xb: FloatArray) -> Search:
             coded = code(xb)
@@ -108,9 +118,9 @@ def _coder(name: str, xt: FloatArray) -> Callable[[FloatArray], Search]:
 def _quality(
     xq: FloatArray, blocks: list[FloatArray], found: list[tuple[FloatArray, Any]], true: FloatArray
 ) -> dict[str, float]:
-    """How near the best of the candidates is that look nearest."""
-    looks, places = np.stack([D for D, _ in found]), np.stack([I for _, I in found])
-    chosen = np.argsort(looks, axis=0, kind="stable")[:RERANK]
+    """Evaluate the candidates that look nearest, and compare the best of them with the true nearest."""
+    coded, places = np.stack([D for D, _ in found]), np.stack([I for _, I in found])
+    chosen = np.argsort(coded, axis=0, kind="stable")[:RERANK]
     best = np.full(len(xq), np.inf, np.float32)
     for of_block, xb in enumerate(blocks):
         (asked,) = np.nonzero((chosen == of_block).any(axis=0))

@@ -1,4 +1,4 @@
-"""Real image sets laid out as MVTec AD, for the demo and the measurements."""
+"""Lays out real image sets as MVTec AD, for the demo and the measurements."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 
-# Of the surely functional cells, every sixth is held out for the test.
+# Every sixth of the surely functional cells is held out for the test.
 _HELD_OUT = 6
 
 
 def write_elpv(folder: Path, cell_types: tuple[str, ...] = ("mono",)) -> None:
-    """Lay out the ELPV solar cells of some types: train/good and test/good are surely functional, test/defective surely not.
+    """Lay out the ELPV solar cells of some types.
 
-    Cells whose experts were in doubt (a probability of 1/3 or 2/3) are left out. There are no masks.
+    Cells in train/good and test/good are surely functional, those in test/defective surely defective. Cells that experts were
+    in doubt about (a probability of 1/3 or 2/3) are left out. There are no masks.
 
     Source: https://github.com/zae-bayern/elpv-dataset, the PyPI package `elpv-dataset` (CC BY-NC-SA 4.0).
     """

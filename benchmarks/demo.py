@@ -1,4 +1,4 @@
-"""The main job on real images, by the commands that a user types. Run as `python -m benchmarks.demo FOLDER`."""
+"""Does the main job on real images, by the commands that a user types: `python -m benchmarks.demo FOLDER`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spade_faiss.cli import main as spade_faiss
 
 
 def main() -> None:
-    """Fit a bank on functional solar cells, evaluate it on others and on defective ones, say where the report is."""
+    """Fit a bank on functional solar cells, evaluate it on others and on defective ones, and say where the report is."""
     folder = Path(sys.argv[1])
     print("Solar cells in electroluminescence (ELPV, monocrystalline), from the package elpv-dataset.")
     write_elpv(folder / "cells")

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from spade_faiss import Backbone, Bank, Detector, FeatureBatch, Level, Preprocess, update_indexes, verify
+from spade_faiss import Backbone, Bank, Detector, FeatureBatch, Level, Network, Preprocess, update_indexes, verify
 from spade_faiss.core.errors import BankError, InputError, SpadeError
 from spade_faiss.core.settings import Extraction, Method
 from spade_faiss.features.batch import concatenate
@@ -100,7 +100,8 @@ def _extract(folder: Path, images: Path) -> None:
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3, stride=4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
     )
-    backbone = Backbone(network, name="small", taps={"x": "1"}, embedding="3", preprocess=Preprocess(resize=16, crop=16))
+    small = Network.from_module(network, name="small", taps={"x": "1"}, embedding="3")
+    backbone = Backbone(small, preprocess=Preprocess(resize=16, crop=16))
     done = extract(images, bank=folder.with_name(folder.name + " extracted"), extraction=Extraction(backbone=backbone))
     build_index(done.bank, RECIPES[0])
 

@@ -1,7 +1,7 @@
-"""Synthetic feature banks that look like the maps of a real product: any size, no images, no network, the same every time.
+"""Generates feature banks that look like the maps of a real product: of any size, without images or a network, reproducibly.
 
-`python -m benchmarks.features --compare BANK QUERIES.npz` prints how they look beside real ones: BANK a bank, QUERIES.npz the
-features of test images under the names `embedding` and those of the bank's levels.
+`python -m benchmarks.features --compare BANK QUERIES.npz` prints their statistics beside those of real features. BANK is a
+bank; QUERIES.npz holds the features of test images, under the name `embedding` and the names of the bank's levels.
 """
 
 from __future__ import annotations
@@ -29,29 +29,30 @@ QUANTILES = (0.01, 0.1, 0.5, 0.9)
 COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
 RADII = (0, 1, 3, 8)
 
-# Where the quantiles of `Look.unlike` stand: nothing differs in the flattest part of the background.
+# The ranks of the quantiles in `Look.unlike`; in the flattest part of the background, nothing differs.
 _RANKS = (0.0, 0.05, 0.1, 0.5, 0.9, 1.0)
 _FACTORS = 64
 _POSES = 6
 _FIRST_TEST = 1 << 32
-# Standard deviations of an image's shift, in input pixels, of its gain, and of how lively its places are, as logarithms.
+# Standard deviations: of an image's shift, in input pixels; of the logarithm of its gain; of the logarithm of how much noise a
+# place has.
 _SHIFT, _GAIN, _LIVELY = 2.5, 0.02, 0.8
-# What differs from image to image is in the strong factors more than in the weak ones.
+# Images differ in the strong factors more than in the weak ones.
 _FINE_DECAY = 0.5
-# How much channels are on where the product has nothing; about a third of all values are 0.
+# How much a channel is active where the product has no structure; it makes about a third of all values 0.
 _BIAS = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What is calibrated of a level.
+    """The parameters of a level's generated maps, fitted to real ones.
 
     Args:
-        unlike: how far an image's vectors are from those of others, over their distance from the mean; by `_RANKS`.
-        decay: the k-th factor's strength is `(k + 1) ** -decay`.
-        smooth: how far factors reach, in units of the map's side; the first the furthest.
-        own: how much a place differs from its mirror images; 0: products that are alike on all sides.
-        white: share of the difference that no factor explains.
+        unlike: the distance of an image's vectors from those of other images, over their distance from the mean, at `_RANKS`.
+        decay: the strength of the k-th factor is `(k + 1) ** -decay`.
+        smooth: how far the first and the last factor reach, in units of the map's side.
+        own: how much a place differs from its mirror images; 0 for products that are alike on all sides.
+        white: the share of the difference between images that no factor explains.
     """
 
     unlike: tuple[float, ...]
@@ -63,7 +64,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Shape:
-    """Levels as a backbone has them, with the look of each."""
+    """The levels of a backbone, with the look of each."""
 
     levels: tuple[Level, ...]
     looks: tuple[Look, ...]
@@ -93,7 +94,7 @@ SHAPES = {
 
 
 class Product:
-    """One product seen by one backbone: image `number` is the same whenever it is asked for."""
+    """Images of one product, as one backbone sees them; image `number` is the same whenever it is asked for."""
 
     def __init__(self, shape: Shape, seed: int = 0) -> None:
         self.shape = shape
@@ -103,11 +104,11 @@ class Product:
         self._mixing = rng.standard_normal((_POSES, shape.embedding_dim), np.float32)
 
     def normals(self, first: int, count: int) -> FeatureBatch:
-        """Normal images `first` to `first + count`."""
+        """Return the features of normal images `first` to `first + count`."""
         return self._images(range(first, first + count), "normal")
 
     def tests(self, count: int) -> FeatureBatch:
-        """Test images, none of them a normal."""
+        """Return the features of test images, none of which is a normal image."""
         return self._images(range(_FIRST_TEST, _FIRST_TEST + count), "test")
 
     def _images(self, numbers: range, kind: str) -> FeatureBatch:
@@ -126,11 +127,11 @@ class Product:
 
 
 class _LevelMaps:
-    """The maps of one level.
+    """Generates the maps of one level.
 
-    A few smooth factors, each stronger than the next, are mixed into channels and pass a ReLU. An image's factors are those of
-    the product, moved by whole cells, plus what its pose adds (images of like embeddings have like poses), plus noise that is
-    lively in some places and hardly there in others; in the background, all images are the same.
+    A few smooth factors, each stronger than the next, are mixed into channels and pass a ReLU. The factors of an image are
+    those of the product, moved by whole cells, plus a part that depends on its pose (images with similar embeddings have
+    similar poses), plus noise that is strong in some places and weak in others. In the background, all images are the same.
     """
 
     def __init__(self, level: Level, look: Look, rng: np.random.Generator) -> None:
@@ -146,7 +147,7 @@ class _LevelMaps:
         fields = np.stack([_smooth(rng, shape, sigma) for sigma in reach], axis=-1)
         mirrored = (fields + fields[:, ::-1] + fields[::-1] + fields[::-1, ::-1]) / 2
         fields = look.own * fields + (1 - look.own**2) ** 0.5 * mirrored
-        # The product is what lies less far out than the background, whose edge is not quite a circle.
+        # The product lies in the middle, inside the background; its edge is not quite a circle.
         edge = 0.25 * _smooth(rng, shape, 0.1 * side) - _distance_from_middle(shape)
         rank = (np.argsort(np.argsort(edge, axis=None)) / (edge.size - 1)).reshape(shape)
         inside = np.clip((rank - 0.05) / 0.15, 0, 1)
@@ -182,10 +183,10 @@ class _LevelMaps:
 
 
 def write_bank(path: Path, product: Product, normals: int) -> Bank:
-    """Write a product's first normals as a bank, or append to one what it lacks of them.
+    """Write a product's first normal images as a bank, or append those that the bank lacks.
 
     Raises:
-        ValueError: if it holds more.
+        ValueError: if the bank holds more.
     """
     shape = product.shape
     if path.exists():
@@ -200,14 +201,14 @@ def write_bank(path: Path, product: Product, normals: int) -> Bank:
 
 
 def save_queries(tests: FeatureBatch, path: Path) -> Path:
-    """Save test images' features as `load_queries` reads them."""
+    """Save the features of test images as `load_queries` reads them."""
     arrays: dict[str, Any] = {"embedding": tests.embedding, **tests.levels}
     np.savez(path, **arrays)
     return path
 
 
 def load_queries(path: Path) -> FeatureBatch:
-    """Test images' features from a file of arrays: `embedding`, and each level's maps by its name."""
+    """Read the features of test images from a file of arrays: `embedding`, and the maps of each level by its name."""
     with np.load(path) as arrays:
         maps = {name: arrays[name] for name in arrays}
     embedding = maps.pop("embedding")
@@ -215,11 +216,12 @@ def load_queries(path: Path) -> FeatureBatch:
 
 
 def looks_of(bank: Bank, tests: FeatureBatch, k: int = 5) -> dict[str, dict[str, list[float]]]:
-    """What the calibration compares, by level.
+    """Compute the statistics in which generated and real features are compared.
 
-    `unlike`: `QUANTILES` of the distance to the nearest vector of the k nearest normals, over the distance from the level's
-    mean; `within`: share of the nearest vectors that are at most `RADII` cells away; `spectrum`: share of the variance in the
-    first `COMPONENTS` principal components; `zeros`: share of zeros.
+    Returns:
+        For each level: `unlike`, the `QUANTILES` of the distance to the nearest vector of the k nearest normals, over the
+        distance from the level's mean; `within`, the shares of the nearest vectors that are at most `RADII` cells away;
+        `spectrum`, the shares of the variance in the first `COMPONENTS` principal components; `zeros`, the share of zeros.
     """
     _, rows = import_faiss().knn(tests.embedding.astype(np.float32), bank.embedding(np.arange(len(bank))), k)
     return {level.name: _look(bank, level, tests.levels[level.name], rows) for level in bank.layout.levels}
@@ -252,7 +254,7 @@ def _vectors(maps: npt.NDArray[np.floating[Any]]) -> FloatArray:
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, int], sigma: float) -> npt.NDArray[np.float64]:
-    """A field of variance 1 that hardly changes within `sigma` cells."""
+    """Draw a field of variance 1 that hardly changes within `sigma` cells."""
     field = ndimage.gaussian_filter(rng.standard_normal(shape), sigma, mode="wrap")
     scaled: npt.NDArray[np.float64] = (field - field.mean()) / field.std()
     return scaled
@@ -264,7 +266,7 @@ def _distance_from_middle(shape: tuple[int, int]) -> npt.NDArray[np.float64]:
 
 
 def _orthonormal(rng: np.random.Generator, count: int, d: int) -> npt.NDArray[np.float64]:
-    """(count, d) orthonormal rows."""
+    """Draw orthonormal rows, (count, d)."""
     return np.linalg.qr(rng.standard_normal((d, count)))[0].T
 
 
@@ -273,7 +275,7 @@ def _length(values: npt.NDArray[np.floating[Any]]) -> float:
 
 
 def compare(real: Mapping[str, Mapping[str, list[float]]], ours: Mapping[str, Mapping[str, list[float]]]) -> None:
-    """Print the looks of real levels, each above the generated one that stands for it."""
+    """Print the statistics of real levels, each above those of the generated level that stands for it."""
     print(f"unlike: quantiles {QUANTILES}; within: {RADII} cells; spectrum: first {COMPONENTS} components")
     for (name, theirs), (own_name, own) in zip(real.items(), ours.items(), strict=True):
         for title, look in ((name, theirs), (own_name, own)):
@@ -281,7 +283,7 @@ def compare(real: Mapping[str, Mapping[str, list[float]]], ours: Mapping[str, Ma
 
 
 def main() -> None:
-    """Compare the generated features with a real bank's."""
+    """Compare generated features with those of a real bank."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("BANK", "QUERIES.npz"), required=True)
     arguments = parser.parse_args()

@@ -1,9 +1,9 @@
-"""The figures of the gallery search: what each recipe costs and what it changes, beside what one would do without them.
+"""Measures the gallery search: what each recipe costs and what it changes, beside what others do.
 
-`exact` is exact search by FAISS here, wherever it runs; the compiled kernel has benchmarks/kernel.py.
+`exact` is exact search by FAISS here, wherever it runs; benchmarks/kernel.py measures the compiled kernel.
 
-Run as `python -m benchmarks.gallery --out benchmarks/results`: on generated features, with --bank and --queries on real
-ones too. A ratio is that of runs in turn, in one process, with the same number of threads.
+Run `python -m benchmarks.gallery --out benchmarks/results` to measure on generated features; --bank and --queries add real
+ones. What is compared runs in turn, in one process, with the same number of threads.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ from spade_faiss.search.recipe import Recipe, load_recipe, recipe_names
 TOLERANCE = 1e-4
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
 IMAGES, PIXELS = "image search", "pixel search"
-# Beyond what any batch needs, so that decoded maps are kept; the budgets that are put to the test.
+# The ample budget is more than any batch needs, so that decoded maps stay cached; the others are put to the test.
 AMPLE, MEMORY_BUDGET, SCALING_BUDGET = "4GiB", "1GiB", "256MiB"
 _ORACLE_IMAGES, _ORACLE_QUERIES = 2, 48
 _PEAK_SIDE, _PEAK_RUNS = 2048, 5
 _SAMPLE_S = 0.002
 
 Row = dict[str, Any]
-# Scores a batch; seconds an image.
+# Scores a batch, and returns seconds an image.
 Engine = Callable[[FeatureBatch], float]
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """A bank, and test images."""
+    """A bank, and the features of test images."""
 
     name: str
     bank: Path
@@ -68,7 +68,7 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What is measured, and how often. `memory` and `scaling` write banks of `shapes` of their own."""
+    """What is measured, and how often. The sections `memory` and `scaling` write banks of their own, of `shapes`."""
 
     sets: Sequence[Features]
     scratch: Path
@@ -85,7 +85,7 @@ class Setup:
 
 
 def main() -> None:
-    """Measure everything, or what --only names, and write gallery.json; sections not measured again are kept."""
+    """Measure all sections, or those that --only names, and write gallery.json; the other sections stay in it."""
     import torch
 
     arguments = _parse()
@@ -105,23 +105,23 @@ def main() -> None:
 
 
 def build(setup: Setup) -> Iterator[Row]:
-    """Seconds and bytes of what recipes keep beside the bank."""
+    """Measure the seconds and bytes of the indexes that recipes build beside the bank."""
     for features in setup.sets:
         bank = Bank.open(features.bank)
         for recipe in setup.recipes:
             built = build_index(bank, load_recipe(recipe), rebuild=True)
-            kept = {"s": built.total_s, "bytes": built.bytes} if built else {"s": 0.0, "bytes": 0}
-            yield {"set": features.name, "recipe": recipe, "normals": len(bank), "bank_bytes": bank.bytes_on_disk, **kept}
+            cost = {"s": built.total_s, "bytes": built.bytes} if built else {"s": 0.0, "bytes": 0}
+            yield {"set": features.name, "recipe": recipe, "normals": len(bank), "bank_bytes": bank.bytes_on_disk, **cost}
 
 
 def speed(setup: Setup) -> Iterator[Row]:
-    """Seconds an image of ours and of others: single images, and a batch that shares its nearest normals."""
+    """Measure seconds an image of our engines and of others, on single images and on a batch with common nearest normals."""
     for features in setup.sets:
         bank, tests = Bank.open(features.bank), features.tests[: setup.batch]
         tests = replace(tests, embedding=np.repeat(tests.embedding[:1], len(tests), axis=0))
         for k in setup.ks:
             detectors = {recipe: _open(features, recipe, k) for recipe in dict.fromkeys(("exact", *setup.recipes))}
-            # Of a large bank, hardly any map is met again: without room for decoded ones.
+            # In a large bank, hardly any map is needed twice: this detector has no room for decoded maps.
             detectors["exact_uncached"] = _open(features, "exact", k, detectors["exact"].plan.working_bytes)
             nearest = galleries(bank, detectors["exact"].score_features(tests[:1]), k)[0]
             ours = {name: engine_of(detector) for name, detector in detectors.items()}
@@ -135,7 +135,7 @@ def speed(setup: Setup) -> Iterator[Row]:
 
 
 def quality(setup: Setup) -> Iterator[Row]:
-    """What other recipes than exact do to distances and maps; to AUROC and AUPRO where there is a labeled set."""
+    """Measure how approximate recipes change distances and maps, and AUROC and AUPRO if there is a labeled set."""
     for features in setup.sets:
         for k in setup.ks:
             best = _open(features, "exact", k).score_features(features.tests)
@@ -148,7 +148,7 @@ def quality(setup: Setup) -> Iterator[Row]:
 
 
 def equal(setup: Setup) -> Iterator[Row]:
-    """That exact gives the same numbers whatever is beside an image, and how far they are from float64's."""
+    """Check that exact gives the same numbers in whatever company an image is scored, and measure its error in float64."""
     for features in setup.sets:
         tests = features.tests[: setup.batch]
         for k in setup.ks:
@@ -162,7 +162,7 @@ def equal(setup: Setup) -> Iterator[Row]:
 
 
 def memory(setup: Setup) -> Iterator[Row]:
-    """Peak memory of scoring against small and large banks, each in a process of its own."""
+    """Measure the peak memory of scoring against small and large banks, each in a process of its own."""
     k, first = max(setup.ks), dict[str, int]()
     for bank, tests, recipe in _growing(setup, "wrn50", setup.memory_normals, setup.memory_tests):
         found = _child("peak_growth", str(bank.path), str(tests), recipe, k, MEMORY_BUDGET)
@@ -172,16 +172,16 @@ def memory(setup: Setup) -> Iterator[Row]:
 
 
 def scaling(setup: Setup) -> Iterator[Row]:
-    """Time of an image by size of bank; its files in the system's cache, and dropped from it before each image."""
+    """Measure the time of an image by the size of the bank, with its files in the system's cache and dropped from it."""
     k = min(setup.ks)
     for bank, tests, recipe in _growing(setup, "lite0", setup.scaling_normals, setup.scaling_tests):
         for cold in (False, True):
-            found = _child("stage_times", str(bank.path), str(tests), recipe, k, SCALING_BUDGET, cold)
+            found = _child("single_timings", str(bank.path), str(tests), recipe, k, SCALING_BUDGET, cold)
             yield {"recipe": recipe, "normals": len(bank), "bank_bytes": bank.bytes_on_disk, "cold": cold, **found}
 
 
 def profile(setup: Setup) -> Iterator[Row]:
-    """What exact by FAISS reaches of the machine's peak at the largest K, and what the threads' time goes to."""
+    """Measure what share of the machine's peak exact search by FAISS reaches at the largest K, and where its time goes."""
     k = max(setup.ks)
     a = np.random.default_rng(0).random((_PEAK_SIDE, _PEAK_SIDE), np.float32)
     for features in setup.sets:
@@ -192,7 +192,7 @@ def profile(setup: Setup) -> Iterator[Row]:
         engines: dict[str, Engine] = {
             "exact": engine_of(detector),
             "numpy": lambda _: _least_s(lambda: a @ a),
-            # With so many channels, the rest of the search is little beside the product in FAISS's own BLAS.
+            # With so many channels, nearly all of the search is the product by FAISS's own BLAS.
             "faiss": lambda _: _least_s(lambda: import_faiss().knn(a, a, 1)),
         }
         seconds = in_turn(engines, [features.tests[:1]], setup.repeats)
@@ -207,7 +207,7 @@ def profile(setup: Setup) -> Iterator[Row]:
 
 
 def peak_growth(bank: str, tests: str, recipe: str, k: int, budget: str) -> dict[str, int]:
-    """Resident bytes before the first scoring, and the most while it runs; for a process of its own."""
+    """Measure the resident bytes before the first scoring, and the most while it runs; it needs a process of its own."""
     batch = load_queries(Path(tests))
     detector = Detector.open(bank, recipe=_recipe_of(recipe), method=Method(k_gallery=k), run=Run(memory=budget))
     samples = [resident_bytes()]
@@ -225,10 +225,10 @@ def peak_growth(bank: str, tests: str, recipe: str, k: int, budget: str) -> dict
     return {"start_bytes": samples[0], "peak_bytes": max(samples), "batch": detector.plan.batch}
 
 
-def stage_times(bank: str, tests: str, recipe: str, k: int, budget: str, cold: bool) -> dict[str, Any]:
-    """Seconds by stage of one image after the other, the first left out; for a process of its own."""
+def single_timings(bank: str, tests: str, recipe: str, k: int, budget: str, cold: bool) -> dict[str, Any]:
+    """Measure the seconds of each stage, image by image without the first; it needs a process of its own."""
     batch = load_queries(Path(tests))
-    if not cold:  # another detector fills the system's cache: the one that is measured has decoded nothing yet
+    if not cold:  # another detector fills the system's cache, so that the one that is measured has decoded nothing yet
         Detector.open(bank, recipe=_recipe_of(recipe), method=Method(k_gallery=k), run=Run(memory=budget)).score_features(batch)
     detector = Detector.open(bank, recipe=_recipe_of(recipe), method=Method(k_gallery=k), run=Run(memory=budget))
     seconds: dict[str, list[float]] = {IMAGES: [], PIXELS: []}
@@ -255,7 +255,7 @@ def _recipe_of(name: str) -> Recipe:
 
 
 def engine_of(detector: Detector) -> Engine:
-    """A detector as an engine that is timed."""
+    """Return an engine that times the pixel search of a detector."""
 
     def run(batch: FeatureBatch) -> float:
         timings = Timings()
@@ -266,7 +266,7 @@ def engine_of(detector: Detector) -> Engine:
 
 
 def peers(bank: Snapshot, rows: IntArray, *, published: bool) -> dict[str, Engine]:
-    """What one would do without us. The first two take image by image: they are timed on one of a batch."""
+    """Return the engines of others. `published` and `rebuilt` take image by image, and are timed on one image of a batch."""
     faiss = import_faiss()
 
     def timed(search: Callable[[FloatArray, FloatArray], object], batch: FeatureBatch) -> float:
@@ -281,12 +281,12 @@ def peers(bank: Snapshot, rows: IntArray, *, published: bool) -> dict[str, Engin
 
 
 def _published_s(bank: Snapshot, batch: FeatureBatch, rows: IntArray) -> float:
-    """Seconds of the published loop, without gathering."""
+    """Seconds of the published loop; gathering the gallery is not counted."""
     return sum(published(*pair(bank, level, batch, rows), MEASURED_CHUNKS)[1] for level in bank.layout.levels)
 
 
 def pair(bank: Snapshot, level: Level, batch: FeatureBatch, rows: IntArray) -> tuple[FloatArray, FloatArray]:
-    """A level's queries, and the gallery of these normals in one piece."""
+    """Return the queries of a level, (nq, d), and the vectors of these normals in one array, (nb, d)."""
     gallery = np.empty((len(rows), *level.shape), np.float32)
     for place, row in enumerate(rows):
         gallery[place] = bank.level_map(level.name, int(row))
@@ -295,7 +295,7 @@ def pair(bank: Snapshot, level: Level, batch: FeatureBatch, rows: IntArray) -> t
 
 
 def in_turn(engines: Mapping[str, Engine], batches: Sequence[FeatureBatch], repeats: int) -> dict[str, list[float]]:
-    """Seconds an image of each engine in each repeat, all on the same batch; a round before it warms up."""
+    """Return seconds an image of each engine in each repeat, all on the same batch, after a round that warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     for repeat in range(-1, repeats):
         for name, engine in engines.items():
@@ -306,7 +306,7 @@ def in_turn(engines: Mapping[str, Engine], batches: Sequence[FeatureBatch], repe
 
 
 def _growing(setup: Setup, shape: str, sizes: Sequence[int], tests: int) -> Iterator[tuple[Bank, Path, str]]:
-    """A bank that grows, the file of its test images, and each recipe, built."""
+    """Yield a bank that grows, the file of its test images, and one recipe after the other, once it is built."""
     product = Product(setup.shapes[shape])
     queries = save_queries(product.tests(tests), setup.scratch / f"growing-{shape}.npz")
     for normals in sizes:
@@ -317,7 +317,7 @@ def _growing(setup: Setup, shape: str, sizes: Sequence[int], tests: int) -> Iter
 
 
 def _excess(best: Scores, ours: Scores) -> Row:
-    """How much larger distances are than exact's, by level, and what is left of it in the map."""
+    """By how much distances are larger than those of exact search, at each level, and how much of it is left in the map."""
     levels: Row = {}
     for name, dist in best.level_dist.items():
         excess = ours.level_dist[name][dist > 0] / dist[dist > 0] - 1
@@ -348,7 +348,7 @@ def _labeled(setup: Setup, dataset: Path) -> Iterator[Row]:
 
 
 def _variants(features: Features, tests: FeatureBatch, k: int) -> Iterator[tuple[str, Scores]]:
-    """The same images scored in other company."""
+    """Score the same images in other batches, budgets, orders and numbers of threads."""
     faiss = import_faiss()
     for size in (1, 3, 16):
         detector = _open(features, "exact", k)
@@ -376,7 +376,7 @@ def _same(ours: Scores, theirs: Scores) -> bool:
 
 
 def off_oracle(bank: Snapshot, tests: FeatureBatch, scores: Scores, k: int) -> float:
-    """The largest relative difference of some distances to brute force in float64."""
+    """Return the largest relative difference between some distances and those of brute force in float64."""
     largest = 0.0
     for image, rows in enumerate(galleries(bank, scores, k)[:_ORACLE_IMAGES]):
         for level in bank.layout.levels:
@@ -393,14 +393,14 @@ def off_oracle(bank: Snapshot, tests: FeatureBatch, scores: Scores, k: int) -> f
 
 
 def galleries(bank: Snapshot, scores: Scores, k: int) -> IntArray:
-    """(n, k) bank rows of the k nearest normals."""
+    """Return the bank rows of the k nearest normals, (n, k)."""
     row_of = {name: row for row, name in enumerate(bank.ids)}
     return np.array([[row_of[name] for name in line[:k]] for line in scores.neighbor_ids])
 
 
 @contextmanager
 def _instrumented() -> Iterator[Timings]:
-    """Count the seconds of the parts of exact by FAISS, summed over threads."""
+    """Count the seconds of each part of exact search by FAISS, summed over threads."""
     timings = Timings()
 
     def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -429,12 +429,12 @@ def _child(function: str, *arguments: object) -> dict[str, Any]:
 
 
 def _least_s(run: Callable[[], object]) -> float:
-    """The shortest of some runs: a peak is what nothing disturbs."""
+    """Seconds of the fastest of some runs: a peak is reached when nothing disturbs."""
     return min(seconds_of(run) for _ in range(_PEAK_RUNS))
 
 
 def ratio_of(above: Sequence[float], below: Sequence[float]) -> float:
-    """The median of the ratios of what was measured side by side."""
+    """Return the median of the ratios of runs that were measured side by side."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
@@ -444,7 +444,7 @@ def _say(title: str, row: Row) -> Row:
 
 
 def _text(value: object) -> str:
-    """One line of anything in a row."""
+    """A value of a row in one line."""
     if isinstance(value, dict) and "runs" in value:
         return f"{_text(value['median'])} ({_text(value['min'])} to {_text(value['max'])})"
     if isinstance(value, dict):
@@ -460,17 +460,19 @@ def _text(value: object) -> str:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--shapes", nargs="*", choices=sorted(SHAPES), default=list(SHAPES), help="of generated features")
+    parser.add_argument(
+        "--shapes", nargs="*", choices=sorted(SHAPES), default=list(SHAPES), help="shapes of generated features"
+    )
     parser.add_argument("--k", nargs="+", type=int, default=[5, 50])
     parser.add_argument("--recipes", nargs="+", default=["exact", "location", "compact", "ivf"])
-    parser.add_argument("--normals", type=int, default=200, help="of generated banks (default: %(default)s)")
+    parser.add_argument("--normals", type=int, default=200, help="images in a generated bank (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--bank", type=Path, help="real features to measure on as well")
-    parser.add_argument("--queries", type=Path, help="features of its test images, see benchmarks.features")
+    parser.add_argument("--bank", type=Path, help="a bank of real features to measure on as well")
+    parser.add_argument("--queries", type=Path, help="the features of its test images, see benchmarks.features")
     parser.add_argument("--data", type=Path, help="a folder that holds mvtec_bottle, for quality")
     parser.add_argument("--memory-normals", nargs="+", type=int, default=[500, 5000])
     parser.add_argument("--scaling-normals", nargs="+", type=int, default=[500, 1000, 2000, 5000, 10000, 20000])
-    parser.add_argument("--scratch", type=Path, help="where banks are written, up to 20 GB of them; not in memory")
+    parser.add_argument("--scratch", type=Path, help="a folder on a disk for banks, which take up to 20 GB")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), metavar="SECTION")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     arguments = parser.parse_args()
@@ -489,7 +491,7 @@ def _setup(arguments: argparse.Namespace, scratch: Path) -> Setup:
             product = Product(SHAPES[name])
             bank = write_bank(scratch / f"{name}.bank", product, arguments.normals)
             sets.append(Features(name, bank.path, product.tests(Setup.batch)))
-        if arguments.bank:  # a copy: indexes are built beside its maps
+        if arguments.bank:  # a copy, since indexes are built inside the bank
             copy = shutil.copytree(arguments.bank, scratch / arguments.bank.name)
             sets.append(Features(arguments.bank.stem, copy, load_queries(arguments.queries)))
     return Setup(

@@ -1,7 +1,7 @@
 """The GPU's tables: what a card is expected to do (for docs/how-to/gpu.md), and the torch search beside faiss.knn.
 
-Run as `python -m benchmarks.gpu --out benchmarks/results` to measure on this machine's CPU. A ratio is that of runs in turn, in
-one process, with the same number of threads.
+Run `python -m benchmarks.gpu --out benchmarks/results` to measure the torch search on this machine's CPU. What is compared
+runs in turn, in one process, with the same number of threads.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ GiB = 1 << 30
 REPEATS = 5
 TESTS = 2
 
-# Six tenths of the float32 speed of the data sheet, eight tenths of its bandwidths; a disk and a memory to stand beside it.
+# A card reaches six tenths of the float32 speed and eight tenths of the bandwidths of its data sheet; the disk and the memory
+# are those of a machine that such a card may stand in.
 MACHINES = (
     Machine(
         name="8 GB",
@@ -79,7 +80,7 @@ def main() -> None:
 
 
 def plans() -> str:
-    """A row for each card and bank."""
+    """Return a table with a row for each card and bank."""
     header = (
         "card",
         "normals",
@@ -122,7 +123,7 @@ def plans() -> str:
 
 
 def measure(k: int) -> list[dict[str, Any]]:
-    """Each level of wide_resnet50_2's shapes: seconds an image, and whether bfloat16 finds the same."""
+    """Measure seconds an image at each level of wide_resnet50_2's shapes, and whether bfloat16 gives the same results."""
     import torch
 
     faiss = import_faiss()

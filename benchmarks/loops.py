@@ -1,4 +1,4 @@
-"""How others search a gallery: the published loop, an index rebuilt for every image, and plain calls of FAISS."""
+"""Searches a gallery as others do: by the published loop, by an index rebuilt for every image, and by plain calls of FAISS."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.search.distances import import_faiss
 
-# Of the published loop, for an extrapolation.
+# So many chunks of the published loop are measured; the rest is extrapolated.
 MEASURED_CHUNKS = 2
 # SPADE-pytorch compares so many gallery rows at a time.
 _CHUNK = 100
@@ -15,15 +15,15 @@ _LOW_THRESHOLD = 1000
 
 
 def published(xq: FloatArray, xb: FloatArray, chunks: int | None = None) -> tuple[FloatArray, float]:
-    """SPADE-pytorch's search: all queries' distances to a chunk of the gallery at a time, by broadcasting; their minimum.
+    """Search as SPADE-pytorch does: compute the distances of all queries to one chunk of the gallery after the other.
 
     Args:
-        xq: (nq, d) queries.
-        xb: (nb, d) gallery.
-        chunks: how many to do; None for all.
+        xq: queries, (nq, d).
+        xb: the gallery, (nb, d).
+        chunks: how many chunks to search; None for all.
 
     Returns:
-        (nq,) smallest distances to what was searched, and seconds, extrapolated to the whole gallery.
+        The smallest distances (nq,) to what was searched, and the seconds, extrapolated to the whole gallery.
     """
     import torch
 
@@ -38,7 +38,7 @@ def published(xq: FloatArray, xb: FloatArray, chunks: int | None = None) -> tupl
 
 
 def rebuilt(xq: FloatArray, xb: FloatArray) -> tuple[FloatArray, IntArray]:
-    """An `IndexFlatL2` made for one image's gallery, and searched once."""
+    """Make an `IndexFlatL2` for the gallery of one image, and search it once."""
     index = import_faiss().IndexFlatL2(xb.shape[1])
     index.add(xb)
     D, I = index.search(xq, 1)
@@ -46,7 +46,7 @@ def rebuilt(xq: FloatArray, xb: FloatArray) -> tuple[FloatArray, IntArray]:
 
 
 def knn_low_threshold(xq: FloatArray, xb: FloatArray) -> None:
-    """`faiss.knn`, with the size from which on it uses matrix products lowered."""
+    """Search by `faiss.knn` with a lower threshold, above which it uses matrix products."""
     faiss = import_faiss()
     before = faiss.cvar.distance_compute_blas_threshold
     faiss.cvar.distance_compute_blas_threshold = _LOW_THRESHOLD

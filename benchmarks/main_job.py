@@ -94,14 +94,15 @@ def extraction_overhead(dataset: Path, scratch: Path) -> dict[str, Any]:
         import json, time
         from pathlib import Path
         import numpy as np
-        from spade_faiss.features.backbone import load_backbone
+        from spade_faiss.features.loading import load_backbone
         from spade_faiss.core.memory import BATCH_SIZE
         from spade_faiss.workflows.fit import fit
-        from spade_faiss.features.images import find_images, load, to_input
+        from spade_faiss.features.datasets import find_images
+        from spade_faiss.features.pictures import load_image, to_input
         backbone = load_backbone("efficientnet_lite0")
         images = {str(dataset / "train/good")!r}
         preprocess = backbone.source.preprocess
-        inputs = np.stack([to_input(load(record, preprocess).picture, preprocess) for record in find_images(images)[1]])
+        inputs = np.stack([to_input(load_image(record, preprocess).picture, preprocess) for record in find_images(images)[1]])
         batches = [inputs[start : start + BATCH_SIZE] for start in range(0, len(inputs), BATCH_SIZE)]
         rows = []
         for repeat in range({REPEATS} + 1):

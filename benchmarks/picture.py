@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from spade_faiss.features.images import place, read_image, to_picture
 
 from spade_faiss import Bank
-from spade_faiss.features.images import place, read_image, to_picture
 from spade_faiss.report.pictures import color_range, overlay
 from spade_faiss.report.scorefile import ScoreFile
 

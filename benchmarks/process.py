@@ -1,4 +1,4 @@
-"""What a measuring process says of itself: its machine, its memory, what it read, what the system keeps for it."""
+"""Measures the process itself: its machine, its memory, what it read, and how long a call takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spade_faiss.search.distances import import_faiss
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on, and what linear algebra runs there."""
+    """Return what figures were measured on: the machine, versions, threads, and the libraries of linear algebra."""
     faiss = import_faiss()
     try:
         pools = importlib.import_module("threadpoolctl").threadpool_info()
@@ -31,7 +31,7 @@ def machine() -> dict[str, Any]:
 
 
 def drop_from_cache(paths: Iterable[Path]) -> None:
-    """Have the system forget the contents of files; those that this process still maps stay."""
+    """Make the system forget the contents of files; those that this process maps stay."""
     for path in paths:
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -39,28 +39,31 @@ def drop_from_cache(paths: Iterable[Path]) -> None:
 
 
 def resident_bytes() -> int:
-    """What the process holds in memory now."""
+    """Return the bytes that the process holds in memory now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_bytes() -> int:
-    """The most that the process has held in memory; what getrusage says is at least what its parent held when it began."""
+    """Return the most bytes that the process has held in memory.
+
+    getrusage would not do: it says at least what the parent process held when this one began.
+    """
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def read_bytes() -> int:
-    """Bytes that this process has had read from disks."""
+    """Return the bytes that this process has read from disks."""
     return int(Path("/proc/self/io").read_text().split("\nread_bytes:")[1].split()[0])
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Return the seconds that a call takes."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Runs, and their median and range."""
+    """Return the median and the range of some runs, and the runs."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": list(values)}

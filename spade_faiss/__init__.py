@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from spade_faiss.decisions.calibration import Calibration
     from spade_faiss.diagnostics.doctor import doctor
     from spade_faiss.diagnostics.recommend import recommend
-    from spade_faiss.features.backbone import Backbone, load_backbone
+    from spade_faiss.diagnostics.workload import Workload
+    from spade_faiss.features.backbone import Backbone
     from spade_faiss.features.batch import FeatureBatch, Level
     from spade_faiss.features.layout import Layout
+    from spade_faiss.features.loading import load_backbone
+    from spade_faiss.features.network import Network
     from spade_faiss.index.build import build_index, update_indexes
     from spade_faiss.report.presenter import Results
     from spade_faiss.scoring.detector import Detector
@@ -70,6 +73,7 @@ _HOMES = {
     "Layout": "features.layout",
     "Level": "features.batch",
     "Method": "core.settings",
+    "Network": "features.network",
     "NotFoundError": "core.errors",
     "Preprocess": "core.settings",
     "Recipe": "search.recipe",
@@ -79,6 +83,7 @@ _HOMES = {
     "Scores": "scoring.scores",
     "Source": "core.settings",
     "SpadeError": "core.errors",
+    "Workload": "diagnostics.workload",
     "add": "workflows.extract",
     "build_index": "index.build",
     "calibrate": "workflows.calibrate",
@@ -87,7 +92,7 @@ _HOMES = {
     "evaluate": "workflows.score",
     "extract": "workflows.extract",
     "fit": "workflows.fit",
-    "load_backbone": "features.backbone",
+    "load_backbone": "features.loading",
     "load_recipe": "search.recipe",
     "recommend": "diagnostics.recommend",
     "score_folder": "workflows.score",
@@ -110,6 +115,7 @@ __all__ = [
     "Layout",
     "Level",
     "Method",
+    "Network",
     "NotFoundError",
     "Preprocess",
     "Recipe",
@@ -119,6 +125,7 @@ __all__ = [
     "Scores",
     "Source",
     "SpadeError",
+    "Workload",
     "add",
     "build_index",
     "calibrate",

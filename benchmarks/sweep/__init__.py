@@ -1,5 +1,6 @@
-"""Exact against approximate: points, each measured once and kept raw; tables and plots are computed from what is kept.
+"""Compares exact with approximate search: points are measured once and stored raw; tables and plots are computed from them.
 
-`points` says what is measured, `sets` and `embeddings` on what, `image_level`, `pixel_level` and `peers` how; `run` does it,
-`store` keeps it, `rows` computes the metrics of `measures` from it, `tables`, `charts` and `page` show them.
+`points` says what is measured, `sets` and `embeddings` on what data, and `image_level`, `pixel_level` and `peers` how. `run`
+measures, `store` writes the results, `rows` computes the metrics of `measures` from them, and `tables`, `charts` and `page`
+show them.
 """

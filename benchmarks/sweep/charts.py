@@ -1,4 +1,4 @@
-"""Charts of the benchmark as SVG text: Pareto fronts, scaling curves, bars, spectra. Each stands on its own as a file."""
+"""Draws the charts of the benchmark as SVG text, each a file of its own: Pareto fronts, scaling curves and bars."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.ticker import NullFormatter
 
 from benchmarks.sweep.measures import exponent
 
-# Okabe and Ito's, told apart by every kind of color vision.
+# The colors of Okabe and Ito, which can be told apart with every kind of color vision.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8a8a00")
 _MARKS = "osD^vPX*"
 _INK, _MUTED, _LINE = "#1d2127", "#5b6470", "#d9dde3"
@@ -25,7 +25,7 @@ _WIDTH, _HEIGHT = 7.2, 4.4
 
 @dataclass(frozen=True)
 class Dot:
-    """A point of a Pareto chart: the lower y the better, the larger x the faster."""
+    """A point of a Pareto chart: the lower its y, the better; the larger its x, the faster."""
 
     x: float
     y: float
@@ -43,7 +43,7 @@ class Line:
 
 
 def front_of(dots: Sequence[Dot]) -> list[Dot]:
-    """The dots that no other beats in both, the fastest first."""
+    """Return the dots that no other dot beats in both, the fastest first."""
     front: list[Dot] = []
     for dot in sorted(dots, key=lambda dot: (-dot.x, dot.y)):
         if not front or dot.y < front[-1].y:
@@ -52,12 +52,13 @@ def front_of(dots: Sequence[Dot]) -> list[Dot]:
 
 
 def knee_of(front: Sequence[Dot], floor: float) -> Dot:
-    """The dot of a front after which more speed costs much more: the farthest from the line between its ends, on log axes.
-    Of fewer than three, the fastest.
+    """Return the dot of a front beyond which more speed costs much more.
+
+    It is the farthest from the line between the ends of the front, on logarithmic axes; of fewer than three dots, the fastest.
 
     Args:
-        front: see `front_of`.
-        floor: the least y that counts; below, dots are as good as each other.
+        front: the dots, see `front_of`.
+        floor: the least y that counts; dots below it are equally good.
 
     Source: Satopaa et al., "Finding a Kneedle in a Haystack", ICDCS Workshops 2011, section 3.
     """
@@ -69,13 +70,14 @@ def knee_of(front: Sequence[Dot], floor: float) -> Dot:
 
 
 def pareto(title: str, dots: Sequence[Dot], *, x: str, y: str, floor: float | None) -> str:
-    """A scatter of speed and loss, its front joined, the dots of the front labeled.
+    """Draw speed and loss as a scatter plot; a line joins the dots of the front, which are labeled.
 
     Args:
-        title: of the chart.
+        title: the title of the chart.
         dots: what was measured.
-        x, y: names of the axes.
-        floor: where a logarithmic y axis ends, 0 being drawn there; None for a linear one.
+        x: the name of the x axis.
+        y: the name of the y axis.
+        floor: where a logarithmic y axis ends, and where 0 is drawn; None for a linear axis.
     """
     figure, axes = _chart(title)
     drawn = [Dot(dot.x, max(dot.y, floor) if floor else dot.y, dot.label, dot.family) for dot in dots]
@@ -113,7 +115,7 @@ def pareto(title: str, dots: Sequence[Dot], *, x: str, y: str, floor: float | No
 
 
 def scaling(title: str, lines: Sequence[Line], *, x: str, y: str) -> str:
-    """Curves on log axes, each with its fitted exponent."""
+    """Draw curves on logarithmic axes, each with its fitted exponent."""
     figure, axes = _chart(title)
     for number, line in enumerate(lines):
         power = f"  (power {exponent(line.x, line.y):.2f})" if len(line.x) > 1 else ""
@@ -128,7 +130,7 @@ def scaling(title: str, lines: Sequence[Line], *, x: str, y: str) -> str:
 
 
 def bars(title: str, values: Mapping[str, Mapping[str, float]], *, x: str) -> str:
-    """Horizontal bars, one of each label, stacked from named parts."""
+    """Draw a horizontal bar for each label, stacked from named parts."""
     parts = list(dict.fromkeys(part for of_label in values.values() for part in of_label))
     figure, axes = _chart(title, max(1.6, 0.9 + 0.24 * len(values)))
     labels, start = list(values)[::-1], np.zeros(len(values))
@@ -167,7 +169,7 @@ def _legend(axes: Axes) -> None:
 def _svg(figure: Figure, title: str) -> str:
     FigureCanvasSVG(figure)
     text = io.StringIO()
-    # The two settings that matplotlib takes from nowhere but its rcParams.
+    # matplotlib takes these two settings from its rcParams only.
     with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()

@@ -1,9 +1,9 @@
-"""What is searched at image level: real embeddings, and as many more as wanted that look like them; queries; the truth.
+"""Provides what is searched at image level: real embeddings and any number of generated ones, queries, and true distances.
 
-Beyond the real ones, an embedding is drawn in two steps (a Manifold Parzen window, Vincent & Bengio, NIPS 2002): one of the
-real normal images, and from it a step in the directions in which its nearest real neighbors lie, a random mix of them. So the
-cloud keeps the real one's spectrum, and each of its neighborhoods the directions of a real one. `looks_of` measures both.
-Queries are real test images that no embedding was made from.
+A generated embedding is drawn in two steps (a Manifold Parzen window, Vincent & Bengio, NIPS 2002): one of the real normal
+images, and from it a step that is a random mix of the directions in which its nearest real neighbors lie. So the generated
+cloud has the spectrum of the real one, and each of its neighborhoods has the directions of a real neighborhood; `looks_of`
+measures both. Queries are real test images from which no embedding was made.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.sweep.measures import Bools, Doubles, intrinsic_dimension
-from benchmarks.sweep.sets import FRAMING, Places, embeddings_of
+from benchmarks.sweep.sets import RESIZE_MODES, Places, embeddings_of
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import atomic_path
 from spade_faiss.core.types import FloatArray
 from spade_faiss.search.distances import import_faiss
 
 GROWN = "-grown"
-# Of the truth; the k of any point is at most that.
+# So many true distances are computed for each query; no point asks for more neighbors.
 TRUE_NEIGHBORS = 50
 DIMENSION_NEIGHBORS = 20
 COMPONENTS = (1, 4, 16, 64, 256)
-# Neighbors whose directions a step mixes, and its length as a share of their spread; chosen by `looks_of`.
+# A step mixes the directions of so many neighbors, and its length is this share of their spread; `looks_of` chose both.
 _NEIGHBORS, _STEP = 64, 0.7
 _BLOCK = 4096
 _SPARE = 32
@@ -37,13 +37,14 @@ Halves = npt.NDArray[np.float16]
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """What is searched, and by what.
+    """The embeddings that are searched, and the queries.
 
     Args:
-        path: a file of (n, d) float16, nothing else in it; every engine gets these values.
-        xq: (nq, d) queries; none is a row of the base.
-        defective: (nq,).
-        truth: (nq, `TRUE_NEIGHBORS`) distances to the nearest rows, ascending, evaluated in float64.
+        path: a file that holds the embeddings, (n, d) float16, and nothing else; every engine gets these values.
+        n: the number of embeddings.
+        xq: the queries, (nq, d); none is a row of the base.
+        defective: which queries are defective, (nq,).
+        truth: the distances to the nearest rows, (nq, `TRUE_NEIGHBORS`), ascending, evaluated in float64.
     """
 
     path: Path
@@ -54,11 +55,11 @@ class Base:
 
     @property
     def rows(self) -> Halves:
-        """The base, mapped."""
+        """The embeddings, (n, d), mapped from their file."""
         return np.memmap(self.path, np.float16, "r", shape=(self.n, self.xq.shape[1]))
 
     def true_dist(self, ids: npt.NDArray[np.int64]) -> Doubles:
-        """(nq, k) distances to rows (nq, k), evaluated in float64; infinite for -1."""
+        """Return the distances (nq, k) to the rows that `ids` (nq, k) name, evaluated in float64; infinite for -1."""
         rows, found = self.rows, np.full(ids.shape, np.inf)
         for query, line in enumerate(ids):
             xb = rows[np.maximum(line, 0)].astype(np.float64)
@@ -68,16 +69,22 @@ class Base:
 
 
 def open_base(name: str, n: int, queries: int, places: Places) -> Base:
-    """The first n embeddings of a set: a real one's own, or with `-grown` after its name as many as wanted.
+    """Return the first n embeddings of a set.
 
-    Made once, in the scratch folder.
+    They are made once, in the scratch folder.
+
+    Args:
+        name: the name of a real set; with `-grown` after it, embeddings are generated from it, as many as wanted.
+        n: the number of embeddings.
+        queries: the most queries.
+        places: where real sets and scratch files are.
 
     Raises:
-        InputError: for an unknown set, or more embeddings than a real one has.
+        InputError: for an unknown set, or for more embeddings than a real set has.
     """
     real = name.removesuffix(GROWN)
-    if real not in FRAMING:
-        raise InputError(f"set {name!r} is not one of {', '.join(FRAMING)}, nor one of them with {GROWN!r} after it")
+    if real not in RESIZE_MODES:
+        raise InputError(f"set {name!r} is not one of {', '.join(RESIZE_MODES)}, nor one of them with {GROWN!r} after it")
     folder = places.scratch / "bases"
     path, truth_path = folder / f"{name}-{n}.f16", folder / f"{name}-{n}-{queries}.npz"
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +111,10 @@ def open_base(name: str, n: int, queries: int, places: Places) -> Base:
 
 
 class Grower:
-    """Draws embeddings like the given ones; block `number` is the same whenever it is asked for, so a base grows at its end."""
+    """Draws embeddings like the given ones.
+
+    Block `number` is the same whenever it is asked for, so that a larger base begins with the smaller ones.
+    """
 
     def __init__(self, real: FloatArray, neighbors: int = _NEIGHBORS, step: float = _STEP) -> None:
         self._real = real
@@ -113,7 +123,7 @@ class Grower:
         _, self._near = import_faiss().knn(real, real, self._neighbors + 1)
 
     def block(self, number: int) -> Halves:
-        """(`_BLOCK`, d)."""
+        """Draw a block of embeddings, (`_BLOCK`, d)."""
         rng = np.random.default_rng([_SEED, number])
         out = np.empty((_BLOCK, self._real.shape[1]), np.float16)
         for place, seed in enumerate(rng.integers(len(self._real), size=_BLOCK)):
@@ -124,7 +134,7 @@ class Grower:
 
 
 def true_nearest(rows: Halves, xq: FloatArray, k: int) -> Doubles:
-    """(nq, k) true distances to the nearest rows: more candidates than k by float32's products, put right in float64."""
+    """Return the true distances to the nearest rows, (nq, k): more than k are found in float32, and evaluated in float64."""
     faiss = import_faiss()
     center = np.asarray(rows[: min(len(rows), _BLOCK)], np.float32).mean(axis=0)
     best = np.full((len(xq), k), np.inf)
@@ -139,11 +149,12 @@ def true_nearest(rows: Halves, xq: FloatArray, k: int) -> Doubles:
 
 
 def looks_of(xb: npt.NDArray[np.floating], xq: FloatArray) -> dict[str, list[float]]:
-    """What generated embeddings must share with real ones.
+    """Compute the statistics that generated embeddings must share with real ones.
 
-    `spectrum`: share of the variance in the first `COMPONENTS` principal components; `dimension`: quartiles of the local
-    intrinsic dimension at up to 1000 rows of the base; `query_dimension`: the same at the queries; `apart`: quartiles of the
-    queries' distances to the nearest row over the root of the base's variance.
+    Returns:
+        `spectrum`, the shares of the variance in the first `COMPONENTS` principal components; `dimension`, the quartiles of
+        the local intrinsic dimension at up to 1000 rows of the base; `query_dimension`, the same at the queries; `apart`, the
+        quartiles of the queries' distances to the nearest row, over the root of the base's variance.
     """
     base = np.asarray(xb, np.float32)
     variance = np.linalg.eigvalsh(np.cov(base.T.astype(np.float64)))[::-1]

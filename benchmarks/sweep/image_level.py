@@ -1,4 +1,4 @@
-"""Measures an image point: an index over embeddings, built once, searched query by query and all at once."""
+"""Measures an image point: builds an index over embeddings once, and searches it query by query and all queries at once."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from spade_faiss.core.files import atomic_path, write_bytes
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.search.distances import direct_sq_dist, import_faiss, sort_by_distance
 
-# Single queries are timed for so long, and batches so often; at least so many queries whatever it takes.
-LATENCY_S, BATCHES, LEAST = 8.0, 3, 20
+# Single queries are timed for so many seconds, but at least so many of them; batches are timed so often.
+LATENCY_S, LEAST, BATCHES = 8.0, 20, 3
 _COLD_QUERIES = 10
 _TRAIN_ROWS, _TRAIN_SEED = 100_000, 1234
 _BLOCK = 16_384
 
 
 def index_path(point: ImagePoint, places: Places) -> Path:
-    """Where the index of a point is kept."""
+    """Return the path of the index of a point."""
     return places.scratch / "image_indexes" / f"{point.build_key}.faiss"
 
 
 def build(point: ImagePoint, places: Places) -> None:
-    """Train and fill a point's index; for a process of its own, so that its peak memory is its own."""
+    """Train and fill the index of a point; it needs a process of its own, for its peak memory is measured."""
     faiss = import_faiss()
     faiss.omp_set_num_threads(point.threads)
     base = open_base(point.set, point.n, point.queries, places)
@@ -59,7 +59,7 @@ def build(point: ImagePoint, places: Places) -> None:
 
 
 def measure(point: ImagePoint, places: Places) -> Raw:
-    """Search with a point's settings; builds the index if nobody has.
+    """Search with the settings of a point, and build its index first if it was not built.
 
     Raises:
         InputError: for settings that do not go together.
@@ -112,20 +112,20 @@ def measure(point: ImagePoint, places: Places) -> Raw:
 
 
 class _Search:
-    """The k nearest: what the index says, or the best of its candidates by true distances."""
+    """Searches for the k nearest: as the index finds them, or the best of its candidates by true distances."""
 
     def __init__(self, index: Any, base: Base, point: ImagePoint) -> None:
         self._index = index
         self._k, self._rerank = point.k, point.rerank
         self._d = base.xq.shape[1]
-        # Read, not mapped: what the system keeps of a mapped file cannot be dropped.
+        # The file is read, not mapped: the system cannot drop the cached contents of a mapped file.
         self._file = os.open(base.path, os.O_RDONLY)
 
     def close(self) -> None:
         os.close(self._file)
 
     def __call__(self, xq: FloatArray) -> tuple[IntArray, FloatArray]:
-        """(nq, k) ids and distances (the roots of what FAISS returns), ascending; -1 where nothing was found."""
+        """Return ids and distances (roots of FAISS's), (nq, k) each, ascending; the id is -1 where nothing was found."""
         D, I = self._index.search(xq, max(self._k, self._rerank))
         if self._rerank:
             rows, places = np.unique(I, return_inverse=True)
@@ -141,7 +141,7 @@ class _Search:
 
 
 def _single_times(search: _Search, xq: FloatArray) -> list[float]:
-    """Seconds of one query after the other."""
+    """Seconds of single queries, one after the other."""
     taken: list[float] = []
     start = time.perf_counter()
     for place in range(len(xq)):
@@ -152,7 +152,7 @@ def _single_times(search: _Search, xq: FloatArray) -> list[float]:
 
 
 def _cold_times(search: _Search, base: Base) -> tuple[np.ndarray[Any, Any], bool]:
-    """Seconds of queries whose candidates the system has to read from the disk, and whether it did read."""
+    """Seconds of queries whose candidates the system has to read from the disk, and whether it did read them."""
     before, taken = read_bytes(), []
     for place in range(min(_COLD_QUERIES, len(base.xq))):
         drop_from_cache([base.path])

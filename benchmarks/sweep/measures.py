@@ -1,6 +1,6 @@
-"""The metrics of the benchmark, on plain arrays: how much of the truth an index found, and what that does to anomaly scores.
+"""Computes the metrics of the benchmark from plain arrays: how many neighbors were found, and how that changes anomaly scores.
 
-Whether a neighbor counts is asked of its distance, never of its id: of several at the same distance, each is as good.
+Whether a neighbor counts depends on its distance, never on its id: of several at the same distance, each is as good.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy import stats
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-# Two distances are the same if they differ by no more than float32's rounding of sums of some thousand squares.
+# Two distances are the same if they differ by no more than the rounding of float32 in sums of some thousand squares.
 ROUNDING = 1e-5
 RESAMPLES, SEED = 1000, 1234
 _CONFIDENCE = (0.025, 0.975)
@@ -24,7 +24,7 @@ _CONFIDENCE = (0.025, 0.975)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, and the limits of its 95 % confidence interval."""
+    """A value with the limits of its 95 % confidence interval."""
 
     value: float
     low: float
@@ -32,15 +32,16 @@ class Estimate:
 
 
 def recall(ids: npt.NDArray[np.int64], dist: Doubles, truth: Doubles, k: int, rounding: float = ROUNDING) -> float:
-    """The share of the k nearest that was found, by distance: each returned neighbor counts if it is no farther than the
-    truly k-th nearest, whichever one it is.
+    """Return the share of the k nearest that was found, by distance.
+
+    A neighbor that was returned counts if it is no farther than the true k-th nearest, whichever one it is.
 
     Args:
-        ids: (nq, m) of what was returned, m at least k; -1 for nothing. One returned twice counts once.
-        dist: (nq, m), the true distance of each.
-        truth: (nq, at least k), the true distances of the nearest, ascending.
-        k: neighbors that were asked for.
-        rounding: by which share a distance may be larger and still count as the same.
+        ids: what was returned, (nq, m) with m at least k; -1 stands for nothing. What was returned twice counts once.
+        dist: the true distance of each, (nq, m).
+        truth: the true distances of the nearest, (nq, at least k), ascending.
+        k: the number of neighbors that were asked for.
+        rounding: a distance may be larger by this share and still count as the same.
     """
     ids, dist = ids[:, :k], dist[:, :k]
     order = np.argsort(ids, axis=1, kind="stable")
@@ -52,20 +53,20 @@ def recall(ids: npt.NDArray[np.int64], dist: Doubles, truth: Doubles, k: int, ro
 
 
 def share_as_near(dist: npt.NDArray[Any], exact: npt.NDArray[Any], rounding: float = ROUNDING) -> float:
-    """The share of distances to one nearest vector that are no larger than exact search's."""
+    """Return the share of the distances to the nearest vector that are no larger than those of exact search."""
     exact = np.asarray(exact, np.float64)
     return float((np.asarray(dist, np.float64) <= exact * (1 + rounding)).mean())
 
 
 def score_excess(score: npt.NDArray[Any], exact: npt.NDArray[Any]) -> Doubles:
-    """By how much scores are above exact search's, as a share of these; 0 where both are 0."""
+    """Return by how much scores exceed those of exact search, as a share of these; 0 where both are 0."""
     score, exact = np.asarray(score, np.float64), np.asarray(exact, np.float64)
     excess: Doubles = np.divide(score - exact, exact, out=np.where(score == exact, 0.0, np.inf), where=exact > 0)
     return excess
 
 
 def rank_correlation(score: npt.NDArray[Any], exact: npt.NDArray[Any]) -> float:
-    """Spearman's, ties at their mean rank; 1 where both put all images at one rank."""
+    """Return Spearman's rank correlation, with ties at their mean rank; it is 1 if both give all images one rank."""
     first, second = stats.rankdata(score), stats.rankdata(exact)
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return float(np.array_equal(first, second))
@@ -73,22 +74,22 @@ def rank_correlation(score: npt.NDArray[Any], exact: npt.NDArray[Any]) -> float:
 
 
 class Bootstrap:
-    """Resamples of n images, the same for everything that is compared: a difference is taken resample by resample.
+    """Draws resamples of n images, the same for everything that is compared, so that differences are paired.
 
-    Good and defective images are drawn apart, so that each resample has both.
+    Normal and defective images are drawn separately, so that each resample has both.
     """
 
     def __init__(self, defective: Bools, resamples: int = RESAMPLES, seed: int = SEED) -> None:
         rng = np.random.default_rng(seed)
         self.defective = defective
-        # (1 + resamples, n): how often each image is drawn; first, all of them once.
+        # How often each image is drawn, (1 + resamples, n); in the first row, each once.
         self.weights = np.ones((1 + resamples, len(defective)))
         for part in (np.flatnonzero(defective), np.flatnonzero(~defective)):
             drawn = rng.multinomial(len(part), np.full(len(part), 1 / max(1, len(part))), size=resamples)
             self.weights[1:, part] = drawn
 
     def image_auroc(self, score: npt.NDArray[Any]) -> Doubles:
-        """(1 + resamples,), a tie counting half."""
+        """Return the image AUROC of each resample, (1 + resamples,); a tie counts half."""
         positive, negative = score[self.defective], score[~self.defective]
         wins = np.sign(positive[:, None] - negative[None, :]) / 2 + 0.5
         above, below = self.weights[:, self.defective], self.weights[:, ~self.defective]
@@ -96,7 +97,7 @@ class Bootstrap:
         return total
 
     def pixel(self, counts: PixelCounts, fpr_limit: float = 0.3) -> tuple[Doubles, Doubles]:
-        """(1 + resamples,) each: pixel AUROC and AUPRO."""
+        """Return the pixel AUROC and the AUPRO of each resample, (1 + resamples,) each."""
         intact = np.cumsum(self.weights @ counts.intact, axis=1)
         found = np.cumsum(self.weights @ counts.defective, axis=1)
         regions = np.cumsum(self.weights[:, counts.image_of_region] @ counts.region_share, axis=1)
@@ -108,12 +109,13 @@ class Bootstrap:
 
 @dataclass(frozen=True, eq=False)
 class PixelCounts:
-    """How many pixels of each image lie in which range of scores, the highest range first.
+    """How many pixels have scores in which range, the highest range first.
 
     Args:
-        intact, defective: (n, bins), pixels of each image.
-        region_share: (regions, bins), the share of each defective region.
-        image_of_region: (regions,), the image that it lies in.
+        intact: intact pixels of each image, (n, bins).
+        defective: defective pixels of each image, (n, bins).
+        region_share: the share of each defective region, (regions, bins).
+        image_of_region: the image that each region lies in, (regions,).
     """
 
     intact: Doubles
@@ -123,13 +125,13 @@ class PixelCounts:
 
 
 def pixel_counts(maps: npt.NDArray[Any], regions: npt.NDArray[np.integer[Any]], valid: Bools, edges: Doubles) -> PixelCounts:
-    """Count the pixels of score maps.
+    """Count the pixels of score maps by their scores.
 
     Args:
-        maps: (n, H, W).
-        regions: (n, H, W), each defective region's number, in all images together, from 1; 0 for intact pixels.
-        valid: (n, H, W), pixels that count.
-        edges: ascending, between ranges of scores.
+        maps: the score maps, (n, H, W).
+        regions: the number of the defective region of each pixel, (n, H, W), from 1 in all images together; 0 where intact.
+        valid: which pixels count, (n, H, W).
+        edges: the limits between ranges of scores, ascending.
     """
     bins, n = len(edges) + 1, len(maps)
     place = bins - 1 - np.searchsorted(edges, maps)
@@ -148,18 +150,21 @@ def pixel_counts(maps: npt.NDArray[Any], regions: npt.NDArray[np.integer[Any]], 
 
 
 def estimate(samples: Doubles) -> Estimate:
-    """The value of all images, and the interval that the resamples give."""
+    """Return the value of all images, with the interval that the resamples give."""
     low, high = np.quantile(samples[1:], _CONFIDENCE)
     return Estimate(float(samples[0]), float(low), float(high))
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """The slope of log y over log x by least squares: y grows as x to that power."""
+    """Return the slope of log y over log x by least squares: y grows as x to that power."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def intrinsic_dimension(dist: Doubles) -> Doubles:
-    """(n,), the local intrinsic dimension at each point, from the distances (n, k) to its nearest, ascending and above 0.
+    """Return the local intrinsic dimension at each point, (n,).
+
+    Args:
+        dist: the distances of each point to its nearest, (n, k), ascending and above 0.
 
     Source: Levina & Bickel, "Maximum Likelihood Estimation of Intrinsic Dimension", NIPS 2004, equation 8, with the unbiased
     k - 2 of their section 3.

@@ -1,4 +1,4 @@
-"""The report: rows, tables and charts of all results as one page that opens offline, and as files."""
+"""Writes the report: the rows, tables and charts of all results, as one page that opens offline and as files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _K = 5
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what is said, charts and tables under it."""
+    """A heading, with the words, charts and tables under it."""
 
     title: str
     words: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class Section:
 
 
 def report(results: Path, out: Path) -> Path:
-    """Compute everything from raw results and write it: the rows, every chart, the page.
+    """Compute everything from raw results, and write the rows, every chart and the page.
 
     Raises:
         InputError: if there are no results.
@@ -46,7 +46,7 @@ def report(results: Path, out: Path) -> Path:
 
 
 def show(rows: Sequence[Row], out: Path) -> Path:
-    """Write the page and every chart, from rows alone."""
+    """Write the page and every chart from rows alone."""
     sections = sections_of(rows)
     for section in sections:
         for chart in section.charts:
@@ -59,7 +59,7 @@ def show(rows: Sequence[Row], out: Path) -> Path:
 
 
 def dump(rows: Sequence[Row]) -> str:
-    """Rows as JSON: a line each, every float to seven digits; the machine of each row by its number."""
+    """Return rows as JSON: a line each, with floats of seven digits, and with the machine named by its number."""
     machines: list[Any] = []
     lines = []
     for row in rows:
@@ -73,21 +73,21 @@ def dump(rows: Sequence[Row]) -> str:
 
 
 def load(path: Path) -> list[Row]:
-    """The rows that `dump` wrote, each with its machine."""
+    """Read the rows that `dump` wrote, each with its machine."""
     return unpack(json.loads(path.read_bytes()))
 
 
 def unpack(content: dict[str, Any]) -> list[Row]:
-    """The rows of a parsed file."""
+    """Return the rows of a parsed file."""
     return [{**row, "machine": content["machines"][row["machine"]]} for row in content["rows"]]
 
 
 def sections_of(rows: Sequence[Row]) -> list[Section]:
-    """Everything on the page, in its order."""
+    """Return the sections of the page, in their order."""
     fronts = [
         front for n in sorted({row["n"] for row in tables.of_kind(rows, "image")}) if (front := tables.image_front(rows, n, _K))
     ]
-    # Of generated maps that stand for efficientnet_lite0's, the cost is shown under scaling; real ones say the rest.
+    # Generated maps with the shapes of efficientnet_lite0 are shown under scaling; the quality is that of real maps.
     tasks = [task for task in tables.pixel_tasks(rows) if task[0] != "lite0"]
     pixel = [front for task in tasks for front in tables.pixel_fronts(rows, *task)]
     looks, peers, exponents = tables.look_table(rows), tables.peer_table(rows), scaling.exponent_table(rows)
@@ -115,7 +115,7 @@ def sections_of(rows: Sequence[Row]) -> list[Section]:
 
 
 def machines_of(rows: Sequence[Row]) -> list[str]:
-    """Each machine that rows were measured on, in a line."""
+    """Return a line for each machine that rows were measured on."""
     lines = []
     for row in rows:
         found = row["machine"]

@@ -1,6 +1,6 @@
-"""anomalib's PatchCore on given feature maps; run by `peers` with a Python that has anomalib, never imported.
+"""Runs anomalib's PatchCore on given feature maps. `peers` starts it with a Python that has anomalib; it is never imported.
 
-Arguments: the maps (.npz), where to write the results (.npz), the share of patches to keep, threads.
+Its arguments are the maps (.npz), where to write the results (.npz), the share of patches to keep, and the number of threads.
 """
 
 import resource
@@ -17,21 +17,21 @@ INPUT, BATCH = 224, 16
 
 
 class Given(torch.nn.Module):
-    """Hands out maps in place of a backbone's."""
+    """Returns given maps in place of those of a backbone."""
 
     def __init__(self, maps: dict[str, Any], names: list[str]) -> None:
         super().__init__()
         self.maps, self.names, self.part = maps, names, slice(0, 0)
 
     def forward(self, _: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The maps of the images that `part` names."""
+        """Return the maps of the images that `part` selects."""
         return {
             name: torch.from_numpy(self.maps[name][self.part].astype(np.float32)).permute(0, 3, 1, 2) for name in self.names
         }
 
 
 def main() -> None:
-    """Fit, score image by image, save raw scores: nothing is normalized."""
+    """Fit, score image by image, and save raw scores, which are not normalized."""
     given, taken, ratio, threads = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
     torch.manual_seed(0)
     torch.set_num_threads(threads)

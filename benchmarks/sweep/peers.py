@@ -1,12 +1,12 @@
-"""Measures what others do with the very same features: optional, and never imported by the package.
+"""Measures what others do with the very same features. It is optional, and the package never imports it.
 
-- `published`: SPADE-pytorch's loop (our own writing of it), its seconds extrapolated from its first blocks; what it finds there
-  is compared with exact search.
-- `rebuilt`: an `IndexFlatL2` made anew for every image and level.
-- `patchcore`: anomalib's, in an environment of its own: --patchcore-python says which Python. Its layers are the two coarser
-  levels; it gets these maps in place of its backbone's, so that nothing but the method differs.
+- `published` is the loop of SPADE-pytorch, written out by us. Its seconds are extrapolated from its first blocks, and what it
+  finds there is compared with exact search.
+- `rebuilt` makes an `IndexFlatL2` anew for every image and level.
+- `patchcore` is anomalib's PatchCore, in an environment of its own: --patchcore-python says which Python. Its layers are the
+  two coarser levels; it gets these maps in place of those of its backbone, so that nothing but the method differs.
 
-A variant that looks at the same place alone is no peer but a recipe: `location` with radius=0, `history` for all normal images.
+Variants that compare the same place only are recipes, not peers: `location` with radius=0, and `history` for all normal images.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from spade_faiss.search.distances import import_faiss
 PYTHON = "SPADE_FAISS_PATCHCORE_PYTHON"
 _SIGMA = 4.0
 _SAME = 1e-3
-# It takes seconds for the first blocks of an image already.
+# Even the first blocks of an image take seconds.
 _PUBLISHED_IMAGES = 2
-# Else the C library keeps what PatchCore gives back, and the system may kill it.
+# Without this, the C library does not return the memory that PatchCore frees, and the system may kill the process.
 _PATCHCORE_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
 _PATCHCORE_MEMORY = 8 << 30
 
@@ -121,7 +121,7 @@ def _patchcore(point: PeerPoint, chosen: PixelSet, places: Places) -> Raw:
         command = [python, str(script), str(given), str(taken), str(settings["ratio"]), str(point.threads)]
         limited = ["prlimit", f"--data={_PATCHCORE_MEMORY}", *command]
         environment = {**os.environ, **_PATCHCORE_ENVIRONMENT}
-        # Its progress bars are no news; its errors are.
+        # Its output is shown only if it fails: progress bars are of no use here.
         begun = time.perf_counter()
         done = subprocess.run(limited, check=False, env=environment, cwd=folder, capture_output=True, text=True)
         wall_s = time.perf_counter() - begun
@@ -131,9 +131,13 @@ def _patchcore(point: PeerPoint, chosen: PixelSet, places: Places) -> Raw:
             results = {name: found[name] for name in found}
     facts = {name: results.pop(name).item() for name in ("train_s", "all_s", "peak_bytes", "memory_bytes", "version")}
     facts |= {"add_s": 0.0, "bytes": facts["memory_bytes"], "batch": 1, "wall_s": wall_s, "normals": len(bank)}
-    kept: dict[str, Any] = {"latency_s": results["latency_s"], "map_score": results["score"], "image_score": results["score"]}
+    measured: dict[str, Any] = {
+        "latency_s": results["latency_s"],
+        "map_score": results["score"],
+        "image_score": results["score"],
+    }
     if chosen.defective is not None:
-        kept["defective"] = chosen.defective
+        measured["defective"] = chosen.defective
     if chosen.masks is not None and chosen.valid is not None:
-        kept |= {"maps": results["maps"], "masks": chosen.masks, "valid": chosen.valid}
-    return Raw(point, kept, facts)
+        measured |= {"maps": results["maps"], "masks": chosen.masks, "valid": chosen.valid}
+    return Raw(point, measured, facts)

@@ -1,4 +1,4 @@
-"""Measures a pixel point: a recipe over a bank, image by image and in batches."""
+"""Measures a pixel point: scores test images by a recipe over a bank, image by image and in batches."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.protocol import resolve_recipe
 
 MEMORY = "2GiB"
-# As in `image_level`.
+# Single images are timed for so many seconds, but at least and at most so many of them.
 LATENCY_S, LEAST, MOST = 8.0, 5, 64
 _COLD_IMAGES = 5
-# Images whose distances are kept location by location.
-KEPT_IMAGES = 16
+# Distances of each location are stored for so many images.
+STORED_IMAGES = 16
 _BATCH = 16
 _ORACLE_IMAGES = 2
 
 
 def built_path(point: PixelPoint, bank: Path) -> Path:
-    """What is remembered of the building of a point's index."""
+    """Return the path of the file that says what building a point's index cost."""
     return bank / "indexes" / f"built-{point.build_key}.json"
 
 
 def build(point: PixelPoint, places: Places) -> None:
-    """Build what a point's recipe needs; for a process of its own."""
+    """Build the indexes that the recipe of a point needs; it needs a process of its own, for its peak memory is measured."""
     import_faiss().omp_set_num_threads(point.threads)
     bank = Bank.open(pixel_set(point.set, places, normals=point.normals, side=point.side).bank)
     before = resident_bytes()
@@ -54,13 +54,13 @@ def build(point: PixelPoint, places: Places) -> None:
 
 
 def needs_build(point: PixelPoint) -> bool:
-    """Whether there is anything to build."""
+    """Whether the recipe of a point needs an index."""
     recipe = point.loaded()
     return recipe.needs_image_index or resolve_recipe(recipe).method.train is not None
 
 
 def measure(point: PixelPoint, places: Places) -> Raw:
-    """Score a set's test images with a point's settings; builds what the recipe needs if nobody has."""
+    """Score the test images of a set with the settings of a point, and build the indexes first if they were not built."""
     import_faiss().omp_set_num_threads(point.threads)
     chosen = pixel_set(point.set, places, normals=point.normals, side=point.side).part(point.images)
     if not built_path(point, chosen.bank).is_file():
@@ -80,7 +80,7 @@ def measure(point: PixelPoint, places: Places) -> Raw:
     latency, timing_s = single_times(detector, tests)
     arrays |= {"latency_s": latency, **{f"latency_s {stage}": taken for stage, taken in timing_s.items()}}
     facts["peak_bytes"] = peak_bytes()
-    if point.recipe == "exact" and detector.bank.layout.normalize == "none":  # the oracle takes features as they come
+    if point.recipe == "exact" and detector.bank.layout.normalize == "none":  # the oracle does not normalize features
         oracle = tests[:_ORACLE_IMAGES]
         facts["off_float64"] = off_oracle(detector.bank, oracle, detector.score_features(oracle), point.k)
     arrays["cold_latency_s"], facts["cold_dropped"] = _cold_times(point, chosen)
@@ -95,7 +95,7 @@ def measure(point: PixelPoint, places: Places) -> Raw:
 
 
 def open_detector(point: PixelPoint, chosen: PixelSet) -> Detector:
-    """The detector of a point."""
+    """Return the detector of a point."""
     k_image = min(5, len(Bank.open(chosen.bank)))
     return Detector.open(
         chosen.bank, recipe=point.loaded(), method=Method(k_image=k_image, k_gallery=point.k), run=Run(memory=MEMORY)
@@ -103,7 +103,7 @@ def open_detector(point: PixelPoint, chosen: PixelSet) -> Detector:
 
 
 def arrays_of(chosen: PixelSet, scores: Scores, bank: Bank) -> dict[str, npt.NDArray[Any]]:
-    """What is kept of scores; the maps themselves only where there are masks to judge them by."""
+    """Return the arrays of scores that are stored; the maps are stored only if there are masks to compare them with."""
     row_of = {name: row for row, name in enumerate(bank.ids)}
     digests = [hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest() for image in scores.maps]
     arrays: dict[str, npt.NDArray[Any]] = {
@@ -112,7 +112,7 @@ def arrays_of(chosen: PixelSet, scores: Scores, bank: Bank) -> dict[str, npt.NDA
         "image_score": scores.image_score,
         "map_score": scores.map_score,
         "map_sha256": np.array(digests, "S64"),
-        **{f"level_dist {name}": dist[:KEPT_IMAGES] for name, dist in scores.level_dist.items()},
+        **{f"level_dist {name}": dist[:STORED_IMAGES] for name, dist in scores.level_dist.items()},
     }
     if chosen.defective is not None:
         arrays["defective"] = chosen.defective
@@ -122,7 +122,7 @@ def arrays_of(chosen: PixelSet, scores: Scores, bank: Bank) -> dict[str, npt.NDA
 
 
 def single_times(detector: Detector, tests: FeatureBatch) -> tuple[npt.NDArray[Any], dict[str, npt.NDArray[Any]]]:
-    """Seconds of one image after the other, from its features to its map; and of the two searches in it."""
+    """Return the seconds of single images, from the features to the map, and those of the two searches in each."""
     taken: list[float] = []
     timing_s: dict[str, list[float]] = {IMAGES: [], PIXELS: []}
     start = time.perf_counter()
@@ -139,7 +139,7 @@ def single_times(detector: Detector, tests: FeatureBatch) -> tuple[npt.NDArray[A
 
 
 def _cold_times(point: PixelPoint, chosen: PixelSet) -> tuple[npt.NDArray[Any], bool]:
-    """Seconds of images whose normals the system has to read from the disk, nothing decoded before; and whether it did read."""
+    """Seconds of images whose normals have to be read from the disk and decoded, and whether the system did read them."""
     taken, before = [], read_bytes()
     detector = open_detector(point, chosen)
     for place in range(min(_COLD_IMAGES, len(chosen.tests))):

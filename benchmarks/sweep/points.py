@@ -1,4 +1,4 @@
-"""What is measured: sweeps in YAML, and the points that they expand to."""
+"""Says what is measured: sweeps in YAML expand to points."""
 
 from __future__ import annotations
 
@@ -16,16 +16,23 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import from_mapping
 from spade_faiss.search.recipe import GALLERIES, Recipe, Settings, load_recipe
 
-# Part of every hash: raise it when points measured before cannot be compared with new ones.
+# The version is part of every hash: raise it when points that were measured before cannot be compared with new ones.
 VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePoint:
-    """Finding the `k` nearest of `n` embeddings by an index.
+    """A search for the `k` nearest of `n` embeddings by an index.
 
-    `set`: see `embeddings`. `factory`, `query`: FAISS's strings. `rerank`: how many candidates are compared again by their true
-    distances, read from the file of the base; 0 takes the index at its word. `queries`: test images, at most.
+    Args:
+        set: the name of the embeddings, see `embeddings`.
+        n: how many embeddings are searched.
+        factory: FAISS's string for the index.
+        query: FAISS's string for the query parameters.
+        rerank: how many candidates are compared again by true distances, read from the file of the base; 0 for none.
+        k: how many neighbors are searched.
+        threads: how many threads FAISS uses.
+        queries: the most test images.
     """
 
     kind: ClassVar[str] = "image"
@@ -40,21 +47,29 @@ class ImagePoint:
 
     @property
     def build_key(self) -> str:
-        """Points of the same key share an index."""
+        """The name of the index; points of the same key share it."""
         return _digest({"set": self.set, "n": self.n, "factory": self.factory, "threads": self.threads})
 
     @property
     def label(self) -> str:
-        """What a plot calls it."""
+        """The name in plots."""
         return " ".join(filter(None, (self.factory, self.query, f"rerank={self.rerank}" if self.rerank else "")))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelPoint:
-    """Finding the nearest gallery vectors of every location, by a recipe.
+    """A search for the nearest gallery vectors of every location, by a recipe.
 
-    `set`: see `sets`; `normals`, `side`: of generated ones. `build`, `query`: settings that differ from the recipe's. `images`:
-    test images, at most; 0 means all.
+    Args:
+        set: the name of the features, see `sets`.
+        recipe: the name of the recipe.
+        k: how many nearest normals are searched.
+        normals: how many normal images a generated set has; 0 for the usual number.
+        side: the side of a generated set's finest level; 0 for the usual one.
+        build: build settings that differ from those of the recipe.
+        query: query settings that differ from those of the recipe.
+        threads: how many threads FAISS uses.
+        images: the most test images; 0 for all.
     """
 
     kind: ClassVar[str] = "pixel"
@@ -70,16 +85,16 @@ class PixelPoint:
 
     @property
     def build_key(self) -> str:
-        """Points of the same key share an index."""
+        """The name of the index; points of the same key share it."""
         return _digest({"recipe": self.recipe, "build": self.build})
 
     @property
     def label(self) -> str:
-        """What a plot calls it."""
+        """The name in plots."""
         return " ".join([self.recipe, *(f"{name}={value}" for name, value in {**self.build, **self.query}.items())])
 
     def loaded(self) -> Recipe:
-        """The recipe with the settings of this point; its name is that of its build, so that builds stand side by side."""
+        """Return the recipe with the settings of this point, named after its build so that several builds can coexist."""
         recipe = load_recipe(self.recipe)
         build, query = asdict(recipe.build), asdict(recipe.query)
         build["settings"] |= self.build
@@ -89,7 +104,7 @@ class PixelPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class PeerPoint:
-    """What others do with the same features: `published`, `rebuilt` or `patchcore`, see `peers`."""
+    """What others do with the same features; `peer` is `published`, `rebuilt` or `patchcore`, see `peers`."""
 
     kind: ClassVar[str] = "peer"
     set: str
@@ -102,13 +117,13 @@ class PeerPoint:
 
     @property
     def label(self) -> str:
-        """What a plot calls it."""
+        """The name in plots."""
         return " ".join([self.peer, *(f"{name}={value}" for name, value in self.settings.items())])
 
 
 @dataclass(frozen=True, kw_only=True)
 class LookPoint:
-    """What the first `n` embeddings of a set look like, beside those of the real set that it was made from."""
+    """Statistics of the first `n` embeddings of a set, to be compared with those of the real set that it was made from."""
 
     kind: ClassVar[str] = "look"
     set: str
@@ -117,7 +132,7 @@ class LookPoint:
 
     @property
     def label(self) -> str:
-        """What a plot calls it."""
+        """The name in plots."""
         return f"look of {self.n}"
 
 
@@ -126,10 +141,10 @@ KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in (ImagePoint, PixelPoi
 
 
 def load_sweep(path: Path) -> list[Point]:
-    """The points of a sweep, each once, in the order of the file: every list in an entry stands for each of its values.
+    """Read the points of a sweep, each once, in the order of the file. A list in an entry stands for each of its values.
 
     Raises:
-        InputError: for a file that is no sweep.
+        InputError: for a file that is not a sweep.
     """
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, list) or not content:
@@ -143,7 +158,7 @@ def load_sweep(path: Path) -> list[Point]:
 
 
 def expand(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every combination of the lists' values; mappings within are expanded, too."""
+    """Yield every combination of the values of lists; mappings inside are expanded, too."""
     choices = []
     for value in entry.values():
         if isinstance(value, Mapping):
@@ -155,10 +170,10 @@ def expand(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def point_of(values: Mapping[str, Any], where: str) -> Point:
-    """The point that a mapping says, with its `kind`.
+    """Make a point of a mapping that names its `kind`.
 
     Raises:
-        InputError: for what is no point.
+        InputError: for a mapping that is not a point.
     """
     rest = dict(values)
     kind = rest.pop("kind", None)
@@ -171,12 +186,12 @@ def point_of(values: Mapping[str, Any], where: str) -> Point:
 
 
 def as_mapping(point: Point) -> dict[str, Any]:
-    """What `point_of` reads."""
+    """Return the mapping from which `point_of` makes this point."""
     return {"kind": point.kind, **asdict(point)}
 
 
 def point_id(point: Point) -> str:
-    """Names a point's file: the same settings, whatever their order, give the same name."""
+    """Return the name of a point's file; the same settings, in whatever order, give the same name."""
     return f"{point.kind}-{_digest(as_mapping(point))}"
 
 

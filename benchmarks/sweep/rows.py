@@ -1,4 +1,4 @@
-"""Raw results to rows: every number of the report, computed from what is kept of each point, and from nothing else."""
+"""Computes rows from raw results: every number of the report follows from the stored points, and from nothing else."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Row = dict[str, Any]
 Say = Callable[[str], None]
 
 _QUANTILES = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99}
-# Ranges of scores that a curve is resampled by; its value comes from every single score.
+# Curves are resampled by so many ranges of scores; their values are computed from every single score.
 _BINS = 1000
-_KEPT = ("train_s", "load_cold_s", "load_warm_s", "load_dropped", "build_peak_bytes", "peak_bytes")
+_COPIED = ("train_s", "load_cold_s", "load_warm_s", "load_dropped", "build_peak_bytes", "peak_bytes")
 _TOUCHING = np.ones((3, 3))
 
 
 def rows_of(raws: Iterable[Raw], say: Say = lambda _: None) -> list[Row]:
-    """A row of each point, in a fixed order; differences are to the exact point of the same task.
+    """Compute a row for each point, in a fixed order. Differences are to the exact point of the same task.
 
     Args:
         raws: what was measured.
-        say: takes a line a point.
+        say: takes a line for each point.
     """
     raws = sorted(raws, key=lambda raw: _order(as_mapping(raw.point)))
     exact = {
@@ -61,7 +61,7 @@ def rows_of(raws: Iterable[Raw], say: Say = lambda _: None) -> list[Row]:
 
 
 def max_threads(raws: Iterable[Raw]) -> int:
-    """What most is measured with; fewer are measured for their own sake."""
+    """Return the number of threads of most points; points with fewer threads measure what threads are worth."""
     return max((raw.point.threads for raw in raws if isinstance(raw.point, PixelPoint)), default=1)
 
 
@@ -77,16 +77,13 @@ def _image(raw: Raw) -> Row:
         "excess_mean": float(excess.mean()),
         "excess_p99": float(np.quantile(excess, 0.99)),
         "rank_correlation": measures.rank_correlation(score, best),
-        # What an engine says of the rows it names, against float64.
+        # The error of the distances that an engine gives, against float64.
         "off_float64": float((np.abs(arrays["dist"] - true_dist) / np.maximum(true_dist, 1e-12))[ids >= 0].max(initial=0)),
         **_image_auroc(arrays["defective"], score, best),
         "build_s": facts["train_s"] + facts["add_s"],
         "disk_bytes_per_image": facts["bytes"] / point.n,
         "memory_bytes_per_image": facts["memory_bytes"] / point.n,
-        **{
-            name: facts.get(name)
-            for name in ("train_s", "load_cold_s", "load_warm_s", "load_dropped", "build_peak_bytes", "peak_bytes")
-        },
+        **{name: facts.get(name) for name in _COPIED},
         **_times(arrays["latency_s"]),
         "batch": facts["batch"],
         "per_s": facts["batch"] / float(np.median(arrays["batch_s"])),
@@ -154,11 +151,11 @@ def _image_auroc(defective: npt.NDArray[np.bool_], score: npt.NDArray[Any], best
 
 
 def _pixel(arrays: Mapping[str, npt.NDArray[Any]], exact: Raw | None) -> Row:
-    ours = _judged(arrays)
+    ours = _pixel_estimates(arrays)
     found = {name: asdict(value) for name, (value, _) in ours.items()}
     if exact is not None:
         for name, (value, samples) in ours.items():
-            best, of_best = _judged_exact(exact)[name]
+            best, of_best = _exact_pixel_estimates(exact)[name]
             apart = samples - of_best
             shift = value.value - best.value - apart[0]
             low, high = np.quantile(apart[1:], (0.025, 0.975)) + shift
@@ -166,9 +163,12 @@ def _pixel(arrays: Mapping[str, npt.NDArray[Any]], exact: Raw | None) -> Row:
     return found
 
 
-def _judged(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, tuple[Estimate, Doubles]]:
-    """Pixel AUROC and AUPRO, with their resamples. Values are of all scores, resamples of `_BINS` ranges of them, put right by
-    what the ranges make of all images."""
+def _pixel_estimates(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, tuple[Estimate, Doubles]]:
+    """Pixel AUROC and AUPRO, with their resamples.
+
+    Values are computed from all scores, resamples from `_BINS` ranges of scores. The interval is shifted by the difference that
+    the ranges make on all images.
+    """
     maps, masks, valid = arrays["maps"], arrays["masks"], arrays["valid"]
     exactly = localization_metrics(masks, maps, valid)
     regions, count = np.zeros(masks.shape, np.int64), 0
@@ -190,12 +190,12 @@ def _judged(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, tuple[Estimate,
 _last_exact: dict[str, dict[str, tuple[Estimate, Doubles]]] = {}
 
 
-def _judged_exact(exact: Raw) -> dict[str, tuple[Estimate, Doubles]]:
-    """What `_judged` says of an exact point, which many are compared with."""
+def _exact_pixel_estimates(exact: Raw) -> dict[str, tuple[Estimate, Doubles]]:
+    """The same for an exact point, with which many others are compared."""
     name = point_id(exact.point)
     if name not in _last_exact:
         _last_exact.clear()
-        _last_exact[name] = _judged(exact.arrays)
+        _last_exact[name] = _pixel_estimates(exact.arrays)
     return _last_exact[name]
 
 
@@ -209,7 +209,7 @@ def _bootstrap_of(defective: bytes) -> Bootstrap:
 
 
 def _task(point: object) -> tuple[Any, ...]:
-    """What must be equal for results to be compared."""
+    """The settings that must be equal for results to be compared."""
     if isinstance(point, PixelPoint):
         return point.set, point.k, point.normals, point.side, point.images
     if isinstance(point, PeerPoint):

@@ -1,4 +1,4 @@
-"""Runs a sweep: every point that is not there yet, each in a process of its own, and each kept as soon as it is measured."""
+"""Runs a sweep: measures every point that is missing, each in a process of its own, and stores it at once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Step = Callable[[str, Point], None]
 
 
 def run(points: Sequence[Point], out: Path, places: Places, step: Step, say: Callable[[str], None] = print) -> list[Point]:
-    """Measure what is missing of a sweep, in its order; a point that fails is named, and the others go on.
+    """Measure the missing points of a sweep, in its order. If a point fails, it is named, and the others are measured.
 
     Args:
-        points: of the sweep.
+        points: the points of the sweep.
         out: the folder of results.
-        places: of data and scratch files; the indexes of an image-level build are deleted after its last point.
+        places: where data and scratch files are; the index of an image-level build is deleted after its last point.
         step: does the work.
         say: takes a line about each point.
 
@@ -55,7 +55,7 @@ def run(points: Sequence[Point], out: Path, places: Places, step: Step, say: Cal
 
 
 def in_a_process(out: Path, places: Places) -> Step:
-    """Steps in processes of their own, so that peak memory is a point's own."""
+    """Return a step that starts a process, so that its peak memory is that of the point alone."""
 
     def step(name: str, point: Point) -> None:
         command = [sys.executable, "-m", "benchmarks", "step", name, json.dumps(as_mapping(point)), "--out", str(out)]
@@ -66,7 +66,7 @@ def in_a_process(out: Path, places: Places) -> Step:
 
 
 def here(out: Path, places: Places) -> Step:
-    """Steps in this process."""
+    """Return a step that runs in this process."""
 
     def step(name: str, point: Point) -> None:
         do(name, point, out, places)
@@ -75,7 +75,7 @@ def here(out: Path, places: Places) -> Step:
 
 
 def do(name: str, point: Point, out: Path, places: Places) -> None:
-    """One step of a point."""
+    """Do one step of a point."""
     if name == "build":
         if isinstance(point, ImagePoint):
             image_level.build(point, places)
@@ -97,5 +97,5 @@ def do(name: str, point: Point, out: Path, places: Places) -> None:
 def _lacks_index(point: ImagePoint | PixelPoint, places: Places) -> bool:
     if isinstance(point, ImagePoint):
         return not image_level.index_path(point, places).is_file()
-    # A recipe that keeps nothing costs nothing to build: no process for that.
+    # A recipe without an index needs no process to build it.
     return pixel_level.needs_build(point)

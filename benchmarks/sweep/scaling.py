@@ -1,4 +1,4 @@
-"""Cost against the number of normals, K, image size and threads: curves on log axes, and their exponents."""
+"""Shows how cost grows with the number of normals, K, image size and threads: curves on log axes, and their exponents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.sweep.tables import Chart, Table, family_of, of_kind
 
 
 def scaling_charts(rows: Sequence[Row]) -> list[Chart]:
-    """Cost against the number of normals, K, image size and threads."""
+    """Return charts of the cost by the number of normals, K, image size and threads."""
     found = []
     flat: dict[str, list[tuple[int, float, float]]] = {}
     for row in of_kind(rows, "image", k=5):
@@ -44,7 +44,7 @@ def scaling_charts(rows: Sequence[Row]) -> list[Chart]:
 
 
 def _scaling_lines(rows: Sequence[Row], axis: str) -> list[Line]:
-    """Pixel search, everything but `axis` being equal; generated features only, for they come in every size."""
+    """Lines of pixel search in which only `axis` varies; they are of generated features, which come in every size."""
     groups: dict[tuple[Any, ...], dict[float, float]] = {}
     for row in of_kind(rows, "pixel"):
         if row["set"] not in ("lite0", "wrn50"):
@@ -64,7 +64,7 @@ def _scaling_lines(rows: Sequence[Row], axis: str) -> list[Line]:
 
 
 def exponent_table(rows: Sequence[Row]) -> Table | None:
-    """The fitted exponents of all scaling lines."""
+    """Return the fitted exponents of all scaling lines."""
     lines = [
         (axis, line.label, f"{min(line.x):,g} to {max(line.x):,g}", len(line.x), round(exponent(line.x, line.y), 2))
         for axis in ("normals", "k", "locations", "threads")

@@ -1,4 +1,4 @@
-"""What pixels are searched in: banks of real sets and of generated features, with test images; made once in a folder."""
+"""Provides what is searched at pixel level: banks of real sets and of generated features, with test images, made once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from spade_faiss.core.files import atomic_path
 from spade_faiss.core.settings import Extraction, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.batch import Level, concatenate
-from spade_faiss.features.images import load_dataset, to_mask
+from spade_faiss.features.datasets import load_dataset
+from spade_faiss.features.pictures import to_mask
 
 BACKBONE = "efficientnet_lite0"
-# Whole tiles are shown only by a letterbox.
-FRAMING = {"mvtec_bottle": "crop", "magnetic_tile": "letterbox", "elpv": "crop"}
-# After a real set's name: each location's vector to unit length.
+# A letterbox alone shows whole tiles.
+RESIZE_MODES = {"mvtec_bottle": "crop", "magnetic_tile": "letterbox", "elpv": "crop"}
+# Stands after the name of a real set whose vectors are scaled to unit length at each location.
 NORMALIZED = "-l2"
 GENERATED_NORMALS, GENERATED_TESTS = 200, 32
 _SIDE = 56
@@ -37,7 +38,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Places:
-    """`data`: a folder of real sets, or None. `scratch`: where banks and indexes are made, gigabytes of them."""
+    """Folders: `data` holds real sets, if there are any; `scratch` takes banks and indexes, gigabytes of them."""
 
     data: Path | None
     scratch: Path
@@ -48,11 +49,11 @@ class PixelSet:
     """A bank, and test images.
 
     Args:
-        bank: its folder.
-        tests: their features.
-        defective: (n,) labels; None for generated ones.
-        masks: (n, H, W), defective pixels; None where there are none.
-        valid: (n, H, W), pixels that were scored; None with masks.
+        bank: the folder of the bank.
+        tests: the features of the test images.
+        defective: which test images are defective, (n,); None for generated ones.
+        masks: which pixels are defective, (n, H, W); None if there are no masks.
+        valid: which pixels were scored, (n, H, W); None if there are no masks.
     """
 
     bank: Path
@@ -62,7 +63,7 @@ class PixelSet:
     valid: Bools | None
 
     def part(self, images: int) -> PixelSet:
-        """At most so many test images, evenly spread; 0 means all."""
+        """Return the set with at most so many test images, evenly spread; 0 means all."""
         if images == 0 or images >= len(self.tests):
             return self
         chosen = np.linspace(0, len(self.tests) - 1, images).round().astype(int)
@@ -74,26 +75,26 @@ class PixelSet:
 
 
 def pixel_set(name: str, places: Places, *, normals: int = 0, side: int = 0) -> PixelSet:
-    """A set by its name: a real one, or generated features of one of `features.SHAPES`.
+    """Return a set by its name: a real one, or generated features of one of `features.SHAPES`.
 
     Args:
-        name: of the set.
-        places: where real sets are, and where to keep features.
-        normals: of a generated set; of a real one, its first so many. 0: the usual number.
-        side: of a generated set's finest level; 0: as for an input of 224 x 224 pixels.
+        name: the name of the set.
+        places: where real sets are, and where to store features.
+        normals: the number of normal images, the first ones of a real set; 0 for the usual number.
+        side: the side of a generated set's finest level; 0 for that of an input of 224 x 224 pixels.
 
     Raises:
-        InputError: for an unknown set, or a real one without its data.
+        InputError: for an unknown set, or for a real one whose data is not there.
     """
     folder = places.scratch / "sets" / "-".join([name, *(str(value) for value in (normals, side) if value)])
     if not folder.is_dir():
         with _whole(folder) as temporary:
             if name in SHAPES:
                 _generate(temporary, name, normals or GENERATED_NORMALS, side or _SIDE)
-            elif name.removesuffix(NORMALIZED) in FRAMING:
+            elif name.removesuffix(NORMALIZED) in RESIZE_MODES:
                 _extract(temporary, name.removesuffix(NORMALIZED), places, "l2" if name.endswith(NORMALIZED) else "none")
             else:
-                raise InputError(f"set {name!r} is not one of {', '.join((*FRAMING, *SHAPES))}")
+                raise InputError(f"set {name!r} is not one of {', '.join((*RESIZE_MODES, *SHAPES))}")
     with np.load(folder / "tests.npz") as file:
         arrays = {key: file[key] for key in file}
     levels = {key.removeprefix("level/"): array for key, array in arrays.items() if key.startswith("level/")}
@@ -116,7 +117,7 @@ def _generate(folder: Path, name: str, normals: int, side: int) -> None:
 
 def _extract(folder: Path, name: str, places: Places, normalize: str) -> None:
     from spade_faiss.core.settings import Preprocess
-    from spade_faiss.features.backbone import load_backbone
+    from spade_faiss.features.loading import load_backbone
     from spade_faiss.features.stream import FeatureStream
     from spade_faiss.workflows.extract import extract
 
@@ -127,7 +128,7 @@ def _extract(folder: Path, name: str, places: Places, normalize: str) -> None:
         root = places.data / name
     else:
         raise InputError(f"the set {name!r} is not there; say where with: --data FOLDER, the folder that holds {name}")
-    preprocess = Preprocess(resize_mode=FRAMING[name])
+    preprocess = Preprocess(resize_mode=RESIZE_MODES[name])
     backbone = load_backbone(BACKBONE, preprocess=preprocess)
     extract(root / "train" / "good", bank=folder / "set.bank", extraction=Extraction(backbone=backbone, normalize=normalize))
     dataset = load_dataset(root)
@@ -147,17 +148,17 @@ def _extract(folder: Path, name: str, places: Places, normalize: str) -> None:
 
 
 def _save(folder: Path, tests: FeatureBatch, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    kept: dict[str, Any] = {"embedding": np.asarray(tests.embedding, np.float32), **arrays}
-    kept |= {f"level/{name}": np.asarray(maps, np.float16) for name, maps in tests.levels.items()}
+    stored: dict[str, Any] = {"embedding": np.asarray(tests.embedding, np.float32), **arrays}
+    stored |= {f"level/{name}": np.asarray(maps, np.float16) for name, maps in tests.levels.items()}
     if tests.valid is not None:
-        kept["valid"] = tests.valid
+        stored["valid"] = tests.valid
     with atomic_path(folder / "tests.npz") as temporary, temporary.open("wb") as file:
-        np.savez(file, **kept)
+        np.savez(file, **stored)
 
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """A folder that is there once all of it is."""
+    """Make a folder that appears under its name once all of it is written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
     try:
@@ -168,7 +169,7 @@ def _whole(folder: Path) -> Iterator[Path]:
 
 
 def embeddings_of(name: str, places: Places) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Bools]:
-    """A real set's embeddings: those of its normal images, those of its test images, and which of them are defective."""
+    """Return the embeddings of a real set: of its normal images, of its test images, and which of these are defective."""
     found = pixel_set(name, places)
     bank = Bank.open(found.bank)
     assert found.defective is not None

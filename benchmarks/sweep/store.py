@@ -1,4 +1,4 @@
-"""The file of a point: raw arrays, and what is said about them, in HDF5; written beside its place and renamed into it."""
+"""Stores points: raw arrays and facts about them, in HDF5 files that are written beside their places and renamed into them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import atomic_path
 
 FORMAT, SCHEMA = "spade_faiss benchmark point", 1
-_PACKED = 1024  # bytes from which on an array is worth compressing
+_PACKED = 1024  # arrays of at least so many bytes are compressed
 
 
 @dataclass(frozen=True, eq=False)
 class Raw:
-    """What was measured at a point.
+    """The results of a point.
 
     Args:
-        point: what was to be measured.
+        point: what was measured.
         arrays: neighbors, distances, scores, maps, and every single time that was taken.
         facts: everything else: build times, bytes, the machine, versions.
     """
@@ -36,12 +36,12 @@ class Raw:
 
 
 def path_of(folder: Path, point: Point) -> Path:
-    """Where a point is kept."""
+    """Return the path of a point's file."""
     return folder / f"{point_id(point)}.h5"
 
 
 def write(folder: Path, raw: Raw) -> Path:
-    """Keep a point, atomically."""
+    """Write a point's file, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     path = path_of(folder, raw.point)
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
@@ -54,15 +54,15 @@ def write(folder: Path, raw: Raw) -> Path:
 
 
 def read(path: Path) -> Raw:
-    """What is kept in a file.
+    """Read a point's file.
 
     Raises:
-        InputError: for a file that is no point.
+        InputError: for a file that does not hold a point.
     """
     try:
         with h5py.File(path) as file:
             if (file.attrs.get("format"), file.attrs.get("schema")) != (FORMAT, SCHEMA):
-                raise InputError(f"{path} is no point of schema {SCHEMA}; measure it again: delete it and run the sweep")
+                raise InputError(f"{path} holds no point of schema {SCHEMA}; measure it again: delete it and run the sweep")
             point = point_of(json.loads(file.attrs["point"]), str(path))
             return Raw(point, {name: np.asarray(data) for name, data in file.items()}, json.loads(file.attrs["facts"]))
     except OSError as error:
@@ -70,5 +70,5 @@ def read(path: Path) -> Raw:
 
 
 def read_all(folder: Path) -> list[Raw]:
-    """Every point of a folder, without those that are being written."""
+    """Read every point of a folder, without those that are being written."""
     return [read(path) for path in sorted(folder.glob("*.h5"))]

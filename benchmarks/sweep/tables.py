@@ -12,20 +12,21 @@ from benchmarks.sweep.embeddings import COMPONENTS
 from benchmarks.sweep.rows import Row
 from benchmarks.sweep.sets import NORMALIZED
 from spade_faiss.core.memory import format_bytes
-from spade_faiss.diagnostics.recommend import ALIGNED
+from spade_faiss.diagnostics.measurements import ALIGNED
 
 Cell = str | float | int | None
 
-# Recall is counted among a thousand neighbors or so: a miss below this cannot be told from none.
+# Recall is counted among some thousand neighbors: a loss below this cannot be told from none.
 RECALL_FLOOR, SHARE_FLOOR = 5e-4, 1e-5
 _EXACT = "exact"
-# What misses more than this share of the neighbors is drawn, but no knee; nor is what compares places, another definition.
+# What misses more than this share of the neighbors is drawn, but is never the knee; nor are recipes that compare places, which
+# is another definition of a score.
 _MOST_LOST = 0.05
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table, with what is to be known of it."""
+    """A table, with a note on how to read it."""
 
     title: str
     header: tuple[str, ...]
@@ -35,7 +36,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart and its file's name."""
+    """A chart, and the name of its file."""
 
     name: str
     title: str
@@ -44,12 +45,12 @@ class Chart:
 
 
 def of_kind(rows: Sequence[Row], kind: str, **values: Any) -> list[Row]:
-    """The rows of a kind that have these values."""
+    """Return the rows of a kind that have these values."""
     return [row for row in rows if row["kind"] == kind and all(row.get(name) == value for name, value in values.items())]
 
 
 def image_tables(rows: Sequence[Row]) -> list[Table]:
-    """Image level: one table for each size and K."""
+    """Return a table of the image level for each number of normals and K."""
     tables = []
     for n, k in sorted({(row["n"], row["k"]) for row in of_kind(rows, "image")}):
         chosen = sorted(of_kind(rows, "image", n=n, k=k), key=lambda row: (row["factory"] != "Flat", row["p50_ms"]))
@@ -109,7 +110,7 @@ def image_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def pixel_tables(rows: Sequence[Row]) -> list[Table]:
-    """Pixel level: one table for each set and K of the quality sweeps."""
+    """Return a table of the pixel level for each set and K on which several recipes were measured."""
     tables = []
     for name, normals, k in pixel_tasks(rows):
         chosen = sorted(_of_task(rows, name, normals, k), key=lambda row: (row["recipe"] != _EXACT, row["p50_ms"]))
@@ -147,13 +148,13 @@ def pixel_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def _grade(chosen: Sequence[Row]) -> str:
-    """How far exact search is from float64."""
+    """A sentence on how far exact search is from float64."""
     off = [row["off_float64"] for row in chosen if "off_float64" in row]
     return f" Distances of exact are at most {max(off):.0e} off float64's, relatively." if off else ""
 
 
 def peer_table(rows: Sequence[Row]) -> Table | None:
-    """Others beside ours, on the same features."""
+    """Return a table of peers and recipes on the same features."""
     peers = of_kind(rows, "peer")
     lines: list[tuple[Cell, ...]] = []
     for name, k in dict.fromkeys((row["set"], row["k"]) for row in peers):
@@ -179,7 +180,7 @@ def peer_table(rows: Sequence[Row]) -> Table | None:
 
 
 def look_table(rows: Sequence[Row]) -> Table | None:
-    """Generated embeddings beside the real ones."""
+    """Return a table of the statistics of generated and real embeddings."""
     looks = of_kind(rows, "look")
     if not looks:
         return None
@@ -202,7 +203,7 @@ def look_table(rows: Sequence[Row]) -> Table | None:
 
 
 def image_front(rows: Sequence[Row], n: int, k: int) -> tuple[Chart, str] | None:
-    """Image level's Pareto chart at one size, and its knee in words."""
+    """Return the Pareto chart of the image level at one size, and its knee in words."""
     chosen = of_kind(rows, "image", n=n, k=k, threads=2)
     if len(chosen) < 3:
         return None
@@ -222,12 +223,12 @@ def image_front(rows: Sequence[Row], n: int, k: int) -> tuple[Chart, str] | None
 
 
 def pixel_fronts(rows: Sequence[Row], name: str, normals: int, k: int) -> list[tuple[Chart, str]]:
-    """Pixel level's Pareto charts of one task, each with its knee in words: locations missed, and what AUPRO makes of it."""
+    """Return the Pareto charts of the pixel level for one task, excess distances and AUPRO, each with its knee in words."""
     chosen = [row for row in _of_task(rows, name, normals, k) if "per_s" in row and "recall_1" in row]
     if len(chosen) < 3:
         return []
     task = f"{name}, K = {k}"
-    # What searches all normal images finds nearer ones than exact search does in the neighbors': no excess to speak of.
+    # A recipe that searches all normal images finds nearer vectors than exact search among the neighbors: it has no excess.
     among_neighbors = [row for row in chosen if row["excess_mean"] >= 0]
     dots = [Dot(row["per_s"], row["excess_mean"], row["label"], row["recipe"]) for row in among_neighbors]
     title = f"Pixel search, {task}: how much farther than the nearest, against speed"
@@ -257,7 +258,7 @@ def _pixel_knee(chosen: Sequence[Row], dots: Sequence[Dot], task: str) -> str:
 
 
 def memory_charts(rows: Sequence[Row]) -> list[Chart]:
-    """What indexes over embeddings hold in memory, at the two largest sizes."""
+    """Return charts of the memory that indexes over embeddings take, at the two largest sizes."""
     found = []
     for n in sorted({row["n"] for row in of_kind(rows, "image")})[-2:]:
         held = {row["factory"]: row["memory_bytes_per_image"] * n / 2**20 for row in of_kind(rows, "image", n=n)}
@@ -268,7 +269,7 @@ def memory_charts(rows: Sequence[Row]) -> list[Chart]:
 
 
 def disk_chart(rows: Sequence[Row]) -> Chart | None:
-    """What a normal image takes on disk, with the largest real or generated set of each shape."""
+    """Return a chart of what a normal image takes on disk."""
     parts: dict[str, dict[str, float]] = {}
     for row in of_kind(rows, "pixel", side=0, k=5):
         if "bank_bytes_per_image" in row:
@@ -280,17 +281,17 @@ def disk_chart(rows: Sequence[Row]) -> Chart | None:
 
 
 def between(found: dict[str, float] | None) -> str:
-    """An estimate with its interval."""
+    """Return the text of an estimate with its interval."""
     return "–" if found is None else f"{found['value']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
 
 
 def change(found: dict[str, float] | None) -> str:
-    """A difference with its interval."""
+    """Return the text of a difference with its interval."""
     return "–" if found is None else f"{found['value']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
 
 
 def pixel_tasks(rows: Sequence[Row]) -> list[tuple[str, int, int]]:
-    """Set, normals and K of the tasks that several recipes were measured on."""
+    """Return set, number of normals and K of the tasks on which several recipes were measured."""
     recipes: dict[tuple[str, int, int], set[str]] = {}
     for row in _plain(rows):
         recipes.setdefault((row["set"], row["normals"], row["k"]), set()).add(row["label"])
@@ -302,12 +303,12 @@ def _of_task(rows: Sequence[Row], name: str, normals: int, k: int) -> list[Row]:
 
 
 def _plain(rows: Sequence[Row]) -> Iterable[Row]:
-    """Pixel points that are not about image size or threads."""
+    """Pixel points that vary neither image size nor threads."""
     return (row for row in of_kind(rows, "pixel", side=0) if row["threads"] == 2)
 
 
 def _counts_as_peer(row: Row) -> bool:
-    """Ours beside the peers: each recipe as it comes, the options that make it better, and variants that look at one place."""
+    """Whether a row stands beside the peers: a recipe as it comes, with unit vectors, or comparing one place only."""
     as_it_comes = not row["build"] and not row["query"]
     return as_it_comes or row["set"].endswith(NORMALIZED) or row["query"] == {"radius": 0} or row["build"] == {"lists": 1}
 
@@ -321,7 +322,7 @@ _CODES = {
 
 
 def family_of(row: Row) -> str:
-    """What kind of index a row is of."""
+    """Return the family of indexes that a row belongs to."""
     factory: str = row["factory"]
     name = next((text for code, text in _CODES.items() if code in factory), factory)
     return f"{name}, fewer dimensions (PCA)" if "PCA" in factory and "PQ" not in factory else name

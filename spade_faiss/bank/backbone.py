@@ -7,7 +7,8 @@ from pathlib import Path
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.settings import Run
-from spade_faiss.features.backbone import Backbone, is_known, load_backbone
+from spade_faiss.features.backbone import Backbone
+from spade_faiss.features.loading import is_known, load_backbone
 
 
 def backbone_of(bank: Snapshot, backbone: str | Backbone | None, run: Run, device: str | None = None) -> Backbone:

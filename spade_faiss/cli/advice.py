@@ -6,25 +6,20 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from spade_faiss.cli.options import Commands
+from spade_faiss.cli.options import Commands, add_settings, read_settings
 from spade_faiss.cli.text import Output
-from spade_faiss.core.settings import DEFAULT_BACKBONE
+from spade_faiss.diagnostics.workload import Workload
 
 
 def register(commands: Commands) -> None:
-    """Add the commands of this module."""
+    """Add the command of this module."""
     command = commands.add(
         "recommend",
         _recommend,
         "say which recipe to take for so many normal images, what it costs and what it loses, from measurements",
         "spade-faiss recommend --images 100000 --k 5 --memory 8GiB",
     )
-    command.add_argument("--images", type=int, required=True, metavar="N", help="normal images in the bank")
-    command.add_argument("--k", type=int, default=5, help="nearest normals whose maps are searched (default: %(default)s)")
-    command.add_argument("--memory", default="8GiB", metavar="SIZE", help="that the process may take (default: %(default)s)")
-    command.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    command.add_argument("--backbone", default=DEFAULT_BACKBONE, help="whose shapes are searched (default: %(default)s)")
-    command.add_argument("--aligned", action="store_true", help="the images show the same things at the same places")
+    add_settings(command, Workload)
     command.add_argument("--extrapolate", action="store_true", help="answer beyond what was measured, too")
     command.add_argument("--out", metavar="FILE", help="write the recipe to a YAML file, to be passed to --recipe")
 
@@ -35,16 +30,7 @@ def _recommend(arguments: argparse.Namespace) -> Output:
     from spade_faiss.diagnostics.recommend import recommend
     from spade_faiss.search.native.extension import usable_simd_level
 
-    advice = recommend(
-        arguments.images,
-        arguments.k,
-        memory=arguments.memory,
-        device=arguments.device,
-        backbone=arguments.backbone,
-        aligned=arguments.aligned,
-        extrapolate=arguments.extrapolate,
-        simd_level=usable_simd_level(),
-    )
+    advice = recommend(read_settings(arguments, Workload), extrapolate=arguments.extrapolate, simd_level=usable_simd_level())
     recipe = advice.recipe
     lines = [
         f"{recipe.name}: {advice.image_ms + advice.pixel_ms:.3g} ms an image: image search {advice.image_ms:.3g}, pixel search "
@@ -59,5 +45,5 @@ def _recommend(arguments: argparse.Namespace) -> Output:
     if use:
         lines.append(f"use it: spade-faiss index BANK --recipe {use}")
     else:
-        lines += ["it is none of those that come with the package; --out FILE writes it:", advice.to_yaml().rstrip()]
+        lines += ["it does not come with the package; --out FILE writes it:", advice.to_yaml().rstrip()]
     return {**asdict(advice), "packaged": advice.is_packaged}, "\n".join(lines)

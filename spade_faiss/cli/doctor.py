@@ -1,4 +1,4 @@
-"""The command that looks at the machine: doctor."""
+"""The command that examines the machine: doctor."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ def register(commands: Commands) -> None:
     command = commands.add(
         "doctor",
         _doctor,
-        "say what this machine has, prove that results are right on it, and measure; exit code 1 if something is red",
+        "say what this machine has, test that results are right on it, and measure; exit code 1 if something is red",
         "spade-faiss doctor --device auto --bank parts.bank",
     )
     add_settings(command, Run, only=("device",))
     command.set_defaults(device="auto")
-    command.add_argument("--bank", help="a bank whose place on disk is measured")
+    command.add_argument("--bank", help="a bank whose disk is measured")
 
 
 def _doctor(arguments: argparse.Namespace) -> Finding:
-    from spade_faiss.diagnostics.doctor import RED, doctor
+    from spade_faiss.diagnostics.checks import RED
+    from spade_faiss.diagnostics.doctor import doctor
 
-    found = doctor(arguments.device, bank=arguments.bank)
+    diagnosis = doctor(arguments.device, bank=arguments.bank)
     lines = []
-    for check in found.checks:
-        lines.append(f"{check.state:6} {check.name:22} {check.found}")
+    for check in diagnosis.checks:
+        lines.append(f"{check.state:6} {check.name:22} {check.result}")
         if check.advice:
             lines.append(f"{'':29} -> {check.advice}")
-    lines.append(f"{found.state:6} all in all")
-    numbers = {"state": found.state, "checks": [asdict(check) for check in found.checks]}
-    return Finding(numbers, "\n".join(lines), failed=found.state == RED)
+    lines.append(f"{diagnosis.state:6} all in all")
+    numbers = {"state": diagnosis.state, "checks": [asdict(check) for check in diagnosis.checks]}
+    return Finding(numbers, "\n".join(lines), failed=diagnosis.state == RED)

@@ -75,14 +75,16 @@ def read_settings(arguments: argparse.Namespace, cls: type[T]) -> T:
 
 def _add_setting(command: argparse._ActionsContainer, field: dataclasses.Field[Any], kind: type) -> None:
     said, name = field.metadata, "--" + field.name.replace("_", "-")
-    shown = "" if field.default is None or kind is bool else " (default: %(default)s)"
+    required = field.default is dataclasses.MISSING
+    shown = "" if required or field.default is None or kind is bool else " (default: %(default)s)"
     if kind is bool:
         command.add_argument(name, action="store_true", help=said["help"])
     else:
         command.add_argument(
             name,
             type=kind,
-            default=field.default,
+            required=required,
+            default=None if required else field.default,
             choices=said["choices"] or None,
             metavar=said["metavar"],
             help=said["help"] + shown,

@@ -31,7 +31,7 @@ def setting(
     """A field of a settings dataclass that the command line makes an option of.
 
     Args:
-        default: the field's default.
+        default: the field's default; `dataclasses.MISSING` if the option has to be given.
         help: what the option does, without its default.
         choices: the values that it may have, if they are few.
         metavar: what stands for its value in the help text.

@@ -18,7 +18,8 @@ from scipy import ndimage
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.types import FloatArray
 from spade_faiss.decisions.conformal import Doubles
-from spade_faiss.features.images import Mask, Placement
+from spade_faiss.features.pictures import Mask
+from spade_faiss.features.placement import Placement
 
 # Pixels that touch, diagonally too, are one region, as in the metrics.
 _NEIGHBORHOOD = np.ones((3, 3), np.bool_)

@@ -1,1 +1,1 @@
-"""What this machine has, whether results are right on it, and which recipe to take."""
+"""Examines the machine and advises: whether results are right on it, how fast it is, and which recipe to take."""

@@ -1,1 +1,1 @@
-"""From pictures to features: data sets, decoding, backbones, and batches of feature maps."""
+"""Turns images into features: finds and decodes images, runs a backbone, and prepares batches of feature maps."""

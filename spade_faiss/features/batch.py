@@ -1,4 +1,4 @@
-"""What a backbone hands to the engine: an embedding and one feature map a pyramid level, for a batch of images."""
+"""Holds what a backbone hands to the engine: for each image of a batch, an embedding and a feature map per pyramid level."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class FeatureBatch:
     Args:
         ids: n distinct, non-empty names.
         embedding: (n, d), the pooled feature of each image.
-        levels: for each pyramid level by name, (n, H, W, C): channels last.
-        source: who made the features; where a bank knows its own source, the two must be equal.
-        valid: (n, H, W) at the input's size, False where the input shows no image (letterbox's margins): maps are 0 there.
-            None: it shows the image everywhere.
+        levels: the maps of each pyramid level by its name, (n, H, W, C), channels last.
+        source: what made the features; if a bank knows its own source, the two must be equal.
+        valid: (n, H, W) at the size of the input, False where the input shows no image, in the margins of a letterbox; score
+            maps are 0 there. None says that the input shows the image everywhere.
         paths: n image paths, relative to `root`; empty where there are no files.
         sha256: n hex digests of the image files; empty where there are no files.
         root: the folder that `paths` start from.
@@ -66,7 +66,7 @@ class FeatureBatch:
         return len(self.ids)
 
     def __getitem__(self, part: slice) -> FeatureBatch:
-        """Some of the images: views."""
+        """Return some of the images; arrays are views."""
         return replace(
             self,
             ids=self.ids[part],
@@ -79,7 +79,7 @@ class FeatureBatch:
 
 
 def concatenate(batches: Sequence[FeatureBatch]) -> FeatureBatch:
-    """One batch of several that share their levels, source and root, and of which all or none have `valid`."""
+    """Join batches that share their levels, source and root, and of which all or none have `valid`."""
     valid = [batch.valid for batch in batches if batch.valid is not None]
     return replace(
         batches[0],
@@ -103,7 +103,7 @@ def check_ids(ids: Sequence[str]) -> None:
 
 
 def check_strings(name: str, values: Sequence[str]) -> None:
-    """Refuse what HDF5 cannot hold."""
+    """Raise InputError for strings that HDF5 cannot hold: those with NUL, and those that are not valid Unicode."""
     for value in values:
         if not isinstance(value, str) or "\0" in value:
             raise InputError(f"{name} {value!r} must be a string without NUL")

@@ -1,4 +1,4 @@
-"""What all features of a bank have in common, and how a batch is brought into the form that is stored and searched."""
+"""Says what all features of a bank have in common, and brings a batch into the form that is stored and searched."""
 
 from __future__ import annotations
 
@@ -16,18 +16,26 @@ from spade_faiss.core.settings import DTYPES, NORMALIZE
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level, check_ids, check_strings
 
-# Of any feature: the squared distance of two vectors of these must stay within float32.
+# No value of a feature may be larger: the squared distance of two vectors must stay within float32.
 _LARGEST = 2e16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What every feature of a bank has in common, and how its maps are prepared before they are stored or searched.
+    """What all features of a bank have in common, and how maps are prepared before they are stored or searched.
 
-    `input_size`: (height, width) of the backbone's input, the size of score maps. `dtype`: of stored level maps.
-    `pool`: side of the square neighborhood that each location is averaged over (1: none). `normalize`: `l2` scales each
-    location's vector to unit length. Queries pass through the same preparation, rounding to `dtype` included, so that an
-    image meets itself at distance 0.
+    Queries pass through the same preparation, rounding to `dtype` included, so that an image is at distance 0 from itself.
+
+    Args:
+        levels: the pyramid levels, finest first.
+        embedding_dim: d, the length of an embedding.
+        input_size: (height, width) of the backbone's input, which is the size of score maps.
+        dtype: the type of stored level maps, `float16` or `float32`.
+        normalize: `l2` scales the vector of each location to unit length, `none` leaves it.
+        pool: the side of the square neighborhood that each location is averaged over; 1 leaves it alone.
+
+    Raises:
+        InputError: for a value out of its range.
     """
 
     levels: tuple[Level, ...]
@@ -39,7 +47,7 @@ class Layout:
 
     @property
     def image_bytes(self) -> int:
-        """Of one image's features as they are stored."""
+        """The bytes that the features of an image take where they are stored."""
         values = sum(math.prod(level.shape) for level in self.levels)
         return 4 * self.embedding_dim + values * np.dtype(self.dtype).itemsize
 
@@ -71,7 +79,7 @@ def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
     Raises:
         InputError: for shapes that differ from the layout, missing or unknown levels, ids that are empty or repeated, ids or
             paths that hold a NUL or are not valid Unicode, values that are not finite, or values beyond the range of float32,
-            or of float16 where maps are stored so.
+            or of float16 if maps are stored in it.
     """
     n = len(batch)
     if n == 0:
@@ -96,12 +104,12 @@ def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
 def _prepare_maps(level: Level, maps: npt.NDArray[Any], n: int, layout: Layout) -> npt.NDArray[Any]:
     values = _to_float32(f"level {level.name!r}", maps, (n, *level.shape))
     if layout.pool > 1:
-        # The mean of those neighbors that exist: at the border the window is smaller, not padded.
+        # The mean is over the neighbors that exist: at the border the window is smaller, not padded.
         size = (1, layout.pool, layout.pool, 1)
         inside = ndimage.uniform_filter(np.ones((1, *level.shape[:2], 1), np.float32), size, mode="constant")
         values = ndimage.uniform_filter(values, size, mode="constant") / inside
     if layout.normalize == "l2":
-        # In float64: the squares of values below 1e-22 leave the range of float32.
+        # The norm is computed in float64: the squares of values below 1e-22 leave the range of float32.
         norm = np.sqrt(np.einsum("nhwc,nhwc->nhw", values, values, dtype=np.float64))[..., np.newaxis]
         norm[norm == 0] = 1
         values = np.divide(values, norm, out=np.empty_like(values), casting="same_kind")
@@ -116,7 +124,7 @@ def _prepare_maps(level: Level, maps: npt.NDArray[Any], n: int, layout: Layout) 
 
 
 def _to_float32(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> FloatArray:
-    """A checked array, C-contiguous; the array itself where it is that already."""
+    """Check an array and return it as float32, C-contiguous; without a copy if it is that already."""
     if array.shape != shape:
         raise InputError(f"{name} has shape {array.shape}, expected {shape}")
     if not np.issubdtype(array.dtype, np.floating):

@@ -1,4 +1,4 @@
-"""Maps resized and smoothed: products with small matrices, one axis at a time."""
+"""Resizes and smooths maps, by products with small matrices, one axis at a time."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from spade_faiss.core.types import FloatArray
 
 
 def upsample(maps: FloatArray, size: tuple[int, int]) -> FloatArray:
-    """Resize (n, h, w, ...) to (n, H, W, ...) bilinearly, pixel centers aligned (torch: align_corners=False)."""
+    """Resize maps (n, h, w, ...) to (n, H, W, ...) bilinearly, with aligned pixel centers (torch's align_corners=False)."""
     return resample(maps, size, 0.0)
 
 
 def resample(maps: FloatArray, size: tuple[int, int], sigma: float) -> FloatArray:
-    """Resize (n, h, w, ...) as `upsample` does, and smooth by a Gaussian of `sigma` pixels of the result."""
+    """Resize maps (n, h, w, ...) as `upsample` does, and smooth them by a Gaussian of `sigma` pixels of the result."""
     n, h, w, *rest = maps.shape
     rows = _resampling(h, size[0], sigma) @ np.moveaxis(maps, 1, 0).reshape(h, -1)
     columns = np.moveaxis(rows.reshape(size[0], n, w, -1), 2, 0).reshape(w, -1)
@@ -26,11 +26,11 @@ def resample(maps: FloatArray, size: tuple[int, int], sigma: float) -> FloatArra
 
 @lru_cache(maxsize=64)
 def _resampling(length: int, target: int, sigma: float) -> sparse.csr_array:
-    """(target, length): the matrix that resizes an axis bilinearly and smooths it.
+    """Compute the matrix, (target, length), that resizes an axis bilinearly and smooths it.
 
-    Both are linear and work on one axis at a time, so that a product with a small matrix replaces them: it is what scipy makes
-    of the unit vectors. Nearly all of it is 0, and a sparse product keeps NumPy's BLAS threads, which spin after each product,
-    from taking the cores from FAISS's.
+    Both are linear and work on one axis at a time, so that a product with a small matrix replaces them; the matrix is what
+    scipy makes of the unit vectors. Nearly all of it is 0, so it is sparse. That also avoids NumPy's BLAS threads, which spin
+    after each product and would take the cores from FAISS's threads.
     """
     resized = ndimage.zoom(np.eye(length), (target / length, 1), order=1, mode="nearest", grid_mode=True)
     if sigma > 0:

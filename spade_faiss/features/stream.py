@@ -1,16 +1,15 @@
-"""Features of images, in order: threads decode ahead while the network computes."""
+"""Streams features of images, in order: threads decode ahead while the network computes."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +20,8 @@ from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch
-from spade_faiss.features.images import ImageRecord, Loaded, Skipped, check_skipped, load, to_input
+from spade_faiss.features.datasets import ImageRecord, Skipped, check_skipped
+from spade_faiss.features.pictures import LoadedImage, load_image, to_input
 
 _BATCHES_AHEAD = 3
 
@@ -30,27 +30,44 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Extracted:
-    """The features of some images, their records, and the pictures that the backbone saw."""
+    """The features of some images, with their records and the pictures that the backbone saw."""
 
     records: list[ImageRecord]
-    loaded: list[Loaded]
+    loaded: list[LoadedImage]
     batch: FeatureBatch
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """An image whose content is in the bank already, under the id `of`."""
+    """An image whose content was seen before, under the id `of`."""
 
     id: str
     of: str
 
 
-class FeatureStream:
-    """Features of images, in order, `batch_size` at a time: threads decode ahead while the network computes.
+@dataclass(frozen=True, eq=False)
+class _Decoded:
+    """An image that is ready for the network: `x` is its input, (3, H, W) float32."""
 
-    Images that cannot be read are left out and listed in `skipped`; more than `run.max_skipped` of them stop the stream, and
-    so does a stream of nothing else, unless `allow_none`. Where `known` is given, images whose content it names, by sha256, or
-    that came before, are left out and listed in `duplicates`.
+    record: ImageRecord
+    loaded: LoadedImage
+    x: FloatArray
+
+
+class FeatureStream:
+    """Computes the features of images, in order, `batch_size` at a time.
+
+    Images that cannot be read are left out and listed in `skipped`. Images whose content is known already are left out and
+    listed in `duplicates`.
+
+    Args:
+        backbone: computes the features.
+        run: says how many images may be skipped, and whether progress is shown.
+        batch_size: images that the network takes at once; a batch has fewer where some of them were left out.
+        timings: takes the seconds of each stage.
+        allow_none: whether a stream may end with all of its images skipped.
+        known: the id of each known image, by the sha256 of its file. The images of the stream are added to it. With None,
+            images are not compared.
     """
 
     def __init__(
@@ -79,73 +96,74 @@ class FeatureStream:
         Args:
             root: the folder that the ids of the records start from.
             records: what to read, in this order.
-            label: what the progress bar says.
+            label: the title of the progress bar.
 
         Raises:
-            InputError: when more images than allowed were skipped, or all of them.
+            InputError: if more images than allowed were skipped, or all of them.
         """
-        parts = [records[start : start + self._batch_size] for start in range(0, len(records), self._batch_size)]
-        with (
-            ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="decode") as pool,
-            progress_bar(len(records), label, self._run.progress) as bar,
-        ):
-            ahead: deque[list[Future[_Input]]] = deque()
-            waiting = iter(parts)
-            try:
-                for part in parts:
-                    for coming in islice(waiting, _BATCHES_AHEAD - len(ahead)):
-                        ahead.append([pool.submit(self._load, record) for record in coming])
-                    if inputs := self._collect(part, ahead.popleft()):
-                        yield self._forward(inputs, root)
-                    bar.update(len(part))
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with progress_bar(len(records), label, self._run.progress) as bar, closing(self._decode_ahead(records)) as batches:
+            for futures in batches:
+                if decoded := self._collect(futures):
+                    yield self._compute(decoded, root)
+                bar.update(len(futures))
         if records and len(self.skipped) == len(records) and not self._allow_none:
             raise InputError(f"none of the {len(records)} images could be read; the first: {self.skipped[0].reason}")
 
-    def _load(self, record: ImageRecord) -> _Input:
-        with self._timings("decode"):
-            loaded = load(record, self._preprocess)
-            return _Input(record, loaded, to_input(loaded.picture, self._preprocess))
+    def _decode_ahead(
+        self, records: Sequence[ImageRecord]
+    ) -> Generator[list[tuple[ImageRecord, Future[_Decoded]]], None, None]:
+        """Yield batch after batch of images that are being decoded, each while the next ones are decoded, too."""
+        ahead: deque[list[tuple[ImageRecord, Future[_Decoded]]]] = deque()
+        with ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="decode") as pool:
+            try:
+                for start in range(0, len(records), self._batch_size):
+                    part = records[start : start + self._batch_size]
+                    ahead.append([(record, pool.submit(self._decode, record)) for record in part])
+                    if len(ahead) == _BATCHES_AHEAD:
+                        yield ahead.popleft()
+                while ahead:
+                    yield ahead.popleft()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
-    def _collect(self, records: Sequence[ImageRecord], futures: Sequence[Future[_Input]]) -> list[_Input]:
-        inputs = []
+    def _decode(self, record: ImageRecord) -> _Decoded:
+        with self._timings("decode"):
+            loaded = load_image(record, self._preprocess)
+            return _Decoded(record, loaded, to_input(loaded.picture, self._preprocess))
+
+    def _collect(self, futures: Sequence[tuple[ImageRecord, Future[_Decoded]]]) -> list[_Decoded]:
+        """Wait for the images of a batch; those that cannot be read or are known already are left out."""
+        decoded = []
         with self._timings("wait for decode"):
-            for record, future in zip(records, futures, strict=True):
+            for record, future in futures:
                 try:
-                    found = future.result()
+                    image = future.result()
                 except InputError as error:
                     _log.warning("skipped %s", error)
                     self.skipped.append(Skipped(record.id, str(error)))
                     check_skipped(self.skipped, self._run.max_skipped)
                     continue
-                known = {} if self._known is None else self._known
-                if (first := known.setdefault(found.loaded.sha256, record.id)) != record.id:
+                first = record.id if self._known is None else self._known.setdefault(image.loaded.sha256, record.id)
+                if first != record.id:
                     self.duplicates.append(Duplicate(record.id, first))
                 else:
-                    inputs.append(found)
-        return inputs
+                    decoded.append(image)
+        return decoded
 
-    def _forward(self, inputs: Sequence[_Input], root: Path) -> Extracted:
+    def _compute(self, decoded: Sequence[_Decoded], root: Path) -> Extracted:
         with self._timings("forward"):
-            embedding, levels = self._backbone(np.stack([item.x for item in inputs]))
-        records, loaded = [item.record for item in inputs], [item.loaded for item in inputs]
-        # Only letterbox leaves margins.
+            embedding, levels = self._backbone(np.stack([image.x for image in decoded]))
+        records, loaded = [image.record for image in decoded], [image.loaded for image in decoded]
+        # Only a letterbox leaves margins.
         has_margins = self._preprocess.resize_mode == "letterbox"
         batch = FeatureBatch(
             [record.id for record in records],
             embedding,
             levels,
             self._backbone.source,
-            valid=np.stack([item.placement.valid for item in loaded]) if has_margins else None,
+            valid=np.stack([image.placement.valid for image in loaded]) if has_margins else None,
             paths=[os.path.relpath(record.path, root) for record in records],
-            sha256=[item.sha256 for item in loaded],
+            sha256=[image.sha256 for image in loaded],
             root=str(root.resolve()),
         )
         return Extracted(records, loaded, batch)
-
-
-class _Input(NamedTuple):
-    record: ImageRecord
-    loaded: Loaded
-    x: FloatArray

@@ -17,7 +17,9 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Preprocess
 from spade_faiss.decisions.regions import Region
 from spade_faiss.decisions.rule import Decisions
-from spade_faiss.features.images import ImageRecord, Picture, Placement, Skipped, load, to_mask
+from spade_faiss.features.datasets import ImageRecord, Skipped
+from spade_faiss.features.pictures import Picture, load_image, to_mask
+from spade_faiss.features.placement import Placement
 from spade_faiss.report import charts
 from spade_faiss.report.csvfile import rank
 from spade_faiss.report.model import Card, CardGroup, Cell, Chart, Headline, ImageRow, Match, NormalPicture, Report, Table
@@ -258,7 +260,7 @@ class Presenter:
         if self.detector.bank.manifest.source is None:
             return None, "the features came from another extractor"
         try:
-            loaded = load(record, self._preprocess)
+            loaded = load_image(record, self._preprocess)
         except InputError as error:
             return None, str(error)
         if sha256 not in (None, loaded.sha256):

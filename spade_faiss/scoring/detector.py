@@ -22,7 +22,7 @@ from spade_faiss.core.settings import Method, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import FeatureBatch, Level, check_ids
-from spade_faiss.features.images import Images, find_images
+from spade_faiss.features.datasets import Images, find_images
 from spade_faiss.features.layout import prepare
 from spade_faiss.index.gallery_index import EncodedLevel, open_gallery
 from spade_faiss.index.image_index import ImageIndex

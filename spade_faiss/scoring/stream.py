@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from spade_faiss.core.timing import Timings
-from spade_faiss.features.images import ImageRecord, Skipped
+from spade_faiss.features.datasets import ImageRecord, Skipped
 from spade_faiss.features.stream import Extracted, FeatureStream
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores

@@ -38,7 +38,7 @@ from spade_faiss.decisions.calibration import (
 )
 from spade_faiss.decisions.conformal import PixelCounts, allowed, check_rate
 from spade_faiss.features.batch import FeatureBatch
-from spade_faiss.features.images import Images, find_images
+from spade_faiss.features.datasets import Images, find_images
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.scoring.stream import ScoreStream

@@ -16,10 +16,11 @@ from spade_faiss.core.files import hash_file
 from spade_faiss.core.memory import BATCH_SIZE
 from spade_faiss.core.settings import Extraction, Run
 from spade_faiss.core.timing import Timings
-from spade_faiss.features.backbone import Backbone, load_backbone
+from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch, concatenate
-from spade_faiss.features.images import ImageRecord, Images, Skipped, find_images
+from spade_faiss.features.datasets import ImageRecord, Images, Skipped, find_images
 from spade_faiss.features.layout import Layout, prepare
+from spade_faiss.features.loading import load_backbone
 from spade_faiss.features.stream import Duplicate, FeatureStream
 from spade_faiss.index.build import check_recipe
 from spade_faiss.search.recipe import Recipe
@@ -167,7 +168,9 @@ def _check_backbone(extraction: Extraction, run: Run) -> None:
     backbone = extraction.backbone
     if not isinstance(backbone, str | Backbone):
         found = type(backbone).__name__
-        raise InputError(f"backbone is a {found}; wrap a module: Backbone(module, name=..., taps=..., embedding=...)")
+        raise InputError(
+            f"backbone is a {found}; wrap a module: Backbone(Network.from_module(module, name=..., taps=..., embedding=...))"
+        )
     usual = Extraction()
     if isinstance(backbone, Backbone) and (
         run.weights is not None

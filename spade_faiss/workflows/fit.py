@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spade_faiss.core.settings import Extraction, Run
 from spade_faiss.decisions.calibration import Calibration
-from spade_faiss.features.images import Images
+from spade_faiss.features.datasets import Images
 from spade_faiss.index.build import Built, build_index
 from spade_faiss.search.recipe import Recipe, load_recipe
 from spade_faiss.workflows.calibrate import calibrate_if_needed

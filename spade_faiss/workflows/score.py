@@ -17,7 +17,9 @@ from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.decisions.regions import Region, find_regions
 from spade_faiss.decisions.rule import DecisionRule, Decisions, region_columns, verdict_columns
-from spade_faiss.features.images import ImageRecord, Images, Mask, Placement, find_images, load_dataset, to_mask
+from spade_faiss.features.datasets import ImageRecord, Images, find_images, load_dataset
+from spade_faiss.features.pictures import Mask, to_mask
+from spade_faiss.features.placement import Placement
 from spade_faiss.report.csvfile import write_csv, write_regions_csv
 from spade_faiss.report.html import write_html
 from spade_faiss.report.jsonfile import write_json

@@ -16,7 +16,7 @@ from spade_faiss.core.schema import check_at_least
 from spade_faiss.core.settings import ReportOptions
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
-from spade_faiss.features.images import ImageRecord
+from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.report.html import write_html
 from spade_faiss.report.presenter import Presenter, Results
 from spade_faiss.report.scorefile import ScoreFile, ScoreWriter

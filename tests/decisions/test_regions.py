@@ -15,7 +15,8 @@ from PIL import Image
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Preprocess
 from spade_faiss.decisions.regions import Region, decode, encode, find_regions, from_text, to_text
-from spade_faiss.features.images import Placement, place, to_mask
+from spade_faiss.features.pictures import to_mask
+from spade_faiss.features.placement import Placement, place
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]

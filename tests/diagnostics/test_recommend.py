@@ -10,7 +10,9 @@ import pytest
 
 from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError
-from spade_faiss.diagnostics.recommend import LOSS, RECALL, load_measured, recommend
+from spade_faiss.diagnostics.measurements import load_measured
+from spade_faiss.diagnostics.recommend import LOSS, RECALL, Advice, recommend
+from spade_faiss.diagnostics.workload import Workload
 from spade_faiss.search.recipe import load_recipe
 
 GIB = 1 << 30
@@ -59,8 +61,14 @@ MEASURED: dict[str, Any] = {
 }
 
 
+def advise(images: int, k: int = 5, *, extrapolate: bool = False, simd_level: str | None = None, **changes: Any) -> Advice:
+    measured = changes.pop("measured", MEASURED)
+    workload = Workload(images=images, k=k, **changes)
+    return recommend(workload, extrapolate=extrapolate, measured=measured, simd_level=simd_level)
+
+
 def test_the_fastest_that_loses_next_to_nothing_on_every_set() -> None:
-    advice = recommend(100_000, 5, measured=MEASURED)
+    advice = advise(100_000)
     assert (advice.recipe.build.image, advice.recipe.build.gallery) == ("HNSW32", "ivf")
     assert advice.recipe.query.image == "efSearch=128"
     assert (advice.image_ms, advice.pixel_ms) == (0.5, 40)
@@ -73,18 +81,18 @@ def test_the_fastest_that_loses_next_to_nothing_on_every_set() -> None:
 
 
 def test_exact_where_nothing_is_gained() -> None:
-    advice = recommend(1000, 5, backbone="efficientnet_lite0", measured=MEASURED)
+    advice = advise(1000, backbone="efficientnet_lite0")
     assert advice.recipe == load_recipe("exact")
     assert advice.is_packaged
 
 
 def test_places_only_where_images_are_aligned() -> None:
-    assert recommend(1000, 5, measured=MEASURED).recipe.build.gallery == "ivf"
-    assert recommend(1000, 5, aligned=True, measured=MEASURED).recipe.build.gallery == "location"
+    assert advise(1000).recipe.build.gallery == "ivf"
+    assert advise(1000, aligned=True).recipe.build.gallery == "location"
 
 
 def test_between_two_sizes_the_larger_counts_and_it_says_so() -> None:
-    advice = recommend(1500, 7, measured=MEASURED | {"image": [*MEASURED["image"], image(100_000, "Flat", "", 61, 1.0, k=50)]})
+    advice = advise(1500, 7, measured=MEASURED | {"image": [*MEASURED["image"], image(100_000, "Flat", "", 61, 1.0, k=50)]})
     assert advice.image_ms == 61
     assert advice.pixel_ms == 300
     assert any("N=1,500 lies between" in line and "N=100,000" in line for line in advice.evidence)
@@ -94,25 +102,26 @@ def test_between_two_sizes_the_larger_counts_and_it_says_so() -> None:
 @pytest.mark.parametrize(("images", "k", "times"), [(3_000_000, 5, "3.0 times"), (1000, 100, "2.0 times")])
 def test_no_silent_extrapolation(images: int, k: int, times: str) -> None:
     with pytest.raises(InputError, match=f"{times}.*--extrapolate"):
-        recommend(images, k, memory="100GiB", measured=MEASURED)
-    advice = recommend(images, k, memory="100GiB", extrapolate=True, measured=MEASURED)
+        advise(images, k, memory="100GiB")
+    advice = advise(images, k, memory="100GiB", extrapolate=True)
     assert any(line.startswith(f"EXTRAPOLATED {times}") for line in advice.evidence)
     if images == 3_000_000:
         assert advice.image_ms == 60
 
 
 def test_memory_is_kept_to() -> None:
-    assert recommend(1_000_000, 5, memory="4GiB", measured=MEASURED).recipe.build.image == "IVF1024,SQ8"
+    assert advise(1_000_000, memory="4GiB").recipe.build.image == "IVF1024,SQ8"
     with pytest.raises(InputError, match=r"too small: the least that loses next to nothing takes 1\.94 GiB"):
-        recommend(1_000_000, 5, memory="1GiB", measured=MEASURED)
+        advise(1_000_000, memory="1GiB")
 
 
 def test_what_was_not_measured_is_not_known() -> None:
     with pytest.raises(InputError, match="nothing was measured on cuda: the committed results are of a machine"):
-        recommend(1000, 5, device="cuda", measured=MEASURED)
-    for settings in ({"images": 0}, {"k": 0}, {"backbone": "resnet18"}, {"device": "tpu"}, {"k": 2000}):
+        advise(1000, device="cuda")
+    wrong: list[dict[str, Any]] = [{"images": 0}, {"k": 0}, {"backbone": "resnet18"}, {"device": "tpu"}, {"k": 2000}]
+    for settings in (*wrong, {"memory": "much"}):
         with pytest.raises(InputError):
-            recommend(**{"images": 1000, "k": 5, "measured": MEASURED, **settings})  # type: ignore[arg-type]
+            Workload(**{"images": 1000, **settings})
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,13 +138,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["recommend", "--images", str(10 * largest), "--memory", "640GiB"]) == 1
     assert "10.0 times" in capsys.readouterr().err
     assert main(["recommend", "--images", "1000", "--device", "cuda"]) == 1
+    assert main(["recommend", "--images", "3", "--k", "5"]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main(["recommend"])
+    assert "required: --images" in capsys.readouterr().err
 
 
 def test_exact_search_by_the_kernel_counts_where_it_runs() -> None:
     """By FAISS it takes 100 ms and ivf 40; by the kernel, five times as fast side by side, 20."""
     measured = {**MEASURED, "kernel": KERNEL}
-    assert recommend(1000, 5, measured=measured).recipe.build.gallery == "ivf"
-    advice = recommend(1000, 5, measured=measured, simd_level="avx512vnni")
+    assert advise(1000, measured=measured).recipe.build.gallery == "ivf"
+    advice = advise(1000, measured=measured, simd_level="avx512vnni")
     assert advice.recipe == load_recipe("exact")
     assert advice.pixel_ms == pytest.approx(20)
     assert any(
@@ -143,4 +156,4 @@ def test_exact_search_by_the_kernel_counts_where_it_runs() -> None:
         for said in advice.evidence
     )
     # Nothing is said of a K that was not measured side by side.
-    assert recommend(1000, 50, measured=measured, simd_level="avx2") == recommend(1000, 50, measured=measured)
+    assert advise(1000, 50, measured=measured, simd_level="avx2") == advise(1000, 50, measured=measured)

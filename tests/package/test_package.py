@@ -1,7 +1,8 @@
-"""The package as users get it: public names, and a wheel that works outside of the checkout."""
+"""The package as readers and users meet it: few packages that say what they are for, public names, and a wheel that works."""
 
 from __future__ import annotations
 
+import ast
 import os
 import platform
 import shutil
@@ -17,15 +18,74 @@ import pytest
 import spade_faiss
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "spade_faiss"
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def test_public_names_import() -> None:
+def run_python(code: str, **environment: str) -> str:
+    """What a fresh Python prints."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_package_holds_few_packages_that_say_what_they_are_for() -> None:
+    entries = {path for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    entries -= {PACKAGE / name for name in ("__init__.py", "__main__.py", "_version.py", "py.typed")}
+    assert len(entries) <= 12
+    for path in entries:
+        source = path if path.is_file() else path / "__init__.py"
+        docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8")))
+        assert docstring, path
+        first = docstring.splitlines()[0]
+        assert first[0].isupper(), path
+        assert first.endswith("."), path
+        assert len(first.split()) >= 5, path
+
+
+def test_no_module_imports_the_package_root() -> None:
+    """A module takes a name from where it stands: the root is for users, and knows every package."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert "spade_faiss" not in {alias.name for alias in node.names}, path
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, path
+                assert node.module != "spade_faiss", path
+
+
+def test_public_names_are_documented_and_stand_where_the_package_says() -> None:
     for name in spade_faiss.__all__:
-        assert getattr(spade_faiss, name).__name__ == name
-        assert getattr(spade_faiss, name).__doc__
-    assert dir(spade_faiss) == spade_faiss.__all__
+        value = getattr(spade_faiss, name)
+        assert value.__name__ == name
+        assert value.__doc__
+        assert value.__module__ == f"spade_faiss.{spade_faiss._HOMES[name]}"
+    assert dir(spade_faiss) == spade_faiss.__all__ == list(spade_faiss._HOMES)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = spade_faiss.nonsense
+
+
+def test_public_names_are_imported_at_first_use() -> None:
+    code = """
+import sys, spade_faiss
+print(sorted(name for name in sys.modules if name.startswith("spade_faiss.")))
+spade_faiss.InputError
+print("spade_faiss.core.errors" in sys.modules, "torch" in sys.modules)
+"""
+    assert run_python(code).splitlines() == ["['spade_faiss._version']", "True False"]
+
+
+@pytest.mark.parametrize("command", ["", "score", "recommend", "doctor"])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    code = f"""
+import runpy, sys
+sys.argv = {["spade-faiss", *command.split(), "--help"]!r}
+try:
+    runpy.run_module("spade_faiss", run_name="__main__")
+except SystemExit as end:
+    heavy = ("torch", "faiss", "h5py", "numpy", "scipy", "PIL", "matplotlib", "yaml")
+    print("\\n", end.code, [name for name in heavy if name in sys.modules])
+"""
+    assert run_python(code).splitlines()[-1].strip() == "0 []"
 
 
 def test_versions_agree() -> None:
@@ -35,19 +95,18 @@ def test_versions_agree() -> None:
     assert set(project["optional-dependencies"]) == {"cpu", "gpu", "demo", "dev"}
 
 
-def test_idle_openmp_threads_sleep_unless_the_user_says_otherwise() -> None:
+def test_idle_openmp_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import os, spade_faiss; print(os.environ['OMP_WAIT_POLICY'])"
     for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-        environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == expected
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        environment = {} if given is None else {"OMP_WAIT_POLICY": given}
+        assert run_python(code, **environment).strip() == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compiler", [True, False], ids=["compiler", "no compiler"])
 def test_a_wheel_works_outside_of_the_checkout(compiler: bool, tmp_path: Path) -> None:
-    """Without a compiler it has no kernel, and works."""
+    """A wheel that is built without a compiler has no kernel, and works all the same."""
     source, environment = tmp_path / "source", dict(os.environ)
     for name in ("spade_faiss", "indexes"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))

@@ -14,7 +14,7 @@ import torch
 
 from spade_faiss import Backbone, Detector, doctor
 from spade_faiss.core.settings import Run
-from spade_faiss.diagnostics.doctor import RED
+from spade_faiss.diagnostics.checks import RED
 from spade_faiss.index.gpu import CardIndex
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.engines.accelerator import Accelerator

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Where the wheel was unpacked; the makefile says.
 WHEEL = os.environ.get("SPADE_FAISS_GPU_WHEEL")
-CALLERS = ("spade_faiss/search/engines/products.py", "spade_faiss/index/gpu.py", "spade_faiss/diagnostics/doctor.py")
+CALLERS = ("spade_faiss/search/engines/products.py", "spade_faiss/index/gpu.py", "spade_faiss/diagnostics/software.py")
 
 pytestmark = [pytest.mark.gpu_wheel, pytest.mark.skipif(WHEEL is None, reason="make test-gpu-wheel")]
 

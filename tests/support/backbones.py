@@ -6,6 +6,7 @@ import torch
 
 from spade_faiss.core.settings import Preprocess
 from spade_faiss.features.backbone import Backbone
+from spade_faiss.features.network import Network
 
 
 def tiny_backbone(seed: int = 0, name: str = "tiny") -> Backbone:
@@ -13,10 +14,5 @@ def tiny_backbone(seed: int = 0, name: str = "tiny") -> Backbone:
     module = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3, 4), torch.nn.ReLU(), torch.nn.Conv2d(4, 5, 3, 2), torch.nn.AdaptiveAvgPool2d(1)
     )
-    return Backbone(
-        module,
-        name=name,
-        taps={"fine": "0", "coarse": "2"},
-        embedding="3",
-        preprocess=Preprocess(resize_mode="stretch", crop=24),
-    )
+    network = Network.from_module(module, name=name, taps={"fine": "0", "coarse": "2"}, embedding="3")
+    return Backbone(network, preprocess=Preprocess(resize_mode="stretch", crop=24))

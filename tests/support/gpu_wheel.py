@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from spade_faiss.core.device import Device
-from spade_faiss.diagnostics.doctor import wheel_flavor
+from spade_faiss.diagnostics.software import wheel_flavor
 from spade_faiss.index.gpu import to_cards
 from spade_faiss.search.engines.products import FaissProduct
 

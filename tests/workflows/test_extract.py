@@ -25,11 +25,14 @@ from spade_faiss.core.files import hash_file
 from spade_faiss.core.settings import Extraction, Preprocess, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
-from spade_faiss.features import images, stream
-from spade_faiss.features.backbone import Backbone, load_backbone
+from spade_faiss.features import stream
+from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch
-from spade_faiss.features.images import find_images, place, to_input, to_picture
+from spade_faiss.features.datasets import ImageRecord, find_images
 from spade_faiss.features.layout import Layout, prepare
+from spade_faiss.features.loading import load_backbone
+from spade_faiss.features.pictures import LoadedImage, load_image, to_input, to_picture
+from spade_faiss.features.placement import place
 from spade_faiss.features.stream import FeatureStream
 from spade_faiss.index.image_index import ImageIndex
 from spade_faiss.search.recipe import load_recipe
@@ -458,13 +461,12 @@ def test_decoding_runs_ahead_of_the_network_but_not_far(
 ) -> None:
     """Three batches at most: a folder of ten million images must not end up in memory."""
     decoded: list[str] = []
-    load = images.load
 
-    def noted(record: images.ImageRecord, preprocess: Preprocess) -> images.Loaded:
+    def noted(record: ImageRecord, preprocess: Preprocess) -> LoadedImage:
         decoded.append(record.id)
-        return load(record, preprocess)
+        return load_image(record, preprocess)
 
-    monkeypatch.setattr(stream, "load", noted)
+    monkeypatch.setattr(stream, "load_image", noted)
     _, parts = stream_of(good, backbone)
     first = next(parts)
     assert len(first.batch) == 5
@@ -477,14 +479,13 @@ def test_a_stream_that_is_left_early_ends_its_threads_and_decodes_no_more(
     good: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    load = images.load
 
-    def slow(record: images.ImageRecord, preprocess: Preprocess) -> images.Loaded:
+    def slow(record: ImageRecord, preprocess: Preprocess) -> LoadedImage:
         time.sleep(0.03)
         decoded.append(record.id)
-        return load(record, preprocess)
+        return load_image(record, preprocess)
 
-    monkeypatch.setattr(stream, "load", slow)
+    monkeypatch.setattr(stream, "load_image", slow)
     monkeypatch.setattr(extract, "BATCH_SIZE", 3)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     _, parts = stream_of(good, backbone)

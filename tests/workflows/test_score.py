@@ -14,7 +14,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from spade_faiss import Backbone, Detector, Preprocess, evaluate, fit, load_backbone
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Extraction, Method, Run
-from spade_faiss.features.images import load_dataset, place
+from spade_faiss.features.datasets import load_dataset
+from spade_faiss.features.placement import place
 from spade_faiss.report.presenter import Presenter
 from spade_faiss.report.scorefile import ScoreFile
 

@@ -1,0 +1,42 @@
+"""Defines the workload that a recipe is recommended for.
+
+The command line reads it at its start, so that nothing heavy may be imported here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.memory import parse_bytes
+from spade_faiss.core.schema import check_at_least, check_choice
+from spade_faiss.core.settings import DEFAULT_BACKBONE, setting
+
+DEVICES = ("cpu", "cuda")
+# The measured shapes of features that stand for those of a backbone.
+SHAPES = {"wide_resnet50_2": "wrn50", "efficientnet_lite0": "lite0"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """How many images a recipe has to search, on what machine.
+
+    Raises:
+        InputError: for a setting out of range.
+    """
+
+    images: int = setting(MISSING, "normal images in the bank", metavar="N")
+    k: int = setting(5, "nearest normals whose maps are searched")
+    memory: str | int = setting("8GiB", "memory that the process may take", metavar="SIZE", kind=str)
+    device: str = setting("cpu", "where it runs: cpu or cuda")
+    backbone: str = setting(DEFAULT_BACKBONE, "the backbone whose shapes are searched: " + " or ".join(SHAPES))
+    aligned: bool = setting(False, "the images show the same things at the same places")
+
+    def __post_init__(self) -> None:
+        check_at_least("images", self.images, 1)
+        check_at_least("k", self.k, 1)
+        check_choice("device", self.device, DEVICES)
+        check_choice("backbone", self.backbone, tuple(SHAPES))
+        parse_bytes(self.memory)
+        if self.k > self.images:
+            raise InputError(f"k={self.k} is larger than images={self.images}: an image has at most that many nearest normals")

@@ -1,0 +1,74 @@
+"""Computes how an image lies in the backbone's input: where it is resized to, cut off or padded. No pixel is touched here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.schema import check_at_least
+from spade_faiss.core.settings import Preprocess
+from spade_faiss.features.decoding import MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How an image lies in the backbone's input, a square with sides of `size` pixels.
+
+    The upright image, of `original` (width, height) pixels, is resized to `resized` (width, height), and its top left corner
+    is put at `offset` (x, y): where that is negative, the image is cut off; where it is positive, a margin is left.
+    """
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    offset: tuple[int, int]
+    size: int
+
+    @property
+    def visible(self) -> tuple[int, int, int, int]:
+        """The part of the resized image that the input shows: (left, top, right, bottom)."""
+        (width, height), (x, y) = self.resized, self.offset
+        return max(0, -x), max(0, -y), min(width, self.size - x), min(height, self.size - y)
+
+    @property
+    def padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The rows and columns of the input around that part: ((above, below), (left, right)), for `numpy.pad`."""
+        left, top, right, bottom = self.visible
+        x, y = max(0, self.offset[0]), max(0, self.offset[1])
+        return (y, self.size - y - (bottom - top)), (x, self.size - x - (right - left))
+
+    @property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """(H, W): True where the input shows the image, False in the margins of a letterbox."""
+        left, top, right, bottom = self.visible
+        return np.pad(np.ones((bottom - top, right - left), dtype=np.bool_), self.padding)
+
+
+def place(width: int, height: int, preprocess: Preprocess) -> Placement:
+    """Compute how an image of `width` x `height` pixels lies in the input.
+
+    `crop` computes what torchvision does for PIL images: `Resize(resize)`, then `CenterCrop(crop)`, their rounding included
+    (https://github.com/pytorch/vision/blob/v0.21.0/torchvision/transforms/functional.py).
+
+    Raises:
+        InputError: for `crop` and an image so long and thin that resizing its shorter side would take more than `MAX_PIXELS`.
+    """
+    check_at_least("width", width, 1)
+    check_at_least("height", height, 1)
+    original, size = (width, height), preprocess.crop
+    if preprocess.resize_mode == "stretch":
+        return Placement(original, (size, size), (0, 0), size)
+    if preprocess.resize_mode == "letterbox":
+        longer = max(width, height)
+        resized = max(1, round(size * width / longer)), max(1, round(size * height / longer))
+        return Placement(original, resized, ((size - resized[0]) // 2, (size - resized[1]) // 2), size)
+    shorter = min(width, height)
+    resized = int(preprocess.resize * width / shorter), int(preprocess.resize * height / shorter)
+    if resized[0] * resized[1] > MAX_PIXELS:
+        raise InputError(
+            f"{width} x {height} pixels are too thin for resize mode crop: resized to {resized[0]} x {resized[1]}, more than "
+            f"{MAX_PIXELS} pixels; use --resize-mode letterbox or stretch, or cut it up"
+        )
+    return Placement(original, resized, (-round((resized[0] - size) / 2), -round((resized[1] - size) / 2)), size)

@@ -1,0 +1,76 @@
+"""Placing images in the input: placements worked out by hand, and properties that hold for every size."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.settings import RESIZE_MODES, Preprocess
+from spade_faiss.features.decoding import MAX_PIXELS
+from spade_faiss.features.pictures import to_picture
+from spade_faiss.features.placement import Placement, place
+
+
+def test_placements_worked_out_by_hand() -> None:
+    assert place(301, 200, Preprocess()) == Placement(
+        (301, 200), (385, 256), (-80, -16), 224
+    )  # 385.28; (385 - 224) / 2 = 80.5, to even
+    letterbox = Preprocess(resize_mode="letterbox", crop=9)
+    assert place(20, 10, letterbox) == Placement((20, 10), (9, 4), (0, 2), 9)
+    assert place(20, 10, letterbox).padding == ((2, 3), (0, 0))
+    assert place(10, 20, letterbox).visible == (0, 0, 4, 9)
+    assert place(1, 10_000, letterbox).resized == (1, 9)
+    assert place(301, 200, Preprocess(resize_mode="stretch")) == Placement((301, 200), (224, 224), (0, 0), 224)
+    assert place(385, 256, Preprocess()).visible == (80, 16, 304, 240)
+
+
+@given(
+    width=st.integers(1, 3000),
+    height=st.integers(1, 3000),
+    crop=st.integers(1, 300),
+    more=st.integers(0, 99),
+    resize_mode=st.sampled_from(RESIZE_MODES),
+)
+def test_a_placement_always_fills_the_input(width: int, height: int, crop: int, more: int, resize_mode: str) -> None:
+    preprocess = Preprocess(resize_mode=resize_mode, crop=crop, resize=crop + more)
+    shorter, longer = sorted((width, height))
+    if resize_mode == "crop" and preprocess.resize * (preprocess.resize * longer // shorter) > MAX_PIXELS:
+        with pytest.raises(InputError, match="too thin"):
+            place(width, height, preprocess)
+        return
+    placement = place(width, height, preprocess)
+    left, top, right, bottom = placement.visible
+    (above, below), (before, after) = placement.padding
+    assert 0 <= left < right <= placement.resized[0]
+    assert 0 <= top < bottom <= placement.resized[1]
+    assert min(above, below, before, after) >= 0
+    assert above + (bottom - top) + below == before + (right - left) + after == crop
+    assert max(abs(above - below), abs(before - after)) <= 1
+    assert abs(left - (placement.resized[0] - right)) <= 1
+    assert abs(top - (placement.resized[1] - bottom)) <= 1
+    valid = place(width, height, preprocess).valid
+    assert valid.shape == (crop, crop)
+    assert valid.sum() == (right - left) * (bottom - top)
+    if resize_mode == "letterbox":
+        assert max(placement.resized) == crop
+        assert valid[above, before]
+        assert valid[crop - below - 1, crop - after - 1]
+    else:
+        assert valid.all()
+
+
+def test_valid_region_by_hand() -> None:
+    valid = place(400, 200, Preprocess(resize_mode="letterbox")).valid
+    assert valid[56:168].all()
+    assert not valid[:56].any()
+    assert not valid[168:].any()
+
+
+def test_bad_sizes_and_modes_are_refused() -> None:
+    with pytest.raises(InputError, match="width=0 must be an integer of at least 1"):
+        place(0, 5, Preprocess())
+    with pytest.raises(InputError, match="expected an RGB image, got mode L"):
+        to_picture(Image.new("L", (5, 5)), place(5, 5, Preprocess()))
