@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from spade_faiss.features.images import place, read_image, to_picture
 
 from spade_faiss import Bank
+from spade_faiss.features.decoding import read_image
+from spade_faiss.features.pictures import to_picture
+from spade_faiss.features.placement import place
 from spade_faiss.report.pictures import color_range, overlay
 from spade_faiss.report.scorefile import ScoreFile
 

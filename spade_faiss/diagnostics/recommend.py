@@ -123,8 +123,8 @@ def recommend(
     evidence = [f"measured on {measured['machine']}", images.note, pixels.note, *_evidence(best, measured["pixel"])]
     if "times" in pixel:
         evidence.append(
-            f"that is FAISS's time over {pixel['times']:.1f}, how many times as fast the compiled kernel ({pixel['simd_level']}) was "
-            f"beside it; here it uses {simd_level}"
+            f"that is FAISS's time over {pixel['times']:.1f}, how many times as fast the compiled kernel "
+            f"({pixel['simd_level']}) was beside it; here it uses {simd_level}"
         )
     return Advice(
         recipe=_recipe_of(image, pixel),

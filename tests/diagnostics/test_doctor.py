@@ -115,7 +115,7 @@ def test_the_kernel_says_what_multiplies_and_why(monkeypatch: pytest.MonkeyPatch
     reasons["amx"] = "the processor has no amx_tile"
     monkeypatch.setattr(software, "usable_simd_level", lambda: "avx512vnni")
     check = check_kernel()
-    assert (check.state, check.result) == (GREEN, "avx512vnni multiplies (not here: amx: the processor has no amx_tile)")
+    assert (check.state, check.result) == (GREEN, "the kernel uses avx512vnni (not here: amx: the processor has no amx_tile)")
     reasons["amx"] = "the system refuses AMX tiles: Operation not permitted"
     check = check_kernel()
     assert (check.state, check.advice) == (AMBER, "the processor has amx, the system or its hypervisor must allow it")
