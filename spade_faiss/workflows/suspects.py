@@ -52,7 +52,7 @@ def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOpti
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out} is a file; choose a folder")
     detector = bank if isinstance(bank, Detector) else Detector.open(bank)
-    detector.check_others()
+    detector.check_leave_one_out()
     by_image = detector.with_localize("none")
     opened, parts = detector.bank, []
     with progress_bar(len(opened), "suspects", detector.run.progress) as bar:

@@ -236,7 +236,7 @@ def test_arrays_of_a_call_stay_within_the_plan(recipe: str, kappa: int, tmp_path
     finally:
         tracemalloc.stop()
     # Where a product is planned for, BLAS has its share of the plan, which Python does not see.
-    without = recipe == "location" or any(isinstance(search, NativeSearch) for search in detector._searches.values())
+    without = recipe == "location" or any(isinstance(level.search, NativeSearch) for level in detector._searches.values())
     unseen = 0 if without else detector._workers.threads * _BLAS_BYTES
     assert peak <= detector.plan.working_bytes - unseen
 
