@@ -78,7 +78,8 @@ def _calibrate(arguments: argparse.Namespace) -> Output:
 def _drift(arguments: argparse.Namespace) -> Output:
     from pathlib import Path
 
-    from spade_faiss.workflows.drift import drift, drift_numbers, write_drift
+    from spade_faiss.report.drift_page import drift_numbers
+    from spade_faiss.workflows.drift import drift, write_drift
 
     found = drift(arguments.results, bank=arguments.bank, level=arguments.level, defects=arguments.defects)
     first = Path(arguments.results[0])

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import atomic_path
-from spade_faiss.decisions.regions import to_text
+from spade_faiss.decisions.run_lengths import to_text
 
 if TYPE_CHECKING:
     from spade_faiss.decisions.calibration import Verdicts

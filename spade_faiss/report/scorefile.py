@@ -143,7 +143,7 @@ class ScoreWriter:
 
     @staticmethod
     def _create_file(path: Path) -> Any:
-        # No chunk cache: on a full disk a write then fails here, and not unseen in a destructor, which leaves a damaged file.
+        # No chunk cache: on a full disk, writing fails here then, not unnoticed in a destructor that leaves a damaged file.
         return h5py.File(path, "w", libver=("v110", "v110"), rdcc_nbytes=0)
 
     def _create(self, form: _Form) -> None:
@@ -245,6 +245,12 @@ class ScoreFile:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def localized(self) -> npt.NDArray[np.bool_]:
+        """(n,) which images have a map."""
+        found: npt.NDArray[np.bool_] = np.isfinite(self.map_score)
+        return found
 
     def map(self, i: int) -> FloatArray:
         """(H, W), the score map of image `i`."""
