@@ -58,7 +58,7 @@ def select_images(image_score: Values, localized: Bools, defective: Bools | None
 def shortlist(image_score: Values, defective: Bools | None, shown: int) -> Ints:
     """The images, ascending, that `select_images` may choose once more images have followed, all of which have a map.
 
-    An image that is not on the list of the first images is not on a later one. The list is at most five thirds of `shown` long.
+    An image that is not on the list of the first images is not on a later one. The list is at most four thirds of `shown` long.
 
     Args:
         image_score: (n,) image scores.
@@ -69,9 +69,9 @@ def shortlist(image_score: Values, defective: Bools | None, shown: int) -> Ints:
     if defective is None:
         return np.sort(order[:shown])
     share = _share(shown)
-    # The first `share` of each of the other groups may be among the most anomalous, which are shown once.
+    # Up to `share` of the normal images with the highest scores may be among the most anomalous, which are shown once.
     hardest, suspected = order[defective[order]][::-1], order[~defective[order]]
-    return np.unique(np.concatenate([order[:share], hardest[: 2 * share], suspected[: 2 * share]]))
+    return np.unique(np.concatenate([order[:share], hardest[:share], suspected[: 2 * share]]))
 
 
 def _by_score(image_score: Values) -> Ints:

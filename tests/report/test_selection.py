@@ -49,7 +49,7 @@ def test_the_list_is_short(shown: int) -> None:
     rng = np.random.default_rng(0)
     scores, defective = rng.random(1000), rng.random(1000) < 0.5
     assert len(shortlist(scores, None, shown)) == shown
-    assert len(shortlist(scores, defective, shown)) <= max(5, 5 * (shown // 3))
+    assert len(shortlist(scores, defective, shown)) <= max(4, 4 * (shown // 3))
 
 
 @given(data=st.data(), shown=st.integers(0, 9), labeled=st.booleans(), sizes=st.lists(st.integers(1, 6), max_size=8))
@@ -67,7 +67,7 @@ def test_what_will_be_shown_is_kept_whatever_the_batches(
         for group in select_images(scores, localized, labels, shown):
             for i in group.images:
                 np.testing.assert_array_equal(pictures[i], _picture(i))
-        assert len(pictures) <= max(5, 2 * shown)
+        assert len(pictures) <= (max(4, 4 * (shown // 3)) if labeled else shown)
 
 
 def test_a_file_holds_every_picture_that_has_a_map_and_goes(tmp_path: Path) -> None:

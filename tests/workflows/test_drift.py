@@ -32,11 +32,8 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
     return made
 
 
-def results(
-    bank: Path, out: Path, seed: int, n: int, *, shift: float = 0.0, generation: int = 1, localize: str = "all"
-) -> Path:
+def results(out: Path, detector: Detector, seed: int, n: int, *, shift: float = 0.0, generation: int = 1) -> Path:
     """A run over n images, as `score_folder` leaves it."""
-    detector = Detector.open(bank, method=Method(localize=localize))
     features = product(seed, n, SHAPES, 16)
     for maps in features.levels.values():
         maps += shift
@@ -49,7 +46,7 @@ def results(
 
 
 def test_no_drift(bank: Bank, tmp_path: Path) -> None:
-    parts = [results(bank.path, tmp_path / name, seed, 30) for name, seed in (("a", 2), ("b", 3))]
+    parts = [results(tmp_path / name, Detector.open(bank.path), seed, 30) for name, seed in (("a", 2), ("b", 3))]
     found = drift([parts[0], parts[1] / "scores.h5"], bank=bank.path)
     assert not found.moved
     assert found.verdict.startswith("No drift found: 60 recent images")
@@ -61,7 +58,7 @@ def test_no_drift(bank: Bank, tmp_path: Path) -> None:
 
 
 def test_drift(bank: Bank, tmp_path: Path) -> None:
-    found = drift([results(bank.path, tmp_path / "moved", 2, 30, shift=1.0)], bank=bank.path)
+    found = drift([results(tmp_path / "moved", Detector.open(bank.path), 2, 30, shift=1.0)], bank=bank.path)
     assert found.moved
     assert found.p_value <= found.level == 0.01
     assert "is higher than the calibration's" in found.verdict
@@ -71,7 +68,7 @@ def test_drift(bank: Bank, tmp_path: Path) -> None:
 
 
 def test_what_is_written(bank: Bank, tmp_path: Path) -> None:
-    found = drift([results(bank.path, tmp_path / "moved", 2, 30, shift=1.0)], bank=bank.path)
+    found = drift([results(tmp_path / "moved", Detector.open(bank.path), 2, 30, shift=1.0)], bank=bank.path)
     write_drift(tmp_path / "out", found)
     numbers = json.loads((tmp_path / "out" / "drift.json").read_bytes())
     assert (numbers["moved"], numbers["p_value"], numbers["images"]) == (True, found.p_value, 30)
@@ -83,14 +80,14 @@ def test_what_is_written(bank: Bank, tmp_path: Path) -> None:
 
 
 def test_images_without_maps_are_compared_by_their_image_scores(bank: Bank, tmp_path: Path) -> None:
-    found = drift([results(bank.path, tmp_path / "r", 2, 30, localize="none")], bank=bank.path)
+    found = drift([results(tmp_path / "r", Detector.open(bank.path, method=Method(localize="none")), 2, 30)], bank=bank.path)
     assert set(found.tests) == {"image"}
     assert found.p_value == found.tests["image"].p_value
 
 
 def test_results_of_several_states_or_scoring_configs(bank: Bank, tmp_path: Path) -> None:
-    old = results(bank.path, tmp_path / "old", 2, 5, generation=0)
-    new = results(bank.path, tmp_path / "new", 2, 5)
+    old = results(tmp_path / "old", Detector.open(bank.path), 2, 5, generation=0)
+    new = results(tmp_path / "new", Detector.open(bank.path), 2, 5)
     with pytest.raises(InputError, match=r"scored at generation 0 .*has one of generation 1; calibrate"):
         drift([old], bank=bank.path)
     with pytest.raises(InputError, match="scored with 2 scoring configs, or against as many states"):
@@ -102,7 +99,7 @@ def test_results_of_several_states_or_scoring_configs(bank: Bank, tmp_path: Path
 
 
 def test_an_added_image_puts_the_calibration_out_of_date(bank: Bank, tmp_path: Path) -> None:
-    scored = results(bank.path, tmp_path / "r", 2, 5)
+    scored = results(tmp_path / "r", Detector.open(bank.path), 2, 5)
     grown = shutil.copytree(bank.path, tmp_path / "grown")
     Bank.open(grown).append(batch_of(product(9, 1, SHAPES, 16), ["one more"]))
     assert "out of date" in drift([scored], bank=grown).outdated
