@@ -26,7 +26,7 @@ COMPARED_RATES = (0.01, 0.02, 0.05, 0.1)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DecisionRule:
-    """Which images are alarms, by a calibration that holds for a detector.
+    """Decides which images are alarms, by a calibration that holds for a detector.
 
     Args:
         calibration: the calibration.

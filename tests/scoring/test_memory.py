@@ -325,10 +325,10 @@ def test_scoring_a_bank_larger_than_the_budget_stays_within_it(tmp_path: Path) -
     ("recipe", "dtype"),
     [("exact", "float32"), *((name, "float16") for name in ("exact", "location", "ivf", "compact", "history"))],
 )
-def test_the_bank_and_what_is_kept_beside_it_do_not_stay_mapped(recipe: str, dtype: str, tmp_path: Path) -> None:
-    """What is mapped grows with the bank. (The system's cache of the files may well hold it, as long as there is room.)
+def test_the_bank_and_its_indexes_do_not_stay_mapped(recipe: str, dtype: str, tmp_path: Path) -> None:
+    """Mapped memory would grow with the bank. (The cache of the operating system may hold the files as long as there is room.)
 
-    One fault may map a whole large page of the file, 2 MiB, and with it what was let go of before.
+    A page fault may map a whole large page of the file, 2 MiB, and with it parts that were released before.
     """
     bank = big_bank(tmp_path / "b", 120, dtype)
     built = build_index(bank, load_recipe(recipe))

@@ -102,7 +102,7 @@ def galleries(name: str, k_gallery: int, fusion: str) -> dict[str, oracle.Double
     "case",
     [("seven", 1, 1), ("seven", 5, 5), ("seven", 7, 1), ("seven", 1, 5), ("sixty", 50, 50), ("sixty", 1, 50), ("sixty", 50, 5)],
 )
-def test_the_engine_is_the_definition(
+def test_the_detector_computes_the_definition(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     case: tuple[str, int, int],

@@ -214,7 +214,9 @@ class TestState:
         assert renewed is not None
         assert renewed.generation == bank.generation
 
-    def test_fit_calibrates_unless_told(self, dataset_folder: Path, fitted_bank: Path, backbone: Any, tmp_path: Path) -> None:
+    def test_fit_calibrates_unless_told_not_to(
+        self, dataset_folder: Path, fitted_bank: Path, backbone: Any, tmp_path: Path
+    ) -> None:
         assert len(stored_calibrations(Bank.open(fitted_bank))) == 1
         good = dataset_folder / "train" / "good"
         done = fit(good, bank=tmp_path / "b", extraction=Extraction(backbone=backbone), calibrate=False)
