@@ -1,8 +1,8 @@
-"""Promised against achieved false-alarm rates on real sets and in a simulation, and what a calibration costs.
+"""Promised and observed false-alarm rates on real sets and in a simulation, and the cost of a calibration.
 
 Run as `python -m benchmarks.calibration --data FOLDER --out benchmarks/results`, FOLDER holding `mvtec_bottle` and
-`magnetic_tile`; ELPV comes from the package elpv-dataset. Features are extracted once; each split draws a bank, calibration and
-test images from the normal ones anew.
+`magnetic_tile`; ELPV comes from the package elpv-dataset. Features are extracted once; each split draws a new
+bank, calibration and test images from the normal ones.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from spade_faiss.scoring.scores import Scores
 from spade_faiss.workflows.calibrate import calibrate
 from spade_faiss.workflows.extract import extract
 
-ASKED = (0.01, 0.02, 0.05, 0.1)
+PROMISED = (0.01, 0.02, 0.05, 0.1)
 SPLITS = 20
 DEFECTIVE = 100
 # Images in bank, calibration and test; together at most the normal ones of the set.
 SIZES = {"mvtec_bottle": (100, 100, 29), "magnetic_tile": (200, 200, 100), "elpv": (200, 200, 100)}
-# The sets that come with a split of their own; of their training images, every so many runs of so many are held out.
+# The sets that have a split into training and test images. Their training images are cut into runs of RUN consecutive ones;
+# one of HELD_OUT_RUN runs is held out.
 OFFICIAL = ("mvtec_bottle", "magnetic_tile")
 RUN, HELD_OUT_RUN = 8, 5
 
@@ -56,7 +57,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def main() -> None:
-    """Measure everything, or what --only names, and write calibration.json; figures not measured again are kept."""
+    """Measure everything, or what --only names, and write calibration.json; other figures in it stay as they are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -91,25 +92,25 @@ FIGURES = ("rates", "official", "simulation", "cost")
 
 @dataclass(eq=False)
 class Tally:
-    """Alarms at each rate asked for, over splits."""
+    """Counts of alarms at each promised rate, over splits."""
 
     normal: list[list[int]] = field(default_factory=list)
     defective: list[list[int]] = field(default_factory=list)
     totals: tuple[int, int] = (0, 0)
 
     def add(self, p_normal: npt.NDArray[np.float64], p_defective: npt.NDArray[np.float64]) -> None:
-        """Count one split's."""
-        self.normal.append([int(alarms(p_normal, alpha=alpha).sum()) for alpha in ASKED])
-        self.defective.append([int(alarms(p_defective, alpha=alpha).sum()) for alpha in ASKED])
+        """Count the alarms of one split."""
+        self.normal.append([int(alarms(p_normal, alpha=alpha).sum()) for alpha in PROMISED])
+        self.defective.append([int(alarms(p_defective, alpha=alpha).sum()) for alpha in PROMISED])
         self.totals = self.totals[0] + len(p_normal), self.totals[1] + len(p_defective)
 
     def rows(self) -> Iterator[Figures]:
-        """One for each rate: pooled rates with 95 % binomial intervals, and how much false alarms vary from split to split."""
+        """A row for each promised rate: pooled rates with 95 % binomial intervals, and the false alarms of each split."""
         found = {
             "false_alarms": (np.array(self.normal), self.totals[0]),
             "detected": (np.array(self.defective), self.totals[1]),
         }
-        for place, alpha in enumerate(ASKED):
+        for place, alpha in enumerate(PROMISED):
             row: Figures = {"alpha": alpha}
             for name, (counts, total) in found.items():
                 count = int(counts[:, place].sum())
@@ -119,7 +120,7 @@ class Tally:
 
 
 def rates(data: Path, scratch: Path, splits: int) -> list[Figures]:
-    """Asked against achieved on real sets, over random splits of their normal images."""
+    """Promised and observed rates on real sets, over random splits of their normal images."""
     rows = []
     for name, sizes in SIZES.items():
         folder = data / name
@@ -149,10 +150,10 @@ def rates(data: Path, scratch: Path, splits: int) -> list[Figures]:
 
 
 def official(data: Path, scratch: Path) -> list[Figures]:
-    """What a user gets who fits on a set's training images, all of them or holding out whole runs, and evaluates its test.
+    """Rates on the test images of a set, calibrated on its training images: by leaving one out, or holding out whole runs.
 
-    magnetic_tile's test images are of other tiles than its training images: one by one they are not exchangeable, and an
-    image that is left out has others of its own tile in the bank. Runs of consecutive numbers that are held out have not.
+    The test images of magnetic_tile show other tiles than its training images, so the images are not exchangeable: an image
+    that is left out has others of its own tile in the bank, a held-out run of consecutive numbers has none.
     """
     rows = []
     for name in OFFICIAL:
@@ -172,7 +173,7 @@ def official(data: Path, scratch: Path) -> list[Figures]:
 
 
 def simulation(scratch: Path, repetitions: int) -> Figures:
-    """Exchangeable features: achieved rates by mode, test and bank size, and false discoveries under `fdr`."""
+    """On exchangeable features, the observed rates by mode, test and bank size, and the false discoveries under `fdr`."""
     tallies: dict[tuple[str, int, str], list[npt.NDArray[np.int64]]] = {}
     first: dict[tuple[str, int, str], list[npt.NDArray[np.bool_]]] = {}
     false_share, found_share = [], []
@@ -195,14 +196,14 @@ def simulation(scratch: Path, repetitions: int) -> Figures:
                 found_share.append(verdicts.alarm[TESTED:].mean())
             for mode, calibration in modes.items():
                 for test, p in _p_values(calibration, tested).items():
-                    passed = np.array([alarms(p[:TESTED], alpha=alpha) for alpha in ASKED])
+                    passed = np.array([alarms(p[:TESTED], alpha=alpha) for alpha in PROMISED])
                     tallies.setdefault((mode, size, test), []).append(passed.sum(axis=1))
                     first.setdefault((mode, size, test), []).append(passed[:, 0])
     rows = []
     for (mode, size, test), counts in tallies.items():
         of, n = np.array(counts), HELD_OUT if mode == "split" else size
         alone = np.array(first[mode, size, test]).sum(axis=0)
-        for place, alpha in enumerate(ASKED):
+        for place, alpha in enumerate(PROMISED):
             if alpha * (n + 1) < 1 - 1e-9:
                 continue
             each = of[:, place] / TESTED
@@ -216,7 +217,7 @@ def simulation(scratch: Path, repetitions: int) -> Figures:
                     "alpha": alpha,
                     "rate": float(each.mean()),
                     "interval": [float(each.mean() - 1.96 * error), float(each.mean() + 1.96 * error)],
-                    # One test image a repetition: independent, and so binomial.
+                    # One test image of each repetition: independent of each other, hence binomial.
                     "first": {
                         "count": int(alone[place]),
                         "of": repetitions,
@@ -252,11 +253,11 @@ def cost(scratch: Path, normals: int) -> list[Figures]:
         found = script(
             f"""
             import json, resource, time
-            from spade_faiss import Detector
+            from spade_faiss import Detector, Run
             from spade_faiss.workflows.calibrate import calibrate
             def peak():
                 return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            detector = Detector.open({str(bank)!r}, memory="1GiB")
+            detector = Detector.open({str(bank)!r}, run=Run(memory="1GiB"))
             before, start = peak(), time.perf_counter()
             made = calibrate(detector, sample={sample})
             print(json.dumps(dict(total_s=time.perf_counter() - start, start_bytes=before, peak_bytes=peak(), n=len(made))))
@@ -268,7 +269,7 @@ def cost(scratch: Path, normals: int) -> list[Figures]:
 
 
 def _extract(dataset: Path, bank: Path) -> Bank:
-    """Every normal image of a set, and its defective ones, in one bank."""
+    """A bank of all images of a set, normal and defective."""
     names = ("train", "test")
     return extract([dataset / name for name in names], bank=bank, extraction=Extraction(backbone="efficientnet_lite0")).bank
 
@@ -278,7 +279,7 @@ def _kind(image: str) -> str:
 
 
 def _number(path: Path) -> int:
-    """In which order images were taken: the last number in their names."""
+    """The order in which images were taken: the last number in their names."""
     return int(re.findall(r"\d+", path.stem)[-1])
 
 
@@ -299,13 +300,13 @@ def _empty(path: Path) -> Path:
 
 
 def _p_values(calibration: Calibration, scores: Scores) -> dict[str, npt.NDArray[np.float64]]:
-    """By test: each alone, and both together."""
+    """P-values by test: each alone, and both together."""
     found = calibration.decide(scores.image_score, scores.map_score, alpha=0.5)
     return {"image": found.p_image, "map": found.p_map, "both": found.p_value}
 
 
 def _features(rng: np.random.Generator, count: int, kind: str, outliers: int = 0) -> FeatureBatch:
-    """Images that differ in a few factors, which their embeddings and their maps share; the last ones are moved off."""
+    """Features that differ in a few factors, which embeddings and maps share; those of the last `outliers` ones are shifted."""
     factors = rng.normal(size=(count, 4))
     moved = np.zeros(count)
     moved[count - outliers :] = 3.0 if outliers else 0.0

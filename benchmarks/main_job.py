@@ -26,7 +26,7 @@ REPEATS = 5
 
 
 def main() -> None:
-    """Measure everything, or what --only names, and write main_job.json; figures not measured again are kept."""
+    """Measure everything, or what --only names, and write main_job.json; other figures in it stay as they are."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -73,22 +73,21 @@ def bottle_quality(dataset: Path, scratch: Path) -> list[dict[str, Any]]:
 
 
 def tile_quality(dataset: Path, scratch: Path) -> list[dict[str, Any]]:
-    """The framings, all defects together and by kind."""
+    """The resize modes, all defects together and by kind."""
     rows = []
-    for framing in ("crop", "stretch", "letterbox"):
-        bank = scratch / f"tile-{framing}.bank"
-        cli("fit", dataset / "train/good", "--bank", bank, *LITE0, "--resize-mode", framing)
+    for resize_mode in ("crop", "stretch", "letterbox"):
+        bank = scratch / f"tile-{resize_mode}.bank"
+        cli("fit", dataset / "train/good", "--bank", bank, *LITE0, "--resize-mode", resize_mode)
         metrics = evaluate(dataset, bank, scratch)["metrics"]
         for kind, found in {"all": metrics, **metrics["kinds"]}.items():
-            rows.append(
-                {"resize_mode": framing, "kind": kind, "images": found["images"], "unseen": found["unseen"], **summary(found)}
-            )
+            counts = {"images": found["images"], "unseen": found["not_visible"]}
+            rows.append({"resize_mode": resize_mode, "kind": kind, **counts, **summary(found)})
             print(rows[-1], flush=True)
     return rows
 
 
 def extraction_overhead(dataset: Path, scratch: Path) -> dict[str, Any]:
-    """Wall time of a whole extraction over the time of its bare forward passes, taken in turn in one process."""
+    """Wall time of a whole extraction over the time of its forward passes alone, measured in turn in one process."""
     return script(
         f"""
         import json, time
@@ -96,6 +95,7 @@ def extraction_overhead(dataset: Path, scratch: Path) -> dict[str, Any]:
         import numpy as np
         from spade_faiss.features.loading import load_backbone
         from spade_faiss.core.memory import BATCH_SIZE
+        from spade_faiss.core.settings import Extraction
         from spade_faiss.workflows.fit import fit
         from spade_faiss.features.datasets import find_images
         from spade_faiss.features.pictures import load_image, to_input
@@ -111,9 +111,10 @@ def extraction_overhead(dataset: Path, scratch: Path) -> dict[str, Any]:
                 backbone(batch)
             forward_s = time.perf_counter() - start
             start = time.perf_counter()
-            done = fit(images, bank=Path({str(scratch)!r}) / f"{{repeat}}.bank", backbone=backbone, calibrate=False)
+            bank = Path({str(scratch)!r}) / f"{{repeat}}.bank"
+            done = fit(images, bank=bank, extraction=Extraction(backbone=backbone), calibrate=False)
             extract_s = time.perf_counter() - start
-            if repeat:  # the first is the warm-up
+            if repeat:  # the first one warms up
                 rows.append(dict(forward_s=forward_s, extract_s=extract_s, timing_s=done.timing_s))
         ratios = sorted(row["extract_s"] / row["forward_s"] for row in rows)
         print(json.dumps(dict(images=len(inputs), ratio=ratios[len(ratios) // 2], ratios=ratios, repeats=rows)))
@@ -122,13 +123,13 @@ def extraction_overhead(dataset: Path, scratch: Path) -> dict[str, Any]:
 
 
 def scoring_cost(dataset: Path, scratch: Path) -> dict[str, Any]:
-    """Where the time of scoring bottle's test images goes, peak memory, and what idle threads that spin would cost."""
+    """Time and peak memory of scoring bottle's test images, and how much slower it is if idle threads spin."""
     bank = scratch / "bottle.bank"
     cli("fit", dataset / "train/good", "--bank", bank, *LITE0)
     runs: dict[str, list[dict[str, Any]]] = {"passive": [], "active": []}
     for _ in range(REPEATS):
         for policy, found in runs.items():
-            # Ours is PASSIVE unless the user says otherwise.
+            # The package sets PASSIVE unless the variable is set.
             environment = {} if policy == "passive" else {"OMP_WAIT_POLICY": "ACTIVE"}
             words = ("score", dataset / "test", "--bank", bank, "--out", scratch / "scored")
             numbers = cli(*words, environment=environment)
@@ -143,7 +144,7 @@ def scoring_cost(dataset: Path, scratch: Path) -> dict[str, Any]:
 
 
 def wide_resnet(dataset: Path, scratch: Path) -> dict[str, Any]:
-    """The default backbone with seeded random weights: bytes and seconds an image, for want of a download."""
+    """Bytes and seconds an image of the default backbone, with seeded random weights so that nothing is downloaded."""
     weights = scratch / "wide_resnet50_2.pt"
     script(
         f"""

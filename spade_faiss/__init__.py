@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from spade_faiss.features.loading import load_backbone
     from spade_faiss.features.network import Network
     from spade_faiss.index.build import build_index, update_indexes
-    from spade_faiss.report.presenter import Results
+    from spade_faiss.report.results import Results
     from spade_faiss.scoring.detector import Detector
     from spade_faiss.scoring.scores import Scores
     from spade_faiss.search.recipe import Recipe, load_recipe
     from spade_faiss.workflows.calibrate import calibrate
     from spade_faiss.workflows.drift import drift
+    from spade_faiss.workflows.evaluate import evaluate
     from spade_faiss.workflows.extract import add, extract
     from spade_faiss.workflows.fit import fit
-    from spade_faiss.workflows.score import evaluate, score_folder
+    from spade_faiss.workflows.score import score_folder
     from spade_faiss.workflows.suspects import suspects
     from spade_faiss.workflows.verify import verify
 
@@ -78,7 +79,7 @@ _HOMES = {
     "Preprocess": "core.settings",
     "Recipe": "search.recipe",
     "ReportOptions": "core.settings",
-    "Results": "report.presenter",
+    "Results": "report.results",
     "Run": "core.settings",
     "Scores": "scoring.scores",
     "Source": "core.settings",
@@ -89,7 +90,7 @@ _HOMES = {
     "calibrate": "workflows.calibrate",
     "doctor": "diagnostics.doctor",
     "drift": "workflows.drift",
-    "evaluate": "workflows.score",
+    "evaluate": "workflows.evaluate",
     "extract": "workflows.extract",
     "fit": "workflows.fit",
     "load_backbone": "features.loading",

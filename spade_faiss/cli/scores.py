@@ -11,7 +11,8 @@ from spade_faiss.core.memory import format_bytes
 from spade_faiss.core.settings import Decision, ReportOptions
 
 if TYPE_CHECKING:
-    from spade_faiss.report.presenter import Results
+    from spade_faiss.report.results import Results
+    from spade_faiss.scoring.evaluation import Metrics
 
 
 def register(commands: Commands) -> None:
@@ -49,7 +50,7 @@ def _score(arguments: argparse.Namespace) -> Output:
 
 
 def _evaluate(arguments: argparse.Namespace) -> Output:
-    from spade_faiss.workflows.score import evaluate
+    from spade_faiss.workflows.evaluate import evaluate
 
     return _describe_results(
         evaluate(
@@ -63,6 +64,8 @@ def _evaluate(arguments: argparse.Namespace) -> Output:
 
 
 def _describe_results(done: Results) -> Output:
+    from spade_faiss.report.verdicts import verdict_notices
+
     numbers: dict[str, Any] = {
         "out": str(done.out),
         "images": done.images,
@@ -72,30 +75,30 @@ def _describe_results(done: Results) -> Output:
     }
     lines = [f"{done.images} images scored, {len(done.skipped)} skipped"]
     lines += [f"  skipped {item.id}: {item.reason}" for item in done.skipped]
-    if (metrics := done.metrics) is not None:
-        named = {"image, by kNN": metrics.by_knn, "image, by map maximum": metrics.by_map, "pixel": metrics.pixel}
-        lines.append(f"{'':24}{'AUROC':>8}{'AP':>8}{'F1-max':>8}{'AUPRO':>8}")
-        numbers["metrics"] = {}
-        for name, found in named.items():
-            if found is None:
-                continue
-            values = {"auroc": found.auroc, "ap": found.ap, "f1_max": found.f1_max}
-            if found is metrics.pixel:
-                values["aupro"] = metrics.pixel.aupro
-            numbers["metrics"][name] = values
-            lines.append(f"{name:24}" + "".join(f"{value:8.3f}" for value in values.values()))
+    if done.metrics is not None:
+        numbers["metrics"], table = _describe_metrics(done.metrics)
+        lines += table
     numbers["calibration"] = None if done.decisions is None else done.decisions.numbers()
     numbers["calibration_notice"] = done.notice or None
     if (decisions := done.decisions) is not None:
         given = decisions.verdicts
         lines.append(f"{int(given.alarm.sum())} alarms of {done.images} images at {given.rule}={given.level:g}")
-        lines += [f"  {notice}" for notice in decisions.notices()]
+        lines += [f"  {notice}" for notice in verdict_notices(decisions)]
     else:
         lines.append(done.notice)
     lines.append(format_times(done.timing_s, done.total_s, done.images))
     lines.append(f"peak memory {format_bytes(done.peak_memory_bytes)}")
     lines.append(f"look at {done.out / 'report.html'}; numbers are in report.json, scores.csv and scores.h5 beside it")
     return numbers, "\n".join(lines)
+
+
+def _describe_metrics(metrics: Metrics) -> tuple[dict[str, Any], list[str]]:
+    from spade_faiss.report.metric_labels import METRICS, metric_values, rankings
+
+    numbers = {label: metric_values(found) for label, found in rankings(metrics).items()}
+    lines = [f"{'':24}" + "".join(f"{name:>8}" for name in METRICS.values())]
+    lines += [f"{label:24}" + "".join(f"{value:8.3f}" for value in values.values()) for label, values in numbers.items()]
+    return numbers, lines
 
 
 def _add_scoring(command: argparse.ArgumentParser) -> None:

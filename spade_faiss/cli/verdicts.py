@@ -1,4 +1,4 @@
-"""The commands around verdicts: calibrate, drift."""
+"""The commands for verdicts: calibrate, drift."""
 
 from __future__ import annotations
 
@@ -24,26 +24,25 @@ def register(commands: Commands) -> None:
         help="normal images that are not in the bank (default: the bank's own, each against the others)",
     )
     calibrate.add_argument(
-        "--alpha", type=float, metavar="A", help="share of normal images that may be alarms, where none is asked for later"
+        "--alpha",
+        type=float,
+        metavar="A",
+        help="share of normal images that may be alarms, unless another one is asked for later",
     )
-    calibrate.add_argument(
-        "--sample", type=int, metavar="N", help="of the bank's own images, score at most so many (default: 200)"
-    )
-    calibrate.add_argument("--seed", type=int, default=0, help="that they are drawn with (default: %(default)s)")
+    calibrate.add_argument("--sample", type=int, metavar="N", help="the most images of the bank to score (default: 200)")
+    calibrate.add_argument("--seed", type=int, default=0, help="seed that they are drawn with (default: %(default)s)")
     add_method(calibrate, localize=False)
     add_run(calibrate, scores=True)
     drift = commands.add(
         "drift",
         _drift,
-        "say whether the scores of recent images are still those of normal ones",
+        "test whether recent images still score like the normal ones of the calibration",
         "spade-faiss drift monday/ tuesday/ --bank parts.bank --out drift/",
     )
     drift.add_argument("results", nargs="+", metavar="RESULTS", help="folders that spade-faiss score wrote")
     drift.add_argument("--bank", required=True, help="the bank's folder")
     drift.add_argument("--out", help="the folder to write drift.html and drift.json to (default: the first of RESULTS)")
-    drift.add_argument(
-        "--level", type=float, default=0.01, help="chance of saying so when nothing has moved (default: %(default)s)"
-    )
+    drift.add_argument("--level", type=float, default=0.01, help="chance of a false alarm (default: %(default)s)")
     drift.add_argument(
         "--defects", type=float, default=0.05, help="share of recent images that may be defects (default: %(default)s)"
     )
@@ -78,7 +77,8 @@ def _calibrate(arguments: argparse.Namespace) -> Output:
 def _drift(arguments: argparse.Namespace) -> Output:
     from pathlib import Path
 
-    from spade_faiss.workflows.drift import drift, drift_numbers, write_drift
+    from spade_faiss.report.drift_page import drift_numbers
+    from spade_faiss.workflows.drift import drift, write_drift
 
     found = drift(arguments.results, bank=arguments.bank, level=arguments.level, defects=arguments.defects)
     first = Path(arguments.results[0])

@@ -23,3 +23,8 @@ def fit_command(bank: str | Path) -> str:
 
 def _line(*words: str | Path | bool) -> str:
     return " ".join(["spade-faiss", *(shlex.quote(str(word)) for word in words if word)])
+
+
+def score_command() -> str:
+    """Score images."""
+    return _line("score", "IMAGES", "--bank", "BANK", "--out", "RESULTS")

@@ -1,7 +1,7 @@
-"""Calibrations: how normal images score, kept beside a bank, and what follows for the scores of others.
+"""Calibrations: how normal images score under one scoring config, and what that says about the scores of other images.
 
-A calibration is one JSON file, `BANK/calibration/<hash of the scoring config>.json`; it names the state of the bank that it was
-made with, and carries its own checksum.
+A calibration is a signed JSON file beside its bank, `BANK/calibration/<key of the scoring config>.json`. It holds for that
+scoring config and for the state of the bank that it names.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import BankError, InputError
+from spade_faiss.core.hints import calibrate_command
 from spade_faiss.core.schema import check_choice, from_mapping
 from spade_faiss.core.settings import Method
 from spade_faiss.core.signed_json import read_signed, write_signed
@@ -52,11 +53,14 @@ _FOLDER = "calibration"
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What alpha means in scores; a score above a threshold passes it.
+    """The scores that correspond to a false-alarm rate; a score passes a threshold if it is above.
 
-    `image`, `map`: the image score and the map's maximum that alone make an image an alarm (infinite: neither does without the
-    other). `pixel`: at most alpha of normal images have a pixel above it. `pixel_share`: at most alpha of a normal image's
-    pixels are expected above it.
+    Args:
+        alpha: the false-alarm rate.
+        image: the image score that makes an image an alarm whatever its map is; infinite if no image score does.
+        map: the map maximum that makes an image an alarm whatever its image score is; infinite if no map maximum does.
+        pixel: at most alpha of normal images have a pixel above it.
+        pixel_share: at most alpha of a normal image's pixels are expected above it.
     """
 
     alpha: float
@@ -68,15 +72,15 @@ class Thresholds:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Verdicts:
-    """What a calibration says of n images.
+    """The p-values and verdicts of n images.
 
     Args:
         p_image: (n,) p-values of the image scores.
-        p_map: (n,) p-values of the map maxima; NaN where there is no map.
-        p_value: (n,) p-values of both together; of the image score alone where no maps were asked for.
+        p_map: (n,) p-values of the map maxima; NaN for images without a map.
+        p_value: (n,) p-values of both scores together; of the image score alone if no maps were asked for.
         alarm: (n,) whether an image is called anomalous.
-        rule: `alpha` or `fdr`, by which it was.
-        level: of that rule.
+        rule: the rule that decided, `alpha` or `fdr`.
+        level: the rate that the rule promises.
     """
 
     p_image: Doubles
@@ -89,12 +93,21 @@ class Verdicts:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How n normal images score that a bank does not hold, or that were left out of it one at a time.
+    """The scores of n normal images under one scoring config.
 
-    `mode`: `split`: the images are not in the bank, and rates hold in finite samples. `leave_one_out`: they are the bank's own,
-    each scored against all others. `available`: the images that the sample was drawn from with `seed`; held-out images are all
-    used, without one. `images`: their names; `image_score` and `map_score`: in their order. `pixels`: of all their maps.
-    `alpha`: the promised rate where nothing else is asked for. `generation`, `shards_sha256`: the state of the bank.
+    Args:
+        mode: `split`: the images are not in the bank, and rates hold in finite samples. `leave_one_out`: they are the bank's
+            own, each scored against all the others.
+        scoring_config: how they were scored.
+        alpha: the false-alarm rate that verdicts promise unless another one is asked for.
+        available: the number of images that the sample was drawn from.
+        seed: the seed of that draw; None if all images were used.
+        images: the names of the images.
+        image_score: their image scores, in the same order.
+        map_score: their map maxima, in the same order.
+        pixels: the pixel scores of all their maps.
+        generation, shards_sha256: the state of the bank.
+        versions: the versions of the libraries that computed the scores.
     """
 
     mode: str
@@ -114,13 +127,13 @@ class Calibration:
         check_choice("mode", self.mode, MODES)
         n = len(self.images)
         if not n or not n == len(self.image_score) == len(self.map_score) or n > self.available:
-            held = f"{n} images, {len(self.image_score)} image scores, {len(self.map_score)} map scores"
-            raise InputError(f"a calibration of {self.available} images has {held}")
+            counts = f"{n} images, {len(self.image_score)} image scores, {len(self.map_score)} map scores"
+            raise InputError(f"a calibration of {self.available} images has {counts}")
         if not all(math.isfinite(score) for score in (*self.image_score, *self.map_score)):
             raise InputError("a calibration score is not finite")
-        keys, counts = self.pixels.keys, self.pixels.counts
-        if not keys or len(keys) != len(counts) or min(counts) < 1 or keys[0] < 0 or keys[-1] >= 1 << 19:
-            raise InputError(f"a calibration counts {len(keys)} pixel scores {len(counts)} times")
+        keys, pixels = self.pixels.keys, self.pixels.counts
+        if not keys or len(keys) != len(pixels) or min(pixels) < 1 or keys[0] < 0 or keys[-1] >= 1 << 19:
+            raise InputError(f"a calibration counts {len(keys)} pixel scores {len(pixels)} times")
         if any(a >= b for a, b in pairwise(keys)):
             raise InputError("the pixel scores of a calibration do not ascend")
         allowed(self.alpha, n)
@@ -130,7 +143,7 @@ class Calibration:
 
     @property
     def smallest_p(self) -> float:
-        """1 / (n + 1)."""
+        """The smallest p-value that the calibration can give, 1 / (n + 1)."""
         return 1 / (len(self) + 1)
 
     @cached_property
@@ -141,13 +154,13 @@ class Calibration:
     def decide(
         self, image_score: Values, map_score: Values | None, *, alpha: float | None = None, fdr: float | None = None
     ) -> Verdicts:
-        """P-values and verdicts of images that were scored in this calibration's way against its bank.
+        """Decide which images are alarms; they were scored against the calibration's bank with its scoring config.
 
         Args:
-            image_score: (n,).
-            map_score: (n,), NaN for images without a map; None where no maps were asked for: the image score alone decides.
-            alpha: the rate to keep; the calibration's own unless `fdr` is given.
-            fdr: the share of false alarms among the alarms to keep, instead.
+            image_score: (n,) image scores.
+            map_score: (n,) map maxima, NaN for images without a map; None if no maps were asked for: the image score decides.
+            alpha: the false-alarm rate to promise; the calibration's own unless `fdr` is given.
+            fdr: the share of false alarms among the alarms to promise in its place.
 
         Raises:
             InputError: for a rate out of range, or one that so few calibration images cannot promise.
@@ -172,11 +185,11 @@ class Calibration:
         )
 
     def thresholds(self, alpha: float, *, maps: bool = True) -> Thresholds:
-        """What alpha means in scores.
+        """The scores that correspond to a false-alarm rate.
 
         Args:
-            alpha: the promised rate.
-            maps: whether images get maps; without, the image score alone decides.
+            alpha: the false-alarm rate.
+            maps: whether images get maps; without them the image score alone decides.
 
         Raises:
             InputError: for an alpha that so few images cannot promise.
@@ -191,17 +204,17 @@ class Calibration:
         )
 
     def outdated(self, bank: Snapshot) -> str:
-        """Why it does not hold for the bank as it is now; empty if it does."""
+        """Why the calibration does not hold for the bank as it is now; empty if it does."""
         if (self.generation, self.shards_sha256) == (bank.generation, _hash_shards(bank)):
             return ""
         return (
             f"the calibration of {bank.path} is out of date: it is of generation {self.generation}, "
-            f"the bank is at {bank.generation}; renew it with: {command(bank, self.scoring_config)}"
+            f"the bank is at {bank.generation}; renew it with: {calibrate_command(bank.path, self.scoring_config.options)}"
         )
 
 
 def calibration_facts(calibration: Calibration) -> dict[str, Any]:
-    """What identifies a calibration."""
+    """What identifies a calibration, for programs."""
     return {
         "key": calibration.scoring_config.key,
         "scoring_config": asdict(calibration.scoring_config),
@@ -217,7 +230,7 @@ def calibration_facts(calibration: Calibration) -> dict[str, Any]:
 
 
 def state_of(bank: Snapshot) -> dict[str, Any]:
-    """What a calibration says of the bank that it is made with, and of the libraries that it is made by."""
+    """The fields of a calibration that name the state of its bank and the versions of the libraries."""
     packages = {name: version(name) for name in ("spade-faiss", "numpy", "scipy")}
     return {
         "generation": bank.generation,
@@ -226,13 +239,8 @@ def state_of(bank: Snapshot) -> dict[str, Any]:
     }
 
 
-def command(bank: Snapshot, config: ScoringConfig) -> str:
-    """What to type to calibrate."""
-    return f"spade-faiss calibrate {bank.path} {config.options}".rstrip()
-
-
 def write_calibration(bank: Snapshot, calibration: Calibration) -> Path:
-    """Keep a calibration beside its bank, atomically, in place of any other of its scoring config; returns the file."""
+    """Write a calibration beside its bank, atomically; it replaces that of the same scoring config. Returns the file."""
     path = _path(bank, calibration.scoring_config)
     path.parent.mkdir(exist_ok=True)
     write_signed(path, FORMAT, SCHEMA, asdict(calibration))
@@ -240,24 +248,22 @@ def write_calibration(bank: Snapshot, calibration: Calibration) -> Path:
 
 
 def find_calibration(bank: Snapshot, config: ScoringConfig) -> Calibration | None:
-    """The calibration of a scoring config, out of date or not; None where there is none.
+    """Find the calibration of a scoring config, out of date or not; None if there is none.
 
     Raises:
-        BankError: if it is damaged, or not what its name says.
+        BankError: if it is damaged, or of another scoring config than its file name says.
     """
-    path = _path(bank, config)
+    path, remedy = _path(bank, config), calibrate_command(bank.path, config.options)
     if not path.exists():
         return None
-    found = _read(path, command(bank, config))
+    found = _read(path, remedy)
     if found.scoring_config != config:
-        raise BankError(
-            f"{path} is the calibration of another scoring config, {found.scoring_config}; run: {command(bank, config)}"
-        )
+        raise BankError(f"{path} is the calibration of another scoring config, {found.scoring_config}; run: {remedy}")
     return found
 
 
 def flag_below_p(bank: Snapshot, recipe: Recipe, method: Method, p: float) -> Method:
-    """The method, with maps only for images whose image score has a p-value of at most `p` by the bank's calibration.
+    """Restrict a method to map only images whose image score has a p-value of at most `p` by the bank's calibration.
 
     Raises:
         BankError: if there is no calibration, or one that is damaged or out of date.
@@ -267,7 +273,8 @@ def flag_below_p(bank: Snapshot, recipe: Recipe, method: Method, p: float) -> Me
     config = ScoringConfig.of(resolve_recipe(recipe), method)
     calibration = find_calibration(bank, config)
     if calibration is None:
-        raise BankError(f"flag_below_p needs a calibration, {bank.path} has none; make it with: {command(bank, config)}")
+        remedy = calibrate_command(bank.path, config.options)
+        raise BankError(f"flag_below_p needs a calibration, {bank.path} has none; make it with: {remedy}")
     if outdated := calibration.outdated(bank):
         raise BankError(outdated)
     return replace(method, localize="flagged", flag_above=threshold(calibration.scores[:, 0], p))
@@ -279,7 +286,7 @@ def stored_calibrations(bank: Snapshot) -> list[Calibration]:
     Raises:
         BankError: if one is damaged.
     """
-    return [_read(path, f"spade-faiss calibrate {bank.path}") for path in sorted((bank.path / _FOLDER).glob("*.json"))]
+    return [_read(path, calibrate_command(bank.path)) for path in sorted((bank.path / _FOLDER).glob("*.json"))]
 
 
 def _path(bank: Snapshot, config: ScoringConfig) -> Path:

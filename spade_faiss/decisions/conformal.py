@@ -1,7 +1,7 @@
-"""Conformal arithmetic: the rank of a score among those of normal images, as p-values, thresholds and alarms. Plain arrays.
+"""Conformal arithmetic on plain arrays: the rank of a score among those of normal images gives p-values, thresholds and alarms.
 
-Everything rests on one fact: where a new normal image and n calibration images are exchangeable, each of the n + 1 ranks is as
-likely as any other (Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World", 2005; for anomalies: Laxhammar &
+Everything rests on one fact: if a new normal image and n calibration images are exchangeable, each of the n + 1 ranks is
+equally likely (Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World", 2005; for anomalies: Laxhammar &
 Falkman, "Conformal prediction for distribution-independent anomaly detection in streaming vessel data", 2010).
 """
 
@@ -21,14 +21,14 @@ Doubles = npt.NDArray[np.float64]
 Values = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
 
-# alpha * (n + 1) is a whole number that floating point may miss by a little.
+# alpha * (n + 1) may be a whole number that floating point misses by a little.
 _ROUNDING = 1e-9
-# Bits of a float32 that a pixel is counted without: what is left tells values apart that differ by a thousandth.
+# The trailing bits of a float32 that are dropped before pixels are counted: the others tell values apart that differ by 0.1 %.
 _DROPPED_BITS = 13
 
 
 def check_rate(name: str, value: object) -> float:
-    """Raise InputError unless `value` is a number between 0 and 1, neither of them included; returns it."""
+    """Return `value`; raise InputError unless it is a number above 0 and below 1."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not 0 < value < 1:
         raise InputError(f"{name}={value!r} must be a number between 0 and 1, for instance 0.01")
     return float(value)
@@ -43,7 +43,7 @@ def allowed(alpha: float, n: int) -> int:
     """How many of n + 1 exchangeable images may be alarms: alpha * (n + 1), rounded down.
 
     Raises:
-        InputError: if that is none: the smallest p-value of n calibration images, 1 / (n + 1), is above alpha.
+        InputError: if none may be, as the smallest p-value of n calibration images, 1 / (n + 1), is above alpha.
     """
     count = math.floor(check_rate("alpha", alpha) * (n + 1) + _ROUNDING)
     if count == 0:
@@ -55,9 +55,9 @@ def allowed(alpha: float, n: int) -> int:
 
 
 def p_values(calibration: Values, scores: Values) -> Doubles:
-    """(m,) p-values: (1 + the number of calibration scores that are as high or higher) / (n + 1).
+    """(m,) p-values: (1 + the number of calibration scores that are at least as high) / (n + 1).
 
-    A normal image's p-value is at most alpha with a chance of at most alpha, for any alpha, ties or none.
+    The p-value of a normal image is at most alpha with a probability of at most alpha, for any alpha, with ties or without.
 
     Args:
         calibration: (n,) scores of normal images.
@@ -69,19 +69,19 @@ def p_values(calibration: Values, scores: Values) -> Doubles:
 
 
 def combined_p_values(calibration: Values, scores: Values) -> Doubles:
-    """(m,) p-values of several tests together, as valid as each alone.
+    """(m,) p-values of several tests together, which are as valid as those of one test.
 
-    The image is put among the calibration images; each of the n + 1 gets its rank in every test and, as its one statistic, the
-    best of them; the p-value is the rank of the image's own. The statistic treats the n + 1 alike, so that they stay
-    exchangeable, whatever the tests have to do with each other. The p-value lies between the smallest of the tests' own and
-    that times their number, which Bonferroni's correction always takes.
+    The image is put among the calibration images. Each of the n + 1 gets its rank in every test, and the best of these ranks is
+    its statistic; the p-value is the rank of the image's statistic. The statistic treats the n + 1 images alike, so they stay
+    exchangeable, however the tests depend on each other. The p-value lies between the smallest p-value of the tests and that
+    times their number, which is Bonferroni's correction.
 
     Source: the minimum of p-values, calibrated by ranks (Westfall & Young, "Resampling-Based Multiple Testing", 1993; Pesarin,
     "Multivariate Permutation Tests", 2001), here over the exchangeable images of full conformal prediction.
 
     Args:
         calibration: (n, t) scores of normal images in t tests.
-        scores: (m, t); NaN where a test was not made: it speaks for normal.
+        scores: (m, t); NaN if a test was not made: the image counts as normal in it.
     """
     calibration = np.asarray(calibration, np.float64)
     scores = np.where(np.isnan(scores), -np.inf, np.asarray(scores, np.float64))
@@ -97,7 +97,7 @@ def combined_p_values(calibration: Values, scores: Values) -> Doubles:
 
 
 def threshold(calibration: Values, alpha: float) -> float:
-    """The score above which a p-value is at most alpha, and at or below which it is not.
+    """The score above which p-values are at most alpha; at or below it they are larger.
 
     Args:
         calibration: (n,) scores of normal images.
@@ -111,11 +111,11 @@ def threshold(calibration: Values, alpha: float) -> float:
 
 
 def alarm_thresholds(calibration: Values, alpha: float) -> tuple[float, ...]:
-    """For each of t tests, the score above which it alone makes `combined_p_values` at most alpha; infinite where none does.
+    """For each of t tests, the score above which it alone makes `combined_p_values` at most alpha; infinite if no score does.
 
     Args:
         calibration: (n, t) scores of normal images.
-        alpha: the promised rate.
+        alpha: the false-alarm rate.
 
     Raises:
         InputError: for an alpha that n images cannot promise.
@@ -136,13 +136,14 @@ def alarm_thresholds(calibration: Values, alpha: float) -> tuple[float, ...]:
 def alarms(p: Doubles, *, alpha: float | None = None, fdr: float | None = None) -> Bools:
     """(n,) which p-values are alarms: those of at most alpha, or those that keep the share of false alarms below `fdr`.
 
-    Under `fdr`, of the alarms of this batch at most that share is expected to be false: Benjamini & Hochberg, "Controlling the
-    false discovery rate", 1995; for p-values that share one calibration: Bates et al., "Testing for outliers with conformal
-    p-values", 2023, who prove it for a single test.
+    Under `fdr`, at most that share of this batch's alarms is expected to be false: Benjamini & Hochberg, "Controlling the false
+    discovery rate", 1995. For p-values that share one calibration, Bates et al., "Testing for outliers with conformal
+    p-values", 2023, prove it for a single test.
 
     Args:
         p: (n,) p-values.
-        alpha, fdr: one of the two.
+        alpha: the false-alarm rate, or None.
+        fdr: the share of false alarms among the alarms, or None; exactly one of the two is given.
     """
     if (alpha is None) == (fdr is None):
         raise InputError(f"alarms need alpha or fdr, one of the two; got alpha={alpha} and fdr={fdr}")
@@ -154,26 +155,28 @@ def alarms(p: Doubles, *, alpha: float | None = None, fdr: float | None = None) 
 
 
 def rate_bound(alpha: float, n: int, confidence: float = 0.9) -> float:
-    """The false-alarm rate that so many calibrations of n images stay below, where the promise is one of their average.
+    """The false-alarm rate that a share of `confidence` of all calibrations with n images stays below.
 
-    Given the calibration, the rate of one test with continuous scores follows Beta(k, n + 1 - k), k = alpha (n + 1) rounded
-    down: Vovk, "Conditional validity of inductive conformal predictors", 2012.
+    Alpha bounds the average rate over calibrations. Given the calibration, the rate of one test with continuous scores follows
+    Beta(k, n + 1 - k), k = alpha (n + 1) rounded down: Vovk, "Conditional validity of inductive conformal predictors", 2012.
     """
     k = allowed(alpha, n)
     return float(stats.beta.ppf(confidence, k, n + 1 - k))
 
 
 def rate_interval(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Bounds of a rate of which `count` of `total` were seen: Clopper & Pearson, 1934."""
+    """The interval of a rate of which `count` of `total` were observed: Clopper & Pearson, 1934."""
     found = stats.binomtest(count, total).proportion_ci(confidence, method="exact")
     return float(found.low), float(found.high)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelCounts:
-    """How many pixels of normal maps have which score, to a thousandth of it: whole maps would take 200 KB each.
+    """A histogram of the pixel scores of normal maps, in steps of 0.1 %; the maps themselves would take 200 KB each.
 
-    `keys`: ascending, the leading bits of the float32 scores; `counts`: pixels of each.
+    Args:
+        keys: the leading bits of the float32 scores, ascending.
+        counts: the number of pixels of each key.
     """
 
     keys: tuple[int, ...]
@@ -181,8 +184,8 @@ class PixelCounts:
 
     @staticmethod
     def of(maps: npt.NDArray[np.float32]) -> PixelCounts:
-        """Counts of (n, H, W) scores, none of them negative or NaN."""
-        # The bits of floats that are not negative rise with them. Adding 0 turns -0, whose bits do not, into 0.
+        """Count (n, H, W) scores, none of which is negative or NaN."""
+        # The bits of non-negative floats rise with their values. Adding 0 turns -0, whose bits do not, into 0.
         keys, counts = np.unique((maps.ravel() + np.float32(0)).view(np.uint32) >> _DROPPED_BITS, return_counts=True)
         return PixelCounts(keys=tuple(keys.tolist()), counts=tuple(counts.tolist()))
 
@@ -193,14 +196,14 @@ class PixelCounts:
         return PixelCounts(keys=tuple(map(int, keys)), counts=tuple(counts.tolist()))
 
     def threshold(self, alpha: float, n: int) -> float:
-        """The score that a share of at most alpha of a normal image's pixels is expected to exceed.
+        """The score that at most a share of alpha of a normal image's pixels is expected to exceed.
 
-        It bounds (n * share + 1) / (n + 1), the share over the n calibration images and a last one of which nothing is known:
-        Angelopoulos et al., "Conformal Risk Control", 2022, theorem 1. It is too high by a thousandth at most.
+        It bounds (n * share + 1) / (n + 1), the share over the n calibration images and one more about which nothing is known:
+        Angelopoulos et al., "Conformal Risk Control", 2022, theorem 1. The score is at most 0.1 % too high.
 
         Args:
-            alpha: the share.
-            n: how many images were counted.
+            alpha: the share of pixels.
+            n: the number of images that were counted.
 
         Raises:
             InputError: for an alpha that n images cannot promise.

@@ -1,4 +1,4 @@
-"""Scores as files that people and programs read: scores.h5, scores.csv, report.json, report.html and pictures.
+"""Scores and decisions as files that people and programs read: scores.h5, scores.csv, report.json, report.html and pictures.
 
-Pure presentation: data in, files out. Nothing here reads a bank, and nothing here imports torch or faiss.
+The package presents what it is given and decides nothing; it imports neither torch nor faiss.
 """

@@ -19,6 +19,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.report.metric_labels import METRICS
 
 # Okabe and Ito's blue, vermilion and green: told apart by every kind of color vision.
 NORMAL, DEFECTIVE, THIRD = "#0072b2", "#d55e00", "#009e73"
@@ -33,7 +34,7 @@ Values = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A named curve of rising `x` and its `y`, both (n,) in [0, 1], and the `area` under it, which the legend says."""
+    """A named curve of rising `x` and its `y`, both (n,) in [0, 1], and the `area` under it for the legend."""
 
     label: str
     x: Values
@@ -47,13 +48,13 @@ def histogram(
     defective: npt.NDArray[np.bool_] | None = None,
     thresholds: Mapping[str, float] | None = None,
 ) -> str:
-    """An SVG chart of how many images have which score, normal and defective ones apart if there are labels.
+    """An SVG histogram of scores, with normal and defective images apart if there are labels.
 
     Args:
         title: what the scores are; the label of the x axis.
         scores: (n,), finite.
         defective: (n,) labels, or None.
-        thresholds: scores to mark with a line each, by the name for the legend; infinite ones are left out.
+        thresholds: scores to mark with a line, by their name in the legend; infinite ones are left out.
     """
     scores = np.asarray(scores, dtype=np.float64)
     if not len(scores) or not np.isfinite(scores).all():
@@ -87,7 +88,7 @@ def roc_chart(curves: Sequence[Curve]) -> str:
     axes.plot([0, 1], [0, 1], color=_LINE, linewidth=1)
     _draw(axes, curves)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="false positive rate", ylabel="true positive rate")
-    _legend(axes, "lower right", title="AUROC")
+    _legend(axes, "lower right", title=METRICS["auroc"])
     return _svg(figure, "ROC curves")
 
 
@@ -96,20 +97,20 @@ def pro_chart(curves: Sequence[Curve], limit: float) -> str:
     figure, axes = _chart()
     _draw(axes, curves)
     axes.set(xlim=(-limit / 100, limit * 1.01), ylim=(-0.01, 1.01), xlabel="false positive rate", ylabel="per-region overlap")
-    _legend(axes, "lower right", title=f"AUPRO to {limit:g}")
+    _legend(axes, "lower right", title=f"{METRICS['aupro']} to {limit:g}")
     return _svg(figure, "PRO curve")
 
 
-def rate_chart(groups: Mapping[str, Values], limit: float, title: str = "asked and achieved rates") -> str:
-    """An SVG chart of p-values: x is a rate alpha up to `limit`, y the share of p-values of at most alpha; equal is a diagonal.
+def rate_chart(groups: Mapping[str, Values], limit: float, title: str = "promised and observed rates") -> str:
+    """An SVG chart of p-values: x is a rate alpha up to `limit`, y the share of p-values of at most alpha.
 
     Args:
-        groups: (n,) p-values by the name for the legend.
-        limit: where x ends.
-        title: what the chart shows, for its own name.
+        groups: (n,) p-values of each group by its name in the legend.
+        limit: the largest alpha that is shown.
+        title: the name of the chart.
     """
     figure, axes = _chart()
-    axes.plot([0, limit], [0, limit], color=_MUTED, linewidth=1, label="asked = achieved")
+    axes.plot([0, limit], [0, limit], color=_MUTED, linewidth=1, label="observed = promised")
     if len(groups) > len(_STYLES):
         raise InputError(f"a chart tells {len(_STYLES)} groups apart, got {len(groups)}")
     for (name, p), (color, dashes) in zip(groups.items(), _STYLES, strict=False):
@@ -117,7 +118,7 @@ def rate_chart(groups: Mapping[str, Values], limit: float, title: str = "asked a
         x, count = np.unique(ordered, return_counts=True)
         y = np.cumsum(count) / max(1, len(ordered))
         axes.step([0, *x, 1], [0, *y, 1], where="post", color=color, linestyle=dashes, linewidth=1.8, label=name)
-    axes.set(xlim=(0, limit), ylim=(-0.01, 1.01), xlabel="alpha asked", ylabel="share of alarms")
+    axes.set(xlim=(0, limit), ylim=(-0.01, 1.01), xlabel="alpha", ylabel="share of alarms")
     _legend(axes, "best")
     return _svg(figure, title)
 

@@ -1,4 +1,4 @@
-"""`scores.csv`: one line an image, and `regions.csv`: one line a region, for spreadsheets and scripts."""
+"""`scores.csv` with a line for each image and `regions.csv` with a line for each region, for spreadsheets and scripts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import atomic_path
-from spade_faiss.decisions.regions import to_text
+from spade_faiss.decisions.run_lengths import to_text
 
 if TYPE_CHECKING:
     from spade_faiss.decisions.calibration import Verdicts
@@ -30,16 +30,16 @@ def write_csv(
 ) -> None:
     """Write id, image_score, map_score, rank (1: highest image_score), kind if there is one, neighbor_1, dist_1, and so on.
 
-    With verdicts, p_image, p_map, p_value and alarm (1 or 0) stand before the neighbors; p_map is empty without a map.
+    With verdicts, p_image, p_map, p_value and alarm (1 or 0) come before the neighbors; p_map is empty without a map.
 
     Args:
         path: the file to make or replace, atomically; its folder exists.
-        scores: of n images.
-        kinds: n names, such as `good` or the kind of defect; None where images have no labels.
-        verdicts: of the n images.
+        scores: the scores of n images.
+        kinds: n names, such as `good` or the kind of defect; None if the images have no labels.
+        verdicts: the verdicts on the n images, or None.
 
     Raises:
-        InputError: `kinds` is not one name an image.
+        InputError: if there is not one kind for each image.
     """
     if kinds is not None and len(kinds) != len(scores):
         raise InputError(f"{len(kinds)} kinds for {len(scores)} images")
@@ -66,13 +66,13 @@ def write_csv(
 def write_regions_csv(path: str | os.PathLike[str], ids: Sequence[str], regions: Sequence[Sequence[Region]]) -> None:
     """Write a line for each region: its image, number, score and p-value, then where it is in the input and in the original.
 
-    Columns of the two begin with `input_` and `original_`: x, y, width, height of the box, area, peak_x, peak_y in pixels, the
-    picture's size as HEIGHTxWIDTH, and the mask as COCO's run lengths in text.
+    The columns of the two places begin with `input_` and `original_`: x, y, width, height of the box, area, peak_x, peak_y in
+    pixels, the size of the picture as HEIGHTxWIDTH, and the mask as COCO's run lengths in text.
 
     Args:
         path: the file to make or replace, atomically; its folder exists.
         ids: n image names.
-        regions: of each of them, strongest first.
+        regions: the regions of each image, strongest first.
     """
     names = ("x", "y", "width", "height", "area", "peak_x", "peak_y", "size", "mask")
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -90,6 +90,6 @@ def write_regions_csv(path: str | os.PathLike[str], ids: Sequence[str], regions:
 
 
 def rank(scores: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """(n,) places by falling score, 1 for the highest; equal scores share the smaller place."""
+    """(n,) ranks by falling score, 1 for the highest; equal scores share the smaller rank."""
     values = np.asarray(scores)
     return len(values) + 1 - np.searchsorted(np.sort(values), values, side="right").astype(np.int64)

@@ -48,8 +48,8 @@ def write_html(path: str | os.PathLike[str], report: Report) -> None:
         report: what to show. Of more than `MAX_ROWS` images, the table lists the most anomalous.
 
     Raises:
-        InputError: a picture or mask does not have its map's size, a match is of none of the report's levels, a chart is no
-            SVG, or there are cards but no color range.
+        InputError: if a picture or mask does not have its map's size, a match is of none of the report's levels, a chart is
+            no SVG, or there are cards but no color range.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["shown"] = shown
@@ -59,13 +59,13 @@ def write_html(path: str | os.PathLike[str], report: Report) -> None:
 
 
 def shown(text: str) -> str:
-    """`text` with characters that cannot be seen, or that turn the text around them, written as escapes such as \\n."""
+    """`text` with characters that are invisible, or that reverse the text around them, written as escapes such as \\n."""
     hidden = {char for char in text if unicodedata.category(char) in ("Cc", "Cs") or char in _BIDI}
     return "".join(char.encode("unicode_escape").decode("ascii") if char in hidden else char for char in text)
 
 
 class _View:
-    """What the template asks of a report: texts, colors and pictures, ready to place."""
+    """The texts, colors and pictures of a report as the template places them."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -93,7 +93,7 @@ class _View:
         self.has_masks = any(card.mask is not None for _, card in cards)
 
     def rank(self, image: ImageRow) -> str:
-        """The place of an image among all; a dash for one that is not among them."""
+        """The rank of an image among all; a dash for an image that is not in the table."""
         return str(self._ranks.get(image.id, _DASH))
 
     def p_value(self, image: ImageRow) -> str:
@@ -106,7 +106,7 @@ class _View:
         return f"{100 * min(max(share, 0.0), 1.0):.1f}%" if math.isfinite(share) else "0%"
 
     def anchor(self, image: ImageRow) -> str | None:
-        """The id of the image's first card; None if it has none."""
+        """The id of an image's first card; None if the image has no card."""
         return self._anchors.get(image.id)
 
     def photo(self, picture: Picture) -> str:
@@ -141,12 +141,12 @@ class _View:
         return self.levels[match.level]
 
     def numeric_columns(self, table: Table) -> list[bool]:
-        """Which columns hold numbers only, with or without a unit: these are set flush right, with equal decimals."""
+        """Which columns hold only numbers, with or without a unit: they are aligned to the right."""
         columns = zip(table.header, *table.rows, strict=True)
         return [len(cells) > 0 and all(_is_numeric(cell) for cell in cells) for _, *cells in columns]
 
     def cell(self, value: Cell, decimals: int | None) -> str:
-        """A table cell or headline as text; None decimals: as many as it takes."""
+        """A table cell or headline as text; with `decimals` None, as many decimals as the number has."""
         if isinstance(value, str):
             return shown(value)
         if isinstance(value, bool):
@@ -163,7 +163,7 @@ def _is_numeric(cell: Cell) -> bool:
 
 
 def _number_format(values: Iterable[float]) -> Callable[[float], str]:
-    """One format for a column: as many decimals as show four digits of its largest value."""
+    """A format for a column, with as many decimals as show four digits of its largest value."""
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     decimals = min(max(3 - math.floor(math.log10(largest)), 0), 8) if largest > 0 else 0
     return lambda value: f"{value:.{decimals}f}" if math.isfinite(value) else _DASH

@@ -22,7 +22,7 @@ def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
         data: mappings, sequences, NumPy arrays and scalars, text, numbers, booleans and None, nested at will.
 
     Raises:
-        InputError: a value is of another type, or a key is no text; the message says where.
+        InputError: if a value is of another type, or a key is not text; the message says where.
     """
     text = json.dumps(_plain(data, "data"), indent=2, ensure_ascii=False, allow_nan=False)
     # A lone surrogate (from a file name that is no valid UTF-8) becomes \udcXX, which is how JSON writes it too.

@@ -1,4 +1,4 @@
-"""What a report says, as data: the caller fills these in, `html.py` lays them out."""
+"""The content of a report as data, which `html.py` lays out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """One of the few numbers that the page opens with; a float is shown with three decimals, a string as it is."""
+    """One of the few numbers at the top of the page; a float is shown with three decimals, a string as it is."""
 
     label: str
     value: Cell
@@ -22,7 +22,7 @@ class Headline:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A small table; its first column names the rows. Floats have `decimals` places; None and NaN are shown as a dash."""
+    """A small table; its first column names the rows. Floats get `decimals` decimals; None and NaN are shown as a dash."""
 
     title: str
     header: tuple[str, ...]
@@ -48,7 +48,7 @@ class Chart:
 class ImageRow:
     """One scored image.
 
-    `kind` and `defective` are its label, None where there are no labels; `p_value` and `alarm` its verdict, None without one.
+    `kind` and `defective` are its label, None without labels; `p_value` and `alarm` are its verdict, None without one.
     """
 
     id: str
@@ -76,8 +76,8 @@ class NormalPicture:
 
     Args:
         id: its name.
-        place: 1 for the nearest; None for one that is no neighbor but was matched.
-        distance: to the image; NaN for one that is no neighbor.
+        place: 1 for the nearest; None for an image that is not among the neighbors but was matched.
+        distance: its distance to the image; NaN for an image that is not among the neighbors.
         picture: (H, W, 3) uint8 as the backbone saw it, or None: then `missing` says why there is none.
         matches: the levels that matched the strongest pixel to this image.
     """
@@ -100,7 +100,7 @@ class Card:
         peak: (y, x) of the strongest pixel.
         picture: (H, W, 3) uint8 as the backbone saw it, or None: then `missing` says why there is none.
         mask: (H, W) ground truth, or None.
-        normals: nearest first; those that a level matched to are among them.
+        normals: the normal images shown beside it, nearest first; those that a level matched are among them.
         regions: (y0, x0, y1, x1) of the parts of the map above the threshold.
     """
 
@@ -128,16 +128,17 @@ class Report:
     """Everything on the page, in its order.
 
     Args:
-        title: of the page; `subtitle`: one line below it.
+        title: the title of the page.
+        subtitle: the line below it.
         notices: what the reader must know first, such as how many files could not be read.
-        headlines: the verdict in up to six numbers.
-        summary: tables next to them: metrics, results per kind of defect.
-        charts: from `charts.py`.
+        headlines: the result in up to six numbers.
+        summary: the tables next to them, such as metrics by kind of defect.
+        charts: charts made by `charts.py`.
         groups: the images shown in full.
-        colors: (low, high) of all their heat maps, see `pictures.color_range`; needed if there are any.
-        levels: the names that their matches use, finest first; they get their colors in this order.
+        colors: the (low, high) scores of all their heat maps, see `pictures.color_range`; needed if there are cards.
+        levels: the names of the levels that the cards show matches of, finest first; they get their colors in this order.
         images: every scored image, in any order.
-        details: tables at the end: settings, bank, time, skipped files.
+        details: the tables at the end, such as settings and skipped files.
     """
 
     title: str

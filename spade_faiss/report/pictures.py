@@ -23,19 +23,19 @@ Color = tuple[int, int, int]
 Box = tuple[int, int, int, int]
 
 COLORMAP = "inferno"
-_COLORMAP_PART = (0.3, 0.97)  # what lies below is too dark to be told from a dark picture, what lies above from a white one
+_COLORMAP_PART = (0.3, 0.97)  # darker colors do not stand out on dark pictures, lighter ones not on white pictures
 OUTLINE: Color = (90, 230, 255)
 _HALO: Color = (0, 0, 0)
-_ALPHA = 0.85  # of the strongest score: the picture stays to be seen through it
-# Okabe and Ito's colors for all kinds of color vision, the ones that stand out on photos.
+_ALPHA = 0.85  # the opacity of the highest score: the picture stays visible below it
+# Those of Okabe and Ito's colors, which all kinds of color vision tell apart, that stand out on photos.
 _LEVEL_COLORS: tuple[Color, ...] = ((86, 180, 233), (240, 228, 66), (204, 121, 167), (0, 158, 115), (230, 159, 0))
 
 
 def color_range(maps: Iterable[FloatArray], defective: Sequence[bool] | None = None) -> tuple[float, float]:
-    """The scores that colors start and end at, for all pictures of a report, so that they can be compared.
+    """The scores at which colors start and end in all pictures of a report, so that they can be compared.
 
-    With labels, color starts at the median maximum of the normal maps and is full at the median maximum of the defective
-    ones. Without, it starts where 95 % of the median map lie below, and is full at the 99 % quantile of all maxima.
+    With labels, colors start at the median maximum of the normal maps and end at the median maximum of the defective ones.
+    Without labels, they start at the median of the maps' 95 % quantiles and end at the 99 % quantile of all maxima.
 
     Args:
         maps: n score maps (H, W), read once, one at a time.
@@ -45,7 +45,7 @@ def color_range(maps: Iterable[FloatArray], defective: Sequence[bool] | None = N
         low and high, low < high.
 
     Raises:
-        InputError: there are no maps, a score is not finite, or labels and maps differ in number.
+        InputError: if there are no maps, a score is not finite, or labels and maps differ in number.
     """
     quantiles = np.array([np.quantile(scores, (0.95, 1.0)) for scores in maps])
     if not len(quantiles) or not np.isfinite(quantiles).all():
@@ -64,33 +64,33 @@ def color_range(maps: Iterable[FloatArray], defective: Sequence[bool] | None = N
 def heat_map(scores: FloatArray, low: float, high: float) -> Picture:
     """(H, W, 3) colors for the (H, W) map `scores`: inferno without its ends, from purple at `low` to pale yellow at `high`.
 
-    Inferno's lightness rises evenly: a score looks as strong as it is, in gray print and to every kind of color vision too.
-    Of the maps compared on dark and on bright pictures it is the one whose rim and core both stand out on either, and turbo,
-    which is as easy to see, changes hue so often that one find looks like several.
+    Inferno's lightness rises evenly, so a score looks as high as it is, also in gray print and to every kind of color vision.
+    Of the color maps that were compared on dark and on bright pictures, only its rim and core both stand out on either; turbo
+    is as easy to see, but changes hue so often that one defect looks like several.
     """
     return _colors()[np.rint(_strength(scores, low, high) * 255).astype(np.intp)]
 
 
 def overlay(picture: Picture, scores: FloatArray, low: float, high: float) -> Picture:
-    """`picture` (H, W, 3) under the heat map of `scores` (H, W), which is the more opaque the higher the score.
+    """`picture` (H, W, 3) under the heat map of `scores` (H, W), which is more opaque where the score is higher.
 
     Pixels that score `low` or less keep their color exactly.
 
     Raises:
-        InputError: `picture` is no uint8 RGB picture of the map's size.
+        InputError: if `picture` is no uint8 RGB picture of the map's size.
     """
     _check_size(picture, scores.shape)
-    # Opacity rises faster than the score: it is the color that says how strong, the opacity only has to show it.
+    # Opacity rises faster than the score: the color shows how high it is, the opacity only has to make the color visible.
     alpha = _ALPHA * np.sqrt(_strength(scores, low, high))[..., None]
     blend = picture * (1 - alpha) + heat_map(scores, low, high) * alpha
     return np.rint(blend).astype(np.uint8)
 
 
 def outline(picture: Picture, mask: Mask) -> Picture:
-    """A copy of `picture` (H, W, 3) with a line around the `mask` (H, W), outside of it, dark-edged to be seen on any ground.
+    """A copy of `picture` (H, W, 3) with a line around `mask` (H, W), outside of it, with a dark edge to stand out anywhere.
 
     Raises:
-        InputError: `picture` is no uint8 RGB picture of the mask's size.
+        InputError: if `picture` is no uint8 RGB picture of the mask's size.
     """
     _check_size(picture, mask.shape)
     inside = np.asarray(mask, dtype=bool)
@@ -115,7 +115,7 @@ def color_scale(steps: int) -> list[Color]:
 
 
 def level_colors(levels: Sequence[str]) -> dict[str, Color]:
-    """One color a pyramid level, in the order given; the same in every picture and legend."""
+    """A color for each pyramid level, in the order given; it is the same in every picture and legend."""
     return {level: _LEVEL_COLORS[i % len(_LEVEL_COLORS)] for i, level in enumerate(levels)}
 
 

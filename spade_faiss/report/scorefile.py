@@ -6,11 +6,11 @@ The layout of `scores.h5`, for n images with k neighbors each and score maps of 
     /match/<level> (n, 4): neighbor column, y, x and bank row of the location that the level's cell under the strongest
         pixel was matched to (column -1: of an image that is none of the neighbors; row -1: the image was not localized);
         its attribute `grid` is the (height, width) of the level
-    /verdict/p_image, p_map, p_value (n,), alarm (n,): where there was a calibration
-    /regions/image (r,): of each region its image; score, p_value (r,); and, each with `input_` and `original_` before it,
+    /verdict/p_image, p_map, p_value (n,), alarm (n,): if there was a calibration
+    /regions/image (r,): the image of each of r regions; score, p_value (r,); and, with `input_` and `original_` before them,
         box (r, 4): x, y, width, height; area (r,); peak (r, 2): y, x; size (r, 2): height, width of the picture;
-        counts: run lengths of all masks one after the other, of which runs (r,) says how many each has
-    /ids, /neighbor_ids: bytes, each of the n, or n * k, names in UTF-8 with a NUL behind it
+        counts: the run lengths of all masks, one mask after the other; runs (r,): how many of them each mask has
+    /ids, /neighbor_ids: bytes, the n, or n * k, names in UTF-8, each followed by a NUL
     attributes: schema, distance, settings (JSON text)
 
 Names are bytes because HDF5's text of variable length has no checksum, and one flipped bit in it can send HDF5 into an
@@ -43,14 +43,14 @@ IntArray = npt.NDArray[np.int64]
 
 _ROWS = 1024  # rows a chunk, of everything but maps and names
 _BYTES = 1 << 16  # bytes of names a chunk
-# Measured on SPADE's maps of 224 x 224: gzip 1 with shuffle keeps 67 % in 3.5 ms a map, lzf 72 % in 1.9 ms; every HDF5 reader
-# knows gzip, only h5py knows lzf.
+# Measured on SPADE's maps of 224 x 224: gzip 1 with shuffle compresses a map to 67 % in 3.5 ms, lzf to 72 % in 1.9 ms; every
+# HDF5 reader knows gzip, only h5py knows lzf.
 _PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 _DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError)  # what h5py raises on a damaged file
 
 
 class _Form(NamedTuple):
-    """What all batches of one file have in common."""
+    """The properties that all batches of a file have in common."""
 
     distance: str
     neighbors: int
@@ -72,10 +72,10 @@ class ScoreWriter:
 
     Args:
         path: the file to make or replace; its folder exists.
-        settings: JSON text that says how the scores came to be; stored as it is.
+        settings: JSON text that says how the images were scored; stored as it is.
 
     Raises:
-        InputError: `settings` is no JSON, or the block ended without a batch.
+        InputError: if `settings` is no JSON, or the block ended without a batch.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: str = "{}") -> None:
@@ -102,7 +102,7 @@ class ScoreWriter:
         """Add the n images of `scores`; all batches have the same distance, neighbor count, map size and levels.
 
         Raises:
-            InputError: the batch does not fit the ones before it, or contradicts itself, or an id holds a NUL character.
+            InputError: if the batch does not fit the ones before it, or contradicts itself, or an id holds a NUL character.
         """
         if self._file is None:
             raise InputError(f"{self._path} is not open; use: with ScoreWriter(path) as writer: writer.append(scores)")
@@ -124,7 +124,7 @@ class ScoreWriter:
             self._add(f"match/{level}", _match_at(peak, size, nearest))
 
     def add_table(self, group: str, columns: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Add arrays under a name of their own, once, such as the verdicts on all images; see `ScoreFile.table`."""
+        """Add a named group of arrays, such as the verdicts on all images; see `ScoreFile.table`."""
         if self._file is None:
             raise InputError(f"{self._path} is not open; use: with ScoreWriter(path) as writer: writer.add_table(...)")
         for name, column in columns.items():
@@ -143,7 +143,7 @@ class ScoreWriter:
 
     @staticmethod
     def _create_file(path: Path) -> Any:
-        # No chunk cache: on a full disk a write then fails here, and not unseen in a destructor, which leaves a damaged file.
+        # No chunk cache: on a full disk, writing fails here then, not unnoticed in a destructor that leaves a damaged file.
         return h5py.File(path, "w", libver=("v110", "v110"), rdcc_nbytes=0)
 
     def _create(self, form: _Form) -> None:
@@ -173,7 +173,7 @@ class ScoreWriter:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ScoreFile:
-    """An open `scores.h5`: everything but the maps in memory, the maps read when asked for; close it, or use it in a `with`.
+    """An open `scores.h5`, to be closed or used in a `with`: all is in memory but the maps, which are read when asked for.
 
     Args:
         path: the file.
@@ -206,8 +206,8 @@ class ScoreFile:
         """Open the score file at `path`.
 
         Raises:
-            NotFoundError: there is no such file.
-            InputError: it is no score file, damaged, or of another schema version.
+            NotFoundError: if there is no such file.
+            InputError: if it is no score file, damaged, or of another schema version.
         """
         path = Path(path)
         if not path.exists():
@@ -245,6 +245,12 @@ class ScoreFile:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def localized(self) -> npt.NDArray[np.bool_]:
+        """(n,) which images have a map."""
+        found: npt.NDArray[np.bool_] = np.isfinite(self.map_score)
+        return found
 
     def map(self, i: int) -> FloatArray:
         """(H, W), the score map of image `i`."""

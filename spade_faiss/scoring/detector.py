@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,38 +20,34 @@ from spade_faiss.core.once import Once
 from spade_faiss.core.settings import Method, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray, IntArray
-from spade_faiss.features.batch import FeatureBatch, Level, check_ids
+from spade_faiss.features.batch import FeatureBatch, check_ids
 from spade_faiss.features.datasets import Images, find_images
 from spade_faiss.features.layout import prepare
-from spade_faiss.index.gallery_index import EncodedLevel, open_gallery
 from spade_faiss.index.image_index import ImageIndex
 from spade_faiss.scoring.config import ScoringConfig
 from spade_faiss.scoring.fusion import score_maps, to_distance
-from spade_faiss.scoring.scores import NEAREST_DTYPE, NearestArray, Scores, join
+from spade_faiss.scoring.level_search import open_level_searches
+from spade_faiss.scoring.memory import float32_bytes, working_bytes
+from spade_faiss.scoring.scores import Scores, join
 from spade_faiss.search.cache import BlockCache
-from spade_faiss.search.levels import open_blocks, searched_levels, vectors_of
-from spade_faiss.search.protocol import GallerySearch, resolve_recipe
+from spade_faiss.search.levels import searched_levels
+from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Recipe, load_recipe
 from spade_faiss.search.workers import Workers
 
 if TYPE_CHECKING:
     from spade_faiss.features.backbone import Backbone
 
-# A network's forward pass takes about this much, and so many times the bytes of each input (measured on efficientnet_lite0 and
-# wide_resnet50_2); decoded images wait for it, and so do those that they were decoded from.
-_FORWARD_BYTES = 64 << 20
-_FORWARD_INPUTS = 25
-
 
 class Detector:
     """Scores images against a bank, in the state that the bank had when it was opened. Safe to share between threads.
 
     Args:
-        bank: what to score against.
-        recipe: how it is searched.
+        bank: the bank of normal images.
+        recipe: how the bank is searched.
         method: the parameters of SPADE.
         run: the device, the memory budget, and how images are read.
-        backbone: the bank's own, for a bank that was made with a module of yours; else it is loaded at first use.
+        backbone: the backbone of a bank that was made with a module of yours; else the bank's own is loaded at first use.
     """
 
     def __init__(
@@ -63,19 +58,18 @@ class Detector:
         run: Run = Run(),
         backbone: str | Backbone | None = None,
     ) -> None:
-        # A state of its own: whatever is done to the bank, by whomever, scores are against this one.
+        # A snapshot: the bank may change while the detector is open, its scores are against this state.
         self.bank = bank = bank.snapshot() if isinstance(bank, Bank) else bank
         self.resolved = resolve_recipe(recipe)
         self.method = method
         self.run = run
         self.scoring_config = ScoringConfig.of(self.resolved, method)
         self.device = find_device(run.device)
-        self._searched = searched_levels(bank.layout.levels, method.fusion)
         self._images = ImageIndex.open(bank, recipe, self.device)
         self._workers = Workers(device=self.device)
         self._cache: BlockCache[FloatArray] = BlockCache()
-        self._searches = {} if method.localize == "none" else self._open_searches()
-        cacheable = len(bank) * sum(_floats(level.shape) for level in self._searched)
+        self._searches = open_level_searches(bank, self.resolved, method, self._workers, self._cache)
+        cacheable = len(bank) * sum(float32_bytes(search.level.shape) for search in self._searches.values())
         self.plan = plan(parse_bytes(run.memory), self._working_bytes, cacheable)
         self._cache.capacity = self.plan.cache_bytes
         self._given_backbone = backbone
@@ -97,8 +91,8 @@ class Detector:
             bank: the bank's folder.
             recipe: a recipe's name or file.
             method: the parameters of SPADE.
-            run: `device` is for the backbone, the image index and the gallery search; `memory` is how much the process may
-                grow by while it scores; `weights` says where the backbone's weights are, if they are not where they were.
+            run: `device` computes the backbone, the image index and the gallery search; the process may grow by `memory` while
+                it scores; `weights` is the file of the backbone's weights, if it is no longer where the bank remembers it.
             backbone: a backbone in place of the one the bank names; it must be the same network with the same weights.
 
         Raises:
@@ -111,7 +105,7 @@ class Detector:
         _check_neighbors(opened, method)
         detector = cls(opened, load_recipe(recipe), method, run, backbone)
         if backbone is not None or run.weights is not None:
-            _ = detector.backbone  # what was passed is checked now
+            _ = detector.backbone  # what the caller passed is checked now, not at the first image
         return detector
 
     @property
@@ -120,7 +114,7 @@ class Detector:
         return self.resolved.recipe
 
     def with_localize(self, localize: str) -> Detector:
-        """The same detector for `all` images or `none`: it shares the bank's files, not the caches."""
+        """A detector with the same settings that localizes `all` images or `none`; it has caches of its own."""
         method = replace(self.method, localize=localize, flag_above=None)
         return Detector(self.bank, self.recipe, method, self.run, self._given_backbone)
 
@@ -134,9 +128,9 @@ class Detector:
         return self._backbone()
 
     def score(self, images: Images) -> Scores:
-        """Score images: those of a folder in the order of their ids, those of a list in its own.
+        """Score images: those of a folder in the order of their ids, those of a list in the list's order.
 
-        All maps are held in memory; for more images than fit, score them in parts.
+        The maps of all images stay in memory; score more images than fit in parts, or with `score_folder`.
 
         Args:
             images: a folder, an image, or a list of them.
@@ -145,7 +139,7 @@ class Detector:
             InputError: for bad input, or too many unreadable images.
             NotFoundError: if a path does not exist.
         """
-        from spade_faiss.scoring.stream import ScoreStream
+        from spade_faiss.scoring.stream import ScoreStream  # imports torch, which scoring features does not need
 
         return join([scores for _, scores in ScoreStream(self, Timings(), "score")(*find_images(images))])
 
@@ -154,7 +148,7 @@ class Detector:
 
         Args:
             batch: features of n images, of the bank's levels and source.
-            timings: where to count the time.
+            timings: where the seconds of each step are added.
 
         Raises:
             InputError: for features that do not fit the bank.
@@ -162,74 +156,79 @@ class Detector:
         timings = timings or Timings()
         self.bank.check_source(batch.source)
         check_ids(batch.ids)
-        size = self.plan.batch
-        return join([self._score(batch[start : start + size], timings) for start in range(0, max(1, len(batch)), size)])
+        size, found = self.plan.batch, []
+        for start in range(0, max(1, len(batch)), size):
+            with timings("prepare"):
+                query = prepare(batch[start : start + size], self.bank.layout)
+            with timings("image search"):
+                sq_dist, rows = self._images.search(query.embedding, self._neighbors)
+            found.append(self._score(query, sq_dist, rows, timings))
+        return join(found)
 
     def score_rows(self, rows: Sequence[int], *, timings: Timings | None = None) -> Scores:
-        """Score normal images of the bank, each against all the others: how normal images look to this detector.
+        """Score normal images of the bank, each against all the others: how normal images score with this detector.
 
         Args:
             rows: bank rows.
-            timings: where to count the time.
+            timings: where the seconds of each step are added.
 
         Raises:
             InputError: for a bank that has no other image for each of the neighbors asked for, or a recipe that searches the
-                maps of the whole bank: it would meet the image itself.
+                maps of the whole bank: it would find the image itself.
         """
-        self.check_others()
+        self.check_leave_one_out()
         timings = timings or Timings()
-        size = self.plan.batch
-        parts = [rows[start : start + size] for start in range(0, max(1, len(rows)), size)]
-        return join([self._score_rows(np.asarray(part, np.int64), timings) for part in parts])
+        size, found = self.plan.batch, []
+        for start in range(0, max(1, len(rows)), size):
+            own = np.asarray(rows[start : start + size], np.int64)
+            with timings("read"):
+                query = self.bank.read(own)
+            with timings("image search"):
+                sq_dist, others = self._search_others(query.embedding, own)
+            found.append(self._score(query, sq_dist, others, timings))
+        return join(found)
 
-    def check_others(self) -> None:
+    def check_leave_one_out(self) -> None:
         """Raise InputError if an image of the bank cannot be scored against all the others, see `score_rows`."""
-        method = self.method
-        if (k := max(method.k_image, method.k_gallery)) >= len(self.bank):
+        if self._neighbors >= len(self.bank):
             raise InputError(
                 f"each of the {len(self.bank)} normal images in {self.bank.path} has {len(self.bank) - 1} others, "
-                f"k={k} were asked for; lower k_image and k_gallery, or add images"
+                f"k={self._neighbors} were asked for; lower k_image and k_gallery, or add images"
             )
-        if self._searches and self.resolved.method.whole_bank:
+        if self.method.localize != "none" and self.resolved.method.whole_bank:
             raise InputError(
                 f"recipe {self.recipe.name!r} searches all normal images and would meet the scored one itself; "
                 f"use another recipe, or score images that are not in the bank"
             )
 
-    def _score(self, batch: FeatureBatch, timings: Timings) -> Scores:
-        with timings("prepare"):
-            query = prepare(batch, self.bank.layout)
-        with timings("image search"):
-            sq_dist, rows = self._images.search(query.embedding, max(self.method.k_image, self.method.k_gallery))
-        return self._score_prepared(query, sq_dist, rows, timings)
+    @property
+    def _neighbors(self) -> int:
+        """How many nearest normal images are looked up for each image."""
+        return max(self.method.k_image, self.method.k_gallery)
 
-    def _score_rows(self, own: IntArray, timings: Timings) -> Scores:
-        k = max(self.method.k_image, self.method.k_gallery)
-        with timings("read"):
-            query = self.bank.read(own)
-        with timings("image search"):
-            sq_dist, rows = self._images.search(query.embedding, k + 1)
-            # All but the image itself; an approximate index may have missed it, or equal ones may stand before it.
-            others = rows != own[:, None]
-            others[others.all(axis=1), -1] = False
-            sq_dist, rows = sq_dist[others].reshape(-1, k), rows[others].reshape(-1, k)
-        return self._score_prepared(query, sq_dist, rows, timings)
+    def _search_others(self, embedding: FloatArray, own: IntArray) -> tuple[FloatArray, IntArray]:
+        """The nearest normal images of normal images, each one itself left out."""
+        k = self._neighbors
+        sq_dist, rows = self._images.search(embedding, k + 1)
+        others = rows != own[:, None]
+        # An approximate index may have missed the image itself, or equal ones may stand before it: leave out the last then.
+        others[others.all(axis=1), -1] = False
+        return sq_dist[others].reshape(-1, k), rows[others].reshape(-1, k)
 
-    def _score_prepared(self, query: FeatureBatch, sq_dist: FloatArray, rows: IntArray, timings: Timings) -> Scores:
-        """Score prepared features whose nearest normals are known."""
-        k_image, k_gallery = self.method.k_image, self.method.k_gallery
+    def _score(self, query: FeatureBatch, sq_dist: FloatArray, rows: IntArray, timings: Timings) -> Scores:
+        """Score features whose nearest normal images are known."""
         neighbor_dist = to_distance(sq_dist, self.method.distance)
-        image_score = neighbor_dist[:, :k_image].mean(axis=1)
-        looked = np.flatnonzero(self._looks_at(image_score))
+        image_score = neighbor_dist[:, : self.method.k_image].mean(axis=1)
+        localized = np.flatnonzero(self._is_localized(image_score))
         level_dist, nearest = {}, {}
         with timings("pixel search"):
-            for level in self._searched:
-                level_dist[level.name], nearest[level.name] = self._search_level(level, query, rows[:, :k_gallery], looked)
+            for name, search in self._searches.items():
+                level_dist[name], nearest[name] = search(query, rows[:, : self.method.k_gallery], localized)
         with timings("fusion"):
-            maps = np.full((len(query), *self.bank.layout.input_size), np.nan, np.float32)
-            if len(looked):
-                of_looked = [dist[looked] for dist in level_dist.values()]
-                maps[looked] = score_maps(of_looked, self.bank.layout.input_size, self.method.sigma)
+            size = self.bank.layout.input_size
+            maps = np.full((len(query), *size), np.nan, np.float32)
+            if len(localized):
+                maps[localized] = score_maps([dist[localized] for dist in level_dist.values()], size, self.method.sigma)
             if query.valid is not None:
                 maps *= query.valid
         ids = self.bank.ids
@@ -244,75 +243,26 @@ class Detector:
             distance=self.method.distance,
         )
 
-    def _open_searches(self) -> dict[str, GallerySearch]:
-        chosen = self.resolved
-        if chosen.method.train is None:
-            kept = None
-        elif self.method.fusion == "mean":
-            kept = open_gallery(self.bank, self.recipe)
-        else:
-            raise InputError(f"recipe {self.recipe.name!r} keeps each level by itself; fusion=concat needs one like 'exact'")
-        searches = {}
-        for level in self._searched:
-            blocks = open_blocks(self.bank, level, self._cache)
-            of_level = None if kept is None else EncodedLevel(kept, level, blocks)
-            searches[level.name] = chosen.method.open(blocks, self._workers, chosen.build, chosen.query, of_level)
-        return searches
-
-    def _working_bytes(self, images: int) -> int:
-        """What scoring so many images at a time takes, about: from the decoded images to the finished maps."""
-        layout, k_gallery, kappa = self.bank.layout, self.method.k_gallery, self.method.kappa
-        image = _floats((3, *layout.input_size))
-        forward = _FORWARD_BYTES + images * _FORWARD_INPUTS * image if self.bank.manifest.source else 0
-        features = images * sum(2 * _floats(level.shape) for level in layout.levels)
-        search = max(
-            (
-                images * _floats(level.shape) + self._searches[level.name].working_bytes(images, k_gallery, kappa)
-                for level in self._searched
-                if self._searches
-            ),
-            default=0,
-        )
-        # Distances, and where they are from; score maps before and after smoothing.
-        results = images * sum(10 * _floats((level.height, level.width)) for level in self._searched) + images * 2 * image
-        return max(forward, search) + features + results
-
-    def _looks_at(self, image_score: FloatArray) -> npt.NDArray[np.bool_]:
-        """Which images the pixel search runs for."""
+    def _is_localized(self, image_score: FloatArray) -> npt.NDArray[np.bool_]:
+        """(n,) which images get a map."""
         if (above := self.method.flag_above) is not None:
             return image_score > above
         return np.full(image_score.shape, self.method.localize == "all")
 
-    def _search_level(
-        self, level: Level, query: FeatureBatch, gallery: IntArray, looked: IntArray
-    ) -> tuple[FloatArray, NearestArray]:
-        shape = (len(query), level.height, level.width)
-        dist, nearest = np.full(shape, np.nan, np.float32), np.zeros(shape, NEAREST_DTYPE)
-        nearest["neighbor"] = nearest["row"] = -1
-        if len(looked) == 0:
-            return dist, nearest
-        gallery, shape = gallery[looked], (len(looked), *shape[1:])
-        every = len(looked) == len(query)  # the usual case, without a copy
-        levels = self.bank.layout.levels
-        xq = vectors_of(level, levels, lambda name: query.levels[name] if every else query.levels[name][looked])
-        hits = self._searches[level.name](xq.reshape(len(looked), -1, level.channels), gallery, self.method.kappa)
-        dist[looked] = to_distance(hits.sq_dist, self.method.distance).mean(axis=-1).reshape(shape)
-        found = np.empty(shape, NEAREST_DTYPE)
-        of = gallery[:, None, :] == hits.row[..., None]
-        found["neighbor"] = np.where(of.any(axis=-1), of.argmax(axis=-1), -1).reshape(shape)
-        found["row"] = hits.row.reshape(shape)
-        found["y"], found["x"] = np.divmod(hits.location.reshape(shape), level.width)
-        nearest[looked] = found
-        return dist, nearest
-
-
-def _floats(shape: tuple[int, ...]) -> int:
-    """Bytes of a float32 array."""
-    return math.prod(shape) * np.dtype(np.float32).itemsize
+    def _working_bytes(self, images: int) -> int:
+        """About how many bytes it takes to score so many images at a time."""
+        searches = self._searches.values()
+        return working_bytes(
+            images,
+            self.bank.layout,
+            [search.level for search in searches],
+            max(search.working_bytes(images) for search in searches),
+            forward=self.bank.manifest.source is not None,
+        )
 
 
 def _load_backbone(bank: Snapshot, backbone: str | Backbone | None, run: Run, device: str) -> Backbone:
-    from spade_faiss.bank.backbone import backbone_of  # imports torch, which features that are given do not need
+    from spade_faiss.bank.backbone import backbone_of  # imports torch, which scoring features does not need
 
     return backbone_of(bank, backbone, run, device)
 

@@ -1,9 +1,9 @@
-"""How well scores find what is wrong: AUROC, AP, F1-max, AUPRO and the curves behind them.
+"""How well scores find defects: AUROC, AP, F1-max, AUPRO and the curves behind them.
 
 Every number and curve comes from one ranking: the score of each positive (an anomalous image, a defective pixel) among all
-others. A curve turns only where a threshold passes a positive, and between two of them it runs flat. So the negatives, nearly
-all pixels of a test set, are sorted as bare values and counted by bisection; only the positives are argsorted. Nothing is
-approximated: counts are integers, and tied scores pass a threshold together. It takes one copy of the scores and some 170 bytes
+others. A curve turns only where a threshold passes a positive, and is flat between two of them. So the negatives, nearly all
+pixels of a test set, are sorted as bare values and counted by bisection; only the positives are argsorted. Nothing is
+approximated: counts are integers, and tied scores pass a threshold together. Memory: one copy of the scores and about 170 bytes
 a positive.
 """
 
@@ -31,9 +31,9 @@ _NEIGHBORHOOD[1] = True
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """The corners of a curve, joined by straight lines; at most `CURVE_POINTS` of them, x never falling.
+    """The corners of a curve, joined by straight lines: at most `CURVE_POINTS` of them, with `x` never falling.
 
-    The area under it is the metric that it belongs to, but for the thinning.
+    The area under the curve is its metric, up to the error of thinning it to so many points.
     """
 
     x: Doubles
@@ -48,7 +48,7 @@ class Detection:
         auroc: area under the ROC curve: the chance that a positive scores above a negative, a tie counting half.
         ap: average precision, the step-wise area under the precision-recall curve.
         f1_max: the best F1 of any threshold t, a score of t or more being called positive.
-        f1_threshold: that t; the largest one where several are best.
+        f1_threshold: that t, the largest one if several are best.
         roc: x the false positive rate, y the true positive rate.
         precision_recall: x the recall, y the precision, drawn as the steps whose area is `ap`.
     """
@@ -63,13 +63,13 @@ class Detection:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Localization(Detection):
-    """How well score maps find defective pixels: all pixels as one ranking, and every defective region counted alike.
+    """How well score maps find defective pixels, with all pixels in one ranking, and regions, all of equal weight.
 
     Args:
         aupro: area under `pro` up to a false positive rate of `aupro_fpr_limit`, divided by that limit.
-        aupro_fpr_limit: where the area ends.
+        aupro_fpr_limit: the false positive rate at which the area ends.
         pro: x the false positive rate over defect-free pixels, y the share of a region that is found, averaged over regions.
-        regions: how many regions there are, in all masks together.
+        regions: the number of regions in all masks.
     """
 
     aupro: float
@@ -79,7 +79,7 @@ class Localization(Detection):
 
 
 def detection_metrics(labels: Bools, scores: npt.NDArray[Any]) -> Detection:
-    """DecisionRule image scores by image labels.
+    """Measure how well image scores tell anomalous images from normal ones.
 
     Args:
         labels: (n,), True for an anomalous image.
@@ -99,7 +99,7 @@ def detection_metrics(labels: Bools, scores: npt.NDArray[Any]) -> Detection:
 def localization_metrics(
     masks: Bools, maps: npt.NDArray[Any], valid: Bools | None = None, *, fpr_limit: float = 0.3
 ) -> Localization:
-    """DecisionRule score maps by ground-truth masks, pixel by pixel and region by region.
+    """Measure how well score maps find defective pixels and defective regions.
 
     The per-region overlap is that of Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021,
     https://doi.org/10.1007/s11263-020-01400-4: a region is an 8-connected component of one mask, and the area under the curve
@@ -108,8 +108,8 @@ def localization_metrics(
     Args:
         masks: (n, H, W), True for a defective pixel.
         maps: (n, H, W), the higher the more anomalous; any real dtype.
-        valid: (n, H, W), False for pixels that were not scored: they count nowhere, and `maps` may hold anything there.
-        fpr_limit: where the area under the PRO curve ends, above 0 and at most 1.
+        valid: (n, H, W), False for pixels that were not scored: they are ignored, whatever `maps` holds there.
+        fpr_limit: the false positive rate at which the area under the PRO curve ends, above 0 and at most 1.
 
     Returns:
         The metrics of all pixels as one ranking, and AUPRO.
@@ -145,10 +145,13 @@ def localization_metrics(
 
 @dataclass(frozen=True, eq=False)
 class _Ranking:
-    """What passes each threshold: the g distinct scores of positives, highest first.
+    """How many positives and negatives reach each threshold, which are the g distinct scores of positives.
 
-    `order`: (positives,) sorts the positives, highest first. `threshold` and `tp`: (g,), the score and the positives that reach
-    it. `fp`: (2 + 2g,), the negatives at each corner of the curves: 0, above and at each threshold in turn, and all of them.
+    Args:
+        order: (positives,), sorts the positives by falling score.
+        threshold: (g,), falling scores.
+        tp: (g,), the positives that reach each threshold.
+        fp: (2 + 2g,), the negatives at each corner of the curves: none, those above and those at each threshold in turn, all.
     """
 
     order: Ints
@@ -165,7 +168,7 @@ class _Ranking:
         return int(self.fp[-1])
 
     def cumulate(self, weights: Doubles) -> Doubles:
-        """(g,), the summed weight of the positives that reach each threshold, from (positives,) weights."""
+        """(g,) sums of the (positives,) weights of those positives that reach each threshold."""
         return np.cumsum(weights[self.order])[self.tp - 1]
 
 
@@ -215,12 +218,12 @@ def _share_of_region(defective: Bools) -> tuple[Doubles, int]:
 
 
 def _area(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
-    """By trapezoids; counts stay integers, which makes AUROC exact, and fit int64 below three billion scores."""
+    """The area by trapezoids; integer counts stay integers, so AUROC is exact; they fit int64 below three billion scores."""
     return float(np.dot(np.diff(x), y[1:] + y[:-1]) / 2)
 
 
 def _thin(x: Doubles, y: Doubles) -> Curve:
-    """Cut the curve into pieces of equal length and keep the two ends of each; so a long straight line keeps its own ends."""
+    """Cut a curve into pieces of equal length and keep both ends of each piece, so that a straight line keeps its ends."""
     if x.size > CURVE_POINTS:
         length = np.append(0, np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y))))
         piece = (length * ((CURVE_POINTS // 2 - 1) / length[-1])).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What the engine says of images: scores, maps, and the normal images that they were measured against."""
+"""The result of scoring: image scores, score maps, and the normal images that they were measured against."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy.typing as npt
 
 from spade_faiss.core.types import FloatArray
 
-# Where a location's nearest gallery vector came from: the column of `neighbor_ids` (-1: none of them), the cell in that
-# image's map, and its row in the bank.
+# Where a location's nearest gallery vector comes from: the column of `neighbor_ids` (-1: not one of them), the cell in that
+# image's map, and the image's row in the bank.
 NearestArray = npt.NDArray[np.void]
 NEAREST_DTYPE = np.dtype([("neighbor", np.int32), ("y", np.int16), ("x", np.int16), ("row", np.int32)])
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What the engine says of n images; every distance in it is of the kind that `distance` names.
+    """The scores of n images; every distance is of the kind that `distance` names.
 
     Args:
         ids: n image names.
         image_score: (n,), mean distance to the `k_image` nearest normals.
-        maps: (n, H, W), smoothed pixel scores at the size of the backbone's input; 0 where it shows no image. NaN
-            throughout for an image that was not localized; so are its pixel distances, its nearest vectors are of neighbor -1.
+        maps: (n, H, W), smoothed pixel scores at the size of the backbone's input; 0 in the margins around an image. An image
+            that was not localized has NaN here and in `level_dist`, and neighbor -1 in `nearest`.
         neighbor_ids: (n, k), names of the nearest normals, nearest first; k is the larger of `k_image` and `k_gallery`.
         neighbor_dist: (n, k), their distances.
-        level_dist: for each level, (n, h, w), the pixel distances before fusion; one entry named `concat` under that fusion.
+        level_dist: for each level, (n, h, w), the pixel distances before fusion; under fusion `concat` one entry of that name.
         nearest: for each level, (n, h, w) of `NEAREST_DTYPE`, the gallery vector each distance was measured to (with kappa > 1,
             the nearest of them).
         distance: `l2` or `squared_l2`.
@@ -47,7 +47,7 @@ class Scores:
 
     @property
     def map_score(self) -> FloatArray:
-        """(n,), the maximum of each map: the other image score in common use."""
+        """(n,), the maximum of each map, the other image score in common use."""
         return self.maps.max(axis=(1, 2)) if len(self) else np.zeros(0, np.float32)
 
     @property
@@ -59,7 +59,7 @@ class Scores:
 
 
 def join(parts: Sequence[Scores]) -> Scores:
-    """One result of several from the same detector, in their order."""
+    """Concatenate results of the same detector, in their order."""
     first = parts[0]
     if len(parts) == 1:
         return first

@@ -13,7 +13,7 @@ from spade_faiss.scoring.scores import Scores
 
 
 class ScoreStream:
-    """Scores images batch by batch, with a progress bar that is named `label`; unreadable ones are left out and listed."""
+    """Scores images batch by batch and shows progress under `label`; unreadable images are left out and listed."""
 
     def __init__(self, detector: Detector, timings: Timings, label: str) -> None:
         self._detector = detector
@@ -23,15 +23,15 @@ class ScoreStream:
 
     @property
     def skipped(self) -> Sequence[Skipped]:
-        """The images that were left out so far, and why."""
+        """The images that were left out so far, each with the reason."""
         return self._features.skipped
 
     def __call__(self, root: Path, records: Sequence[ImageRecord]) -> Iterator[tuple[Extracted, Scores]]:
-        """Yield what was read and computed of each batch, and its scores.
+        """Yield the pictures and features of each batch with its scores.
 
         Args:
             root: the folder that the ids of the records start from.
-            records: what to score, in this order.
+            records: the images to score, in this order.
 
         Raises:
             InputError: when more images than allowed were skipped, or all of them.

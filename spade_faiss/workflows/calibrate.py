@@ -1,12 +1,13 @@
-"""Calibrating: normal images are scored, and how they score is kept beside the bank.
+"""Calibrating: normal images are scored, and their scores are stored beside the bank.
 
-Two modes, both from normal images alone:
-- `split`: images that are not in the bank. They and a new normal image are exchangeable: every rate holds in finite samples.
-- `leave_one_out`: the bank's own images, each scored against all the others; none is spent on calibration. With an exact search
-  the p-values of image scores are valid too, and a little too high. Put the new image among the bank's: scored each against
-  all others, they are exchangeable. Leaving the new one out of the others' neighbors, as we do, only raises their scores.
-  The map's maximum has no such order, as its gallery has other images then: its rate is approximate;
-  docs/benchmarks/calibration.md says by how much.
+There are two modes, and both need normal images only:
+- `split` scores images that are not in the bank. They and a new normal image are exchangeable, so every rate holds in finite
+  samples.
+- `leave_one_out` scores the bank's own images, each against all the others, so that no image is spent on calibration. With an
+  exact search the p-values of image scores are valid as well, and slightly too high: if the new image were in the bank and each
+  image were scored against all the others, the scores would be exchangeable. The calibration images are scored without the new
+  one among their neighbors, which can only raise their scores. This does not hold for the map's maximum, whose gallery would be
+  another one: its rate is approximate. `benchmarks/calibration.py` measures by how much.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from spade_faiss.scoring.scores import Scores
 from spade_faiss.scoring.stream import ScoreStream
 from spade_faiss.search.recipe import Recipe
 
-# Images of the bank that are scored against the others, unless more are asked for: enough for alpha = 0.005.
+# How many images of the bank are scored unless another number is asked for: enough for alpha = 0.005.
 SAMPLE = 200
 SEED = 0
 
@@ -57,20 +58,23 @@ def calibrate(
     sample: int | None = None,
     seed: int = SEED,
 ) -> Calibration:
-    """Score normal images and keep how they score beside the bank, for this detector's scoring config.
+    """Score normal images and store their scores beside the bank, for the scoring config of a detector.
 
     Args:
         detector: opened with `localize='all'`.
-        holdout: normal images that are not in the bank, or features of some: split conformal. None: the bank's own, each
-            against the others.
-        alpha: the false-alarm rate to promise where none is asked for later; unless given, 0.01, or the smallest that so few
-            images can promise with each test by itself, 2 / (n + 1).
-        sample: how many of the bank's own to score at most, drawn at random; 200 unless given.
-        seed: of that draw.
+        holdout: normal images that are not in the bank, or their features (mode `split`); None for the bank's own images, each
+            against the others (mode `leave_one_out`).
+        alpha: the false-alarm rate that verdicts promise unless another one is asked for; by default 0.01, or the smallest that
+            so few images can promise for each test by itself, 2 / (n + 1).
+        sample: the most images of the bank to score, drawn at random; 200 by default.
+        seed: the seed of that draw.
+
+    Returns:
+        The calibration, which is also stored.
 
     Raises:
-        InputError: for an alpha that so few images cannot promise, held-out images that are in the bank or the same twice, a
-            bank with too few images, or a recipe that cannot leave an image out (see `Detector.score_rows`).
+        InputError: for an alpha that so few images cannot promise, held-out images that are in the bank or given twice, a bank
+            with too few images, or a recipe that cannot leave an image out (see `Detector.score_rows`).
     """
     if detector.method.localize != "all":
         raise InputError(f"localize={detector.method.localize!r} leaves images without a map; calibrate with localize='all'")
@@ -84,12 +88,12 @@ def calibrate(
         available = len(detector.bank)
         rows = np.sort(np.random.default_rng(seed).permutation(available)[:count])
         if alpha is not None and len(rows):
-            allowed(alpha, len(rows))  # before the work
-        parts = _own(detector, rows.tolist())
+            allowed(alpha, len(rows))  # fails before anything is scored
+        parts = _score_own(detector, rows.tolist())
     elif sample is not None:
         raise InputError(f"sample={sample} is of the bank's own images; held-out images are all used")
     else:
-        parts, available = _held_out(detector, holdout), 0
+        parts, available = _score_holdout(detector, holdout), 0
     names: list[str] = []
     image_score: list[float] = []
     map_score: list[float] = []
@@ -119,23 +123,23 @@ def calibrate(
 
 
 def calibrate_if_needed(bank: Bank, recipe: Recipe, run: Run) -> tuple[Calibration | None, str]:
-    """The calibration that holds for a bank as it is, for a recipe and the usual method; made, if it is not there.
+    """Find the calibration of a bank for a recipe and the default method; make it if there is none, or it is out of date.
 
     Returns:
-        The calibration and an empty text, or None and why there can be none: a bank that is too small, or a recipe that
-        searches the whole bank. Neither is an error of whoever makes a bank.
+        The calibration and an empty text, or None and why there can be none: the bank is too small, or the recipe searches the
+        whole bank. Making such a bank is no error.
     """
     try:
         detector = Detector(bank, recipe, Method(), replace(run, weights=None))
-        kept = find_calibration(bank, detector.scoring_config)
-        if kept is not None and not kept.outdated(bank):
-            return kept, ""
+        found = find_calibration(bank, detector.scoring_config)
+        if found is not None and not found.outdated(bank):
+            return found, ""
         return calibrate(detector), ""
     except InputError as error:
         return None, f"not calibrated: {error}"
 
 
-def _own(detector: Detector, rows: list[int]) -> Iterator[Scores]:
+def _score_own(detector: Detector, rows: list[int]) -> Iterator[Scores]:
     size = detector.plan.batch
     with progress_bar(len(rows), "calibrate", detector.run.progress) as bar:
         for start in range(0, max(1, len(rows)), size):
@@ -143,7 +147,7 @@ def _own(detector: Detector, rows: list[int]) -> Iterator[Scores]:
             bar.update(len(rows[start : start + size]))
 
 
-def _held_out(detector: Detector, holdout: Images | FeatureBatch) -> Iterator[Scores]:
+def _score_holdout(detector: Detector, holdout: Images | FeatureBatch) -> Iterator[Scores]:
     size = detector.plan.batch
     if isinstance(holdout, FeatureBatch):
         _check_new(detector.bank, holdout.ids, holdout.sha256)
@@ -158,13 +162,13 @@ def _held_out(detector: Detector, holdout: Images | FeatureBatch) -> Iterator[Sc
 
 
 def _check_new(bank: Snapshot, names: Sequence[str], digests: Sequence[str]) -> None:
-    """Raise InputError for held-out images that the bank holds, or that are the same: by content or, without files, by name."""
+    """Raise InputError for held-out images that are in the bank or given twice, by content or, without files, by name."""
     keys = list(digests) or list(names)
-    held = {digest: name for name, digest in bank.sha256_of.items()} if digests else {name: name for name in bank.ids}
-    if known := [f"{name} (there {held[key]})" for name, key in zip(names, keys, strict=True) if key in held]:
+    in_bank = {digest: name for name, digest in bank.sha256_of.items()} if digests else {name: name for name in bank.ids}
+    if known := [f"{name} (there {in_bank[key]})" for name, key in zip(names, keys, strict=True) if key in in_bank]:
         raise InputError(
-            f"{len(known)} held-out images are in the bank {bank.path}: {_first(known)}; hold out images that it does not "
-            f"know, or calibrate without holdout"
+            f"{len(known)} held-out images are in the bank {bank.path}: {_first(known)}; hold out images that are not "
+            f"in it, or calibrate without holdout"
         )
     counts = Counter(keys)
     if twice := [name for name, key in zip(names, keys, strict=True) if counts[key] > 1]:

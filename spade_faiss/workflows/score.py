@@ -1,4 +1,4 @@
-"""From images to a folder of results: scores in files, a report to look at and, where there are labels, metrics."""
+"""From images to a folder of results: scores in files and a report to look at."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +15,27 @@ import numpy as np
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Decision, ReportOptions
 from spade_faiss.core.timing import Timings
-from spade_faiss.core.types import FloatArray
+from spade_faiss.decisions.calibration import Verdicts
 from spade_faiss.decisions.regions import Region, find_regions
-from spade_faiss.decisions.rule import DecisionRule, Decisions, region_columns, verdict_columns
-from spade_faiss.features.datasets import ImageRecord, Images, find_images, load_dataset
-from spade_faiss.features.pictures import Mask, to_mask
+from spade_faiss.decisions.rule import DecisionRule, Decisions
+from spade_faiss.features.datasets import ImageRecord, Images, Skipped, find_images
+from spade_faiss.features.pictures import Mask
 from spade_faiss.features.placement import Placement
+from spade_faiss.report.columns import region_columns, verdict_columns
 from spade_faiss.report.csvfile import write_csv, write_regions_csv
 from spade_faiss.report.html import write_html
+from spade_faiss.report.inputs import DetectorFacts, ReportInputs, Shown
 from spade_faiss.report.jsonfile import write_json
+from spade_faiss.report.normals import NormalPictures
+from spade_faiss.report.numbers import run_numbers
+from spade_faiss.report.page import overlays, run_page
+from spade_faiss.report.picture_store import PictureStore, ShortlistedPictures, SpooledPictures
 from spade_faiss.report.pictures import write_png
-from spade_faiss.report.presenter import KindMetrics, Metrics, Presenter, Results
+from spade_faiss.report.results import Results
 from spade_faiss.report.scorefile import ScoreFile, ScoreWriter
 from spade_faiss.scoring.detector import Detector
-from spade_faiss.scoring.metrics import detection_metrics, localization_metrics
+from spade_faiss.scoring.evaluation import Metrics
+from spade_faiss.scoring.scores import Scores
 from spade_faiss.scoring.stream import ScoreStream
 
 SCORES, REGIONS = "scores.h5", "regions.csv"
@@ -43,15 +51,15 @@ def score_folder(
 ) -> Results:
     """Score images and write scores.h5, scores.csv, regions.csv, report.json and report.html.
 
-    Where the bank has a calibration for the detector's scoring config, every image gets p-values and a verdict, and the regions
-    above the pixel threshold are written; where it has none, or one that is out of date, the results say so.
+    If the bank has a calibration for the detector's scoring config, every image gets p-values and a verdict, and the regions
+    above the pixel threshold are written; if it has none, or one that is out of date, the results say so.
 
     Args:
         images: a folder, an image, or a list of them.
-        bank: a bank's folder, to be searched with the defaults, or an opened detector.
-        out: the folder to write to; made if there is none, files of the same names are replaced.
-        decision: the rate of false alarms that verdicts keep.
-        report: what is shown.
+        bank: a bank's folder, to be searched with the default settings, or an opened detector.
+        out: the folder to write to; it is made if there is none, and files of the same names are replaced.
+        decision: the false-alarm rate that verdicts promise.
+        report: what the report shows.
 
     Raises:
         InputError: for bad input, too many unreadable images, or a rate that so few calibration images cannot promise.
@@ -62,160 +70,202 @@ def score_folder(
     for source in [images] if isinstance(images, str | Path) else images:
         if Path(source).is_dir() and Path(out).resolve().is_relative_to(Path(source).resolve()):
             raise InputError(f"out={out} lies inside of {source}: its pictures would be scored the next time; choose another")
-    run = _Run(bank, Path(out), decision)
-    run.score(records, root)
-    return run.write(None, report)
+    job = open_job(bank, out, decision)
+    with open_pictures(job, report) as pictures:
+        scored = score_images(job, root, records, pictures)
+        # The maps do not fit into memory: they are read from the file, which is whole and in its place if the report fails.
+        with ScoreFile.open(job.out / SCORES) as scores:
+            return write_results(job, scored, scores, pictures, report)
 
 
-def evaluate(
-    dataset: str | Path,
-    *,
-    bank: str | Path | Detector,
-    out: str | Path,
-    decision: Decision = Decision(),
-    report: ReportOptions = ReportOptions(),
-) -> Results:
-    """Score the test images of a labeled set laid out as MVTec AD; write what `score_folder` writes, with metrics and labels.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Job:
+    """What a run is made with.
 
     Args:
-        dataset: a folder with `test/<kind>` and, for pixel metrics, `ground_truth/<kind>`.
-        bank, out, decision, report: as for `score_folder`.
+        detector: scores the images.
+        out: the folder of the results.
+        rule: decides which images are alarms; None if there is none, then `notice` says why.
+        notice: why there is no decision rule.
+        timings: where the seconds of each step are added.
+    """
+
+    detector: Detector
+    out: Path
+    rule: DecisionRule | None
+    notice: str
+    timings: Timings
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scored:
+    """What is known of the n images that were scored, beside scores.h5.
+
+    Args:
+        records: the images.
+        placements: how each image lies in the backbone's input.
+        skipped: the images that could not be read, each with the reason.
+        verdicts: the verdicts; None without a decision rule.
+        regions: the regions of each image; empty without a decision rule.
+    """
+
+    records: Sequence[ImageRecord]
+    placements: Sequence[Placement]
+    skipped: tuple[Skipped, ...]
+    verdicts: Verdicts | None
+    regions: Sequence[Sequence[Region]]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evaluated:
+    """The metrics of a labeled set, and the (n, H, W) masks that they were measured with, if it has masks."""
+
+    metrics: Metrics
+    masks: Mask | None
+
+
+def open_job(bank: str | Path | Detector, out: str | Path, decision: Decision) -> Job:
+    """Open the detector and find its decision rule; raises as `score_folder`."""
+    out, timings = Path(out), Timings()
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={out} is a file; choose a folder")
+    with timings("load"):
+        detector = bank if isinstance(bank, Detector) else Detector.open(bank)
+        _ = detector.backbone  # loaded now, so that it counts as loading
+    rule, notice = DecisionRule.of(detector, decision)
+    out.mkdir(parents=True, exist_ok=True)
+    return Job(detector=detector, out=out, rule=rule, notice=notice, timings=timings)
+
+
+def open_pictures(job: Job, report: ReportOptions) -> AbstractContextManager[PictureStore]:
+    """Where the pictures are kept that the report shows: all of them if each gets an overlay."""
+    return SpooledPictures(job.out) if report.overlays else ShortlistedPictures(report.shown)
+
+
+def score_images(job: Job, root: Path, records: Sequence[ImageRecord], pictures: PictureStore) -> Scored:
+    """Score images into scores.h5, find their regions, and decide.
+
+    Args:
+        job: what the run is made with.
+        root: the folder that the ids of the records start from.
+        records: the images to score.
+        pictures: takes their pictures.
 
     Raises:
-        InputError: for bad input, a set without normal or without defective test images, a defective image without its mask
-            in a set that has masks, too many unreadable images, or a rate that so few calibration images cannot promise.
-        NotFoundError: if a path does not exist.
-        BankError: if a rate is asked for and there is no calibration, or one that is out of date.
+        InputError: if more images than allowed are unreadable, or all of them.
     """
-    if isinstance(bank, Detector) and bank.method.localize != "all":
-        raise InputError(
-            f"localize={bank.method.localize!r} leaves images without a map to measure; evaluate with localize='all'"
-        )
-    loaded = load_dataset(dataset)
-    for name, defective in (("normal (test/good)", False), ("defective", True)):
-        if not any(record.defective == defective for record in loaded.test):
-            raise InputError(f"{dataset} has no {name} test images, so there is nothing to measure; use: spade-faiss score")
-    run = _Run(bank, Path(out), decision)
-    run.score(loaded.test, loaded.root)
-    return run.write(run.measure(with_masks=loaded.has_masks), report)
-
-
-class _Run:
-    """One pass over images: score them into a file, measure, write the rest."""
-
-    def __init__(self, bank: str | Path | Detector, out: Path, decision: Decision) -> None:
-        if out.exists() and not out.is_dir():
-            raise InputError(f"out={out} is a file; choose a folder")
-        self._timings = Timings()
-        with self._timings("load"):
-            self._detector = bank if isinstance(bank, Detector) else Detector.open(bank)
-            self._preprocess = self._detector.backbone.source.preprocess
-        self._out = out
-        self._rule, self._notice = DecisionRule.of(self._detector, decision)
-
-    def score(self, records: Sequence[ImageRecord], root: Path) -> None:
-        self._records: list[ImageRecord] = []
-        self._placements: list[Placement] = []
-        self._regions: list[list[Region]] = []
-        image_score, map_score = [], []
-        detector = self._detector
-        stream = ScoreStream(detector, self._timings, "score")
-        settings = {**asdict(detector.method), "recipe": detector.recipe.name, "scoring_config": detector.scoring_config.key}
-        settings["generation"] = detector.bank.generation
-        self._out.mkdir(parents=True, exist_ok=True)
-        with ScoreWriter(self._out / SCORES, json.dumps(settings)) as writer:
-            for extracted, scores in stream(root, records):
-                placements = [item.placement for item in extracted.loaded]
-                if self._rule is not None:
-                    with self._timings("regions"):
-                        self._regions += map(self._find_regions, scores.maps, placements)
-                with self._timings("write"):
-                    writer.append(scores)
-                image_score.append(scores.image_score)
-                map_score.append(scores.map_score)
-                self._records += extracted.records
-                self._placements += placements
-            if self._rule is not None:
-                maps = None if detector.method.localize == "none" else np.concatenate(map_score)
-                self._verdicts = self._rule(np.concatenate(image_score), maps)
-                writer.add_table("verdict", verdict_columns(self._verdicts))
-                writer.add_table("regions", region_columns(self._regions))
-        self._skipped = tuple(stream.skipped)
-
-    def _find_regions(self, scores: FloatArray, placement: Placement) -> list[Region]:
-        assert self._rule is not None
-        return find_regions(scores, self._rule.thresholds.pixel, self._rule.p_of_pixel, placement)
-
-    def measure(self, *, with_masks: bool) -> Metrics:
-        kinds = np.array([str(record.kind) for record in self._records])
-        defective = np.array([bool(record.defective) for record in self._records])
-        with self._timings("metrics"), ScoreFile.open(self._out / SCORES) as scores:
-            masks, valid = self._ground_truth(scores.size) if with_masks else (None, None)
-            maps = np.stack(list(scores.maps())) if with_masks else None
-
-            def metrics_of(chosen: Mask) -> KindMetrics:
-                unseen, pixel = 0, None
-                if masks is not None and maps is not None and valid is not None:
-                    unseen = int((defective & ~masks.any(axis=(1, 2)))[chosen].sum())
-                    if masks[chosen].any():
-                        pixel = localization_metrics(masks[chosen], maps[chosen], valid[chosen])
-                return KindMetrics(
-                    images=int(defective[chosen].sum()),
-                    unseen=unseen,
-                    by_knn=detection_metrics(defective[chosen], scores.image_score[chosen]),
-                    by_map=detection_metrics(defective[chosen], scores.map_score[chosen]),
-                    pixel=pixel,
-                )
-
-            return Metrics(
-                **vars(metrics_of(np.ones(len(kinds), np.bool_))),
-                kinds={str(kind): metrics_of(~defective | (kinds == kind)) for kind in np.unique(kinds[defective])},
+    detector, rule, timings = job.detector, job.rule, job.timings
+    read: list[ImageRecord] = []
+    placements: list[Placement] = []
+    regions: list[list[Region]] = []
+    image_score, map_score = [], []
+    stream = ScoreStream(detector, timings, "score")
+    with ScoreWriter(job.out / SCORES, _settings_text(detector)) as writer:
+        for extracted, scores in stream(root, records):
+            batch = [item.placement for item in extracted.loaded]
+            if rule is not None:
+                with timings("regions"):
+                    regions += _find_regions(rule, scores, batch)
+            with timings("write"):
+                writer.append(scores)
+            image_score.append(scores.image_score)
+            map_score.append(scores.map_score)
+            labels = [record.defective for record in extracted.records]
+            pictures.add(
+                [item.picture for item in extracted.loaded],
+                image_score[-1],
+                np.isfinite(map_score[-1]),
+                None if None in labels else np.array(labels, np.bool_),
             )
+            read += extracted.records
+            placements += batch
+        verdicts = None
+        if rule is not None:
+            maps = None if detector.method.localize == "none" else np.concatenate(map_score)
+            verdicts = rule(np.concatenate(image_score), maps)
+            writer.add_table("verdict", verdict_columns(verdicts))
+            writer.add_table("regions", region_columns(regions))
+    return Scored(records=read, placements=placements, skipped=tuple(stream.skipped), verdicts=verdicts, regions=regions)
 
-    def _ground_truth(self, size: tuple[int, ...]) -> tuple[Mask, Mask]:
-        """(n, H, W) of defective pixels, and of pixels that were scored."""
-        masks = np.zeros((len(self._records), *size), np.bool_)
-        valid = np.stack([placement.valid for placement in self._placements])
-        for mask, record, placement in zip(masks, self._records, self._placements, strict=True):
-            if record.mask is not None:
-                mask[:] = to_mask(record.mask, placement)
-        return masks, valid
 
-    def write(self, metrics: Metrics | None, report: ReportOptions) -> Results:
-        decisions = None
-        if self._rule is not None:
-            defective = None if metrics is None else np.array([bool(record.defective) for record in self._records])
-            decisions = Decisions(rule=self._rule, verdicts=self._verdicts, regions=self._regions, defective=defective)
-        results = Results(
-            out=self._out,
-            images=len(self._records),
-            skipped=self._skipped,
-            metrics=metrics,
-            decisions=decisions,
-            notice=self._notice,
-            timing_s=self._timings.seconds,
-            total_s=self._timings.total_s,
-            peak_memory_bytes=peak_memory_bytes(),
-        )
-        kinds = None if metrics is None else [str(record.kind) for record in self._records]
-        with ScoreFile.open(self._out / SCORES) as scores:
-            presenter = Presenter(self._detector, results, scores, self._records, self._placements)
-            write_csv(self._out / "scores.csv", scores, kinds, None if decisions is None else decisions.verdicts)
-            if decisions is None:
-                (self._out / REGIONS).unlink(missing_ok=True)  # of a run before: they are not of these scores
-            else:
-                write_regions_csv(self._out / REGIONS, scores.ids, decisions.regions)
-            write_json(self._out / "report.json", presenter.numbers())
-            write_html(self._out / "report.html", presenter.report(report.shown))
-            if report.overlays:
-                for record, picture in presenter.overlays():
-                    target = self._out / "overlays" / f"{record.id}.png"
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    write_png(target, picture)
-        return results
+def _settings_text(detector: Detector) -> str:
+    """How images were scored, for scores.h5."""
+    settings = {**asdict(detector.method), "recipe": detector.recipe.name, "scoring_config": detector.scoring_config.key}
+    return json.dumps({**settings, "generation": detector.bank.generation})
+
+
+def _find_regions(rule: DecisionRule, scores: Scores, placements: Sequence[Placement]) -> list[list[Region]]:
+    return [
+        find_regions(scored, rule.thresholds.pixel, rule.p_of_pixel, placement)
+        for scored, placement in zip(scores.maps, placements, strict=True)
+    ]
+
+
+def write_results(
+    job: Job,
+    scored: Scored,
+    scores: ScoreFile,
+    pictures: PictureStore,
+    report: ReportOptions,
+    evaluated: Evaluated | None = None,
+) -> Results:
+    """Write everything beside scores.h5.
+
+    Args:
+        job: what the run was made with.
+        scored: the images.
+        scores: the open scores.h5.
+        pictures: their pictures.
+        report: what the report shows.
+        evaluated: the metrics of a labeled set.
+    """
+    results = _summarize(job, scored, evaluated)
+    inputs = ReportInputs(
+        facts=DetectorFacts.of(job.detector),
+        results=results,
+        scores=scores,
+        records=scored.records,
+        masks=None if evaluated is None else evaluated.masks,
+        picture=lambda i: Shown(pictures[i]),
+        normal_ids=job.detector.bank.ids,
+        normal_picture=NormalPictures(job.detector.bank),
+    )
+    kinds = None if evaluated is None else [str(record.kind) for record in scored.records]
+    write_csv(job.out / "scores.csv", scores, kinds, scored.verdicts)
+    if results.decisions is None:
+        (job.out / REGIONS).unlink(missing_ok=True)  # one of an earlier run is not of these scores
+    else:
+        write_regions_csv(job.out / REGIONS, scores.ids, scored.regions)
+    write_json(job.out / "report.json", run_numbers(inputs))
+    page = run_page(inputs, report.shown)
+    write_html(job.out / "report.html", page)
+    if report.overlays and page.colors is not None:
+        for record, picture in overlays(inputs, page.colors):
+            target = job.out / "overlays" / f"{record.id}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_png(target, picture)
+    return results
+
+
+def _summarize(job: Job, scored: Scored, evaluated: Evaluated | None) -> Results:
+    decisions = None
+    if job.rule is not None and scored.verdicts is not None:
+        defective = None if evaluated is None else np.array([bool(record.defective) for record in scored.records])
+        decisions = Decisions(rule=job.rule, verdicts=scored.verdicts, regions=scored.regions, defective=defective)
+    return Results(
+        out=job.out,
+        images=len(scored.records),
+        skipped=scored.skipped,
+        metrics=None if evaluated is None else evaluated.metrics,
+        decisions=decisions,
+        notice=job.notice,
+        timing_s=job.timings.seconds,
+        total_s=job.timings.total_s,
+        peak_memory_bytes=peak_memory_bytes(),
+    )
 
 
 def peak_memory_bytes() -> int:
-    """The most that the process has held since it started."""
+    """The most memory that the process has used since it started."""
     # Linux counts in kilobytes, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

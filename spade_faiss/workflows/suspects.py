@@ -1,9 +1,10 @@
-"""Which normal images look least normal to the others: how people find the bad part that slipped into the good folder."""
+"""Which normal images are least like the others: how people find the bad part that slipped into the good folder."""
 
 from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.report.html import write_html
-from spade_faiss.report.presenter import Presenter, Results
+from spade_faiss.report.inputs import DetectorFacts, ReportInputs
+from spade_faiss.report.normals import NormalPictures
+from spade_faiss.report.page import run_page
+from spade_faiss.report.results import Results
 from spade_faiss.report.scorefile import ScoreFile, ScoreWriter
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.workflows.score import SCORES, peak_memory_bytes
@@ -36,60 +40,41 @@ class Suspects:
 
 
 def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOptions = ReportOptions()) -> Suspects:
-    """Score every normal image against all the others; write suspects.csv of all, scores.h5 and report.html of the first.
+    """Score every normal image against all the others; write all to suspects.csv, the first to scores.h5 and report.html.
 
     Args:
-        bank: a bank's folder, to be searched with the defaults, or an opened detector.
-        out: the folder to write to; made if there is none, files of the same names are replaced.
+        bank: a bank's folder, to be searched with the default settings, or an opened detector.
+        out: the folder to write to; it is made if there is none, and files of the same names are replaced.
         report: how many of the least normal ones get a map and are shown.
 
     Raises:
         InputError: for a bank with too few images, or a recipe that searches the maps of the whole bank.
     """
-    shown = report.shown
-    check_at_least("shown", shown, 1)
+    check_at_least("shown", report.shown, 1)
     out, timings = Path(out), Timings()
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out} is a file; choose a folder")
     detector = bank if isinstance(bank, Detector) else Detector.open(bank)
-    detector.check_others()
-    by_image = detector.with_localize("none")
-    opened, parts = detector.bank, []
-    with progress_bar(len(opened), "suspects", detector.run.progress) as bar:
-        for start in range(0, len(opened), _ROWS_AT_A_TIME):
-            rows = range(start, min(start + _ROWS_AT_A_TIME, len(opened)))
-            parts.append(by_image.score_rows(rows, timings=timings).image_score)
-            bar.update(len(rows))
-    image_score = np.concatenate(parts)
+    detector.check_leave_one_out()
+    image_score = _score_all(detector, timings)
     order = np.argsort(-image_score, kind="stable")
-    found = Suspects(out=out, ids=[opened.ids[row] for row in order], image_score=image_score[order])
-
+    found = Suspects(out=out, ids=[detector.bank.ids[row] for row in order], image_score=image_score[order])
     out.mkdir(parents=True, exist_ok=True)
     _write_csv(found, detector)
-    with ScoreWriter(out / SCORES, json.dumps({**asdict(detector.method), "recipe": detector.recipe.name})) as writer:
-        for row in order[:shown]:
-            writer.append(detector.score_rows([int(row)], timings=timings))
-    records = [ImageRecord(name, opened.image_path(name) or Path(name)) for name in found.ids[:shown]]
-    results = Results(
-        out=out,
-        images=len(records),
-        skipped=(),
-        metrics=None,
-        decisions=None,
-        notice="",
-        timing_s=timings.seconds,
-        total_s=timings.total_s,
-        peak_memory_bytes=peak_memory_bytes(),
-    )
-    with ScoreFile.open(out / SCORES) as scores:
-        presenter = Presenter(detector, results, scores, records, [])
-        page = replace(
-            presenter.report(shown),
-            title="Suspects",
-            subtitle=f"The {len(records)} of {len(opened)} normal images in {opened.path.name} that look least like the others",
-        )
-        write_html(out / "report.html", page)
+    _write_scores(out, detector, order[: report.shown].tolist(), timings)
+    _write_page(found, detector, report.shown, timings)
     return found
+
+
+def _score_all(detector: Detector, timings: Timings) -> FloatArray:
+    """(n,) image scores of the bank's images, each against all the others."""
+    by_image, total, parts = detector.with_localize("none"), len(detector.bank), []
+    with progress_bar(total, "suspects", detector.run.progress) as bar:
+        for start in range(0, total, _ROWS_AT_A_TIME):
+            rows = range(start, min(start + _ROWS_AT_A_TIME, total))
+            parts.append(by_image.score_rows(rows, timings=timings).image_score)
+            bar.update(len(rows))
+    return np.concatenate(parts)
 
 
 def _write_csv(found: Suspects, detector: Detector) -> None:
@@ -101,3 +86,43 @@ def _write_csv(found: Suspects, detector: Detector) -> None:
         lines.writerow(["id", "image_score", "rank", "path"])
         for place, (name, score) in enumerate(zip(found.ids, found.image_score, strict=True), start=1):
             lines.writerow([name, score, place, detector.bank.image_path(name) or ""])
+
+
+def _write_scores(out: Path, detector: Detector, rows: Sequence[int], timings: Timings) -> None:
+    settings = json.dumps({**asdict(detector.method), "recipe": detector.recipe.name})
+    with ScoreWriter(out / SCORES, settings) as writer:
+        for row in rows:
+            writer.append(detector.score_rows([row], timings=timings))
+
+
+def _write_page(found: Suspects, detector: Detector, shown: int, timings: Timings) -> None:
+    bank = detector.bank
+    names, normal_picture = found.ids[:shown], NormalPictures(bank)
+    results = Results(
+        out=found.out,
+        images=len(names),
+        skipped=(),
+        metrics=None,
+        decisions=None,
+        notice="",
+        timing_s=timings.seconds,
+        total_s=timings.total_s,
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+    with ScoreFile.open(found.out / SCORES) as scores:
+        inputs = ReportInputs(
+            facts=DetectorFacts.of(detector),
+            results=results,
+            scores=scores,
+            records=[ImageRecord(name, bank.image_path(name) or Path(name)) for name in names],
+            masks=None,
+            picture=lambda i: normal_picture(names[i]),
+            normal_ids=bank.ids,
+            normal_picture=normal_picture,
+        )
+        page = replace(
+            run_page(inputs, shown),
+            title="Suspects",
+            subtitle=f"The {len(names)} of {len(bank)} normal images in {bank.path.name} that look least like the others",
+        )
+        write_html(found.out / "report.html", page)

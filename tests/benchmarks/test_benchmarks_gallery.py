@@ -11,7 +11,7 @@ import pytest
 from benchmarks import gallery
 from benchmarks.features import INPUT_SIZE, SHAPES, Look, Product, Shape, load_queries, looks_of, save_queries, write_bank
 from benchmarks.loops import published
-from spade_faiss.scoring import detector
+from spade_faiss.scoring import level_search
 from spade_faiss.scoring.fusion import to_distance
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import import_faiss
@@ -181,7 +181,7 @@ def test_equal_sees_what_differs(setup: gallery.Setup, monkeypatch: pytest.Monke
         assert set(row["identical"].values()) == {True}
         assert len(row["identical"]) == 8
         assert row["off_float64"] <= gallery.TOLERANCE
-    monkeypatch.setattr(detector, "to_distance", lambda *arguments: to_distance(*arguments) * np.float32(1.001))
+    monkeypatch.setattr(level_search, "to_distance", lambda *arguments: to_distance(*arguments) * np.float32(1.001))
     with pytest.raises(RuntimeError, match="not exact"):
         list(gallery.equal(setup))
 

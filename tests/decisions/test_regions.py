@@ -1,4 +1,4 @@
-"""Regions: what is connected, where it is in the input and in the original image, and masks that COCO's tools read."""
+"""Regions: what is connected, and where it is in the input and in the original image."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Preprocess
-from spade_faiss.decisions.regions import Region, decode, encode, find_regions, from_text, to_text
+from spade_faiss.decisions.regions import Region, find_regions
+from spade_faiss.decisions.run_lengths import decode
 from spade_faiss.features.pictures import to_mask
 from spade_faiss.features.placement import Placement, place
 
@@ -28,124 +28,79 @@ def regions_of(scores: Floats, threshold: float, placement: Placement = SAME) ->
     return find_regions(scores, threshold, lambda values: 1 / values, placement)
 
 
-class TestMasks:
-    def test_by_hand(self) -> None:
-        # Columns: 0 0, 1 1, 1 0: two outside, three inside, one outside.
-        mask = np.array([[0, 1, 1], [0, 1, 0]], bool)
-        assert encode(mask) == (2, 3, 1)
-        assert encode(np.array([[1, 0], [1, 1]], bool)) == (0, 2, 1, 1), "outside first, even if there is none"
-        assert encode(mask, (1, 2), (4, 6)) == (13, 2, 2, 1, 6)
-
-    def test_as_pycocotools_writes_them(self) -> None:
-        """Texts of `pycocotools.mask.encode`, version 2.0."""
-        first = np.array([[0, 1, 0, 1], [1, 1, 0, 1], [0, 1, 1, 0]], bool)
-        assert to_text(encode(first)) == "111210O"
-        large = np.zeros((300, 400), bool)
-        large[100:250, 50:390] = True
-        text = to_text(encode(large))
-        assert text.startswith("lg>f4f400000000000000000000000")
-        assert to_text(encode(np.zeros((20, 20), bool))) == "`<"
-        assert to_text(encode(np.ones((5, 5), bool))) == "0i0"
-        assert from_text("lg>f4f40") == (15100, 150, 150, 150)
-
-    @given(mask=arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=20)))
-    def test_round_trip(self, mask: Bools) -> None:
-        counts = encode(mask)
-        np.testing.assert_array_equal(decode(counts, (mask.shape[0], mask.shape[1])), mask)
-        assert from_text(to_text(counts)) == counts
-        assert sum(counts[1::2]) == mask.sum()
-        assert all(count > 0 for count in counts[1:])
-
-    @given(counts=st.lists(st.integers(0, 1 << 33), max_size=12))
-    def test_text_of_any_numbers(self, counts: list[int]) -> None:
-        assert list(from_text(to_text(counts))) == counts
-
-    @given(mask=arrays(np.bool_, (3, 4)), y=st.integers(0, 5), x=st.integers(0, 7))
-    def test_a_part_of_a_picture(self, mask: Bools, y: int, x: int) -> None:
-        whole = np.zeros((8, 11), bool)
-        whole[y : y + 3, x : x + 4] = mask
-        assert encode(mask, (y, x), (8, 11)) == encode(whole)
-
-    @pytest.mark.parametrize("text", ["é", " ", "P", "0P"])
-    def test_no_mask(self, text: str) -> None:
-        with pytest.raises(InputError, match="mask's text"):
-            from_text(text)
-
-    def test_runs_that_are_no_picture(self) -> None:
-        for counts in ((3, 4), (5, 2, -1), ()):
-            with pytest.raises(InputError, match="no mask of 2 x 3"):
-                decode(counts, (2, 3))
+def test_by_hand() -> None:
+    scores = np.zeros((8, 12), np.float32)
+    scores[1:3, 2:5] = 2
+    scores[2, 4] = 3
+    scores[3, 5] = 2.5  # touches the corner of the first
+    scores[6:8, 10] = 4
+    scores[0, 8] = 1  # the threshold itself is not above
+    strongest, other = regions_of(scores, 1)
+    assert (strongest.score, strongest.p_value) == (4, 0.25)
+    assert strongest.input.box == (10, 6, 1, 2)
+    assert (other.score, other.input.box, other.input.area, other.input.peak) == (3, (2, 1, 4, 3), 7, (2, 4))
+    assert strongest.input == strongest.original
+    for region in (strongest, other):
+        expected = scores > 1
+        expected &= (np.arange(12) > 6) == (region is strongest)
+        np.testing.assert_array_equal(decode(region.input.counts, (8, 12)), expected)
 
 
-class TestRegions:
-    def test_by_hand(self) -> None:
-        scores = np.zeros((8, 12), np.float32)
-        scores[1:3, 2:5] = 2
-        scores[2, 4] = 3
-        scores[3, 5] = 2.5  # touches the corner of the first
-        scores[6:8, 10] = 4
-        scores[0, 8] = 1  # the threshold itself is not above
-        strongest, other = regions_of(scores, 1)
-        assert (strongest.score, strongest.p_value) == (4, 0.25)
-        assert strongest.input.box == (10, 6, 1, 2)
-        assert (other.score, other.input.box, other.input.area, other.input.peak) == (3, (2, 1, 4, 3), 7, (2, 4))
-        assert strongest.input == strongest.original
-        for region in (strongest, other):
-            expected = scores > 1
-            expected &= (np.arange(12) > 6) == (region is strongest)
-            np.testing.assert_array_equal(decode(region.input.counts, (8, 12)), expected)
+def test_none() -> None:
+    assert regions_of(np.ones((8, 12), np.float32), 1) == []
+    assert regions_of(np.full((8, 12), np.nan, np.float32), 1) == []
 
-    def test_none(self) -> None:
-        assert regions_of(np.ones((8, 12), np.float32), 1) == []
-        assert regions_of(np.full((8, 12), np.nan, np.float32), 1) == []
 
-    @pytest.mark.parametrize("resize_mode", ["crop", "stretch", "letterbox"])
-    @pytest.mark.parametrize("size", [(64, 48), (300, 200), (30, 90), (17, 23), (224, 224)])
-    def test_back_in_the_original(self, resize_mode: str, size: tuple[int, int]) -> None:
-        preprocess = Preprocess(resize_mode=resize_mode, resize=40, crop=32)
-        placement = place(*size, preprocess)
-        scores = np.zeros((32, 32), np.float32)
-        scores[14:20, 12:18] = 1 + np.arange(36).reshape(6, 6)
-        (region,) = find_regions(scores, 0.5, lambda values: values, placement)
-        assert region.original.size == (size[1], size[0])
-        mask = decode(region.original.counts, region.original.size)
-        assert mask.sum() == region.original.area > 0
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        assert region.original.box == (columns[0], rows[0], columns.size, rows.size)
-        assert mask[region.original.peak]
-        # By definition: the original's pixels whose centers fall into the region.
-        expected = np.zeros_like(mask)
-        for y, x in np.ndindex(*mask.shape):
-            at_y = int(np.floor((y + 0.5) * placement.resized[1] / size[1])) + placement.offset[1]
-            at_x = int(np.floor((x + 0.5) * placement.resized[0] / size[0])) + placement.offset[0]
-            expected[y, x] = 0 <= at_y < 32 and 0 <= at_x < 32 and scores[at_y, at_x] > 0.5
-        np.testing.assert_array_equal(mask, expected)
+@pytest.mark.parametrize("resize_mode", ["crop", "stretch", "letterbox"])
+@pytest.mark.parametrize("size", [(64, 48), (300, 200), (30, 90), (17, 23), (224, 224)])
+def test_back_in_the_original(resize_mode: str, size: tuple[int, int]) -> None:
+    preprocess = Preprocess(resize_mode=resize_mode, resize=40, crop=32)
+    placement = place(*size, preprocess)
+    scores = np.zeros((32, 32), np.float32)
+    scores[14:20, 12:18] = 1 + np.arange(36).reshape(6, 6)
+    (region,) = find_regions(scores, 0.5, lambda values: values, placement)
+    assert region.original.size == (size[1], size[0])
+    mask = decode(region.original.counts, region.original.size)
+    assert mask.sum() == region.original.area > 0
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    assert region.original.box == (columns[0], rows[0], columns.size, rows.size)
+    assert mask[region.original.peak]
+    # By definition: the original's pixels whose centers fall into the region.
+    expected = np.zeros_like(mask)
+    for y, x in np.ndindex(*mask.shape):
+        at_y = int(np.floor((y + 0.5) * placement.resized[1] / size[1])) + placement.offset[1]
+        at_x = int(np.floor((x + 0.5) * placement.resized[0] / size[0])) + placement.offset[0]
+        expected[y, x] = 0 <= at_y < 32 and 0 <= at_x < 32 and scores[at_y, at_x] > 0.5
+    np.testing.assert_array_equal(mask, expected)
 
-    def test_framed_as_an_image_it_is_the_region_again(self, tmp_path: Path) -> None:
-        preprocess = Preprocess(resize=36, crop=32)
-        scores = np.zeros((32, 32), np.float32)
-        scores[5:11, 20:29] = 2
-        (region,) = find_regions(scores, 1, lambda values: values, place(180, 144, preprocess))
-        path = tmp_path / "mask.png"
-        Image.fromarray(decode(region.original.counts, region.original.size).astype(np.uint8) * 255).save(path)
-        np.testing.assert_array_equal(to_mask(path, place(180, 144, preprocess)), scores > 1)
 
-    def test_a_region_smaller_than_a_pixel_of_the_original(self) -> None:
-        scores = np.zeros((32, 32), np.float32)
-        scores[9, 9] = 1
-        placement = place(8, 8, Preprocess(resize_mode="stretch", crop=32))
-        (region,) = find_regions(scores, 0.5, lambda values: values, placement)
-        assert (region.original.area, region.original.box, region.original.peak) == (1, (2, 2, 1, 1), (2, 2))
+def test_framed_as_an_image_it_is_the_region_again(tmp_path: Path) -> None:
+    preprocess = Preprocess(resize=36, crop=32)
+    scores = np.zeros((32, 32), np.float32)
+    scores[5:11, 20:29] = 2
+    (region,) = find_regions(scores, 1, lambda values: values, place(180, 144, preprocess))
+    path = tmp_path / "mask.png"
+    Image.fromarray(decode(region.original.counts, region.original.size).astype(np.uint8) * 255).save(path)
+    np.testing.assert_array_equal(to_mask(path, place(180, 144, preprocess)), scores > 1)
 
-    @given(
-        scores=arrays(np.float32, (8, 12), elements=st.sampled_from([0.0, 1.0, 2.0, 3.0])),
-        threshold=st.sampled_from([0.5, 1.5, 2.0]),
-    )
-    def test_regions_are_what_is_above_and_nothing_twice(self, scores: Floats, threshold: float) -> None:
-        found = regions_of(scores, threshold)
-        masks = [decode(region.input.counts, (8, 12)) for region in found]
-        np.testing.assert_array_equal(np.sum([np.zeros((8, 12), int), *masks], axis=0), scores > threshold)
-        assert [region.score for region in found] == sorted((scores[mask].max() for mask in masks), reverse=True)
-        for region, mask in zip(found, masks, strict=True):
-            assert mask[region.input.peak]
-            assert scores[region.input.peak] == region.score
+
+def test_a_region_smaller_than_a_pixel_of_the_original() -> None:
+    scores = np.zeros((32, 32), np.float32)
+    scores[9, 9] = 1
+    placement = place(8, 8, Preprocess(resize_mode="stretch", crop=32))
+    (region,) = find_regions(scores, 0.5, lambda values: values, placement)
+    assert (region.original.area, region.original.box, region.original.peak) == (1, (2, 2, 1, 1), (2, 2))
+
+
+@given(
+    scores=arrays(np.float32, (8, 12), elements=st.sampled_from([0.0, 1.0, 2.0, 3.0])),
+    threshold=st.sampled_from([0.5, 1.5, 2.0]),
+)
+def test_regions_are_what_is_above_and_nothing_twice(scores: Floats, threshold: float) -> None:
+    found = regions_of(scores, threshold)
+    masks = [decode(region.input.counts, (8, 12)) for region in found]
+    np.testing.assert_array_equal(np.sum([np.zeros((8, 12), int), *masks], axis=0), scores > threshold)
+    assert [region.score for region in found] == sorted((scores[mask].max() for mask in masks), reverse=True)
+    for region, mask in zip(found, masks, strict=True):
+        assert mask[region.input.peak]
+        assert scores[region.input.peak] == region.score

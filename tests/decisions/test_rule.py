@@ -1,4 +1,4 @@
-"""Verdicts end to end: what a user types, and what is then in the files, the report and on the terminal."""
+"""Verdicts end to end: from the command line to the files, the report and the terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spade_faiss.cli import main
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.settings import Decision
 from spade_faiss.decisions.calibration import find_calibration, stored_calibrations
-from spade_faiss.decisions.regions import decode, from_text
+from spade_faiss.decisions.run_lengths import decode, from_text
 from spade_faiss.report.scorefile import ScoreFile
 
 
@@ -125,7 +125,7 @@ class TestScoring:
             assert (found & defect).sum() > 0.7 * defect.sum()
             assert defect[tuple(region["peak"])]
 
-    def test_the_rate_to_keep(
+    def test_the_promised_rate(
         self, bank: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         words = ("score", dataset_folder / "test", "--bank", bank, "--out", tmp_path / "out")
@@ -175,7 +175,7 @@ class TestScoring:
         assert "spade-faiss calibrate" in run_error(capsys, *words, tmp_path / "more", "--alpha", "0.1")
         assert not (tmp_path / "more").exists()
 
-    def test_out_of_date_is_said_and_not_used(
+    def test_a_calibration_that_is_out_of_date_is_reported_and_not_used(
         self, bank: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         grow(bank)
@@ -210,20 +210,20 @@ class TestScoring:
         out = tmp_path / "out"
         run_json(capsys, "score", dataset_folder / "test", "--bank", bank, "--out", out, "--alpha", "0.08", *words)
         listed = lines(out / "scores.csv")
-        looked = [line for line in listed if line["p_map"]]
+        localized = [line for line in listed if line["p_map"]]
         if not mapped:
-            assert not looked
+            assert not localized
             assert [line["p_value"] for line in listed] == [line["p_image"] for line in listed]
         else:
-            assert 0 < len(looked) < len(listed)
+            assert 0 < len(localized) < len(listed)
             assert [bool(line["p_map"]) for line in listed] == [float(line["p_image"]) <= 0.3 for line in listed]
             assert re.search(r"\(an image score of at most [\d.]+\)", (out / "report.html").read_text())
-        assert {line["id"] for line in lines(out / "regions.csv")} <= {line["id"] for line in looked}
+        assert {line["id"] for line in lines(out / "regions.csv")} <= {line["id"] for line in localized}
         assert any(line["alarm"] == "1" for line in listed)
 
 
 class TestEvaluating:
-    def test_asked_and_achieved(
+    def test_promised_and_observed_rates(
         self, bank: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         run_json(capsys, "evaluate", dataset_folder, "--bank", bank, "--out", tmp_path / "out", "--alpha", "0.2")
@@ -236,11 +236,11 @@ class TestEvaluating:
                 assert row[name]["interval"][0] <= row[name]["rate"] <= row[name]["interval"][1]
         page = unescape((tmp_path / "out" / "report.html").read_text())
         for text in (
-            "Asked and achieved",
+            "Promised and observed rates",
             "False alarms",
             "Detected",
             "Thresholds",
-            "alpha asked",
+            "observed = promised",
             "Verdicts promise",
             "region",
         ):
@@ -273,9 +273,7 @@ class TestCommands:
         assert "takes 99 of them" in run_error(capsys, "calibrate", bank, "--alpha", "0.01")
         good = dataset_folder / "train" / "good"
         assert "24 held-out images are in the bank" in run_error(capsys, "calibrate", bank, "--holdout", good)
-        assert "other images" in run_error(capsys, "calibrate", bank, "--recipe", "exact", "--k-image", "24").replace(
-            "has 23 others", "other images"
-        )
+        assert "has 23 others" in run_error(capsys, "calibrate", bank, "--recipe", "exact", "--k-image", "24")
         (path,) = (bank / "calibration").iterdir()
         path.write_bytes(path.read_bytes()[:-20])
         words = ("score", dataset_folder / "test", "--bank", bank, "--out", bank.parent / "out")
@@ -297,9 +295,9 @@ class TestCommands:
         same = run_json(capsys, "drift", tmp_path / "good", "--bank", bank)
         assert (same["moved"], same["images"]) == (False, 6)
         assert (tmp_path / "good" / "drift.html").exists()
-        moved = run_json(capsys, "drift", tmp_path / "spot", "--bank", bank, "--out", tmp_path / "said", "--defects", "0")
+        moved = run_json(capsys, "drift", tmp_path / "spot", "--bank", bank, "--out", tmp_path / "drift", "--defects", "0")
         assert moved["moved"]
-        assert json.loads((tmp_path / "said" / "drift.json").read_bytes())["verdict"] == moved["verdict"]
+        assert json.loads((tmp_path / "drift" / "drift.json").read_bytes())["verdict"] == moved["verdict"]
         assert main(["drift", str(tmp_path / "good" / "scores.h5"), "--bank", str(bank)]) == 0
-        assert "Nothing says that normal has moved" in capsys.readouterr().out
+        assert "No drift found" in capsys.readouterr().out
         assert "no scores.h5" in run_error(capsys, "drift", tmp_path, "--bank", bank)

@@ -201,8 +201,8 @@ def test_a_changed_index_is_refused(copied: Path) -> None:
         ("more", 1, "unknown key 'more'"),
     ],
 )
-def test_a_changed_description_is_refused(copied: Path, key: str, value: object, message: str) -> None:
-    """For its checksum; with a right checksum, for what it says."""
+def test_a_changed_manifest_is_refused(copied: Path, key: str, value: object, message: str) -> None:
+    """Its checksum is wrong; with a right checksum, its content contradicts the bank."""
     bank, recipe = Bank.open(copied), load_recipe("hnsw")
     build_image_index(bank, recipe)
     path = index_folder(bank, recipe) / "index.json"
@@ -220,7 +220,7 @@ def test_a_changed_description_is_refused(copied: Path, key: str, value: object,
 
 
 def test_the_index_of_another_bank_covers_nothing(copied: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """None of its entries is taken for an image of this bank: all of these are searched beside it, and that is said."""
+    """None of its entries is taken for an image of this bank: all images are searched beside it, and a warning says so."""
     bank_of(tmp_path / "other", product(5, 12, SHAPES, DIM), input_size=INPUT, shards=[5, 3])
     build_image_index(Bank.open(tmp_path / "other"), load_recipe("hnsw"))
     shutil.copytree(tmp_path / "other" / "indexes", copied / "indexes")

@@ -80,7 +80,7 @@ def test_a_search_of_the_whole_bank_would_meet_the_image_itself(tmp_path: Path) 
     assert len(Detector.open(bank.path, recipe=recipe, method=Method(localize="none")).score_rows([0])) == 1
 
 
-def test_what_cannot_be_left_out_is_said(folder: Path) -> None:
+def test_images_that_cannot_be_left_out_are_refused(folder: Path) -> None:
     with pytest.raises(InputError, match=r"each of the 11 normal images .* has 10 others, k=11"):
         Detector.open(folder, method=Method(k_image=11, localize="none")).score_rows([0])
     with pytest.raises(IndexError):

@@ -190,7 +190,7 @@ def test_margins_are_zero_where_there_is_a_map_and_nan_where_there_is_none(folde
     assert np.isnan(found.maps[~flagged]).all()
 
 
-# The whole way
+# From the command to the files
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,8 +276,8 @@ def check_written(found: Written, full: Written, flagged: npt.NDArray[np.bool_])
         assert [cell.strip() for cell in found.row(name)][:place] == expected[:place]
         assert (found.row(name)[place] == "–") == (name in others)
         assert found.row(name)[place + 3 :] == expected[place + 3 :]  # after p-value and verdict
-    said = [notice for notice in found.notices() if "no map" in notice]
-    assert [notice.split(" images")[0] for notice in said] == ([f"{len(others)} of {len(full.ids)}"] if others else [])
+    notices = [notice for notice in found.notices() if "no map" in notice]
+    assert [notice.split(" images")[0] for notice in notices] == ([f"{len(others)} of {len(full.ids)}"] if others else [])
     # What a browser shows of NaN or an infinity would be garbage.
     shown = re.sub(r"<script>.*?</script>|<style>.*?</style>|data-v=\"nan\"", "", found.page, flags=re.DOTALL)
     assert not re.search(r"\b(nan|inf)\b", shown, re.IGNORECASE)

@@ -225,7 +225,7 @@ def test_images_are_decoded_and_computed_in_planned_batches(
 def test_arrays_of_a_call_stay_within_the_plan(recipe: str, kappa: int, tmp_path: Path) -> None:
     """Also where lists of candidates are by far the most of it."""
     shapes = {"fine": (16, 16, 72)}
-    bank = bank_of(tmp_path / "b", product(1, 20, shapes, DIM), input_size=INPUT)  # float32: nothing is decoded or kept
+    bank = bank_of(tmp_path / "b", product(1, 20, shapes, DIM), input_size=INPUT)  # float32: nothing is decoded or cached
     build_index(bank, load_recipe(recipe))
     detector = Detector.open(tmp_path / "b", recipe=recipe, method=Method(k_gallery=20, kappa=kappa), run=Run(memory="64GiB"))
     query = batch_of(product(2, detector.plan.batch, shapes, DIM, defect=True))
@@ -236,9 +236,9 @@ def test_arrays_of_a_call_stay_within_the_plan(recipe: str, kappa: int, tmp_path
     finally:
         tracemalloc.stop()
     # Where a product is planned for, BLAS has its share of the plan, which Python does not see.
-    without = recipe == "location" or any(isinstance(search, NativeSearch) for search in detector._searches.values())
-    unseen = 0 if without else detector._workers.threads * _BLAS_BYTES
-    assert peak <= detector.plan.working_bytes - unseen
+    without = recipe == "location" or any(isinstance(level.search, NativeSearch) for level in detector._searches.values())
+    by_blas = 0 if without else detector._workers.threads * _BLAS_BYTES
+    assert peak <= detector.plan.working_bytes - by_blas
 
 
 LEVELS = [Level("fine", 64, 4, 32, 32), Level("coarse", 128, 8, 16, 16)]
@@ -314,7 +314,7 @@ def test_scoring_a_bank_larger_than_the_budget_stays_within_it(tmp_path: Path) -
     bank = big_bank(tmp_path / "b", 240)
     budget = 24 << 20
     found = measure(tmp_path / "b", "exact", "24MiB", 20)
-    # Most of the bank is read; kept, as it is stored or twice as much decoded, it would not fit.
+    # Most of the bank is read; it would not fit into memory, neither as stored nor, at twice the size, decoded.
     assert bank.bytes_on_disk > 1.1 * budget
     assert 1 < found["batch"] < BATCH_SIZE
     assert found["growth"] < budget
@@ -325,10 +325,10 @@ def test_scoring_a_bank_larger_than_the_budget_stays_within_it(tmp_path: Path) -
     ("recipe", "dtype"),
     [("exact", "float32"), *((name, "float16") for name in ("exact", "location", "ivf", "compact", "history"))],
 )
-def test_the_bank_and_what_is_kept_beside_it_do_not_stay_mapped(recipe: str, dtype: str, tmp_path: Path) -> None:
-    """What is mapped grows with the bank. (The system's cache of the files may well hold it, as long as there is room.)
+def test_the_bank_and_its_indexes_do_not_stay_mapped(recipe: str, dtype: str, tmp_path: Path) -> None:
+    """Mapped memory would grow with the bank. (The cache of the operating system may hold the files as long as there is room.)
 
-    One fault may map a whole large page of the file, 2 MiB, and with it what was let go of before.
+    A page fault may map a whole large page of the file, 2 MiB, and with it parts that were released before.
     """
     bank = big_bank(tmp_path / "b", 120, dtype)
     built = build_index(bank, load_recipe(recipe))

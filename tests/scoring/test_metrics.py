@@ -318,7 +318,7 @@ def test_thinning_keeps_corners() -> None:
         (LABELS, np.array([1, -np.inf, 2, 3, 4]), "1 image scores are NaN or infinite"),
     ],
 )
-def test_images_that_cannot_be_judged(labels: Bools, scores: Scores, message: str) -> None:
+def test_images_that_cannot_be_measured(labels: Bools, scores: Scores, message: str) -> None:
     with pytest.raises(InputError, match=message):
         detection_metrics(labels, scores)
 
@@ -339,7 +339,7 @@ def test_images_that_cannot_be_judged(labels: Bools, scores: Scores, message: st
         (MASKS, np.where(MAPS == 0, np.nan, MAPS), None, "1 pixel scores are NaN or infinite"),
     ],
 )
-def test_maps_that_cannot_be_judged(masks: Bools, maps: Scores, valid: Bools | None, message: str) -> None:
+def test_maps_that_cannot_be_measured(masks: Bools, maps: Scores, valid: Bools | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
         localization_metrics(masks, maps, valid)
 

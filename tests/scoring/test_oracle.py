@@ -99,19 +99,18 @@ def galleries(name: str, k_gallery: int, fusion: str) -> dict[str, oracle.Double
 @pytest.mark.parametrize("fusion", ["mean", "concat"])
 @pytest.mark.parametrize("kappa", [1, 3])
 @pytest.mark.parametrize(
-    ("name", "k_image", "k_gallery"),
+    "case",
     [("seven", 1, 1), ("seven", 5, 5), ("seven", 7, 1), ("seven", 1, 5), ("sixty", 50, 50), ("sixty", 1, 50), ("sixty", 50, 5)],
 )
-def test_the_engine_is_the_definition(
+def test_the_detector_computes_the_definition(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    k_image: int,
-    k_gallery: int,
+    case: tuple[str, int, int],
     kappa: int,
     fusion: str,
     distance: str,
 ) -> None:
+    name, k_image, k_gallery = case
     bank, query = (seven(), queries()) if name == "seven" else (sixty(), small_queries())
     method: dict[str, Any] = {
         "k_image": k_image,

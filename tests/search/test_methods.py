@@ -845,7 +845,7 @@ def test_a_normal_image_scores_near_zero(folder: Path, recipe: Recipe) -> None:
 def test_concatenated_levels(folder: Path, recipe: Recipe) -> None:
     """What is kept is kept of each level by itself."""
     if recipe in KEEPING:
-        with pytest.raises(InputError, match=f"recipe '{recipe.name}' keeps each level by itself; fusion=concat needs"):
+        with pytest.raises(InputError, match=f"recipe '{recipe.name}' encodes each level by itself; fusion=concat needs"):
             Detector.open(folder, recipe=recipe, method=Method(fusion="concat"))
     else:
         scores = Detector.open(folder, recipe=recipe, method=Method(fusion="concat")).score_features(batch_of(queries()))

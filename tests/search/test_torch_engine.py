@@ -274,7 +274,7 @@ def test_a_detector_searches_by_torch(tmp_path: Any, dtype: str, fusion: str) ->
     here = Detector.open(tmp_path / "bank", recipe=by_torch, method=Method(fusion=fusion)).score_features(query)
     there = Detector.open(tmp_path / "bank", method=Method(fusion=fusion)).score_features(query)
     np.testing.assert_allclose(here.maps, there.maps, rtol=1e-4)
-    assert isinstance(Detector.open(tmp_path / "bank", recipe=by_torch)._searches["fine"], TorchSearch)
+    assert isinstance(Detector.open(tmp_path / "bank", recipe=by_torch)._searches["fine"].search, TorchSearch)
 
 
 def test_rounded_products_of_the_process_are_refused() -> None:

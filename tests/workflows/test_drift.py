@@ -1,4 +1,4 @@
-"""Drift: said when normal has moved, not said when it has not, whatever few defects there are."""
+"""Drift of recent results: which calibration they are compared with, and what is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.settings import Method
 from spade_faiss.report.scorefile import ScoreWriter
 from spade_faiss.workflows.calibrate import calibrate
-from spade_faiss.workflows.drift import drift, moved_p_value, write_drift
+from spade_faiss.workflows.drift import drift, write_drift
 from tests.support.oracle import bank_of, batch_of, product
 
 SHAPES = {"fine": (5, 6, 4), "coarse": (3, 3, 6)}
@@ -32,11 +32,8 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
     return made
 
 
-def results(
-    bank: Path, out: Path, seed: int, n: int, *, shift: float = 0.0, generation: int = 1, localize: str = "all"
-) -> Path:
+def results(out: Path, detector: Detector, seed: int, n: int, *, shift: float = 0.0, generation: int = 1) -> Path:
     """A run over n images, as `score_folder` leaves it."""
-    detector = Detector.open(bank, method=Method(localize=localize))
     features = product(seed, n, SHAPES, 16)
     for maps in features.levels.values():
         maps += shift
@@ -48,109 +45,81 @@ def results(
     return out
 
 
-class TestStatistic:
-    def test_two_samples_by_hand(self) -> None:
-        # All three recent scores above all three others: the distance is 1, and 2 of the 20 orders are as far apart.
-        assert moved_p_value(np.array([1.0, 2, 3]), np.array([4.0, 5, 6]), 0.0) == pytest.approx(2 / 20)
-
-    def test_false_verdicts_are_as_rare_as_promised(self) -> None:
-        rng = np.random.default_rng(0)
-        p = np.array([moved_p_value(rng.normal(size=60), rng.normal(size=50), 0.0) for _ in range(400)])
-        for level in (0.01, 0.05, 0.2):
-            assert stats.binom.sf((p <= level).sum() - 1, 400, level) > 1e-3
-        assert (p <= 0.2).mean() > 0.1, "nor is it blind"
-
-    def test_few_defects_are_no_drift(self) -> None:
-        rng = np.random.default_rng(1)
-        calibration = rng.normal(size=200)
-        recent = np.append(rng.normal(size=475), 50 + rng.normal(size=25))
-        plain, robust = moved_p_value(calibration, recent, 0.0), moved_p_value(calibration, recent, 0.05)
-        assert robust == moved_p_value(calibration, recent[:475], 0.0) >= plain
-        many = np.append(rng.normal(size=300), 50 + rng.normal(size=200))
-        assert moved_p_value(calibration, many, 0.05) < 1e-6
-
-    def test_movement_is_found_in_spite_of_the_allowance(self) -> None:
-        rng = np.random.default_rng(2)
-        calibration = rng.normal(size=200)
-        assert moved_p_value(calibration, rng.normal(size=300) + 0.6, 0.05) < 1e-3
-        assert moved_p_value(calibration, rng.normal(size=300) - 0.6, 0.05) < 1e-3
-        assert moved_p_value(calibration, 0.4 * rng.normal(size=300), 0.05) < 1e-3, "closer together"
-
-    def test_ties_and_few_images(self) -> None:
-        assert moved_p_value(np.zeros(20), np.zeros(30), 0.05) == 1
-        assert moved_p_value(np.zeros(20), np.zeros(1), 0.9) == 1
+def test_no_drift(bank: Bank, tmp_path: Path) -> None:
+    parts = [results(tmp_path / name, Detector.open(bank.path), seed, 30) for name, seed in (("a", 2), ("b", 3))]
+    found = drift([parts[0], parts[1] / "scores.h5"], bank=bank.path)
+    assert not found.moved
+    assert found.verdict.startswith("No drift found: 60 recent images")
+    assert (found.images, set(found.tests), found.outdated) == (60, {"image", "map"}, "")
+    assert found.p_value == min(1, 2 * min(test.p_value for test in found.tests.values()))
+    calibration = found.calibration.scores
+    recent = np.concatenate([Detector.open(bank.path).score_features(_queries(seed)).image_score for seed in (2, 3)])
+    assert found.tests["image"].distance == pytest.approx(stats.ks_2samp(recent, calibration[:, 0]).statistic)
 
 
-class TestRuns:
-    def test_nothing_has_moved(self, bank: Bank, tmp_path: Path) -> None:
-        parts = [results(bank.path, tmp_path / name, seed, 30) for name, seed in (("a", 2), ("b", 3))]
-        found = drift([parts[0], parts[1] / "scores.h5"], bank=bank.path)
-        assert not found.moved
-        assert found.verdict.startswith("Nothing says that normal has moved: 60 recent images")
-        assert (found.images, set(found.tests), found.outdated) == (60, {"image", "map"}, "")
-        assert found.p_value == min(1, 2 * min(test.p_value for test in found.tests.values()))
-        calibration = found.calibration.scores
-        recent = np.concatenate([Detector.open(bank.path).score_features(_queries(seed)).image_score for seed in (2, 3)])
-        assert found.tests["image"].distance == pytest.approx(stats.ks_2samp(recent, calibration[:, 0]).statistic)
+def test_drift(bank: Bank, tmp_path: Path) -> None:
+    found = drift([results(tmp_path / "moved", Detector.open(bank.path), 2, 30, shift=1.0)], bank=bank.path)
+    assert found.moved
+    assert found.p_value <= found.level == 0.01
+    assert "is higher than the calibration's" in found.verdict
+    assert "even if 5 % of them are defects" in found.verdict
+    assert found.tests["image"].median_p < 0.1
+    assert not drift([tmp_path / "moved"], bank=bank.path, level=1e-30).moved
 
-    def test_normal_has_moved(self, bank: Bank, tmp_path: Path) -> None:
-        found = drift([results(bank.path, tmp_path / "moved", 2, 30, shift=1.0)], bank=bank.path)
-        assert found.moved
-        assert found.p_value <= found.level == 0.01
-        assert "is higher than the calibration's" in found.verdict
-        assert "even if 5 % of them are defects" in found.verdict
-        assert found.tests["image"].median_p < 0.1
-        assert not drift([tmp_path / "moved"], bank=bank.path, level=1e-30).moved
 
-    def test_what_is_written(self, bank: Bank, tmp_path: Path) -> None:
-        found = drift([results(bank.path, tmp_path / "moved", 2, 30, shift=1.0)], bank=bank.path)
-        write_drift(tmp_path / "out", found)
-        numbers = json.loads((tmp_path / "out" / "drift.json").read_bytes())
-        assert (numbers["moved"], numbers["p_value"], numbers["images"]) == (True, found.p_value, 30)
-        assert numbers["tests"]["map"]["distance"] == found.tests["map"].distance
-        page = (tmp_path / "out" / "drift.html").read_text()
-        assert "<svg" in page
-        assert "Normal has moved" in page
-        assert not re.search(r"(src|href)=\"(?!data:|#)", page.replace("xlink:href", "href")), "it opens offline"
+def test_what_is_written(bank: Bank, tmp_path: Path) -> None:
+    found = drift([results(tmp_path / "moved", Detector.open(bank.path), 2, 30, shift=1.0)], bank=bank.path)
+    write_drift(tmp_path / "out", found)
+    numbers = json.loads((tmp_path / "out" / "drift.json").read_bytes())
+    assert (numbers["moved"], numbers["p_value"], numbers["images"]) == (True, found.p_value, 30)
+    assert numbers["tests"]["map"]["distance"] == found.tests["map"].distance
+    page = (tmp_path / "out" / "drift.html").read_text()
+    assert "<svg" in page
+    assert "Scores have drifted" in page
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page.replace("xlink:href", "href")), "it opens offline"
 
-    def test_images_without_maps_are_told_by_their_image_scores(self, bank: Bank, tmp_path: Path) -> None:
-        found = drift([results(bank.path, tmp_path / "r", 2, 30, localize="none")], bank=bank.path)
-        assert set(found.tests) == {"image"}
-        assert found.p_value == found.tests["image"].p_value
 
-    def test_results_of_other_states_or_ways(self, bank: Bank, tmp_path: Path) -> None:
-        old = results(bank.path, tmp_path / "old", 2, 5, generation=0)
-        new = results(bank.path, tmp_path / "new", 2, 5)
-        with pytest.raises(InputError, match=r"scored at generation 0 .*has one of generation 1; calibrate"):
-            drift([old], bank=bank.path)
-        with pytest.raises(InputError, match="scored with 2 scoring configs, or against as many states"):
-            drift([new, old], bank=bank.path)
-        bare = shutil.copytree(bank.path, tmp_path / "bare")
-        shutil.rmtree(bare / "calibration")
-        with pytest.raises(InputError, match="has none for it; calibrate"):
-            drift([new], bank=bare)
+def test_images_without_maps_are_compared_by_their_image_scores(bank: Bank, tmp_path: Path) -> None:
+    found = drift([results(tmp_path / "r", Detector.open(bank.path, method=Method(localize="none")), 2, 30)], bank=bank.path)
+    assert set(found.tests) == {"image"}
+    assert found.p_value == found.tests["image"].p_value
 
-    def test_an_added_image_is_said(self, bank: Bank, tmp_path: Path) -> None:
-        scored = results(bank.path, tmp_path / "r", 2, 5)
-        grown = shutil.copytree(bank.path, tmp_path / "grown")
-        Bank.open(grown).append(batch_of(product(9, 1, SHAPES, 16), ["one more"]))
-        assert "out of date" in drift([scored], bank=grown).outdated
 
-    def test_what_is_no_result(self, bank: Bank, tmp_path: Path) -> None:
-        with pytest.raises(NotFoundError, match=r"no scores.h5"):
-            drift([tmp_path], bank=bank.path)
-        with pytest.raises(InputError, match="needs results"):
-            drift([], bank=bank.path)
-        with ScoreWriter(tmp_path / "scores.h5", "{}") as writer:
-            writer.append(Detector.open(bank.path).score_features(_queries(2)))
-        with pytest.raises(InputError, match="does not say how it was scored"):
-            drift([tmp_path], bank=bank.path)
-        (tmp_path / "scores.h5").write_bytes(b"none")
-        with pytest.raises(InputError, match="damaged"):
-            drift([tmp_path], bank=bank.path)
-        for name, value in (("level", 0.0), ("defects", 1.0)):
-            with pytest.raises(InputError, match=name):
-                drift([tmp_path], bank=bank.path, **{name: value})
+def test_results_of_several_states_or_scoring_configs(bank: Bank, tmp_path: Path) -> None:
+    old = results(tmp_path / "old", Detector.open(bank.path), 2, 5, generation=0)
+    new = results(tmp_path / "new", Detector.open(bank.path), 2, 5)
+    with pytest.raises(InputError, match=r"scored at generation 0 .*has one of generation 1; calibrate"):
+        drift([old], bank=bank.path)
+    with pytest.raises(InputError, match="scored with 2 scoring configs, or against as many states"):
+        drift([new, old], bank=bank.path)
+    bare = shutil.copytree(bank.path, tmp_path / "bare")
+    shutil.rmtree(bare / "calibration")
+    with pytest.raises(InputError, match="has none for it; calibrate"):
+        drift([new], bank=bare)
+
+
+def test_an_added_image_puts_the_calibration_out_of_date(bank: Bank, tmp_path: Path) -> None:
+    scored = results(tmp_path / "r", Detector.open(bank.path), 2, 5)
+    grown = shutil.copytree(bank.path, tmp_path / "grown")
+    Bank.open(grown).append(batch_of(product(9, 1, SHAPES, 16), ["one more"]))
+    assert "out of date" in drift([scored], bank=grown).outdated
+
+
+def test_input_that_is_no_result(bank: Bank, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"no scores.h5"):
+        drift([tmp_path], bank=bank.path)
+    with pytest.raises(InputError, match="needs results"):
+        drift([], bank=bank.path)
+    with ScoreWriter(tmp_path / "scores.h5", "{}") as writer:
+        writer.append(Detector.open(bank.path).score_features(_queries(2)))
+    with pytest.raises(InputError, match="does not say how it was scored"):
+        drift([tmp_path], bank=bank.path)
+    (tmp_path / "scores.h5").write_bytes(b"none")
+    with pytest.raises(InputError, match="damaged"):
+        drift([tmp_path], bank=bank.path)
+    for name, value in (("level", 0.0), ("defects", 1.0)):
+        with pytest.raises(InputError, match=name):
+            drift([tmp_path], bank=bank.path, **{name: value})
 
 
 def _queries(seed: int) -> FeatureBatch:

@@ -1,66 +1,17 @@
-"""Evaluation: metrics over the region that was scored, and a report that says what it hides."""
+"""Scoring a folder: what is scored, with which weights, and what a failure leaves."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import average_precision_score, roc_auc_score
 
-from spade_faiss import Backbone, Detector, Preprocess, evaluate, fit, load_backbone
+from spade_faiss import Backbone, Detector, Preprocess, fit, load_backbone, score_folder
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Extraction, Method, Run
-from spade_faiss.features.datasets import load_dataset
-from spade_faiss.features.placement import place
-from spade_faiss.report.presenter import Presenter
+from spade_faiss.core.settings import Extraction, ReportOptions, Run
 from spade_faiss.report.scorefile import ScoreFile
-
-
-def test_metrics_are_those_of_the_scores_written(dataset_folder: Path, fitted_bank: Path, tmp_path: Path) -> None:
-    metrics = evaluate(dataset_folder, bank=fitted_bank, out=tmp_path).metrics
-    assert metrics is not None
-    assert metrics.pixel is not None
-    with ScoreFile.open(tmp_path / "scores.h5") as scores:
-        defective = np.array(["good" not in name for name in scores.ids])
-        assert metrics.by_knn.auroc == pytest.approx(roc_auc_score(defective, scores.image_score))
-        assert metrics.by_map.ap == pytest.approx(average_precision_score(defective, scores.map_score))
-        masks = []
-        for name in scores.ids:
-            path = dataset_folder / "ground_truth" / Path(name).parent.name / f"{Path(name).stem}_mask.png"
-            with Image.open(dataset_folder / name) as image:
-                width, height = image.size
-            # The framing, written out: shorter side to 72, central 64 x 64.
-            shorter = min(width, height)
-            size = int(72 * width / shorter), int(72 * height / shorter)
-            left, top = round((size[0] - 64) / 2), round((size[1] - 64) / 2)
-            mask = Image.open(path) if path.exists() else Image.new("L", (width, height))
-            masks.append(np.asarray(mask.convert("L").resize(size, Image.Resampling.NEAREST))[top : top + 64, left : left + 64])
-        truth = np.stack(masks) > 127
-        assert truth.any()
-        assert metrics.pixel.auroc == pytest.approx(roc_auc_score(truth.ravel(), np.stack(list(scores.maps())).ravel()))
-    report = json.loads((tmp_path / "report.json").read_bytes())
-    assert report["metrics"]["by_knn"]["auroc"] == metrics.by_knn.auroc
-    assert report["metrics"]["pixel"]["aupro"] == metrics.pixel.aupro
-    assert list(metrics.kinds) == ["spot"]
-    page = (tmp_path / "report.html").read_text()
-    for number in (metrics.by_knn.auroc, metrics.by_map.auroc, metrics.pixel.auroc, metrics.pixel.aupro):
-        assert f"{number:.3f}" in page
-
-
-def test_defects_that_the_framing_hides_are_counted(dataset_folder: Path, fitted_bank: Path, tmp_path: Path) -> None:
-    dataset = shutil.copytree(dataset_folder, tmp_path / "dataset")
-    mask = sorted((dataset / "ground_truth/spot").iterdir())[0]
-    corner = np.zeros(np.asarray(Image.open(mask).convert("L")).shape, np.uint8)
-    corner[:2, :2] = 255  # outside of the central square
-    Image.fromarray(corner).save(mask)
-    metrics = evaluate(dataset, bank=fitted_bank, out=tmp_path / "out").metrics
-    assert metrics is not None
-    assert (metrics.unseen, metrics.kinds["spot"].unseen) == (1, 1)
-    assert f"1 of {metrics.images} defective images show no defect" in (tmp_path / "out/report.html").read_text()
 
 
 def test_letterbox_scores_the_whole_image_and_nothing_else(dataset_folder: Path, tmp_path: Path) -> None:
@@ -77,43 +28,6 @@ def test_letterbox_scores_the_whole_image_and_nothing_else(dataset_folder: Path,
     assert (scored[24:40] > 0).all()  # a 64 x 16 band is the image
     assert (scored[:24] == 0).all()
     assert (scored[40:] == 0).all()
-
-
-def test_a_set_without_masks_has_no_pixel_metrics(dataset_folder: Path, fitted_bank: Path, tmp_path: Path) -> None:
-    dataset = shutil.copytree(dataset_folder, tmp_path / "dataset")
-    shutil.rmtree(dataset / "ground_truth")
-    metrics = evaluate(dataset, bank=fitted_bank, out=tmp_path / "out").metrics
-    assert metrics is not None
-    assert metrics.pixel is None
-    assert metrics.unseen == 0
-
-
-@pytest.mark.parametrize("kind", ["good", "spot"])
-def test_both_classes_are_needed_before_anything_is_scored(
-    dataset_folder: Path, fitted_bank: Path, tmp_path: Path, kind: str
-) -> None:
-    dataset = shutil.copytree(dataset_folder, tmp_path / "dataset")
-    shutil.rmtree(dataset / "test" / kind)
-    with pytest.raises(InputError, match="spade-faiss score"):
-        evaluate(dataset, bank=fitted_bank, out=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_missing_mask_is_an_error(dataset_folder: Path, fitted_bank: Path, tmp_path: Path) -> None:
-    dataset = shutil.copytree(dataset_folder, tmp_path / "dataset")
-    lost = sorted((dataset / "ground_truth/spot").iterdir())[0]
-    lost.unlink()
-    with pytest.raises(InputError, match="no mask"):
-        evaluate(dataset, bank=fitted_bank, out=tmp_path / "out")
-
-
-def test_the_report_survives_moved_images(dataset_folder: Path, backbone: Backbone, tmp_path: Path) -> None:
-    dataset = shutil.copytree(dataset_folder, tmp_path / "dataset")
-    fit(dataset / "train/good", bank=tmp_path / "b", extraction=Extraction(backbone=backbone))
-    shutil.rmtree(dataset / "train")
-    detector = Detector.open(tmp_path / "b", backbone=backbone)
-    evaluate(dataset, bank=detector, out=tmp_path / "out")
-    assert "train/good" in (tmp_path / "out/report.html").read_text()  # the placeholder names the file that is gone
 
 
 def test_weights_are_loaded_from_where_they_were(dataset_folder: Path, tmp_path: Path) -> None:
@@ -147,66 +61,16 @@ def test_weights_are_loaded_from_where_they_were(dataset_folder: Path, tmp_path:
     assert theirs.weights_sha256 in str(error.value)
 
 
-def test_cards_show_what_the_detector_found(
-    dataset_folder: Path, fitted_bank: Path, backbone: Backbone, tmp_path: Path
+def test_a_report_that_fails_does_not_cost_the_scores(
+    dataset_folder: Path, fitted_bank: Path, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    detector = Detector.open(fitted_bank, method=Method(k_gallery=9), backbone=backbone)
-    results = evaluate(dataset_folder, bank=detector, out=tmp_path)
-    dataset = load_dataset(dataset_folder)
-    direct = detector.score([record.path for record in dataset.test])
-    with ScoreFile.open(tmp_path / "scores.h5") as scores:
-        placements = [place(96, 80, backbone.source.preprocess)] * len(dataset.test)
-        report = Presenter(detector, results, scores, dataset.test, placements).report(shown=12)
-    cards = {card.image.id: card for group in report.groups for card in group.cards}
-    assert cards
-    places = {record.id: number for number, record in enumerate(dataset.test)}
-    for name, card in cards.items():
-        i = places[name]
-        assert (card.image.image_score, card.image.map_score) == (direct.image_score[i], direct.map_score[i])
-        y, x = card.peak
-        assert direct.maps[i, y, x] == direct.maps[i].max()
-        assert (card.mask is not None) == bool(dataset.test[i].defective)
-        shown = {normal.place: normal for normal in card.normals if normal.place is not None}
-        assert set(range(1, 6)) <= set(shown)
-        for rank, normal in shown.items():
-            assert normal.id == direct.neighbor_ids[i, rank - 1]
-            assert normal.distance == direct.neighbor_dist[i, rank - 1]
-        for level, nearest in direct.nearest.items():
-            cell = 64 // nearest.shape[1]
-            match = nearest[i, y // cell, x // cell]
-            corners = (match["y"] * cell, match["x"] * cell, (match["y"] + 1) * cell, (match["x"] + 1) * cell)
-            found = [(item.level, item.corners) for item in shown[match["neighbor"] + 1].matches]
-            assert (level, corners) in found
-    hardest = [card.image.image_score for card in report.groups[1].cards]
-    assert hardest == sorted(hardest)
+    def fail(*_: object) -> None:
+        raise InputError("no page")
 
-
-def test_letterbox_metrics_count_only_what_shows_the_image(dataset_folder: Path, tmp_path: Path) -> None:
-    preprocess = Preprocess(resize_mode="letterbox", crop=64)
-    fit(
-        dataset_folder / "train/good",
-        bank=tmp_path / "b",
-        extraction=Extraction(backbone="efficientnet_lite0", preprocess=preprocess),
-    )
-    metrics = evaluate(dataset_folder, bank=tmp_path / "b", out=tmp_path / "out").metrics
-    assert metrics is not None
-    assert metrics.pixel is not None
-    truth, values = [], []
-    with ScoreFile.open(tmp_path / "out/scores.h5") as scores:
-        for name, scored in zip(scores.ids, scores.maps(), strict=True):
-            path = dataset_folder / "ground_truth" / Path(name).parent.name / f"{Path(name).stem}_mask.png"
-            mask = Image.open(path) if path.exists() else Image.new("L", (96, 80))
-            band = slice(5, 58)  # 96 x 80 becomes 64 x 53, at row 5
-            truth.append(np.asarray(mask.convert("L").resize((64, 53), Image.Resampling.NEAREST)) > 127)
-            values.append(scored[band])
-    expected = roc_auc_score(np.stack(truth).ravel(), np.stack(values).ravel())
-    assert metrics.pixel.auroc == pytest.approx(expected, abs=1e-9)
-
-
-def test_a_normal_image_that_has_changed_is_not_shown(dataset_folder: Path, backbone: Backbone, tmp_path: Path) -> None:
-    dataset = shutil.copytree(dataset_folder, tmp_path / "dataset")
-    fit(dataset / "train/good", bank=tmp_path / "b", extraction=Extraction(backbone=backbone))
-    for path in (dataset / "train/good").iterdir():
-        Image.new("RGB", (96, 80), (255, 0, 0)).save(path)
-    evaluate(dataset, bank=Detector.open(tmp_path / "b", backbone=backbone), out=tmp_path / "out")
-    assert "has changed since the bank took it" in (tmp_path / "out/report.html").read_text()
+    monkeypatch.setattr("spade_faiss.workflows.score.write_html", fail)
+    detector, out = Detector.open(fitted_bank, backbone=backbone), tmp_path / "out"
+    with pytest.raises(InputError, match="no page"):
+        score_folder(dataset_folder / "test", bank=detector, out=out, report=ReportOptions(overlays=True))
+    with ScoreFile.open(out / "scores.h5") as scores:
+        assert len(scores) == 11
+    assert sorted(path.name for path in out.iterdir()) == ["regions.csv", "report.json", "scores.csv", "scores.h5"]

@@ -136,7 +136,7 @@ def test_the_same_image_under_two_names_is_no_suspect(tmp_path: Path) -> None:
     assert found.image_score[-2:].tolist() == [0, 0]
 
 
-def test_names_are_kept_and_never_a_place_to_write_to(tmp_path: Path) -> None:
+def test_names_stay_as_they_are_and_are_never_a_place_to_write_to(tmp_path: Path) -> None:
     names = ["../../evil", "a\nb,c", '"quoted"', "<script>alert(1)</script>", "日本\u202e", *map(str, range(7))]
     features = normals()
     made = bank_of(tmp_path / "bank", features[[0]], input_size=INPUT)
@@ -162,7 +162,7 @@ def test_an_approximate_recipe_finds_them_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.image_score, exact.image_score)
 
 
-def test_what_cannot_be_done_is_said_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
+def test_bad_input_is_refused_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="shown=0 must be an integer of at least 1"):
         suspects(folder, out=tmp_path / "out", report=ReportOptions(shown=0))
     (tmp_path / "file").touch()

@@ -1,0 +1,55 @@
+"""Every number of a run, for report.json."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from spade_faiss.report.csvfile import rank
+from spade_faiss.report.inputs import ReportInputs
+from spade_faiss.scoring.evaluation import Metrics
+
+
+def run_numbers(inputs: ReportInputs) -> dict[str, Any]:
+    """Every number of a run, as nested plain values."""
+    results, scores = inputs.results, inputs.scores
+    metrics, decisions = results.metrics, results.decisions
+    ranks = rank(scores.image_score)
+    return {
+        "method": inputs.facts.settings,
+        "bank": inputs.facts.bank,
+        "images": results.images,
+        "localized": int(scores.localized.sum()),
+        "skipped": [asdict(item) for item in results.skipped],
+        "metrics": None if metrics is None else _metric_numbers(metrics),
+        "calibration": None if decisions is None else decisions.numbers(),
+        "calibration_notice": results.notice or None,
+        "time": {"total_s": results.total_s, "timing_s": results.timing_s},
+        "peak_memory_bytes": results.peak_memory_bytes,
+        "memory": asdict(inputs.facts.memory),
+        "scores": [
+            {
+                "id": record.id,
+                "kind": record.kind,
+                "image_score": scores.image_score[i],
+                "map_score": scores.map_score[i],
+                "rank": ranks[i],
+                **({} if decisions is None else decisions.image_numbers(i)),
+                "neighbors": [
+                    {"id": str(name), "dist": dist}
+                    for name, dist in zip(scores.neighbor_ids[i], scores.neighbor_dist[i], strict=True)
+                ],
+            }
+            for i, record in enumerate(inputs.records)
+        ],
+    }
+
+
+def _metric_numbers(metrics: Metrics) -> dict[str, Any]:
+    """All metrics; the curves only of all defects together, as the page draws them."""
+    numbers = asdict(metrics)
+    for kind in numbers["kinds"].values():
+        for found in filter(None, (kind["by_knn"], kind["by_map"], kind["pixel"])):
+            for curve in ("roc", "precision_recall", "pro"):
+                found.pop(curve, None)
+    return numbers

@@ -1,0 +1,120 @@
+"""The pixel search at one pyramid level: how far each location is from its nearest gallery vector, and which vector that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spade_faiss.bank.snapshot import Snapshot
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.settings import Method
+from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.features.batch import FeatureBatch, Level
+from spade_faiss.index.gallery_index import EncodedLevel, open_gallery
+from spade_faiss.scoring.fusion import to_distance
+from spade_faiss.scoring.memory import float32_bytes
+from spade_faiss.scoring.scores import NEAREST_DTYPE, NearestArray
+from spade_faiss.search.cache import BlockCache
+from spade_faiss.search.levels import open_blocks, searched_levels, vectors_of
+from spade_faiss.search.protocol import GallerySearch, ResolvedRecipe
+from spade_faiss.search.workers import Workers
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LevelSearch:
+    """Searches the maps of the nearest normal images at one level.
+
+    Args:
+        level: the level that is searched, one of `bank_levels` or all of them as one.
+        bank_levels: the levels of the bank.
+        method: the parameters of SPADE.
+        search: finds the nearest vectors; None if no image is to be localized.
+    """
+
+    level: Level
+    bank_levels: Sequence[Level]
+    method: Method
+    search: GallerySearch | None
+
+    def __call__(self, query: FeatureBatch, gallery: IntArray, localized: IntArray) -> tuple[FloatArray, NearestArray]:
+        """Search for the nearest gallery vector of each location.
+
+        Args:
+            query: features of n images.
+            gallery: (n, k_gallery), the bank rows of each image's nearest normal images.
+            localized: (m,), the images to search for.
+
+        Returns:
+            (n, h, w) distances, NaN for the images that are not searched for, and (n, h, w) of `NEAREST_DTYPE`.
+        """
+        level, shape = self.level, (len(query), self.level.height, self.level.width)
+        dist, nearest = np.full(shape, np.nan, np.float32), np.zeros(shape, NEAREST_DTYPE)
+        nearest["neighbor"] = nearest["row"] = -1
+        if len(localized) == 0:
+            return dist, nearest
+        assert self.search is not None
+        gallery, shape = gallery[localized], (len(localized), *shape[1:])
+        every = len(localized) == len(query)  # the usual case, without a copy
+        xq = vectors_of(level, self.bank_levels, lambda name: query.levels[name] if every else query.levels[name][localized])
+        hits = self.search(xq.reshape(len(localized), -1, level.channels), gallery, self.method.kappa)
+        dist[localized] = to_distance(hits.sq_dist, self.method.distance).mean(axis=-1).reshape(shape)
+        found = np.empty(shape, NEAREST_DTYPE)
+        is_column = gallery[:, None, :] == hits.row[..., None]
+        found["neighbor"] = np.where(is_column.any(axis=-1), is_column.argmax(axis=-1), -1).reshape(shape)
+        found["row"] = hits.row.reshape(shape)
+        found["y"], found["x"] = np.divmod(hits.location.reshape(shape), level.width)
+        nearest[localized] = found
+        return dist, nearest
+
+    def working_bytes(self, images: int) -> int:
+        """The most that a call for so many images holds at a time, beside its results and the cache of decoded blocks."""
+        if self.search is None:
+            return 0
+        search = self.search.working_bytes(images, self.method.k_gallery, self.method.kappa)
+        return images * float32_bytes(self.level.shape) + search
+
+
+def open_level_searches(
+    bank: Snapshot, recipe: ResolvedRecipe, method: Method, workers: Workers, cache: BlockCache[FloatArray]
+) -> dict[str, LevelSearch]:
+    """Open the search of every level that is searched under the method's fusion.
+
+    Args:
+        bank: the normal images.
+        recipe: how their maps are searched.
+        method: the parameters of SPADE.
+        workers: what computes.
+        cache: where decoded blocks are kept.
+
+    Returns:
+        The searches by the name of their level, in the order of the bank's levels.
+
+    Raises:
+        InputError: if the recipe encodes each level by itself and the fusion is `concat`.
+        BankError: if the index of the recipe is damaged or missing.
+    """
+    levels = searched_levels(bank.layout.levels, method.fusion)
+    index = None
+    if method.localize != "none" and recipe.method.train is not None:
+        if method.fusion != "mean":
+            raise InputError(
+                f"recipe {recipe.recipe.name!r} encodes each level by itself; fusion={method.fusion} needs one like 'exact'"
+            )
+        index = open_gallery(bank, recipe.recipe)
+
+    def open_search(level: Level) -> GallerySearch:
+        blocks = open_blocks(bank, level, cache)
+        encoded = None if index is None else EncodedLevel(index, level, blocks)
+        return recipe.method.open(blocks, workers, recipe.build, recipe.query, encoded)
+
+    return {
+        level.name: LevelSearch(
+            level=level,
+            bank_levels=bank.layout.levels,
+            method=method,
+            search=None if method.localize == "none" else open_search(level),
+        )
+        for level in levels
+    }

@@ -1,0 +1,39 @@
+"""How much memory scoring takes: from the decoded images of a batch to its finished maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from spade_faiss.features.batch import Level
+from spade_faiss.features.layout import Layout
+
+# A network's forward pass takes about this much, and so many times the bytes of each input (measured on efficientnet_lite0 and
+# wide_resnet50_2). The images that are decoded ahead, and the inputs that are made of them, are counted in it.
+_FORWARD_BYTES = 64 << 20
+_FORWARD_INPUTS = 25
+
+
+def float32_bytes(shape: tuple[int, ...]) -> int:
+    """Bytes of a float32 array."""
+    return math.prod(shape) * np.dtype(np.float32).itemsize
+
+
+def working_bytes(images: int, layout: Layout, searched: Sequence[Level], search_bytes: int, *, forward: bool) -> int:
+    """About how many bytes it takes to score so many images at a time.
+
+    Args:
+        images: the number of images.
+        layout: the layout of the bank's features.
+        searched: the levels that are searched.
+        search_bytes: the most that the search of a level takes for so many images.
+        forward: whether a backbone computes the features.
+    """
+    image = float32_bytes((3, *layout.input_size))
+    network = _FORWARD_BYTES + images * _FORWARD_INPUTS * image if forward else 0
+    features = images * sum(2 * float32_bytes(level.shape) for level in layout.levels)
+    # Distances and where they come from; score maps before and after smoothing.
+    results = images * sum(10 * float32_bytes((level.height, level.width)) for level in searched) + images * 2 * image
+    return max(network, search_bytes) + features + results

@@ -1,0 +1,78 @@
+"""From a labeled set to a folder of results: what `score_folder` writes, with metrics and labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.hints import score_command
+from spade_faiss.core.settings import Decision, ReportOptions
+from spade_faiss.features.datasets import Dataset, load_dataset
+from spade_faiss.features.pictures import to_mask
+from spade_faiss.report.results import Results
+from spade_faiss.report.scorefile import ScoreFile
+from spade_faiss.scoring.detector import Detector
+from spade_faiss.scoring.evaluation import PixelTruth, measure
+from spade_faiss.workflows.score import SCORES, Evaluated, Scored, open_job, open_pictures, score_images, write_results
+
+
+def evaluate(
+    dataset: str | Path,
+    *,
+    bank: str | Path | Detector,
+    out: str | Path,
+    decision: Decision = Decision(),
+    report: ReportOptions = ReportOptions(),
+) -> Results:
+    """Score the test images of a labeled set laid out as MVTec AD; write what `score_folder` writes, with metrics and labels.
+
+    Args:
+        dataset: a folder with `test/<kind>` and, for pixel metrics, `ground_truth/<kind>`.
+        bank, out, decision, report: as for `score_folder`.
+
+    Raises:
+        InputError: for bad input, a set without normal or without defective test images, a defective image without its mask
+            in a set that has masks, too many unreadable images, or a rate that so few calibration images cannot promise.
+        NotFoundError: if a path does not exist.
+        BankError: if a rate is asked for and there is no calibration, or one that is out of date.
+    """
+    if isinstance(bank, Detector) and bank.method.localize != "all":
+        raise InputError(
+            f"localize={bank.method.localize!r} leaves images without a map to measure; evaluate with localize='all'"
+        )
+    loaded = load_dataset(dataset)
+    _check_classes(loaded)
+    job = open_job(bank, out, decision)
+    with open_pictures(job, report) as pictures:
+        scored = score_images(job, loaded.root, loaded.test, pictures)
+        with ScoreFile.open(job.out / SCORES) as scores:
+            with job.timings("metrics"):
+                evaluated = _measure(scored, scores, with_masks=loaded.has_masks)
+            return write_results(job, scored, scores, pictures, report, evaluated)
+
+
+def _check_classes(dataset: Dataset) -> None:
+    for name, defective in (("normal (test/good)", False), ("defective", True)):
+        if not any(record.defective == defective for record in dataset.test):
+            raise InputError(
+                f"{dataset.root} has no {name} test images, so there is nothing to measure; use: {score_command()}"
+            )
+
+
+def _measure(scored: Scored, scores: ScoreFile, *, with_masks: bool) -> Evaluated:
+    kinds = [str(record.kind) for record in scored.records]
+    defective = np.array([bool(record.defective) for record in scored.records])
+    pixels = _read_pixels(scored, scores) if with_masks else None
+    metrics = measure(kinds, defective, scores.image_score, scores.map_score, pixels)
+    return Evaluated(metrics=metrics, masks=None if pixels is None else pixels.masks)
+
+
+def _read_pixels(scored: Scored, scores: ScoreFile) -> PixelTruth:
+    masks = np.zeros((len(scored.records), *scores.size), np.bool_)
+    for mask, record, placement in zip(masks, scored.records, scored.placements, strict=True):
+        if record.mask is not None:
+            mask[:] = to_mask(record.mask, placement)
+    valid = np.stack([placement.valid for placement in scored.placements])
+    return PixelTruth(masks=masks, valid=valid, maps=np.stack(list(scores.maps())))

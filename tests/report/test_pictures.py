@@ -1,0 +1,95 @@
+"""Heat maps, overlays, outlines: colors that can be compared, pictures that are not changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spade_faiss.core.errors import InputError
+from spade_faiss.report import pictures
+from tests.support.scores import leftovers
+
+
+class TestPictures:
+    low, high = 2.0, 4.0
+
+    def picture(self, size: tuple[int, int] = (12, 16)) -> pictures.Picture:
+        return np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+    def test_the_picture_stays_where_the_score_is_low_and_turns_to_the_map_where_it_is_high(self) -> None:
+        picture = self.picture()
+        scores = np.full((12, 16), 1.0, np.float32)
+        scores[0], scores[1], scores[2] = self.low, 3.0, 99.0
+        before = picture.copy(), scores.copy()
+        shaded = pictures.overlay(picture, scores, self.low, self.high)
+        np.testing.assert_array_equal(shaded[3:], picture[3:])
+        np.testing.assert_array_equal(shaded[0], picture[0])
+        heat = pictures.heat_map(scores, self.low, self.high).astype(float)
+        distance = np.abs(shaded - heat).mean(axis=(1, 2))
+        assert distance[2] < distance[1] < distance[0]
+        assert distance[2] < 0.2 * np.abs(picture - heat).mean(axis=(1, 2))[2]
+        np.testing.assert_array_equal(picture, before[0])
+        np.testing.assert_array_equal(scores, before[1])
+
+    def test_colors_get_lighter_with_the_score_and_stop_at_the_ends_of_the_range(self) -> None:
+        scores = np.linspace(self.low, self.high, 50, dtype=np.float32)[None]
+        heat = pictures.heat_map(scores, self.low, self.high)
+        assert heat.shape == (1, 50, 3)
+        assert (np.diff(heat[0] @ np.array([0.2126, 0.7152, 0.0722])) > 0).all()
+        ends = pictures.heat_map(np.array([[-9, 2, 4, 99]], np.float32), self.low, self.high)[0]
+        assert ends[0].tolist() == ends[1].tolist() == list(pictures.color_scale(9)[0])
+        assert ends[2].tolist() == ends[3].tolist() == list(pictures.color_scale(9)[-1])
+
+    def test_the_outline_goes_around_the_mask_and_leaves_its_inside(self) -> None:
+        picture, mask = self.picture(), np.zeros((12, 16), bool)
+        mask[4:7, 0:5] = True
+        before = picture.copy()
+        drawn = pictures.outline(picture, mask)
+        np.testing.assert_array_equal(drawn[mask], picture[mask])
+        assert (drawn[3, 0:6] == pictures.OUTLINE).all()
+        assert (drawn[3:8, 5] == pictures.OUTLINE).all()
+        np.testing.assert_array_equal(drawn[9:], picture[9:])
+        np.testing.assert_array_equal(picture, before)
+        np.testing.assert_array_equal(pictures.outline(picture, np.zeros((12, 16), bool)), picture)
+
+    def test_cells_cover_the_picture(self) -> None:
+        assert pictures.cell_box((1, 2), (4, 4), (224, 224)) == (56, 112, 112, 168)
+        assert pictures.cell_box((1, 0), (3, 3), (10, 10)) == (3, 0, 7, 4)
+        with pytest.raises(InputError, match="outside"):
+            pictures.cell_box((3, 0), (3, 3), (10, 10))
+
+    def test_color_range_by_hand(self) -> None:
+        def maps(*maxima: float) -> Iterator[np.ndarray]:
+            for top in maxima:
+                yield np.append(np.zeros(99, np.float32), np.float32(top)).reshape(10, 10)
+
+        # Normal maxima 1, 2, 3 and defective ones 10, 20, 60: color from 2, full at 20.
+        labels = [False, False, False, True, True, True]
+        assert pictures.color_range(maps(1, 2, 3, 10, 20, 60), labels) == (2.0, 20.0)
+        low, high = pictures.color_range(maps(1, 2, 3, 4))
+        assert low == 0.0
+        assert 3.9 < high <= 4.0
+        low, high = pictures.color_range(maps(0, 0))  # nothing scores, yet the range rises
+        assert low == 0.0 < high
+        with pytest.raises(InputError, match="at least one map"):
+            pictures.color_range(maps())
+        with pytest.raises(InputError, match="1 labels for 2 maps"):
+            pictures.color_range(maps(1, 2), [True])
+
+    def test_pictures_that_do_not_fit_are_refused(self) -> None:
+        scores = np.zeros((12, 16), np.float32)
+        for bad in (self.picture((16, 12)), self.picture().astype(np.float32), self.picture()[..., 0]):
+            with pytest.raises(InputError, match="picture"):
+                pictures.overlay(bad, scores, 0, 1)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="must rise"):
+            pictures.heat_map(scores, 1, 1)
+
+    def test_png_round_trip(self, tmp_path: Path) -> None:
+        pictures.write_png(tmp_path / "p.png", self.picture())
+        with Image.open(tmp_path / "p.png") as image:
+            np.testing.assert_array_equal(np.asarray(image), self.picture())
+        assert leftovers(tmp_path) == ["p.png"]
