@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Snapshot
-from spade_faiss.core.arrays import Arrays, map_arrays, write_arrays
+from spade_faiss.core.arrays import map_arrays, write_arrays
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, check_file, hash_file
-from spade_faiss.core.schema import from_mapping
 from spade_faiss.core.signed_json import hash_json, read_signed, write_signed
+from spade_faiss.core.types import Arrays
 from spade_faiss.features.batch import Level
 from spade_faiss.index.staleness import IndexedShard, check_covers, check_listed, index_folder, why_learn_anew
 from spade_faiss.search.blocks import Blocks
@@ -323,12 +323,7 @@ def _command(bank: Snapshot, folder: Path) -> str:
 
 
 def _read(folder: Path, command: str) -> GalleryIndexManifest:
-    path = folder / _MANIFEST
-    _, content = read_signed(path, FORMAT, (SCHEMA,), f"rebuild the index with: {command}")
-    try:
-        return from_mapping(GalleryIndexManifest, content, str(path))
-    except InputError as error:
-        raise BankError(f"{error}; rebuild the index with: {command}") from error
+    return read_signed(folder / _MANIFEST, GalleryIndexManifest, FORMAT, SCHEMA, f"rebuild the index with: {command}")
 
 
 def _entry_of(path: Path, made_of: str, known: dict[str, str]) -> FileEntry | None:

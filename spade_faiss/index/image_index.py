@@ -16,7 +16,6 @@ from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.device import CPU, Device
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, atomic_path, hash_file
-from spade_faiss.core.schema import from_mapping
 from spade_faiss.core.signed_json import read_signed, write_signed
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.index.gpu import to_cards
@@ -340,9 +339,4 @@ def _known(folder: Path, command: str) -> ImageIndexManifest | None:
 
 
 def _read(folder: Path, command: str) -> ImageIndexManifest:
-    path = folder / _MANIFEST
-    _, content = read_signed(path, FORMAT, (SCHEMA,), f"rebuild the index with: {command}")
-    try:
-        return from_mapping(ImageIndexManifest, content, str(path))
-    except InputError as error:
-        raise BankError(f"{error}; rebuild the index with: {command}") from error
+    return read_signed(folder / _MANIFEST, ImageIndexManifest, FORMAT, SCHEMA, f"rebuild the index with: {command}")

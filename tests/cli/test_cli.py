@@ -494,7 +494,7 @@ def test_a_setting_without_name_or_value_is_wrong_usage(
     ("option", "message"),
     [
         (("--memory", "10kB"), "is too small: scoring image by image takes"),
-        (("--memory", "much"), "memory='much' is no size; write for instance 500MB or 2GiB"),
+        (("--memory", "much"), "memory='much' is not a size; write for example 500MB or 2GiB"),
         (("--localize", "flagged"), "localize='flagged' needs flag_above"),
         (("--localize", "flagged", "--flag-above", "nan"), "localize='flagged' needs flag_above"),
         (("--flag-above", "3"), "flag_above=3.0 does nothing with localize='all'"),

@@ -208,7 +208,7 @@ def test_a_changed_description_is_refused(copied: Path, key: str, value: object,
     path = index_folder(bank, recipe) / "index.json"
     content = {**json.loads(path.read_text()), key: value}
     path.write_text(json.dumps(content))
-    with pytest.raises(BankError, match=message if key in ("format", "schema") else "is damaged: its sha256 is .*, it says"):
+    with pytest.raises(BankError, match=message if key in ("format", "schema") else "is damaged: its content has sha256"):
         Detector.open(copied, recipe=recipe)
     del content["sha256"]
     path.write_text(json.dumps({**content, "sha256": hash_json(content)}))
