@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from spade_faiss.bank.bank import Bank
-from spade_faiss.bank.snapshot import SHARDS
+from spade_faiss.bank.state import SHARDS
 from spade_faiss.core.errors import BankError
 from spade_faiss.core.files import hash_file
 from spade_faiss.decisions.calibration import stored_calibrations

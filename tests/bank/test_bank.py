@@ -225,14 +225,14 @@ def test_appending_does_not_read_the_ids_of_earlier_shards_again(tmp_path: Path,
     """The cost of a long extraction must not grow with the square of its shards."""
     bank = make_bank(tmp_path / "b")
     bank.append(batch("a"))
-    reads: list[int] = []
-    texts = Bank._texts
+    reads: list[str] = []
+    texts = shards.Shard.texts
 
-    def counted(self: Bank, index: int, name: str) -> list[str]:
-        reads.append(index)
-        return texts(self, index, name)
+    def counted(self: shards.Shard, field: str) -> list[str]:
+        reads.append(field)
+        return texts(self, field)
 
-    monkeypatch.setattr(Bank, "_texts", counted)
+    monkeypatch.setattr(shards.Shard, "texts", counted)
     for name in "bcdef":
         bank.append(batch(name))
     assert reads == []

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from spade_faiss import Detector
 from spade_faiss.bank import bank as bank_module
 from spade_faiss.bank import shards
-from spade_faiss.bank.bank import Bank, plan_compaction
+from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.compaction import plan_compaction
 from spade_faiss.bank.shards import ShardEntry
 from spade_faiss.core import arrays
 from spade_faiss.core.errors import InputError, NotFoundError, SpadeError
