@@ -349,7 +349,7 @@ def test_update_brings_all_that_was_built_up_to_date(copied_bank: Path, capsys: 
 def test_a_recipe_that_keeps_nothing_says_so(copied_bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for recipe in ("exact", "location"):
         text = run_text(capsys, "index", copied_bank, "--recipe", recipe)
-        assert text == f"recipe {recipe!r} trains nothing: {copied_bank} can be queried as it is\n"
+        assert text == f"recipe {recipe!r} needs no index: {copied_bank} can be searched as it is\n"
     assert not (copied_bank / "indexes").exists()
 
 
@@ -360,7 +360,7 @@ def test_info_lists_what_is_built(copied_bank: Path, capsys: pytest.CaptureFixtu
     sizes = {name: build(capsys, copied_bank, name)["bytes"] for name in ("hnsw", "ivf", "compact")}
     info = run_json(capsys, "info", copied_bank)
     (image,) = info["indexes"]
-    whole = {"covered": 24, "beside": 0, "dead": 0, "generation": 1}
+    whole = {"indexed": 24, "unindexed": 0, "tombstones": 0, "generation": 1}
     assert image == {"recipe": "hnsw", "image": "HNSW32", "bytes": sizes["hnsw"], **whole}
     for item, name in zip(info["galleries"], ("compact", "ivf"), strict=True):
         assert (item["recipe"], item["gallery"], item["bytes"]) == (name, name, sizes[name])
@@ -374,11 +374,11 @@ def test_info_lists_what_is_built(copied_bank: Path, capsys: pytest.CaptureFixtu
     bank.remove([bank.ids[5], bank.ids[7], "late 1"])
     info = run_json(capsys, "info", copied_bank)
     assert (info["images"], info["removed"]) == (24, sorted(bank.removed))
-    since = {"covered": 22, "beside": 2, "dead": 2, "generation": 1}
+    since = {"indexed": 22, "unindexed": 2, "tombstones": 2, "generation": 1}
     for item in (*info["indexes"], *info["galleries"]):
         assert {key: item[key] for key in since} == since
     text = run_text(capsys, "info", copied_bank)
-    assert text.count("covers 22 images, 2 are searched beside it, 2 of its entries are of images that are gone") == 3
+    assert text.count("22 images indexed, 2 not indexed yet, 2 tombstones of removed images") == 3
     assert f"spade-faiss index {copied_bank} --update" in text
 
 

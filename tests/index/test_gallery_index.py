@@ -25,10 +25,9 @@ from spade_faiss.core.files import hash_file
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.layout import Layout
-from spade_faiss.index import gallery_index as store
 from spade_faiss.index.build import build_index, check_recipe, update_indexes
-from spade_faiss.index.gallery_index import EncodedLevel, GalleryIndexManifest, build_gallery, built_galleries, open_gallery
-from spade_faiss.index.staleness import index_folder
+from spade_faiss.index.built_index import index_folder, read_built
+from spade_faiss.index.gallery_index import EncodedLevel, GalleryIndexManifest, build_gallery, open_gallery
 from spade_faiss.search import compact, history, ivf
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.protocol import resolve_recipe
@@ -215,7 +214,7 @@ def test_what_is_built_says_what_it_is(bank: Bank, recipe: Recipe) -> None:
     described = json.loads(description_of(bank, recipe).read_text())
     method = resolve_recipe(recipe)
     assert described["format"] == "spade_faiss gallery index"
-    assert described["schema"] == store.SCHEMA == 2
+    assert described["schema"] == GalleryIndexManifest.SCHEMA == 2
     assert (described["recipe"], described["gallery"]) == (recipe.name, recipe.build.gallery)
     # Settings that the recipe leaves out are spelled out: a default may change one day.
     assert described["settings"] == {**vars(method.build)}
@@ -257,7 +256,7 @@ def test_what_is_kept_is_what_was_encoded(bank: Bank, recipe: Recipe) -> None:
 
 @by_name
 def test_building_again_changes_nothing(bank: Bank, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, described = state_of(folder_of(bank, recipe)), built_galleries(bank)[RECIPES.index(recipe)]
+    before, described = state_of(folder_of(bank, recipe)), read_built(GalleryIndexManifest, bank)[RECIPES.index(recipe)]
     calls = watch(monkeypatch, recipe)
     again, done = build_gallery(bank, recipe)
     assert not any(calls)
@@ -280,7 +279,7 @@ def test_recipes_of_one_bank_do_not_meet(bank: Bank) -> None:
     assert state_of(folder_of(bank, COMPACT)) == before
     other = replace(IVF, name="more-lists", build=Build(gallery="ivf", settings={"lists": 9}))
     build_gallery(bank, other)
-    assert [item.recipe for item in built_galleries(bank)] == ["codes", "history", "ivf", "more-lists"]
+    assert [item.recipe for item in read_built(GalleryIndexManifest, bank)] == ["codes", "history", "ivf", "more-lists"]
     for recipe in (COMPACT, other):
         open_gallery(bank, recipe)
 
@@ -346,7 +345,7 @@ def test_an_interrupted_build_goes_on(bare: Bank, built: Path, recipe: Recipe, i
         assert len(calls.encode) == levels * (COUNT - STARTS[finished])
     after = state_of(folder_of(bare, recipe))
     assert {name: after[name] for name in before} == before
-    whole = built_galleries(Bank.open(built))[RECIPES.index(recipe)]
+    whole = read_built(GalleryIndexManifest, Bank.open(built))[RECIPES.index(recipe)]
     assert [entry.sha256 for entry in described.files] == [entry.sha256 for entry in whole.files]
 
 
@@ -464,7 +463,7 @@ def test_a_whole_bank_added_to_a_small_one(tmp_path: Path, recipe: Recipe) -> No
     equal(scores_of(bank, recipe), before)
     add(bank, product(3, 2, SHAPES, DIM), "later")
     third, done = build_gallery(bank, recipe)
-    assert done == "built anew: it learned from 3 images, the bank holds 13"
+    assert done == "built anew: it was trained on 3 images, the bank holds 13"
     assert (third.build, third.trained) == (1, 3)
     assert third.trained_file.sha256 != first.trained_file.sha256
     scores_of(bank, recipe)
@@ -480,7 +479,9 @@ def test_what_was_learned_from_other_looking_images_is_learned_anew(
     other = product(3, 3, SHAPES, DIM)
     add(bank, Features(other.embedding + np.float32(100), other.levels))
     second, done = build_gallery(bank, recipe)
-    assert re.fullmatch(r"built anew: images added since lie \d+\.\d times as far from the mean as those it learned from", done)
+    assert re.fullmatch(
+        r"built anew: images added since lie \d+\.\d times as far from the mean as those it was trained on", done
+    )
     assert (second.build, second.trained, second.count) == (1, 2, COUNT + 3)
     fresh = bank_of(tmp_path / "fresh", normals(), input_size=INPUT)
     add(fresh, Features(other.embedding + np.float32(100), other.levels))
@@ -596,7 +597,7 @@ def test_files_that_somebody_may_still_read_stay(bank: Bank, recipe: Recipe) -> 
     [
         (Build(gallery="ivf", settings={"lists": 5}), r"settings \{'lists': 4, .*\}", r"\{'lists': 5, .*\}"),
         (Build(gallery="ivf", settings={"lists": 4, "train_vectors": 77}), "'train_vectors': 50000", "'train_vectors': 77"),
-        (Build(gallery="compact", settings={"dims": 4}), "gallery ivf", "compact"),
+        (Build(gallery="compact", settings={"dims": 4}), "gallery 'ivf'", "'compact'"),
     ],
 )
 def test_other_settings_are_another_index(bank: Bank, build: Build, old: str, new: str) -> None:
@@ -608,7 +609,9 @@ def test_other_settings_are_another_index(bank: Bank, build: Build, old: str, ne
         Detector.open(bank.path, recipe=changed)
     # The command that the message names is enough.
     _, done = build_gallery(bank, changed)
-    assert re.fullmatch(r"built anew: it was ivf \{'lists': 4, .*\}, the recipe says (ivf|compact) \{.*\}", done)
+    assert re.fullmatch(
+        r"built anew: it was built with (settings \{'lists': 4, .*\}|gallery 'ivf'), the recipe says (\{.*\}|'compact')", done
+    )
     open_gallery(bank, changed)
     with pytest.raises(BankError, match="was built with"):
         open_gallery(bank, IVF)
@@ -715,7 +718,7 @@ def test_the_command_that_is_named_repairs_it(bank: Bank, recipe: Recipe) -> Non
         (lambda content: content.update(extra=2), "unknown key 'extra'"),
         (lambda content: content.pop("build_s"), "missing key 'build_s'"),
         (lambda content: content.update(recipe=3), "recipe=3 is of type int"),
-        (lambda content: content.update(gallery="compact"), "was built with gallery compact, the recipe says ivf"),
+        (lambda content: content.update(gallery="compact"), "was built with gallery 'compact', the recipe says 'ivf'"),
         (lambda content: content.update(settings={}), "was built with settings {}, the recipe says {'lists': 4"),
         (lambda content: content["settings"].update(lists=5), "was built with settings {'lists': 5"),
         (lambda content: content.update(generation="4"), "generation='4' is of type str"),
@@ -755,7 +758,7 @@ def test_a_description_that_was_edited_is_refused(bank: Bank, change: Callable[[
 
 def test_a_description_of_a_newer_version_says_what_to_install(bank: Bank) -> None:
     describe_anew(description_of(bank, IVF), lambda content: content.update(schema=3))
-    for read in (lambda: open_gallery(bank, IVF), lambda: built_galleries(bank)):
+    for read in (lambda: open_gallery(bank, IVF), lambda: read_built(GalleryIndexManifest, bank)):
         with pytest.raises(
             BankError, match="has schema 3, this version reads 2; it was written by a newer spade_faiss: install"
         ):
@@ -781,7 +784,7 @@ def test_shards_are_found_by_their_content(bank: Bank, recipe: Recipe, change: C
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
 def test_a_description_of_something_else_is_refused(bank: Bank, content: bytes) -> None:
     description_of(bank, IVF).write_bytes(content)
-    for read in (lambda: open_gallery(bank, IVF), lambda: built_galleries(bank)):
+    for read in (lambda: open_gallery(bank, IVF), lambda: read_built(GalleryIndexManifest, bank)):
         with pytest.raises(BankError, match=f"gallery.json is damaged .*; rebuild the index with: {command(bank, IVF)}$"):
             read()
     build_gallery(bank, IVF)
@@ -813,14 +816,14 @@ def test_what_was_built_for_another_bank_covers_nothing(
     assert chosen.method.encode is not None
     for name in SHAPES:
         kept, blocks = kept_level(other, recipe, name)
-        assert f"covers no image of the bank: all are searched beside it; bring it up to date: {command(other, recipe)}" in (
+        assert f"holds no image of the bank, so all are searched without it; bring it up to date: {command(other, recipe)}" in (
             caplog.text
         )
         for row in range(COUNT):
             for key, array in chosen.method.encode(blocks(row), kept.trained, chosen.build).items():
                 np.testing.assert_array_equal(kept(row)[key], array)
     # A build there takes none of the files for its own.
-    assert build_gallery(other, recipe)[1] == "built anew: the images it learned from are gone"
+    assert build_gallery(other, recipe)[1] == "built anew: the images it was trained on are gone"
     fresh = bank_of(tmp_path / "fresh", product(9, COUNT, SHAPES, DIM), input_size=INPUT, shards=SHARDS)
     build_gallery(fresh, recipe)
     assert same(contents(other, recipe), contents(fresh, recipe))
@@ -871,7 +874,7 @@ def test_a_flipped_bit_is_not_built_upon(
     bank: Bank, recipe: Recipe, number: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Running the command again must not take a damaged file for a good one, and write its checksum down: it makes it again."""
-    expected, described = contents(bank, recipe), built_galleries(bank)[RECIPES.index(recipe)]
+    expected, described = contents(bank, recipe), read_built(GalleryIndexManifest, bank)[RECIPES.index(recipe)]
     path = folder_of(bank, recipe) / (trained_name() if number is None else shard_name(bank, number))
     with h5py.File(path) as opened:
         group = opened["fine"]
@@ -917,11 +920,11 @@ def test_what_a_recipe_needs_is_built(bare: Bank) -> None:
         assert (again.bytes_before, again.bytes) == (done.bytes, done.bytes)
         assert set(again.done.values()) == {"is up to date"}
         scores_of(bare, recipe)
-    assert [item.recipe for item in built_galleries(bare)] == ["both", "ivf"]
+    assert [item.recipe for item in read_built(GalleryIndexManifest, bare)] == ["both", "ivf"]
     # A graph over the embeddings is no obstacle for the one over the maps, nor the other way round.
     missing = index_folder(bare, both) / "index.json"
     missing.unlink()
-    with pytest.raises(BankError, match="has no index 'both'; build it with"):
+    with pytest.raises(BankError, match="has no index 'both' of its embeddings; build it with"):
         Detector.open(bare.path, recipe=both)
     build_index(bare, both)
     Detector.open(bare.path, recipe=both)
@@ -973,7 +976,7 @@ def test_a_recipe_is_checked_before_long_work() -> None:
 
 
 def test_descriptions_are_read_back(bank: Bank) -> None:
-    found = built_galleries(bank)
+    found = read_built(GalleryIndexManifest, bank)
     assert [item.recipe for item in found] == ["codes", "history", "ivf"]
     for item, recipe in zip(found, RECIPES, strict=True):
         assert isinstance(item, GalleryIndexManifest)
@@ -981,4 +984,4 @@ def test_descriptions_are_read_back(bank: Bank) -> None:
         assert (item.recipe, item.build, item.trained) == (recipe.name, 0, len(bank.manifest.shards))
         assert item.bytes == sum(path.stat().st_size for path in folder_of(bank, recipe).iterdir())
     shutil.rmtree(index_folder(bank, COMPACT))
-    assert [item.recipe for item in built_galleries(bank)] == ["history", "ivf"]
+    assert [item.recipe for item in read_built(GalleryIndexManifest, bank)] == ["history", "ivf"]

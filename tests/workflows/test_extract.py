@@ -298,7 +298,7 @@ def test_the_recipes_index_is_built(good: Path, tmp_path: Path, backbone: Backbo
     assert result.index.image is not None
     assert result.index.gallery is None
     assert (result.index.recipe, result.index.image.count) == ("hnsw", 5)
-    assert ImageIndex.open(Bank.open(tmp_path / "bank"), load_recipe("hnsw")).covered == 5
+    assert ImageIndex.open(Bank.open(tmp_path / "bank"), load_recipe("hnsw")).indexed == 5
     with pytest.raises(NotFoundError, match="no recipe 'nothing'"):
         fit(good, bank=tmp_path / "other", extraction=Extraction(backbone=backbone), recipe="nothing")
     assert not (tmp_path / "other").exists()

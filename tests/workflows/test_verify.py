@@ -31,9 +31,9 @@ from spade_faiss.core.settings import Method
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.index.build import build_index, update_indexes
-from spade_faiss.index.gallery_index import built_galleries, open_gallery
-from spade_faiss.index.image_index import ImageIndex, built_indexes
-from spade_faiss.index.staleness import index_folder
+from spade_faiss.index.built_index import index_folder, read_built
+from spade_faiss.index.gallery_index import GalleryIndexManifest, open_gallery
+from spade_faiss.index.image_index import ImageIndex, ImageIndexManifest
 from spade_faiss.search.recipe import Build, Recipe
 from tests.support.banks import COARSE, DIM, FINE, assert_holds, batch, files, make_bank
 
@@ -250,9 +250,9 @@ def nan_in(values: Any) -> Any:
             damaged_batch(levels={**batch("x", "y").levels, COARSE.name: nan_in(batch("x", "y").levels[COARSE.name])}),
             f"holds maps of level {COARSE.name!r} that are not finite",
         ),
-        (damaged_batch(ids=["x", "x"]), "1 ids are there more than once"),
-        (damaged_batch(ids=["x", "d"]), "1 ids are there more than once"),
-        (damaged_batch(ids=["x", "b"]), "1 ids are there more than once"),  # a removed one
+        (damaged_batch(ids=["x", "x"]), "1 ids occur more than once"),
+        (damaged_batch(ids=["x", "d"]), "1 ids occur more than once"),
+        (damaged_batch(ids=["x", "b"]), "1 ids occur more than once"),  # a removed one
     ],
 )
 def test_a_deep_look_finds_what_a_checksum_cannot(path: Path, part: FeatureBatch, said: str) -> None:
@@ -688,8 +688,8 @@ def test_a_mutant_of_a_description_is_an_error_of_ours_or_says_the_same(path: Pa
     rng, file = random.Random(seed), path / name
     look: Callable[[], object] = {
         "manifest.json": lambda: Bank.open(path).manifest,
-        "indexes/hnsw/index.json": lambda: built_indexes(Bank.open(path)),
-        "indexes/ivf/gallery.json": lambda: built_galleries(Bank.open(path)),
+        "indexes/hnsw/index.json": lambda: read_built(ImageIndexManifest, Bank.open(path)),
+        "indexes/ivf/gallery.json": lambda: read_built(GalleryIndexManifest, Bank.open(path)),
     }[name]
     data, expected, refused = file.read_bytes(), look(), 0
     for _ in range(200):
