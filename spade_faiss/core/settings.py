@@ -131,7 +131,7 @@ class Method:
     )
     localize: str = setting("all", "which images get a map", choices=LOCALIZE)
     flag_above: float | None = setting(
-        None, "the image score above which an image gets a map under --localize flagged", metavar="SCORE"
+        None, "with --localize flagged, an image gets a map if its image score is above SCORE", metavar="SCORE"
     )
 
     def __post_init__(self) -> None:

@@ -36,13 +36,14 @@ def run_json(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, An
     return found
 
 
-def test_help_imports_nothing_heavy() -> None:
-    heavy = "{'torch', 'torchvision', 'faiss', 'numpy', 'scipy', 'h5py', 'matplotlib', 'PIL', 'yaml', 'jinja2'}"
+@pytest.mark.parametrize("words", [["--help"], ["fit", "--help"], ["score", "--help"], ["doctor", "--help"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    heavy = "{'torch', 'torchvision', 'faiss', 'numpy', 'scipy', 'h5py', 'matplotlib', 'PIL', 'yaml', 'jinja2', 'tqdm'}"
     code = f"""
 import sys
 from spade_faiss.cli import main
 try:
-    main(["fit", "--help"])
+    main({words})
 except SystemExit as stop:
     assert stop.code == 0
 assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)
