@@ -239,7 +239,7 @@ def test_results_do_not_go_into_the_images(fitted_bank: Path, dataset_folder: Pa
     assert main([*words, "--out", str(tmp_path / "out"), "--shown", "-1"]) == 1
 
 
-# Recipes that keep something, settings that change from query to query, budgets
+# Recipes with gallery indexes, settings that change from query to query, budgets
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def build(capsys: pytest.CaptureFixture[str], bank: Path, recipe: str, *words: o
     return built
 
 
-def kept(bank: Path, recipe: str) -> dict[str, tuple[int, bytes]]:
+def encoded_files(bank: Path, recipe: str) -> dict[str, tuple[int, bytes]]:
     """Files of vectors that were built for a recipe: when, and what is in them."""
     folder = bank / "indexes" / recipe
     return {path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*.h5")}
@@ -284,7 +284,7 @@ def kept(bank: Path, recipe: str) -> dict[str, tuple[int, bytes]]:
 def test_index_says_what_it_built_and_builds_it_once(copied_bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("index", copied_bank, "--recipe", "ivf", "--quiet")
     first = run_json(capsys, *words)
-    built = kept(copied_bank, "ivf")
+    built = encoded_files(copied_bank, "ivf")
     size = sum(len(content) for _, content in built.values())
     (shard,) = (copied_bank / "features").iterdir()
     of_shard = f"{hash_file(shard)[:16]}.h5"
@@ -298,17 +298,17 @@ def test_index_says_what_it_built_and_builds_it_once(copied_bank: Path, capsys: 
     assert done["time"]["total_s"] > 0
     # Again: nothing is learned or encoded.
     (again,) = run_json(capsys, *words)["built"]
-    assert kept(copied_bank, "ivf") == built
+    assert encoded_files(copied_bank, "ivf") == built
     assert again["done"] == {"gallery": "is up to date"}
     assert (again["bytes_before"], again["bytes"]) == (size, size)
     text = run_text(capsys, *words)
     assert re.match(rf"{re.escape(str(copied_bank))}: index 'ivf' over 24 images, \d+\.\d\d s\n", text)
     assert re.search(r"gallery  ivf lists=64, train_vectors=50000: \S+ \S+, is up to date$", text, re.MULTILINE)
-    assert kept(copied_bank, "ivf") == built
+    assert encoded_files(copied_bank, "ivf") == built
     # Anew: to the same result, in other files.
     (anew,) = run_json(capsys, *words, "--rebuild")["built"]
     assert anew["done"] == {"gallery": "built anew: asked for"}
-    rebuilt = kept(copied_bank, "ivf")
+    rebuilt = encoded_files(copied_bank, "ivf")
     assert sorted(rebuilt) == [f"gallery/001-{of_shard}", "gallery/trained-001.h5"]
     for name, (_, content) in built.items():
         assert rebuilt[name.replace("000", "001", 1)][1] == content
@@ -347,7 +347,7 @@ def test_update_brings_all_that_was_built_up_to_date(copied_bank: Path, capsys: 
         main(["index", str(copied_bank), "--update", "--recipe", "ivf"])
 
 
-def test_a_recipe_that_keeps_nothing_says_so(copied_bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_that_needs_no_index_says_so(copied_bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for recipe in ("exact", "location"):
         text = run_text(capsys, "index", copied_bank, "--recipe", recipe)
         assert text == f"recipe {recipe!r} needs no index: {copied_bank} can be searched as it is\n"
@@ -412,7 +412,7 @@ def test_settings_of_a_query_arrive(
     copied_bank: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_json(capsys, "index", copied_bank, "--recipe", "ivf")
-    built = kept(copied_bank, "ivf")
+    built = encoded_files(copied_bank, "ivf")
     score = ("score", dataset_folder / "test", "--bank", copied_bank)
     run_json(capsys, *score, "--out", tmp_path / "exact")
     exact = json.loads((tmp_path / "exact" / "report.json").read_bytes())
@@ -438,7 +438,7 @@ def test_settings_of_a_query_arrive(
     run_json(capsys, *score, *everywhere, "--out", tmp_path / "everywhere")
     found = json.loads((tmp_path / "everywhere" / "report.json").read_bytes())
     assert [item["map_score"] for item in found["scores"]] == pytest.approx([item["map_score"] for item in exact["scores"]])
-    assert kept(copied_bank, "ivf") == built
+    assert encoded_files(copied_bank, "ivf") == built
 
 
 def test_the_image_index_has_settings_of_a_query_too(

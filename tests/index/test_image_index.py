@@ -88,7 +88,7 @@ def file_of(bank: Bank, recipe: Recipe) -> Path:
     return file
 
 
-def describe_anew(path: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> None:
+def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> None:
     """Edit a manifest; `sign`: give it the checksum of what it now says."""
     content = json.loads(path.read_text())
     change(content)
@@ -155,7 +155,7 @@ def test_rows_of_the_bank_find_themselves_at_distance_zero(indexed: Path, xb: Fl
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_images_added_since_are_searched_beside_the_index(bank: Bank, xb: FloatArray, xq: FloatArray, recipe: Recipe) -> None:
+def test_images_added_since_are_searched_without_the_index(bank: Bank, xb: FloatArray, xq: FloatArray, recipe: Recipe) -> None:
     added = structured(43, seed=3)
     fill(bank, added, [40, 3])
     index = ImageIndex.open(Bank.open(bank.path), recipe)
@@ -167,7 +167,7 @@ def test_images_added_since_are_searched_beside_the_index(bank: Bank, xb: FloatA
 
 
 @pytest.mark.parametrize("recipe", RECIPES[1:], ids=lambda recipe: recipe.name)
-def test_an_index_built_again_covers_what_was_added(
+def test_an_index_built_again_holds_what_was_added(
     bank: Bank, xb: FloatArray, xq: FloatArray, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is added to, not made anew: FAISS is not asked for another one."""
@@ -235,7 +235,7 @@ def test_an_index_of_many_images_that_are_gone_is_made_anew(bank: Bank, xb: Floa
 
 
 def test_an_index_whose_training_does_not_fit_any_more_is_made_anew(bank: Bank, xb: FloatArray, xq: FloatArray) -> None:
-    """A graph learned nothing and is added to; lists are learned again from images that have drifted, or are many more."""
+    """A graph is not trained, and is added to; lists are trained again on images that have drifted, or are many more."""
     drifted = structured(40, seed=3) + np.float32(60)
     fill(bank, drifted, [40])
     assert build_image_index(bank, HNSW)[1] == "added 40 images to it"
@@ -256,7 +256,7 @@ def test_an_index_whose_training_does_not_fit_any_more_is_made_anew(bank: Bank, 
 def test_a_compacted_bank_keeps_its_index_where_shards_stay(
     bank: Bank, xb: FloatArray, xq: FloatArray, recipe: Recipe, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Shards that were written anew are searched beside it; those that are as they were are covered, wherever they stand."""
+    """Shards that were written anew are searched flat; those that are as they were are found in it, wherever they stand."""
     smallest = min(shard.bytes for shard in bank.manifest.shards)
     bank.remove([bank.ids[3]])
     bank.compact(target_bytes=smallest)  # joins nothing
@@ -265,7 +265,7 @@ def test_a_compacted_bank_keeps_its_index_where_shards_stay(
     assert index.indexed == COUNT - 64
     assert_nearest(*index.search(xq, 5), xq, left, 5)
     assert not caplog.records
-    # All of it in one shard: nothing of what the index covers is there any more.
+    # All of it in one shard: nothing of what the index holds is there any more.
     bank.compact()
     index = ImageIndex.open(bank, recipe)
     assert index.indexed == 0
@@ -422,7 +422,7 @@ def test_an_index_of_another_recipe_is_replaced(bank: Bank, xb: FloatArray, xq: 
 
 
 @pytest.mark.parametrize("recipe", RECIPES[1:], ids=lambda recipe: recipe.name)
-def test_an_index_of_another_bank_covers_nothing(
+def test_an_index_of_another_bank_holds_none_of_its_images(
     bank: Bank, xq: FloatArray, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """None of its entries is taken for an image of this one, although there are as many, in shards of the same sizes."""
@@ -491,11 +491,11 @@ def test_a_damaged_index_file_is_never_given_to_faiss(bank: Bank, monkeypatch: p
         (lambda content: content.update(factory="Flat"), "was built with factory 'Flat', the recipe says 'IVF4,Flat'"),
     ],
 )
-def test_a_description_that_was_edited_is_refused(bank: Bank, change: Callable[[dict[str, Any]], object], message: str) -> None:
+def test_a_manifest_that_was_edited_is_refused(bank: Bank, change: Callable[[dict[str, Any]], object], message: str) -> None:
     """By its checksum; and, where somebody gave it a right one, by what it says."""
     path = index_folder(bank, IVF) / "index.json"
     text = path.read_text()
-    describe_anew(path, change, sign=False)
+    edit_manifest(path, change, sign=False)
     before, after = json.loads(text), json.loads(path.read_text())
     # What is of another kind has another checksum, or none.
     other_kind = any(before[key] != after.get(key) for key in ("format", "schema"))
@@ -507,7 +507,7 @@ def test_a_description_that_was_edited_is_refused(bank: Bank, change: Callable[[
     with pytest.raises(BankError, match=unsigned):
         ImageIndex.open(bank, IVF)
     path.write_text(text)
-    describe_anew(path, change)
+    edit_manifest(path, change)
     with pytest.raises(BankError, match=message):
         ImageIndex.open(bank, IVF)
 
@@ -524,8 +524,8 @@ def test_a_description_that_was_edited_is_refused(bank: Bank, change: Callable[[
         lambda content: content.update(sha256="0" * 64),
     ],
 )
-def test_the_checksum_of_a_description_covers_all_of_it(bank: Bank, change: Callable[[dict[str, Any]], object]) -> None:
-    describe_anew(index_folder(bank, IVF) / "index.json", change, sign=False)
+def test_the_checksum_of_a_manifest_is_of_all_of_it(bank: Bank, change: Callable[[dict[str, Any]], object]) -> None:
+    edit_manifest(index_folder(bank, IVF) / "index.json", change, sign=False)
     for read in (lambda: ImageIndex.open(bank, IVF), lambda: read_built(ImageIndexManifest, bank)):
         with pytest.raises(
             BankError, match=r"is damaged: its content has sha256 .*, it records .*; rebuild the index with: spade-faiss index"
@@ -537,14 +537,14 @@ def test_the_checksum_of_a_description_covers_all_of_it(bank: Bank, change: Call
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
-def test_a_description_of_something_else_is_refused(bank: Bank, content: bytes) -> None:
+def test_a_manifest_of_something_else_is_refused(bank: Bank, content: bytes) -> None:
     (index_folder(bank, IVF) / "index.json").write_bytes(content)
     for read in (lambda: ImageIndex.open(bank, IVF), lambda: read_built(ImageIndexManifest, bank)):
         with pytest.raises(BankError, match=r"index\.json is damaged .*; rebuild the index with: spade-faiss index .* ivf$"):
             read()
 
 
-def test_no_changed_character_of_a_description_changes_an_answer(bank: Bank, xb: FloatArray, xq: FloatArray) -> None:
+def test_no_changed_character_of_a_manifest_changes_an_answer(bank: Bank, xb: FloatArray, xq: FloatArray) -> None:
     path = index_folder(bank, IVF) / "index.json"
     text = path.read_text()
     rng = random.Random(7)
@@ -561,14 +561,14 @@ def test_no_changed_character_of_a_description_changes_an_answer(bank: Bank, xb:
 
 
 def test_what_an_index_says_of_itself(bank: Bank) -> None:
-    descriptions = read_built(ImageIndexManifest, bank)
-    assert [item.recipe for item in descriptions] == ["hnsw", "ivf"]
-    for item, recipe in zip(descriptions, RECIPES[1:], strict=True):
+    manifests = read_built(ImageIndexManifest, bank)
+    assert [item.recipe for item in manifests] == ["hnsw", "ivf"]
+    for item, recipe in zip(manifests, RECIPES[1:], strict=True):
         assert isinstance(item, ImageIndexManifest)
         assert item.factory == recipe.build.image
         assert (item.count, item.generation) == (COUNT, bank.generation)
         assert item.shards == tuple(IndexedShard(sha256=shard.sha256, count=shard.count) for shard in bank.manifest.shards)
-        # A graph learns nothing.
+        # A graph is not trained.
         assert (item.build, item.trained) == (0, 4 if recipe is IVF else 0)
         assert item.file.file == file_of(bank, recipe).name == "image-000000.faiss"
         assert item.bytes == item.file.bytes == file_of(bank, recipe).stat().st_size

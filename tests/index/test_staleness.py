@@ -266,7 +266,7 @@ def test_each_entry_is_still_that_of_its_image_where_others_were_removed(tmp_pat
 
 
 @pytest.mark.parametrize("recipe", IMAGE, **by_name)
-def test_an_index_stands_beside_what_it_does_not_know(tmp_path: Path, recipe: Recipe) -> None:
+def test_an_index_counts_what_it_does_not_hold(tmp_path: Path, recipe: Recipe) -> None:
     bank = fresh(tmp_path / "bank", list(range(8)))
     build_index(bank, recipe)
     assert standing(bank, recipe) == Staleness(indexed=8, unindexed=0, tombstones=0)
@@ -357,7 +357,7 @@ def test_after_a_compaction_an_index_knows_only_what_was_left_as_it_was(
 
 
 @pytest.mark.parametrize("recipe", [LISTS, IVF, COMPACT], **by_name)
-def test_what_was_learned_is_learned_anew_when_the_bank_has_outgrown_it(tmp_path: Path, recipe: Recipe) -> None:
+def test_an_index_is_trained_anew_when_the_bank_has_outgrown_it(tmp_path: Path, recipe: Recipe) -> None:
     many = features_of(1, 26)
     bank = bank_of(tmp_path / "bank", many[:6], input_size=INPUT)
     build_index(bank, recipe)
@@ -372,7 +372,7 @@ def test_what_was_learned_is_learned_anew_when_the_bank_has_outgrown_it(tmp_path
 
 
 @pytest.mark.parametrize("recipe", [LISTS, IVF, COMPACT], **by_name)
-def test_what_was_learned_is_learned_anew_when_new_images_lie_elsewhere(tmp_path: Path, recipe: Recipe) -> None:
+def test_an_index_is_trained_anew_when_new_images_lie_elsewhere(tmp_path: Path, recipe: Recipe) -> None:
     many = features_of(1, 42)
     many.embedding[32:] += 10  # 28 from the others, whose distance to their mean is about 3
     parts = [batch_of(many[start:end], names(42)[start:end]) for start, end in [(20, 32), (32, 39), (39, 42)]]
@@ -394,7 +394,7 @@ def test_what_was_learned_is_learned_anew_when_new_images_lie_elsewhere(tmp_path
 
 
 @pytest.mark.parametrize("recipe", [LISTS, IVF], **by_name)
-def test_what_was_learned_from_images_that_are_gone_is_learned_anew(tmp_path: Path, recipe: Recipe) -> None:
+def test_an_index_that_was_trained_on_images_that_are_gone_is_trained_anew(tmp_path: Path, recipe: Recipe) -> None:
     bank = fresh(tmp_path / "bank", list(range(6)))
     build_index(bank, recipe)
     append(bank, list(range(6, 14)))
@@ -402,7 +402,7 @@ def test_what_was_learned_from_images_that_are_gone_is_learned_anew(tmp_path: Pa
     assert "gone" in done(bank, recipe)
 
 
-def test_an_index_that_learned_nothing_is_never_learned_anew(tmp_path: Path) -> None:
+def test_an_index_without_training_is_never_trained_anew(tmp_path: Path) -> None:
     bank = fresh(tmp_path / "bank", [0, 1])
     shards = [IndexedShard(sha256=shard.sha256, count=shard.count) for shard in bank.manifest.shards]
     append(bank, list(range(2, 14)))
@@ -523,7 +523,7 @@ def test_files_of_shards_that_are_gone_are_deleted_when_nobody_reads_them(tmp_pa
     build_index(bank, recipe)
     again = reader.score_features(batch_of(QUERIES))
     np.testing.assert_array_equal(again.maps, shown.maps)
-    # All that it was learned from was written again: learned anew, and the four files of before.
+    # All that it was trained on was written again: trained anew, and the four files of before.
     assert len(list(folder.glob("*.h5"))) == 6
     del reader
     gc.collect()
@@ -584,7 +584,7 @@ def test_an_index_of_another_bank_does_not_pass_for_this_banks(tmp_path: Path) -
     assert done(bank, IVF).startswith("built anew: ")
 
 
-def test_a_description_that_counts_a_shards_images_otherwise_is_refused(tmp_path: Path) -> None:
+def test_a_manifest_that_counts_a_shards_images_otherwise_is_refused(tmp_path: Path) -> None:
     from spade_faiss.core.signed_json import hash_json
 
     bank = fresh(tmp_path / "bank", list(range(8)))

@@ -87,12 +87,12 @@ def flip(path: Path, place: int = -1) -> None:
     put(path, bytes(data))
 
 
-def sign(description: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a description and give it the checksum that it then must have."""
-    content = json.loads(description.read_text())
+def sign(manifest: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest and give it the checksum that it then must have."""
+    content = json.loads(manifest.read_text())
     del content["sha256"]
     change(content)
-    description.write_text(json.dumps({**content, "sha256": hash_json(content)}))
+    manifest.write_text(json.dumps({**content, "sha256": hash_json(content)}))
     forget_mappings()
 
 
@@ -152,7 +152,7 @@ def trained_file(path: Path) -> Path:
     return path / "indexes" / "ivf" / "gallery" / "trained-000.h5"
 
 
-def kept_file(path: Path) -> Path:
+def encoded_file(path: Path) -> Path:
     return sorted((path / "indexes" / "ivf" / "gallery").glob("000-*.h5"))[1]
 
 
@@ -163,7 +163,7 @@ def kept_file(path: Path) -> Path:
         (first_shard, "restore it from a backup or extract its images again"),
         (index_file, "rebuild it with: spade-faiss index {path} --recipe hnsw --rebuild"),
         (trained_file, "rebuild it with: spade-faiss index {path} --recipe ivf --rebuild"),
-        (kept_file, "rebuild it with: spade-faiss index {path} --recipe ivf --rebuild"),
+        (encoded_file, "rebuild it with: spade-faiss index {path} --recipe ivf --rebuild"),
     ],
 )
 def test_a_file_that_is_missing_or_has_changed_is_named(
@@ -188,7 +188,7 @@ def test_a_file_that_is_missing_or_has_changed_is_named(
 
 
 @pytest.mark.parametrize("name", ["hnsw/index.json", "ivf/gallery.json"])
-def test_a_description_that_was_edited_is_named(path: Path, name: str) -> None:
+def test_a_manifest_that_was_edited_is_named(path: Path, name: str) -> None:
     file = path / "indexes" / name
     text = file.read_text()
     for changed in (text.replace('"count": 3', '"count": 4'), text[:-20], "[]", ""):
@@ -220,7 +220,7 @@ def test_all_that_is_wrong_is_named_at_once(path: Path) -> None:
 def test_a_damaged_index_is_put_right_by_the_command_that_is_named(path: Path) -> None:
     flip(index_file(path))
     flip(trained_file(path))
-    flip(kept_file(path))
+    flip(encoded_file(path))
     assert len(verify(path).problems) == 2
     update_indexes(Bank.open(path), rebuild=True)
     assert verify(path, deep=True).problems == ()
@@ -579,8 +579,8 @@ def test_an_array_that_has_lost_its_name_is_missed(path: Path, name: str) -> Non
         assert same(found, expected)
 
 
-@pytest.mark.parametrize("file", [trained_file, kept_file])
-def test_what_was_learned_under_another_name_is_missed(path: Path, file: Callable[[Path], Path]) -> None:
+@pytest.mark.parametrize("file", [trained_file, encoded_file])
+def test_what_was_trained_under_another_name_is_missed(path: Path, file: Callable[[Path], Path]) -> None:
     damaged = file(path)
     data = damaged.read_bytes()
     with h5py.File(damaged) as opened:
@@ -631,7 +631,7 @@ def test_no_flipped_bit_of_a_heap_keeps_hdf5_busy_for_ever(path: Path) -> None:
     assert done.stdout.endswith("end\n")
 
 
-def test_flipped_metadata_of_what_was_learned_is_an_error_of_ours_or_does_nothing(path: Path) -> None:
+def test_flipped_metadata_of_what_was_trained_is_an_error_of_ours_or_does_nothing(path: Path) -> None:
     rng, refused = random.Random(22), 0
 
     def look() -> list[Any]:
@@ -684,7 +684,7 @@ def test_a_mutant_of_an_index_file_is_never_opened(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "seed"), [("manifest.json", 31), ("indexes/hnsw/index.json", 32), ("indexes/ivf/gallery.json", 33)]
 )
-def test_a_mutant_of_a_description_is_an_error_of_ours_or_says_the_same(path: Path, name: str, seed: int) -> None:
+def test_a_mutant_of_a_manifest_is_an_error_of_ours_or_says_the_same(path: Path, name: str, seed: int) -> None:
     rng, file = random.Random(seed), path / name
     look: Callable[[], object] = {
         "manifest.json": lambda: Bank.open(path).manifest,
@@ -704,8 +704,8 @@ def test_a_mutant_of_a_description_is_an_error_of_ours_or_says_the_same(path: Pa
     assert refused > 150
 
 
-def test_a_signed_description_may_say_anything_and_is_refused_in_words(path: Path) -> None:
-    """Each value of each description replaced by something else, and signed: our errors only, when it is opened and used."""
+def test_a_signed_manifest_may_say_anything_and_is_refused_in_words(path: Path) -> None:
+    """Each value of each manifest replaced by something else, and signed: our errors only, when it is opened and used."""
     rng = random.Random(35)
     values: list[Any] = [None, -1, 0, 1 << 70, 1.5, float("nan"), "", "../x", "\ud800", [], [[]], {}, {"x": 1}, True]
 
