@@ -1,8 +1,8 @@
-"""What a bank survives: kills, full disks, damaged files, readers beside a writer; and what adding to it costs.
+"""Durability: what a bank survives (kills, full disks, damaged files, readers during writes), and what adding to it costs.
 
     python -m benchmarks.durability --out benchmarks/results
 
-Everything is seeded. The test suite runs the same in small (tests/test_durability.py).
+Everything is seeded. The test suite runs the same in small (tests/benchmarks/test_durability.py).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ RECIPES = (
     Recipe(name="graph", build=Build(image="HNSW8")),
     Recipe(name="lists", build=Build(gallery="ivf", settings={"lists": 4, "train_vectors": 400})),
 )
-# The rights to a bank are the system's: they end with the process that a kill ends.
+# How long a step may take before it counts as stuck.
 _STEP_S = 60.0
 
 

@@ -1,1 +1,1 @@
-"""The bank: the stored features of normal images, as immutable shards that one manifest names."""
+"""The bank: the features of normal images, stored as immutable shards that one manifest names."""

@@ -1,4 +1,4 @@
-"""The backbone that a bank was made with, loaded again."""
+"""Loading the backbone that a bank was made with."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from spade_faiss.features.loading import is_known, load_backbone
 
 
 def backbone_of(bank: Snapshot, backbone: str | Backbone | None, run: Run, device: str | None = None) -> Backbone:
-    """The backbone that a bank was made with.
+    """Load the backbone that a bank was made with.
 
     Args:
         bank: the bank.
-        backbone: the same network from elsewhere: needed where it was a module of your own.
-        run: `weights` says where its weights are, if they are not where they were; `device` is where it runs.
-        device: another device than that of `run`.
+        backbone: the same network, or a name for it; needed if the bank was made with a module of your own.
+        run: `device` is where the backbone runs, `weights` is the file of its weights if they are not where the bank recorded.
+        device: where the backbone runs, in place of `run.device`.
 
     Raises:
-        InputError: if the bank was made by another extractor, or what is loaded is not what it was made with.
-        NotFoundError: if the weights are gone.
+        InputError: if the bank was made by another extractor, or with another backbone than the one that was loaded.
+        NotFoundError: if the weights are not where the bank recorded.
     """
     if isinstance(backbone, Backbone):
         if run.weights is not None:
-            raise InputError("weights belong to a backbone given by name; this one has its own")
+            raise InputError("weights belong to a backbone that is given by name; this one has its own")
     else:
         source, recorded, weights = bank.manifest.source, bank.manifest.weights_file, run.weights
         if source is None:

@@ -1,4 +1,4 @@
-"""Who uses a bank: one writer at a time, who says who it is, and any number of readers."""
+"""Locks: one writer at a time, which says who it is, and leases of any number of readers."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ LOCK = ".lock"
 WRITER = ".writer.json"
 READERS = ".readers"
 
-# A lease is waited for as long: one who asks whether it is held holds it for a moment.
-_PATIENCE_S = 1
+# How long to wait for a lease of one's own: whoever asks whether it is held holds it for a moment.
+_LEASE_TIMEOUT_S = 1
 
 _log = logging.getLogger(__name__)
 
@@ -33,51 +33,65 @@ def _nothing() -> None:
     pass
 
 
-class WriterLock:
-    """The right to write below a folder. The system gives it back when its process ends, however that ends.
+class _Hold:
+    """How often the threads of one process hold a lock."""
 
-    What its holder does may ask for it again, in any of its threads. `name` is what messages call the folder.
+    def __init__(self, path: Path) -> None:
+        self.lock = FileLock(path, timeout=0, thread_local=False)
+        self.pid = os.getpid()
+        self.depth = 0
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process made it: a fork has a copy of the object, but not the lock."""
+        return self.pid == os.getpid()
+
+
+class WriterLock:
+    """The lock of whoever writes below a folder. The system releases it when its process ends, however that ends.
+
+    Whoever holds it may take it again, in any thread.
+
+    Args:
+        folder: the folder.
+        name: what messages call the folder.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
         self._name = name
         self._guard = threading.Lock()
-        self._begin()
-
-    def _begin(self) -> None:
-        self._lock = FileLock(self._folder / LOCK, timeout=0, thread_local=False)
-        self._depth = 0
-        self._pid = os.getpid()
+        self._hold = _Hold(folder / LOCK)
 
     @contextmanager
     def __call__(self, entered: Callable[[], None] = _nothing) -> Iterator[None]:
-        """Hold the right.
+        """Hold the lock inside a `with` block.
 
         Args:
-            entered: called when it was got, before anybody uses it; not called where it was held already.
+            entered: called once the lock was taken, before the block runs; not called where it was held already.
 
         Raises:
-            BankError: if another process, or another `Bank` in this one, holds it; names it.
+            BankError: if another process, or another `Bank` in this one, holds it; the message names it.
         """
         with self._guard:
-            if self._pid != os.getpid():  # a fork has a copy of the object, not the right
-                self._begin()
-            if self._depth == 0:
+            if not self._hold.is_ours:
+                self._hold = _Hold(self._folder / LOCK)
+            hold = self._hold
+            if hold.depth == 0:
                 self._acquire(entered)
-            self._depth += 1
+            hold.depth += 1
         try:
             yield
         finally:
             with self._guard:
-                if self._pid == os.getpid():
-                    self._depth -= 1
-                    if self._depth == 0:
+                if hold.is_ours:
+                    hold.depth -= 1
+                    if hold.depth == 0:
                         self._release()
 
     def _acquire(self, entered: Callable[[], None]) -> None:
         try:
-            self._lock.acquire()
+            self._hold.lock.acquire()
         except Timeout as error:
             raise BankError(
                 f"another process is writing to {self._name}: {self._holder()}; wait until it has finished"
@@ -106,10 +120,10 @@ class WriterLock:
 
     def _release(self) -> None:
         (self._folder / WRITER).unlink(missing_ok=True)
-        self._lock.release()
+        self._hold.lock.release()
 
     def _holder(self) -> str:
-        """Who wrote its name there last."""
+        """Return a description of the process that took the lock last."""
         try:
             who = json.loads((self._folder / WRITER).read_bytes())
             return f"process {who['pid']} on {who['host']} since {who['since']} ({who['command']})"
@@ -118,22 +132,22 @@ class WriterLock:
 
 
 class Lease:
-    """Says that somebody reads a bank's state, until its `end()`: files that it names stay as long."""
+    """Tells others that somebody reads a state of a bank; its files stay until `end()` is called, or the process ends."""
 
     def __init__(self, folder: Path, generation: int) -> None:
         self.path = folder.absolute() / READERS / f"{generation}-{secrets.token_hex(8)}"
-        lock = FileLock(self.path, timeout=_PATIENCE_S, thread_local=False)
+        lock = FileLock(self.path, timeout=_LEASE_TIMEOUT_S, thread_local=False)
         try:
             self.path.parent.mkdir(exist_ok=True)
             lock.acquire()
         except (OSError, NotImplementedError) as error:
-            # On a disk that cannot be written nobody compacts either; and without locks, reading goes on without one.
+            # Nobody compacts a bank on a read-only disk; and where the file system has no locks, reading goes on without one.
             _log.debug("reading %s without a lease: %s", folder, error)
         self.end = weakref.finalize(self, _give_back, lock, self.path, os.getpid())
 
 
 def readers(folder: Path, besides: Lease) -> list[int]:
-    """The generations of a bank that others than the holder of a lease read; forgets readers that died."""
+    """Return the generations of a bank that are read by others than the holder of a lease; forget dead readers."""
     generations = []
     for path in (folder / READERS).glob("*-*"):
         if path == besides.path:
@@ -142,9 +156,9 @@ def readers(folder: Path, besides: Lease) -> list[int]:
         try:
             lock.acquire()
         except Timeout:
-            with suppress(ValueError):  # none of ours
+            with suppress(ValueError):  # another file that is locked
                 generations.append(int(path.name.partition("-")[0]))
-        except OSError as error:  # a disk that cannot be written: nobody there deletes what others read
+        except OSError as error:  # on a read-only disk nobody deletes what others read
             _log.debug("cannot tell whether %s is held: %s", path, error)
         else:
             _give_back(lock, path, os.getpid())
@@ -152,7 +166,8 @@ def readers(folder: Path, besides: Lease) -> list[int]:
 
 
 def _give_back(lock: FileLock, path: Path, pid: int) -> None:
-    if os.getpid() != pid:  # a fork has a copy of the object, not the lease
+    """Release a lease and delete its file, in the process that took it."""
+    if os.getpid() != pid:  # a fork has a copy of the object, but not the lease
         return
     with suppress(OSError):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A shard: the features of some images in one HDF5 file that is written once. The only module that names an HDF5 path of it."""
+"""A shard: the features of some images, in one HDF5 file that is written once. Only this module names its HDF5 paths."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spade_faiss.core.arrays import Arrays, map_arrays, text_array, write_arrays
+from spade_faiss.core.arrays import map_arrays, text_array, write_arrays
 from spade_faiss.core.errors import BankError
 from spade_faiss.core.files import FileEntry, check_file
+from spade_faiss.core.types import Arrays
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.layout import Layout
 
 SCHEMA = 2
 
-# What is gathered into one shard, about.
+# The size that shards are filled up to.
 SHARD_BYTES = 256 << 20
 
 _EMBEDDING = "image/embedding"
@@ -30,24 +31,39 @@ _OPEN_SHARDS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry(FileEntry):
-    """What a bank's manifest says of one shard: the `removed` of its `count` images are named by their positions."""
+    """A manifest's record of one shard.
+
+    Args:
+        count: the number of its images.
+        removed: the positions of those that were removed, ascending.
+    """
 
     count: int
     removed: tuple[int, ...] = ()
 
     @cached_property
     def live(self) -> npt.NDArray[np.int64]:
-        """The positions of the images that were not removed."""
+        """The positions of the images that were not removed, (live_count,)."""
         return np.delete(np.arange(self.count), self.removed)
 
     @property
     def live_count(self) -> int:
-        """How many they are."""
+        """The number of images that were not removed."""
         return self.count - len(self.removed)
 
 
 class Shard:
-    """A shard that is mapped into memory: what it hands out are read-only views, which keep the mapping alive."""
+    """A shard that is mapped into memory. Its arrays are read-only views, which keep the mapping alive.
+
+    Args:
+        path: the file.
+        sha256: its checksum, which is not compared; see `map_arrays`.
+        count: the number of images that it must hold.
+        layout: the shapes and the dtype that it must have.
+
+    Raises:
+        BankError: for a file that is missing or damaged, or whose arrays are not those of the layout.
+    """
 
     def __init__(self, path: Path, sha256: str, count: int, layout: Layout) -> None:
         self._path = path
@@ -71,19 +87,19 @@ class Shard:
         self.embedding: npt.NDArray[np.float32] = arrays[_EMBEDDING]
 
     def read_map(self, level: str, position: int, out: npt.NDArray[Any]) -> None:
-        """Copy an image's map into `out`, of its type and size."""
+        """Copy an image's map into `out`, which has its dtype and size."""
         self._mapped.read(f"level/{level}", position, out)
 
     def prefetch_map(self, level: str, position: int) -> None:
-        """Ask for an image's map to be read from disk soon."""
+        """Ask the operating system to read an image's map from disk soon."""
         self._mapped.prefetch(f"level/{level}", position)
 
     def release_map(self, level: str, position: int) -> None:
-        """Let go of the memory of an image's map; it is read again when it is looked at again."""
+        """Release the memory of an image's map; it is read again at its next use."""
         self._mapped.release(f"level/{level}", position)
 
     def texts(self, field: str) -> list[str]:
-        """The `id`, `path` or `sha256` of each image; empty where the shard has none."""
+        """Return the `id`, `path` or `sha256` of each image; an empty list where the shard has none."""
         texts = self._mapped.arrays.get(f"image/{field}")
         try:
             found = [] if texts is None else [text.decode() for text in texts.tolist()]
@@ -92,17 +108,17 @@ class Shard:
         return found
 
     def image_path(self, position: int) -> Path | None:
-        """Where the image at a position was read from, if it came from a file."""
+        """Return the file that an image was read from; None if it did not come from a file."""
         paths = self.texts("path")
         return Path(self.root, paths[position]) if paths and paths[position] else None
 
     @property
     def root(self) -> str:
-        """The folder that `path` starts from."""
+        """The folder that each `path` is relative to."""
         return str(self._mapped.attributes.get("root", ""))
 
     def valid(self, positions: npt.NDArray[np.int64], size: tuple[int, int]) -> npt.NDArray[np.bool_] | None:
-        """(n, H, W), where the inputs show an image; None where they do everywhere."""
+        """Return where the inputs at some positions show an image, (n, H, W); None where they do everywhere."""
         packed = self._mapped.arrays.get(_VALID)
         if packed is None:
             return None
@@ -111,7 +127,7 @@ class Shard:
 
 
 def write_shard(path: Path, batch: FeatureBatch) -> ShardEntry:
-    """Write a prepared batch as a new shard; the file appears whole or not at all.
+    """Write a prepared batch as a new shard, atomically.
 
     Raises:
         InputError: if the disk has no room for it.
@@ -128,14 +144,10 @@ def write_shard(path: Path, batch: FeatureBatch) -> ShardEntry:
 
 @lru_cache(maxsize=_OPEN_SHARDS)
 def map_shard(path: Path, sha256: str, count: int, layout: Layout) -> Shard:
-    """Map a shard into memory.
-
-    Raises:
-        BankError: for a file that is gone or damaged, or does not hold what the layout says.
-    """
+    """Map a shard into memory, or return it from the cache; arguments and errors are those of `Shard`."""
     return Shard(path, sha256, count, layout)
 
 
 def check_shard(path: Path, shard: ShardEntry) -> None:
-    """Raise BankError if the file at `path` is not the shard that the manifest names; see `check_file`."""
+    """Raise BankError if the file at `path` is not the shard that the manifest records; see `check_file`."""
     check_file(path, shard, f"shard {path}", "the manifest", "restore it from a backup or extract again")

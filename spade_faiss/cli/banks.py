@@ -1,12 +1,14 @@
-"""The commands that make a bank and say what it holds: fit, extract, index, info."""
+"""The commands that make a bank and show what it holds: fit, extract, index, info."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from spade_faiss.cli.options import Commands, add_recipe, add_run, add_settings, read_run, read_settings
 from spade_faiss.cli.text import Output, describe_calibration, format_settings, format_times, names
+from spade_faiss.core.hints import index_command
 from spade_faiss.core.memory import format_bytes
 from spade_faiss.core.settings import Extraction, Preprocess
 
@@ -14,9 +16,10 @@ if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
     from spade_faiss.index.build import Built
     from spade_faiss.workflows.extract import Added
+    from spade_faiss.workflows.info import BankInfo
 
 
-# That `info` shows, the last ones.
+# How many entries of its history `info` shows, the last ones.
 _EVENTS = 10
 
 
@@ -25,33 +28,38 @@ def register(commands: Commands) -> None:
     fit = commands.add(
         "fit",
         _fit,
-        "extract normal images into a bank and build its index; what is there already is kept",
+        "extract normal images into a bank, build its indexes and calibrate it; what is there already is kept",
         "spade-faiss fit good/ --bank parts.bank --backbone efficientnet_lite0",
     )
     _add_extraction(fit)
     add_recipe(fit)
     fit.add_argument(
-        "--no-calibrate", dest="calibrate", action="store_false", help="do not score a sample of the normal images for p-values"
+        "--no-calibrate",
+        dest="calibrate",
+        action="store_false",
+        help="do not calibrate; results then have no p-values",
     )
     extract = commands.add(
         "extract",
         _extract,
-        "extract normal images into a bank; run again to go on after an interruption",
+        "extract normal images into a bank; after an interruption, run it again to go on",
         "spade-faiss extract good/ --bank parts.bank",
     )
     _add_extraction(extract)
     index = commands.add(
         "index",
         _index,
-        "build a recipe's index over a bank, or bring it up to date; run again to go on after an interruption",
+        "build a recipe's indexes, or bring them up to date; after an interruption, run it again to go on",
         "spade-faiss index parts.bank --recipe ivf",
     )
     index.add_argument("bank", metavar="BANK", help="the bank's folder")
     which = index.add_mutually_exclusive_group()
     add_recipe(which)
-    which.add_argument("--update", action="store_true", help="bring all that was built before up to date")
-    index.add_argument("--rebuild", action="store_true", help="learn and encode everything anew")
-    info = commands.add("info", _info, "say what a bank holds", "spade-faiss info parts.bank")
+    which.add_argument("--update", action="store_true", help="bring all indexes that were built before up to date")
+    index.add_argument("--rebuild", action="store_true", help="train and encode everything anew")
+    info = commands.add(
+        "info", _info, "show what a bank holds, and how its indexes compare to it", "spade-faiss info parts.bank"
+    )
     info.add_argument("bank", metavar="BANK", help="the bank's folder")
 
 
@@ -97,7 +105,7 @@ def _extract(arguments: argparse.Namespace) -> Output:
 
 
 def describe_added(done: Added) -> Output:
-    """What was extracted into a bank."""
+    """Describe what was extracted into a bank."""
     bank = done.bank
     numbers = {
         "bank": str(bank.path),
@@ -136,7 +144,7 @@ def _index(arguments: argparse.Namespace) -> Output:
         recipe = load_recipe(arguments.recipe)
         one = build_index(bank, recipe, rebuild=arguments.rebuild, progress=progress)
         built = [] if one is None else [one]
-        nothing = f"recipe {recipe.name!r} trains nothing: {bank.path} can be queried as it is"
+        nothing = f"recipe {recipe.name!r} needs no index: {bank.path} can be searched as it is"
     numbers = {
         "bank": str(bank.path),
         "images": len(bank),
@@ -169,16 +177,16 @@ def _describe_built(built: Built, bank: Bank) -> str:
 
 
 def _info(arguments: argparse.Namespace) -> Output:
-    from spade_faiss.bank.bank import Bank
-    from spade_faiss.decisions.calibration import stored_calibrations
-    from spade_faiss.index.gallery_index import built_galleries
-    from spade_faiss.index.image_index import built_indexes
-    from spade_faiss.index.staleness import staleness
+    from spade_faiss.workflows.info import info
 
-    bank = Bank.open(arguments.bank)
-    images, galleries = built_indexes(bank), built_galleries(bank)
-    calibrations = [describe_calibration(bank, item) for item in stored_calibrations(bank)]
-    numbers = {
+    found = info(arguments.bank)
+    calibrations = [describe_calibration(found.bank, item) for item in found.calibrations]
+    return _info_numbers(found, calibrations), "\n".join(_info_lines(found, calibrations))
+
+
+def _info_numbers(found: BankInfo, calibrations: list[Output]) -> dict[str, object]:
+    bank = found.bank
+    return {
         **bank.facts(),
         "removed": sorted(bank.removed),
         "history": [vars(event) for event in bank.manifest.history],
@@ -189,9 +197,9 @@ def _info(arguments: argparse.Namespace) -> Output:
                 "image": item.factory,
                 "bytes": item.bytes,
                 "generation": item.generation,
-                **vars(staleness(bank, item.shards)),
+                **vars(stale),
             }
-            for item in images
+            for item, stale in found.images
         ],
         "galleries": [
             {
@@ -201,44 +209,39 @@ def _info(arguments: argparse.Namespace) -> Output:
                 "bytes": item.bytes,
                 "generation": item.generation,
                 "build_s": item.build_s,
-                **vars(staleness(bank, item.shards)),
+                **vars(stale),
             }
-            for item in galleries
+            for item, stale in found.galleries
         ],
         "calibrations": [numbers for numbers, _ in calibrations],
     }
-    source = bank.manifest.source
+
+
+def _info_lines(found: BankInfo, calibrations: list[Output]) -> Iterator[str]:
+    bank, manifest, layout = found.bank, found.bank.manifest, found.bank.layout
     removed = f", {len(bank.removed)} removed ones until it is compacted" if bank.removed else ""
-    lines = [
-        f"{bank.path}: {len(bank)} normal images{removed}, generation {bank.generation}",
-        f"  backbone   {source.backbone if source else 'the features came from another extractor'}",
-        *([f"  weights    sha256 {source.weights_sha256}"] if source else []),
-        *([f"  images     {_resizing(source.preprocess)}, {source.precision}"] if source else []),
-        *(
-            f"  level      {level.name}: {level.height} x {level.width} locations, {level.channels} channels"
-            for level in bank.layout.levels
-        ),
-        f"  features   {bank.layout.dtype}, normalize {bank.layout.normalize}, pool {bank.layout.pool}",
-        f"  disk       {format_bytes(bank.bytes_on_disk)} in {len(bank.manifest.shards)} shards",
-        *(
-            f"  index      {item.recipe}: {item.factory}, {staleness(bank, item.shards)}, {format_bytes(item.bytes)}"
-            for item in images
-        ),
-        *(
-            f"  index      {item.recipe}: {item.gallery} {format_settings(item.settings)}, "
-            f"{staleness(bank, item.shards)}, {format_bytes(item.bytes)}"
-            for item in galleries
-        ),
-        *(f"  {text}" for _, text in calibrations),
-        *(
-            f"  history    {event.time}  {event.action} {event.images} images, generation {event.generation}"
-            for event in bank.manifest.history[-_EVENTS:]
-        ),
-    ]
-    behind = [*(item.shards for item in images), *(item.shards for item in galleries)]
-    if any(staleness(bank, shards).beside for shards in behind):
-        lines.append(f"  fold in what is searched beside the indexes: spade-faiss index {bank.path} --update")
-    return numbers, "\n".join(lines)
+    yield f"{bank.path}: {len(bank)} normal images{removed}, generation {bank.generation}"
+    if (source := manifest.source) is None:
+        yield "  backbone   the features came from another extractor"
+    else:
+        yield f"  backbone   {source.backbone}"
+        yield f"  weights    sha256 {source.weights_sha256}"
+        yield f"  images     {_resizing(source.preprocess)}, {source.precision}"
+    for level in layout.levels:
+        yield f"  level      {level.name}: {level.height} x {level.width} locations, {level.channels} channels"
+    yield f"  features   {layout.dtype}, normalize {layout.normalize}, pool {layout.pool}"
+    yield f"  disk       {format_bytes(bank.bytes_on_disk)} in {len(manifest.shards)} shards"
+    for image, stale in found.images:
+        yield f"  index      {image.recipe}: {image.factory}, {stale}, {format_bytes(image.bytes)}"
+    for gallery, stale in found.galleries:
+        settings = f"{gallery.gallery} {format_settings(gallery.settings)}"
+        yield f"  index      {gallery.recipe}: {settings}, {stale}, {format_bytes(gallery.bytes)}"
+    for _, text in calibrations:
+        yield f"  {text}"
+    for event in manifest.history[-_EVENTS:]:
+        yield f"  history    {event.time}  {event.action} {event.images} images, generation {event.generation}"
+    if found.unindexed:
+        yield f"  add the images that are not indexed yet: {index_command(bank.path, update=True)}"
 
 
 def _resizing(preprocess: Preprocess) -> str:

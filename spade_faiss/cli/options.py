@@ -1,4 +1,4 @@
-"""How commands are declared, and options made from the dataclasses that declare settings (`core/settings.py`)."""
+"""Declaring commands, and making their options from the dataclasses that declare settings (`core/settings.py`)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,26 @@ T = TypeVar("T")
 
 
 class Commands:
-    """Declares the commands of a parser; all of them have `--json`, `--quiet` and `--debug`."""
+    """Adds commands to a parser; all of them have `--json`, `--quiet` and `--debug`."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self._common = argparse.ArgumentParser(add_help=False)
         self._common.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-        self._common.add_argument("--quiet", action="store_true", help="show no progress")
+        self._common.add_argument("--quiet", action="store_true", help="show no progress bars")
         self._common.add_argument("--debug", action="store_true", help="log more, and show the traceback of an error")
         self._parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(
         self, name: str, run: Callable[[argparse.Namespace], Output | Finding], text: str, example: str
     ) -> argparse.ArgumentParser:
-        """Declare a command: what it runs, its help, a line to copy."""
+        """Add a command.
+
+        Args:
+            name: the word that calls it.
+            run: the function that runs it; it returns what is printed.
+            text: what it does, as the list of commands shows it; its own help makes a sentence of it.
+            example: a command line that its help ends with.
+        """
         command = self._parsers.add_parser(
             name,
             parents=[self._common],
@@ -47,9 +54,9 @@ def add_settings(command: argparse._ActionsContainer, cls: type, *, only: tuple[
     """Add an option for each setting of a dataclass, those of nested dataclasses included.
 
     Args:
-        command: where to add them.
-        cls: a dataclass whose fields are declared by `core.settings.setting`; others get no option.
-        only: the fields to add; all unless given.
+        command: the parser, or a group of its options.
+        cls: the dataclass; fields that are not declared by `core.settings.setting` have no option.
+        only: the names of the fields that get an option; all if it is empty.
     """
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -62,7 +69,7 @@ def add_settings(command: argparse._ActionsContainer, cls: type, *, only: tuple[
 
 
 def read_settings(arguments: argparse.Namespace, cls: type[T]) -> T:
-    """The dataclass that the options of `add_settings` say; a setting without an option has its default."""
+    """Make the dataclass from the options of `add_settings`; a field without an option has its default."""
     hints = get_type_hints(cls)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
@@ -74,57 +81,57 @@ def read_settings(arguments: argparse.Namespace, cls: type[T]) -> T:
 
 
 def _add_setting(command: argparse._ActionsContainer, field: dataclasses.Field[Any], kind: type) -> None:
-    said, name = field.metadata, "--" + field.name.replace("_", "-")
+    declared, name = field.metadata, "--" + field.name.replace("_", "-")
     required = field.default is dataclasses.MISSING
     shown = "" if required or field.default is None or kind is bool else " (default: %(default)s)"
     if kind is bool:
-        command.add_argument(name, action="store_true", help=said["help"])
+        command.add_argument(name, action="store_true", help=declared["help"])
     else:
         command.add_argument(
             name,
             type=kind,
             required=required,
             default=None if required else field.default,
-            choices=said["choices"] or None,
-            metavar=said["metavar"],
-            help=said["help"] + shown,
+            choices=declared["choices"] or None,
+            metavar=declared["metavar"],
+            help=declared["help"] + shown,
         )
 
 
 def _plain_type(hint: Any) -> type:
-    """`X` of `X` and of `X | None`."""
+    """Return `X` for the types `X` and `X | None`."""
     found: type = next(kind for kind in get_args(hint) if kind is not type(None)) if isinstance(hint, UnionType) else hint
     return found
 
 
 def add_run(command: argparse.ArgumentParser, *, scores: bool = False, images: bool = True) -> None:
-    """The options of how work is done on this machine.
+    """Add the options that `read_run` reads.
 
     Args:
-        command: where to add them.
-        scores: whether the command scores images, within a memory budget.
-        images: whether it reads images.
+        command: the parser.
+        scores: whether the command scores images, which takes a memory budget.
+        images: whether the command reads images, some of which may be unreadable.
     """
     names = ("device", "weights", *(["memory"] if scores else []), *(["max_skipped"] if images else []))
     add_settings(command, Run, only=names)
 
 
 def read_run(arguments: argparse.Namespace) -> Run:
-    """The run that the options of `add_run` ask for; it shows its progress unless it is to be quiet."""
+    """Make the `Run` that the options of `add_run` ask for; it shows progress bars unless `--quiet` is given."""
     return dataclasses.replace(read_settings(arguments, Run), progress=not arguments.quiet)
 
 
 def add_recipe(command: argparse._ActionsContainer) -> None:
-    """--recipe."""
-    command.add_argument("--recipe", default="exact", help="a recipe's name, or a YAML file (default: %(default)s)")
+    """Add `--recipe`."""
+    command.add_argument("--recipe", default="exact", help="the name of a recipe, or a YAML file (default: %(default)s)")
 
 
 def add_method(command: argparse.ArgumentParser, *, localize: bool = True) -> None:
-    """The options of how images are scored, see `open_detector`.
+    """Add the options of the scoring method, which `open_detector` reads.
 
     Args:
-        command: where to add them.
-        localize: whether the user may say which images get a map.
+        command: the parser.
+        localize: whether the command has options for which images get a map.
     """
     add_recipe(command)
     command.add_argument(
@@ -133,7 +140,7 @@ def add_method(command: argparse.ArgumentParser, *, localize: bool = True) -> No
         default=[],
         type=_assignment,
         metavar="NAME=VALUE",
-        help="a query setting of the recipe, for instance nprobe=8; may be repeated",
+        help="change a query setting of the recipe, such as nprobe=8; may be repeated",
     )
     names = tuple(field.name for field in dataclasses.fields(Method) if localize or field.name not in _LOCALIZING)
     add_settings(command, Method, only=names)
@@ -142,7 +149,7 @@ def add_method(command: argparse.ArgumentParser, *, localize: bool = True) -> No
             "--flag-below-p",
             type=float,
             metavar="P",
-            help="the p-value of the image score up to which an image gets a map under --localize flagged",
+            help="with --localize flagged, an image gets a map if the p-value of its image score is at most P",
         )
 
 
@@ -150,7 +157,7 @@ _LOCALIZING = ("localize", "flag_above")
 
 
 def open_detector(arguments: argparse.Namespace) -> Detector:
-    """The detector that the options of `add_method` and `add_run` ask for, over the bank of `--bank`."""
+    """Open the detector that the options of `add_method`, `add_run` and the bank's folder ask for."""
     from spade_faiss.scoring.detector import Detector
     from spade_faiss.search.recipe import load_recipe
 

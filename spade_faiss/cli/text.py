@@ -1,4 +1,4 @@
-"""What commands hand back, and how numbers read in a terminal."""
+"""What commands return, and how numbers are written in a terminal."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ if TYPE_CHECKING:
     from spade_faiss.bank.snapshot import Snapshot
     from spade_faiss.decisions.calibration import Calibration
 
-# The numbers for --json, and the text for people.
+# What a command returns: the numbers for --json, and the text for people.
 Output = tuple[Mapping[str, Any], str]
 
 
 class Finding(NamedTuple):
-    """What a command hands back that looks for faults: `failed` makes the exit code 1."""
+    """What a command that looks for faults returns: if it `failed`, the exit code is 1."""
 
     numbers: Mapping[str, Any]
     text: str
     failed: bool
 
 
+# How many names are listed before the rest is counted.
 _NAMES = 5
 
 
 def format_times(timing_s: Mapping[str, float], total_s: float, images: int) -> str:
-    """Where the time went, in one line."""
+    """Write seconds by stage in one line."""
     parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in timing_s.items())
     each = f", {1000 * total_s / images:.1f} ms an image" if images else ""
     return f"time {total_s:.2f} s{each} (seconds by stage, decoding runs beside the rest: {parts})"
 
 
 def format_settings(settings: Mapping[str, object]) -> str:
-    """Settings in one line."""
+    """Write settings in one line."""
     return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def names(ids: Sequence[str]) -> str:
-    """The first few of many names."""
+    """List the first few of many names."""
     return ", ".join(ids[:_NAMES]) + (f" and {len(ids) - _NAMES} more" if len(ids) > _NAMES else "")
 
 
 def describe_calibration(bank: Snapshot, calibration: Calibration) -> Output:
-    """What a calibration is, and whether it still holds for its bank."""
+    """Describe a calibration, and whether it still holds for its bank."""
     from spade_faiss.decisions.calibration import calibration_facts
 
     outdated = calibration.outdated(bank)

@@ -1,4 +1,4 @@
-"""The commands that keep a bank over the years: add, remove, restore, compact, verify, suspects."""
+"""The commands that maintain a bank: add, remove, restore, compact, verify, suspects."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from spade_faiss.cli.banks import describe_added
 from spade_faiss.cli.options import Commands, add_method, add_run, add_settings, open_detector, read_run, read_settings
 from spade_faiss.cli.text import Finding, Output, names
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.hints import compact_command, index_command, remove_command, restore_command
 from spade_faiss.core.memory import format_bytes
 from spade_faiss.core.settings import ReportOptions
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
 
 
-# That the terminal lists; files hold all.
+# How many suspects the terminal lists; the files hold all.
 _LISTED = 10
 
 
@@ -26,15 +27,15 @@ def register(commands: Commands) -> None:
     add = commands.add(
         "add",
         _add,
-        "add normal images to a bank, with its own backbone and settings; images it holds are left out",
+        "add normal images to a bank, with its own backbone and settings; images that it holds are left out",
         "spade-faiss add newly-good/ --bank parts.bank",
     )
     add.add_argument("images", nargs="+", metavar="IMAGES", help="a folder of normal images, an image, or several")
     _add_bank(add)
     add_run(add)
     for name, run, text in (
-        ("remove", _remove, "take normal images out of a bank, at once; `restore` brings them back until `compact`"),
-        ("restore", _restore, "bring back what was removed"),
+        ("remove", _remove, "remove normal images from a bank; `restore` brings them back until the bank is compacted"),
+        ("restore", _restore, "restore images that were removed"),
     ):
         command = commands.add(name, run, text, f"spade-faiss {name} line3/0017.png --bank parts.bank")
         command.add_argument("ids", nargs="*", metavar="ID", help="image ids, as reports and `suspects` name them")
@@ -43,22 +44,22 @@ def register(commands: Commands) -> None:
     compact = commands.add(
         "compact",
         _compact,
-        "drop what was removed for good, and join small shards",
+        "drop removed images for good, and join small shards",
         "spade-faiss compact parts.bank",
     )
     compact.add_argument("bank", metavar="BANK", help="the bank's folder")
     verify = commands.add(
         "verify",
         _verify,
-        "read every file of a bank and its indexes and compare its checksum",
+        "read every file of a bank and its indexes, and compare its checksum",
         "spade-faiss verify parts.bank --deep",
     )
     verify.add_argument("bank", metavar="BANK", help="the bank's folder")
-    verify.add_argument("--deep", action="store_true", help="look at every feature, too")
+    verify.add_argument("--deep", action="store_true", help="check every feature, too")
     suspects = commands.add(
         "suspects",
         _suspects,
-        "show the normal images that look least normal to the others",
+        "show the normal images that look least normal compared to the others",
         "spade-faiss suspects parts.bank --out suspects/",
     )
     suspects.add_argument("bank", metavar="BANK", help="the bank's folder")
@@ -71,13 +72,7 @@ def register(commands: Commands) -> None:
 def _add(arguments: argparse.Namespace) -> Output:
     from spade_faiss.workflows.extract import add
 
-    return describe_added(
-        add(
-            arguments.images,
-            bank=arguments.bank,
-            run=read_run(arguments),
-        )
-    )
+    return describe_added(add(arguments.images, bank=arguments.bank, run=read_run(arguments)))
 
 
 def _remove(arguments: argparse.Namespace) -> Output:
@@ -85,7 +80,7 @@ def _remove(arguments: argparse.Namespace) -> Output:
     count = bank.remove(ids)
     return {**_counts(bank), "done": count}, (
         f"{bank.path}: removed {count} of {names(ids)}; {len(bank)} normal images are left\n"
-        f"  bring them back: spade-faiss restore ID --bank {bank.path}; drop them for good: spade-faiss compact {bank.path}"
+        f"  bring them back: {restore_command(bank.path)}; drop them for good: {compact_command(bank.path)}"
     )
 
 
@@ -112,7 +107,7 @@ def _compact(arguments: argparse.Namespace) -> Output:
         f"before {format_bytes(done.bytes_before)}, written {format_bytes(done.bytes_written)}"
     )
     if done.bytes_written and (bank.path / "indexes").is_dir():
-        text += f"\n  its indexes do not know the shards that were written: spade-faiss index {bank.path} --update"
+        text += f"\n  its indexes do not hold the shards that were written: {index_command(bank.path, update=True)}"
     return numbers, text
 
 
@@ -140,17 +135,17 @@ def _suspects(arguments: argparse.Namespace) -> Output:
     lines = [f"{len(found.ids)} normal images, each scored against the others; the least normal:"]
     lines += [f"  {score:10.4g}  {name}" for name, score in zip(found.ids[:_LISTED], found.image_score, strict=False)]
     lines.append(f"look at {found.out / 'report.html'}; all scores are in {found.out / 'suspects.csv'}")
-    lines.append(f"take one out with: spade-faiss remove ID --bank {arguments.bank}")
+    lines.append(f"remove one with: {remove_command(arguments.bank)}")
     return numbers, "\n".join(lines)
 
 
 def _open(arguments: argparse.Namespace) -> tuple[Bank, list[str]]:
-    """The bank, and the ids that were given."""
+    """Open the bank, and gather the ids that were given."""
     from spade_faiss.bank.bank import Bank
 
     ids = list(arguments.ids)
     if arguments.list:
-        # A name that is no valid UTF-8 cannot be an id; a byte order mark is none of the first one's characters.
+        # Invalid UTF-8 cannot be part of an id: it is not found, and named. A byte order mark is not part of the first id.
         text = Path(arguments.list).read_text(encoding="utf-8-sig", errors="replace")
         ids += [line.removesuffix("\r") for line in text.split("\n") if line.strip("\r")]
     if not ids:

@@ -1,1 +1,1 @@
-"""What everything stands on: errors, settings, files on disk, memory sizes, devices."""
+"""The foundation of all other packages: errors, settings, files on disk, memory sizes, devices, hints."""

@@ -1,4 +1,4 @@
-"""HDF5 files of arrays: written once, mapped into memory, never appended to."""
+"""HDF5 files of arrays, which are written once, mapped into memory, and never changed."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ import numpy.typing as npt
 
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import atomic_path, hash_file
+from spade_faiss.core.types import Arrays
 
-Arrays = dict[str, npt.NDArray[Any]]
-
-# Arrays start on a cache line, so that a mapped view is aligned for any dtype and vector unit.
+# Each array starts on a cache line, so that a mapped view is aligned for every dtype and every SIMD level.
 _ALIGNMENT = 64
 _OPEN_FILES = 256
 _MAPPED_BYTES = 2 << 20
 _HEADROOM_BYTES = 1 << 20
 
-# The attribute that lists what a file holds, so that nothing vanishes from it without a word.
+# The attribute that lists the arrays of a file: damage that makes one of them invisible is noticed by it.
 _NAMES = "arrays"
 
 
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, attributes: Mapping[str, str | int]) -> str:
-    """Write a file; it appears whole or not at all. Returns its sha256.
+    """Write arrays to a file, atomically.
 
     Args:
-        path: the file to make or to replace.
-        arrays: by name; a '/' in it makes a group. Of numbers, or of UTF-8 text (`text_array`).
-        attributes: of the file.
+        path: the file to create or replace.
+        arrays: name -> array of numbers or of text (see `text_array`); a '/' in a name makes a group.
+        attributes: the attributes of the file.
+
+    Returns:
+        The sha256 of the file.
 
     Raises:
         InputError: if the disk has no room for it.
@@ -50,25 +52,25 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]], *, attribut
     with atomic_path(path) as temporary:
         try:
             with _hdf5(temporary, "w") as file:
-                # Of fixed length, like all text here: HDF5 may walk in circles through a heap of other text that is damaged.
+                # All text is of fixed length: HDF5 keeps other text in a heap, and a damaged heap can keep it busy for ever.
                 for name, value in {**attributes, _NAMES: "\n".join(sorted(arrays))}.items():
                     file.attrs[name] = text_array([value])[0] if isinstance(value, str) else value
                 for name, array in arrays.items():
                     file.create_dataset(name, array.shape, array.dtype)
-            # HDF5 may crash the process where the disk fills up while it writes. Now the room is there, or this raises.
+            # HDF5 may crash the process if the disk fills up while it writes. Reserving the room first raises an error instead.
             _reserve(temporary, needed)
             with _hdf5(temporary, "r+") as file:
                 for name, array in arrays.items():
                     file[name][...] = array
-        except RuntimeError as error:  # as HDF5 says it where it cannot write
+        except RuntimeError as error:  # what h5py raises where HDF5 cannot write
             raise InputError(
-                f"there is no room for {path}, or it cannot be written ({error}); make room and run it again"
+                f"there is no room for {path}, or it cannot be written ({error}); make room and run the command again"
             ) from error
         return hash_file(temporary)
 
 
 def text_array(values: Sequence[str]) -> npt.NDArray[np.bytes_]:
-    """Text as an array that `write_arrays` takes: UTF-8, padded with NUL."""
+    """Convert text to an array that `write_arrays` takes: UTF-8, padded with NUL."""
     encoded = [value.encode() for value in values]
     kind = h5py.string_dtype("utf-8", max([1, *map(len, encoded)]))
     found: npt.NDArray[np.bytes_] = np.array(encoded, kind)
@@ -90,23 +92,30 @@ def _reserve(path: Path, needed: int) -> None:
 
 @lru_cache(maxsize=_OPEN_FILES)
 def map_arrays(path: Path, sha256: str) -> Mapped:
-    """Map the numeric arrays of a file into memory; views keep the mapping alive after it has left the cache.
+    """Map the arrays of a file into memory. Views of them keep the mapping alive after it has left the cache.
 
-    The checksum is part of the cache's key: another file may later stand at the same path.
+    Args:
+        path: the file.
+        sha256: its checksum, which is not compared: it is part of the cache's key, because a file may be replaced.
 
     Raises:
-        BankError: for a file that is gone or damaged.
+        BankError: for a file that is missing or damaged.
     """
     try:
         return Mapped(path)
     except FileNotFoundError as error:
-        raise BankError(f"{path} is gone since the bank was opened; open it again") from error
+        raise BankError(f"{path} was deleted after the bank was opened; open the bank again") from error
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise BankError(f"{path} is damaged ({error}); restore it from a backup") from error
 
 
 class Mapped:
-    """The arrays of a file by name, read-only views, and what the operating system should do with their pages."""
+    """A file that is mapped into memory.
+
+    Attributes:
+        attributes: the attributes of the file.
+        arrays: name -> read-only view of the mapped file.
+    """
 
     def __init__(self, path: Path) -> None:
         layout: dict[str, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
@@ -121,7 +130,7 @@ class Mapped:
             }
             file.visititems(note)
         if "\n".join(sorted(layout)) != (names := self.attributes.get(_NAMES)):
-            raise ValueError(f"it holds {sorted(layout)}, and says that it holds {names!r}")
+            raise ValueError(f"it holds {sorted(layout)}, but its list of arrays is {names!r}")
         self._path = path
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._descriptor)
@@ -132,7 +141,7 @@ class Mapped:
         self._offsets = {name: offset for name, (offset, _, _) in layout.items()}
 
     def read(self, name: str, position: int, out: npt.NDArray[Any]) -> None:
-        """Copy one item of an array into `out`, of its type and size: what is read once costs no page faults that way."""
+        """Copy one item of an array into `out`, of its dtype and size. Reading a view instead would cost page faults."""
         if not hasattr(os, "preadv"):  # Windows
             np.copyto(out, self.arrays[name][position].reshape(out.shape))
             return
@@ -141,23 +150,23 @@ class Mapped:
         while rest.nbytes:
             count = os.preadv(self._descriptor, [rest], offset)
             if count == 0:
-                raise BankError(f"{self._path} ended while it was read; restore it from a backup")
+                raise BankError(f"{self._path} is shorter than when it was opened; restore it from a backup")
             rest, offset = rest[count:], offset + count
 
     def prefetch(self, name: str, position: int) -> None:
-        """Ask for one item of an array to be read from disk soon."""
+        """Ask the operating system to read one item of an array from disk soon."""
         self._advise("MADV_WILLNEED", name, position)
 
     def release(self, name: str, position: int) -> None:
-        """Let go of the memory of one item: the system's cache of the file keeps it, as long as there is room."""
+        """Release the memory of one item. It stays in the system's file cache as long as there is room."""
         self._advise("MADV_DONTNEED", name, position)
 
     def _advise(self, option: str, name: str, position: int) -> None:
         size = self.arrays[name][position].nbytes
         start = self._offsets[name] + position * size
-        # Linux maps files in pieces of up to this size: what lies beside an item comes, and must go, with it.
+        # Linux may map files in pages of this size: what shares a page with the item is read and released with it.
         first = start // _MAPPED_BYTES * _MAPPED_BYTES
         end = min(-(-(start + size) // _MAPPED_BYTES) * _MAPPED_BYTES, len(self._mapped))
         if hasattr(mmap, option):
-            with suppress(OSError):  # advice: what is not taken does no harm
+            with suppress(OSError):  # it is advice only, and need not be followed
                 self._mapped.madvise(getattr(mmap, option), first, end - first)

@@ -1,4 +1,4 @@
-"""Where to compute: the CPU, or CUDA cards."""
+"""Where computations run: on the CPU, or on CUDA cards."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from spade_faiss.core.errors import InputError
 
 @dataclass(frozen=True)
 class Device:
-    """Where to compute: `cpu`, or the CUDA cards of these numbers."""
+    """Where computations run.
+
+    Args:
+        kind: `cpu` or `cuda`.
+        cards: the numbers of the CUDA cards; empty for the CPU.
+    """
 
     kind: str = "cpu"
     cards: tuple[int, ...] = ()
 
     @property
     def torch_names(self) -> tuple[str, ...]:
-        """Each part of it as torch calls it."""
+        """The names by which torch knows the CPU or each card."""
         return tuple(f"cuda:{card}" for card in self.cards) or ("cpu",)
 
     def __str__(self) -> str:
@@ -28,19 +33,19 @@ CPU = Device()
 
 
 def parse_device(text: str, cards: int, why_none: str = "") -> Device:
-    """The device that a text such as `auto`, `cpu`, `cuda`, `cuda:1` or `cuda:all` means on a machine with so many CUDA cards.
+    """Find the device that a text such as `auto`, `cpu`, `cuda`, `cuda:1` or `cuda:all` stands for.
 
     Args:
-        text: `auto` means the first card if there is one, else the CPU.
-        cards: how many there are.
-        why_none: what an error says if there is none.
+        text: what a user wrote; `auto` stands for the first card if there is one, and for the CPU otherwise.
+        cards: the number of CUDA cards.
+        why_none: an explanation that an error message gives if there is no card.
 
     Raises:
-        InputError: for anything else, or a card that is not there.
+        InputError: for any other text, or for a card that does not exist.
     """
     found = re.fullmatch(r"auto|cpu|cuda(?::(all|\d{1,4}))?", text)
     if found is None:
-        raise InputError(f"device={text!r} is none; use auto, cpu, cuda, cuda:NUMBER or cuda:all")
+        raise InputError(f"device={text!r} is not a device; use auto, cpu, cuda, cuda:NUMBER or cuda:all")
     if text == "cpu" or (text == "auto" and cards == 0):
         return CPU
     if cards == 0:
@@ -49,15 +54,15 @@ def parse_device(text: str, cards: int, why_none: str = "") -> Device:
         return Device("cuda", tuple(range(cards)))
     if (card := int(found[1] or 0)) >= cards:
         there = ", ".join(f"cuda:{number}" for number in range(cards))
-        raise InputError(f"device={text!r} is not there; this machine has {there}")
+        raise InputError(f"device={text!r} does not exist; this machine has {there}")
     return Device("cuda", (card,))
 
 
 def find_device(text: str) -> Device:
-    """The same on this machine; torch is asked only where the answer depends on it.
+    """Find the device that a text stands for on this machine. Torch is imported only if the answer depends on the cards.
 
     Raises:
-        InputError: see `parse_device`.
+        InputError: as `parse_device` does.
     """
     if text == "cpu":
         return CPU

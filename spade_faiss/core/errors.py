@@ -2,7 +2,7 @@
 
 
 class SpadeError(Exception):
-    """Anything that went wrong for a reason we can name; the message says what to do next."""
+    """The base of all errors below. Its message says what went wrong and what to do next."""
 
 
 class InputError(SpadeError, ValueError):
@@ -10,11 +10,11 @@ class InputError(SpadeError, ValueError):
 
 
 class NotFoundError(SpadeError, FileNotFoundError):
-    """A file or folder that should be there is not."""
+    """A file or folder that should exist does not."""
 
 
 class BankError(SpadeError, ValueError):
-    """A bank, shard or index on disk that is damaged, or does not fit what is asked of it."""
+    """A bank, shard or index on disk that is damaged, or that does not fit what is asked of it."""
 
 
 class DependencyError(SpadeError, ImportError):

@@ -1,4 +1,4 @@
-"""Files that nobody ever meets half-written: made beside their place, put safely on disk, renamed into it."""
+"""Atomic file writes: a file is written under a temporary name, synced to disk, and renamed into its place."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from spade_faiss.core.errors import BankError, InputError, NotFoundError
 
 _log = logging.getLogger(__name__)
 
-# What a process that was killed leaves behind. Short, so that any name that fits into a folder can be written there, and
-# without the suffix of the real file, so that a search for `*.h5` does not meet it.
+# The names of temporary files, which a killed process leaves behind. They are short, so that a file with the longest possible
+# name can be written; they lack the suffix of the real file, so that a search for `*.h5` does not find them.
 TEMPORARY_PATTERN = ".spade-*.tmp"
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a path in the folder of `path`; what is written there becomes the file `path` when the block ends well.
+    """Yield a temporary path beside `path`; the file written there becomes `path` when the block ends without an error.
 
-    The file is on disk before it is renamed, and the renaming is on disk before the block is left, so that after a power cut
-    `path` is the old file or the new one. If the block raises, the temporary file is removed and `path` stays as it was.
-    The file must be closed by the end of the block. Its name does not tell its format: name that to whatever writes it.
+    The content reaches the disk before the file is renamed, and the new name reaches the disk before the block is left: after
+    a power cut, `path` is either the old file or the new one. If the block raises, the temporary file is removed and `path`
+    stays as it was. The file must be closed by the end of the block. Its name has no suffix that tells its format.
 
     Args:
-        path: the file to make or to replace; its folder exists.
+        path: the file to create or replace.
 
     Raises:
-        NotFoundError: the folder does not exist.
-        InputError: `path` is a folder, or the disk has no room.
+        NotFoundError: if the folder of `path` does not exist.
+        InputError: if `path` is a folder, or the disk has no room.
     """
     target = Path(path)
     if not target.parent.is_dir():
@@ -57,7 +57,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _is_full(error: BaseException) -> bool:
-    """Whether a disk, a quota or a limit on file sizes said that there is no room; HDF5 says it in words."""
+    """Tell whether a disk, a quota or a limit on file sizes is exhausted. HDF5 has the error number in its text only."""
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return isinstance(error, OSError) and (
         error.errno in numbers or any(f"errno = {number}," in str(error) for number in numbers)
@@ -65,18 +65,18 @@ def _is_full(error: BaseException) -> bool:
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Make or replace the file `path` with `data`, atomically; raises as `atomic_path` does."""
+    """Create or replace the file `path` atomically. It raises what `atomic_path` raises."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Put the names in `folder` safely on disk, where the system can do that for a folder."""
-    if os.name == "nt":  # a folder cannot be opened there, and a renaming is journaled
+    """Sync a folder, so that the names of its files survive a power cut; do nothing where the system cannot sync folders."""
+    if os.name == "nt":  # Windows cannot open a folder, and its file system journals renames
         return
     try:
         _sync(Path(folder), os.O_RDONLY)
-    except OSError as error:  # some network and user-space file systems have no fsync for folders
+    except OSError as error:  # some network and user-space file systems cannot sync folders
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
 
@@ -90,14 +90,14 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def hash_file(path: Path) -> str:
-    """The sha256 of a file's content."""
+    """Return the sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """What is remembered of a file that was written once, to know it again."""
+    """A record of a file that is written once: its name, size, modification time and checksum."""
 
     file: str
     bytes: int
@@ -106,26 +106,29 @@ class FileEntry:
 
     def __post_init__(self) -> None:
         if not 0 <= self.mtime_ns < 1 << 63 or not 0 < len(self.file.encode(errors="replace")) < 256 or "/" in self.file:
-            raise InputError(f"no file was ever written as {self.file[:80]!r} at mtime_ns={self.mtime_ns}")
+            raise InputError(f"file={self.file[:80]!r} with mtime_ns={self.mtime_ns} cannot be the record of a file")
 
     @staticmethod
     def of(path: Path, sha256: str) -> FileEntry:
-        """The entry of a file whose checksum is known."""
+        """Record a file whose checksum is known."""
         status = path.stat()
         return FileEntry(file=path.name, bytes=status.st_size, mtime_ns=status.st_mtime_ns, sha256=sha256)
 
 
 def check_file(path: Path, entry: FileEntry, name: str, where: str, remedy: str) -> None:
-    """Raise BankError if the file at `path` is not the one that was written.
+    """Check that the file at `path` is the one that was recorded.
 
-    It is read in full where its size or modification time is not the recorded one.
+    A file of the recorded size and modification time is trusted; of any other, the checksum is compared.
 
     Args:
         path: the file.
-        entry: what is remembered of it.
-        name: how the message calls it.
-        where: what remembers it.
-        remedy: what to do about it.
+        entry: its record.
+        name: what messages call the file.
+        where: what messages call the place of the record.
+        remedy: what the user can do about a file that is missing or changed; it ends the message.
+
+    Raises:
+        BankError: if the file is missing, or is not the one that was recorded.
     """
     if not path.is_file():
         raise BankError(f"{name}, which {where} names, is missing; {remedy}")
@@ -136,8 +139,9 @@ def check_file(path: Path, entry: FileEntry, name: str, where: str, remedy: str)
     expected = f"{entry.bytes} bytes" if status.st_size != entry.bytes else f"sha256 {entry.sha256}"
     if found != expected:
         raise BankError(f"{name} has changed since it was written: {found}, {where} says {expected}; {remedy}")
-    _log.info("%s has a new modification time; its checksum is right", name)
-    try:  # a copied bank: give the file its recorded time back, so that the next opening need not read it all
+    _log.info("%s has a new modification time, but its checksum is right", name)
+    # The bank was copied: with its recorded time, the file need not be read in full when it is opened again.
+    try:
         os.utime(path, ns=(status.st_atime_ns, entry.mtime_ns))
     except OSError:
-        _log.info("could not restore the modification time of %s; it is checked in full at every opening", path)
+        _log.info("could not restore the modification time of %s; it is read in full whenever it is opened", path)

@@ -1,4 +1,4 @@
-"""What a message tells people to type next: every command line that the library names is made here."""
+"""Hints: every command line that a message of the library tells people to type is made here."""
 
 from __future__ import annotations
 
@@ -6,25 +6,51 @@ import shlex
 from pathlib import Path
 
 
-def index_command(bank: str | Path, recipe: str = "", *, update: bool = False, rebuild: bool = False) -> str:
-    """Build a recipe's index over a bank, or bring all that was built up to date."""
-    return _line("index", bank, *(["--recipe", recipe] if recipe else []), update and "--update", rebuild and "--rebuild")
-
-
-def calibrate_command(bank: str | Path, options: str = "") -> str:
-    """Calibrate a bank; `options` are those of a scoring config, as text."""
-    return " ".join(filter(None, (_line("calibrate", bank), options)))
-
-
 def fit_command(bank: str | Path) -> str:
-    """Make a bank."""
+    """Return the command that makes a bank."""
     return _line("fit", "IMAGES", "--bank", bank)
 
 
+def index_command(bank: str | Path, recipe: str = "", *, update: bool = False, rebuild: bool = False) -> str:
+    """Return the command that builds a recipe's index over a bank, or brings all indexes that were built up to date."""
+    return _line("index", bank, *(["--recipe", recipe] if recipe else []), update and "--update", rebuild and "--rebuild")
+
+
+def info_command(bank: str | Path) -> str:
+    """Return the command that shows what a bank holds."""
+    return _line("info", bank)
+
+
+def remove_command(bank: str | Path) -> str:
+    """Return the command that removes images from a bank."""
+    return _line("remove", "ID", "--bank", bank)
+
+
+def restore_command(bank: str | Path) -> str:
+    """Return the command that restores removed images."""
+    return _line("restore", "ID", "--bank", bank)
+
+
+def compact_command(bank: str | Path) -> str:
+    """Return the command that drops removed images for good."""
+    return _line("compact", bank)
+
+
+def verify_command(bank: str | Path) -> str:
+    """Return the command that compares the checksums of a bank's files."""
+    return _line("verify", bank)
+
+
+def calibrate_command(bank: str | Path, options: str = "") -> str:
+    """Return the command that calibrates a bank; `options` are those of a scoring config, as text."""
+    return " ".join(filter(None, (_line("calibrate", bank), options)))
+
+
+def score_command(bank: str | Path = "BANK") -> str:
+    """Return the command that scores images against a bank."""
+    return _line("score", "IMAGES", "--bank", bank, "--out", "RESULTS")
+
+
 def _line(*words: str | Path | bool) -> str:
+    """Join words to a command line that a shell takes apart again; False stands for an option that is not given."""
     return " ".join(["spade-faiss", *(shlex.quote(str(word)) for word in words if word)])
-
-
-def score_command() -> str:
-    """Score images."""
-    return _line("score", "IMAGES", "--bank", "BANK", "--out", "RESULTS")

@@ -1,4 +1,4 @@
-"""What fits into memory: sizes as people write them, the batch and cache that follow from a budget."""
+"""Memory sizes as people write them, and how a memory budget is divided between a batch and a cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from spade_faiss.core.errors import InputError
 
-# Images that are scored at a time where memory allows: beyond, nothing gets faster.
+# The largest number of images that are scored together: larger batches are not faster.
 BATCH_SIZE = 16
 
 _UNITS = {"": 1, "B": 1}
@@ -18,23 +18,23 @@ _UNITS.update({f"{prefix}iB": 1024 ** (power + 1) for power, prefix in enumerate
 
 
 def parse_bytes(text: str | int) -> int:
-    """Bytes of a size such as `2GiB`, `500MB` or `1073741824`.
+    """Convert a size such as `2GiB`, `500MB` or `1073741824` to bytes.
 
     Raises:
-        InputError: for anything else.
+        InputError: for a text that is not a size.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(text).strip())
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
     if found is None or found[2].lower() not in units:
-        raise InputError(f"memory={text!r} is no size; write for instance 500MB or 2GiB")
+        raise InputError(f"memory={text!r} is not a size; write for example 500MB or 2GiB")
     size = float(found[1]) * units[found[2].lower()]
     if not math.isfinite(size):
-        raise InputError(f"memory={text!r} is more than any machine has; write for instance 2GiB")
+        raise InputError(f"memory={text!r} is more than any machine has; write for example 2GiB")
     return round(size)
 
 
 def format_bytes(count: float) -> str:
-    """A size as people read it and `parse_bytes` does, in units of 1024; rounded up, so that it is never too little."""
+    """Write a size in units of 1024, for people and `parse_bytes` to read; rounded up, so that it is never too small."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1000 or unit == "GiB":
             break
@@ -43,30 +43,36 @@ def format_bytes(count: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How a budget is spent: `batch` images at a time need `working_bytes`, `cache_bytes` keep decoded blocks."""
+class MemoryPlan:
+    """How a memory budget is divided.
+
+    Args:
+        batch: the number of images that are scored together.
+        working_bytes: what scoring such a batch needs.
+        cache_bytes: what is left for decoded blocks.
+    """
 
     batch: int
     working_bytes: int
     cache_bytes: int
 
 
-def plan(budget: int, working_bytes: Callable[[int], int], cacheable_bytes: int) -> Plan:
-    """The largest batch that fits, up to `BATCH_SIZE`, and a cache of what is left.
+def plan_memory(budget: int, working_bytes: Callable[[int], int], cacheable_bytes: int) -> MemoryPlan:
+    """Choose the largest batch that fits, up to `BATCH_SIZE` images, and give the rest of the budget to the cache.
 
     Args:
-        budget: bytes that the process may grow by.
-        working_bytes: what a batch of so many images needs, increasing.
-        cacheable_bytes: all that could ever be kept.
+        budget: how many bytes the process may grow by.
+        working_bytes: the bytes that a batch of a given number of images needs; it increases with that number.
+        cacheable_bytes: the bytes of everything that could be cached.
 
     Raises:
-        InputError: if not even one image fits; it says what would.
+        InputError: if not even one image fits; the message names a budget that is large enough.
     """
     if (least := working_bytes(1)) > budget:
         raise InputError(
             f"memory={format_bytes(budget)} is too small: scoring image by image takes {format_bytes(least)}; "
-            f"allow as much, or lower k_gallery or kappa"
+            f"allow at least that, or lower k_gallery or kappa"
         )
     batch = max(size for size in range(1, BATCH_SIZE + 1) if working_bytes(size) <= budget)
     rest = budget - working_bytes(batch)
-    return Plan(batch=batch, working_bytes=working_bytes(batch), cache_bytes=min(rest, cacheable_bytes))
+    return MemoryPlan(batch=batch, working_bytes=working_bytes(batch), cache_bytes=min(rest, cacheable_bytes))

@@ -1,4 +1,4 @@
-"""Values that are made at their first use."""
+"""Values that are computed at their first use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ T = TypeVar("T")
 
 
 class Once(Generic[T]):
-    """A value that is made at its first use, once for all threads; `make` must not hold the object that holds this."""
+    """A value that is computed at its first use, once for all threads.
+
+    Args:
+        make: computes the value. It must not refer to the object that owns this one: the two would keep each other alive.
+    """
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -18,7 +22,7 @@ class Once(Generic[T]):
         self._lock = threading.Lock()
 
     def __call__(self) -> T:
-        """The value."""
+        """Return the value, and compute it if this is the first call."""
         with self._lock:
             if not self._made:
                 self._made.append(self._make())

@@ -1,4 +1,4 @@
-"""Progress bars: on stderr, if that is a terminal and the caller wants one."""
+"""Progress bars on stderr. This is the only module that uses tqdm."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from tqdm import tqdm
 
 
 def progress_bar(total: int, label: str, shown: bool, unit: str = "img") -> tqdm[Any]:
-    """A bar over `total` units of work.
+    """Make a bar that advances over `total` units of work.
 
     Args:
         total: how many units there are.
-        label: what the bar says.
-        shown: whether the caller wants it; it is never shown where stderr is no terminal.
-        unit: what is counted; `B` is scaled, as bytes are.
+        label: the text before the bar.
+        shown: whether the caller wants to see it; it is never shown where stderr is not a terminal.
+        unit: the name of a unit; `B` stands for bytes, which are shown as kB, MB and so on.
     """
     return tqdm(total=total, desc=label, unit=unit, unit_scale=unit == "B", disable=None if shown else True)

@@ -1,4 +1,4 @@
-"""Values checked, and dataclasses built from parsed YAML or JSON that refuse unknown keys and values out of range."""
+"""Checks of settings, and dataclasses built from parsed YAML or JSON: unknown keys and values out of range are refused."""
 
 from __future__ import annotations
 
@@ -15,38 +15,42 @@ T = TypeVar("T")
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Raise InputError unless `value` is one of `choices`."""
+    """Raise InputError unless `value` is one of `choices`; the message names the setting `name`."""
     if value not in choices:
         raise InputError(f"{name}={value!r} is not one of {', '.join(str(choice) for choice in choices)}")
 
 
 def check_at_least(name: str, value: object, least: int) -> None:
-    """Raise InputError unless `value` is an integer of at least `least`."""
+    """Raise InputError unless `value` is an integer of at least `least`; the message names the setting `name`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{name}={value!r} must be an integer of at least {least}")
 
 
 def is_finite(value: object) -> bool:
-    """Whether `value` is a finite number; a bool is none."""
+    """Tell whether `value` is a finite number; a bool does not count as one."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def from_mapping(cls: type[T], mapping: object, where: str) -> T:
     """Build the dataclass `cls` from a parsed YAML or JSON mapping.
 
-    Nested dataclasses are built the same way; a list becomes the tuple that the field asks for.
+    Nested dataclasses are built the same way, and a list becomes a tuple where the field is a tuple.
+
+    Args:
+        cls: the dataclass.
+        mapping: the parsed content.
+        where: the place that the content came from, such as a file; error messages start with it.
 
     Raises:
-        InputError: for a value that is no mapping, an unknown or missing key, or a value of the wrong type or range;
-            the message starts with `where`.
+        InputError: for content that is not a mapping, an unknown or missing key, or a value of the wrong type or range.
     """
     if not isinstance(mapping, Mapping):
         raise InputError(f"{where}: expected a mapping, got {type(mapping).__name__}")
-    hints = get_type_hints(cls)
-    if unknown := sorted(set(map(str, mapping)) - set(hints)):
-        raise InputError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(hints)}")
+    fields, hints = dataclasses.fields(cls), get_type_hints(cls)  # type: ignore[arg-type]
+    known = [field.name for field in fields]
+    if unknown := sorted(set(map(str, mapping)) - set(known)):
+        raise InputError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
     values = {name: _checked(hints[name], value, f"{where}: {name}") for name, value in mapping.items()}
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     needed = {field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING}
     if missing := sorted(needed - set(values)):
         raise InputError(f"{where}: missing key {missing[0]!r}")
@@ -57,6 +61,7 @@ def from_mapping(cls: type[T], mapping: object, where: str) -> T:
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:
+    """Return a parsed value as the type that a field asks for, or raise InputError."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is UnionType:
         if type(None) in arguments:  # `X | None`

@@ -1,7 +1,7 @@
-"""The settings of the engine, each declared once: its name, its type, its default, and the help text of its option.
+"""The settings of the engine. Each is declared once, with its type, its default and the help text of its option.
 
-The command line makes its options from these dataclasses (`cli/options.py`), and library functions take them as they are. A new
-setting is one field here; the code that acts on it reads it from the dataclass.
+The command line makes its options from these dataclasses (`cli/options.py`), and library functions take the dataclasses. To add
+a setting, add a field here; the code that acts on it reads it from the dataclass.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ PRECISIONS = ("float32", "bfloat16")
 DTYPES = ("float16", "float32")
 NORMALIZE = ("none", "l2")
 
+DEFAULT_BACKBONE = "wide_resnet50_2"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -28,37 +29,37 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def setting(
     default: Any, help: str, *, choices: tuple[str, ...] = (), metavar: str | None = None, kind: type | None = None
 ) -> Any:
-    """A field of a settings dataclass that the command line makes an option of.
+    """Declare a field of a settings dataclass that has an option on the command line.
 
     Args:
-        default: the field's default; `dataclasses.MISSING` if the option has to be given.
-        help: what the option does, without its default.
-        choices: the values that it may have, if they are few.
-        metavar: what stands for its value in the help text.
-        kind: what the command line parses its text as; the field's own type unless given.
+        default: the default of the field and of the option; `dataclasses.MISSING` if the option has to be given.
+        help: the help text of the option, without the default.
+        choices: the values that are allowed, if they are few.
+        metavar: the placeholder for the value in the help text.
+        kind: the type that the command line converts the text to; the type of the field unless given.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar, "kind": kind})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How an image becomes the backbone's input; recorded in the bank, identical for every query.
+    """How an image becomes the backbone's input; it is recorded in the bank, and applied to every query.
 
     `resize_mode` says which part of an image is scored:
-    - `crop`: the shorter side to `resize` pixels, then the central `crop` x `crop` square (as in the paper);
-    - `stretch`: the whole image, resized to `crop` x `crop` whatever its aspect ratio;
-    - `letterbox`: the whole image, aspect ratio kept, its longer side to `crop` pixels; margins repeat its border and
-      are not scored.
+    - `crop`: the shorter side is resized to `resize` pixels and the central `crop` x `crop` square is cut out, as in the paper;
+    - `stretch`: the whole image is resized to `crop` x `crop` pixels, whatever its aspect ratio;
+    - `letterbox`: the whole image is resized at its own aspect ratio, its longer side to `crop` pixels; the margins repeat its
+      border and are not scored.
     """
 
     resize_mode: str = setting(
         "crop",
-        "the part of an image that is scored: its central square (crop), all of it squeezed into a square (stretch), or all of "
-        "it at its own aspect ratio (letterbox)",
+        "which part of an image is scored: its central square (crop), the whole image stretched to a square (stretch), or the "
+        "whole image at its own aspect ratio (letterbox)",
         choices=RESIZE_MODES,
     )
-    resize: int = setting(256, "shorter side of an image before its central square is cut out", metavar="PIXELS")
-    crop: int = setting(224, "side of the backbone's input", metavar="PIXELS")
+    resize: int = setting(256, "the shorter side of an image before its central square is cut out", metavar="PIXELS")
+    crop: int = setting(224, "the side of the backbone's input", metavar="PIXELS")
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -71,14 +72,14 @@ class Preprocess:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if not isinstance(values, tuple) or len(values) != 3 or not all(map(is_finite, values)):
-                raise InputError(f"{name}={values!r} must be a tuple of three finite numbers, one a color")
+                raise InputError(f"{name}={values!r} must be a tuple of three finite numbers, one for each color")
         if not all(value > 0 for value in self.std):
             raise InputError(f"std must be positive, got {self.std}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Who made the features of a bank: two sources that differ in anything give distances that mean nothing."""
+    """What made the features of a bank. Distances between features of two sources that differ in anything mean nothing."""
 
     backbone: str
     weights_sha256: str
@@ -91,19 +92,20 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """How normal images become the features of a new bank. All of it is recorded in the bank and applied to every query.
+    """How normal images become the features of a new bank. All settings are recorded in the bank and applied to every
+    query.
 
-    `backbone` is a name that `load_backbone` knows, or a `Backbone` of your own, which brings its own precision and preprocess.
+    `backbone` is a name that `load_backbone` knows, or a `Backbone` of your own, which has its own precision and preprocess.
     """
 
     backbone: object = setting(
-        "wide_resnet50_2", "a torchvision ResNet, efficientnet_lite0, or timm:NAME", metavar="NAME", kind=str
+        DEFAULT_BACKBONE, "the network: a torchvision ResNet, efficientnet_lite0, or timm:NAME", metavar="NAME", kind=str
     )
-    precision: str = setting("float32", "of the forward pass", choices=PRECISIONS)
+    precision: str = setting("float32", "the number format of the forward pass", choices=PRECISIONS)
     preprocess: Preprocess = field(default_factory=Preprocess)
-    dtype: str = setting("float16", "of the feature maps as they are stored", choices=DTYPES)
-    normalize: str = setting("none", "l2 scales the vector of each location to unit length", choices=NORMALIZE)
-    pool: int = setting(1, "average each CELLS x CELLS neighborhood of a feature map", metavar="CELLS")
+    dtype: str = setting("float16", "the number format in which feature maps are stored", choices=DTYPES)
+    normalize: str = setting("none", "whether the vector of each location is scaled to unit length (l2)", choices=NORMALIZE)
+    pool: int = setting(1, "the side of the neighborhood that each location of a feature map is averaged over", metavar="CELLS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,21 +113,25 @@ class Method:
     """The parameters of SPADE at query time; changing one never needs a rebuild.
 
     An image score is the mean distance to the `k_image` nearest normal images. A pixel score is the mean distance to the
-    `kappa` nearest vectors in the feature maps of the `k_gallery` nearest normal images. With `localize='flagged'`, images with
-    an image score above `flag_above` get a map and the others do not.
+    `kappa` nearest vectors in the feature maps of the `k_gallery` nearest normal images. With `localize='flagged'`, only images
+    whose image score is above `flag_above` get a map.
     """
 
-    k_image: int = setting(5, "nearest normal images that the image score averages", metavar="K")
-    k_gallery: int = setting(5, "nearest normal images whose feature maps are searched", metavar="K")
-    kappa: int = setting(1, "nearest vectors that a pixel score averages", metavar="K")
+    k_image: int = setting(5, "how many nearest normal images the image score averages over", metavar="K")
+    k_gallery: int = setting(5, "how many nearest normal images have their feature maps searched", metavar="K")
+    kappa: int = setting(1, "how many nearest vectors a pixel score averages over", metavar="K")
     fusion: str = setting(
-        "mean", "of the pyramid levels: the mean of their maps, or one search in all of them", choices=FUSIONS
+        "mean",
+        "how pyramid levels are combined: by the mean of their score maps, or by one search in all of them (concat)",
+        choices=FUSIONS,
     )
-    distance: str = setting("l2", "of every score; the paper's is squared_l2", choices=DISTANCES)
-    sigma: float = setting(4.0, "of the Gaussian that smooths the map, in input pixels; 0 for none", metavar="PIXELS")
+    distance: str = setting("l2", "the distance that scores are made of; the paper uses squared_l2", choices=DISTANCES)
+    sigma: float = setting(
+        4.0, "the width of the Gaussian that smooths score maps, in input pixels; 0 turns it off", metavar="PIXELS"
+    )
     localize: str = setting("all", "which images get a map", choices=LOCALIZE)
     flag_above: float | None = setting(
-        None, "the image score above which an image gets a map under --localize flagged", metavar="SCORE"
+        None, "with --localize flagged, an image gets a map if its image score is above SCORE", metavar="SCORE"
     )
 
     def __post_init__(self) -> None:
@@ -145,31 +151,31 @@ class Method:
             raise InputError(
                 f"flag_above={self.flag_above!r} does nothing with localize={self.localize!r}; use localize='flagged'"
             )
-        for name in ("sigma", "flag_above"):  # a NumPy number is one too, but none that JSON knows
+        for name in ("sigma", "flag_above"):  # NumPy numbers are allowed, but JSON cannot hold them
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, float(getattr(self, name)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Which rate of false alarms verdicts keep: `alpha`, or `fdr` in its place."""
+    """Which rate of false alarms decisions guarantee: `alpha`, or `fdr` in its place."""
 
     alpha: float | None = setting(
-        None, "share of normal images that may be alarms; the calibration's own unless given", metavar="A"
+        None, "the share of normal images that may become alarms (default: that of the calibration)", metavar="A"
     )
-    fdr: float | None = setting(None, "share of the alarms that may be false, to be kept in place of alpha", metavar="Q")
+    fdr: float | None = setting(None, "the share of alarms that may be false; it takes the place of alpha", metavar="Q")
 
     def __post_init__(self) -> None:
         if self.alpha is not None and self.fdr is not None:
-            raise InputError(f"alpha={self.alpha} and fdr={self.fdr} are two rules for one verdict; give one")
+            raise InputError(f"alpha={self.alpha} and fdr={self.fdr} are two rules for one decision; give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """What a folder of results shows beside its numbers."""
+    """What a folder of results shows besides the scores."""
 
     overlays: bool = setting(False, "write a PNG of each image under its heat map")
-    shown: int = setting(24, "images that the report shows in full", metavar="N")
+    shown: int = setting(24, "how many images the report shows in full", metavar="N")
 
     def __post_init__(self) -> None:
         check_at_least("shown", self.shown, 0)
@@ -177,24 +183,24 @@ class ReportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """How work is done on this machine; results do not depend on it.
+    """How work is done on this machine. Results do not depend on it.
 
-    `weights` is where the backbone's weights are, in place of the published ones; a bank remembers where they were, and their
-    hash. Up to `max_skipped` unreadable images are left out. `progress` shows bars on stderr if that is a terminal.
+    `weights` is a file of weights to use in place of the published ones; a bank records its place and its hash. `progress`
+    shows bars on stderr if that is a terminal.
     """
 
-    device: str = setting("cpu", "where to compute: cpu, cuda, cuda:NUMBER, cuda:all, or auto")
+    device: str = setting("cpu", "where computations run: cpu, cuda, cuda:NUMBER, cuda:all, or auto")
     memory: str | int = setting(
-        "2GiB", "that scoring may take, such as 500MB; batches and caches follow from it", metavar="SIZE", kind=str
+        "2GiB",
+        "the memory that scoring may use, such as 500MB; it decides the size of batches and caches",
+        metavar="SIZE",
+        kind=str,
     )
     weights: str | Path | None = setting(
-        None, "a state dict (.safetensors or saved by torch) for the backbone", metavar="FILE", kind=str
+        None, "the backbone's weights: a state dict, as .safetensors or saved by torch", metavar="FILE", kind=str
     )
-    max_skipped: int = setting(10, "unreadable images to leave out before giving up", metavar="N")
+    max_skipped: int = setting(10, "how many unreadable images are skipped before the command gives up", metavar="N")
     progress: bool = False
 
     def __post_init__(self) -> None:
         check_at_least("max_skipped", self.max_skipped, 0)
-
-
-DEFAULT_BACKBONE = "wide_resnet50_2"

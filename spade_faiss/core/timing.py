@@ -1,4 +1,4 @@
-"""Where the time goes: seconds by stage, summed over threads."""
+"""A stopwatch: seconds spent in each stage of the work, summed over threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class Timings:
-    """A stopwatch with a name for each stage of the work; safe to share between threads."""
+    """Measures how long each named stage of the work takes. Threads may share it."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -18,7 +18,7 @@ class Timings:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Count the time inside the `with` block to `stage`."""
+        """Add the time that the `with` block takes to `stage`."""
         start = time.perf_counter()
         try:
             yield
@@ -29,11 +29,11 @@ class Timings:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds by stage; timings that run in other threads overlap, so that the sum may exceed `total_s`."""
+        """Seconds by stage. Stages in different threads overlap, so their sum may exceed `total_s`."""
         with self._lock:
             return dict(self._seconds)
 
     @property
     def total_s(self) -> float:
-        """Wall-clock seconds since the stopwatch was made."""
+        """Wall-clock seconds since the stopwatch was created."""
         return time.perf_counter() - self._start

@@ -1,4 +1,4 @@
-"""Names for the arrays that the whole engine passes around."""
+"""Type names of the arrays that all packages pass to each other."""
 
 from __future__ import annotations
 

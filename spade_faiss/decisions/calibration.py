@@ -21,7 +21,7 @@ import numpy as np
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.hints import calibrate_command
-from spade_faiss.core.schema import check_choice, from_mapping
+from spade_faiss.core.schema import check_choice
 from spade_faiss.core.settings import Method
 from spade_faiss.core.signed_json import read_signed, write_signed
 from spade_faiss.decisions.conformal import (
@@ -294,11 +294,7 @@ def _path(bank: Snapshot, config: ScoringConfig) -> Path:
 
 
 def _read(path: Path, remedy: str) -> Calibration:
-    _, content = read_signed(path, FORMAT, (SCHEMA,), f"remove it, or calibrate again: {remedy}")
-    try:
-        return from_mapping(Calibration, content, str(path))
-    except InputError as error:
-        raise BankError(f"{path} is damaged ({error}); remove it, or calibrate again: {remedy}") from error
+    return read_signed(path, Calibration, FORMAT, SCHEMA, f"remove it, or calibrate again: {remedy}")
 
 
 def _hash_shards(bank: Snapshot) -> str:

@@ -1,1 +1,1 @@
-"""What is built beside a bank: the index over embeddings, what searches keep of the maps, and whether it still fits."""
+"""Indexes that are built beside a bank: of its embeddings and of its maps, kept up to date as the bank changes."""

@@ -1,348 +1,331 @@
-"""What a method keeps beside the bank: one file of what was learned, one file for each shard. Built once, resumed, mapped."""
+"""The gallery index: what a search method trained on a bank's maps and encoded of each, built beside the bank and mapped."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from tqdm import tqdm
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Snapshot
-from spade_faiss.core.arrays import Arrays, map_arrays, write_arrays
-from spade_faiss.core.errors import BankError, InputError
+from spade_faiss.core.arrays import map_arrays, write_arrays
+from spade_faiss.core.errors import BankError
 from spade_faiss.core.files import FileEntry, check_file, hash_file
-from spade_faiss.core.schema import from_mapping
-from spade_faiss.core.signed_json import hash_json, read_signed, write_signed
+from spade_faiss.core.progress import progress_bar
+from spade_faiss.core.signed_json import hash_json
+from spade_faiss.core.types import Arrays
 from spade_faiss.features.batch import Level
-from spade_faiss.index.staleness import IndexedShard, check_covers, check_listed, index_folder, why_learn_anew
+from spade_faiss.index.built_index import REBUILD_ASKED_FOR, UP_TO_DATE, BuiltIndex, IndexFolder, check_not_empty, outcome
+from spade_faiss.index.staleness import IndexedShard, why_train_anew
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.levels import open_blocks
 from spade_faiss.search.protocol import ResolvedRecipe, resolve_recipe
 from spade_faiss.search.recipe import Recipe, Settings
 
-FORMAT = "spade_faiss gallery index"
-SCHEMA = 2
-
-_MANIFEST = "gallery.json"
-_FOLDER = "gallery"
+# The attribute of a file that says what it was made of: an interrupted build goes on with the files that were made of the same.
+_MADE_OF = "made_of"
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedShard(IndexedShard):
-    """A shard whose images were encoded, all of them, and the file that holds what is kept of them."""
+    """A shard whose images were encoded, removed ones included, and the file that holds their encodings."""
 
     file: FileEntry
 
 
 @dataclass(frozen=True, kw_only=True)
-class GalleryIndexManifest:
-    """What is kept says of itself: the shards it covers, how it was built, its files and their checksums.
+class GalleryIndexManifest(BuiltIndex):
+    """The manifest of a gallery index.
 
-    `build` counts how often it was learned; it was learned from the first `trained` of its `shards`.
+    Args:
+        gallery: the name of the search method.
+        settings: its build settings, with the defaults written out.
+        trained_file: the record of the file that holds what was trained.
+        build_s: the seconds that the last build took.
     """
 
-    recipe: str
+    FORMAT: ClassVar[str] = "spade_faiss gallery index"
+    SCHEMA: ClassVar[int] = 2
+    MANIFEST: ClassVar[str] = "gallery.json"
+    FOLDER: ClassVar[str] = "gallery"
+    SUFFIX: ClassVar[str] = ".h5"
+    SUBJECT: ClassVar[str] = "maps"
+
+    shards: tuple[EncodedShard, ...]
     gallery: str
     settings: Settings
-    generation: int
-    build: int
-    trained: int
     trained_file: FileEntry
-    shards: tuple[EncodedShard, ...]
     build_s: float
-    faiss: str
-
-    def __post_init__(self) -> None:
-        check_listed(self.shards)
-        if [file.file for file in self.files] != [_trained_name(self.build), *(_name(self.build, of) for of in self.shards)]:
-            raise InputError(f"build {self.build} names the files {[file.file for file in self.files]}")
-
-    @property
-    def count(self) -> int:
-        """Images that were encoded."""
-        return sum(shard.count for shard in self.shards)
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
-        """All files."""
+        """The records of all files."""
         return (self.trained_file, *(shard.file for shard in self.shards))
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of all files."""
-        return sum(file.bytes for file in self.files)
+    def file_names(self) -> list[str]:
+        """Return the names that the files of this build must have."""
+        return [_trained_name(self.build), *(_shard_name(self.build, shard.sha256) for shard in self.shards)]
+
+    @staticmethod
+    def settings_of(recipe: Recipe) -> Mapping[str, object]:
+        """Return the settings that a recipe asks for."""
+        return {"gallery": recipe.build.gallery, "settings": asdict(resolve_recipe(recipe).build)}
 
 
 def build_gallery(
     bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: bool = False
 ) -> tuple[GalleryIndexManifest, str]:
-    """Train on a sample of the bank and encode all its images. What is there already and fits is kept: a build that was
-    interrupted goes on, and after images were added only theirs are encoded, with what was learned before.
+    """Bring a recipe's gallery index up to date with a bank: train on a sample of its maps, and encode all of them.
+
+    What is there already and fits is kept: an interrupted build goes on, and if images were added, only they are encoded, with
+    what was trained before. The index is built anew if it was built with other settings, or if its training does not fit the
+    bank any more.
 
     Args:
         bank: the bank, not empty.
-        recipe: one whose method keeps something.
-        rebuild: learn anew and encode everything again.
+        recipe: a recipe whose search method has a gallery index.
+        rebuild: build it anew in any case.
         progress: show a bar on stderr if that is a terminal.
 
     Returns:
-        What is kept says of itself, and what was done, in words.
+        Its manifest, and what was done, in words.
 
     Raises:
         InputError: for an empty bank, settings that do not fit it, or a full disk.
     """
-    if len(bank) == 0:
-        raise InputError(f"the bank {bank.path} is empty; extract images first")
+    check_not_empty(bank)
     start = time.perf_counter()
-    chosen = resolve_recipe(recipe)
-    folder = index_folder(bank, recipe) / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    before = _known(bank, folder.parent)
-    why = "asked for" if rebuild else _why_anew(bank, recipe, chosen, before)
-    keep = None if why else before
-    build = keep.build if keep else _next_build(folder, before, rebuild)
-    held = {entry.file: entry.sha256 for entry in keep.files} if keep else {}
-
-    trained_entry = _trained_entry(bank, recipe, chosen, folder / _trained_name(build), held)
-    trained = _by_level(map_arrays(folder / trained_entry.file, trained_entry.sha256).arrays)
-    kept, encoded = [], 0
-    # All images of a shard, removed ones too: so that they may come back.
-    everything = bank.with_removed()
-    levels = {level.name: open_blocks(everything, level) for level in bank.layout.levels}
-    with tqdm(total=len(everything), desc="index maps", unit="img", disable=None if progress else True) as bar:
-        for number, shard in enumerate(bank.manifest.shards):
-            path = folder / _name(build, IndexedShard(sha256=shard.sha256, count=shard.count))
-            of = hash_json({"trained": trained_entry.sha256, "shard": shard.sha256})
-            if (entry := _entry_of(path, of, held)) is None:
-                arrays = _encode(chosen, levels, trained, everything.rows_of_shard(number).tolist(), bar)
-                entry = FileEntry.of(path, write_arrays(path, arrays, attributes={"made_of": of}))
-                encoded += shard.count
-            else:
-                bar.update(shard.count)
-            kept.append(EncodedShard(sha256=shard.sha256, count=shard.count, file=entry))
-    # What it was learned from stands first, so that `trained` can count it; shards that are gone since are not among them.
-    first = {shard.sha256 for shard in (keep.shards[: keep.trained] if keep else kept)}
-    shards = tuple(sorted(kept, key=lambda shard: shard.sha256 not in first))
-    if keep and not encoded and trained_entry.sha256 == keep.trained_file.sha256 and len(shards) == len(keep.shards):
-        return keep, "is up to date"
+    folder = IndexFolder(GalleryIndexManifest, bank, recipe.name)
+    folder.files.mkdir(parents=True, exist_ok=True)
+    before = folder.read_if_usable()
+    why_anew = REBUILD_ASKED_FOR if rebuild else _why_anew(bank, recipe, before)
+    kept = None if why_anew else before
+    build = _Build(bank, recipe, folder.files, kept.build if kept else _next_build(folder, before, rebuild), kept)
+    trained_file = build.train()
+    shards, added = build.encode(trained_file, progress)
+    # The shards of the training stand first, so that `trained` can count them; those that are gone from the bank are left out.
+    first = {shard.sha256 for shard in (kept.shards[: kept.trained] if kept else shards)}
+    shards.sort(key=lambda shard: shard.sha256 not in first)
+    if kept and not added and trained_file.sha256 == kept.trained_file.sha256 and len(shards) == len(kept.shards):
+        return kept, UP_TO_DATE
     manifest = GalleryIndexManifest(
         recipe=recipe.name,
-        gallery=recipe.build.gallery,
-        settings=asdict(chosen.build),
         generation=bank.generation,
-        build=build,
+        build=build.number,
         trained=sum(shard.sha256 in first for shard in shards),
-        trained_file=trained_entry,
-        shards=shards,
-        build_s=time.perf_counter() - start,
+        shards=tuple(shards),
         faiss=import_faiss().__version__,
+        gallery=recipe.build.gallery,
+        settings=asdict(build.resolved.build),
+        trained_file=trained_file,
+        build_s=time.perf_counter() - start,
     )
-    write_signed(folder.parent / _MANIFEST, FORMAT, SCHEMA, asdict(manifest))
-    _sweep(bank, folder, {entry.file for entry in manifest.files})
-    return manifest, f"added {encoded} images to it" if keep else f"built anew: {why}" if before else "built"
+    folder.write(manifest)
+    if not bank.readers():  # they map the files of the build that they opened
+        folder.sweep(manifest)
+    return manifest, outcome(before, why_anew, added)
 
 
-def _trained_name(build: int) -> str:
-    return f"trained-{build:03d}.h5"
+class _Build:
+    """One build: makes the files that are missing, and keeps those that were made of the same.
+
+    Args:
+        bank: the bank.
+        recipe: the recipe.
+        folder: where the files are.
+        number: the number of the build, which is part of their names.
+        kept: the index that is added to; None for a build that begins.
+    """
+
+    def __init__(self, bank: Bank, recipe: Recipe, folder: Path, number: int, kept: GalleryIndexManifest | None) -> None:
+        self.number = number
+        self.resolved = resolve_recipe(recipe)
+        self._bank = bank
+        self._recipe = recipe
+        self._folder = folder
+        self._recorded = {entry.file: entry.sha256 for entry in kept.files} if kept else {}
+
+    def train(self) -> FileEntry:
+        """Return the file of what is trained, and make it if it is missing."""
+        path = self._folder / _trained_name(self.number)
+        made_of = hash_json(
+            {
+                "schema": GalleryIndexManifest.SCHEMA,
+                "gallery": self._recipe.build.gallery,
+                "settings": asdict(self.resolved.build),
+                "layout": asdict(self._bank.layout),
+            }
+        )
+        if (entry := self._usable(path, made_of)) is not None:
+            return entry
+        train = self.resolved.method.train
+        assert train is not None
+        arrays = {
+            f"{level.name}/{key}": array
+            for level in self._bank.layout.levels
+            for key, array in train(open_blocks(self._bank, level), self.resolved.build).items()
+        }
+        return FileEntry.of(path, write_arrays(path, arrays, attributes={_MADE_OF: made_of}))
+
+    def encode(self, trained_file: FileEntry, progress: bool) -> tuple[list[EncodedShard], int]:
+        """Return the files of all shards, and the number of images that were encoded because their file was missing."""
+        trained = _by_level(map_arrays(self._folder / trained_file.file, trained_file.sha256).arrays)
+        # All images, removed ones too, so that they can be restored.
+        everything = self._bank.with_removed()
+        blocks = {level.name: open_blocks(everything, level) for level in self._bank.layout.levels}
+        shards, added = [], 0
+        with progress_bar(len(everything), "index maps", progress) as bar:
+            for number, shard in enumerate(self._bank.manifest.shards):
+                path = self._folder / _shard_name(self.number, shard.sha256)
+                made_of = hash_json({"trained": trained_file.sha256, "shard": shard.sha256})
+                if (entry := self._usable(path, made_of)) is None:
+                    rows = everything.rows_of_shard(number).tolist()
+                    arrays = _encode(self.resolved, blocks, trained, rows, bar)
+                    entry = FileEntry.of(path, write_arrays(path, arrays, attributes={_MADE_OF: made_of}))
+                    added += shard.count
+                else:
+                    bar.update(shard.count)
+                shards.append(EncodedShard(sha256=shard.sha256, count=shard.count, file=entry))
+        return shards, added
+
+    def _usable(self, path: Path, made_of: str) -> FileEntry | None:
+        """Return the record of a file that exists, is undamaged, and was made of the same; None otherwise."""
+        if not path.is_file():
+            return None
+        digest = hash_file(path)
+        if self._recorded.get(path.name, digest) != digest:
+            _log.warning("%s is damaged (it has changed since it was written) and is made again", path)
+            return None
+        try:
+            if map_arrays(path, digest).attributes.get(_MADE_OF) != made_of:
+                return None
+        except BankError as error:
+            _log.warning("%s; it is made again", error)
+            return None
+        return FileEntry.of(path, digest)
 
 
-def _name(build: int, shard: IndexedShard) -> str:
-    """The file of what is kept of a shard."""
-    return f"{build:03d}-{shard.sha256[:16]}.h5"
+@dataclass(frozen=True, eq=False)
+class OpenedGallery:
+    """A gallery index that was opened.
+
+    Args:
+        bank: the bank.
+        resolved: the recipe, and its search method and settings.
+        trained: level name -> what was trained.
+        files: sha256 of a shard -> the path and the checksum of the file that holds the encodings of its images.
+    """
+
+    bank: Snapshot
+    resolved: ResolvedRecipe
+    trained: dict[str, Arrays]
+    files: dict[str, tuple[Path, str]]
 
 
-def _next_build(folder: Path, before: GalleryIndexManifest | None, rebuild: bool) -> int:
-    """The number of a build that begins, or goes on where it was interrupted: nothing of another one passes for its own."""
-    if before is not None:
-        return before.build + 1
-    builds = [int(path.stem[-3:]) for path in folder.glob("trained-[0-9][0-9][0-9].h5")]
-    unreadable = (folder.parent / _MANIFEST).exists()
-    return max(builds, default=-1) + 1 if rebuild or unreadable else max(builds, default=0)
+def open_gallery(bank: Snapshot, recipe: Recipe) -> OpenedGallery:
+    """Open the gallery index of a bank, and check its files.
 
-
-def _why_anew(bank: Snapshot, recipe: Recipe, chosen: ResolvedRecipe, before: GalleryIndexManifest | None) -> str | None:
-    """Why what is kept is of no more use; None where it is, or where there is nothing."""
-    if before is None:
-        return None
-    asked = recipe.build.gallery, asdict(chosen.build)
-    if (before.gallery, before.settings) != asked:
-        return f"it was {before.gallery} {before.settings}, the recipe says {asked[0]} {asked[1]}"
-    return why_learn_anew(bank, before.shards, before.trained)
-
-
-def _trained_entry(bank: Snapshot, recipe: Recipe, chosen: ResolvedRecipe, path: Path, held: dict[str, str]) -> FileEntry:
-    """The file of what is learned; made where it is not there."""
-    how = hash_json(
-        {"schema": SCHEMA, "gallery": recipe.build.gallery, "settings": asdict(chosen.build), "layout": asdict(bank.layout)}
-    )
-    if (entry := _entry_of(path, how, held)) is not None:
-        return entry
-    assert chosen.method.train is not None
-    arrays = {
-        f"{level.name}/{key}": array
-        for level in bank.layout.levels
-        for key, array in chosen.method.train(open_blocks(bank, level), chosen.build).items()
-    }
-    return FileEntry.of(path, write_arrays(path, arrays, attributes={"made_of": how}))
-
-
-def _sweep(bank: Bank, folder: Path, named: set[str]) -> None:
-    """Delete files that are of no more use, unless somebody may still read them."""
-    if not bank.readers():
-        for path in folder.glob("*.h5"):
-            if path.name not in named:
-                path.unlink()
+    Raises:
+        BankError: if it was not built, is damaged, or was built with other settings.
+    """
+    folder = IndexFolder(GalleryIndexManifest, bank, recipe.name)
+    manifest = folder.read_for(recipe)
+    folder.check_shards(manifest)
+    for entry in manifest.files:
+        path = folder.files / entry.file
+        check_file(path, entry, str(path), folder.manifest.name, f"rebuild it with: {folder.command(rebuild=True)}")
+    folder.check_content(manifest.trained_file)  # all searches depend on it, and it is small
+    trained = map_arrays(folder.files / manifest.trained_file.file, manifest.trained_file.sha256).arrays
+    files = {shard.sha256: (folder.files / shard.file.file, shard.file.sha256) for shard in manifest.shards}
+    return OpenedGallery(bank, resolve_recipe(recipe), _by_level(trained), files)
 
 
 class EncodedLevel:
-    """What is kept of one level; an image that was added since the build is encoded when it is met. See `gallery.Encoded`."""
+    """What a gallery index holds of one level, as `search.protocol.Encoded` describes it.
 
-    def __init__(self, opened: _Opened, level: Level, blocks: Blocks) -> None:
+    Images that were added to the bank since the build are encoded when they are asked for.
+    """
+
+    def __init__(self, opened: OpenedGallery, level: Level, blocks: Blocks) -> None:
         self._opened = opened
         self._name = level.name
         self._blocks = blocks
         self.trained = opened.trained.get(level.name, {})
 
     def __call__(self, row: int) -> Arrays:
-        """What is kept of a bank row's map."""
-        number, position = self._opened.bank.locate(row)
-        if (file := self._opened.files.get(self._opened.bank.manifest.shards[number].sha256)) is not None:
-            mapped = map_arrays(*file)
-            kept: Arrays = {}
-            for name, stack in mapped.arrays.items():
-                level, key = name.rsplit("/", 1)
-                if level == self._name:
-                    kept[key] = np.empty(stack.shape[1:], stack.dtype)
-                    mapped.read(name, position, kept[key])
-            return kept
-        chosen = self._opened.chosen
-        assert chosen.method.encode is not None
-        return chosen.method.encode(self._blocks(row), self.trained, chosen.build)
+        """Return the encoding of the map in a bank row."""
+        bank, resolved = self._opened.bank, self._opened.resolved
+        number, position = bank.locate(row)
+        if (file := self._opened.files.get(bank.manifest.shards[number].sha256)) is None:
+            assert resolved.method.encode is not None
+            return resolved.method.encode(self._blocks(row), self.trained, resolved.build)
+        mapped = map_arrays(*file)
+        encoded: Arrays = {}
+        for name, stack in mapped.arrays.items():
+            level, key = name.rsplit("/", 1)
+            if level == self._name:
+                encoded[key] = np.empty(stack.shape[1:], stack.dtype)
+                mapped.read(name, position, encoded[key])
+        return encoded
 
 
-@dataclass(frozen=True, eq=False)
-class _Opened:
-    bank: Snapshot
-    chosen: ResolvedRecipe
-    trained: dict[str, Arrays]
-    files: dict[str, tuple[Path, str]]
+def _trained_name(build: int) -> str:
+    return f"trained-{build:03d}.h5"
 
 
-def open_gallery(bank: Snapshot, recipe: Recipe) -> _Opened:
-    """What was built for a bank and recipe, checked.
+def _shard_name(build: int, sha256: str) -> str:
+    return f"{build:03d}-{sha256[:16]}.h5"
 
-    Raises:
-        BankError: if it was not built, is damaged, or belongs to another bank or to other settings.
+
+def _next_build(folder: IndexFolder[GalleryIndexManifest], before: GalleryIndexManifest | None, rebuild: bool) -> int:
+    """Return the number of a build that begins, or that goes on where it was interrupted.
+
+    A new number keeps the files of another build from being taken for its own.
     """
-    folder = index_folder(bank, recipe)
-    command = f"spade-faiss index {bank.path} --recipe {recipe.name}"
-    if not (folder / _MANIFEST).is_file():
-        raise BankError(f"the bank {bank.path} has no index {recipe.name!r} of its maps; build it with: {command}")
-    manifest = _read(folder, command)
-    chosen = resolve_recipe(recipe)
-    for name, found, wanted in (
-        ("gallery", manifest.gallery, recipe.build.gallery),
-        ("settings", manifest.settings, asdict(chosen.build)),
-    ):
-        if found != wanted:
-            raise BankError(f"index {folder} was built with {name} {found}, the recipe says {wanted}; run: {command}")
-    check_covers(bank, manifest.shards, folder, command)
-    for entry in manifest.files:
-        path = folder / _FOLDER / entry.file
-        check_file(path, entry, str(path), _MANIFEST, f"rebuild it with: {command} --rebuild")
-    trained = folder / _FOLDER / manifest.trained_file.file
-    if hash_file(trained) != manifest.trained_file.sha256:  # all searches rest on it, and it is small
-        raise BankError(f"{trained} has changed since it was written; rebuild it with: {command} --rebuild")
-    return _Opened(
-        bank,
-        chosen,
-        _by_level(map_arrays(trained, manifest.trained_file.sha256).arrays),
-        {shard.sha256: (folder / _FOLDER / shard.file.file, shard.file.sha256) for shard in manifest.shards},
-    )
+    if before is not None:
+        return before.build + 1
+    builds = [int(path.stem[-3:]) for path in folder.files.glob("trained-[0-9][0-9][0-9].h5")]
+    is_unreadable = folder.manifest.exists()
+    return max(builds, default=-1) + 1 if rebuild or is_unreadable else max(builds, default=0)
 
 
-def built_galleries(bank: Snapshot, recipe: str = "*") -> list[GalleryIndexManifest]:
-    """What everything that was built over the bank's maps, or for one recipe, says of itself."""
-    folders = sorted(path.parent for path in (bank.path / "indexes").glob(f"{recipe}/{_MANIFEST}"))
-    return [_read(folder, _command(bank, folder)) for folder in folders]
-
-
-def check_gallery(bank: Snapshot, manifest: GalleryIndexManifest) -> None:
-    """Raise BankError if a file that is kept is not the one that was written; all of them are read in full."""
-    folder = bank.path / "indexes" / manifest.recipe / _FOLDER
-    for entry in manifest.files:
-        if not (path := folder / entry.file).is_file() or hash_file(path) != entry.sha256:
-            command = f"spade-faiss index {bank.path} --recipe {manifest.recipe} --rebuild"
-            raise BankError(f"{path} is missing or has changed since it was written; rebuild it with: {command}")
+def _why_anew(bank: Snapshot, recipe: Recipe, before: GalleryIndexManifest | None) -> str | None:
+    """Say why the index that is there cannot be added to; None if it can, or if there is none."""
+    if before is None:
+        return None
+    if difference := before.difference(recipe):
+        return f"it {difference}"
+    return why_train_anew(bank, before.shards, before.trained)
 
 
 def _encode(
-    chosen: ResolvedRecipe, levels: dict[str, Blocks], trained: dict[str, Arrays], rows: Sequence[int], bar: Any
+    resolved: ResolvedRecipe, blocks: dict[str, Blocks], trained: dict[str, Arrays], rows: Sequence[int], bar: Any
 ) -> Arrays:
-    """The encoded images of a shard, stacked."""
-    assert chosen.method.encode is not None
+    """Encode the images of a shard; each array is stacked over them."""
+    assert resolved.method.encode is not None
     stacks: Arrays = {}
     for position, row in enumerate(rows):
-        for name, blocks in levels.items():
-            for key, array in chosen.method.encode(blocks(row), trained.get(name, {}), chosen.build).items():
+        for name, of_level in blocks.items():
+            for key, array in resolved.method.encode(of_level(row), trained.get(name, {}), resolved.build).items():
                 stack = stacks.setdefault(f"{name}/{key}", np.empty((len(rows), *array.shape), array.dtype))
                 stack[position] = array
-            blocks.release(row)
+            of_level.release(row)
         bar.update()
     return stacks
 
 
 def _by_level(arrays: Arrays) -> dict[str, Arrays]:
+    """Sort arrays named `level/key` by their level."""
     by_level: dict[str, Arrays] = {}
     for name, array in arrays.items():
         level, key = name.rsplit("/", 1)
         by_level.setdefault(level, {})[key] = array
     return by_level
-
-
-def _known(bank: Snapshot, folder: Path) -> GalleryIndexManifest | None:
-    """What is there says of itself; None where there is nothing to be read."""
-    try:
-        return _read(folder, _command(bank, folder)) if (folder / _MANIFEST).is_file() else None
-    except BankError as error:
-        _log.warning("%s", error)
-        return None
-
-
-def _command(bank: Snapshot, folder: Path) -> str:
-    return f"spade-faiss index {bank.path} --recipe {folder.name}"
-
-
-def _read(folder: Path, command: str) -> GalleryIndexManifest:
-    path = folder / _MANIFEST
-    _, content = read_signed(path, FORMAT, (SCHEMA,), f"rebuild the index with: {command}")
-    try:
-        return from_mapping(GalleryIndexManifest, content, str(path))
-    except InputError as error:
-        raise BankError(f"{error}; rebuild the index with: {command}") from error
-
-
-def _entry_of(path: Path, made_of: str, known: dict[str, str]) -> FileEntry | None:
-    """The entry of a file that is there, is the one that was written, and was made of that; else None."""
-    if not path.is_file():
-        return None
-    digest = hash_file(path)
-    if known.get(path.name, digest) != digest:
-        _log.warning("%s is damaged (it has changed since it was written) and is made again", path)
-        return None
-    try:
-        if map_arrays(path, digest).attributes.get("made_of") != made_of:
-            return None
-    except BankError as error:
-        _log.warning("%s; it is made again", error)
-        return None
-    return FileEntry.of(path, digest)

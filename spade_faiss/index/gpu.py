@@ -1,4 +1,4 @@
-"""A FAISS index on CUDA cards: what fits there is copied there at once, everything else stays where it is."""
+"""FAISS indexes on CUDA cards: an index that fits is copied there once, any other stays on the CPU."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.gpu_memory import FAISS_BYTES, place_index
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-# A row's number, which lists keep beside its code.
+# A row's number, which inverted lists store beside its code.
 _ID_BYTES = 8
 
 
 class CardIndex:
-    """An index on cards, as far as `ImageIndex` uses one. No selector can be passed: FAISS's GPU build ignores them.
+    """An index on cards. Its search takes no selector, because FAISS's GPU build ignores selectors.
 
-    FAISS's resources belong to one thread at a time: searches wait for each other.
+    FAISS's resources must be used by one thread at a time, so searches wait for each other.
     """
 
     def __init__(self, index: Any, resources: list[Any]) -> None:
@@ -30,40 +30,40 @@ class CardIndex:
         self._lock = threading.Lock()
 
     def search(self, xq: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
-        """As FAISS does."""
+        """Search as a FAISS index does."""
         with self._lock:
             D, I = self._index.search(xq, k)
         return D, I
 
 
 def to_cards(index: Any, device: Device) -> Any:
-    """The index on a device's cards, or as it is: on the CPU, without FAISS's GPU build, or if it does not go or fit there.
+    """Copy an index to the cards of a device; return it as it is if FAISS cannot use a card, or the index cannot go there.
 
     Args:
-        index: any CPU index, its query parameters set and its vectors added: they are copied with it, once.
-        device: one card, or several: each then holds a replica, or a shard where a replica does not fit.
+        index: a CPU index whose vectors were added and whose query parameters were set; both are copied with it.
+        device: the CPU, one card, or several cards: each then holds a replica, or a part where a replica does not fit.
     """
     faiss = import_faiss()
     if device.kind == "cpu" or index.ntotal == 0:
         return index
     if not hasattr(faiss, "index_cpu_to_gpu") or faiss.get_num_gpus() == 0:
-        log.info("images are searched on the CPU: the FAISS that is installed was built without CUDA, or finds no card")
+        _log.info("images are searched on the CPU: the FAISS that is installed was built without CUDA, or finds no card")
         return index
     if not faiss.isGpuIndexImplemented(index):
-        log.info("images are searched on the CPU: FAISS has no %s for cards", type(index).__name__)
+        _log.info("images are searched on the CPU: FAISS has no %s for cards", type(index).__name__)
         return index
     import torch
 
     free = [torch.cuda.mem_get_info(torch.device(name))[0] for name in device.torch_names]
     place = place_index(index.ntotal * (index.sa_code_size() + _ID_BYTES), free)
     if place == "host":
-        log.info("images are searched on the CPU: the index does not fit beside the blocks on %s", device)
+        _log.info("images are searched on the CPU: the index does not fit beside the blocks on %s", device)
         return index
     resources = []
     for _ in device.cards:
-        one = faiss.StandardGpuResources()
-        one.setTempMemory(FAISS_BYTES)
-        resources.append(one)
+        of_card = faiss.StandardGpuResources()
+        of_card.setTempMemory(FAISS_BYTES)
+        resources.append(of_card)
     if len(device.cards) == 1:
         options = faiss.GpuClonerOptions()
         options.use_cuvs = False

@@ -1,83 +1,80 @@
-"""The FAISS index over image embeddings: built from a bank, kept beside it, searched for the nearest normals."""
+"""The FAISS index of image embeddings: it is built beside a bank, and searched for the nearest normal images."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
-from tqdm import tqdm
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.device import CPU, Device
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, atomic_path, hash_file
-from spade_faiss.core.schema import from_mapping
-from spade_faiss.core.signed_json import read_signed, write_signed
+from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.index.built_index import REBUILD_ASKED_FOR, UP_TO_DATE, BuiltIndex, IndexFolder, check_not_empty, outcome
 from spade_faiss.index.gpu import to_cards
-from spade_faiss.index.staleness import (
-    IndexedShard,
-    check_covers,
-    check_listed,
-    index_folder,
-    too_many_tombstones,
-    why_learn_anew,
-)
+from spade_faiss.index.staleness import IndexedShard, too_many_tombstones, why_train_anew
 from spade_faiss.search.distances import direct_sq_dist, import_faiss, rounding_of, scan, sort_by_distance, sq_norms
 from spade_faiss.search.recipe import Recipe
 
-FORMAT = "spade_faiss image index"
-SCHEMA = 3
-
-_MANIFEST = "index.json"
-# Candidates beyond k: a matrix product's rounding may swap near neighbors, a direct evaluation puts them right. Where it may
-# have swapped more than these, the flat rows are searched without it.
+# Candidates beyond k. A matrix product's rounding may swap near neighbors, and direct distances put them in order; where it may
+# have swapped more than these, the rows that are searched flat are searched again without a matrix product.
 _SPARE = 8
 _TRAIN_ROWS = 100_000
 _SEED = 1234
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, kw_only=True)
-class ImageIndexManifest:
-    """What an index file says of itself: the shards it covers, how it was built, and its checksum.
+class ImageIndexManifest(BuiltIndex):
+    """The manifest of an image index.
 
-    `build` counts the files that were written in its place. It learned from the first `trained` of its `shards`.
+    Args:
+        factory: the FAISS factory string that it was built with.
+        file: the record of its one file.
     """
 
-    recipe: str
+    FORMAT: ClassVar[str] = "spade_faiss image index"
+    SCHEMA: ClassVar[int] = 3
+    MANIFEST: ClassVar[str] = "index.json"
+    FOLDER: ClassVar[str] = ""
+    SUFFIX: ClassVar[str] = ".faiss"
+    SUBJECT: ClassVar[str] = "embeddings"
+
     factory: str
-    generation: int
-    build: int
-    trained: int
-    shards: tuple[IndexedShard, ...]
     file: FileEntry
-    faiss: str
-
-    def __post_init__(self) -> None:
-        check_listed(self.shards)
-        if self.file.file != _name(self.build):
-            raise InputError(f"build {self.build} names the file {self.file.file!r}")
 
     @property
-    def count(self) -> int:
-        """Its entries."""
-        return sum(shard.count for shard in self.shards)
+    def files(self) -> tuple[FileEntry, ...]:
+        """The records of all files."""
+        return (self.file,)
 
-    @property
-    def bytes(self) -> int:
-        """Bytes on disk."""
-        return self.file.bytes
+    def file_names(self) -> list[str]:
+        """Return the names that the files of this build must have."""
+        return [_file_name(self.build)]
+
+    @staticmethod
+    def settings_of(recipe: Recipe) -> Mapping[str, object]:
+        """Return the settings that a recipe asks for."""
+        return {"factory": recipe.build.image}
 
 
 class ImageIndex:
-    """Nearest normals by embedding. Images that the built index does not cover are searched flat beside it."""
+    """Finds the nearest normal images by their embeddings. Images that the built index does not hold are searched flat.
+
+    Args:
+        bank: the bank.
+        index: the FAISS index.
+        shards: the shards whose images it holds, in the order of its entries.
+        query: a FAISS parameter string.
+        device: where it is searched.
+
+    Raises:
+        InputError: if FAISS does not take the parameter string for this index.
+    """
 
     def __init__(
         self, bank: Snapshot, index: Any, shards: Sequence[IndexedShard], query: str = "", device: Device = CPU
@@ -86,18 +83,18 @@ class ImageIndex:
         self._bank = bank
         self._index = index
         place = {shard.sha256: number for number, shard in enumerate(bank.manifest.shards)}
-        covered = {shard.sha256 for shard in shards}
-        # (ntotal,), the bank row of each entry; -1 for images that were removed, or whose shard is gone.
+        indexed = {shard.sha256 for shard in shards}
+        # (ntotal,), the bank row of each entry; -1 for tombstones.
         entries = [
             bank.rows_of_shard(place[shard.sha256]) if shard.sha256 in place else np.full(shard.count, -1) for shard in shards
         ]
         self._row_of_entry: IntArray = np.concatenate([np.empty(0, np.int64), *entries])
-        self._beside = [number for number, shard in enumerate(bank.manifest.shards) if shard.sha256 not in covered]
+        self._flat_shards = [number for number, shard in enumerate(bank.manifest.shards) if shard.sha256 not in indexed]
         self._tail = faiss.IndexFlatL2(bank.layout.embedding_dim)
-        rows = [bank.rows_of_shard(number) for number in self._beside]
+        rows = [bank.rows_of_shard(number) for number in self._flat_shards]
         # (tail,), the bank row of each image that is searched flat; ascending.
         self._tail_rows: IntArray = np.concatenate([np.empty(0, np.int64), *(of[of >= 0] for of in rows)])
-        # L2 does not depend on the origin, rounding does: near the data it is smaller.
+        # L2 distances do not depend on the origin, but their rounding errors do: they are smaller near the data.
         self._center = np.zeros(bank.layout.embedding_dim, np.float32)
         for xb in self._tail_blocks():
             if self._tail.ntotal == 0:
@@ -112,47 +109,44 @@ class ImageIndex:
 
     @classmethod
     def open(cls, bank: Snapshot, recipe: Recipe, device: Device = CPU) -> ImageIndex:
-        """The recipe's index over a bank; a flat one is made on the spot, any other must have been built.
+        """Open a recipe's index of a bank. A flat index is made on the spot; any other must have been built.
 
         Raises:
-            BankError: if the index was not built, is damaged, or belongs to another bank or recipe.
+            BankError: if the index was not built, is damaged, or was built with other settings.
+            InputError: if FAISS does not take the recipe's query parameters.
         """
         if not recipe.needs_image_index:
             return cls(bank, import_faiss().IndexFlatL2(bank.layout.embedding_dim), (), recipe.query.image, device)
-        folder = index_folder(bank, recipe)
-        command = f"spade-faiss index {bank.path} --recipe {recipe.name}"
-        if not (folder / _MANIFEST).is_file():
-            raise BankError(f"the bank {bank.path} has no index {recipe.name!r}; build it with: {command}")
+        folder = IndexFolder(ImageIndexManifest, bank, recipe.name)
         while True:
-            manifest = _read(folder, command)
-            if manifest.factory != recipe.build.image:
-                raise BankError(
-                    f"index {folder} was built as {manifest.factory!r}, the recipe says {recipe.build.image!r}; run: {command}"
-                )
+            manifest = folder.read_for(recipe)
             try:
-                index = _load(folder, manifest, command)
+                index = load_index(folder, manifest)
             except BankError:
-                if _read(folder, command) == manifest:  # else another process has just built it again
+                if folder.read() == manifest:  # otherwise another process has just built it again
                     raise
             else:
                 break
-        check_covers(bank, manifest.shards, folder, command)
+        folder.check_shards(manifest)
         return cls(bank, index, manifest.shards, recipe.query.image, device)
 
     @property
-    def covered(self) -> int:
-        """Images that the built index covers; the others are searched flat."""
+    def indexed(self) -> int:
+        """The number of the bank's images that the built index holds; the others are searched flat."""
         return len(self._bank) - len(self._tail_rows)
 
     def search(self, xq: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
-        """Squared distances (n, k), ascending, and bank rows (n, k) of the nearest normals; equal distances by ascending row.
+        """Search for the nearest normal images.
 
         Args:
-            xq: (n, d) float32.
-            k: at most the number of images in the bank.
+            xq: the query embeddings, (n, d) float32.
+            k: the number of neighbors; at most the number of images in the bank.
+
+        Returns:
+            Squared L2 distances, (n, k), ascending, and bank rows, (n, k); equal distances are ordered by row.
 
         Raises:
-            InputError: if an approximate index returned fewer than k.
+            InputError: if an approximate index found fewer than k neighbors.
         """
         candidates = self._candidates(xq, k)
         if self._tail.ntotal == 0:
@@ -169,7 +163,7 @@ class ImageIndex:
         return D, rows
 
     def _candidates(self, xq: FloatArray, k: int) -> IntArray:
-        """(n, m), the rows that the built index finds nearest, at least k of images that are there, if it can; -1 is no row."""
+        """Return the rows that the built index finds nearest, (n, m): at least k, if it holds as many; -1 is a tombstone."""
         found, wanted = np.empty((len(xq), 0), np.int64), k + _SPARE
         while self._index.ntotal and found.shape[1] < self._index.ntotal:
             try:
@@ -177,15 +171,15 @@ class ImageIndex:
             except RuntimeError as error:
                 raise InputError(f"FAISS could not search with the recipe's query parameters: {error}") from error
             found = np.where(entries < 0, -1, self._row_of_entry[entries])
-            # What was removed since takes places; entries that FAISS did not fill will not be filled by asking for more.
+            # Tombstones take the places of rows: ask for more. Entries that FAISS did not fill would not be filled then.
             lost = np.sum((entries >= 0) & (found < 0), axis=1)
-            if np.all(np.sum(found >= 0, axis=1) >= np.minimum(k + _SPARE, self.covered)) or not lost.any():
+            if np.all(np.sum(found >= 0, axis=1) >= np.minimum(k + _SPARE, self.indexed)) or not lost.any():
                 break
             wanted *= 2
         return found
 
     def _nearest(self, xq: FloatArray, candidates: IntArray, k: int) -> tuple[FloatArray, IntArray]:
-        """The k nearest of each line's candidate rows, by direct distances; -1 is no row."""
+        """Return distances and rows of the k nearest of each query's candidates, by direct distances; -1 is no candidate."""
         if (np.sum(candidates >= 0, axis=1) < k).any():
             raise InputError(f"the image index returned fewer than k={k} neighbors; raise its query parameters (recipe: query)")
         rows, positions = np.unique(candidates, return_inverse=True)
@@ -195,7 +189,7 @@ class ImageIndex:
         return D[:, :k], I[:, :k]
 
     def _scan_tail(self, xq: FloatArray, k: int) -> IntArray:
-        """The k nearest rows of every block of the tail, block after block, by direct distances."""
+        """Return the k nearest rows of each shard that is searched flat, by direct distances."""
         nearest, start = [], 0
         for xb in self._tail_blocks():
             nearest.append(self._tail_rows[start + scan(xq, xb, min(k, len(xb)))[1]])
@@ -203,14 +197,14 @@ class ImageIndex:
         return np.concatenate(nearest, axis=1)
 
     def _tail_blocks(self) -> Iterator[FloatArray]:
-        """The embeddings that are searched flat, shard by shard."""
-        for number in self._beside:
+        """Yield the embeddings that are searched flat, shard by shard."""
+        for number in self._flat_shards:
             if len(xb := self._bank.embeddings_of_shard(number)):
                 yield xb
 
 
 def check_factory(recipe: Recipe, embedding_dim: int) -> None:
-    """Raise InputError if FAISS cannot make the recipe's index, before long work that would end in it."""
+    """Raise InputError if FAISS cannot make the recipe's index; to be called before long work that would end in it."""
     faiss = import_faiss()
     try:
         faiss.index_factory(embedding_dim, recipe.build.image, faiss.METRIC_L2)
@@ -221,128 +215,120 @@ def check_factory(recipe: Recipe, embedding_dim: int) -> None:
 def build_image_index(
     bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: bool = False
 ) -> tuple[ImageIndexManifest, str]:
-    """Bring the recipe's index up to date with a bank: add what it does not cover, or build it where there is none, it was
-    built otherwise, or what it learned does not fit any more.
+    """Bring a recipe's image index up to date with a bank.
+
+    Missing images are added. The index is built anew if there is none, if it was built with other settings, if too many of its
+    entries are tombstones, or if its training does not fit the bank any more.
+
+    Args:
+        bank: the bank, not empty.
+        recipe: names the index and its factory string.
+        rebuild: build it anew in any case.
+        progress: show a bar on stderr if that is a terminal.
 
     Returns:
-        What it says of itself, and what was done, in words.
+        Its manifest, and what was done, in words.
 
     Raises:
-        InputError: for an empty bank, a factory string that FAISS does not know, or too few images to train it.
+        InputError: for an empty bank, a factory string that FAISS does not know, too few images to train it, or a full disk.
     """
-    faiss = import_faiss()
-    if len(bank) == 0:
-        raise InputError(f"the bank {bank.path} is empty; extract images first")
-    folder = index_folder(bank, recipe)
-    command = f"spade-faiss index {bank.path} --recipe {recipe.name}"
-    before = _known(folder, command)
-    index, why = (None, "asked for") if rebuild else _to_add_to(bank, recipe, before, command)
-    covered: list[IndexedShard] = list(before.shards) if before and index is not None else []
-    names = {shard.sha256 for shard in covered}
+    check_not_empty(bank)
+    faiss, folder = import_faiss(), IndexFolder(ImageIndexManifest, bank, recipe.name)
+    before = folder.read_if_usable()
+    index, why_anew = (None, REBUILD_ASKED_FOR) if rebuild else _index_to_add_to(bank, recipe, folder, before)
+    kept = before if index is not None else None
+    names = {shard.sha256 for shard in kept.shards} if kept else set()
     missing = [number for number, shard in enumerate(bank.manifest.shards) if shard.sha256 not in names]
-    if before and index is not None and not missing:
-        return before, "is up to date"
-    everything = bank.with_removed()
-    done = f"added {sum(bank.manifest.shards[number].count for number in missing)} images to it"
-    trained = before.trained if before and index is not None else 0
+    if kept and not missing:
+        return kept, UP_TO_DATE
+    trained = kept.trained if kept else 0
     try:
         if index is None:
-            done = f"built anew: {why}" if before else "built"
             index = faiss.index_factory(bank.layout.embedding_dim, recipe.build.image, faiss.METRIC_L2)
             if not index.is_trained:
-                rows = np.random.default_rng(_SEED).permutation(len(bank))[:_TRAIN_ROWS]
-                index.train(bank.embedding(np.sort(rows)))
+                _train(index, bank)
                 trained = len(bank.manifest.shards)
-        count = sum(bank.manifest.shards[number].count for number in missing)
-        with tqdm(total=count, desc="index", unit="img", disable=None if progress else True) as bar:
-            for number in missing:
-                xb = everything.embeddings_of_shard(number)
-                index.add(xb)
-                bar.update(len(xb))
+        _add_shards(index, bank, missing, progress)
     except RuntimeError as error:
         raise InputError(
             f"FAISS could not make {recipe.build.image!r} for {len(bank)} embeddings of d={bank.layout.embedding_dim}: {error}"
         ) from error
-    folder.mkdir(parents=True, exist_ok=True)
     build = before.build + 1 if before else 0
-    file = folder / _name(build)
-    with atomic_path(file) as temporary:
-        with temporary.open("wb") as opened:  # by ourselves: FAISS does not notice that the end of a file found no room
-            faiss.write_index(index, faiss.PyCallbackIOWriter(opened.write))
-        digest = hash_file(temporary)
-    shards = [bank.manifest.shards[number] for number in missing]
+    added = [bank.manifest.shards[number] for number in missing]
     manifest = ImageIndexManifest(
         recipe=recipe.name,
-        factory=recipe.build.image,
         generation=bank.generation,
         build=build,
         trained=trained,
-        shards=(*covered, *(IndexedShard(sha256=shard.sha256, count=shard.count) for shard in shards)),
-        file=FileEntry.of(file, digest),
+        shards=(
+            *(kept.shards if kept else ()),
+            *(IndexedShard(sha256=shard.sha256, count=shard.count) for shard in added),
+        ),
         faiss=faiss.__version__,
+        factory=recipe.build.image,
+        file=_write_index(index, folder, build),
     )
-    write_signed(folder / _MANIFEST, FORMAT, SCHEMA, asdict(manifest))
-    for path in folder.glob("*.faiss"):
-        if path != file:
-            path.unlink()
-    return manifest, done
+    folder.write(manifest)
+    folder.sweep(manifest)
+    return manifest, outcome(before, why_anew, sum(shard.count for shard in added))
 
 
-def built_indexes(bank: Snapshot, recipe: str = "*") -> list[ImageIndexManifest]:
-    """What every index that was built beside the bank, or that of one recipe, says of itself."""
-    folders = sorted(path.parent for path in (bank.path / "indexes").glob(f"{recipe}/{_MANIFEST}"))
-    return [_read(folder, f"spade-faiss index {bank.path} --recipe {folder.name}") for folder in folders]
+def load_index(folder: IndexFolder[ImageIndexManifest], manifest: ImageIndexManifest) -> Any:
+    """Load the FAISS index that a manifest names. FAISS trusts what it reads, so the checksum is compared first.
 
-
-def check_index(bank: Snapshot, manifest: ImageIndexManifest) -> None:
-    """Raise BankError if the file of an index is not the one that was written."""
-    folder = bank.path / "indexes" / manifest.recipe
-    _load(folder, manifest, f"spade-faiss index {bank.path} --recipe {manifest.recipe} --rebuild")
-
-
-def _name(build: int) -> str:
-    return f"image-{build:06d}.faiss"
-
-
-def _to_add_to(bank: Snapshot, recipe: Recipe, before: ImageIndexManifest | None, command: str) -> tuple[Any, str]:
-    """The index that is there, if it can be added to, and if not, why."""
-    if before is None:
-        return None, ""
-    if before.factory != recipe.build.image:
-        return None, f"it was {before.factory!r}, the recipe says {recipe.build.image!r}"
-    if why := too_many_tombstones(bank, before.shards) or why_learn_anew(bank, before.shards, before.trained):
-        return None, why
-    try:
-        return _load(index_folder(bank, recipe), before, command), ""
-    except BankError as error:
-        return None, str(error)
-
-
-def _load(folder: Path, manifest: ImageIndexManifest, command: str) -> Any:
-    """The FAISS index that a manifest names. FAISS trusts what it reads: only the file that was written is opened."""
-    file = folder / manifest.file.file
-    if not file.is_file() or (found := hash_file(file)) != manifest.file.sha256:
-        state = f"has sha256 {found}, expected {manifest.file.sha256}" if file.is_file() else "is missing"
-        raise BankError(f"{file} {state}; rebuild it with: {command}")
-    index = import_faiss().read_index(str(file))
+    Raises:
+        BankError: if the file is missing, is not the one that was written, or has another number of entries.
+    """
+    folder.check_content(manifest.file)
+    path = folder.files / manifest.file.file
+    index = import_faiss().read_index(str(path))
     if index.ntotal != manifest.count:
-        raise BankError(f"{file} holds {index.ntotal} entries, its manifest says {manifest.count}; run: {command}")
+        raise BankError(f"{path} holds {index.ntotal} entries, its manifest says {manifest.count}; run: {folder.command()}")
     return index
 
 
-def _known(folder: Path, command: str) -> ImageIndexManifest | None:
-    """What is there says of itself; None where there is nothing to be read."""
-    try:
-        return _read(folder, command) if (folder / _MANIFEST).is_file() else None
-    except BankError as error:
-        _log.warning("%s", error)
-        return None
+def _file_name(build: int) -> str:
+    return f"image-{build:06d}.faiss"
 
 
-def _read(folder: Path, command: str) -> ImageIndexManifest:
-    path = folder / _MANIFEST
-    _, content = read_signed(path, FORMAT, (SCHEMA,), f"rebuild the index with: {command}")
+def _index_to_add_to(
+    bank: Bank, recipe: Recipe, folder: IndexFolder[ImageIndexManifest], before: ImageIndexManifest | None
+) -> tuple[Any, str | None]:
+    """Load the index that is there, if it can be added to; return None, and why not, otherwise."""
+    if before is None:
+        return None, None
+    if difference := before.difference(recipe):
+        return None, f"it {difference}"
+    if why := too_many_tombstones(bank, before.shards) or why_train_anew(bank, before.shards, before.trained):
+        return None, why
     try:
-        return from_mapping(ImageIndexManifest, content, str(path))
-    except InputError as error:
-        raise BankError(f"{error}; rebuild the index with: {command}") from error
+        return load_index(folder, before), None
+    except BankError:
+        return None, f"its file {before.file.file} is missing or damaged"
+
+
+def _train(index: Any, bank: Bank) -> None:
+    rows = np.random.default_rng(_SEED).permutation(len(bank))[:_TRAIN_ROWS]
+    index.train(bank.embedding(np.sort(rows)))
+
+
+def _add_shards(index: Any, bank: Bank, shards: Sequence[int], progress: bool) -> None:
+    """Add all images of some shards, removed ones too, so that they can be restored."""
+    everything = bank.with_removed()
+    with progress_bar(sum(bank.manifest.shards[number].count for number in shards), "index", progress) as bar:
+        for number in shards:
+            xb = everything.embeddings_of_shard(number)
+            index.add(xb)
+            bar.update(len(xb))
+
+
+def _write_index(index: Any, folder: IndexFolder[ImageIndexManifest], build: int) -> FileEntry:
+    faiss = import_faiss()
+    folder.files.mkdir(parents=True, exist_ok=True)
+    path = folder.files / _file_name(build)
+    with atomic_path(path) as temporary:
+        # Written by us: FAISS does not notice if there is no room for the end of a file.
+        with temporary.open("wb") as opened:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(opened.write))
+        digest = hash_file(temporary)
+    return FileEntry.of(path, digest)

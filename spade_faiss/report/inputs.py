@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from spade_faiss.core.memory import Plan
+from spade_faiss.core.memory import MemoryPlan
 from spade_faiss.core.settings import Method, Preprocess
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.report.pictures import Mask, Picture
@@ -45,7 +45,7 @@ class DetectorFacts:
     recipe: Recipe
     definition: str
     bank: dict[str, Any]
-    memory: Plan
+    memory: MemoryPlan
 
     @staticmethod
     def of(detector: Detector) -> DetectorFacts:

@@ -15,7 +15,7 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.device import find_device
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.memory import parse_bytes, plan
+from spade_faiss.core.memory import parse_bytes, plan_memory
 from spade_faiss.core.once import Once
 from spade_faiss.core.settings import Method, Run
 from spade_faiss.core.timing import Timings
@@ -70,7 +70,7 @@ class Detector:
         self._cache: BlockCache[FloatArray] = BlockCache()
         self._searches = open_level_searches(bank, self.resolved, method, self._workers, self._cache)
         cacheable = len(bank) * sum(float32_bytes(search.level.shape) for search in self._searches.values())
-        self.plan = plan(parse_bytes(run.memory), self._working_bytes, cacheable)
+        self.plan = plan_memory(parse_bytes(run.memory), self._working_bytes, cacheable)
         self._cache.capacity = self.plan.cache_bytes
         self._given_backbone = backbone
         self._backbone = Once(partial(_load_backbone, bank, backbone, run, self.device.torch_names[0]))

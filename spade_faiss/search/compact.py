@@ -7,9 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from spade_faiss.core.arrays import Arrays
 from spade_faiss.core.schema import check_at_least
-from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.core.types import Arrays, FloatArray, IntArray
 from spade_faiss.search.block_jobs import Piece, Visit, in_flight, parts_of, sweep, visits_of
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import direct_sq_dist, product_bytes, product_knn, sq_norms

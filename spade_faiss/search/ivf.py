@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spade_faiss.core.arrays import Arrays
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import check_at_least
-from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.core.types import Arrays, FloatArray, IntArray
 from spade_faiss.search.block_jobs import slices
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import direct_sq_dist, import_faiss, product_bytes, product_knn, sort_by_distance

@@ -1,4 +1,4 @@
-"""Images -> backbone -> bank: decoding ahead of the network, resumable, with progress."""
+"""Extraction: images go through the backbone into a bank, shard by shard; an interrupted run goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from spade_faiss.search.recipe import Recipe
 
 
 class _ShardBuffer:
-    """Gathers prepared batches into shards and commits them in a thread of their own, beside the network."""
+    """Gathers batches into shards and commits them in a thread of its own, while the network computes the next ones."""
 
     def __init__(self, bank: Bank, timings: Timings) -> None:
         self._bank = bank
@@ -46,7 +46,7 @@ class _ShardBuffer:
             self.flush()
 
     def flush(self) -> None:
-        """Hand what was gathered to the writer, once it has finished the shard before."""
+        """Commit what was gathered, once the shard before has been written."""
         self._wait()
         if self._batches:
             self._pending = self._pool.submit(self._commit, self._batches)
@@ -66,7 +66,7 @@ class _ShardBuffer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # After an error or Ctrl-C too: what was computed is kept, and the next run goes on from there.
+        # What was computed before an error or Ctrl-C is committed too, so that the next run goes on from there.
         try:
             self.flush()
             self._wait()
@@ -78,9 +78,15 @@ class _ShardBuffer:
 class Added:
     """What `extract` or `add` did.
 
-    `added` images were extracted, `present` were in the bank before, `removed` were taken out of it and are not taken in again,
-    `duplicates` have the content of another one, `skipped` could not be read; `timing_s` are seconds by stage (timings in other
-    threads overlap) and `total_s` the wall clock.
+    Args:
+        bank: the bank.
+        added: the number of images that were extracted.
+        present: the number of images that were in the bank before.
+        removed: the ids of images that were removed from the bank before, and are not added again.
+        duplicates: the images that have the same content as another one.
+        skipped: the images that could not be read.
+        timing_s: seconds by stage; stages in different threads overlap.
+        total_s: seconds by the clock.
     """
 
     bank: Bank
@@ -101,17 +107,17 @@ def extract(
     recipe: Recipe | None = None,
     run: Run = Run(),
 ) -> Added:
-    """Extract the features of normal images into a bank, which is made if there is none.
+    """Extract the features of normal images into a bank, which is created if there is none.
 
-    Features are committed shard by shard, and an image that the bank holds is not extracted again: when interrupted, run the
-    same call again and it goes on where it stopped.
+    Features are committed shard by shard, and images that the bank holds are not extracted again: after an interruption, the
+    same call goes on where it stopped.
 
     Args:
         images: a folder, an image, or a list of them.
-        bank: the bank's folder; made if there is none.
+        bank: the bank's folder.
         extraction: the backbone, and how its features are stored.
-        recipe: what will be built over the bank: checked before the work.
-        run: `device` and `weights` are for a backbone given by name.
+        recipe: a recipe whose indexes will be built later; it is checked before the work begins.
+        run: `device` and `weights` are for a backbone that is given by name.
 
     Raises:
         InputError: for bad input, too many unreadable images, an image that has changed since the bank took it, or an existing
@@ -140,14 +146,15 @@ def extract(
 
 
 def add(images: Images, *, bank: str | Path, backbone: Backbone | None = None, run: Run = Run()) -> Added:
-    """Add normal images to a bank that exists, with its own backbone and settings. Its indexes stay as they are: what they do
-    not cover is searched beside them, exactly, until `update_indexes` folds it in.
+    """Add normal images to an existing bank, with its own backbone and settings.
+
+    Its indexes stay as they are. Images that they do not hold are searched without them, until `update_indexes` adds them.
 
     Args:
         images: a folder, an image, or a list of them.
         bank: the bank's folder.
-        backbone: the bank's own, for a bank that was made with a module of yours.
-        run: `weights` says where the backbone's weights are, if they are not where they were or cannot be downloaded.
+        backbone: the backbone that the bank was made with; needed if it is a module of your own.
+        run: `weights` is the file of the backbone's weights, if they are not where they were and cannot be downloaded.
 
     Raises:
         InputError: for bad input, too many unreadable images, an image that has changed since the bank took it, or a backbone
@@ -164,18 +171,18 @@ def add(images: Images, *, bank: str | Path, backbone: Backbone | None = None, r
 
 
 def _check_backbone(extraction: Extraction, run: Run) -> None:
-    """Raise InputError for a backbone that is neither a name nor a `Backbone`, or settings that one of your own has itself."""
+    """Raise InputError if a backbone is neither a name nor a `Backbone`, or if settings are given that a `Backbone` has."""
     backbone = extraction.backbone
     if not isinstance(backbone, str | Backbone):
         found = type(backbone).__name__
         raise InputError(
             f"backbone is a {found}; wrap a module: Backbone(Network.from_module(module, name=..., taps=..., embedding=...))"
         )
-    usual = Extraction()
+    defaults = Extraction()
     if isinstance(backbone, Backbone) and (
         run.weights is not None
         or run.device != Run.device
-        or (extraction.precision, extraction.preprocess) != (usual.precision, usual.preprocess)
+        or (extraction.precision, extraction.preprocess) != (defaults.precision, defaults.preprocess)
     ):
         raise InputError("weights, precision, preprocess and device belong to a backbone given by name; this one has its own")
 
@@ -195,13 +202,13 @@ def _load_backbone(extraction: Extraction, run: Run) -> Backbone:
 def _add_records(
     target: Bank, backbone: Backbone, images: tuple[Path, Sequence[ImageRecord]], run: Run, timings: Timings
 ) -> Added:
-    """Extract what the bank does not hold and commit it shard by shard."""
+    """Extract the images that the bank does not hold, and commit them shard by shard."""
     root, records = images
-    with target.writing():  # for the whole run: a second one is told at its start, not when it has computed a shard
+    with target.writing():  # from the start: a second run fails at once, not after it has computed a shard
         with timings("check"):
             new, removed = _not_in(target, records)
             known = {digest: name for name, digest in target.with_removed().sha256_of.items()}
-        # On a second run, what is left of a folder may be the images that could not be read in the first.
+        # In a second run, the images that are left may be those that could not be read in the first.
         stream = FeatureStream(
             backbone, run, batch_size=BATCH_SIZE, timings=timings, allow_none=len(new) < len(records), known=known
         )
@@ -222,10 +229,10 @@ def _add_records(
 
 
 def _not_in(bank: Bank, records: Sequence[ImageRecord]) -> tuple[list[ImageRecord], list[str]]:
-    """The records that the bank never held, and the ids of those that were removed from it.
+    """Return the records of images that the bank never held, and the ids of those that were removed from it.
 
     Raises:
-        InputError: if it holds one of that name with other content.
+        InputError: if the bank holds an image of the same name with other content.
     """
     everything = bank.with_removed()
     held = everything.sha256_of

@@ -1,4 +1,4 @@
-"""From normal images to a bank that is ready to score: extract, index, calibrate."""
+"""Fitting: normal images become a bank that is ready for scoring; they are extracted, indexed and calibrated."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from spade_faiss.workflows.extract import Added, extract
 class Fit(Added):
     """What `fit` did.
 
-    `index` is None where nothing had to be built; `calibration` where none was asked for, or none could be made: then `notice`
-    says why.
+    Args:
+        index: the indexes that were built; None if the recipe needs none.
+        calibration: the calibration; None if none was asked for, or if it could not be made.
+        notice: why there is no calibration; empty otherwise.
     """
 
     index: Built | None
@@ -37,17 +39,17 @@ def fit(
     calibrate: bool = True,
     run: Run = Run(),
 ) -> Fit:
-    """Extract the features of normal images into a bank, build the recipe's index over it, and calibrate.
+    """Extract the features of normal images into a bank, build the indexes of a recipe, and calibrate.
 
-    What is there is kept: when interrupted, run the same call again and it goes on where it stopped.
+    What is there already is kept: after an interruption, the same call goes on where it stopped.
 
     Args:
         images: a folder, an image, or a list of them.
-        bank: the bank's folder; made if there is none.
+        bank: the bank's folder; it is created if there is none.
         extraction: the backbone, and how its features are stored.
-        recipe: the index to build.
-        calibrate: whether to calibrate the recipe, leaving one out, unless the bank is calibrated as it is; see `calibrate`.
-        run: the device, where weights are, and how images are read.
+        recipe: the recipe whose indexes are built.
+        calibrate: whether to score a sample of the images against the others, unless the bank has a calibration that holds.
+        run: the device, the weights and the memory budget.
 
     Raises:
         InputError: for bad input, too many unreadable images, an image that has changed since the bank took it, or an existing

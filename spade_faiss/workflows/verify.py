@@ -1,27 +1,28 @@
-"""Whether everything that a bank and its indexes name is there, and is what was written."""
+"""Verification: whether all files that a bank and its indexes name exist, and are those that were written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from spade_faiss.bank.bank import Bank
-from spade_faiss.bank.snapshot import SHARDS
+from spade_faiss.bank.state import SHARDS
 from spade_faiss.core.errors import BankError
 from spade_faiss.core.files import hash_file
+from spade_faiss.core.progress import progress_bar
 from spade_faiss.decisions.calibration import stored_calibrations
-from spade_faiss.index.gallery_index import built_galleries, check_gallery
-from spade_faiss.index.image_index import built_indexes, check_index
-from spade_faiss.index.staleness import check_covers
+from spade_faiss.index.built_index import IndexFolder, M, index_folders
+from spade_faiss.index.gallery_index import GalleryIndexManifest
+from spade_faiss.index.image_index import ImageIndexManifest, load_index
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """What `verify` looked at, and what is wrong with it: nothing, if `problems` is empty."""
+    """What `verify` looked at, and the problems that it found; no problem means that nothing is wrong."""
 
     images: int
     shards: int
@@ -31,44 +32,58 @@ class Verified:
 
 
 def verify(bank: str | Path, *, deep: bool = False, progress: bool = False) -> Verified:
-    """Read every file of a bank and of its indexes and compare its checksum.
+    """Read every file of a bank and of its indexes, and compare its checksum.
 
     Args:
         bank: the bank's folder.
-        deep: read the features, too: their shapes, that they are finite numbers, that no id is there twice.
+        deep: also check that the features have the right shapes and are finite, and that no id occurs twice.
         progress: show a bar on stderr if that is a terminal.
 
     Raises:
         NotFoundError: if there is no bank.
-        BankError: if its manifest is damaged: then nothing else can be told.
+        BankError: if its manifest is damaged, so that nothing else can be checked.
     """
     opened = Bank.open(bank, check=False)
-    problems: list[str] = []
     entries = opened.manifest.shards
-    with tqdm(total=opened.bytes_on_disk, desc="verify", unit="B", unit_scale=True, disable=None if progress else True) as bar:
+    problems: list[str] = []
+    with progress_bar(opened.bytes_on_disk, "verify", progress, unit="B") as bar:
         for index, entry in enumerate(entries):
-            path = opened.path / SHARDS / entry.file
-            found = hash_file(path) if path.is_file() else "missing"
-            if found != entry.sha256:
-                state = "is missing" if found == "missing" else f"has sha256 {found}, the manifest says {entry.sha256}"
-                problems.append(f"shard {path} {state}; restore it from a backup or extract its images again")
-            elif deep:
-                problems += _features(opened, index)
+            problems += _shard_problems(opened, index, deep)
             bar.update(entry.bytes)
     if deep and not problems:
-        problems += _ids(opened)
-    indexes, of_indexes = 0, list(_indexes(opened))
-    for problem in of_indexes:
-        indexes += 1
-        problems += [problem] if problem else []
-    problems += _calibrations(opened)
+        problems += _id_problems(opened)
+    images, galleries = index_folders(ImageIndexManifest, opened), index_folders(GalleryIndexManifest, opened)
+    for image in images:
+        problems += _index_problems(image, partial(load_index, image))
+    for gallery in galleries:
+        problems += _index_problems(gallery, partial(_check_files, gallery))
+    problems += _calibration_problems(opened)
     return Verified(
-        images=len(opened), shards=len(entries), indexes=indexes, bytes=opened.bytes_on_disk, problems=tuple(problems)
+        images=len(opened),
+        shards=len(entries),
+        indexes=len(images) + len(galleries),
+        bytes=opened.bytes_on_disk,
+        problems=tuple(problems),
     )
 
 
-def _features(bank: Bank, index: int) -> Iterator[str]:
-    """What is wrong inside of a shard whose checksum is right."""
+def _shard_problems(bank: Bank, index: int, deep: bool) -> Iterator[str]:
+    """Say what is wrong with a shard's file, or, if nothing is and `deep` is given, with its features."""
+    entry = bank.manifest.shards[index]
+    path = bank.path / SHARDS / entry.file
+    if not path.is_file():
+        yield f"shard {path} is missing; restore it from a backup or extract its images again"
+    elif (found := hash_file(path)) != entry.sha256:
+        yield (
+            f"shard {path} has sha256 {found}, the manifest says {entry.sha256}; "
+            f"restore it from a backup or extract its images again"
+        )
+    elif deep:
+        yield from _feature_problems(bank, index)
+
+
+def _feature_problems(bank: Bank, index: int) -> Iterator[str]:
+    """Say what is wrong inside a shard whose checksum is right."""
     everything, name = bank.with_removed(), bank.manifest.shards[index].file
     try:
         if not np.isfinite(everything.embeddings_of_shard(index)).all():
@@ -84,35 +99,33 @@ def _features(bank: Bank, index: int) -> Iterator[str]:
         yield str(error)
 
 
-def _ids(bank: Bank) -> Iterator[str]:
-    """Ids that are there twice, removed ones too."""
+def _id_problems(bank: Bank) -> Iterator[str]:
+    """Say whether ids occur more than once, removed ones included."""
     everything = bank.with_removed()
     try:
-        if twice := len(everything) - len(set(everything.ids)):
-            yield f"{twice} ids are there more than once, or not at all; extract a new bank"
+        if repeated := len(everything) - len(set(everything.ids)):
+            yield f"{repeated} ids occur more than once; extract a new bank"
     except BankError as error:
         yield str(error)
 
 
-def _indexes(bank: Bank) -> Iterator[str]:
-    """For each index, what is wrong with it; empty if nothing is."""
-    for path in sorted((bank.path / "indexes").glob("*/*.json")):
-        command = f"spade-faiss index {bank.path} --recipe {path.parent.name} --rebuild"
-        try:
-            for image in built_indexes(bank, path.parent.name) if path.name == "index.json" else []:
-                check_covers(bank, image.shards, path.parent, command)
-                check_index(bank, image)
-            for gallery in built_galleries(bank, path.parent.name) if path.name == "gallery.json" else []:
-                check_covers(bank, gallery.shards, path.parent, command)
-                check_gallery(bank, gallery)
-        except BankError as error:
-            yield str(error)
-        else:
-            yield ""
+def _index_problems(folder: IndexFolder[M], check_files: Callable[[M], object]) -> Iterator[str]:
+    """Say what is wrong with an index; the first problem ends the check."""
+    try:
+        manifest = folder.read()
+        folder.check_shards(manifest)
+        check_files(manifest)
+    except BankError as error:
+        yield str(error)
 
 
-def _calibrations(bank: Bank) -> Iterator[str]:
-    """Which calibrations are damaged."""
+def _check_files(folder: IndexFolder[M], manifest: M) -> None:
+    for entry in manifest.files:
+        folder.check_content(entry)
+
+
+def _calibration_problems(bank: Bank) -> Iterator[str]:
+    """Say which calibration is damaged."""
     try:
         stored_calibrations(bank)
     except BankError as error:

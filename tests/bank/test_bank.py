@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import mmap
-import multiprocessing
-import os
-import random
 import shutil
-import signal
-import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -32,13 +21,12 @@ from spade_faiss.bank import bank as bank_module
 from spade_faiss.bank import shards
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core import arrays
-from spade_faiss.core import files as files_module
-from spade_faiss.core.errors import BankError, InputError, NotFoundError
-from spade_faiss.core.files import TEMPORARY_PATTERN, hash_file
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.files import TEMPORARY_PATTERN
 from spade_faiss.core.settings import Preprocess, Source
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.layout import Layout, prepare
-from tests.support.banks import COARSE, DIM, FINE, SOURCE, PowerCutError, assert_holds, batch, fail_on_call, files, make_bank
+from tests.support.banks import COARSE, DIM, FINE, SOURCE, assert_holds, batch, files, make_bank
 
 
 def shard_path(bank: Bank, index: int) -> Path:
@@ -225,14 +213,14 @@ def test_appending_does_not_read_the_ids_of_earlier_shards_again(tmp_path: Path,
     """The cost of a long extraction must not grow with the square of its shards."""
     bank = make_bank(tmp_path / "b")
     bank.append(batch("a"))
-    reads: list[int] = []
-    texts = Bank._texts
+    reads: list[str] = []
+    texts = shards.Shard.texts
 
-    def counted(self: Bank, index: int, name: str) -> list[str]:
-        reads.append(index)
-        return texts(self, index, name)
+    def counted(self: shards.Shard, field: str) -> list[str]:
+        reads.append(field)
+        return texts(self, field)
 
-    monkeypatch.setattr(Bank, "_texts", counted)
+    monkeypatch.setattr(shards.Shard, "texts", counted)
     for name in "bcdef":
         bank.append(batch(name))
     assert reads == []
@@ -387,361 +375,6 @@ def test_a_bank_of_another_extractor_takes_features_on_trust_but_is_not_taken_ov
         Bank.open_or_create(bank.path, bank.layout, source=SOURCE)
 
 
-# ---- what cannot be opened
-
-
-def test_there_is_no_bank(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "x.txt").touch()
-    for path in (tmp_path / "nothing", tmp_path / "folder", tmp_path / "folder" / "x.txt"):
-        with pytest.raises(NotFoundError, match=r"there is no bank at .* make one with: spade-faiss fit IMAGES --bank "):
-            Bank.open(path)
-    assert not (tmp_path / "nothing").exists()
-
-
-@pytest.fixture
-def two_shards(tmp_path: Path) -> Bank:
-    bank = make_bank(tmp_path / "bank", source=SOURCE)
-    bank.append(batch("a", "ü\n", source=SOURCE, paths=["a", "b"], sha256=["1", "2"], root="/r"))
-    bank.append(batch("c", source=SOURCE))
-    return bank
-
-
-def rewrite(bank: Bank, change: Callable[[dict[str, Any]], object]) -> None:
-    manifest = bank.path / "manifest.json"
-    content = json.loads(manifest.read_text())
-    change(content)
-    manifest.write_text(json.dumps(content))
-
-
-@pytest.mark.parametrize("schema", [0, 2, 4, "3", None, [3]])
-def test_another_schema_is_refused_with_both_values(two_shards: Bank, schema: object) -> None:
-    rewrite(two_shards, lambda content: content.update(schema=schema))
-    with pytest.raises(BankError) as caught:
-        Bank.open(two_shards.path)
-    assert f"has schema {schema!r}, this version reads 3" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda content: content.update(format="something else"),
-        lambda content: content.pop("format"),
-        lambda content: content.pop("schema"),
-        lambda content: content.pop("sha256"),
-        lambda content: content.pop("layout"),
-        lambda content: content.update(extra=1),
-        lambda content: content["shards"].pop(),
-        lambda content: content["shards"].reverse(),
-        lambda content: content["shards"][0].update(count=1),
-        lambda content: content["layout"].update(pool=3),
-        lambda content: content.update(source=None),
-    ],
-)
-def test_a_manifest_that_was_edited_is_refused(two_shards: Bank, change: Callable[[dict[str, Any]], object]) -> None:
-    rewrite(two_shards, change)
-    with pytest.raises(BankError, match=r"manifest\.json is damaged"):
-        Bank.open(two_shards.path)
-    with pytest.raises(BankError, match=r"manifest\.json is damaged"):
-        two_shards.append(batch("d"))
-
-
-def test_a_manifest_that_was_reformatted_is_the_same_manifest(two_shards: Bank) -> None:
-    rewrite(two_shards, lambda content: None)
-    assert Bank.open(two_shards.path).manifest == two_shards.manifest
-
-
-def test_every_changed_character_of_a_manifest_is_noticed(two_shards: Bank) -> None:
-    """A random character at each of 60 places: an error of ours, or (white space) the very same content."""
-    manifest = two_shards.path / "manifest.json"
-    text = manifest.read_text()
-    rng = random.Random(3)
-    opened = 0
-    for place in sorted(rng.sample(range(len(text)), 60)):
-        character = rng.choice("0123456789abcdefxyz\"'{}[]:,. \n\\-é\0")
-        manifest.write_text(text[:place] + character + text[place + 1 :])
-        try:
-            bank = Bank.open(two_shards.path)
-        except BankError:
-            continue
-        opened += 1
-        assert bank.manifest == two_shards.manifest
-    assert opened < 30
-    manifest.write_text(text)
-    assert Bank.open(two_shards.path).manifest == two_shards.manifest
-
-
-def test_every_truncated_manifest_is_refused(two_shards: Bank) -> None:
-    manifest = two_shards.path / "manifest.json"
-    data = manifest.read_bytes().rstrip()
-    for length in [0, 1, 2, *range(3, len(data) - 1, 97), len(data) - 1]:
-        manifest.write_bytes(data[:length])
-        with pytest.raises(BankError, match=r"manifest\.json is damaged"):
-            Bank.open(two_shards.path)
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[]", b"3", b"null", b'"x"', b"[" * 100_000, b"9" * 10_000, b"\0" * 64])
-def test_a_manifest_of_something_else_is_refused(two_shards: Bank, content: bytes) -> None:
-    (two_shards.path / "manifest.json").write_bytes(content)
-    with pytest.raises(BankError, match=r"manifest\.json is damaged"):
-        Bank.open(two_shards.path)
-
-
-def test_a_missing_shard_is_named(two_shards: Bank) -> None:
-    shard_path(two_shards, 1).unlink()
-    with pytest.raises(BankError, match=r"shard .*000002\.h5, which the manifest names, is missing"):
-        Bank.open(two_shards.path)
-
-
-def test_a_truncated_shard_is_refused_with_both_sizes(two_shards: Bank) -> None:
-    path = shard_path(two_shards, 0)
-    size = path.stat().st_size
-    os.truncate(path, size - 1)
-    with pytest.raises(BankError, match=rf"000001\.h5 has changed .*: {size - 1} bytes, the manifest says {size} bytes"):
-        Bank.open(two_shards.path)
-
-
-def test_any_flipped_byte_of_a_shard_is_noticed(two_shards: Bank) -> None:
-    path = shard_path(two_shards, 1)
-    data = path.read_bytes()
-    rng = random.Random(5)
-    for place in [0, len(data) - 1, *rng.sample(range(len(data)), 8)]:
-        changed = bytearray(data)
-        changed[place] ^= 1 << rng.randrange(8)
-        path.write_bytes(changed)
-        for _ in range(2):  # the first refusal must not make the second opening believe it
-            with pytest.raises(BankError, match=r"000002\.h5 has changed since it was written: sha256 .* says sha256 "):
-                Bank.open(two_shards.path)
-    path.write_bytes(data)
-    assert_holds(Bank.open(two_shards.path), batch("a", "ü\n"), batch("c"))
-
-
-def test_a_shard_of_another_bank_is_refused(two_shards: Bank, tmp_path: Path) -> None:
-    other = make_bank(tmp_path / "other")
-    for part in (batch("a", "ü\n", seed=1, paths=["a", "b"], sha256=["1", "2"], root="/r"), batch("c", seed=1)):
-        other.append(part)
-    assert shard_path(other, 0).stat().st_size == shard_path(two_shards, 0).stat().st_size
-    shutil.copy(shard_path(other, 0), shard_path(two_shards, 0))
-    with pytest.raises(BankError, match=r"000001\.h5 has changed since it was written: sha256"):
-        Bank.open(two_shards.path)
-
-
-def test_a_copied_bank_opens_and_is_read_in_full_only_once(
-    two_shards: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copied = tmp_path / "copy"
-    shutil.copytree(two_shards.path, copied, copy_function=shutil.copyfile)
-    os.utime(copied / "features" / "000001.h5", ns=(1, 1))
-    hashed: list[str] = []
-
-    def counted(path: Path) -> str:
-        hashed.append(path.name)
-        return hash_file(path)
-
-    monkeypatch.setattr(files_module, "hash_file", counted)
-    assert_holds(Bank.open(copied), batch("a", "ü\n"), batch("c"))
-    assert hashed == ["000001.h5", "000002.h5"]
-    recorded = [shard.mtime_ns for shard in two_shards.manifest.shards]
-    assert [path.stat().st_mtime_ns for path in sorted((copied / "features").iterdir())] == recorded
-    Bank.open(copied)
-    Bank.open(two_shards.path)
-    assert len(hashed) == 2
-
-
-def test_a_copied_bank_that_may_not_be_touched_opens_too(
-    two_shards: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copied = tmp_path / "copy"
-    shutil.copytree(two_shards.path, copied, copy_function=shutil.copyfile)
-
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError("read-only")
-
-    monkeypatch.setattr(os, "utime", refuse)
-    assert_holds(Bank.open(copied), batch("a", "ü\n"), batch("c"))
-
-
-# ---- writers
-
-
-def test_a_second_writer_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = make_bank(tmp_path / "b")
-    second = Bank.open(tmp_path / "b")
-    writing, may_go_on = threading.Event(), threading.Event()
-    write_shard = shards.write_shard
-
-    def slow(*arguments: Any) -> Any:
-        writing.set()
-        assert may_go_on.wait(20)
-        return write_shard(*arguments)
-
-    monkeypatch.setattr(bank_module, "write_shard", slow)
-    thread = threading.Thread(target=first.append, args=[batch("a")])
-    thread.start()
-    try:
-        assert writing.wait(20)
-        with pytest.raises(
-            BankError,
-            match=rf"another process is writing to the bank .*b: process {os.getpid()} on .*; wait until it has finished",
-        ):
-            second.append(batch("b"))
-        assert_holds(Bank.open(tmp_path / "b"))  # reading goes on
-    finally:
-        may_go_on.set()
-        thread.join()
-    second.append(batch("b"))
-    assert_holds(second, batch("a"), batch("b"))
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "call"),
-    [
-        (h5py.Group, "create_dataset", 1),
-        (h5py.Group, "create_dataset", 3),
-        (arrays, "hash_file", 1),
-        (os, "fsync", 1),  # the shard's content
-        (Path, "replace", 1),  # the shard's name
-        (os, "fsync", 2),  # the shard's folder: it has its name, nobody refers to it
-        (bank_module, "write_manifest", 1),
-        (json, "dumps", 2),
-        (os, "fsync", 3),  # the manifest's content
-        (Path, "replace", 2),  # the manifest's name
-    ],
-)
-def test_an_append_that_fails_leaves_the_previous_generation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int
-) -> None:
-    bank = make_bank(tmp_path / "b")
-    bank.append(batch("a"))
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, fail_on_call(getattr(owner, name), call))
-        with pytest.raises(PowerCutError):
-            bank.append(batch("b", "c"))
-    assert not list(bank.path.rglob(TEMPORARY_PATTERN))
-    for state in (bank, Bank.open(bank.path)):
-        assert state.generation == 1
-        assert_holds(state, batch("a"))
-    # The same append again, with other content in the shard of that number than before.
-    bank.append(batch("b", seed=1))
-    for state in (bank, Bank.open(bank.path)):
-        assert state.generation == 2
-        assert state.ids == ["a", "b"]
-        np.testing.assert_array_equal(state.level_map(FINE.name, 1), batch("b", seed=1).levels[FINE.name][0])
-
-
-def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    bank = make_bank(tmp_path / "b")
-    leftovers = [bank.path / ".spade-00.tmp", bank.path / "features" / ".spade-11.tmp"]
-    # An index may be built at the same time: its temporary file is not ours to remove.
-    others = [bank.path / "indexes" / "hnsw" / ".spade-22.tmp", bank.path / "features" / "notes.txt"]
-    for path in (*leftovers, *others):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"half")
-    assert_holds(Bank.open(bank.path))
-    assert all(path.exists() for path in leftovers)  # opening changes nothing
-    bank.append(batch("a"))
-    assert not any(path.exists() for path in leftovers)
-    assert all(path.exists() for path in others)
-
-
-# ---- SIGKILL
-
-
-def kill_at_every_step(folder: str) -> list[int]:
-    """Kill an append at each of its syncs in turn, and return the bank's generation after each."""
-    generations = []
-    for step in range(1, 6):
-        path = Path(folder, f"step{step}")
-        make_bank(path).append(batch("a"))
-        child = os.fork()
-        if child == 0:
-            sync, calls = os.fsync, iter(range(1, 100))
-
-            def sync_or_die(descriptor: int) -> None:
-                if next(calls) == step:  # noqa: B023
-                    os.kill(os.getpid(), signal.SIGKILL)
-                sync(descriptor)  # noqa: B023
-
-            try:
-                os.fsync = sync_or_die  # type: ignore[assignment]
-                Bank.open(path).append(batch("b", "c"))
-            finally:
-                os._exit(0)
-        os.waitpid(child, 0)
-        bank = Bank.open(path)
-        generations.append(bank.generation)
-        assert_holds(bank, *[batch("a"), batch("b", "c")][: bank.generation])
-        bank.append(batch("d"))
-        assert bank.ids[-1] == "d"
-        assert not list(path.rglob(TEMPORARY_PATTERN))
-    return generations
-
-
-def kill_at_random(folder: str, seed: int, kills: int) -> list[int]:
-    """Kill a process that appends for ever, again and again; return how many images were committed after each kill.
-
-    The writer notes an image in a log after it was committed: whatever the log names must be in the bank.
-    """
-    rng = random.Random(seed)
-    path, log = Path(folder, "bank"), Path(folder, "log")
-    make_bank(path)
-    log.touch()
-    counts = []
-    for _ in range(kills):
-        child = os.fork()
-        if child == 0:
-            try:
-                bank = Bank.open(path)
-                with log.open("a", buffering=1) as noted:
-                    while True:
-                        bank.append(batch(f"image {len(bank)}"))
-                        noted.write(bank.ids[-1] + "\n")
-            finally:
-                os._exit(1)
-        before, deadline = log.stat().st_size, time.monotonic() + 10
-        # At least one commit, so that the kill hits a writer at work.
-        while log.stat().st_size == before and time.monotonic() < deadline:
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.04))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        bank = Bank.open(path)
-        noted_ids = log.read_text().split("\n")[:-1]
-        assert noted_ids == bank.ids[: len(noted_ids)]
-        # Killed between the commit and the note: at most that one image.
-        assert len(bank) - len(noted_ids) <= 1
-        assert_holds(bank, *(batch(f"image {number}") for number in range(len(bank))))
-        counts.append(len(bank))
-        bank.append(batch(f"image {len(bank)}"))
-        assert not list(path.rglob(TEMPORARY_PATTERN))
-        log.write_text("".join(f"{name}\n" for name in bank.ids))
-    return counts
-
-
-@pytest.fixture(scope="module")
-def other_process() -> Iterator[ProcessPoolExecutor]:
-    """A fresh process, whose forks inherit no threads of ours."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield pool
-
-
-needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
-
-
-@needs_fork
-def test_a_kill_at_any_step_leaves_one_generation_or_the_other(tmp_path: Path, other_process: ProcessPoolExecutor) -> None:
-    generations = other_process.submit(kill_at_every_step, str(tmp_path)).result(60)
-    # Shard content, shard folder, manifest content, manifest folder; without a fifth sync the append is through.
-    assert generations == [1, 1, 1, 2, 2]
-
-
-@needs_fork
-def test_killed_again_and_again_no_committed_image_is_lost(tmp_path: Path, other_process: ProcessPoolExecutor) -> None:
-    counts = other_process.submit(kill_at_random, str(tmp_path), 11, 8).result(60)
-    assert counts == sorted(counts)
-    assert counts[-1] > len(counts)
-
-
 def test_prepared_batches_are_appended_as_they_are(tmp_path: Path) -> None:
     bank = make_bank(tmp_path / "b", dtype="float16", normalize="l2", pool=3)
     prepared = prepare(batch("a", "b"), bank.layout)
@@ -752,15 +385,3 @@ def test_prepared_batches_are_appended_as_they_are(tmp_path: Path) -> None:
         for level in (FINE, COARSE):
             np.testing.assert_array_equal(bank.level_map(level.name, row), prepared.levels[level.name][row])
             np.testing.assert_array_equal(twin.level_map(level.name, row), prepared.levels[level.name][row])
-
-
-def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bank = Bank.create(tmp_path / "b", Layout(levels=(Level("a", 2, 4, 3, 3),), embedding_dim=4, input_size=(12, 12)))
-    batch = FeatureBatch(["x"], np.zeros((1, 4), np.float32), {"a": np.zeros((1, 3, 3, 2), np.float32)})
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(InputError, match="1000 bytes free"):
-        bank.append(batch)
-    assert not any((tmp_path / "b" / "features").iterdir())
-    monkeypatch.undo()
-    bank.append(batch)
-    assert len(Bank.open(tmp_path / "b")) == 1

@@ -36,13 +36,14 @@ def run_json(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, An
     return found
 
 
-def test_help_imports_nothing_heavy() -> None:
-    heavy = "{'torch', 'torchvision', 'faiss', 'numpy', 'scipy', 'h5py', 'matplotlib', 'PIL', 'yaml', 'jinja2'}"
+@pytest.mark.parametrize("words", [["--help"], ["fit", "--help"], ["score", "--help"], ["doctor", "--help"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    heavy = "{'torch', 'torchvision', 'faiss', 'numpy', 'scipy', 'h5py', 'matplotlib', 'PIL', 'yaml', 'jinja2', 'tqdm'}"
     code = f"""
 import sys
 from spade_faiss.cli import main
 try:
-    main(["fit", "--help"])
+    main({words})
 except SystemExit as stop:
     assert stop.code == 0
 assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)
@@ -238,7 +239,7 @@ def test_results_do_not_go_into_the_images(fitted_bank: Path, dataset_folder: Pa
     assert main([*words, "--out", str(tmp_path / "out"), "--shown", "-1"]) == 1
 
 
-# Recipes that keep something, settings that change from query to query, budgets
+# Recipes with gallery indexes, settings that change from query to query, budgets
 
 
 @pytest.fixture
@@ -274,7 +275,7 @@ def build(capsys: pytest.CaptureFixture[str], bank: Path, recipe: str, *words: o
     return built
 
 
-def kept(bank: Path, recipe: str) -> dict[str, tuple[int, bytes]]:
+def encoded_files(bank: Path, recipe: str) -> dict[str, tuple[int, bytes]]:
     """Files of vectors that were built for a recipe: when, and what is in them."""
     folder = bank / "indexes" / recipe
     return {path.relative_to(folder).as_posix(): (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*.h5")}
@@ -283,7 +284,7 @@ def kept(bank: Path, recipe: str) -> dict[str, tuple[int, bytes]]:
 def test_index_says_what_it_built_and_builds_it_once(copied_bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("index", copied_bank, "--recipe", "ivf", "--quiet")
     first = run_json(capsys, *words)
-    built = kept(copied_bank, "ivf")
+    built = encoded_files(copied_bank, "ivf")
     size = sum(len(content) for _, content in built.values())
     (shard,) = (copied_bank / "features").iterdir()
     of_shard = f"{hash_file(shard)[:16]}.h5"
@@ -297,17 +298,17 @@ def test_index_says_what_it_built_and_builds_it_once(copied_bank: Path, capsys: 
     assert done["time"]["total_s"] > 0
     # Again: nothing is learned or encoded.
     (again,) = run_json(capsys, *words)["built"]
-    assert kept(copied_bank, "ivf") == built
+    assert encoded_files(copied_bank, "ivf") == built
     assert again["done"] == {"gallery": "is up to date"}
     assert (again["bytes_before"], again["bytes"]) == (size, size)
     text = run_text(capsys, *words)
     assert re.match(rf"{re.escape(str(copied_bank))}: index 'ivf' over 24 images, \d+\.\d\d s\n", text)
     assert re.search(r"gallery  ivf lists=64, train_vectors=50000: \S+ \S+, is up to date$", text, re.MULTILINE)
-    assert kept(copied_bank, "ivf") == built
+    assert encoded_files(copied_bank, "ivf") == built
     # Anew: to the same result, in other files.
     (anew,) = run_json(capsys, *words, "--rebuild")["built"]
     assert anew["done"] == {"gallery": "built anew: asked for"}
-    rebuilt = kept(copied_bank, "ivf")
+    rebuilt = encoded_files(copied_bank, "ivf")
     assert sorted(rebuilt) == [f"gallery/001-{of_shard}", "gallery/trained-001.h5"]
     for name, (_, content) in built.items():
         assert rebuilt[name.replace("000", "001", 1)][1] == content
@@ -346,10 +347,10 @@ def test_update_brings_all_that_was_built_up_to_date(copied_bank: Path, capsys: 
         main(["index", str(copied_bank), "--update", "--recipe", "ivf"])
 
 
-def test_a_recipe_that_keeps_nothing_says_so(copied_bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_that_needs_no_index_says_so(copied_bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for recipe in ("exact", "location"):
         text = run_text(capsys, "index", copied_bank, "--recipe", recipe)
-        assert text == f"recipe {recipe!r} trains nothing: {copied_bank} can be queried as it is\n"
+        assert text == f"recipe {recipe!r} needs no index: {copied_bank} can be searched as it is\n"
     assert not (copied_bank / "indexes").exists()
 
 
@@ -360,7 +361,7 @@ def test_info_lists_what_is_built(copied_bank: Path, capsys: pytest.CaptureFixtu
     sizes = {name: build(capsys, copied_bank, name)["bytes"] for name in ("hnsw", "ivf", "compact")}
     info = run_json(capsys, "info", copied_bank)
     (image,) = info["indexes"]
-    whole = {"covered": 24, "beside": 0, "dead": 0, "generation": 1}
+    whole = {"indexed": 24, "unindexed": 0, "tombstones": 0, "generation": 1}
     assert image == {"recipe": "hnsw", "image": "HNSW32", "bytes": sizes["hnsw"], **whole}
     for item, name in zip(info["galleries"], ("compact", "ivf"), strict=True):
         assert (item["recipe"], item["gallery"], item["bytes"]) == (name, name, sizes[name])
@@ -374,11 +375,11 @@ def test_info_lists_what_is_built(copied_bank: Path, capsys: pytest.CaptureFixtu
     bank.remove([bank.ids[5], bank.ids[7], "late 1"])
     info = run_json(capsys, "info", copied_bank)
     assert (info["images"], info["removed"]) == (24, sorted(bank.removed))
-    since = {"covered": 22, "beside": 2, "dead": 2, "generation": 1}
+    since = {"indexed": 22, "unindexed": 2, "tombstones": 2, "generation": 1}
     for item in (*info["indexes"], *info["galleries"]):
         assert {key: item[key] for key in since} == since
     text = run_text(capsys, "info", copied_bank)
-    assert text.count("covers 22 images, 2 are searched beside it, 2 of its entries are of images that are gone") == 3
+    assert text.count("22 images indexed, 2 not indexed yet, 2 tombstones of removed images") == 3
     assert f"spade-faiss index {copied_bank} --update" in text
 
 
@@ -411,7 +412,7 @@ def test_settings_of_a_query_arrive(
     copied_bank: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_json(capsys, "index", copied_bank, "--recipe", "ivf")
-    built = kept(copied_bank, "ivf")
+    built = encoded_files(copied_bank, "ivf")
     score = ("score", dataset_folder / "test", "--bank", copied_bank)
     run_json(capsys, *score, "--out", tmp_path / "exact")
     exact = json.loads((tmp_path / "exact" / "report.json").read_bytes())
@@ -437,7 +438,7 @@ def test_settings_of_a_query_arrive(
     run_json(capsys, *score, *everywhere, "--out", tmp_path / "everywhere")
     found = json.loads((tmp_path / "everywhere" / "report.json").read_bytes())
     assert [item["map_score"] for item in found["scores"]] == pytest.approx([item["map_score"] for item in exact["scores"]])
-    assert kept(copied_bank, "ivf") == built
+    assert encoded_files(copied_bank, "ivf") == built
 
 
 def test_the_image_index_has_settings_of_a_query_too(
@@ -494,7 +495,7 @@ def test_a_setting_without_name_or_value_is_wrong_usage(
     ("option", "message"),
     [
         (("--memory", "10kB"), "is too small: scoring image by image takes"),
-        (("--memory", "much"), "memory='much' is no size; write for instance 500MB or 2GiB"),
+        (("--memory", "much"), "memory='much' is not a size; write for example 500MB or 2GiB"),
         (("--localize", "flagged"), "localize='flagged' needs flag_above"),
         (("--localize", "flagged", "--flag-above", "nan"), "localize='flagged' needs flag_above"),
         (("--flag-above", "3"), "flag_above=3.0 does nothing with localize='all'"),

@@ -109,13 +109,13 @@ def test_a_life_of_a_bank(fitted_bank: Path, dataset_folder: Path, tmp_path: Pat
 
     info = run_json(capsys, "info", bank)
     (index,) = info["indexes"]
-    assert (index["covered"], index["beside"], index["dead"]) == (NORMALS, TEST_NORMALS, 0)
-    assert "fold in what is searched beside the indexes: spade-faiss index" in run(capsys, "info", bank)
+    assert (index["indexed"], index["unindexed"], index["tombstones"]) == (NORMALS, TEST_NORMALS, 0)
+    assert "add the images that are not indexed yet: spade-faiss index" in run(capsys, "info", bank)
     (updated,) = run_json(capsys, "index", bank, "--update")["built"]
     assert (updated["recipe"], updated["done"]) == ("hnsw", {"image": f"added {TEST_NORMALS} images to it"})
     (updated,) = run_json(capsys, "index", bank, "--update")["built"]
     assert updated["done"] == {"image": "is up to date"}
-    assert "fold in" not in run(capsys, "info", bank)
+    assert "not indexed yet" not in run(capsys, "info", bank)
 
     removed = run_json(capsys, "remove", "new 1.png", "000.png", "--bank", bank)
     assert (removed["done"], removed["images"], removed["removed"]) == (2, NORMALS + TEST_NORMALS - 2, 2)
@@ -198,7 +198,7 @@ def test_compact_says_what_it_did_and_what_to_do_about_the_indexes(bank: Path, c
     run(capsys, "remove", "image 2", "--bank", bank)
     text = run(capsys, "compact", bank)
     assert "dropped 1 removed images" in text
-    assert f"its indexes do not know the shards that were written: spade-faiss index {bank} --update" in text
+    assert f"its indexes do not hold the shards that were written: spade-faiss index {bank} --update" in text
     again = run(capsys, "compact", bank)
     assert "written 0" in again
     assert "--update" not in again
@@ -222,7 +222,7 @@ def test_update_rebuilds_everything_when_asked_to(bank: Path, capsys: pytest.Cap
     text = run(capsys, "index", bank, "--update")
     assert text.count("is up to date") == 2
     info = run(capsys, "info", bank)
-    assert "index      hnsw: HNSW32, covers 8 images" in info
+    assert "index      hnsw: HNSW32, 8 images indexed" in info
     assert "index      small: ivf lists=2" in info
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from spade_faiss.core.device import CPU, Device, find_device, parse_device
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.memory import BATCH_SIZE, Plan, format_bytes, parse_bytes, plan
+from spade_faiss.core.memory import BATCH_SIZE, MemoryPlan, format_bytes, parse_bytes, plan_memory
 
 MiB = 1 << 20
 
@@ -56,13 +56,13 @@ def test_devices(text: str, cards: int, expected: Device) -> None:
 )
 def test_what_is_no_device_is_refused_with_what_would_be(text: str) -> None:
     with pytest.raises(
-        InputError, match=f"^device={re.escape(repr(text))} is none; use auto, cpu, cuda, cuda:NUMBER or cuda:all$"
+        InputError, match=f"^device={re.escape(repr(text))} is not a device; use auto, cpu, cuda, cuda:NUMBER or cuda:all$"
     ):
         parse_device(text, 2)
 
 
 def test_a_card_that_is_not_there_is_refused_with_those_that_are() -> None:
-    with pytest.raises(InputError, match=r"^device='cuda:2' is not there; this machine has cuda:0, cuda:1$"):
+    with pytest.raises(InputError, match=r"^device='cuda:2' does not exist; this machine has cuda:0, cuda:1$"):
         parse_device("cuda:2", 2)
     for text in ("cuda", "cuda:0", "cuda:all"):
         message = f"^device='{text}': there is no CUDA card that torch can use, for a reason; use --device cpu$"
@@ -129,7 +129,7 @@ def test_sizes_that_people_write(text: str | int, expected: int) -> None:
     "text", ["", "GiB", "2GiBB", "2 G iB", "two", "-1", "-2GiB", "1e9", "1,5GB", ".5GB", "5.GB", "2Gi", "2PB", "2GiB/s", "nan"]
 )
 def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(InputError, match=f"^memory={re.escape(repr(text))} is no size; write for instance 500MB or 2GiB$"):
+    with pytest.raises(InputError, match=f"^memory={re.escape(repr(text))} is not a size; write for example 500MB or 2GiB$"):
         parse_bytes(text)
 
 
@@ -167,31 +167,31 @@ def test_a_size_that_was_written_can_be_read_and_is_right_to_one_percent(count: 
     ("budget", "cacheable", "expected"),
     [
         # 10 for the first image, 3 for each: one needs 13, two 16, and so on up to sixteen, which need 58.
-        (13, 100, Plan(batch=1, working_bytes=13, cache_bytes=0)),
-        (15, 100, Plan(batch=1, working_bytes=13, cache_bytes=2)),
-        (16, 100, Plan(batch=2, working_bytes=16, cache_bytes=0)),
-        (39, 100, Plan(batch=9, working_bytes=37, cache_bytes=2)),
-        (57, 100, Plan(batch=15, working_bytes=55, cache_bytes=2)),
-        (58, 100, Plan(batch=16, working_bytes=58, cache_bytes=0)),
+        (13, 100, MemoryPlan(batch=1, working_bytes=13, cache_bytes=0)),
+        (15, 100, MemoryPlan(batch=1, working_bytes=13, cache_bytes=2)),
+        (16, 100, MemoryPlan(batch=2, working_bytes=16, cache_bytes=0)),
+        (39, 100, MemoryPlan(batch=9, working_bytes=37, cache_bytes=2)),
+        (57, 100, MemoryPlan(batch=15, working_bytes=55, cache_bytes=2)),
+        (58, 100, MemoryPlan(batch=16, working_bytes=58, cache_bytes=0)),
         # Beyond that nothing gets faster: the rest is for the cache, up to all that could be kept.
-        (100, 100, Plan(batch=16, working_bytes=58, cache_bytes=42)),
-        (158, 100, Plan(batch=16, working_bytes=58, cache_bytes=100)),
-        (10_000, 100, Plan(batch=16, working_bytes=58, cache_bytes=100)),
-        (10_000, 0, Plan(batch=16, working_bytes=58, cache_bytes=0)),
+        (100, 100, MemoryPlan(batch=16, working_bytes=58, cache_bytes=42)),
+        (158, 100, MemoryPlan(batch=16, working_bytes=58, cache_bytes=100)),
+        (10_000, 100, MemoryPlan(batch=16, working_bytes=58, cache_bytes=100)),
+        (10_000, 0, MemoryPlan(batch=16, working_bytes=58, cache_bytes=0)),
     ],
 )
-def test_a_plan_worked_out_by_hand(budget: int, cacheable: int, expected: Plan) -> None:
+def test_a_plan_worked_out_by_hand(budget: int, cacheable: int, expected: MemoryPlan) -> None:
     assert BATCH_SIZE == 16
-    assert plan(budget, affine(10, 3), cacheable) == expected
+    assert plan_memory(budget, affine(10, 3), cacheable) == expected
 
 
 def test_too_little_is_refused_with_both_sizes_and_what_to_do() -> None:
     with pytest.raises(InputError) as caught:
-        plan(10 * MiB, affine(90 * MiB, 7 * MiB), 0)
+        plan_memory(10 * MiB, affine(90 * MiB, 7 * MiB), 0)
     assert str(caught.value) == (
-        "memory=10 MiB is too small: scoring image by image takes 97 MiB; allow as much, or lower k_gallery or kappa"
+        "memory=10 MiB is too small: scoring image by image takes 97 MiB; allow at least that, or lower k_gallery or kappa"
     )
-    assert plan(97 * MiB, affine(90 * MiB, 7 * MiB), 0).batch == 1
+    assert plan_memory(97 * MiB, affine(90 * MiB, 7 * MiB), 0).batch == 1
 
 
 sizes = st.integers(1, 1 << 42)
@@ -205,9 +205,9 @@ def test_a_plan_stays_within_its_budget_and_more_memory_never_makes_a_batch_smal
     for budget in sorted(budgets):
         if budget < fixed + each:
             with pytest.raises(InputError, match="is too small"):
-                plan(budget, needs, cacheable)
+                plan_memory(budget, needs, cacheable)
             continue
-        found = plan(budget, needs, cacheable)
+        found = plan_memory(budget, needs, cacheable)
         assert before <= found.batch <= BATCH_SIZE
         assert found.working_bytes == needs(found.batch)
         assert found.working_bytes + found.cache_bytes <= budget
@@ -224,9 +224,9 @@ def test_a_plan_stays_within_its_budget_and_more_memory_never_makes_a_batch_smal
 @example((5 << 30) // 3)
 def test_the_size_that_an_error_names_is_enough(least: int) -> None:
     """Exactly the least works, one byte less does not, and what the message says works when it is typed."""
-    assert plan(least, lambda images: least * images, 0).batch == 1
+    assert plan_memory(least, lambda images: least * images, 0).batch == 1
     with pytest.raises(InputError, match="is too small") as caught:
-        plan(least - 1, lambda images: least * images, 0)
+        plan_memory(least - 1, lambda images: least * images, 0)
     named = parse_bytes(named_size(str(caught.value)))
-    assert plan(named, lambda images: least * images, 0).batch >= 1
+    assert plan_memory(named, lambda images: least * images, 0).batch >= 1
     assert least <= named <= 1.01 * least + MiB

@@ -165,7 +165,7 @@ def test_preprocess_ranges(values: dict[str, Any], message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
-def test_a_framing_without_a_crop_does_not_need_room_for_one() -> None:
+def test_a_resize_mode_without_a_crop_does_not_need_room_for_one() -> None:
     assert Preprocess(resize_mode="letterbox", resize=1, crop=320).crop == 320
     assert Preprocess(resize=224, crop=224).resize_mode == "crop"
 

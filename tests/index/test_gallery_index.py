@@ -1,4 +1,4 @@
-"""What methods keep beside a bank: built once, resumed, extended; damaged, missing and unfit files are refused."""
+"""Gallery indexes: built once, resumed, extended; damaged, missing and unfit files are refused."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ from spade_faiss.core.files import hash_file
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.layout import Layout
-from spade_faiss.index import gallery_index as store
 from spade_faiss.index.build import build_index, check_recipe, update_indexes
-from spade_faiss.index.gallery_index import EncodedLevel, GalleryIndexManifest, build_gallery, built_galleries, open_gallery
-from spade_faiss.index.staleness import index_folder
+from spade_faiss.index.built_index import index_folder, read_built
+from spade_faiss.index.gallery_index import EncodedLevel, GalleryIndexManifest, build_gallery, open_gallery
 from spade_faiss.search import compact, history, ivf
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.protocol import resolve_recipe
@@ -89,17 +88,17 @@ def folder_of(bank: Bank, recipe: Recipe) -> Path:
     return index_folder(bank, recipe) / "gallery"
 
 
-def description_of(bank: Bank, recipe: Recipe) -> Path:
+def manifest_path(bank: Bank, recipe: Recipe) -> Path:
     return index_folder(bank, recipe) / "gallery.json"
 
 
 def trained_name(build: int = 0) -> str:
-    """The file of what was learned by the so-manieth build."""
+    """The file of what a build has trained."""
     return f"trained-{build:03d}.h5"
 
 
 def shard_name(bank: Bank, number: int, build: int = 0) -> str:
-    """The file of what is kept of a shard."""
+    """The file of a shard's encodings."""
     return f"{build:03d}-{bank.manifest.shards[number].sha256[:16]}.h5"
 
 
@@ -112,8 +111,8 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def describe_anew(path: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> None:
-    """Edit a description; `sign`: give it the checksum of what it now says."""
+def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> None:
+    """Edit a manifest; `sign`: give it the checksum of what it now says."""
     content = json.loads(path.read_text())
     change(content)
     if sign:
@@ -153,7 +152,7 @@ def add(bank: Bank, features: Features, prefix: str = "late") -> None:
     bank.append(batch_of(features, [f"{prefix} {number}" for number in range(len(features))]))
 
 
-def kept_level(bank: Bank, recipe: Recipe, name: str) -> tuple[EncodedLevel, Blocks]:
+def encoded_level(bank: Bank, recipe: Recipe, name: str) -> tuple[EncodedLevel, Blocks]:
     level = next(level for level in bank.layout.levels if level.name == name)
 
     def read(row: int) -> FloatArray:
@@ -165,11 +164,11 @@ def kept_level(bank: Bank, recipe: Recipe, name: str) -> tuple[EncodedLevel, Blo
 
 
 def contents(bank: Bank, recipe: Recipe) -> list[npt.NDArray[Any]]:
-    """All that is kept, of all levels and rows, copied."""
+    """All that was trained and encoded, of all levels and rows, copied."""
     found = []
     for name in SHAPES:
-        kept, _ = kept_level(bank, recipe, name)
-        of_level = [kept.trained, *(kept(row) for row in range(len(bank)))]
+        encoded, _ = encoded_level(bank, recipe, name)
+        of_level = [encoded.trained, *(encoded(row) for row in range(len(bank)))]
         found += [array.copy() for item in of_level for _, array in sorted(item.items())]
     return found
 
@@ -212,21 +211,21 @@ def watch(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, *, interrupt_at: int 
 
 @by_name
 def test_what_is_built_says_what_it_is(bank: Bank, recipe: Recipe) -> None:
-    described = json.loads(description_of(bank, recipe).read_text())
+    manifest = json.loads(manifest_path(bank, recipe).read_text())
     method = resolve_recipe(recipe)
-    assert described["format"] == "spade_faiss gallery index"
-    assert described["schema"] == store.SCHEMA == 2
-    assert (described["recipe"], described["gallery"]) == (recipe.name, recipe.build.gallery)
+    assert manifest["format"] == "spade_faiss gallery index"
+    assert manifest["schema"] == GalleryIndexManifest.SCHEMA == 2
+    assert (manifest["recipe"], manifest["gallery"]) == (recipe.name, recipe.build.gallery)
     # Settings that the recipe leaves out are spelled out: a default may change one day.
-    assert described["settings"] == {**vars(method.build)}
-    assert set(recipe.build.settings) < set(described["settings"])
-    # Learned once, from all of the shards.
-    assert (described["generation"], described["build"], described["trained"]) == (4, 0, 4)
+    assert manifest["settings"] == {**vars(method.build)}
+    assert set(recipe.build.settings) < set(manifest["settings"])
+    # Trained once, on all of the shards.
+    assert (manifest["generation"], manifest["build"], manifest["trained"]) == (4, 0, 4)
     expected = [(shard.sha256, shard.count) for shard in bank.manifest.shards]
-    assert [(shard["sha256"], shard["count"]) for shard in described["shards"]] == expected
-    assert described["build_s"] > 0
-    assert described["faiss"]
-    entries = [described["trained_file"], *(shard["file"] for shard in described["shards"])]
+    assert [(shard["sha256"], shard["count"]) for shard in manifest["shards"]] == expected
+    assert manifest["build_s"] > 0
+    assert manifest["faiss"]
+    entries = [manifest["trained_file"], *(shard["file"] for shard in manifest["shards"])]
     assert [entry["file"] for entry in entries] == [trained_name(), *(shard_name(bank, number) for number in range(4))]
     assert names_in(folder_of(bank, recipe)) == file_names(bank)
     for entry in entries:
@@ -234,35 +233,35 @@ def test_what_is_built_says_what_it_is(bank: Bank, recipe: Recipe) -> None:
         assert entry["bytes"] == path.stat().st_size
         assert entry["mtime_ns"] == path.stat().st_mtime_ns
         assert entry["sha256"] == hash_file(path)
-    assert described.pop("sha256") == hash_json(described)
+    assert manifest.pop("sha256") == hash_json(manifest)
 
 
 @by_name
-def test_what_is_kept_is_what_was_encoded(bank: Bank, recipe: Recipe) -> None:
+def test_what_is_read_is_what_was_encoded(bank: Bank, recipe: Recipe) -> None:
     """Read back to the bit, each image its own, without a second look at the bank."""
     chosen = resolve_recipe(recipe)
     assert chosen.method.encode is not None
     for name in SHAPES:
-        kept, blocks = kept_level(bank, recipe, name)
+        encoded, blocks = encoded_level(bank, recipe, name)
         for row in range(COUNT):
-            expected = chosen.method.encode(blocks(row), kept.trained, chosen.build)
-            found = kept(row)
+            expected = chosen.method.encode(blocks(row), encoded.trained, chosen.build)
+            found = encoded(row)
             assert found.keys() == expected.keys()
             for key, array in expected.items():
                 np.testing.assert_array_equal(found[key], array)
                 assert found[key].dtype == array.dtype
         with pytest.raises(IndexError):
-            kept(COUNT)
+            encoded(COUNT)
 
 
 @by_name
 def test_building_again_changes_nothing(bank: Bank, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, described = state_of(folder_of(bank, recipe)), built_galleries(bank)[RECIPES.index(recipe)]
+    before, manifest = state_of(folder_of(bank, recipe)), read_built(GalleryIndexManifest, bank)[RECIPES.index(recipe)]
     calls = watch(monkeypatch, recipe)
     again, done = build_gallery(bank, recipe)
     assert not any(calls)
     assert state_of(folder_of(bank, recipe)) == before
-    assert (again, done) == (described, "is up to date")
+    assert (again, done) == (manifest, "is up to date")
 
 
 @by_name
@@ -280,19 +279,19 @@ def test_recipes_of_one_bank_do_not_meet(bank: Bank) -> None:
     assert state_of(folder_of(bank, COMPACT)) == before
     other = replace(IVF, name="more-lists", build=Build(gallery="ivf", settings={"lists": 9}))
     build_gallery(bank, other)
-    assert [item.recipe for item in built_galleries(bank)] == ["codes", "history", "ivf", "more-lists"]
+    assert [item.recipe for item in read_built(GalleryIndexManifest, bank)] == ["codes", "history", "ivf", "more-lists"]
     for recipe in (COMPACT, other):
         open_gallery(bank, recipe)
 
 
-def test_levels_of_which_nothing_is_kept(bare: Bank) -> None:
+def test_levels_of_which_nothing_is_encoded(bare: Bank) -> None:
     """Too narrow for codes: one of them, or all."""
     for dims, narrow in ((5, ["coarse"]), (9, ["fine", "coarse"])):
         recipe = replace(COMPACT, name=f"codes{dims}", build=Build(gallery="compact", settings={"dims": dims}))
         build_gallery(bare, recipe)
         for name in SHAPES:
-            kept, _ = kept_level(bare, recipe, name)
-            assert (kept.trained == {}) == (kept(0) == {}) == (name in narrow)
+            encoded, _ = encoded_level(bare, recipe, name)
+            assert (encoded.trained == {}) == (encoded(0) == {}) == (name in narrow)
         exact, found = scores_of(bare, Recipe(name="exact")), scores_of(bare, recipe)
         for name in narrow:
             np.testing.assert_array_equal(found.level_dist[name], exact.level_dist[name])
@@ -300,7 +299,7 @@ def test_levels_of_which_nothing_is_kept(bare: Bank) -> None:
 
 @by_name
 def test_levels_are_told_apart_by_any_names(tmp_path: Path, recipe: Recipe) -> None:
-    """On disk, and in the cache of decoded blocks, where blocks are that are made from what is kept of a level."""
+    """On disk, and in the cache of decoded blocks, where blocks are that are made from the encodings of a level."""
 
     def scores(names: tuple[str, str], folder: str) -> list[FloatArray]:
         def renamed(features: Features) -> Features:
@@ -323,7 +322,7 @@ def test_levels_are_told_apart_by_any_names(tmp_path: Path, recipe: Recipe) -> N
 @by_name
 @pytest.mark.parametrize("images", [0, 1, 4, 7, 10])
 def test_an_interrupted_build_goes_on(bare: Bank, built: Path, recipe: Recipe, images: int, tmp_path: Path) -> None:
-    """What was learned and the shards that were finished are kept; in the end it is what it would have been."""
+    """What was trained and the shards that were finished stay; in the end it is what it would have been."""
     levels = len(SHAPES)
     with pytest.MonkeyPatch.context() as patch:
         calls = watch(patch, recipe, interrupt_at=images * levels + 1)
@@ -332,7 +331,7 @@ def test_an_interrupted_build_goes_on(bare: Bank, built: Path, recipe: Recipe, i
         assert calls.train == list(SHAPES)
     finished = max(number for number, start in enumerate(STARTS) if start <= images)
     expected = [trained_name(), *(shard_name(bare, number) for number in range(finished))]
-    # No half of a file, nor a description that names too little.
+    # No half of a file, nor a manifest that names too little.
     assert names_in(folder_of(bare, recipe)) == sorted(expected)
     assert sorted(path.name for path in index_folder(bare, recipe).iterdir()) == ["gallery"]
     with pytest.raises(BankError, match=f"has no index '{recipe.name}' of its maps; build it with: {command(bare, recipe)}$"):
@@ -340,17 +339,17 @@ def test_an_interrupted_build_goes_on(bare: Bank, built: Path, recipe: Recipe, i
     before = state_of(folder_of(bare, recipe))
     with pytest.MonkeyPatch.context() as patch:
         calls = watch(patch, recipe)
-        described, done = build_gallery(bare, recipe)
+        manifest, done = build_gallery(bare, recipe)
         assert done == "built"
         assert calls.train == []
         assert len(calls.encode) == levels * (COUNT - STARTS[finished])
     after = state_of(folder_of(bare, recipe))
     assert {name: after[name] for name in before} == before
-    whole = built_galleries(Bank.open(built))[RECIPES.index(recipe)]
-    assert [entry.sha256 for entry in described.files] == [entry.sha256 for entry in whole.files]
+    whole = read_built(GalleryIndexManifest, Bank.open(built))[RECIPES.index(recipe)]
+    assert [entry.sha256 for entry in manifest.files] == [entry.sha256 for entry in whole.files]
 
 
-def test_an_interruption_while_learning(bare: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_while_training(bare: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(path: Path) -> str:
         raise KeyboardInterrupt
 
@@ -400,14 +399,14 @@ def test_a_full_disk_leaves_what_was_built(bank: Bank, monkeypatch: pytest.Monke
 
 def test_settings_that_do_not_fit_leave_what_was_built(bank: Bank) -> None:
     """Nothing is taken away before there is something to put in its place."""
-    before, described = state_of(folder_of(bank, IVF)), description_of(bank, IVF).read_bytes()
+    before, manifest = state_of(folder_of(bank, IVF)), manifest_path(bank, IVF).read_bytes()
     with pytest.raises(InputError, match="lists=5000 is more than the 330 vectors of level 'fine'; lower it or add images"):
         build_gallery(bank, replace(IVF, build=Build(gallery="ivf", settings={"lists": 5000})))
     assert state_of(folder_of(bank, IVF)) == before
-    assert description_of(bank, IVF).read_bytes() == described
+    assert manifest_path(bank, IVF).read_bytes() == manifest
 
 
-def test_an_empty_bank_has_nothing_to_keep(tmp_path: Path) -> None:
+def test_an_empty_bank_has_no_gallery_index(tmp_path: Path) -> None:
     bank = Bank.create(tmp_path / "empty", Layout(levels=tuple(levels_of(normals())), embedding_dim=DIM, input_size=INPUT))
     for build in (build_gallery, build_index):
         with pytest.raises(InputError, match=r"the bank .*empty is empty; extract images first"):
@@ -424,24 +423,24 @@ def test_images_added_since_are_encoded_when_they_are_met(bank: Bank, recipe: Re
     add(bank, late())
     add(bank, product(3, 2, SHAPES, DIM), "later")
     for level in SHAPES:
-        kept, blocks = kept_level(bank, recipe, level)
+        encoded, blocks = encoded_level(bank, recipe, level)
         chosen = resolve_recipe(recipe)
         assert chosen.method.encode is not None
         for row in (COUNT, COUNT + 2, COUNT + 4):
-            for key, array in chosen.method.encode(blocks(row), kept.trained, chosen.build).items():
-                np.testing.assert_array_equal(kept(row)[key], array)
+            for key, array in chosen.method.encode(blocks(row), encoded.trained, chosen.build).items():
+                np.testing.assert_array_equal(encoded(row)[key], array)
     before = scores_of(bank, recipe, late())
     assert before.neighbor_ids[:, 0].tolist() == ["late 0", "late 1", "late 2"]
     assert all((dist == 0).mean() > 0.9 for dist in before.level_dist.values())
     files = state_of(folder_of(bank, recipe))
     with monkeypatch.context() as patch:
         calls = watch(patch, recipe)
-        described, done = build_gallery(bank, recipe)
+        manifest, done = build_gallery(bank, recipe)
         assert calls.train == []
         assert len(calls.encode) == 5 * len(SHAPES)
     assert done == "added 5 images to it"
-    assert (described.count, described.generation, len(described.shards)) == (COUNT + 5, 6, 6)
-    assert (described.build, described.trained) == (0, 4)
+    assert (manifest.count, manifest.generation, len(manifest.shards)) == (COUNT + 5, 6, 6)
+    assert (manifest.build, manifest.trained) == (0, 4)
     after = state_of(folder_of(bank, recipe))
     assert {name: after[name] for name in files} == files
     assert set(after) - set(files) == {shard_name(bank, 4), shard_name(bank, 5)}
@@ -453,7 +452,7 @@ def test_images_added_since_are_encoded_when_they_are_met(bank: Bank, recipe: Re
 
 @by_name
 def test_a_whole_bank_added_to_a_small_one(tmp_path: Path, recipe: Recipe) -> None:
-    """What was learned from three images serves up to four times as many, then it is learned anew."""
+    """What was trained on three images serves up to four times as many, then it is trained anew."""
     bank = bank_of(tmp_path / "b", normals()[[0, 3, 5]], input_size=INPUT)
     first, _ = build_gallery(bank, recipe)
     add(bank, normals()[[1, 2, 4, *range(6, COUNT)]])
@@ -464,14 +463,14 @@ def test_a_whole_bank_added_to_a_small_one(tmp_path: Path, recipe: Recipe) -> No
     equal(scores_of(bank, recipe), before)
     add(bank, product(3, 2, SHAPES, DIM), "later")
     third, done = build_gallery(bank, recipe)
-    assert done == "built anew: it learned from 3 images, the bank holds 13"
+    assert done == "built anew: it was trained on 3 images, the bank holds 13"
     assert (third.build, third.trained) == (1, 3)
     assert third.trained_file.sha256 != first.trained_file.sha256
     scores_of(bank, recipe)
 
 
 @by_name
-def test_what_was_learned_from_other_looking_images_is_learned_anew(
+def test_what_was_trained_on_other_looking_images_is_trained_anew(
     tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spade_faiss.index.staleness._LEAST", 3)
@@ -480,7 +479,9 @@ def test_what_was_learned_from_other_looking_images_is_learned_anew(
     other = product(3, 3, SHAPES, DIM)
     add(bank, Features(other.embedding + np.float32(100), other.levels))
     second, done = build_gallery(bank, recipe)
-    assert re.fullmatch(r"built anew: images added since lie \d+\.\d times as far from the mean as those it learned from", done)
+    assert re.fullmatch(
+        r"built anew: images added since lie \d+\.\d times as far from the mean as those it was trained on", done
+    )
     assert (second.build, second.trained, second.count) == (1, 2, COUNT + 3)
     fresh = bank_of(tmp_path / "fresh", normals(), input_size=INPUT)
     add(fresh, Features(other.embedding + np.float32(100), other.levels))
@@ -499,15 +500,15 @@ def test_removed_images_are_kept_until_the_bank_is_compacted(bank: Bank, recipe:
         with pytest.MonkeyPatch.context() as patch:
             calls = watch(patch, recipe)
             for name in SHAPES:
-                kept, blocks = kept_level(bank, recipe, name)
+                encoded, blocks = encoded_level(bank, recipe, name)
                 for row in range(len(bank)):
-                    expected = unwatched(blocks(row), kept.trained, chosen.build)
-                    found = kept(row)
+                    expected = unwatched(blocks(row), encoded.trained, chosen.build)
+                    found = encoded(row)
                     assert found.keys() == expected.keys()
                     for key, array in expected.items():
                         np.testing.assert_array_equal(found[key], array)
                 with pytest.raises(IndexError):
-                    kept(len(bank))
+                    encoded(len(bank))
             assert (calls.train, len(calls.encode)) == ([], encodings * len(SHAPES))
 
     chosen = resolve_recipe(recipe)
@@ -530,22 +531,22 @@ def test_removed_images_are_kept_until_the_bank_is_compacted(bank: Bank, recipe:
     check(encodings=2)
     scores = scores_of(bank, recipe)
     gc.collect()  # the detector: files that it may read would stay
-    described, done = build_gallery(bank, recipe)
+    manifest, done = build_gallery(bank, recipe)
     assert done == "added 2 images to it"
-    assert (described.count, described.build) == (COUNT - 2, 0)
+    assert (manifest.count, manifest.build) == (COUNT - 2, 0)
     assert names_in(folder_of(bank, recipe)) == file_names(bank)
     check(encodings=0)
     equal(scores_of(bank, recipe), scores)
 
 
 @by_name
-def test_beginning_anew_learns_and_encodes_everything(bank: Bank, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beginning_anew_trains_and_encodes_everything(bank: Bank, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(bank, recipe)
     leftover = folder_of(bank, recipe) / "000-0123456789abcdef.h5"
     leftover.write_bytes(b"of a longer bank")
     calls = watch(monkeypatch, recipe)
-    described, done = build_gallery(bank, recipe, rebuild=True)
-    assert (described.build, done) == (1, "built anew: asked for")
+    manifest, done = build_gallery(bank, recipe, rebuild=True)
+    assert (manifest.build, done) == (1, "built anew: asked for")
     assert calls.train == list(SHAPES)
     assert len(calls.encode) == COUNT * len(SHAPES)
     assert names_in(folder_of(bank, recipe)) == file_names(bank, 1)
@@ -555,12 +556,12 @@ def test_beginning_anew_learns_and_encodes_everything(bank: Bank, recipe: Recipe
 @by_name
 def test_beginning_anew_is_interrupted_and_goes_on(bank: Bank, recipe: Recipe) -> None:
     """Until it has finished, what was there is in use; what it had done is not done again."""
-    before, described = contents(bank, recipe), description_of(bank, recipe).read_bytes()
+    before, manifest = contents(bank, recipe), manifest_path(bank, recipe).read_bytes()
     with pytest.MonkeyPatch.context() as patch:
         watch(patch, recipe, interrupt_at=11)
         with pytest.raises(KeyboardInterrupt):
             build_gallery(bank, recipe, rebuild=True)
-    assert description_of(bank, recipe).read_bytes() == described
+    assert manifest_path(bank, recipe).read_bytes() == manifest
     begun = [trained_name(1), shard_name(bank, 0, 1), shard_name(bank, 1, 1)]
     assert names_in(folder_of(bank, recipe)) == sorted([*file_names(bank), *begun])
     with pytest.MonkeyPatch.context() as patch:
@@ -596,7 +597,7 @@ def test_files_that_somebody_may_still_read_stay(bank: Bank, recipe: Recipe) -> 
     [
         (Build(gallery="ivf", settings={"lists": 5}), r"settings \{'lists': 4, .*\}", r"\{'lists': 5, .*\}"),
         (Build(gallery="ivf", settings={"lists": 4, "train_vectors": 77}), "'train_vectors': 50000", "'train_vectors': 77"),
-        (Build(gallery="compact", settings={"dims": 4}), "gallery ivf", "compact"),
+        (Build(gallery="compact", settings={"dims": 4}), "gallery 'ivf'", "'compact'"),
     ],
 )
 def test_other_settings_are_another_index(bank: Bank, build: Build, old: str, new: str) -> None:
@@ -608,7 +609,9 @@ def test_other_settings_are_another_index(bank: Bank, build: Build, old: str, ne
         Detector.open(bank.path, recipe=changed)
     # The command that the message names is enough.
     _, done = build_gallery(bank, changed)
-    assert re.fullmatch(r"built anew: it was ivf \{'lists': 4, .*\}, the recipe says (ivf|compact) \{.*\}", done)
+    assert re.fullmatch(
+        r"built anew: it was built with (settings \{'lists': 4, .*\}|gallery 'ivf'), the recipe says (\{.*\}|'compact')", done
+    )
     open_gallery(bank, changed)
     with pytest.raises(BankError, match="was built with"):
         open_gallery(bank, IVF)
@@ -715,7 +718,7 @@ def test_the_command_that_is_named_repairs_it(bank: Bank, recipe: Recipe) -> Non
         (lambda content: content.update(extra=2), "unknown key 'extra'"),
         (lambda content: content.pop("build_s"), "missing key 'build_s'"),
         (lambda content: content.update(recipe=3), "recipe=3 is of type int"),
-        (lambda content: content.update(gallery="compact"), "was built with gallery compact, the recipe says ivf"),
+        (lambda content: content.update(gallery="compact"), "was built with gallery 'compact', the recipe says 'ivf'"),
         (lambda content: content.update(settings={}), "was built with settings {}, the recipe says {'lists': 4"),
         (lambda content: content["settings"].update(lists=5), "was built with settings {'lists': 5"),
         (lambda content: content.update(generation="4"), "generation='4' is of type str"),
@@ -729,33 +732,33 @@ def test_the_command_that_is_named_repairs_it(bank: Bank, recipe: Recipe) -> Non
         (lambda content: content["shards"][2]["file"].update(sha256="0" * 64, mtime_ns=1), r"000-\w{16}.h5 has changed"),
         (
             lambda content: content["shards"][2]["file"].update(file="../../../manifest.json"),
-            "no file was ever written as '../../../manifest.json'",
+            "file='../../../manifest.json' with mtime_ns",
         ),
         (lambda content: content.update(build_s="fast"), "build_s='fast' is of type str"),
         (lambda content: content.update(faiss=1), "faiss=1 is of type int"),
     ],
 )
-def test_a_description_that_was_edited_is_refused(bank: Bank, change: Callable[[dict[str, Any]], object], message: str) -> None:
+def test_a_manifest_that_was_edited_is_refused(bank: Bank, change: Callable[[dict[str, Any]], object], message: str) -> None:
     """By its checksum; and, where somebody gave it a right one, by what it says."""
-    path = description_of(bank, IVF)
+    path = manifest_path(bank, IVF)
     text = path.read_text()
-    describe_anew(path, change, sign=False)
+    edit_manifest(path, change, sign=False)
     before, after = json.loads(text), json.loads(path.read_text())
     other_kind = any(before[key] != after[key] for key in ("format", "schema"))
-    unsigned = message if other_kind else "is damaged: its sha256 is .*, it says .*; rebuild the index with"
+    unsigned = message if other_kind else "is damaged: its content has sha256 .*, it records .*; rebuild the index with"
     with pytest.raises(BankError, match=unsigned) as caught:
         open_gallery(bank, IVF)
     assert command(bank, IVF) in str(caught.value)
     path.write_text(text)
-    describe_anew(path, change)
+    edit_manifest(path, change)
     with pytest.raises(BankError, match=message) as caught:
         open_gallery(bank, IVF)
     assert command(bank, IVF) in str(caught.value)
 
 
-def test_a_description_of_a_newer_version_says_what_to_install(bank: Bank) -> None:
-    describe_anew(description_of(bank, IVF), lambda content: content.update(schema=3))
-    for read in (lambda: open_gallery(bank, IVF), lambda: built_galleries(bank)):
+def test_a_manifest_path_a_newer_version_says_what_to_install(bank: Bank) -> None:
+    edit_manifest(manifest_path(bank, IVF), lambda content: content.update(schema=3))
+    for read in (lambda: open_gallery(bank, IVF), lambda: read_built(GalleryIndexManifest, bank)):
         with pytest.raises(
             BankError, match="has schema 3, this version reads 2; it was written by a newer spade_faiss: install"
         ):
@@ -772,24 +775,24 @@ def test_a_description_of_a_newer_version_says_what_to_install(bank: Bank) -> No
     ],
 )
 def test_shards_are_found_by_their_content(bank: Bank, recipe: Recipe, change: Callable[[list[Any]], object]) -> None:
-    """A description that names them in another order, or less of them, is no contradiction."""
+    """A manifest that names them in another order, or less of them, is no contradiction."""
     expected = contents(bank, recipe)
-    describe_anew(description_of(bank, recipe), lambda content: change(content["shards"]))
+    edit_manifest(manifest_path(bank, recipe), lambda content: change(content["shards"]))
     assert same(contents(bank, recipe), expected)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
-def test_a_description_of_something_else_is_refused(bank: Bank, content: bytes) -> None:
-    description_of(bank, IVF).write_bytes(content)
-    for read in (lambda: open_gallery(bank, IVF), lambda: built_galleries(bank)):
+def test_a_manifest_path_something_else_is_refused(bank: Bank, content: bytes) -> None:
+    manifest_path(bank, IVF).write_bytes(content)
+    for read in (lambda: open_gallery(bank, IVF), lambda: read_built(GalleryIndexManifest, bank)):
         with pytest.raises(BankError, match=f"gallery.json is damaged .*; rebuild the index with: {command(bank, IVF)}$"):
             read()
     build_gallery(bank, IVF)
     open_gallery(bank, IVF)
 
 
-def test_no_changed_character_of_a_description_changes_an_answer(bank: Bank) -> None:
-    path, expected = description_of(bank, IVF), contents(bank, IVF)
+def test_no_changed_character_of_a_manifest_changes_an_answer(bank: Bank) -> None:
+    path, expected = manifest_path(bank, IVF), contents(bank, IVF)
     text, rng, refused = path.read_text(), random.Random(7), 0
     for place in rng.sample(range(len(text)), 60):
         path.write_text(text[:place] + rng.choice('0123456789abcdefx"{}[]:, \n') + text[place + 1 :])
@@ -803,24 +806,24 @@ def test_no_changed_character_of_a_description_changes_an_answer(bank: Bank) -> 
 
 
 @by_name
-def test_what_was_built_for_another_bank_covers_nothing(
+def test_what_was_built_for_another_bank_holds_none_of_its_images(
     bank: Bank, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing that is kept is taken for an image of this bank, although there are as many, in shards of the same sizes."""
+    """No encoding is taken for an image of this bank, although there are as many, in shards of the same sizes."""
     other = bank_of(tmp_path / "other", product(9, COUNT, SHAPES, DIM), input_size=INPUT, shards=SHARDS)
     shutil.copytree(bank.path / "indexes", other.path / "indexes")
     chosen = resolve_recipe(recipe)
     assert chosen.method.encode is not None
     for name in SHAPES:
-        kept, blocks = kept_level(other, recipe, name)
-        assert f"covers no image of the bank: all are searched beside it; bring it up to date: {command(other, recipe)}" in (
+        encoded, blocks = encoded_level(other, recipe, name)
+        assert f"holds no image of the bank, so all are searched without it; bring it up to date: {command(other, recipe)}" in (
             caplog.text
         )
         for row in range(COUNT):
-            for key, array in chosen.method.encode(blocks(row), kept.trained, chosen.build).items():
-                np.testing.assert_array_equal(kept(row)[key], array)
+            for key, array in chosen.method.encode(blocks(row), encoded.trained, chosen.build).items():
+                np.testing.assert_array_equal(encoded(row)[key], array)
     # A build there takes none of the files for its own.
-    assert build_gallery(other, recipe)[1] == "built anew: the images it learned from are gone"
+    assert build_gallery(other, recipe)[1] == "built anew: the images it was trained on are gone"
     fresh = bank_of(tmp_path / "fresh", product(9, COUNT, SHAPES, DIM), input_size=INPUT, shards=SHARDS)
     build_gallery(fresh, recipe)
     assert same(contents(other, recipe), contents(fresh, recipe))
@@ -854,7 +857,7 @@ def test_a_file_that_cannot_be_read_is_made_again(
     assert f"{path.name} is damaged" in caplog.text
     assert same(contents(bank, recipe), expected)
     # In what an interrupted build has left, too: there nothing names it yet.
-    description_of(bank, recipe).unlink()
+    manifest_path(bank, recipe).unlink()
     swap(path, damage(path.read_bytes()))
     caplog.clear()
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING):
@@ -871,7 +874,7 @@ def test_a_flipped_bit_is_not_built_upon(
     bank: Bank, recipe: Recipe, number: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Running the command again must not take a damaged file for a good one, and write its checksum down: it makes it again."""
-    expected, described = contents(bank, recipe), built_galleries(bank)[RECIPES.index(recipe)]
+    expected, manifest = contents(bank, recipe), read_built(GalleryIndexManifest, bank)[RECIPES.index(recipe)]
     path = folder_of(bank, recipe) / (trained_name() if number is None else shard_name(bank, number))
     with h5py.File(path) as opened:
         group = opened["fine"]
@@ -885,7 +888,7 @@ def test_a_flipped_bit_is_not_built_upon(
         again, _ = build_gallery(bank, recipe)
         assert (len(calls.train), len(calls.encode)) == ((len(SHAPES), 0) if number is None else (0, SHARDS[0] * len(SHAPES)))
     assert f"{path.name} is damaged (it has changed since it was written)" in caplog.text
-    assert [entry.sha256 for entry in again.files] == [entry.sha256 for entry in described.files]
+    assert [entry.sha256 for entry in again.files] == [entry.sha256 for entry in manifest.files]
     assert same(contents(bank, recipe), expected)
 
 
@@ -917,11 +920,11 @@ def test_what_a_recipe_needs_is_built(bare: Bank) -> None:
         assert (again.bytes_before, again.bytes) == (done.bytes, done.bytes)
         assert set(again.done.values()) == {"is up to date"}
         scores_of(bare, recipe)
-    assert [item.recipe for item in built_galleries(bare)] == ["both", "ivf"]
+    assert [item.recipe for item in read_built(GalleryIndexManifest, bare)] == ["both", "ivf"]
     # A graph over the embeddings is no obstacle for the one over the maps, nor the other way round.
     missing = index_folder(bare, both) / "index.json"
     missing.unlink()
-    with pytest.raises(BankError, match="has no index 'both'; build it with"):
+    with pytest.raises(BankError, match="has no index 'both' of its embeddings; build it with"):
         Detector.open(bare.path, recipe=both)
     build_index(bare, both)
     Detector.open(bare.path, recipe=both)
@@ -972,8 +975,8 @@ def test_a_recipe_is_checked_before_long_work() -> None:
             check_recipe(Recipe(name="r", build=build), DIM)
 
 
-def test_descriptions_are_read_back(bank: Bank) -> None:
-    found = built_galleries(bank)
+def test_manifests_are_read_back(bank: Bank) -> None:
+    found = read_built(GalleryIndexManifest, bank)
     assert [item.recipe for item in found] == ["codes", "history", "ivf"]
     for item, recipe in zip(found, RECIPES, strict=True):
         assert isinstance(item, GalleryIndexManifest)
@@ -981,4 +984,4 @@ def test_descriptions_are_read_back(bank: Bank) -> None:
         assert (item.recipe, item.build, item.trained) == (recipe.name, 0, len(bank.manifest.shards))
         assert item.bytes == sum(path.stat().st_size for path in folder_of(bank, recipe).iterdir())
     shutil.rmtree(index_folder(bank, COMPACT))
-    assert [item.recipe for item in built_galleries(bank)] == ["history", "ivf"]
+    assert [item.recipe for item in read_built(GalleryIndexManifest, bank)] == ["history", "ivf"]

@@ -22,8 +22,9 @@ from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.layout import Layout
 from spade_faiss.index import image_index
-from spade_faiss.index.image_index import ImageIndex, ImageIndexManifest, build_image_index, built_indexes
-from spade_faiss.index.staleness import IndexedShard, index_folder
+from spade_faiss.index.built_index import IndexFolder, index_folder, read_built
+from spade_faiss.index.image_index import ImageIndex, ImageIndexManifest, build_image_index
+from spade_faiss.index.staleness import IndexedShard
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.recipe import Build, Query, Recipe
 
@@ -87,7 +88,7 @@ def file_of(bank: Bank, recipe: Recipe) -> Path:
     return file
 
 
-def describe_anew(path: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> None:
+def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> None:
     """Edit a manifest; `sign`: give it the checksum of what it now says."""
     content = json.loads(path.read_text())
     change(content)
@@ -125,7 +126,7 @@ def bank(indexed: Path, tmp_path: Path) -> Bank:
 @pytest.mark.parametrize("k", [1, 5, 50])
 def test_the_nearest_by_brute_force(indexed: Path, xb: FloatArray, xq: FloatArray, recipe: Recipe, k: int) -> None:
     index = ImageIndex.open(Bank.open(indexed), recipe)
-    assert index.covered == (COUNT if recipe.needs_image_index else 0)
+    assert index.indexed == (COUNT if recipe.needs_image_index else 0)
     D, I = index.search(xq, k)
     assert_nearest(D, I, xq, xb, k)
     # One more neighbor changes nothing of the first k, one query alone nothing of its line.
@@ -154,11 +155,11 @@ def test_rows_of_the_bank_find_themselves_at_distance_zero(indexed: Path, xb: Fl
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_images_added_since_are_searched_beside_the_index(bank: Bank, xb: FloatArray, xq: FloatArray, recipe: Recipe) -> None:
+def test_images_added_since_are_searched_without_the_index(bank: Bank, xb: FloatArray, xq: FloatArray, recipe: Recipe) -> None:
     added = structured(43, seed=3)
     fill(bank, added, [40, 3])
     index = ImageIndex.open(Bank.open(bank.path), recipe)
-    assert index.covered == (COUNT if recipe.needs_image_index else 0)
+    assert index.indexed == (COUNT if recipe.needs_image_index else 0)
     D, I = index.search(xq, 9)
     assert_nearest(D, I, xq, np.concatenate([xb, added]), 9)
     assert (I >= COUNT).any()
@@ -166,11 +167,11 @@ def test_images_added_since_are_searched_beside_the_index(bank: Bank, xb: FloatA
 
 
 @pytest.mark.parametrize("recipe", RECIPES[1:], ids=lambda recipe: recipe.name)
-def test_an_index_built_again_covers_what_was_added(
+def test_an_index_built_again_holds_what_was_added(
     bank: Bank, xb: FloatArray, xq: FloatArray, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is added to, not made anew: FAISS is not asked for another one."""
-    (before,) = [item for item in built_indexes(bank) if item.recipe == recipe.name]
+    (before,) = [item for item in read_built(ImageIndexManifest, bank) if item.recipe == recipe.name]
     added = structured(9, seed=3)
     fill(bank, added, [5, 4])
     with monkeypatch.context() as patch:
@@ -182,7 +183,7 @@ def test_an_index_built_again_covers_what_was_added(
     assert (manifest.trained, manifest.build) == (before.trained, before.build + 1)
     assert sorted(path.name for path in index_folder(bank, recipe).iterdir()) == [manifest.file.file, "index.json"]
     index = ImageIndex.open(Bank.open(bank.path), recipe)
-    assert index.covered == COUNT + 9
+    assert index.indexed == COUNT + 9
     assert_nearest(*index.search(xq, 5), xq, np.concatenate([xb, added]), 5)
 
 
@@ -194,7 +195,7 @@ def test_building_again_changes_nothing(bank: Bank, recipe: Recipe) -> None:
     before = state()
     manifest, done = build_image_index(bank, recipe)
     assert done == "is up to date"
-    assert manifest in built_indexes(bank)
+    assert manifest in read_built(ImageIndexManifest, bank)
     assert state() == before
     again, done = build_image_index(bank, recipe, rebuild=True)
     assert done == "built anew: asked for"
@@ -214,7 +215,7 @@ def test_removed_images_are_found_no_more_until_they_are_restored(
     bank.remove([*gone, bank.ids[COUNT + 3]])
     left = np.delete(np.concatenate([xb, added]), [*nearest, COUNT + 3], axis=0)
     index = ImageIndex.open(bank, recipe)
-    assert index.covered == (COUNT - len(gone) if recipe.needs_image_index else 0)
+    assert index.indexed == (COUNT - len(gone) if recipe.needs_image_index else 0)
     for k in (1, 9):
         assert_nearest(*index.search(xq, k), xq, left, k)
     bank.restore([*gone, *bank.removed])
@@ -234,17 +235,19 @@ def test_an_index_of_many_images_that_are_gone_is_made_anew(bank: Bank, xb: Floa
 
 
 def test_an_index_whose_training_does_not_fit_any_more_is_made_anew(bank: Bank, xb: FloatArray, xq: FloatArray) -> None:
-    """A graph learned nothing and is added to; lists are learned again from images that have drifted, or are many more."""
+    """A graph is not trained, and is added to; lists are trained again on images that have drifted, or are many more."""
     drifted = structured(40, seed=3) + np.float32(60)
     fill(bank, drifted, [40])
     assert build_image_index(bank, HNSW)[1] == "added 40 images to it"
     manifest, done = build_image_index(bank, IVF)
-    assert re.fullmatch(r"built anew: images added since lie \d+\.\d times as far from the mean as those it learned from", done)
+    assert re.fullmatch(
+        r"built anew: images added since lie \d+\.\d times as far from the mean as those it was trained on", done
+    )
     assert (manifest.trained, manifest.build) == (5, 1)
     more = structured(800, seed=4)
     fill(bank, more, [800])
     assert build_image_index(bank, HNSW)[1] == "added 800 images to it"
-    assert build_image_index(bank, IVF)[1] == "built anew: it learned from 241 images, the bank holds 1041"
+    assert build_image_index(bank, IVF)[1] == "built anew: it was trained on 241 images, the bank holds 1041"
     for recipe in (HNSW, IVF):
         assert_nearest(*ImageIndex.open(bank, recipe).search(xq, 5), xq, np.concatenate([xb, drifted, more]), 5)
 
@@ -253,24 +256,24 @@ def test_an_index_whose_training_does_not_fit_any_more_is_made_anew(bank: Bank, 
 def test_a_compacted_bank_keeps_its_index_where_shards_stay(
     bank: Bank, xb: FloatArray, xq: FloatArray, recipe: Recipe, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Shards that were written anew are searched beside it; those that are as they were are covered, wherever they stand."""
+    """Shards that were written anew are searched flat; those that are as they were are found in it, wherever they stand."""
     smallest = min(shard.bytes for shard in bank.manifest.shards)
     bank.remove([bank.ids[3]])
     bank.compact(target_bytes=smallest)  # joins nothing
     left = np.delete(xb, 3, axis=0)
     index = ImageIndex.open(bank, recipe)
-    assert index.covered == COUNT - 64
+    assert index.indexed == COUNT - 64
     assert_nearest(*index.search(xq, 5), xq, left, 5)
     assert not caplog.records
-    # All of it in one shard: nothing of what the index covers is there any more.
+    # All of it in one shard: nothing of what the index holds is there any more.
     bank.compact()
     index = ImageIndex.open(bank, recipe)
-    assert index.covered == 0
-    assert "covers no image of the bank: all are searched beside it" in caplog.text
+    assert index.indexed == 0
+    assert "holds no image of the bank, so all are searched without it" in caplog.text
     assert_nearest(*index.search(xq, 5), xq, left, 5)
     assert build_image_index(bank, recipe)[1].startswith("built anew: 201 of its 201 entries are of images that are gone")
     index = ImageIndex.open(bank, recipe)
-    assert index.covered == COUNT - 1
+    assert index.indexed == COUNT - 1
     assert_nearest(*index.search(xq, 5), xq, left, 5)
 
 
@@ -368,7 +371,7 @@ def test_an_interrupted_build_leaves_the_old_index(
         with pytest.raises(KeyboardInterrupt):
             build_image_index(bank, recipe, rebuild=rebuild)
     with monkeypatch.context() as patch:
-        patch.setattr(image_index, "write_signed", interrupt)
+        patch.setattr(IndexFolder, "write", interrupt)
         with pytest.raises(KeyboardInterrupt):
             build_image_index(bank, recipe, rebuild=rebuild)
     # The new file was there before its manifest: nothing names it, and the old one is as it was.
@@ -376,10 +379,10 @@ def test_an_interrupted_build_leaves_the_old_index(
     assert after.keys() - before.keys() == {"image-000001.faiss"}
     assert {name: after[name] for name in before} == before
     index = ImageIndex.open(bank, IVF)
-    assert index.covered == COUNT
+    assert index.indexed == COUNT
     assert_nearest(*index.search(xq, 5), xq, np.concatenate([xb, added]), 5)
     build_image_index(bank, recipe, rebuild=rebuild)
-    assert ImageIndex.open(bank, recipe).covered == COUNT + 9
+    assert ImageIndex.open(bank, recipe).indexed == COUNT + 9
     assert sorted(path.name for path in index_folder(bank, IVF).iterdir()) == ["image-000001.faiss", "index.json"]
 
 
@@ -396,26 +399,30 @@ def test_bad_query_parameters_are_named(indexed: Path, recipe: Recipe, query: st
 
 def test_an_index_that_was_not_built_names_the_command(tmp_path: Path, xb: FloatArray) -> None:
     bank = make_bank(tmp_path / "bank", xb, [COUNT])
-    with pytest.raises(BankError, match=r"has no index 'hnsw'; build it with: spade-faiss index .*bank --recipe hnsw$"):
+    with pytest.raises(
+        BankError, match=r"has no index 'hnsw' of its embeddings; build it with: spade-faiss index .*bank --recipe hnsw$"
+    ):
         ImageIndex.open(bank, HNSW)
 
 
 def test_an_index_of_another_recipe_is_refused_with_both(bank: Bank) -> None:
     changed = replace(IVF, build=Build(image="IVF8,Flat"))
-    with pytest.raises(BankError, match="was built as 'IVF4,Flat', the recipe says 'IVF8,Flat'"):
+    with pytest.raises(BankError, match="was built with factory 'IVF4,Flat', the recipe says 'IVF8,Flat'"):
         ImageIndex.open(bank, changed)
 
 
 def test_an_index_of_another_recipe_is_replaced(bank: Bank, xb: FloatArray, xq: FloatArray) -> None:
     changed = replace(IVF, build=Build(image="IVF8,Flat"), query=Query(image="nprobe=8"))
-    assert build_image_index(bank, changed)[1] == "built anew: it was 'IVF4,Flat', the recipe says 'IVF8,Flat'"
+    assert (
+        build_image_index(bank, changed)[1] == "built anew: it was built with factory 'IVF4,Flat', the recipe says 'IVF8,Flat'"
+    )
     assert_nearest(*ImageIndex.open(bank, changed).search(xq, 5), xq, xb, 5)
-    with pytest.raises(BankError, match="was built as 'IVF8,Flat', the recipe says 'IVF4,Flat'"):
+    with pytest.raises(BankError, match="was built with factory 'IVF8,Flat', the recipe says 'IVF4,Flat'"):
         ImageIndex.open(bank, IVF)
 
 
 @pytest.mark.parametrize("recipe", RECIPES[1:], ids=lambda recipe: recipe.name)
-def test_an_index_of_another_bank_covers_nothing(
+def test_an_index_of_another_bank_holds_none_of_its_images(
     bank: Bank, xq: FloatArray, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """None of its entries is taken for an image of this one, although there are as many, in shards of the same sizes."""
@@ -424,11 +431,11 @@ def test_an_index_of_another_bank_covers_nothing(
     shutil.copytree(bank.path / "indexes", other.path / "indexes")
     index = ImageIndex.open(other, recipe)
     command = f"spade-faiss index {other.path} --recipe {recipe.name}"
-    assert f"covers no image of the bank: all are searched beside it; bring it up to date: {command}" in caplog.text
-    assert index.covered == 0
+    assert f"holds no image of the bank, so all are searched without it; bring it up to date: {command}" in caplog.text
+    assert index.indexed == 0
     assert_nearest(*index.search(xq, 5), xq, others, 5)
     assert build_image_index(other, recipe)[1] == "built anew: 201 of its 201 entries are of images that are gone"
-    assert ImageIndex.open(other, recipe).covered == COUNT
+    assert ImageIndex.open(other, recipe).indexed == COUNT
 
 
 def test_a_damaged_index_file_is_never_given_to_faiss(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,27 +480,34 @@ def test_a_damaged_index_file_is_never_given_to_faiss(bank: Bank, monkeypatch: p
         ),
         (lambda content: content.update(shards=["0" * 64]), "expected a mapping, got str"),
         (lambda content: content["file"].update(sha256="0" * 64), "has sha256 .*, expected 0000"),
-        (lambda content: content["file"].update(file="image-000007.faiss"), "build 0 names the file 'image-000007.faiss'"),
+        (
+            lambda content: content["file"].update(file="image-000007.faiss"),
+            r"build 0 names the files \['image-000007.faiss'\], expected \['image-000000.faiss'\]",
+        ),
         (
             lambda content: content["file"].update(file="../../manifest.json"),
-            "no file was ever written as '../../manifest.json'",
+            "file='../../manifest.json' with mtime_ns",
         ),
-        (lambda content: content.update(factory="Flat"), "was built as"),
+        (lambda content: content.update(factory="Flat"), "was built with factory 'Flat', the recipe says 'IVF4,Flat'"),
     ],
 )
-def test_a_description_that_was_edited_is_refused(bank: Bank, change: Callable[[dict[str, Any]], object], message: str) -> None:
+def test_a_manifest_that_was_edited_is_refused(bank: Bank, change: Callable[[dict[str, Any]], object], message: str) -> None:
     """By its checksum; and, where somebody gave it a right one, by what it says."""
     path = index_folder(bank, IVF) / "index.json"
     text = path.read_text()
-    describe_anew(path, change, sign=False)
+    edit_manifest(path, change, sign=False)
     before, after = json.loads(text), json.loads(path.read_text())
     # What is of another kind has another checksum, or none.
     other_kind = any(before[key] != after.get(key) for key in ("format", "schema"))
-    unsigned = message if other_kind else "is damaged: its sha256 is .*, it says .*; rebuild the index with: spade-faiss index"
+    unsigned = (
+        message
+        if other_kind
+        else "is damaged: its content has sha256 .*, it records .*; rebuild the index with: spade-faiss index"
+    )
     with pytest.raises(BankError, match=unsigned):
         ImageIndex.open(bank, IVF)
     path.write_text(text)
-    describe_anew(path, change)
+    edit_manifest(path, change)
     with pytest.raises(BankError, match=message):
         ImageIndex.open(bank, IVF)
 
@@ -510,27 +524,27 @@ def test_a_description_that_was_edited_is_refused(bank: Bank, change: Callable[[
         lambda content: content.update(sha256="0" * 64),
     ],
 )
-def test_the_checksum_of_a_description_covers_all_of_it(bank: Bank, change: Callable[[dict[str, Any]], object]) -> None:
-    describe_anew(index_folder(bank, IVF) / "index.json", change, sign=False)
-    for read in (lambda: ImageIndex.open(bank, IVF), lambda: built_indexes(bank)):
+def test_the_checksum_of_a_manifest_is_of_all_of_it(bank: Bank, change: Callable[[dict[str, Any]], object]) -> None:
+    edit_manifest(index_folder(bank, IVF) / "index.json", change, sign=False)
+    for read in (lambda: ImageIndex.open(bank, IVF), lambda: read_built(ImageIndexManifest, bank)):
         with pytest.raises(
-            BankError, match=r"is damaged: its sha256 is .*, it says .*; rebuild the index with: spade-faiss index"
+            BankError, match=r"is damaged: its content has sha256 .*, it records .*; rebuild the index with: spade-faiss index"
         ):
             read()
     # The command that it names is enough.
     build_image_index(bank, IVF)
-    assert ImageIndex.open(bank, IVF).covered == COUNT
+    assert ImageIndex.open(bank, IVF).indexed == COUNT
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
-def test_a_description_of_something_else_is_refused(bank: Bank, content: bytes) -> None:
+def test_a_manifest_of_something_else_is_refused(bank: Bank, content: bytes) -> None:
     (index_folder(bank, IVF) / "index.json").write_bytes(content)
-    for read in (lambda: ImageIndex.open(bank, IVF), lambda: built_indexes(bank)):
+    for read in (lambda: ImageIndex.open(bank, IVF), lambda: read_built(ImageIndexManifest, bank)):
         with pytest.raises(BankError, match=r"index\.json is damaged .*; rebuild the index with: spade-faiss index .* ivf$"):
             read()
 
 
-def test_no_changed_character_of_a_description_changes_an_answer(bank: Bank, xb: FloatArray, xq: FloatArray) -> None:
+def test_no_changed_character_of_a_manifest_changes_an_answer(bank: Bank, xb: FloatArray, xq: FloatArray) -> None:
     path = index_folder(bank, IVF) / "index.json"
     text = path.read_text()
     rng = random.Random(7)
@@ -547,14 +561,14 @@ def test_no_changed_character_of_a_description_changes_an_answer(bank: Bank, xb:
 
 
 def test_what_an_index_says_of_itself(bank: Bank) -> None:
-    descriptions = built_indexes(bank)
-    assert [item.recipe for item in descriptions] == ["hnsw", "ivf"]
-    for item, recipe in zip(descriptions, RECIPES[1:], strict=True):
+    manifests = read_built(ImageIndexManifest, bank)
+    assert [item.recipe for item in manifests] == ["hnsw", "ivf"]
+    for item, recipe in zip(manifests, RECIPES[1:], strict=True):
         assert isinstance(item, ImageIndexManifest)
         assert item.factory == recipe.build.image
         assert (item.count, item.generation) == (COUNT, bank.generation)
         assert item.shards == tuple(IndexedShard(sha256=shard.sha256, count=shard.count) for shard in bank.manifest.shards)
-        # A graph learns nothing.
+        # A graph is not trained.
         assert (item.build, item.trained) == (0, 4 if recipe is IVF else 0)
         assert item.file.file == file_of(bank, recipe).name == "image-000000.faiss"
         assert item.bytes == item.file.bytes == file_of(bank, recipe).stat().st_size

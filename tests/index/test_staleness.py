@@ -20,9 +20,10 @@ from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.settings import Method
 from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import Built, build_index
-from spade_faiss.index.gallery_index import built_galleries
-from spade_faiss.index.image_index import ImageIndex, built_indexes
-from spade_faiss.index.staleness import IndexedShard, Staleness, index_folder, staleness, why_learn_anew
+from spade_faiss.index.built_index import index_folder, read_built
+from spade_faiss.index.gallery_index import GalleryIndexManifest
+from spade_faiss.index.image_index import ImageIndex, ImageIndexManifest
+from spade_faiss.index.staleness import IndexedShard, Staleness, staleness, why_train_anew
 from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Build, Query, Recipe
 from tests.support.oracle import Features, bank_of, batch_of, levels_of, names, product
@@ -106,7 +107,8 @@ def done(bank: Bank, recipe: Recipe) -> str:
 def standing(bank: Bank, recipe: Recipe) -> Staleness:
     """How the recipe's index stands to its bank."""
     bank = Bank.open(bank.path)
-    (found,) = built_indexes(bank, recipe.name) or built_galleries(bank, recipe.name)
+    built = [*read_built(ImageIndexManifest, bank), *read_built(GalleryIndexManifest, bank)]
+    (found,) = [index for index in built if index.recipe == recipe.name]
     return staleness(bank, found.shards)
 
 
@@ -230,7 +232,7 @@ def test_removed_images_are_not_found_and_as_many_as_asked_for_are(tmp_path: Pat
     build_index(bank, recipe)
     bank.remove(names(60)[:54])
     index = ImageIndex.open(Bank.open(bank.path), recipe)
-    assert (len(bank), index.covered) == (6, 6)
+    assert (len(bank), index.indexed) == (6, 6)
     xq = np.zeros((3, DIM), np.float32)
     for k in (1, 3, 6):
         _, rows = index.search(xq, k)
@@ -264,23 +266,21 @@ def test_each_entry_is_still_that_of_its_image_where_others_were_removed(tmp_pat
 
 
 @pytest.mark.parametrize("recipe", IMAGE, **by_name)
-def test_an_index_stands_beside_what_it_does_not_know(tmp_path: Path, recipe: Recipe) -> None:
+def test_an_index_counts_what_it_does_not_hold(tmp_path: Path, recipe: Recipe) -> None:
     bank = fresh(tmp_path / "bank", list(range(8)))
     build_index(bank, recipe)
-    assert standing(bank, recipe) == Staleness(covered=8, beside=0, dead=0)
+    assert standing(bank, recipe) == Staleness(indexed=8, unindexed=0, tombstones=0)
     append(bank, [8, 9])
     bank.remove(["image 1", "image 8"])
-    assert standing(bank, recipe) == Staleness(covered=7, beside=1, dead=1)
-    assert ImageIndex.open(Bank.open(bank.path), recipe).covered == 7
-    assert str(standing(bank, recipe)) == (
-        "covers 7 images, 1 are searched beside it, 1 of its entries are of images that are gone"
-    )
+    assert standing(bank, recipe) == Staleness(indexed=7, unindexed=1, tombstones=1)
+    assert ImageIndex.open(Bank.open(bank.path), recipe).indexed == 7
+    assert str(standing(bank, recipe)) == ("7 images indexed, 1 not indexed yet, 1 tombstones of removed images")
     assert done(bank, recipe) == "added 2 images to it"
     # The removed ones of a shard too, so that they may come back.
-    assert standing(bank, recipe) == Staleness(covered=8, beside=0, dead=2)
+    assert standing(bank, recipe) == Staleness(indexed=8, unindexed=0, tombstones=2)
     bank.restore(["image 1", "image 8"])
-    assert standing(bank, recipe) == Staleness(covered=10, beside=0, dead=0)
-    assert str(standing(bank, recipe)) == "covers 10 images"
+    assert standing(bank, recipe) == Staleness(indexed=10, unindexed=0, tombstones=0)
+    assert str(standing(bank, recipe)) == "10 images indexed"
     assert_equal(scores(bank, recipe), scores(fresh(tmp_path / "fresh", list(range(10))), EXACT))
 
 
@@ -303,7 +303,7 @@ def test_an_image_index_says_what_was_done_to_it_and_why(tmp_path: Path, recipe:
     (words,) = [item.done["image"] for item in update_indexes(Bank.open(bank.path), rebuild=True)]
     assert words == "built anew: asked for"
     other = Recipe(name=recipe.name, build=Build(image="HNSW4"), query=Query(image="efSearch=512"))
-    assert done(bank, other) == f"built anew: it was '{recipe.build.image}', the recipe says 'HNSW4'"
+    assert done(bank, other) == f"built anew: it was built with factory '{recipe.build.image}', the recipe says 'HNSW4'"
     (file,) = index_folder(bank, recipe).glob("*.faiss")
     file.write_bytes(file.read_bytes()[:-1])
     append(bank, [11])
@@ -342,7 +342,7 @@ def test_after_a_compaction_an_index_knows_only_what_was_left_as_it_was(
     bank.remove(["image 6"])
     bank.compact(target_bytes=2)
     for recipe in (HNSW, IVF):
-        assert standing(bank, recipe) == Staleness(covered=10, beside=3, dead=4)
+        assert standing(bank, recipe) == Staleness(indexed=10, unindexed=3, tombstones=4)
         assert done(bank, recipe).startswith(("added 3 images to it", "built anew: 4 of its 14 entries"))
     assert done(bank, HNSW) == "is up to date"
     assert done(bank, IVF) == "is up to date"
@@ -353,18 +353,18 @@ def test_after_a_compaction_an_index_knows_only_what_was_left_as_it_was(
     assert len(bank.manifest.shards) == 1
     expected = scores(fresh(tmp_path / "fresh", [row for row in range(14) if row != 6]), EXACT)
     assert_equal(scores(bank, HNSW), expected)
-    assert "covers no image of the bank: all are searched beside it; bring it up to date: spade-faiss index" in caplog.text
+    assert "holds no image of the bank, so all are searched without it; bring it up to date: spade-faiss index" in caplog.text
 
 
 @pytest.mark.parametrize("recipe", [LISTS, IVF, COMPACT], **by_name)
-def test_what_was_learned_is_learned_anew_when_the_bank_has_outgrown_it(tmp_path: Path, recipe: Recipe) -> None:
+def test_an_index_is_trained_anew_when_the_bank_has_outgrown_it(tmp_path: Path, recipe: Recipe) -> None:
     many = features_of(1, 26)
     bank = bank_of(tmp_path / "bank", many[:6], input_size=INPUT)
     build_index(bank, recipe)
     for start, end, words in [
         (6, 12, "added 6 images to it"),
         (12, 24, "added 12 images to it"),  # four times as many, not more
-        (24, 26, "built anew: it learned from 6 images, the bank holds 26"),
+        (24, 26, "built anew: it was trained on 6 images, the bank holds 26"),
     ]:
         bank.append(batch_of(many[start:end], names(26)[start:end]))
         assert done(bank, recipe) == words
@@ -372,7 +372,7 @@ def test_what_was_learned_is_learned_anew_when_the_bank_has_outgrown_it(tmp_path
 
 
 @pytest.mark.parametrize("recipe", [LISTS, IVF, COMPACT], **by_name)
-def test_what_was_learned_is_learned_anew_when_new_images_lie_elsewhere(tmp_path: Path, recipe: Recipe) -> None:
+def test_an_index_is_trained_anew_when_new_images_lie_elsewhere(tmp_path: Path, recipe: Recipe) -> None:
     many = features_of(1, 42)
     many.embedding[32:] += 10  # 28 from the others, whose distance to their mean is about 3
     parts = [batch_of(many[start:end], names(42)[start:end]) for start, end in [(20, 32), (32, 39), (39, 42)]]
@@ -386,7 +386,7 @@ def test_what_was_learned_is_learned_anew_when_new_images_lie_elsewhere(tmp_path
         one.append(parts[2])
     words = done(bank, recipe)
     assert words.startswith("built anew: images added since lie ")
-    assert words.endswith(" times as far from the mean as those it learned from")
+    assert words.endswith(" times as far from the mean as those it was trained on")
     assert done(bank, recipe) == "is up to date"
     # Images that were removed are no reason.
     other.remove(names(42)[34:])
@@ -394,7 +394,7 @@ def test_what_was_learned_is_learned_anew_when_new_images_lie_elsewhere(tmp_path
 
 
 @pytest.mark.parametrize("recipe", [LISTS, IVF], **by_name)
-def test_what_was_learned_from_images_that_are_gone_is_learned_anew(tmp_path: Path, recipe: Recipe) -> None:
+def test_an_index_that_was_trained_on_images_that_are_gone_is_trained_anew(tmp_path: Path, recipe: Recipe) -> None:
     bank = fresh(tmp_path / "bank", list(range(6)))
     build_index(bank, recipe)
     append(bank, list(range(6, 14)))
@@ -402,12 +402,12 @@ def test_what_was_learned_from_images_that_are_gone_is_learned_anew(tmp_path: Pa
     assert "gone" in done(bank, recipe)
 
 
-def test_an_index_that_learned_nothing_is_never_learned_anew(tmp_path: Path) -> None:
+def test_an_index_without_training_is_never_trained_anew(tmp_path: Path) -> None:
     bank = fresh(tmp_path / "bank", [0, 1])
     shards = [IndexedShard(sha256=shard.sha256, count=shard.count) for shard in bank.manifest.shards]
     append(bank, list(range(2, 14)))
-    assert why_learn_anew(bank, shards, 0) is None
-    assert why_learn_anew(bank, shards, 1) == "it learned from 2 images, the bank holds 14"
+    assert why_train_anew(bank, shards, 0) is None
+    assert why_train_anew(bank, shards, 1) == "it was trained on 2 images, the bank holds 14"
 
 
 # ---- the indexes over maps
@@ -496,14 +496,14 @@ def test_a_gallery_says_what_was_done_to_it_and_why(tmp_path: Path) -> None:
     assert done(bank, IVF) == "is up to date"
     append(bank, [8, 9, 10])
     bank.remove(["image 8"])
-    assert standing(bank, IVF) == Staleness(covered=7 + 1, beside=2, dead=0)
+    assert standing(bank, IVF) == Staleness(indexed=7 + 1, unindexed=2, tombstones=0)
     assert done(bank, IVF) == "added 3 images to it"
-    assert standing(bank, IVF) == Staleness(covered=10, beside=0, dead=1)
+    assert standing(bank, IVF) == Staleness(indexed=10, unindexed=0, tombstones=1)
     bank.restore(["image 8"])
-    assert standing(bank, IVF) == Staleness(covered=11, beside=0, dead=0)
+    assert standing(bank, IVF) == Staleness(indexed=11, unindexed=0, tombstones=0)
     other = Recipe(name="ivf", build=Build(gallery="ivf", settings={"lists": 3}))
     was, now = ({"lists": lists, "train_vectors": 50000} for lists in (2, 3))
-    assert done(bank, other) == f"built anew: it was ivf {was}, the recipe says ivf {now}"
+    assert done(bank, other) == f"built anew: it was built with settings {was}, the recipe says {now}"
     with pytest.raises(BankError, match=re.escape(f"was built with settings {now}, the recipe says {was}; run: spade-faiss")):
         scores(bank, IVF)
     (updated,) = update_indexes(Bank.open(bank.path), rebuild=True)
@@ -523,7 +523,7 @@ def test_files_of_shards_that_are_gone_are_deleted_when_nobody_reads_them(tmp_pa
     build_index(bank, recipe)
     again = reader.score_features(batch_of(QUERIES))
     np.testing.assert_array_equal(again.maps, shown.maps)
-    # All that it was learned from was written again: learned anew, and the four files of before.
+    # All that it was trained on was written again: trained anew, and the four files of before.
     assert len(list(folder.glob("*.h5"))) == 6
     del reader
     gc.collect()
@@ -576,7 +576,7 @@ def test_an_index_of_another_bank_does_not_pass_for_this_banks(tmp_path: Path) -
         folder = index_folder(bank, recipe)
         folder.parent.mkdir(exist_ok=True)
         index_folder(other, recipe).rename(folder)
-        assert standing(bank, recipe) == Staleness(covered=0, beside=8, dead=8)
+        assert standing(bank, recipe) == Staleness(indexed=0, unindexed=8, tombstones=8)
     assert_equal(scores(bank, HNSW), scores(bank, EXACT))
     found, expected = scores(bank, IVF), scores(bank, EXACT)
     np.testing.assert_allclose(found.maps, expected.maps, rtol=1e-4, atol=1e-4)
@@ -584,7 +584,7 @@ def test_an_index_of_another_bank_does_not_pass_for_this_banks(tmp_path: Path) -
     assert done(bank, IVF).startswith("built anew: ")
 
 
-def test_a_description_that_counts_a_shards_images_otherwise_is_refused(tmp_path: Path) -> None:
+def test_a_manifest_that_counts_a_shards_images_otherwise_is_refused(tmp_path: Path) -> None:
     from spade_faiss.core.signed_json import hash_json
 
     bank = fresh(tmp_path / "bank", list(range(8)))

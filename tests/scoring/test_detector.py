@@ -24,8 +24,8 @@ from spade_faiss.core.settings import Method
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.features.layout import Layout
 from spade_faiss.index import image_index
+from spade_faiss.index.built_index import index_folder
 from spade_faiss.index.image_index import ImageIndex, build_image_index
-from spade_faiss.index.staleness import index_folder
 from spade_faiss.search.recipe import Build, Query, Recipe, load_recipe
 from tests.support.detectors import open_detector
 from tests.support.oracle import Features, bank_of, batch_of, names, product, sq_distances
@@ -146,7 +146,7 @@ def brute(xq: npt.NDArray[np.float32], xb: npt.NDArray[np.float32], k: int) -> n
 def test_hnsw_needs_its_index_agrees_with_exact_and_finds_what_came_later(tmp_path: Path) -> None:
     bank = bank_of(tmp_path / "b", dots(embeddings(1, 120)), input_size=(4, 4), shards=[50])
     command = f"spade-faiss index {tmp_path / 'b'} --recipe hnsw"
-    with pytest.raises(BankError, match=f"has no index 'hnsw'; build it with: {command}"):
+    with pytest.raises(BankError, match=f"has no index 'hnsw' of its embeddings; build it with: {command}"):
         Detector.open(tmp_path / "b", recipe="hnsw")
     described, done = build_image_index(bank, load_recipe("hnsw"))
     assert (described.count, described.generation, described.factory, done) == (120, 2, "HNSW32", "built")
@@ -158,14 +158,14 @@ def test_hnsw_needs_its_index_agrees_with_exact_and_finds_what_came_later(tmp_pa
     bank.append(replace(batch_of(dots(embeddings(2, 30)[:7])), ids=[f"late {i}" for i in range(7)]))
     bank.append(replace(batch_of(dots(embeddings(3, 20))), ids=[f"later {i}" for i in range(20)]))
     detector = Detector.open(tmp_path / "b", recipe="hnsw")
-    assert ImageIndex.open(bank, load_recipe("hnsw")).covered == 120
+    assert ImageIndex.open(bank, load_recipe("hnsw")).indexed == 120
     late = detector.score_features(query)
     assert late.neighbor_ids[:7, 0].tolist() == [f"late {i}" for i in range(7)]
     assert not late.neighbor_dist[:7, 0].any()
     equal(late, Detector.open(tmp_path / "b").score_features(query))
     described, done = build_image_index(bank, load_recipe("hnsw"))
     assert (described.count, described.generation, done) == (147, 4, "added 27 images to it")
-    assert ImageIndex.open(bank, load_recipe("hnsw")).covered == 147
+    assert ImageIndex.open(bank, load_recipe("hnsw")).indexed == 147
     equal(late, Detector.open(tmp_path / "b", recipe="hnsw").score_features(query))
 
 
@@ -208,7 +208,7 @@ def test_a_changed_manifest_is_refused(copied: Path, key: str, value: object, me
     path = index_folder(bank, recipe) / "index.json"
     content = {**json.loads(path.read_text()), key: value}
     path.write_text(json.dumps(content))
-    with pytest.raises(BankError, match=message if key in ("format", "schema") else "is damaged: its sha256 is .*, it says"):
+    with pytest.raises(BankError, match=message if key in ("format", "schema") else "is damaged: its content has sha256"):
         Detector.open(copied, recipe=recipe)
     del content["sha256"]
     path.write_text(json.dumps({**content, "sha256": hash_json(content)}))
@@ -227,8 +227,8 @@ def test_the_index_of_another_bank_covers_nothing(copied: Path, tmp_path: Path, 
     expected = Detector.open(copied).score_features(batch_of(queries()))
     with caplog.at_level("WARNING", logger="spade_faiss"):
         detector = Detector.open(copied, recipe="hnsw")
-    assert re.search(r"hnsw covers no image of the bank: all are .*: spade-faiss index .* --recipe hnsw$", caplog.text, re.M)
-    assert ImageIndex.open(detector.bank, load_recipe("hnsw")).covered == 0
+    assert re.search(r"hnsw holds no image of the bank, so all are .*: spade-faiss index .* --recipe hnsw$", caplog.text, re.M)
+    assert ImageIndex.open(detector.bank, load_recipe("hnsw")).indexed == 0
     equal(detector.score_features(batch_of(queries())), expected)
     # An index that holds nothing of the bank is not added to.
     described, done = build_image_index(Bank.open(copied), load_recipe("hnsw"))

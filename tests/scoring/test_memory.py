@@ -112,7 +112,7 @@ def test_more_neighbors_and_candidates_need_more(folder: Path) -> None:
 
 @pytest.mark.parametrize("memory", ["", "some", "-1", "2 G", "1e9"])
 def test_what_is_no_size_is_refused(folder: Path, memory: str) -> None:
-    with pytest.raises(InputError, match=f"memory='{memory}' is no size"):
+    with pytest.raises(InputError, match=f"memory='{memory}' is not a size"):
         Detector.open(folder, run=Run(memory=memory))
 
 

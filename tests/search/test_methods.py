@@ -16,9 +16,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from spade_faiss import Detector
-from spade_faiss.core.arrays import Arrays
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Method, Run
+from spade_faiss.core.types import Arrays
 from spade_faiss.features.batch import Level
 from spade_faiss.index.build import build_index
 from spade_faiss.search import compact, location

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spade_faiss.bank import shards
 from spade_faiss.bank.bank import Bank
+from spade_faiss.core import arrays
 from spade_faiss.core.settings import Preprocess, Source
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.layout import Layout
 
 # Odd sizes: nothing is aligned by chance.
 FINE = Level("blocks.1", channels=3, stride=4, height=5, width=7)
-
-
 COARSE = Level("blocks.2", channels=5, stride=8, height=3, width=3)
-
-
 DIM = 6
-
-
+INPUT = (20, 28)
 SOURCE = Source(backbone="net", weights_sha256="ab12", preprocess=Preprocess(resize=72, crop=64))
 
 
 def make_bank(path: Path, *, source: Source | None = None, weights_file: str | None = None, **settings: Any) -> Bank:
-    layout = Layout(levels=(FINE, COARSE), embedding_dim=DIM, input_size=(20, 28), **{"dtype": "float32", **settings})
+    layout = Layout(levels=(FINE, COARSE), embedding_dim=DIM, input_size=INPUT, **{"dtype": "float32", **settings})
     return Bank.create(path, layout, source=source, weights_file=weights_file)
 
 
@@ -83,3 +81,45 @@ def fail_on_call(function: Callable[..., Any], number: int) -> Callable[..., Any
         return function(*arguments, **options)
 
     return failing
+
+
+def part_of(part: FeatureBatch, *positions: int) -> FeatureBatch:
+    """Some of a batch's images."""
+    return FeatureBatch(
+        [part.ids[position] for position in positions],
+        part.embedding[list(positions)],
+        {name: maps[list(positions)] for name, maps in part.levels.items()},
+        part.source,
+        valid=None if part.valid is None else part.valid[list(positions)],
+        paths=[part.paths[position] for position in positions if part.paths],
+        sha256=[part.sha256[position] for position in positions if part.sha256],
+        root=part.root,
+    )
+
+
+def forget_mappings() -> None:
+    """Unmap all files, so that they are opened again when they are read."""
+    arrays.map_arrays.cache_clear()
+    shards.map_shard.cache_clear()
+    gc.collect()
+
+
+def shard_files(bank: Bank) -> list[str]:
+    """The names of a bank's files of features."""
+    return sorted(path.name for path in (bank.path / "features").glob("*.h5"))
+
+
+def events(bank: Bank) -> list[tuple[int, str, int]]:
+    """A bank's history: generation, action and number of images."""
+    return [(event.generation, event.action, event.images) for event in bank.manifest.history]
+
+
+ABC, DE, F = batch("a", "b", "c"), batch("d", "e"), batch("f")
+
+
+def three_shards(path: Path) -> Bank:
+    """A bank of six images in three shards."""
+    bank = make_bank(path)
+    for part in (ABC, DE, F):
+        bank.append(part)
+    return bank

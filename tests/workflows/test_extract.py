@@ -301,7 +301,7 @@ def test_the_recipes_index_is_built(good: Path, tmp_path: Path, backbone: Backbo
     assert result.index.image is not None
     assert result.index.gallery is None
     assert (result.index.recipe, result.index.image.count) == ("hnsw", 5)
-    assert ImageIndex.open(Bank.open(tmp_path / "bank"), load_recipe("hnsw")).covered == 5
+    assert ImageIndex.open(Bank.open(tmp_path / "bank"), load_recipe("hnsw")).indexed == 5
     with pytest.raises(NotFoundError, match="no recipe 'nothing'"):
         fit(good, bank=tmp_path / "other", extraction=Extraction(backbone=backbone), recipe="nothing")
     assert not (tmp_path / "other").exists()
@@ -438,7 +438,7 @@ def test_letterboxed_images_go_into_a_bank_of_several_batches(
 
 
 @pytest.mark.parametrize("resize_mode", ["crop", "stretch"])
-def test_other_framings_show_the_image_everywhere(dataset_folder: Path, resize_mode: str) -> None:
+def test_other_resize_modes_show_the_image_everywhere(dataset_folder: Path, resize_mode: str) -> None:
     backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode=resize_mode, resize=72, crop=64))
     (extracted,) = stream_of(dataset_folder / "test" / "good", backbone)[1]
     assert extracted.batch.valid is None
@@ -504,7 +504,7 @@ def test_the_stream_allows_nothing_readable_only_where_told(tmp_path: Path, back
     assert [item.id for item in stream.skipped] == ["a.png"]
 
 
-def test_the_callers_pictures_reach_the_network_as_they_are_framed(good: Path, backbone: Backbone) -> None:
+def test_the_callers_pictures_reach_the_network_as_they_are_resized(good: Path, backbone: Backbone) -> None:
     """A change in one corner of the crop changes that corner of the maps most: nothing is flipped or transposed."""
     picture = np.asarray(Image.open(good / "000.png").convert("RGB")).copy()
     changed: npt.NDArray[np.uint8] = picture.copy()
