@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from spade_faiss.features.batch import Level
-from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.engines import native
 from spade_faiss.search.engines.native import NativeSearch
@@ -38,7 +38,7 @@ def maps(images: int, locations: int, channels: int, rank: int, noise: float) ->
 
 def blocks_of(x: Floats, cache: BlockCache[Floats] | None = None) -> Blocks:
     level = Level("level", x.shape[2], stride=1, height=1, width=x.shape[1])
-    return Blocks(level, len(x), x.__getitem__, cache=cache)
+    return Blocks(level, ArraySource(x), cache)
 
 
 def choose_basis(blocks: Blocks) -> Floats | None:

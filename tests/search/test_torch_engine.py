@@ -134,14 +134,14 @@ class Scarce(TorchProduct):
         object.__setattr__(self, "steps", [])
 
     def prepare(self, xb: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor, int], Any]:
-        look = super().prepare(xb)
+        nominate = super().prepare(xb)
 
         def limited(q: torch.Tensor, norm: torch.Tensor, kappa: int) -> Any:
             self.steps.append(len(q) * len(xb))  # type: ignore[attr-defined]
             if len(q) * len(xb) > self.most and len(self.steps) > 1:  # type: ignore[attr-defined]
                 self.failed.append(len(q))  # type: ignore[attr-defined]
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
-            return look(q, norm, kappa)
+            return nominate(q, norm, kappa)
 
         return limited
 
@@ -222,9 +222,9 @@ def test_half_of_what_a_rounded_product_loses_is_too_little() -> None:
 
 def test_groups_cover_a_block_that_they_do_not_divide() -> None:
     xb = torch.from_numpy(np.random.default_rng(1).normal(size=(2 * GROUP + 3, 4)).astype(np.float32))
-    look = TorchProduct().prepare(xb)(xb[:5], xb[:5].square().sum(1), 1)
+    nominations = TorchProduct().prepare(xb)(xb[:5], xb[:5].square().sum(1), 1)
     for attempt in (0, 1, 9):
-        rows, beyond = look.candidates(torch.arange(5), attempt)
+        rows, beyond = nominations.candidates(torch.arange(5), attempt)
         assert rows.max() < len(xb)
     assert all(set(line[line >= 0].tolist()) == set(range(len(xb))) for line in rows)
     assert beyond.isinf().all()

@@ -10,7 +10,7 @@ import numpy as np
 
 from spade_faiss.core.once import Once
 from spade_faiss.core.types import FloatArray, IntArray
-from spade_faiss.search.block_jobs import Piece, Visit, in_flight, slices, sweep, visits_of
+from spade_faiss.search.block_jobs import BlockJob, Task, block_jobs, in_flight, run_block_jobs, slices
 from spade_faiss.search.blocks import Blocks, StoredArray
 from spade_faiss.search.native.basis import choose_basis, choose_center, choosing_bytes
 from spade_faiss.search.native.extension import import_native, pack_bytes
@@ -89,14 +89,14 @@ class NativeSearch:
             )
             nearest.merge(image, part, row, D, I)
 
-        def searches(visit: Visit) -> list[Piece[_Block]]:
+        def searches(job: BlockJob) -> list[Task[_Block]]:
             return [
-                Piece(partial(search, image, number, visit.row), (part.stop - part.start) * rows * channels // _SPEED)
-                for image, _ in visit.asked
+                Task(partial(search, image, number, job.row), (part.stop - part.start) * rows * channels // _SPEED)
+                for image, _ in job.requests
                 for number, part in enumerate(parts)
             ]
 
-        sweep(self._blocks, self._workers, visits_of(neighbors), self._prepare, searches)
+        run_block_jobs(self._blocks, self._workers, block_jobs(neighbors), self._prepare, searches)
         return nearest.hits()
 
     def _prepare(self, row: int) -> _Block:
@@ -106,7 +106,7 @@ class NativeSearch:
             made: RowPack = self._native.RowPack(self._packing(), rows)
             return made
 
-        return _Block(rows, self._blocks.kept(self._simd_level, row, pack))
+        return _Block(rows, self._blocks.cached(self._simd_level, row, pack))
 
 
 def _choose_packing(blocks: Blocks, simd_level: str) -> Packing:
