@@ -27,8 +27,8 @@ _LARGEST_CODE = 4096
 class Build:
     """The codes of vectors.
 
-    `dims` is the number of values that a vector is encoded as; up to 32, FAISS searches them fastest. `train_vectors` is the size
-    of the sample that the components are learned from.
+    `dims` is the number of values that a vector is encoded as; up to 32, FAISS searches them fastest. `train_vectors` is the
+    size of the sample that the components are learned from.
     """
 
     dims: int = 32

@@ -21,10 +21,10 @@ PRODUCTS = ("float32", "bfloat16")
 class ExactQuery:
     """The engine, and how it multiplies.
 
-    `engine` is `native` (the compiled kernel) or `faiss` on the CPU, `torch` on the device, or `knn_gpu` (FAISS's GPU build) on a
-    CUDA card; `auto` is `native` on the CPU where it runs, else `faiss`, and `torch` elsewhere. `simd_level` is the instruction
-    set that `native` multiplies with. `product` is the type of the products that find candidates on a device, `float32` or
-    `bfloat16`.
+    `engine` is `native` (the compiled kernel) or `faiss` on the CPU, `torch` on the device, or `knn_gpu` (FAISS's GPU build)
+    on a CUDA card; `auto` is `native` on the CPU where it runs, else `faiss`, and `torch` elsewhere. `simd_level` is the
+    instruction set that `native` multiplies with. `product` is the type of the products that find candidates on a device,
+    `float32` or `bfloat16`.
     """
 
     engine: str = field(default="auto", metadata=SAME_SCORES)

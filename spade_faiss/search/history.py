@@ -30,8 +30,8 @@ _LARGEST_LISTS = 256
 class Build:
     """The codebook of each location.
 
-    `lists` is the number of its lists; with 1 everything is searched. `train_images` is the size of the sample that it is learned
-    from.
+    `lists` is the number of its lists; with 1 everything is searched. `train_images` is the size of the sample that it is
+    learned from.
     """
 
     lists: int = 8

@@ -26,7 +26,7 @@ _BLOCKS_AT_A_TIME = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """`lists` is the number of lists of each level's codebook, `train_vectors` the size of the sample that it is learned from."""
+    """`lists` is the number of lists of each level's codebook, `train_vectors` the size of the sample it is learned from."""
 
     lists: int = 64
     train_vectors: int = 50_000
