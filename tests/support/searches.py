@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spade_faiss.features.batch import Level
 from spade_faiss.search.blocks import ArraySource, Blocks, BlockSource, StoredArray
-from spade_faiss.search.protocol import GallerySearch, Hits, resolve_recipe
+from spade_faiss.search.protocol import GallerySearch, resolve_recipe
 from spade_faiss.search.recipe import Query, Recipe
 from spade_faiss.search.workers import Workers
 from tests.support.oracle import product, sq_distances
@@ -115,8 +115,3 @@ def exact_search(blocks: Floats, threads: int = 2, engine: str = "faiss") -> Gal
 def open_by(engine: str, blocks: Blocks, threads: int = 2, **settings: str) -> GallerySearch:
     chosen = resolve_recipe(Recipe(name="r", query=Query(settings={"engine": engine, **settings})))
     return chosen.method.open(blocks, Workers(threads), chosen.build, chosen.query, None)
-
-
-def equal(a: Hits, b: Hits) -> None:
-    for name in ("sq_dist", "row", "location"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
