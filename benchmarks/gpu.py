@@ -20,7 +20,7 @@ from benchmarks import main_job
 from benchmarks.features import SHAPES, Product
 from spade_faiss import Level
 from spade_faiss.core.memory import format_bytes
-from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.engines.products import GROUP
 from spade_faiss.search.gpu_memory import Job, Machine, plan_gpu
@@ -150,7 +150,7 @@ def _measure_level(level: Level, stored: Any, xq: Any, workers: Workers, found: 
     faiss = import_faiss()
     k = len(stored)
     gathered = stored.reshape(-1, level.channels).astype(np.float32)
-    blocks = Blocks(level, k, lambda row: stored[row].astype(np.float32), read_stored=stored.__getitem__)
+    blocks = Blocks(level, ArraySource(stored))
     neighbors = np.tile(np.arange(k), (len(xq), 1))
     tasks: dict[str, Callable[[], object]] = {"knn": lambda: [faiss.knn(q, gathered, 1) for q in xq]}
     for name, settings in ENGINES.items():

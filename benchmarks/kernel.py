@@ -27,7 +27,7 @@ from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.settings import Method, Run
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import Level
-from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.levels import open_blocks
 from spade_faiss.search.native.basis import choose_basis, choose_center
@@ -119,7 +119,7 @@ def equality(scratch: Path, data: Path | None) -> Iterator[Row]:
                 near = rng.integers(0, _ROWS, _STEP // 2)
                 xq[: len(near)] = xb[near] * (1 + np.float32(1e-3) * rng.standard_normal((len(near), d), np.float32))
                 level = Level("level", d, stride=1, height=1, width=_ROWS)
-                blocks = Blocks(level, 1, lambda _, xb=xb: xb)  # type: ignore[misc]
+                blocks = Blocks(level, ArraySource(xb[None]))
                 checked.search(blocks, xq, np.arange(1), random if start // _STEP % 2 else None)
             yield {"set": kind, "channels": d, **checked.row()}
     for shape in SHAPES:

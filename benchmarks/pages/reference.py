@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.pages.text import markdown_table
 from spade_faiss.cli import _parser
 from spade_faiss.search.protocol import SearchMethod
-from spade_faiss.search.recipe import GALLERIES, load_recipe, recipe_names
+from spade_faiss.search.recipe import gallery_names, load_recipe, recipe_names
 
 _INDEXES = Path(__file__).parents[2] / "indexes"
 _COMMON = ("help", "json", "quiet", "debug")
@@ -45,7 +45,7 @@ def recipes() -> str:
 def search_settings() -> str:
     """The settings of every search method, with their defaults."""
     parts = []
-    for name in GALLERIES:
+    for name in gallery_names():
         method: SearchMethod[Any, Any] = importlib.import_module(f"spade_faiss.search.{name}").METHOD
         parts += [f"### {name}", method.definition]
         for kind, cls in (("Build", method.build), ("Query", method.query)):

@@ -14,7 +14,7 @@ import yaml
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import from_mapping
-from spade_faiss.search.recipe import GALLERIES, Recipe, Settings, load_recipe
+from spade_faiss.search.recipe import Recipe, Settings, gallery_names, load_recipe
 
 # The version is part of every hash: raise it when points that were measured before cannot be compared with new ones.
 VERSION = 1
@@ -180,7 +180,7 @@ def point_of(values: Mapping[str, Any], where: str) -> Point:
     if kind not in KINDS:
         raise InputError(f"{where}: kind={kind!r} is not one of {', '.join(KINDS)}")
     point: Point = from_mapping(KINDS[kind], rest, where)
-    if isinstance(point, PixelPoint) and load_recipe(point.recipe).build.gallery not in GALLERIES:
+    if isinstance(point, PixelPoint) and load_recipe(point.recipe).build.gallery not in gallery_names():
         raise InputError(f"{where}: recipe {point.recipe!r} searches no maps")
     return point
 

@@ -17,7 +17,7 @@ from spade_faiss.core.errors import SpadeError
 from spade_faiss.core.memory import format_bytes
 from spade_faiss.diagnostics.checks import AMBER, GREEN, RED, Check
 from spade_faiss.features.batch import Level
-from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.protocol import GallerySearch, resolve_recipe
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.search.workers import Workers
@@ -88,7 +88,7 @@ def _measure_engine(engine: str, device: Device, load: _Load, peak: float, wait:
     neighbors = np.tile(np.arange(load.k), (load.images, 1))
     workers = Workers(device=Device(device.kind, device.cards[:1]))
     try:
-        search = _open(engine, Blocks(level, load.k, maps.__getitem__), workers)
+        search = _open(engine, Blocks(level, ArraySource(maps)), workers)
         seconds = _least_seconds(lambda: search(xq, neighbors, 1), wait)
     except (SpadeError, RuntimeError) as error:
         return {"problem": str(error)[:300]}

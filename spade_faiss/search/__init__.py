@@ -1,1 +1,1 @@
-"""Searching the nearest normals' feature maps: one module a way of searching, behind one protocol."""
+"""Search of the nearest normals' feature maps: one module per search method, all of them behind one protocol."""

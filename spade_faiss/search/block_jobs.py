@@ -1,4 +1,4 @@
-"""Visiting the neighbors' blocks: each once for all the test images that chose it, read ahead, searched by all workers."""
+"""Jobs over the neighbors' blocks: each block is read once for all test images that need it, ahead of its search."""
 
 from __future__ import annotations
 
@@ -16,153 +16,176 @@ from spade_faiss.search.workers import Workers
 
 Prepared = TypeVar("Prepared")
 
-# Beyond one for each worker: a block that is decoded while others are searched, and one whose last task is still running.
+# Blocks in flight beyond one for each worker: one that is decoded while others are searched, and one whose last task runs.
 _SPARE_BLOCKS = 2
-# Multiply-adds that are worth a task of their own: enough that Python's share of the time is small, few enough that no core
-# waits long for another; the least where there is little to do.
-_TASK_WORK = 150_000_000
-_LEAST_WORK = 20_000_000
+# Multiply-adds that are submitted to the workers at a time: enough that Python's share of the time is small, few enough that no
+# core waits long for another. Where there is little to do, it is submitted in smaller batches, but in none below the second.
+_BATCH_WORK = 150_000_000
+_LEAST_BATCH_WORK = 20_000_000
+# Parts of an image's queries are not made smaller than this: smaller products are slower.
 _PART_QUERIES = 768
 
 
-class Visit(NamedTuple):
-    """A normal image to search, and who asked: test images, and the column of it in each one's gallery."""
+class BlockJob(NamedTuple):
+    """One normal image to search.
+
+    Attributes:
+        row: its bank row.
+        images: the test images that have it in their gallery.
+        columns: for each of those, the column of its gallery that it stands in.
+    """
 
     row: int
     images: IntArray
     columns: IntArray
 
     @property
-    def asked(self) -> Iterator[tuple[int, int]]:
-        """Each test image that asked, with its column."""
+    def requests(self) -> Iterator[tuple[int, int]]:
+        """Each test image that needs the block, with the column."""
         return zip(self.images.tolist(), self.columns.tolist(), strict=True)
 
 
-class Piece(NamedTuple, Generic[Prepared]):
-    """Something to do with a block, and how many multiply-adds it takes, more or less."""
+class Task(NamedTuple, Generic[Prepared]):
+    """A part of a job: what to run on the prepared block, and about how many multiply-adds that takes."""
 
     run: Callable[[Prepared], None]
     work: int
 
 
-# Rows of blocks, and what to do with each.
-_Group = list[tuple[int, list[Piece[Prepared]]]]
+# Jobs that are submitted together: the bank row of each, and its tasks.
+_Group = list[tuple[int, list[Task[Prepared]]]]
 
 
-def visits_of(rows: IntArray) -> list[Visit]:
-    """One visit for each bank row in `rows` (n, K), ascending."""
-    order = np.argsort(rows, axis=None, kind="stable")
-    found, starts = np.unique(rows.ravel()[order], return_index=True)
+class _Submitted(NamedTuple, Generic[Prepared]):
+    """What was submitted together; for a job that is spread over several futures also its bank row and its block."""
+
+    futures: list[Future[None]]
+    spread: tuple[int, Future[Prepared]] | None
+
+
+def block_jobs(neighbors: IntArray) -> list[BlockJob]:
+    """One job for each bank row in `neighbors` (n, K), in ascending order of the rows."""
+    order = np.argsort(neighbors, axis=None, kind="stable")
+    rows, starts = np.unique(neighbors.ravel()[order], return_index=True)
     return [
-        Visit(int(row), *np.divmod(places, rows.shape[1]))
-        for row, places in zip(found, np.split(order, starts[1:]), strict=True)
+        BlockJob(int(row), *np.divmod(places, neighbors.shape[1]))
+        for row, places in zip(rows, np.split(order, starts[1:]), strict=True)
     ]
 
 
-def parts_of(queries: int, rows: int, channels: int) -> list[slice]:
-    """A test image's queries in parts that are searched in a block at a time; they depend on the shapes alone."""
+def query_parts(queries: int, rows: int, channels: int) -> list[slice]:
+    """The parts of a test image's queries that are searched in a block at a time.
+
+    They depend on the shapes alone, so that a product has the same shape, and rounds alike, in any batch.
+
+    Args:
+        queries: number of locations of the test image.
+        rows: number of vectors in the block.
+        channels: number of channels of a vector.
+    """
     most = max(1, queries // _PART_QUERIES)
-    count = min(most, max(1, round(queries * rows * channels / _TASK_WORK)))
+    count = min(most, max(1, round(queries * rows * channels / _BATCH_WORK)))
     return slices(queries, count)
 
 
 def slices(length: int, count: int) -> list[slice]:
-    """`count` slices of nearly one size that cover `length`."""
+    """`count` slices of nearly equal size that cover `length`."""
     edges = np.linspace(0, length, count + 1).astype(int).tolist()
     return [slice(*edge) for edge in pairwise(edges)]
 
 
 def in_flight(threads: int) -> int:
-    """How many blocks are decoded or searched at a time."""
+    """The most blocks that are decoded or searched at a time."""
     return threads + _SPARE_BLOCKS
 
 
-def sweep(
+def run_block_jobs(
     blocks: Blocks,
     workers: Workers,
-    visits: Iterable[Visit],
+    jobs: Iterable[BlockJob],
     prepare: Callable[[int], Prepared],
-    pieces_of: Callable[[Visit], list[Piece[Prepared]]],
+    tasks_of: Callable[[BlockJob], list[Task[Prepared]]],
     done: Callable[[Prepared], object] = lambda prepared: None,
 ) -> None:
-    """Do each visit's pieces of work with its block, in the workers.
+    """Run the tasks of each job on its block.
 
-    A large visit is spread over the workers, several small ones are one task.
+    A large job is spread over the workers; several small ones run in one of them, one after the other.
 
     Args:
-        blocks: what `prepare` reads from; a row is released after its visit.
-        workers: where everything runs.
-        visits: in the order they are begun in.
-        prepare: reads the block of a row and makes of it what its pieces work on; it runs once for each visit.
-        pieces_of: what to do with a visit's block.
-        done: told when a visit's pieces have run, so that memory can be used again.
+        blocks: what `prepare` reads from; a row is released when its job is done.
+        workers: the threads that everything runs in.
+        jobs: the jobs, in the order in which they are begun.
+        prepare: reads the block of a bank row and makes of it what the tasks work on; it runs once for each job.
+        tasks_of: lists the tasks of a job.
+        done: is told when the tasks of a prepared block have run, so that its memory can be used again.
     """
-    # Tasks, and of a visit that is spread over several of them its row and block.
-    running: deque[tuple[list[Future[None]], tuple[int, Future[Prepared]] | None]] = deque()
+    running: deque[_Submitted[Prepared]] = deque()
 
-    def finish() -> None:
-        tasks, spread = running[0]
-        for task in tasks:
-            task.result()
+    def finish_oldest() -> None:
+        futures, spread = running[0]
+        for future in futures:
+            future.result()
         running.popleft()
         if spread is not None:
-            blocks.release(spread[0])
-            done(spread[1].result())
+            row, block = spread
+            blocks.release(row)
+            done(block.result())
 
-    def search(pieces: Sequence[Piece[Prepared]], block: Future[Prepared]) -> None:
-        prepared = block.result()  # its decoding began before this did: the wait ends
-        for piece in pieces:
-            piece.run(prepared)
+    def run_batch(batch: Sequence[Task[Prepared]], block: Future[Prepared]) -> None:
+        prepared = block.result()  # this wait ends: workers begin in order, and the block was submitted before
+        for task in batch:
+            task.run(prepared)
 
-    def visit_all(group: _Group[Prepared]) -> None:
-        for row, pieces in group:
+    def run_group(group: _Group[Prepared]) -> None:
+        for row, tasks in group:
             prepared = prepare(row)
-            for piece in pieces:
-                piece.run(prepared)
+            for task in tasks:
+                task.run(prepared)
             blocks.release(row)
             done(prepared)
-            del prepared  # before the next is made
+            del prepared  # before the next one is made
 
     def begin(group: _Group[Prepared]) -> Callable[[], None]:
-        row, pieces = group[0]
-        tasks = list(_tasks(pieces, enough))
-        if len(group) > 1 or len(tasks) == 1:
-            return lambda: running.append(([workers.submit(visit_all, group)], None))
+        """Start to read a large job's block; returns what submits the searches."""
+        row, tasks = group[0]
+        batches = list(_batches(tasks, enough))
+        if len(group) > 1 or len(batches) == 1:
+            return lambda: running.append(_Submitted([workers.submit(run_group, group)], None))
         block = workers.submit(prepare, row)
-        return lambda: running.append(([workers.submit(search, task, block) for task in tasks], (row, block)))
+        return lambda: running.append(_Submitted([workers.submit(run_batch, batch, block) for batch in batches], (row, block)))
 
     begun: deque[Callable[[], None]] = deque()
 
     try:
-        work = [(visit.row, pieces_of(visit)) for visit in visits]
-        fair = sum(piece.work for _, pieces in work for piece in pieces) // (2 * workers.threads)
-        enough = min(_TASK_WORK, max(fair, _LEAST_WORK))
+        work = [(job.row, tasks_of(job)) for job in jobs]
+        fair = sum(task.work for _, tasks in work for task in tasks) // (2 * workers.threads)
+        enough = min(_BATCH_WORK, max(fair, _LEAST_BATCH_WORK))
         for group in _groups(work, enough):
             for row, _ in group:
                 blocks.prefetch(row)
             if len(running) + 1 == in_flight(workers.threads):
-                finish()
-            # The decoding of this one stands before the searches of the one before.
+                finish_oldest()
+            # The reading of this block is queued before the searches of the previous one.
             begun.append(begin(group))
             if len(begun) > 1:
                 begun.popleft()()
         while begun:
             begun.popleft()()
         while running:
-            finish()
+            finish_oldest()
     except BaseException:
-        for tasks, _ in running:
-            for task in tasks:
-                task.cancel()
+        for futures, _ in running:
+            for future in futures:
+                future.cancel()
         raise
 
 
-def _groups(visits: _Group[Prepared], enough: int) -> Iterator[_Group[Prepared]]:
-    """Visits that together are worth a task."""
+def _groups(jobs: _Group[Prepared], enough: int) -> Iterator[_Group[Prepared]]:
+    """Consecutive jobs that together are worth submitting."""
     group, work = [], 0
-    for row, pieces in visits:
-        group.append((row, pieces))
-        work += sum(piece.work for piece in pieces)
+    for row, tasks in jobs:
+        group.append((row, tasks))
+        work += sum(task.work for task in tasks)
         if work >= enough:
             yield group
             group, work = [], 0
@@ -170,14 +193,14 @@ def _groups(visits: _Group[Prepared], enough: int) -> Iterator[_Group[Prepared]]
         yield group
 
 
-def _tasks(pieces: list[Piece[Prepared]], enough: int) -> Iterator[list[Piece[Prepared]]]:
-    """Pieces of one visit that together are worth a task."""
-    task, work = [], 0
-    for piece in pieces:
-        task.append(piece)
-        work += piece.work
+def _batches(tasks: list[Task[Prepared]], enough: int) -> Iterator[list[Task[Prepared]]]:
+    """Consecutive tasks of one job that together are worth submitting."""
+    batch, work = [], 0
+    for task in tasks:
+        batch.append(task)
+        work += task.work
         if work >= enough:
-            yield task
-            task, work = [], 0
-    if task:
-        yield task
+            yield batch
+            batch, work = [], 0
+    if batch:
+        yield batch

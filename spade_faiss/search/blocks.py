@@ -1,4 +1,4 @@
-"""Blocks: the maps of normal images as searches read them, decoded once and kept while there is room."""
+"""Blocks: the maps of the normal images at one level, as searches read them, decoded once while the cache has room."""
 
 from __future__ import annotations
 
@@ -18,23 +18,86 @@ StoredArray = npt.NDArray[np.floating[Any]]
 
 T = TypeVar("T")
 
-# A center is the mean of this many blocks.
+# The center is the mean of this many blocks.
 _CENTER_BLOCKS = 8
-# A sample is of vectors of up to this many.
+# A sample is drawn from up to this many blocks.
 _SAMPLE_BLOCKS = 500
 
 
-def _nothing(row: int) -> None:
-    pass
+class BlockSource:
+    """Where the blocks of one level come from. A source implements `__len__` and `read`, and the rest where it gains by that.
+
+    Attributes:
+        decodes: whether `read` computes the block. Where it returns a view of what is stored, caching gains nothing.
+    """
+
+    decodes = True
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, row: int, out: FloatArray | None = None) -> FloatArray:
+        """Read the block of a bank row.
+
+        Args:
+            row: the bank row.
+            out: (H*W, C) float32, memory that a source which decodes may use for the block that it returns.
+
+        Returns:
+            (H*W, C) float32, not to be changed.
+        """
+        raise NotImplementedError
+
+    def stored(self, row: int) -> StoredArray | None:
+        """The block as it is stored, (H*W, C) float16 or float32, as a view; None where it is not stored as one array."""
+        return None
+
+    def prefetch(self, row: int) -> None:
+        """Take note that a row will be read soon, so that the disk can start."""
+
+    def release(self, row: int) -> None:
+        """Take note that a row is not needed for now, so that its mapped pages need not stay in memory."""
 
 
-def _keep(cache: BlockCache[Any], key: tuple[str, int], make: Callable[[], T]) -> T:
-    """What the cache holds, or what is made now and kept while there is room."""
-    made: T | None = cache.get(key)
-    if made is None:
-        made = make()
-        cache.put(key, made)
-    return made
+class ArraySource(BlockSource):
+    """Blocks that are in memory already, as one array (rows, H*W, C) of float16 or float32."""
+
+    def __init__(self, maps: StoredArray) -> None:
+        self._maps = maps
+        self.decodes = maps.dtype != np.float32
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def read(self, row: int, out: FloatArray | None = None) -> FloatArray:
+        """See `BlockSource`."""
+        if out is None or not self.decodes:
+            block: FloatArray = self._maps[row].astype(np.float32, copy=False)
+            return block
+        np.copyto(out, self._maps[row])
+        return out
+
+    def stored(self, row: int) -> StoredArray:
+        """See `BlockSource`."""
+        block: StoredArray = self._maps[row]
+        return block
+
+
+class _DerivedSource(BlockSource):
+    """Blocks that a function computes from those of another source."""
+
+    def __init__(self, of: BlockSource, compute: Callable[[int], FloatArray]) -> None:
+        self._of = of
+        self._compute = compute
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def read(self, row: int, out: FloatArray | None = None) -> FloatArray:
+        return self._compute(row)
+
+    def release(self, row: int) -> None:
+        self._of.release(row)
 
 
 class Blocks:
@@ -42,77 +105,68 @@ class Blocks:
 
     Args:
         level: the level's name and shape.
-        count: how many normal images there are.
-        read: decodes a row's map, (H*W, C) float32; it may be a view of the bank.
-        read_into: decodes it into memory that is there; None if it has nothing to decode.
-        read_stored: a row's map as the bank stores it, (H*W, C) float16 or float32, a view; None if it is made of several:
-            then `stored` decodes it.
-        read_some: decodes only some locations of a row's map, (m, C) float32; None if that is not cheaper.
-        cache: where decoded blocks are kept, if anywhere.
-        decodes: False where `read` gives a view: there is nothing to keep then.
-        prefetch: told which row will be read soon, so that the disk can start.
-        release: told which row was read and is not needed now, so that its mapped pages need not stay.
+        source: where blocks are read from.
+        cache: where decoded blocks are cached, if anywhere; several levels may share it.
+        key: what they are cached under, unless by the level's name.
     """
 
-    def __init__(
-        self,
-        level: Level,
-        count: int,
-        read: Callable[[int], FloatArray],
-        *,
-        read_into: Callable[[int, FloatArray], None] | None = None,
-        read_stored: Callable[[int], StoredArray] | None = None,
-        read_some: Callable[[int, IntArray], FloatArray] | None = None,
-        cache: BlockCache[Any] | None = None,
-        decodes: bool = True,
-        prefetch: Callable[[int], None] = _nothing,
-        release: Callable[[int], None] = _nothing,
-    ) -> None:
+    def __init__(self, level: Level, source: BlockSource, cache: BlockCache[Any] | None = None, key: str | None = None) -> None:
         self.level = level
-        self._key = level.name
-        self._count = count
-        self.read = read
-        self._read_into = read_into
-        self.stored: Callable[[int], StoredArray] = read_stored or self
-        self._read_some = read_some
+        self.key = key or level.name
+        self._source = source
         self._shared = cache
-        self._cache = cache if decodes else None
-        self._prefetch = prefetch
-        self.release = release
+        self._cache = cache if source.decodes else None
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._source)
 
     def __call__(self, row: int, out: FloatArray | None = None) -> FloatArray:
-        """The block of a bank row; `out` is where it may be decoded to if it will not be kept."""
+        """Return the block of a bank row; one that will not be cached may be decoded into `out`."""
         if self._cache is None or self._cache.capacity < self.block_bytes:
-            if out is None or self._read_into is None:
-                return self.read(row)
-            self._read_into(row, out)
-            return out
-        return _keep(self._cache, (self._key, row), lambda: self.read(row))
+            return self._source.read(row, out)
+        block: FloatArray = self._cache.get_or_make((self.key, row), lambda: self._source.read(row))
+        return block
 
-    def kept(self, name: str, row: int, make: Callable[[], T]) -> T:
-        """What `make` makes of a row's map, something with `nbytes`; kept beside decoded maps while there is room.
+    def read(self, row: int) -> FloatArray:
+        """Read the block of a bank row past the cache."""
+        return self._source.read(row)
 
-        `name` says what it is.
+    def stored(self, row: int) -> StoredArray:
+        """The block as the bank stores it, (H*W, C) float16 or float32; decoded where it is not stored as one array."""
+        stored = self._source.stored(row)
+        return self(row) if stored is None else stored
+
+    def cached(self, name: str, row: int, make: Callable[[], T]) -> T:
+        """Return what `make` makes of a block, something with `nbytes`; it is cached beside the decoded blocks.
+
+        Args:
+            name: what it is, to be told from what else is made of the block.
+            row: the bank row of the block.
+            make: makes it, where it is not in the cache.
         """
         if self._shared is None:
             return make()
-        return _keep(self._shared, (f"{self._key}/{name}", row), make)  # no level's name holds a '/'
+        made: T = self._shared.get_or_make((self._key_of(name), row), make)
+        return made
 
     def take(self, row: int, locations: IntArray) -> FloatArray:
-        """(m, C), the vectors at some locations of a bank row; where the block is not here it is not decoded for them."""
-        if self._read_some is None:
-            return self(row)[locations]
-        block = None if self._cache is None else self._cache.get((self._key, row))
-        return self._read_some(row, locations) if block is None else block[locations]
+        """(m, C) float32, the vectors at some locations of a bank row; where possible, only they are decoded."""
+        block = None if self._cache is None else self._cache.get((self.key, row))
+        if block is None:
+            stored = self._source.stored(row)
+            block = self(row) if stored is None else stored
+        taken: FloatArray = block[locations].astype(np.float32, copy=False)
+        return taken
 
     def sample(self, count: int, seed: int) -> FloatArray:
-        """(n, C), about `count` vectors of as many images as it takes, up to all of them; the same at every call."""
+        """Draw about `count` vectors, as many from each image, from up to all images; the same ones for the same seed.
+
+        Returns:
+            (n, C) float32.
+        """
         rng = np.random.default_rng(seed)
         height, width, _ = self.level.shape
-        rows = np.sort(rng.permutation(self._count)[:_SAMPLE_BLOCKS])
+        rows = np.sort(rng.permutation(len(self))[:_SAMPLE_BLOCKS])
         each = min(height * width, -(-count // len(rows)))
         parts = []
         for row in rows.tolist():
@@ -120,22 +174,25 @@ class Blocks:
             self.release(row)
         return np.concatenate(parts)
 
-    def derived(self, name: str, read: Callable[[int], FloatArray], channels: int) -> Blocks:
-        """Blocks that are made from what is kept of this level, in the same cache: `channels` values at each location."""
+    def derived(self, name: str, compute: Callable[[int], FloatArray], channels: int) -> Blocks:
+        """Blocks that are computed from these, in the same cache.
+
+        Args:
+            name: what they are.
+            compute: makes the block of a bank row, (H*W, channels) float32.
+            channels: number of values at each location.
+        """
         level = replace(self.level, channels=channels)
-        made = Blocks(level, self._count, read, cache=self._shared, release=self.release)
-        made._key = f"{self._key}/{name}"  # no level's name holds a '/'
-        return made
+        return Blocks(level, _DerivedSource(self._source, compute), self._shared, self._key_of(name))
 
     def prefetch(self, row: int) -> None:
         """Say that a row will be read soon."""
-        if self._cache is None or self._cache.get((self._key, row)) is None:
-            self._prefetch(row)
+        if self._cache is None or self._cache.get((self.key, row)) is None:
+            self._source.prefetch(row)
 
-    @property
-    def name(self) -> str:
-        """By which its blocks are kept."""
-        return self._key
+    def release(self, row: int) -> None:
+        """Say that a row is not needed for now."""
+        self._source.release(row)
 
     @property
     def block_bytes(self) -> int:
@@ -147,18 +204,21 @@ class Blocks:
     def center(self) -> FloatArray:
         """(C,), about where the vectors of this level are: the mean of a few blocks spread over the bank.
 
-        L2 does not depend on the origin, rounding does: searches subtract it before they multiply. It depends on the bank
-        alone, so that the same search gives the same numbers in any batch.
+        L2 does not depend on the origin, but rounding does: searches subtract the center before they multiply. It depends on
+        the bank alone, so that a search returns the same numbers in any batch.
         """
         mean: FloatArray = np.mean([self.read(row).mean(axis=0) for row in self._spread], axis=0, dtype=np.float32)
         return mean
 
     def typical(self, count: int) -> FloatArray:
-        """(n, C), up to `count` vectors of the blocks that the center is of; the same at every call."""
+        """(n, C), up to `count` vectors of the blocks that the center is the mean of; the same ones at every call."""
         each = -(-count // len(self._spread))
         parts = [block[:: -(-len(block) // each)] for block in map(self.read, self._spread)]
         return np.concatenate(parts)
 
     @property
     def _spread(self) -> list[int]:
-        return sorted({int(row) for row in np.linspace(0, self._count - 1, _CENTER_BLOCKS)})
+        return sorted({int(row) for row in np.linspace(0, len(self) - 1, _CENTER_BLOCKS)})
+
+    def _key_of(self, name: str) -> str:
+        return f"{self.key}/{name}"  # no level's name holds a '/'

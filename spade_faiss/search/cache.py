@@ -1,9 +1,10 @@
-"""Blocks that are kept, in memory or on a card: the most recently used, up to a capacity."""
+"""A cache of blocks, in memory or on a card: it holds the most recently used ones, up to a capacity."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 
@@ -25,14 +26,14 @@ class BlockCache(Generic[Block]):
         self._lock = threading.Lock()
 
     def get(self, key: tuple[str, int]) -> Block | None:
-        """The block, if it is here."""
+        """Return the block if the cache holds it."""
         with self._lock:
             if key in self._blocks:
                 self._blocks.move_to_end(key)
             return self._blocks.get(key)
 
     def put(self, key: tuple[str, int], block: Block) -> None:
-        """Keep a block; the ones that were not used for longest make room."""
+        """Add a block; those that were unused for longest make room for it. One that is larger than the cache is not added."""
         with self._lock:
             if key in self._blocks or block.nbytes > self.capacity:
                 return
@@ -42,8 +43,16 @@ class BlockCache(Generic[Block]):
                 _, oldest = self._blocks.popitem(last=False)
                 self._bytes -= oldest.nbytes
 
+    def get_or_make(self, key: tuple[str, int], make: Callable[[], Block]) -> Block:
+        """Return the block that the cache holds, or make it and add it."""
+        block = self.get(key)
+        if block is None:
+            block = make()
+            self.put(key, block)
+        return block
+
     def clear(self) -> None:
-        """Keep none."""
+        """Drop all blocks."""
         with self._lock:
             self._blocks.clear()
             self._bytes = 0

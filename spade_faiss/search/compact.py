@@ -9,12 +9,12 @@ import numpy as np
 
 from spade_faiss.core.schema import check_at_least
 from spade_faiss.core.types import Arrays, FloatArray, IntArray
-from spade_faiss.search.block_jobs import Piece, Visit, in_flight, parts_of, sweep, visits_of
+from spade_faiss.search.block_jobs import BlockJob, Task, block_jobs, in_flight, query_parts, run_block_jobs
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import direct_sq_dist, product_bytes, product_knn, sq_norms
 from spade_faiss.search.exact import open_on_cpu
 from spade_faiss.search.protocol import Encoded, GallerySearch, Hits, SearchMethod
-from spade_faiss.search.running_best import Found
+from spade_faiss.search.running_best import RunningBest
 from spade_faiss.search.workers import Workers
 
 _SEED = 1234
@@ -24,7 +24,11 @@ _LARGEST_CODE = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """`dims`: numbers kept of each vector; up to 32, FAISS searches them fastest. `train_vectors`: the sample learned from."""
+    """The codes of vectors.
+
+    `dims` is the number of values that a vector is encoded as; up to 32, FAISS searches them fastest. `train_vectors` is the
+    size of the sample that the components are learned from.
+    """
 
     dims: int = 32
     train_vectors: int = 50_000
@@ -36,7 +40,7 @@ class Build:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """`rerank`: candidates of each location, one from each neighbor, whose true distances are evaluated."""
+    """`rerank` is the number of candidates of each location whose true distances are evaluated."""
 
     rerank: int = 8
 
@@ -47,77 +51,105 @@ class Query:
 class CompactSearch:
     """Approximate nearest gallery vectors, see `GallerySearch`: their distances are true, but nearer ones may be missed.
 
-    A vector is kept as its first `dims - 1` principal components and the length of the rest. The distance of two such is a
-    lower bound of the true one (the triangle inequality between the rests), and far closer to it than that of the components
-    alone. The best vector of each neighbor by that bound is a candidate; the best few candidates are evaluated.
+    A vector is encoded as its first `dims - 1` principal components and the length of the rest. The distance of two codes is a
+    lower bound of the true one (the triangle inequality between the rests), and far closer to it than the distance of the
+    components alone. The `kappa` best vectors of each neighbor by that bound are candidates; the best few candidates of all
+    neighbors are evaluated.
+
+    Args:
+        blocks: the blocks of one level.
+        workers: the threads that search.
+        rerank: see `Query`.
+        encoded: the components, and the codes of each normal image's vectors.
     """
 
-    def __init__(self, blocks: Blocks, workers: Workers, rerank: int, kept: Encoded) -> None:
-        self._blocks = blocks
-
+    def __init__(self, blocks: Blocks, workers: Workers, rerank: int, encoded: Encoded) -> None:
         def codes(row: int) -> FloatArray:
-            return kept(row)[_CODES].astype(np.float32)
+            return encoded(row)[_CODES].astype(np.float32)
 
-        self._codes = blocks.derived(_CODES, codes, kept.trained["components"].shape[1] + 1)
+        self._blocks = blocks
+        self._codes = blocks.derived(_CODES, codes, encoded.trained["components"].shape[1] + 1)
         self._workers = workers
         self._rerank = rerank
-        self._trained = kept.trained
+        self._trained = encoded.trained
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""
         height, width, dims = self._codes.level.shape
         queries, value = height * width, np.dtype(np.float32).itemsize
-        found = 2 * Found.nbytes(images, k_gallery, queries, min(kappa, queries))
+        listed = min(kappa, queries)
+        candidates = self._candidates(k_gallery, listed, kappa)
+        found = RunningBest.nbytes(images, queries, candidates) + RunningBest.nbytes(images, queries, kappa)
+        chosen = images * queries * candidates * 28  # rows, locations, distances, and what tells where they are missing
         projected = images * queries * (dims + 2 * self._blocks.level.channels) * value
         blocks = in_flight(self._workers.threads) * self._codes.block_bytes
-        # A re-ranking may look at all of a block's vectors for all of an image's queries.
+        # All of a block's vectors may have to be evaluated for all of an image's queries.
         each = product_bytes(queries, queries, dims, kappa) + 2 * self._blocks.block_bytes
-        return found + projected + blocks + self._workers.threads * each
+        each += RunningBest.merge_bytes(queries, listed, candidates)
+        last = RunningBest.merge_bytes(queries, candidates, kappa)
+        return found + chosen + projected + blocks + self._workers.threads * each + last
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
-        queries = xq.shape[1]
+        (n, queries, _), locations = xq.shape, self._codes.level.height * self._codes.level.width
+        jobs = block_jobs(neighbors)
+        row, location = self._choose(xq, jobs, self._candidates(neighbors.shape[1], min(kappa, locations), kappa), kappa)
+        sq_dist = self._evaluate(xq, jobs, row, location)
+        best = RunningBest(n, queries, kappa, locations)
+        for image in range(n):
+            best.merge(image, slice(queries), row[image], location[image], sq_dist[image])
+        return best.hits()
+
+    def _candidates(self, k_gallery: int, listed: int, kappa: int) -> int:
+        """The number of candidates of a query, where each neighbor lists so many."""
+        return min(max(kappa, self._rerank), k_gallery * listed)
+
+    def _choose(self, xq: FloatArray, jobs: list[BlockJob], candidates: int, kappa: int) -> tuple[IntArray, IntArray]:
+        """Bank rows and locations of the candidates, (n, HW, candidates) each."""
         projected = np.stack([project(x, self._trained) for x in xq])
-        rows = self._codes.level.height * self._codes.level.width
-        dims = projected.shape[2]
-        k = min(kappa, rows)
-        found = Found(neighbors, queries, k)
+        n, queries, dims = projected.shape
+        locations = self._codes.level.height * self._codes.level.width
+        best = RunningBest(n, queries, candidates, locations)
 
-        def look(image: int, column: int, part: slice, codes: FloatArray) -> None:
-            D, I = product_knn(projected[image, part], codes, k)
-            found.sq_dist[image, column, part], found.location[image, column, part] = D, I
+        def search(image: int, row: int, part: slice, codes: FloatArray) -> None:
+            D, I = product_knn(projected[image, part], codes, min(kappa, locations))
+            best.merge(image, part, row, I, D)
 
-        def looks(visit: Visit) -> list[Piece[FloatArray]]:
+        def searches(job: BlockJob) -> list[Task[FloatArray]]:
             return [
-                Piece(partial(look, image, column, part), (part.stop - part.start) * rows * dims)
-                for image, column in visit.asked
+                Task(partial(search, image, job.row, part), (part.stop - part.start) * locations * dims)
+                for image, _ in job.requests
                 for part in parts
             ]
 
-        parts = parts_of(queries, rows, dims)
-        visits = visits_of(found.rows)
-        sweep(self._codes, self._workers, visits, self._codes, looks)
+        parts = query_parts(queries, locations, dims)
+        run_block_jobs(self._codes, self._workers, jobs, self._codes, searches)
+        return best.vectors()
 
-        candidates = min(max(kappa, self._rerank), neighbors.shape[1] * k)
-        chosen = found.sq_dist <= found.furthest(candidates)[:, None, :, None]
-        found.sq_dist[:] = np.inf
+    def _evaluate(self, xq: FloatArray, jobs: list[BlockJob], row: IntArray, location: IntArray) -> FloatArray:
+        """The true squared distances of candidates, (n, HW, candidates)."""
+        sq_dist = np.full(row.shape, np.inf, np.float32)
 
-        def evaluate(visit: Visit) -> None:
-            for image, column in visit.asked:
-                query, place = np.nonzero(chosen[image, column])
+        def evaluate(job: BlockJob) -> None:
+            for image in job.images.tolist():
+                query, place = np.nonzero(row[image] == job.row)
                 if len(query):
-                    near = self._blocks.take(visit.row, found.location[image, column, query, place])
+                    near = self._blocks.take(job.row, location[image, query, place])
                     D = direct_sq_dist(xq[image, query], near, np.arange(len(query))[:, None])
-                    found.sq_dist[image, column, query, place] = D[:, 0]
-            self._blocks.release(visit.row)
+                    sq_dist[image, query, place] = D[:, 0]
+            self._blocks.release(job.row)
 
-        for task in [self._workers.submit(evaluate, visit) for visit in visits]:
+        for task in [self._workers.submit(evaluate, job) for job in jobs]:
             task.result()
-        return found.hits(kappa)
+        return sq_dist
 
 
 def project(x: FloatArray, trained: Arrays) -> FloatArray:
-    """(n, dims) of vectors (n, C): components, and the length of what they leave over, in units of `scale`."""
+    """Encode vectors (n, C).
+
+    Returns:
+        (n, dims) float32: the components, and the length of what they leave over, in units of `scale`.
+    """
     centered = x - trained["mean"]
     components = centered @ trained["components"]
     rest = np.sqrt(np.maximum(sq_norms(centered) - sq_norms(components), 0))
@@ -132,7 +164,7 @@ def _train(blocks: Blocks, build: Build) -> Arrays:
     centered = xt - mean
     _, vectors = np.linalg.eigh(centered.T @ centered)
     components = vectors[:, ::-1][:, : min(build.dims - 1, xt.shape[1])]
-    # Of large features, in units that leave float16 room.
+    # Codes of large features are scaled down to the range of float16.
     largest = np.sqrt(np.square(centered).sum(axis=1).max())
     scale = 2.0 ** max(0, np.ceil(np.log2(max(largest, 1) / _LARGEST_CODE)))
     return {
@@ -149,9 +181,9 @@ def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
     return {_CODES: project(block, trained).clip(-largest, largest).astype(np.float16)}
 
 
-def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, kept: Encoded | None) -> GallerySearch:
-    assert kept is not None
-    return CompactSearch(blocks, workers, query.rerank, kept) if kept.trained else open_on_cpu(blocks, workers)
+def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, encoded: Encoded | None) -> GallerySearch:
+    assert encoded is not None
+    return CompactSearch(blocks, workers, query.rerank, encoded) if encoded.trained else open_on_cpu(blocks, workers)
 
 
 METHOD = SearchMethod(

@@ -1,4 +1,4 @@
-"""Nearest neighbors by FAISS with distances evaluated directly: the one place where vectors meet."""
+"""Distances between vectors by FAISS: matrix products with a known rounding, direct evaluations, and scans by them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from spade_faiss.core.types import FloatArray, IntArray
 
 # FAISS leaves its matrix-product path when nq * d is below this; its default, 128,000, makes small maps up to 12 times slower.
 _BLAS_THRESHOLD = 1000
-# |q|^2 + |x|^2 - 2qx in float32 is off by up to this share of |q|^2 + |x|^2: it grows as the root of the channels that are
-# summed up, until the product is made of sums of sums (measured on features of 24 to 1792 channels).
+# |q|^2 + |x|^2 - 2qx in float32 is off by up to this share of |q|^2 + |x|^2, times the root of the number of channels. The
+# second share is the most, as a product of many channels is made of sums of sums (measured on 24 to 1792 channels).
 _ROUNDING = 1e-7
 _MOST_ROUNDING = 1e-6
-# FAISS holds the product of this many queries and rows at a time; BLAS has a workspace for each thread.
+# FAISS holds the product of this many queries and rows at a time; BLAS has a workspace of this size for each thread.
 _TILE_QUERIES, _TILE_ROWS = 4096, 1024
 _BLAS_BYTES = 32 << 20
+# What `scan` takes at a time, about.
 SCAN_BYTES = 16 << 20
 
 
 def product_knn(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
-    """The k nearest rows of `xb` for each row of `xq`, as far as FAISS's matrix product can tell.
+    """Find the k nearest rows of `xb` for each row of `xq`, as far as FAISS's matrix product can tell.
+
+    Rounding grows with the norms: subtract a center first, which L2 does not depend on.
 
     Args:
-        xq: (nq, d) float32, C-contiguous. Its rounding grows with the norms: subtract a center first, L2 does not depend on it.
+        xq: (nq, d) float32, C-contiguous.
         xb: (nb, d) float32, C-contiguous.
-        k: at most nb.
+        k: number of rows to find, at most nb.
 
     Returns:
         Squared distances (nq, k), ascending, each off by up to `rounding_of`; row numbers (nq, k).
@@ -45,19 +48,28 @@ def product_knn(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, Int
 
 
 def product_bytes(nq: int, nb: int, d: int, k: int) -> int:
-    """Bytes that one `product_knn` of these shapes takes beside its arguments."""
+    """Bytes that one call of `product_knn` with arguments of these shapes takes beside them."""
     tile = min(nq, _TILE_QUERIES) * min(nb, _TILE_ROWS)
     return np.dtype(np.float32).itemsize * (tile + nq + nb + 3 * nq * k) + _BLAS_BYTES
 
 
 def sq_norms(x: FloatArray) -> FloatArray:
-    """(...) squared norms of vectors (..., d)."""
+    """The squared norms (...) of vectors (..., d)."""
     found: FloatArray = np.einsum("...i,...i->...", x, x)
     return found
 
 
 def rounding_of(sq_norm: FloatArray, sq_dist: FloatArray, d: int) -> FloatArray:
-    """The most by which a product's squared distance may be off, for queries of `sq_norm` and rows as near as `sq_dist`."""
+    """The most by which a product's squared distance may be off.
+
+    Args:
+        sq_norm: (...) the squared norms of the queries.
+        sq_dist: (...) how near the rows are that it matters for, squared.
+        d: number of channels of a vector.
+
+    Returns:
+        (...) float32.
+    """
     share = np.float32(min(_ROUNDING * d**0.5, _MOST_ROUNDING))
     # A row at a distance has a norm of at most the query's plus that distance.
     bound: FloatArray = share * (sq_norm + (np.sqrt(sq_norm) + np.sqrt(np.maximum(sq_dist, 0))) ** 2)
@@ -65,7 +77,16 @@ def rounding_of(sq_norm: FloatArray, sq_dist: FloatArray, d: int) -> FloatArray:
 
 
 def direct_sq_dist(xq: FloatArray, xb: FloatArray, I: IntArray) -> FloatArray:
-    """(nq, k) squared distances, sum((q - x)^2), from each query to the base rows named in its line of `I` (nq, k)."""
+    """Evaluate squared distances as sum((q - x)^2).
+
+    Args:
+        xq: (nq, d) float32, C-contiguous, the queries.
+        xb: (nb, d) float32, C-contiguous, the base.
+        I: (nq, k), for each query the base rows that its distances are asked to; negative for none.
+
+    Returns:
+        (nq, k) float32, infinite for none.
+    """
     faiss = import_faiss()
     D = np.empty(I.shape, np.float32)
     I = np.ascontiguousarray(I, np.int64)
@@ -75,13 +96,22 @@ def direct_sq_dist(xq: FloatArray, xb: FloatArray, I: IntArray) -> FloatArray:
 
 
 def sort_by_distance(D: FloatArray, I: IntArray) -> tuple[FloatArray, IntArray]:
-    """Each line ascending by distance, equal distances by ascending id."""
+    """Sort the lines of distances and ids (nq, k): ascending by distance, equal distances by ascending id."""
     order = np.lexsort((I, D), axis=1)
     return np.take_along_axis(D, order, axis=1), np.take_along_axis(I, order, axis=1)
 
 
 def scan(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
-    """The k nearest by direct distances alone: slow, and right whatever the data; equal distances by ascending row."""
+    """Find the k nearest rows by direct distances alone, which is slow, but right whatever the data.
+
+    Args:
+        xq: (nq, d) float32, C-contiguous.
+        xb: (nb, d) float32, C-contiguous.
+        k: number of rows to find, at most nb.
+
+    Returns:
+        Squared distances (nq, k), ascending, and row numbers (nq, k); of equal distances the smaller row comes first.
+    """
     nb = len(xb)
     step = max(1, SCAN_BYTES // (nb * (np.dtype(np.int64).itemsize + np.dtype(np.float32).itemsize)))
     rows = np.tile(np.arange(nb, dtype=np.int64), (min(step, len(xq)), 1))
@@ -96,7 +126,7 @@ def scan(xq: FloatArray, xb: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
 
 
 def import_faiss() -> ModuleType:
-    """The faiss module, whichever build is installed.
+    """Import faiss, whichever build is installed.
 
     Raises:
         DependencyError: if there is none.
@@ -119,7 +149,7 @@ _threshold_before = 0
 
 @contextmanager
 def _blas_always(faiss: Any) -> Iterator[None]:
-    """Lower FAISS's process-wide threshold while any thread searches; the last one out puts it back."""
+    """Lower FAISS's process-wide threshold while any thread searches; the last of them puts it back."""
     global _threshold_users, _threshold_before
     with _threshold_lock:
         if _threshold_users == 0:

@@ -1,4 +1,4 @@
-"""Exact search: every location of the nearest normals. What searches depends on the machine, what is found does not."""
+"""Exact search of every location of the nearest normals; the engine depends on the machine, what is found does not."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PRODUCTS = ("float32", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True)
 class ExactQuery:
-    """What searches, and how candidates are found.
+    """The engine, and how it multiplies.
 
-    `engine`: on the CPU `native` (the compiled kernel) or `faiss`; `torch` on the device, `knn_gpu` (FAISS's GPU build) on a
-    CUDA card. `auto` is `native` on the CPU where it runs, else `faiss`; elsewhere `torch`. `simd_level`: the instruction set
-    that `native` multiplies with, one of `SIMD_LEVELS`. `product`: what candidates are found by on a device, `float32` or
-    `bfloat16`.
+    `engine` is `native` (the compiled kernel) or `faiss` on the CPU, `torch` on the device, or `knn_gpu` (FAISS's GPU build)
+    on a CUDA card; `auto` is `native` on the CPU where it runs, else `faiss`, and `torch` elsewhere. `simd_level` is the
+    instruction set that `native` multiplies with. `product` is the type of the products that find candidates on a device,
+    `float32` or `bfloat16`.
     """
 
     engine: str = field(default="auto", metadata=SAME_SCORES)
@@ -42,13 +42,13 @@ class ExactQuery:
 
 
 def open_on_cpu(blocks: Blocks, workers: Workers, simd_level: str = AUTO) -> NativeSearch | FaissSearch:
-    """The fastest exact search that this processor runs."""
+    """Open the fastest exact search that this processor runs."""
     channels = blocks.level.channels
     found = usable_simd_level(channels) if simd_level == AUTO else find_simd_level(simd_level, channels)
     return FaissSearch(blocks, workers) if found is None else NativeSearch(blocks, workers, found)
 
 
-def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: ExactQuery, kept: Encoded | None) -> GallerySearch:
+def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: ExactQuery, encoded: Encoded | None) -> GallerySearch:
     on_cpu = workers.device.kind == "cpu"
     if query.engine == "native":
         return NativeSearch(blocks, workers, find_simd_level(query.simd_level, blocks.level.channels))

@@ -1,4 +1,4 @@
-"""What a GPU's memory is spent on, and what will bound a search there. Pure arithmetic on a described machine."""
+"""How a GPU's memory is divided, and what bounds a search there: arithmetic on numbers, without a GPU."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from spade_faiss.core.memory import BATCH_SIZE
 from spade_faiss.features.batch import Level
 
-# One step of a search on the CPU: what its caches hold (measured).
+# What one step of a search on the CPU may take: what the processor's caches hold (measured).
 CPU_TILE_BYTES = 16 << 20
-# Of a card's free memory: an eighth for a step, within these limits (beyond the larger, nothing gets faster), this much for the
-# network and CUDA itself, and this much for FAISS; blocks are kept in what is left.
+# A step may take an eighth of a card's free memory, within these limits; beyond the larger one nothing gets faster.
 _LEAST_TILE_BYTES, _MOST_TILE_BYTES = 64 << 20, 1 << 30
+# What is set aside for the network and CUDA itself, and for FAISS; blocks are cached in what is left.
 NETWORK_BYTES = 3 << 29
 FAISS_BYTES = 256 << 20
-# Of the rest, the most that the embeddings may take: blocks need the remainder more.
+# The share of what is left that the embeddings may take: blocks need the remainder more.
 _INDEX_SHARE = 0.5
-# Queries of a step should be at least as many: a product of fewer is bound by reading the block.
+# The number of queries that a step should have at least: a product of fewer is bound by reading the block.
 _LEAST_QUERIES = 256
 _FLOAT, _HALF = 4, 2
 # The product matrix is written once and read once, by the minima.
@@ -26,22 +26,34 @@ _PASSES = 2
 
 @dataclass(frozen=True)
 class Memory:
-    """A card's free memory, divided."""
+    """How a card's free memory is divided.
+
+    Attributes:
+        tile_bytes: what one step of a search may take.
+        cache_bytes: what blocks may take.
+    """
 
     tile_bytes: int
     cache_bytes: int
 
 
 def split_memory(free_bytes: int) -> Memory:
-    """What a step may take, and what blocks may, of a card's free memory."""
+    """Divide a card's free memory."""
     tile = min(max(free_bytes // 8, _LEAST_TILE_BYTES), _MOST_TILE_BYTES)
     return Memory(tile, max(0, free_bytes - NETWORK_BYTES - FAISS_BYTES - tile))
 
 
 def place_index(index_bytes: int, free_bytes: Sequence[int]) -> str:
-    """Where an index goes on cards with so much free memory: `replicas`, `shards`, or the `host`'s memory.
+    """Decide where an index goes.
 
     A replica on each card answers more queries, shards hold more vectors. Blocks need the rest of a card's memory.
+
+    Args:
+        index_bytes: size of the index.
+        free_bytes: the free memory of each card.
+
+    Returns:
+        `replicas`, `shards`, or `host` for the host's memory.
     """
     room = min(_INDEX_SHARE * split_memory(free).cache_bytes for free in free_bytes)
     if index_bytes <= room:
@@ -51,21 +63,21 @@ def place_index(index_bytes: int, free_bytes: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Tile:
-    """A step of a search: so many queries against so many rows of a block."""
+    """One step of a search: the number of queries, and the number of rows of a block that they meet."""
 
     queries: int
     rows: int
 
 
 def fit_tile(tile_bytes: int, queries: int, rows: int, channels: int, group: int) -> Tile:
-    """The largest step within `tile_bytes`: all rows of a block and as many queries as fit, or fewer rows where few would.
+    """The largest step that fits: all rows of a block and as many queries as fit beside them, or fewer rows if those were few.
 
     Args:
-        tile_bytes: of the product, the minima of its groups, the queries and the block.
-        queries: that there are.
-        rows: of a block.
-        channels: of a vector.
-        group: rows of which one minimum is taken.
+        tile_bytes: what the product, the minima of its groups, the queries and the block may take together.
+        queries: number of queries.
+        rows: number of rows of a block.
+        channels: number of channels of a vector.
+        group: number of rows that share one minimum.
     """
 
     def fitting(of_rows: int) -> int:
@@ -79,7 +91,7 @@ def fit_tile(tile_bytes: int, queries: int, rows: int, channels: int, group: int
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A card and what it stands in; speeds are those that are reached, not those of the data sheet."""
+    """A card and its host; speeds are those that are reached, and not those of the data sheet."""
 
     name: str
     memory_bytes: int
@@ -92,7 +104,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Images to score against a bank."""
+    """What is searched: the levels and the size of a bank, and the number of neighbors of a test image."""
 
     levels: Sequence[Level]
     embedding_dim: int
@@ -102,18 +114,18 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuPlan:
-    """What a card will do with a job.
+    """What a card does for a job.
 
     Attributes:
-        tile: of the finest level.
-        batch: images scored at a time.
-        index_bytes: of the embeddings; 0 where they stay in the host's memory.
-        cached: normal images whose blocks the card keeps.
-        blocks: normal images whose blocks a batch needs, if neighbors are spread evenly over the bank: the worst case.
-        flop: of an image.
-        bus_bytes: that cross to the card, an image.
-        disk_bytes: that are read, an image.
-        seconds: an image, by what takes them; they overlap, so that the largest bounds the search.
+        tile: the step at the finest level.
+        batch: number of images that are scored at a time.
+        index_bytes: what the embeddings take on the card; 0 where they stay in the host's memory.
+        cached: number of normal images whose blocks the card caches.
+        blocks: number of normal images whose blocks a batch needs, in the worst case: neighbors spread evenly over the bank.
+        flop: floating-point operations for an image.
+        bus_bytes: bytes that cross the bus for an image.
+        disk_bytes: bytes that are read from the disk for an image.
+        seconds: the time for an image by what takes it; the times overlap, so that the largest bounds the search.
     """
 
     tile: Tile
@@ -128,12 +140,18 @@ class GpuPlan:
 
     @property
     def bound(self) -> str:
-        """What the search waits for."""
+        """The name of what the search waits for."""
         return max(self.seconds, key=self.seconds.__getitem__)
 
 
 def plan_gpu(machine: Machine, job: Job, group: int) -> GpuPlan:
-    """The plan for a job on a machine; see `docs/how-to/gpu.md` for the arithmetic in words."""
+    """Plan a job on a machine; `docs/how-to/gpu.md` has the arithmetic in words.
+
+    Args:
+        machine: the card and its host.
+        job: what is searched.
+        group: number of rows of a block that share one minimum.
+    """
     memory = split_memory(machine.memory_bytes)
     index_bytes = job.normals * job.embedding_dim * _FLOAT
     if place_index(index_bytes, [machine.memory_bytes]) == "host":
@@ -149,7 +167,7 @@ def plan_gpu(machine: Machine, job: Job, group: int) -> GpuPlan:
     missed = 1 - cached / job.normals
     bus = blocks / batch * missed * image_bytes
     unread = max(0.0, 1 - machine.host_bytes / (job.normals * image_bytes))
-    # Test maps come and results go as float32, and are small beside the blocks.
+    # Test maps and results cross as float32; they are small beside the blocks.
     bus_bytes = bus + 2 * image_bytes
     disk_bytes = bus * unread
     flop = 2.0 * job.k_gallery * sum(rows * rows * channels for rows, channels in locations)

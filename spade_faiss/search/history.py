@@ -1,19 +1,20 @@
-"""Search a location's own history: the same place in all normal images, through inverted lists of its own."""
+"""History search: each location is compared with the same place in all normal images, through inverted lists of its own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import check_at_least
 from spade_faiss.core.types import Arrays, FloatArray, IntArray
 from spade_faiss.search.block_jobs import slices
 from spade_faiss.search.blocks import Blocks
-from spade_faiss.search.distances import direct_sq_dist, import_faiss, sort_by_distance
+from spade_faiss.search.distances import direct_sq_dist, import_faiss
 from spade_faiss.search.protocol import Encoded, Hits, SearchMethod
-from spade_faiss.search.running_best import smallest_of
+from spade_faiss.search.running_best import RunningBest
 from spade_faiss.search.workers import Workers
 
 _SEED = 1234
@@ -26,7 +27,11 @@ _LARGEST_LISTS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """`lists`: of each location's own codebook; 1 searches everything. `train_images`: the sample they are learned from."""
+    """The codebook of each location.
+
+    `lists` is the number of its lists; with 1 everything is searched. `train_images` is the size of the sample that it is
+    learned from.
+    """
 
     lists: int = 8
     train_images: int = 500
@@ -34,13 +39,13 @@ class Build:
     def __post_init__(self) -> None:
         check_at_least("lists", self.lists, 1)
         if self.lists > _LARGEST_LISTS:
-            raise InputError(f"lists={self.lists} must be at most {_LARGEST_LISTS}: the number of a list is kept in one byte")
+            raise InputError(f"lists={self.lists} must be at most {_LARGEST_LISTS}: the number of a list is stored in one byte")
         check_at_least("train_images", self.train_images, self.lists)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """`nprobe`: how many of its lists a location searches."""
+    """`nprobe` is the number of its lists that a location searches."""
 
     nprobe: int = 2
 
@@ -49,72 +54,71 @@ class Query:
 
 
 class HistorySearch:
-    """The nearest vectors at the same place in all normal images, see `GallerySearch`; the neighbors are not asked for.
+    """The nearest vectors at the same place in all normal images, see `GallerySearch`; the neighbors do not matter.
 
-    Distances are true. With one list it is exact for its definition; with more, nearer vectors in other lists are missed. What
-    is kept of a normal image is one byte a location, the number of its list there; its vectors are read one by one.
+    Distances are true. With one list the search is exact for its definition; with more, nearer vectors in other lists are
+    missed. A normal image is encoded as one byte for each location, the number of its list there; its vectors are read one by
+    one.
+
+    Args:
+        blocks: the blocks of one level.
+        workers: the threads that search.
+        nprobe: see `Query`.
+        encoded: the codebooks, and the lists of each normal image's locations.
     """
 
-    def __init__(self, blocks: Blocks, workers: Workers, nprobe: int, kept: Encoded) -> None:
+    def __init__(self, blocks: Blocks, workers: Workers, nprobe: int, encoded: Encoded) -> None:
         self._blocks = blocks
         self._workers = workers
-        self._kept = kept
-        self._centroids: FloatArray = kept.trained["centroids"]  # (H * W, lists, C)
+        self._encoded = encoded
+        self._centroids: FloatArray = encoded.trained["centroids"]  # (H * W, lists, C)
         self._nprobe = min(nprobe, self._centroids.shape[1])
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""
         locations, lists, channels = self._centroids.shape
-        parts = -(-len(self._blocks) // _ROWS_AT_A_TIME)
-        probed = locations * lists * (2 * channels * 4 + 16)
-        return int(
-            images * locations * kappa * 12 * (parts + 4) + probed + self._workers.threads * 3 * self._blocks.block_bytes
-        )
+        probed = locations * lists * (2 * channels * 4 + 18)
+        each = 3 * self._blocks.block_bytes + 40 * locations + RunningBest.merge_bytes(locations, 1, kappa)
+        return int(RunningBest.nbytes(images, locations, kappa) + probed + self._workers.threads * each)
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
         n, locations, _ = xq.shape
         if kappa > (most := len(self._blocks)):
             raise InputError(f"kappa={kappa} is larger than a location's history, {most} normal images; lower it")
-        parts = slices(most, -(-most // _ROWS_AT_A_TIME))
-        every = np.ones((locations, self._centroids.shape[1]), np.bool_)
-        sq_dist, rows = np.empty((n, locations, kappa), np.float32), np.empty((n, locations, kappa), np.int64)
+        best = RunningBest(n, locations, kappa, locations)
         for image, x in enumerate(xq):
-            sq_dist[image], rows[image] = self._search(x, self._probed(x), parts, kappa)
-            # Where the lists hold less than is asked for, all of them are searched.
-            short = np.isinf(sq_dist[image, :, -1])
+            probed = self._probed(x)
+            self._search(xq, image, probed, best)
+            # Where the lists hold fewer vectors than are asked for, the other lists are searched as well.
+            short = np.isinf(best.furthest()[image])
             if short.any():
-                D, I = self._search(x, every & short[:, None], parts, kappa)
-                sq_dist[image, short], rows[image, short] = D[short], I[short]
-        return Hits(sq_dist, rows[..., 0], np.tile(np.arange(locations), (n, 1)))
+                self._search(xq, image, ~probed & short[:, None], best)
+        return best.hits()
 
-    def _probed(self, x: FloatArray) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-        """(H * W, lists), whether a list is among the nearest of its location."""
+    def _probed(self, x: FloatArray) -> npt.NDArray[np.bool_]:
+        """(H * W, lists), whether a list is among those that a location searches."""
         D = np.square(self._centroids - x[:, None]).sum(axis=2)
         probed = np.zeros(D.shape, np.bool_)
         np.put_along_axis(probed, np.argsort(D, axis=1)[:, : self._nprobe], True, axis=1)
         return probed
 
-    def _search(
-        self, x: FloatArray, probed: np.ndarray[tuple[int, int], np.dtype[np.bool_]], parts: list[slice], kappa: int
-    ) -> tuple[FloatArray, IntArray]:
-        """(H * W, kappa) squared distances and rows, ascending; infinite where the probed lists hold too few."""
+    def _search(self, xq: FloatArray, image: int, probed: npt.NDArray[np.bool_], best: RunningBest) -> None:
+        """Compare the locations of an image with the vectors of their probed lists."""
+        locations = np.arange(xq.shape[1])
 
-        def search(part: slice) -> tuple[FloatArray, IntArray]:
-            D, I = np.full((len(x), kappa), np.inf, np.float32), np.full((len(x), kappa), np.iinfo(np.int64).max)
-            everywhere = np.arange(len(x))
+        def search(part: slice) -> None:
             for row in range(part.start, part.stop):
-                where = np.flatnonzero(probed[everywhere, self._kept(row)["list"]])
+                where: IntArray = np.flatnonzero(probed[locations, self._encoded(row)["list"]])
                 if len(where):
                     near = self._blocks.take(row, where)
-                    found = direct_sq_dist(x[where], near, np.arange(len(where))[:, None])
-                    D[where], I[where] = smallest_of([(D[where], I[where]), (found, np.full(found.shape, row))], kappa)
+                    D = direct_sq_dist(xq[image, where], near, np.arange(len(where))[:, None])
+                    best.merge(image, where, row, where[:, None], D)
                     self._blocks.release(row)
-            return D, I
 
-        found = [task.result() for task in [self._workers.submit(search, part) for part in parts]]
-        D, I = sort_by_distance(np.concatenate([D for D, _ in found], axis=1), np.concatenate([I for _, I in found], axis=1))
-        return D[:, :kappa], I[:, :kappa]
+        parts = slices(len(self._blocks), -(-len(self._blocks) // _ROWS_AT_A_TIME))
+        for task in [self._workers.submit(search, part) for part in parts]:
+            task.result()
 
 
 def _train(blocks: Blocks, build: Build) -> Arrays:
@@ -137,13 +141,13 @@ def _train(blocks: Blocks, build: Build) -> Arrays:
 
 
 def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
-    """The nearest list of each location."""
+    """The number of the nearest list of each location."""
     return {"list": np.square(trained["centroids"] - block[:, None]).sum(axis=2).argmin(axis=1).astype(np.uint8)}
 
 
-def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, kept: Encoded | None) -> HistorySearch:
-    assert kept is not None
-    return HistorySearch(blocks, workers, query.nprobe, kept)
+def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, encoded: Encoded | None) -> HistorySearch:
+    assert encoded is not None
+    return HistorySearch(blocks, workers, query.nprobe, encoded)
 
 
 METHOD = SearchMethod(

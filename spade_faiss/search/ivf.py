@@ -5,26 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import check_at_least
 from spade_faiss.core.types import Arrays, FloatArray, IntArray
 from spade_faiss.search.block_jobs import slices
 from spade_faiss.search.blocks import Blocks
-from spade_faiss.search.distances import direct_sq_dist, import_faiss, product_bytes, product_knn, sort_by_distance
+from spade_faiss.search.distances import direct_sq_dist, import_faiss, product_bytes, product_knn
 from spade_faiss.search.protocol import Encoded, Hits, SearchMethod
-from spade_faiss.search.running_best import smallest_of
+from spade_faiss.search.running_best import RunningBest
 from spade_faiss.search.workers import Workers
 
 _SEED = 1234
 _ITERATIONS = 15
-# Blocks whose lists are put together for one search: more of them make longer lists, and take more memory.
-_TOGETHER = 5
+# Blocks whose lists are joined for one search: more of them make longer lists, and take more memory.
+_BLOCKS_AT_A_TIME = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """`lists`: of each level's codebook. `train_vectors`: the sample that it is learned from."""
+    """`lists` is the number of lists of each level's codebook, `train_vectors` the size of the sample it is learned from."""
 
     lists: int = 64
     train_vectors: int = 50_000
@@ -36,7 +37,7 @@ class Build:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """`nprobe`: how many of the lists are searched for a query."""
+    """`nprobe` is the number of lists that are searched for a query."""
 
     nprobe: int = 4
 
@@ -47,87 +48,86 @@ class Query:
 class IvfSearch:
     """Approximate nearest gallery vectors, see `GallerySearch`: their distances are true, but nearer ones may be missed.
 
-    What is kept of a normal image is the order of its locations by list; its vectors come from the bank. Lists that hold none
-    of the neighbors' vectors are passed over, so that every query finds as many as are asked for.
+    A normal image is encoded as the order of its locations by list; its vectors come from the bank. Lists that hold none of the
+    neighbors' vectors are passed over, so that every query finds as many vectors as are asked for.
+
+    Args:
+        blocks: the blocks of one level.
+        workers: the threads that search.
+        nprobe: see `Query`.
+        encoded: the codebook, and the order of each normal image's locations.
     """
 
-    def __init__(self, blocks: Blocks, workers: Workers, nprobe: int, kept: Encoded) -> None:
+    def __init__(self, blocks: Blocks, workers: Workers, nprobe: int, encoded: Encoded) -> None:
         def by_list(row: int) -> FloatArray:
-            return blocks.read(row)[kept(row)["order"]]
+            return blocks.read(row)[encoded(row)["order"]]
 
         self._blocks = blocks.derived("by list", by_list, blocks.level.channels)
         self._workers = workers
-        self._kept = kept
-        self._centroids: FloatArray = np.ascontiguousarray(kept.trained["centroids"])
+        self._encoded = encoded
+        self._centroids: FloatArray = np.ascontiguousarray(encoded.trained["centroids"])
         self._nprobe = min(nprobe, len(self._centroids))
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""
         height, width, channels = self._blocks.level.shape
         queries, value = height * width, np.dtype(np.float32).itemsize
-        found = images * -(-k_gallery // _TOGETHER) * queries * kappa * 3 * (value + 8)
+        rows = _BLOCKS_AT_A_TIME * queries
         # At worst everything lies in one list: all blocks of a task, as they are and centered, and all queries.
-        vectors = (3 * _TOGETHER + 2) * queries * channels * value
-        each = vectors + product_bytes(queries, _TOGETHER * queries, channels, kappa) + queries * (self._nprobe + kappa) * 24
-        return found + self._workers.threads * each
+        vectors = (3 * rows + 2 * queries) * channels * value
+        lists = queries * (self._nprobe + kappa) * 24 + RunningBest.merge_bytes(queries, min(kappa, rows), kappa)
+        probed = (images + 16) * queries * len(self._centroids)
+        each = vectors + product_bytes(queries, rows, channels, kappa) + lists
+        return RunningBest.nbytes(images, queries, kappa) + probed + self._workers.threads * each
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
         n, queries, _ = xq.shape
-        rows = np.sort(neighbors, axis=1)
-        columns = [np.arange(rows.shape[1])[part] for part in slices(rows.shape[1], -(-rows.shape[1] // _TOGETHER))]
+        best = RunningBest(n, queries, kappa, self._locations)
+        parts = slices(neighbors.shape[1], -(-neighbors.shape[1] // _BLOCKS_AT_A_TIME))
         running = []
-        for x, line in zip(xq, rows, strict=True):
-            probes = self._probes(x, line, kappa)
-            running.append([self._workers.submit(self._search, x, line, some, probes, kappa) for some in columns])
-        sq_dist, at = np.empty((n, queries, kappa), np.float32), np.empty((n, queries, kappa), np.int64)
-        for image, tasks in enumerate(running):
-            found = [task.result() for task in tasks]
-            D, I = np.concatenate([D for D, _ in found], axis=1), np.concatenate([I for _, I in found], axis=1)
-            D, I = sort_by_distance(D, I)
-            sq_dist[image], at[image] = D[:, :kappa], I[:, :kappa]
-        column, location = np.divmod(at[..., 0], self._cells)
-        return Hits(sq_dist, np.take_along_axis(rows, column, axis=1), location)
+        for image, rows in enumerate(np.sort(neighbors, axis=1)):
+            probed = self._probed(xq[image], rows, kappa)
+            running += [self._workers.submit(self._search, xq, image, rows[part], probed, best) for part in parts]
+        for task in running:
+            task.result()
+        return best.hits()
 
     @property
-    def _cells(self) -> int:
+    def _locations(self) -> int:
         return self._blocks.level.height * self._blocks.level.width
 
-    def _probes(self, x: FloatArray, rows: IntArray, kappa: int) -> list[IntArray]:
-        """For each list, the queries that it is searched for."""
-        sizes = np.sum([np.diff(self._kept(int(row))["starts"].astype(np.int64)) for row in rows], axis=0)
+    def _probed(self, x: FloatArray, rows: IntArray, kappa: int) -> npt.NDArray[np.bool_]:
+        """(lists, HW), whether a list is among those that a query searches."""
+        sizes = np.sum([np.diff(self._encoded(int(row))["starts"].astype(np.int64)) for row in rows], axis=0)
         (filled,) = np.nonzero(sizes)
         _, I = product_knn(x, self._centroids[filled], min(self._nprobe, len(filled)))
         query = np.repeat(np.arange(len(x)), I.shape[1])
-        # Where the nearest lists hold less than is asked for, all of them are searched.
+        # Where the nearest lists hold fewer vectors than are asked for, all of them are searched.
         short = np.flatnonzero(sizes[filled][I].sum(axis=1) < kappa)
         probed = np.zeros((len(sizes), len(x)), np.bool_)
         probed[filled[I.ravel()], query] = True
         probed[:, short] = True
-        return [np.flatnonzero(line) for line in probed]
+        return probed
 
-    def _search(
-        self, x: FloatArray, rows: IntArray, columns: IntArray, probes: list[IntArray], kappa: int
-    ) -> tuple[FloatArray, IntArray]:
-        """The nearest in some of the neighbors: squared distances (nq, kappa), and column * H * W + location."""
-        blocks = [self._blocks(int(rows[column])) for column in columns]
-        kept = [self._kept(int(rows[column])) for column in columns]
-        D, at = np.full((len(x), kappa), np.inf, np.float32), np.full((len(x), kappa), np.iinfo(np.int64).max)
-        for number, (queries, centroid) in enumerate(zip(probes, self._centroids, strict=True)):
-            parts = [slice(*item["starts"][number : number + 2].tolist()) for item in kept]
-            if not len(queries) or not (size := sum(part.stop - part.start for part in parts)):
+    def _search(self, xq: FloatArray, image: int, rows: IntArray, probed: npt.NDArray[np.bool_], best: RunningBest) -> None:
+        """Search the lists of some of an image's neighbors."""
+        blocks = [self._blocks(row) for row in rows.tolist()]
+        encoded = [self._encoded(row) for row in rows.tolist()]
+        for number, centroid in enumerate(self._centroids):
+            queries = np.flatnonzero(probed[number])
+            parts = [slice(*item["starts"][number : number + 2].tolist()) for item in encoded]
+            sizes = [part.stop - part.start for part in parts]
+            if not len(queries) or not sum(sizes):
                 continue
             xb = np.concatenate([block[part] for block, part in zip(blocks, parts, strict=True)])
-            places = np.concatenate(
-                [column * self._cells + item["order"][part] for column, item, part in zip(columns, kept, parts, strict=True)]
-            )
-            xq = x[queries]
-            _, I = product_knn(xq - centroid, xb - centroid, min(kappa, size))
-            found = direct_sq_dist(xq, xb, I), places[I]
-            D[queries], at[queries] = smallest_of([(D[queries], at[queries]), found], kappa)
-        for column in columns:
-            self._blocks.release(int(rows[column]))
-        return D, at
+            row = np.repeat(rows, sizes)
+            location = np.concatenate([item["order"][part] for item, part in zip(encoded, parts, strict=True)])
+            x = xq[image, queries]
+            _, I = product_knn(x - centroid, xb - centroid, min(best.kappa, len(xb)))
+            best.merge(image, queries, row[I], location[I].astype(np.int64), direct_sq_dist(x, xb, I))
+        for row in rows.tolist():
+            self._blocks.release(row)
 
 
 def _train(blocks: Blocks, build: Build) -> Arrays:
@@ -145,16 +145,16 @@ def _train(blocks: Blocks, build: Build) -> Arrays:
 
 
 def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
-    """Locations by list, and where each list starts."""
+    """The locations in the order of their lists, and where each list starts."""
     _, lists = product_knn(block, np.ascontiguousarray(trained["centroids"]), 1)
     order = np.argsort(lists[:, 0], kind="stable")
     starts = np.searchsorted(lists[order, 0], np.arange(build.lists + 1))
     return {"order": order.astype(np.uint32), "starts": starts.astype(np.uint32)}
 
 
-def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, kept: Encoded | None) -> IvfSearch:
-    assert kept is not None
-    return IvfSearch(blocks, workers, query.nprobe, kept)
+def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, encoded: Encoded | None) -> IvfSearch:
+    assert encoded is not None
+    return IvfSearch(blocks, workers, query.nprobe, encoded)
 
 
 METHOD = SearchMethod(

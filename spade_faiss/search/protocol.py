@@ -1,7 +1,8 @@
-"""Searching the neighbors' maps: one file per way of searching, behind the protocol `GallerySearch`.
+"""The protocol of a search method: how the neighbors' maps are searched, one file per method.
 
-A file holds a `METHOD`: the settings it takes, and how it is opened for one level of a bank. To add a way of searching, write
-such a file, name it in `recipe.GALLERIES`, and write a recipe for it.
+A method is a module of this package that holds a `METHOD`: the settings that it takes, and how it is opened for one level of a
+bank. To add one, write such a module and a recipe that names it; nothing else lists the methods. `spade_faiss.testing` has the
+tests that every method must pass.
 """
 
 from __future__ import annotations
@@ -11,16 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-import numpy.typing as npt
-
 from spade_faiss.core.schema import from_mapping
-from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.core.types import Arrays, FloatArray, IntArray
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.recipe import Recipe
 from spade_faiss.search.workers import Workers
 
-Arrays = dict[str, npt.NDArray[Any]]
-# The metadata of a query setting that says how results are computed, not which.
+# The metadata of a query setting that decides how results are computed, and not what they are.
 SAME_SCORES = {"same_scores": True}
 
 B = TypeVar("B")
@@ -29,12 +27,12 @@ Q = TypeVar("Q")
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """The nearest gallery vectors of n images' locations.
+    """The nearest gallery vectors of all locations of n test images.
 
-    Args:
-        sq_dist: (n, HW, kappa) squared L2 distances, ascending.
-        row: (n, HW), the bank row of the normal image that holds the nearest vector.
-        location: (n, HW), its location in that image's map, `y * W + x`.
+    Attributes:
+        sq_dist: (n, HW, kappa) float32, squared L2 distances, ascending.
+        row: (n, HW) int64, the bank row of the normal image that holds the nearest vector.
+        location: (n, HW) int64, the location of that vector in the image's map, `y * W + x`.
     """
 
     sq_dist: FloatArray
@@ -43,36 +41,45 @@ class Hits:
 
 
 class GallerySearch(Protocol):
-    """A way to find, for each location of each test image, the nearest vectors in a few normal images' maps at one level.
+    """A search of one level: it finds, for each location of each test image, the nearest vectors in a few normal images' maps.
 
-    An implementation holds no state of a call and is safe to share between threads. It must return the same numbers whatever
-    the other test images of the batch are, break ties between images by the smaller bank row (of equal vectors in one image it
-    may name any), and never change its arguments. It may be approximate; distances it returns are true distances to the
-    vectors it names.
+    An implementation holds no state of a call and is safe to share between threads. It returns the same numbers whatever the
+    other test images of the batch are, breaks ties between normal images by the smaller bank row (of equal vectors in one image
+    it may name any), and never changes its arguments, which may be read-only. It may be approximate, but the distances that it
+    returns are those of the vectors that it names.
     """
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """Search.
 
         Args:
-            xq: (n, HW, C) float32, the test images' vectors.
-            neighbors: (n, K), each test image's own gallery: bank rows, distinct within a line.
-            kappa: neighbors to return; at most K * HW.
+            xq: (n, HW, C) float32, the vectors of the test images.
+            neighbors: (n, K) int64, the gallery of each test image: bank rows, distinct within a line, in any order.
+            kappa: number of vectors to find for each location, at most K * HW.
+
+        Raises:
+            InputError: for a `kappa` that is larger than what the method searches for a location.
         """
         ...
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
-        """The most that a call may hold at a time beside its arguments and the cache of decoded blocks."""
+        """The most bytes that a call holds at a time, beside its arguments and the cache of decoded blocks.
+
+        Args:
+            images: number of test images of the call.
+            k_gallery: number of neighbors of each.
+            kappa: number of vectors to find for each location.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class NoSettings:
-    """Of a method that has nothing to set."""
+    """The settings of a method that has none."""
 
 
 class Encoded(Protocol):
-    """What a method keeps of one level: what was learned from a sample of the bank, and something of each normal image."""
+    """What a method has stored beside the bank for one level: what it learned, and the encoded map of each normal image."""
 
     @property
     def trained(self) -> Arrays:
@@ -80,23 +87,24 @@ class Encoded(Protocol):
         ...
 
     def __call__(self, row: int) -> Arrays:
-        """What `SearchMethod.encode` returned for a bank row; it may be read-only views of a file."""
+        """What `SearchMethod.encode` returned for the map of a bank row; the arrays may be read-only views of a file."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchMethod(Generic[B, Q]):
-    """A way of searching.
+    """A search method: its settings, and how it is opened.
 
-    Args:
-        definition: what is found, in a sentence that stands in results.
-        build: dataclass of the settings of what is kept beside the bank; changing one means building again.
-        query: dataclass of the settings that may change from query to query.
-        open: makes the search of one level, from its blocks, the workers, both settings, and what is kept.
-        train: learns from a sample of a level's blocks; None for a method that keeps nothing.
-        encode: turns a block, (H*W, C) float32, into what is kept of it: arrays whose shapes and types are the same for all
-            blocks. It must depend on its arguments alone: an image that was added since the build is encoded when it is met.
-        whole_bank: whether it searches all normal images, whoever the neighbors are.
+    Attributes:
+        definition: a sentence that says what the method finds; it stands in results.
+        build: the dataclass of the settings of what is stored beside the bank; changing one of them means building again.
+        query: the dataclass of the settings that may change from query to query.
+        open: makes the search of one level from its blocks, the workers, both settings, and what is stored of the level.
+        train: learns from a sample of a level's blocks; None for a method that stores nothing.
+        encode: turns a block, (H*W, C) float32, into the arrays that are stored of it. Their shapes and types must be the same
+            for all blocks, and their values must depend on the arguments alone: an image that was added after the build is
+            encoded when it is searched.
+        whole_bank: whether the method searches all normal images, whichever the neighbors are.
     """
 
     definition: str
@@ -110,7 +118,7 @@ class SearchMethod(Generic[B, Q]):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRecipe:
-    """A recipe, its search method, and the settings of both kinds, checked and with their defaults written out."""
+    """A recipe with its search method and the settings of both kinds, which are checked and have their defaults filled in."""
 
     recipe: Recipe
     method: SearchMethod[Any, Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,32 @@ import yaml
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.schema import check_choice, from_mapping
 
-GALLERIES = ("exact", "location", "history", "compact", "ivf")
-
-# ValueError: no UTF-8, or a date that does not exist.
+# What YAML's parser raises; ValueError stands for text that is not UTF-8, or for a date that does not exist.
 _NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
-# What a gallery search can be told.
+# The settings of a search method.
 Settings = dict[str, int | float | str]
+
+
+@cache
+def gallery_names() -> tuple[str, ...]:
+    """The search methods: the modules of this package that define a `METHOD`.
+
+    Their text is searched for it. To import them would import FAISS, which a command that only checks its arguments does not
+    need.
+    """
+    modules = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple(path.stem for path in modules if "\nMETHOD = " in path.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """What is built once.
+    """The part of a recipe that needs a build.
 
-    `image`: a FAISS factory string over the embeddings. `gallery`: how the neighbors' maps are searched, a module of
-    `spade_faiss.search.protocol`. `settings`: that module's build settings.
+    Attributes:
+        image: a FAISS factory string for the index over the image embeddings.
+        gallery: the search method of the neighbors' maps, see `gallery_names`.
+        settings: the build settings of that method.
     """
 
     image: str = "Flat"
@@ -34,14 +46,16 @@ class Build:
     settings: Settings = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice("gallery", self.gallery, GALLERIES)
+        check_choice("gallery", self.gallery, gallery_names())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What may change from query to query.
+    """The part of a recipe that may change from query to query.
 
-    `image`: a FAISS parameter string, for instance `efSearch=128`. `settings`: the gallery module's query settings.
+    Attributes:
+        image: a FAISS parameter string for the image index, for instance `efSearch=128`.
+        settings: the query settings of the search method.
     """
 
     image: str = ""
@@ -50,7 +64,14 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A recipe; `name` is the folder that its indexes are kept in."""
+    """A recipe.
+
+    Attributes:
+        name: the recipe's name, which is also that of the folder with its indexes.
+        description: a sentence that says what the recipe is for.
+        build: what is built.
+        query: how it is queried.
+    """
 
     name: str
     description: str = ""
@@ -67,9 +88,15 @@ class Recipe:
         return self.build.image != "Flat"
 
     def with_query(self, changes: Mapping[str, str]) -> Recipe:
-        """The recipe with other query settings; values as text, read as YAML reads them. `image` is the image index's string.
+        """The recipe with other query settings.
 
-        What the gallery does not know is refused when it is opened.
+        Settings that the search method does not know are refused later, when the recipe is resolved.
+
+        Args:
+            changes: values as text, read as YAML reads them, by setting; `image` is the parameter string of the image index.
+
+        Raises:
+            InputError: for a value that is not valid YAML.
         """
         values = {name: _value(name, text) for name, text in changes.items() if name != "image"}
         query = Query(image=changes.get("image", self.query.image), settings={**self.query.settings, **values})
@@ -77,11 +104,11 @@ class Recipe:
 
 
 def load_recipe(recipe: str | Path | Recipe) -> Recipe:
-    """A recipe by its name, or from a YAML file.
+    """Load a recipe of the package by its name, or any other from a YAML file.
 
     Raises:
-        NotFoundError: for a name that is neither one of ours nor a file.
-        InputError: for a file that is no recipe.
+        NotFoundError: for a name that is neither one of the package's recipes nor a file.
+        InputError: for a file that holds no recipe.
     """
     if isinstance(recipe, Recipe):
         return recipe
@@ -97,16 +124,16 @@ def load_recipe(recipe: str | Path | Recipe) -> Recipe:
     return from_mapping(Recipe, content, str(path))
 
 
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
 def _value(name: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except _NO_YAML as error:
         raise InputError(f"{name}={text!r} is no value: {' '.join(str(error).split())}") from error
-
-
-def recipe_names() -> list[str]:
-    """The names of the recipes that come with the package."""
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
 
 
 def _folder() -> Path:

@@ -1,4 +1,4 @@
-"""What searches: threads that each run a FAISS of their own, and the device that was asked for."""
+"""The threads that search, each with a single-threaded FAISS, and the device that was asked for."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ T = TypeVar("T")
 
 
 class Workers:
-    """As many threads as FAISS may use where this is made (`faiss.omp_set_num_threads`, or `OMP_NUM_THREADS`).
+    """A pool of threads for searches, and the device of those searches that can use one.
 
-    One single-threaded search per core beats one search spread over the cores: decoding, products and evaluations of
-    different blocks overlap, and what a search returns does not depend on the number of threads.
+    One single-threaded search per core beats one search spread over the cores: the decoding, the products and the evaluations
+    of different blocks overlap, and what a search returns does not depend on the number of threads.
 
     Args:
-        threads: how many, if not that.
+        threads: number of threads; by default as many as FAISS may use in the thread that makes the pool
+            (`faiss.omp_set_num_threads`, or `OMP_NUM_THREADS`).
         device: where those searches run that can use it.
     """
 
@@ -31,16 +32,17 @@ class Workers:
         self.device = device
         faiss = import_faiss()
         self.threads: int = threads or faiss.omp_get_max_threads()
-        # Of each thread alone. No method of ours: what holds itself is freed late, and with it a bank's lease.
+        # FAISS's limit belongs to the thread that sets it. The initializer is no method of this class: a pool that refers to
+        # its owner would keep it alive, and with it a bank's lease.
         self._pool = ThreadPoolExecutor(self.threads, "spade_faiss", initializer=faiss.omp_set_num_threads, initargs=(1,))
 
     def submit(self, task: Callable[..., T], *arguments: object) -> Future[T]:
-        """Run `task(*arguments)` in one of the threads; tasks start in the order they were submitted in."""
+        """Run `task(*arguments)` in one of the threads; tasks begin in the order in which they were submitted."""
         return self._pool.submit(task, *arguments)
 
     @cached_property
     def accelerators(self) -> list[Accelerator]:
-        """The device for torch, one for each card; all levels share their memory."""
+        """The device as torch uses it, one accelerator for each card; the searches of all levels share their memory."""
         from spade_faiss.search.engines.accelerator import open_accelerators
 
         return open_accelerators(self.device)

@@ -29,7 +29,7 @@ from spade_faiss.index.build import build_index, check_recipe, update_indexes
 from spade_faiss.index.built_index import index_folder, read_built
 from spade_faiss.index.gallery_index import EncodedLevel, GalleryIndexManifest, build_gallery, open_gallery
 from spade_faiss.search import compact, history, ivf
-from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Build, Query, Recipe
 from tests.support.oracle import Features, bank_of, batch_of, levels_of, product
@@ -159,7 +159,7 @@ def encoded_level(bank: Bank, recipe: Recipe, name: str) -> tuple[EncodedLevel, 
         found: FloatArray = bank.level_map(name, row).reshape(-1, level.channels).astype(np.float32)
         return found
 
-    blocks = Blocks(level, len(bank), read)
+    blocks = Blocks(level, ArraySource(np.stack([read(row) for row in range(len(bank))])))
     return EncodedLevel(open_gallery(bank, recipe), level, blocks), blocks
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from spade_faiss.features.batch import Level
-from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.engines import native
 from spade_faiss.search.engines.native import NativeSearch
@@ -18,7 +18,7 @@ from spade_faiss.search.native.basis import COMPONENTS, choose_center, principal
 from spade_faiss.search.native.basis import choose_basis as choose_basis_around
 from spade_faiss.search.native.extension import usable_simd_level
 from spade_faiss.search.workers import Workers
-from tests.support.searches import equal
+from spade_faiss.testing import assert_same_hits
 
 Floats = npt.NDArray[np.float32]
 
@@ -38,7 +38,7 @@ def maps(images: int, locations: int, channels: int, rank: int, noise: float) ->
 
 def blocks_of(x: Floats, cache: BlockCache[Floats] | None = None) -> Blocks:
     level = Level("level", x.shape[2], stride=1, height=1, width=x.shape[1])
-    return Blocks(level, len(x), x.__getitem__, cache=cache)
+    return Blocks(level, ArraySource(x), cache)
 
 
 def choose_basis(blocks: Blocks) -> Floats | None:
@@ -96,8 +96,8 @@ def test_no_basis_changes_a_bit_of_a_result(kappa: int, monkeypatch: pytest.Monk
     for basis in (None, principal_directions(x[0] - x[0].mean(axis=0), 15), np.eye(7, 96, dtype=np.float32)):
         monkeypatch.setattr(native, "choose_basis", lambda blocks, simd_level, center, basis=basis: basis)
         found.append(NativeSearch(blocks_of(x), Workers(2), SIMD_LEVEL)(xq, neighbors, kappa))
-    equal(found[0], found[1])
-    equal(found[0], found[2])
+    assert_same_hits(found[0], found[1])
+    assert_same_hits(found[0], found[2])
 
 
 def test_packed_blocks_are_cached_while_there_is_room() -> None:
@@ -107,7 +107,7 @@ def test_packed_blocks_are_cached_while_there_is_room() -> None:
     first = search(x[:1] + 1, np.arange(1, 6)[None], 1)
     cached = {key: pack for key in list(cache._blocks) if (pack := cache.get(key)) is not None and "/" in key[0]}
     assert {row for _, row in cached} == set(range(1, 6))
-    equal(first, search(x[:1] + 1, np.arange(1, 6)[None], 1))
+    assert_same_hits(first, search(x[:1] + 1, np.arange(1, 6)[None], 1))
     assert all(cache.get(key) is pack for key, pack in cached.items())
     assert 0 < cache._bytes <= cache.capacity
 

@@ -1,10 +1,11 @@
-"""Visits, the parts of an image, and what a sweep promises: every piece once, with its block, and few blocks at a time."""
+"""Block jobs: every task runs once with its block, each block is read once, and few blocks are held at a time."""
 
 from __future__ import annotations
 
 import threading
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from functools import cache, partial
 
 import numpy as np
@@ -14,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spade_faiss.features.batch import Level
-from spade_faiss.search.block_jobs import Piece, Visit, in_flight, parts_of, slices, sweep, visits_of
-from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.block_jobs import BlockJob, Task, block_jobs, in_flight, query_parts, run_block_jobs, slices
+from spade_faiss.search.blocks import Blocks, BlockSource
 from spade_faiss.search.workers import Workers
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 LEVEL = Level("level", channels=1, stride=1, height=1, width=1)
-# Of pieces: many to a task, a task of their own, more than the largest task.
+# The work of a task: many of them make a batch, one makes a batch, one is more than the largest batch.
 WORK = [1, 3_000_000, 25_000_000, 200_000_000]
 # A wait that only ends so when something is stuck.
 STUCK_S = 20
@@ -33,8 +34,31 @@ def workers_of(threads: int) -> Workers:
     return Workers(threads)
 
 
+class Source(BlockSource):
+    """Blocks from a function; `note` is told what is asked of which row."""
+
+    def __init__(
+        self, count: int, read: Callable[[int], Floats], note: Callable[[str, int], None] = lambda what, row: None
+    ) -> None:
+        self._count = count
+        self._read = read
+        self._note = note
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, row: int, out: Floats | None = None) -> Floats:
+        return self._read(row)
+
+    def prefetch(self, row: int) -> None:
+        self._note("prefetch", row)
+
+    def release(self, row: int) -> None:
+        self._note("release", row)
+
+
 class Recorder:
-    """Blocks that hold their row, and pieces that note what happens to them."""
+    """Blocks that hold their row, and tasks that note what happens to them."""
 
     def __init__(self, count: int) -> None:
         self._lock = threading.Lock()
@@ -43,9 +67,7 @@ class Recorder:
         self._left: Counter[int] = Counter()
         self._flying: set[int] = set()
         self.most_flying = 0
-        self.blocks = Blocks(
-            LEVEL, count, self._read, prefetch=partial(self._note, "prefetch"), release=partial(self._note, "release")
-        )
+        self.blocks = Blocks(LEVEL, Source(count, self._read, self._note))
 
     def _note(self, what: str, row: int) -> None:
         with self._lock:
@@ -66,10 +88,10 @@ class Recorder:
     def done(self, prepared: tuple[int]) -> None:
         self._note("done", prepared[0])
 
-    def pieces_of(self, visit: Visit, work: dict[int, int]) -> list[Piece[tuple[int]]]:
-        asked = list(visit.asked)
-        self._left[visit.row] = len(asked)
-        return [Piece(partial(self._run, image, column), work[visit.row]) for image, column in asked]
+    def tasks_of(self, job: BlockJob, work: dict[int, int]) -> list[Task[tuple[int]]]:
+        requests = list(job.requests)
+        self._left[job.row] = len(requests)
+        return [Task(partial(self._run, image, column), work[job.row]) for image, column in requests]
 
     def _run(self, image: int, column: int, prepared: tuple[int]) -> None:
         with self._lock:
@@ -89,23 +111,23 @@ def galleries(draw: st.DrawFn) -> Ints:
     return np.stack([rng.permutation(count)[:k] for _ in range(n)])
 
 
-def test_visits_by_hand() -> None:
-    visits = visits_of(np.array([[5, 2, 9], [2, 9, 4]]))
-    assert [visit.row for visit in visits] == [2, 4, 5, 9]
-    assert [list(visit.asked) for visit in visits] == [[(0, 1), (1, 0)], [(1, 2)], [(0, 0)], [(0, 2), (1, 1)]]
+def test_jobs_by_hand() -> None:
+    jobs = block_jobs(np.array([[5, 2, 9], [2, 9, 4]]))
+    assert [job.row for job in jobs] == [2, 4, 5, 9]
+    assert [list(job.requests) for job in jobs] == [[(0, 1), (1, 0)], [(1, 2)], [(0, 0)], [(0, 2), (1, 1)]]
 
 
 @given(galleries())
-def test_every_place_of_every_gallery_is_visited_once(rows: Ints) -> None:
-    visits = visits_of(rows)
-    assert [visit.row for visit in visits] == np.unique(rows).tolist()
-    asked = [(image, column, visit.row) for visit in visits for image, column in visit.asked]
-    assert sorted(asked) == [(*place, int(rows[place])) for place in np.ndindex(rows.shape)]
+def test_every_place_of_every_gallery_is_in_one_job(rows: Ints) -> None:
+    jobs = block_jobs(rows)
+    assert [job.row for job in jobs] == np.unique(rows).tolist()
+    requests = [(image, column, job.row) for job in jobs for image, column in job.requests]
+    assert sorted(requests) == [(*place, int(rows[place])) for place in np.ndindex(rows.shape)]
 
 
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(1, 4096))
 def test_parts_cover_all_queries_once(queries: int, rows: int, channels: int) -> None:
-    parts = parts_of(queries, rows, channels)
+    parts = query_parts(queries, rows, channels)
     covered = np.concatenate([np.arange(queries)[part] for part in parts])
     np.testing.assert_array_equal(covered, np.arange(queries))
     sizes = [part.stop - part.start for part in parts]
@@ -114,39 +136,39 @@ def test_parts_cover_all_queries_once(queries: int, rows: int, channels: int) ->
     # A part is small only where the image is: smaller products are slower.
     assert len(parts) == 1 or min(sizes) >= 500
     # They are a matter of the shapes alone: nothing that was asked before changes them.
-    assert parts_of(queries, rows, channels) == parts
+    assert query_parts(queries, rows, channels) == parts
 
 
 def test_large_images_have_parts_and_small_ones_do_not() -> None:
-    assert len(parts_of(784, 784, 24)) == 1
-    assert len(parts_of(56 * 56, 56 * 56, 256)) > 2
+    assert len(query_parts(784, 784, 24)) == 1
+    assert len(query_parts(56 * 56, 56 * 56, 256)) > 2
     assert slices(10, 3) == [slice(0, 3), slice(3, 6), slice(6, 10)]
 
 
 @given(galleries(), st.data(), st.integers(1, 4))
-def test_every_piece_is_run_once_with_its_block(rows: Ints, data: st.DataObject, threads: int) -> None:
-    visits = visits_of(rows)
-    work = {visit.row: data.draw(st.sampled_from(WORK)) for visit in visits}
+def test_every_task_is_run_once_with_its_block(rows: Ints, data: st.DataObject, threads: int) -> None:
+    jobs = block_jobs(rows)
+    work = {job.row: data.draw(st.sampled_from(WORK)) for job in jobs}
     recorder = Recorder(int(rows.max()) + 1)
-    pieces_of = partial(recorder.pieces_of, work=work)
-    sweep(recorder.blocks, workers_of(threads), visits, recorder.prepare, pieces_of, recorder.done)
+    tasks_of = partial(recorder.tasks_of, work=work)
+    run_block_jobs(recorder.blocks, workers_of(threads), jobs, recorder.prepare, tasks_of, recorder.done)
     assert sorted(recorder.ran) == [(*place, int(rows[place])) for place in np.ndindex(rows.shape)]
     # Each block once: announced, read, prepared, and let go after all that was asked of it.
-    for visit in visits:
-        order = [what for what, row in recorder.events if row == visit.row]
-        assert order[: 3 + len(visit.images)] == ["prefetch", "read", "prepare", *["run"] * len(visit.images)]
-        assert sorted(order[3 + len(visit.images) :]) == ["done", "release"]
+    for job in jobs:
+        order = [what for what, row in recorder.events if row == job.row]
+        assert order[: 3 + len(job.images)] == ["prefetch", "read", "prepare", *["run"] * len(job.images)]
+        assert sorted(order[3 + len(job.images) :]) == ["done", "release"]
     assert recorder.most_flying <= in_flight(threads)
 
 
-def test_no_visits_are_nothing_to_do() -> None:
+def test_no_jobs_are_nothing_to_do() -> None:
     recorder = Recorder(1)
-    sweep(recorder.blocks, workers_of(2), [], recorder.prepare, partial(recorder.pieces_of, work={}))
+    run_block_jobs(recorder.blocks, workers_of(2), [], recorder.prepare, partial(recorder.tasks_of, work={}))
     assert recorder.events == []
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_large_visits_are_not_read_far_ahead(threads: int) -> None:
+def test_large_jobs_are_not_read_far_ahead(threads: int) -> None:
     count, lock, busy = 12, threading.Lock(), threading.Event()
     read, done = list[int](), Counter[int]()
 
@@ -163,28 +185,28 @@ def test_large_visits_are_not_read_far_ahead(threads: int) -> None:
             assert len(read) - sum(runs == 2 for runs in done.values()) <= in_flight(threads)
             done[int(block[0, 0])] += 1
 
-    def pieces(visit: Visit) -> list[Piece[Floats]]:
-        return [Piece(run, WORK[-1])] * 2
+    def tasks(job: BlockJob) -> list[Task[Floats]]:
+        return [Task(run, WORK[-1])] * 2
 
-    blocks = Blocks(LEVEL, count, read_block)
-    sweep(blocks, workers_of(threads), visits_of(np.arange(count)[None]), blocks, pieces)
+    blocks = Blocks(LEVEL, Source(count, read_block))
+    run_block_jobs(blocks, workers_of(threads), block_jobs(np.arange(count)[None]), blocks, tasks)
     assert done == Counter(dict.fromkeys(range(count), 2))
 
 
 def test_the_next_block_is_read_before_this_one_is_searched() -> None:
     """Its page faults and its decoding overlap with the searches, even where one thread does everything."""
     recorder = Recorder(4)
-    visits = visits_of(np.array([[0, 1, 2, 3], [3, 2, 1, 0]]))
+    jobs = block_jobs(np.array([[0, 1, 2, 3], [3, 2, 1, 0]]))
     work = dict.fromkeys(range(4), WORK[-1])
-    sweep(recorder.blocks, workers_of(1), visits, recorder.prepare, partial(recorder.pieces_of, work=work))
+    run_block_jobs(recorder.blocks, workers_of(1), jobs, recorder.prepare, partial(recorder.tasks_of, work=work))
     order = [(what, row) for what, row in recorder.events if what in ("read", "run")]
     assert order == [("read", 0)] + [
         event for row in range(4) for event in ([("read", row + 1)] * (row < 3) + [("run", row)] * 2)
     ]
 
 
-def test_small_visits_hold_few_blocks() -> None:
-    """Visits that share a task hold one block after the other: no more is alive at a time than memory was planned for."""
+def test_small_jobs_hold_few_blocks() -> None:
+    """Jobs that are submitted together hold one block after the other: few are alive at a time, as memory was planned for."""
     threads = 4
     together = threading.Barrier(threads)
     lock, alive, most = threading.Lock(), [0], [0]
@@ -204,11 +226,11 @@ def test_small_visits_hold_few_blocks() -> None:
         together.wait(STUCK_S)
         return block
 
-    def pieces(visit: Visit) -> list[Piece[Floats]]:
-        return [Piece(lambda block: None, 10_000_000)]  # two make a task
+    def tasks(job: BlockJob) -> list[Task[Floats]]:
+        return [Task(lambda block: None, 10_000_000)]  # two make a batch
 
-    blocks = Blocks(LEVEL, 8, read)
-    sweep(blocks, workers_of(threads), visits_of(np.arange(8)[None]), blocks, pieces)
+    blocks = Blocks(LEVEL, Source(8, read))
+    run_block_jobs(blocks, workers_of(threads), block_jobs(np.arange(8)[None]), blocks, tasks)
     assert threads <= most[0] <= in_flight(threads)
 
 
@@ -223,13 +245,13 @@ def test_what_was_not_begun_is_not_done_after_an_exception() -> None:
         if not over.wait(STUCK_S):
             over.set()  # nothing came out: that one wait was long enough to say so
 
-    def pieces(visit: Visit) -> list[Piece[Floats]]:
-        return [Piece(partial(run, number), WORK[-1]) for number in range(5)]
+    def tasks(job: BlockJob) -> list[Task[Floats]]:
+        return [Task(partial(run, number), WORK[-1]) for number in range(5)]
 
-    workers, blocks = workers_of(1), Blocks(LEVEL, 9, lambda row: np.zeros((1, 1), np.float32))
+    workers, blocks = workers_of(1), Blocks(LEVEL, Source(9, lambda row: np.zeros((1, 1), np.float32)))
     try:
         with pytest.raises(ValueError, match="on purpose"):
-            sweep(blocks, workers, visits_of(np.arange(9)[None]), blocks, pieces)
+            run_block_jobs(blocks, workers, block_jobs(np.arange(9)[None]), blocks, tasks)
     finally:
         over.set()
     workers.submit(lambda: None).result(STUCK_S)
@@ -237,12 +259,12 @@ def test_what_was_not_begun_is_not_done_after_an_exception() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-@pytest.mark.parametrize("where", ["read", "prepare", "run", "pieces_of"])
+@pytest.mark.parametrize("where", ["read", "prepare", "run", "tasks_of"])
 @pytest.mark.parametrize("work", [1, WORK[-1]])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_an_exception_comes_out_and_nothing_is_stuck(where: str, work: int, threads: int, error: type[BaseException]) -> None:
     workers, read = workers_of(threads), list[int]()
-    blocks = Blocks(LEVEL, 40, lambda row: read_block(row))
+    blocks = Blocks(LEVEL, Source(40, lambda row: read_block(row)))
 
     def fail(here: str) -> None:
         if here == where:
@@ -260,18 +282,20 @@ def test_an_exception_comes_out_and_nothing_is_stuck(where: str, work: int, thre
     def run(block: Floats) -> None:
         fail("run")
 
-    def pieces(visit: Visit) -> list[Piece[Floats]]:
-        fail("pieces_of")
-        return [Piece(run, work)] * 4
+    def tasks(job: BlockJob) -> list[Task[Floats]]:
+        fail("tasks_of")
+        return [Task(run, work)] * 4
 
     with pytest.raises(error, match="on purpose"):
-        sweep(blocks, workers, visits_of(np.arange(40)[None]), prepare, pieces)
+        run_block_jobs(blocks, workers, block_jobs(np.arange(40)[None]), prepare, tasks)
     # Every thread of the pool is there for the next one, and what was not begun is not begun any more.
     together = threading.Barrier(threads)
     for task in [workers.submit(together.wait, STUCK_S) for _ in range(threads)]:
         task.result(STUCK_S)
     assert len(read) <= in_flight(threads)
     recorder = Recorder(3)
-    visits = visits_of(np.arange(3)[None])
-    sweep(recorder.blocks, workers, visits, recorder.prepare, partial(recorder.pieces_of, work=dict.fromkeys(range(3), work)))
+    jobs = block_jobs(np.arange(3)[None])
+    run_block_jobs(
+        recorder.blocks, workers, jobs, recorder.prepare, partial(recorder.tasks_of, work=dict.fromkeys(range(3), work))
+    )
     assert sorted(recorder.ran) == [(0, 0, 0), (0, 1, 1), (0, 2, 2)]

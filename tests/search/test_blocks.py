@@ -1,25 +1,20 @@
-"""Blocks: what is read, kept, thrown out, sampled; the cache's arithmetic, worked by hand and under threads."""
+"""Blocks are read, cached, announced, released and sampled as they should."""
 
 from __future__ import annotations
 
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from spade_faiss.features.batch import Level
 from spade_faiss.search import blocks as module
-from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.cache import BlockCache
+from tests.support.searches import CountingSource
 
 Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 
 HEIGHT, WIDTH, CHANNELS = 3, 4, 2
 CELLS = HEIGHT * WIDTH
@@ -36,238 +31,126 @@ def maps(count: int) -> Floats:
     return np.stack([row, location], axis=-1).astype(np.float32)
 
 
-class Source:
-    """Maps that count what is asked of them."""
-
-    def __init__(self, count: int) -> None:
-        self.maps = maps(count)
-        self.read: list[int] = []
-        self.some: list[int] = []
-        self.prefetched: list[int] = []
-        self.released: list[int] = []
-
-    def read_block(self, row: int) -> Floats:
-        self.read.append(row)
-        block: Floats = self.maps[row].copy()
-        return block
-
-    def read_some(self, row: int, locations: Ints) -> Floats:
-        self.some.append(row)
-        found: Floats = self.maps[row][locations]
-        return found
-
-    def blocks(self, cache: BlockCache[Floats] | None = None, *, some: bool = False) -> Blocks:
-        return Blocks(
-            level(),
-            len(self.maps),
-            self.read_block,
-            read_some=self.read_some if some else None,
-            cache=cache,
-            prefetch=self.prefetched.append,
-            release=self.released.append,
-        )
-
-
-def numbers(count: int) -> Floats:
-    return np.zeros(count, np.float32)
-
-
-def held(cache: BlockCache[Floats], keys: str) -> str:
-    """Those of the keys that the cache holds; asking for one is a use of it."""
-    return "".join(key for key in keys if cache.get((key, 0)) is not None)
-
-
-# The cache
-
-
-def test_the_least_recently_used_blocks_make_room() -> None:
-    cache: BlockCache[Floats] = BlockCache(100)
-    for key, count in (("a", 10), ("b", 10), ("c", 5)):
-        cache.put((key, 0), numbers(count))  # 40 + 40 + 20 bytes: full to the last
-    assert held(cache, "abc") == "abc"
-    assert held(cache, "a") == "a"  # now b was not used for longest
-    cache.put(("d", 0), numbers(1))
-    assert held(cache, "bcad") == "cad"
-    # 60 bytes more than fit: c, used before a and d, makes room first, then a; that is enough.
-    cache.put(("e", 0), numbers(24))
-    assert held(cache, "abcde") == "de"
-
-
-def test_a_key_is_a_level_and_a_row() -> None:
-    cache: BlockCache[Floats] = BlockCache(1000)
-    block = numbers(3)
-    cache.put(("a", 1), block)
-    assert cache.get(("a", 1)) is block
-    assert cache.get(("a", 0)) is None
-    assert cache.get(("b", 1)) is None
-
-
-def test_what_is_there_is_not_counted_twice() -> None:
-    """Two threads may decode the same block: the second one's copy is not kept, nor its bytes."""
-    cache: BlockCache[Floats] = BlockCache(100)
-    first = numbers(10)
-    cache.put(("a", 0), first)
-    for _ in range(10):
-        cache.put(("a", 0), numbers(10))
-    cache.put(("b", 0), numbers(15))
-    assert held(cache, "ab") == "ab"
-    assert cache.get(("a", 0)) is first
-
-
-def test_a_block_that_does_not_fit_throws_nothing_out() -> None:
-    cache: BlockCache[Floats] = BlockCache(100)
-    cache.put(("a", 0), numbers(25))
-    cache.put(("b", 0), numbers(26))
-    assert held(cache, "ab") == "a"
-
-
-def test_no_capacity_keeps_nothing() -> None:
-    cache: BlockCache[Floats] = BlockCache()
-    cache.put(("a", 0), numbers(1))
-    assert held(cache, "a") == ""
-    cache.capacity = 4  # as the detector does, once it knows
-    cache.put(("a", 0), numbers(1))
-    assert held(cache, "a") == "a"
-
-
-@given(st.integers(0, 60), st.lists(st.tuples(st.booleans(), st.integers(0, 7)), max_size=60))
-def test_the_cache_is_a_list_by_use(capacity: int, calls: list[tuple[bool, int]]) -> None:
-    """Against a plain list, the longest unused first; a key's size is its number."""
-    cache, listed = BlockCache[Floats](4 * capacity), list[int]()
-    for is_put, key in calls:
-        if is_put:
-            cache.put(("x", key), numbers(key))
-            if key not in listed and key <= capacity:
-                listed.append(key)
-                while sum(listed) > capacity:
-                    listed.pop(0)
-        else:
-            assert (cache.get(("x", key)) is not None) == (key in listed)
-            if key in listed:
-                listed.remove(key)
-                listed.append(key)
-    assert [key for _, key in cache._blocks] == listed
-    assert cache._bytes == 4 * sum(listed)
-
-
-@pytest.fixture
-def restless() -> Iterator[None]:
-    """Threads take turns as often as they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
-@pytest.mark.usefixtures("restless")
-def test_threads_keep_the_count_right() -> None:
-    cache, threads = BlockCache[Floats](1000), 8
-    together = threading.Barrier(threads)
-
-    def hammer(seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        together.wait(60)
-        for key in rng.integers(0, 60, 3000).tolist():
-            if (block := cache.get(("x", key))) is None:
-                cache.put(("x", key), np.full(key, key, np.float32))
-            else:
-                assert block.shape == (key,)
-                assert (block == key).all()
-
-    with ThreadPoolExecutor(threads) as pool:
-        for task in [pool.submit(hammer, seed) for seed in range(threads)]:
-            task.result()
-    assert cache._bytes == sum(block.nbytes for block in cache._blocks.values()) <= 1000
-    assert cache._blocks
-
-
-# Blocks
+def source_of(count: int, *, stored: bool = False) -> CountingSource:
+    return CountingSource(maps(count), stored=stored)
 
 
 def test_a_block_is_decoded_once_while_there_is_room() -> None:
-    source = Source(4)
-    blocks = source.blocks(BlockCache(2 * BLOCK_BYTES))
+    source = source_of(4)
+    blocks = Blocks(level(), source, BlockCache(2 * BLOCK_BYTES))
     for row in (0, 1, 0, 1, 2, 1, 0):  # 2 throws 0 out
-        np.testing.assert_array_equal(blocks(row), source.maps[row])
-    assert source.read == [0, 1, 2, 0]
+        np.testing.assert_array_equal(blocks(row), maps(4)[row])
+    assert source.read_rows == [0, 1, 2, 0]
     assert (len(blocks), blocks.block_bytes) == (4, BLOCK_BYTES)
 
 
-def test_without_a_cache_every_block_is_a_view_read_again() -> None:
-    source = Source(2)
-    blocks = source.blocks()
+def test_without_a_cache_every_block_is_read_again() -> None:
+    source = source_of(2)
+    blocks = Blocks(level(), source)
     for _ in range(3):
-        np.testing.assert_array_equal(blocks(1), source.maps[1])
-    assert source.read == [1, 1, 1]
+        np.testing.assert_array_equal(blocks(1), maps(2)[1])
+    assert source.read_rows == [1, 1, 1]
 
 
-def test_what_is_not_kept_is_decoded_into_memory_that_is_there() -> None:
-    source, into = Source(3), list[int]()
-
-    def read_into(row: int, out: Floats) -> None:
-        into.append(row)
-        out[:] = source.maps[row]
-
-    memory = np.empty((CELLS, CHANNELS), np.float32)
+def test_what_is_not_cached_is_decoded_into_memory_that_is_there() -> None:
+    """Maps of float16 are decoded, those of float32 are views."""
+    halves, memory = ArraySource(maps(3).astype(np.float16)), np.empty((CELLS, CHANNELS), np.float32)
     for cache in (None, BlockCache[Floats](BLOCK_BYTES - 1)):
-        blocks = Blocks(level(), 3, source.read_block, read_into=read_into, cache=cache)
+        blocks = Blocks(level(), halves, cache)
         assert blocks(1, memory) is memory
-        np.testing.assert_array_equal(memory, source.maps[1])
-    assert (source.read, into) == ([], [1, 1])
-    # What is kept must not be written over by the next one.
-    blocks = Blocks(level(), 3, source.read_block, read_into=read_into, cache=BlockCache(3 * BLOCK_BYTES))
-    kept = [blocks(row, memory) for row in range(3)]
-    assert not any(np.shares_memory(block, memory) for block in kept)
-    np.testing.assert_array_equal(kept, source.maps)
-    assert (source.read, into) == ([0, 1, 2], [1, 1])
+        np.testing.assert_array_equal(memory, maps(3)[1])
+    # What is cached must not be written over by the next one.
+    blocks = Blocks(level(), halves, BlockCache(3 * BLOCK_BYTES))
+    cached = [blocks(row, memory) for row in range(3)]
+    assert not any(np.shares_memory(block, memory) for block in cached)
+    np.testing.assert_array_equal(cached, maps(3))
+    assert [blocks(row, memory) is cached[row] for row in range(3)] == [True] * 3
     # Without memory to decode into, or where nothing is decoded, it is read.
-    assert not np.shares_memory(Blocks(level(), 3, source.read_block, read_into=read_into)(2), memory)
-    assert not np.shares_memory(source.blocks()(2, memory), memory)
-    assert into == [1, 1]
+    assert not np.shares_memory(Blocks(level(), halves)(2), memory)
+    views = maps(3)
+    assert np.shares_memory(Blocks(level(), ArraySource(views))(2, memory), views)
+
+
+def test_blocks_as_they_are_stored() -> None:
+    for stored in (maps(3), maps(3).astype(np.float16)):
+        found = Blocks(level(), ArraySource(stored)).stored(1)
+        assert found.dtype == stored.dtype
+        assert np.shares_memory(found, stored)
+    # A source that does not store them as one array decodes them, once while there is room.
+    source = source_of(3)
+    blocks = Blocks(level(), source, BlockCache(3 * BLOCK_BYTES))
+    for _ in range(2):
+        np.testing.assert_array_equal(blocks.stored(1), maps(3)[1])
+    assert source.read_rows == [1]
+
+
+def test_what_is_made_of_a_block_is_cached_beside_it() -> None:
+    made = list[int]()
+
+    def make() -> Floats:
+        made.append(1)
+        return np.ones(3, np.float32)
+
+    blocks = Blocks(level(), source_of(3), BlockCache(100 * BLOCK_BYTES))
+    for _ in range(2):
+        blocks.cached("sums", 1, make)
+    assert made == [1]
+    blocks.cached("norms", 1, make)
+    assert made == [1, 1]
+    alone = Blocks(level(), source_of(3))
+    for _ in range(2):
+        alone.cached("sums", 1, make)
+    assert made == [1, 1, 1, 1]
 
 
 LOCATIONS = np.array([7, 0, 7, 11])
 
 
 @pytest.mark.parametrize("cache", [None, 0, 10 * BLOCK_BYTES])
-def test_some_locations_are_read_by_themselves_where_that_is_cheaper(cache: int | None) -> None:
-    source = Source(3)
-    blocks = source.blocks(None if cache is None else BlockCache(cache), some=True)
-    np.testing.assert_array_equal(blocks.take(1, LOCATIONS), source.maps[1][LOCATIONS])
-    assert (source.read, source.some) == ([], [1])
+def test_some_locations_are_read_by_themselves_where_a_map_is_one_array(cache: int | None) -> None:
+    source = source_of(3, stored=True)
+    blocks = Blocks(level(), source, None if cache is None else BlockCache(cache))
+    np.testing.assert_array_equal(blocks.take(1, LOCATIONS), maps(3)[1][LOCATIONS])
+    assert (source.read_rows, source.stored_rows) == ([], [1])
     # What is here is not read again; taking does not bring it here.
     blocks(1)
-    np.testing.assert_array_equal(blocks.take(1, LOCATIONS), source.maps[1][LOCATIONS])
-    assert source.some == ([1] if cache else [1, 1])
-    assert source.read == [1]
+    np.testing.assert_array_equal(blocks.take(1, LOCATIONS), maps(3)[1][LOCATIONS])
+    assert source.stored_rows == ([1] if cache else [1, 1])
+    assert source.read_rows == [1]
+
+
+def test_some_locations_of_stored_halves_are_float32() -> None:
+    taken = Blocks(level(), ArraySource(maps(3).astype(np.float16))).take(1, LOCATIONS)
+    assert taken.dtype == np.float32
+    np.testing.assert_array_equal(taken, maps(3)[1][LOCATIONS])
 
 
 @pytest.mark.parametrize("cache", [None, 0, 10 * BLOCK_BYTES])
 def test_some_locations_come_from_the_whole_block_otherwise(cache: int | None) -> None:
-    source = Source(3)
-    blocks = source.blocks(None if cache is None else BlockCache(cache))
+    source = source_of(3)
+    blocks = Blocks(level(), source, None if cache is None else BlockCache(cache))
     for _ in range(2):
-        np.testing.assert_array_equal(blocks.take(1, LOCATIONS), source.maps[1][LOCATIONS])
-    assert (source.read, source.some) == ([1] if cache else [1, 1], [])
+        np.testing.assert_array_equal(blocks.take(1, LOCATIONS), maps(3)[1][LOCATIONS])
+    assert source.read_rows == ([1] if cache else [1, 1])
 
 
-def test_what_will_be_read_is_announced_unless_it_is_here() -> None:
-    source = Source(3)
-    blocks = source.blocks(BlockCache(BLOCK_BYTES))
+def test_what_will_be_read_is_announced_unless_it_is_cached() -> None:
+    source = source_of(3)
+    blocks = Blocks(level(), source, BlockCache(BLOCK_BYTES))
     blocks.prefetch(1)
     blocks(1)
     blocks.prefetch(1)
     blocks.prefetch(0)
     assert source.prefetched == [1, 0]
-    plain = source.blocks()
+    plain = Blocks(level(), source)
     plain(2)
     plain.prefetch(2)
     assert source.prefetched == [1, 0, 2]
     assert source.released == []
 
 
-def test_nobody_need_listen() -> None:
-    blocks = Blocks(level(), 1, maps(1).__getitem__)
+def test_a_source_need_not_listen() -> None:
+    blocks = Blocks(level(), ArraySource(maps(1)))
     blocks.prefetch(0)
     blocks.release(0)
     assert blocks(0).shape == (CELLS, CHANNELS)
@@ -294,21 +177,21 @@ def places_of(sample: Floats) -> list[tuple[int, int]]:
     ],
 )
 def test_a_sample_is_spread_over_the_images(images: int, count: int, expected: int) -> None:
-    source = Source(images)
-    sample = source.blocks().sample(count, seed=1)
+    source = source_of(images)
+    sample = Blocks(level(), source).sample(count, seed=1)
     assert (sample.shape, sample.dtype.name) == ((expected, CHANNELS), "float32")
     places = places_of(sample)
     assert len(set(places)) == expected  # none twice
     rows = [row for row, _ in places]
     assert len(set(rows)) == min(images, 500)
     assert {rows.count(row) for row in rows} == {expected // min(images, 500)}
-    assert source.released == source.read == sorted(set(rows))
+    assert source.released == source.read_rows == sorted(set(rows))
 
 
 def test_a_sample_is_the_same_at_every_call() -> None:
-    """Whatever was read or kept before; another seed gives another one."""
-    first = Source(9).blocks().sample(20, seed=1)
-    cached = Source(9).blocks(BlockCache(100 * BLOCK_BYTES), some=True)
+    """Whatever was read or cached before; another seed gives another one."""
+    first = Blocks(level(), source_of(9)).sample(20, seed=1)
+    cached = Blocks(level(), source_of(9, stored=True), BlockCache(100 * BLOCK_BYTES))
     cached(3)
     for _ in range(2):
         np.testing.assert_array_equal(cached.sample(20, seed=1), first)
@@ -316,38 +199,37 @@ def test_a_sample_is_the_same_at_every_call() -> None:
 
 
 def test_a_sample_does_not_fill_the_cache() -> None:
-    source = Source(9)
     cache: BlockCache[Floats] = BlockCache(100 * BLOCK_BYTES)
-    source.blocks(cache).sample(20, seed=1)
+    Blocks(level(), source_of(9), cache).sample(20, seed=1)
     assert not cache._blocks
 
 
 def test_a_large_bank_is_sampled_from_some_of_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SAMPLE_BLOCKS", 3)
-    source = Source(50)
-    rows = {row for row, _ in places_of(source.blocks().sample(30, seed=1))}
-    assert len(rows) == len(source.read) == 3
+    source = source_of(50)
+    rows = {row for row, _ in places_of(Blocks(level(), source).sample(30, seed=1))}
+    assert len(rows) == len(source.read_rows) == 3
     assert max(rows) > 10  # not merely the first
 
 
 def test_the_center_is_the_mean_of_a_few_blocks_of_the_whole_bank() -> None:
     by_hand: list[tuple[int, list[int]]] = [(1, [0]), (3, [0, 1, 2]), (8, list(range(8))), (71, list(range(0, 71, 10)))]
     for count, rows in by_hand:
-        source = Source(count)
-        blocks = source.blocks()
+        source = source_of(count)
+        blocks = Blocks(level(), source)
         np.testing.assert_allclose(blocks.center, [sum(rows) / len(rows), (CELLS - 1) / 2], rtol=1e-6)
         assert blocks.center.dtype == np.float32
-        assert source.read == rows
+        assert source.read_rows == rows
         # Once is enough.
         assert blocks.center is blocks.center
-        assert source.read == rows
+        assert source.read_rows == rows
 
 
 def test_the_center_depends_on_the_bank_alone() -> None:
     rng = np.random.default_rng(1)
     stored = rng.normal(5, 1, (40, CELLS, CHANNELS)).astype(np.float32)
-    expected = Blocks(level(), 40, stored.__getitem__).center
-    cached = Blocks(level(), 40, stored.__getitem__, cache=BlockCache(1 << 20))
+    expected = Blocks(level(), ArraySource(stored)).center
+    cached = Blocks(level(), CountingSource(stored), BlockCache(1 << 20))
     for row in (3, 39, 0):
         cached(row)
     cached.sample(10, seed=3)
@@ -357,47 +239,50 @@ def test_the_center_depends_on_the_bank_alone() -> None:
 # Blocks made from blocks
 
 
-def doubled(source: Source) -> Callable[[int], Floats]:
-    def read(row: int) -> Floats:
-        source.some.append(row)
-        found: Floats = source.maps[row].repeat(2, axis=1) * np.float32(2)
+def doubled(made: list[int]) -> Callable[[int], Floats]:
+    """Computes blocks of twice the channels, and notes which."""
+
+    def compute(row: int) -> Floats:
+        made.append(row)
+        found: Floats = maps(3)[row].repeat(2, axis=1) * np.float32(2)
         return found
 
-    return read
+    return compute
 
 
 def test_derived_blocks_share_the_cache() -> None:
-    source = Source(3)
-    blocks = source.blocks(BlockCache(3 * BLOCK_BYTES))
-    derived = blocks.derived("doubled", doubled(source), 2 * CHANNELS)
+    source, made = source_of(3), list[int]()
+    blocks = Blocks(level(), source, BlockCache(3 * BLOCK_BYTES))
+    derived = blocks.derived("doubled", doubled(made), 2 * CHANNELS)
     assert (derived.level.shape, derived.block_bytes, len(derived)) == ((HEIGHT, WIDTH, 2 * CHANNELS), 2 * BLOCK_BYTES, 3)
     for _ in range(2):
-        np.testing.assert_array_equal(blocks(1), source.maps[1])
-        np.testing.assert_array_equal(derived(1), source.maps[1].repeat(2, axis=1) * 2)
-    assert (source.read, source.some) == ([1], [1])
+        np.testing.assert_array_equal(blocks(1), maps(3)[1])
+        np.testing.assert_array_equal(derived(1), maps(3)[1].repeat(2, axis=1) * 2)
+    assert (source.read_rows, made) == ([1], [1])
     # One budget for both: the next derived block makes both make room.
     derived(2)
     blocks(1)
     derived(1)
-    assert (source.read, source.some) == ([1, 1], [1, 2, 1])
+    assert (source.read_rows, made) == ([1, 1], [1, 2, 1])
 
 
-def test_views_are_not_kept_but_what_is_made_of_them_is() -> None:
-    source, cache = Source(3), BlockCache[Floats](10 * BLOCK_BYTES)
-    blocks = Blocks(level(), 3, source.read_block, cache=cache, decodes=False, prefetch=source.prefetched.append)
-    derived = blocks.derived("doubled", doubled(source), 2 * CHANNELS)
+def test_views_are_not_cached_but_what_is_made_of_them_is() -> None:
+    source, made, cache = source_of(3), list[int](), BlockCache[Floats](10 * BLOCK_BYTES)
+    source.decodes = False
+    blocks = Blocks(level(), source, cache)
+    derived = blocks.derived("doubled", doubled(made), 2 * CHANNELS)
     for _ in range(2):
         blocks(1)
         derived(1)
-    assert (source.read, source.some) == ([1, 1], [1])
+    assert (source.read_rows, made) == ([1, 1], [1])
     assert cache._bytes == derived.block_bytes
-    blocks.prefetch(1)  # it will be read, whatever is kept of it
+    blocks.prefetch(1)  # it will be read, whatever is cached of it
     assert source.prefetched == [1]
 
 
 def test_derived_blocks_let_go_of_what_they_were_made_from() -> None:
-    source = Source(3)
-    derived = source.blocks().derived("doubled", doubled(source), 2 * CHANNELS)
+    source = source_of(3)
+    derived = Blocks(level(), source).derived("doubled", doubled([]), 2 * CHANNELS)
     derived.prefetch(1)
     derived.release(2)
     assert source.released == [2]
@@ -410,7 +295,7 @@ def test_no_name_of_a_level_is_that_of_derived_blocks(name: str) -> None:
     cache: BlockCache[Floats] = BlockCache(1 << 20)
 
     def blocks_of(level: Level, value: float) -> Blocks:
-        return Blocks(level, 1, lambda row: np.full((CELLS, CHANNELS), value, np.float32), cache=cache)
+        return Blocks(level, CountingSource(np.full((1, CELLS, CHANNELS), value, np.float32)), cache)
 
     ours = blocks_of(level(), 1)
     derived = ours.derived(name, lambda row: np.full((CELLS, CHANNELS), 2, np.float32), CHANNELS)

@@ -22,8 +22,9 @@ from spade_faiss.search.engines.products import FaissProduct, Product, TorchProd
 from spade_faiss.search.engines.torch import TorchSearch, direct_sq_dist
 from spade_faiss.search.recipe import load_recipe, recipe_names
 from spade_faiss.search.workers import Workers
+from spade_faiss.testing import assert_same_hits
 from tests.support.oracle import bank_of, batch_of, product
-from tests.support.searches import Case, equal
+from tests.support.searches import Case
 from tests.support.torch_searches import blocks_of, check, crowded, larger
 from tests.support.torch_searches import run as run_here
 
@@ -45,13 +46,13 @@ def test_the_same_bits_as_on_the_cpu(k: int, kappa: int) -> None:
     case = larger(1, 3, 50, k, channels=256)
     expected = run_here(case, kappa)
     for tile_bytes, cache_bytes in ((1 << 26, 0), (1 << 20, 0), (1 << 26, 1 << 28), (1 << 26, 1 << 20)):
-        equal(run(case, kappa, tile_bytes=tile_bytes, cache_bytes=cache_bytes), expected)
+        assert_same_hits(run(case, kappa, tile_bytes=tile_bytes, cache_bytes=cache_bytes), expected)
     check(case, expected, kappa)
 
 
 def test_what_rounding_hides_is_looked_at() -> None:
     case = crowded()
-    equal(run(case, 3), run_here(case, 3))
+    assert_same_hits(run(case, 3), run_here(case, 3))
 
 
 def test_a_product_is_off_by_less_than_is_assumed() -> None:
@@ -77,14 +78,14 @@ def test_direct_distances_are_those_of_the_cpu() -> None:
 @pytest.mark.parametrize("kappa", [1, 3])
 def test_bfloat16_finds_the_same(kappa: int) -> None:
     for case in (larger(10, 3, 7, 5, channels=256), crowded()):
-        equal(run(case, kappa, how=TorchProduct(half=True)), run_here(case, kappa))
+        assert_same_hits(run(case, kappa, how=TorchProduct(half=True)), run_here(case, kappa))
 
 
 @needs_build
 @pytest.mark.parametrize("kappa", [1, 3])
 def test_knn_gpu_finds_the_same(kappa: int) -> None:
     case = larger(2, 3, 9, 5, channels=64)
-    equal(run(case, kappa, how=FaissProduct()), run_here(case, kappa))
+    assert_same_hits(run(case, kappa, how=FaissProduct()), run_here(case, kappa))
 
 
 def test_memory_that_ends() -> None:
@@ -96,10 +97,10 @@ def test_memory_that_ends() -> None:
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (48 << 20)) / total)
     try:
         huge = larger(4, 60, 9, 5, channels=64)
-        equal(run(huge, tile_bytes=1 << 30), run_here(huge))
+        assert_same_hits(run(huge, tile_bytes=1 << 30), run_here(huge))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    equal(run(case), expected)
+    assert_same_hits(run(case), expected)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:all"])

@@ -15,7 +15,7 @@ import torch
 
 from spade_faiss.core.errors import DependencyError, InputError
 from spade_faiss.features.batch import Level
-from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.engines.faiss import FaissSearch
 from spade_faiss.search.engines.native import NativeSearch
 from spade_faiss.search.exact import open_on_cpu
@@ -354,7 +354,7 @@ def test_without_the_extension_faiss_searches(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_processor_without_simd_levels_searches_by_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     case = structured(1, 2, 3, 2)
-    blocks = Blocks(_level(case.blocks), 3, case.blocks.__getitem__)
+    blocks = Blocks(_level(case.blocks), ArraySource(case.blocks))
     monkeypatch.setattr(kernel, "why_not", lambda: dict.fromkeys(SIMD_LEVELS, "the processor has no avx2"))
     assert isinstance(open_on_cpu(blocks, Workers(1)), FaissSearch)
 

@@ -13,7 +13,7 @@ import yaml
 
 from spade_faiss.core.errors import InputError, NotFoundError, SpadeError
 from spade_faiss.search.protocol import resolve_recipe
-from spade_faiss.search.recipe import GALLERIES, Build, Query, Recipe, load_recipe, recipe_names
+from spade_faiss.search.recipe import Build, Query, Recipe, gallery_names, load_recipe, recipe_names
 
 
 def write(folder: Path, text: str, name: str = "mine.yaml") -> Path:
@@ -65,7 +65,7 @@ def test_all_but_the_name_has_a_default(tmp_path: Path) -> None:
         ("name: a\nbuild: Flat\n", "build: expected a mapping, got str"),
         ("name: 5\n", "name=5 is of type int, expected str"),
         ("name: a\nbuild: {image: 5}\n", "build: image=5 is of type int"),
-        ("name: a\nbuild: {gallery: magic}\n", "build: gallery='magic' is not one of exact"),
+        ("name: a\nbuild: {gallery: magic}\n", "build: gallery='magic' is not one of compact, exact"),
         ("name: ''\n", "recipe name '' must consist of letters"),
         ("name: '--'\n", "recipe name '--' must consist of letters"),
         ("name: a.b\n", "recipe name 'a.b' must consist of letters, digits, '-' and '_'"),
@@ -144,10 +144,10 @@ def test_every_recipe_of_ours_is_understood_by_its_gallery() -> None:
             assert {key: getattr(made, key) for key in settings} == settings
         # Both or neither: what is learned is for encoding with.
         assert (chosen.method.train is None) == (chosen.method.encode is None)
-    assert searched_by == set(GALLERIES)
+    assert searched_by == set(gallery_names())
 
 
-@pytest.mark.parametrize("gallery", GALLERIES)
+@pytest.mark.parametrize("gallery", gallery_names())
 def test_settings_that_are_left_out_have_the_defaults_of_our_own_recipe(gallery: str) -> None:
     """So that a recipe of one's own which names nothing but the gallery is ours."""
     plain, ours = resolve_recipe(Recipe(name="r", build=Build(gallery=gallery))), resolve_recipe(load_recipe(gallery))

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from spade_faiss.features.batch import Level
-from spade_faiss.search.blocks import Blocks
-from spade_faiss.search.protocol import GallerySearch, Hits, resolve_recipe
+from spade_faiss.search.blocks import ArraySource, Blocks, BlockSource, StoredArray
+from spade_faiss.search.protocol import GallerySearch, resolve_recipe
 from spade_faiss.search.recipe import Query, Recipe
 from spade_faiss.search.workers import Workers
 from tests.support.oracle import product, sq_distances
@@ -63,18 +63,55 @@ def brute(case: Case, kappa: int) -> tuple[npt.NDArray[np.float64], list[list[se
     return dist, nearest
 
 
+class CountingSource(BlockSource):
+    """Maps (rows, HW, C) that note which rows are asked for.
+
+    Args:
+        maps: the maps.
+        stored: whether they pass for maps that are stored as one array, of which some locations can be read by themselves.
+    """
+
+    def __init__(self, maps: Floats, *, stored: bool = False) -> None:
+        self._maps = maps
+        self._is_stored = stored
+        self.read_rows: list[int] = []
+        self.stored_rows: list[int] = []
+        self.prefetched: list[int] = []
+        self.released: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def read(self, row: int, out: Floats | None = None) -> Floats:
+        self.read_rows.append(row)
+        block: Floats = self._maps[row].copy()
+        return block
+
+    def stored(self, row: int) -> StoredArray | None:
+        if not self._is_stored:
+            return None
+        self.stored_rows.append(row)
+        block: Floats = self._maps[row]
+        return block
+
+    def prefetch(self, row: int) -> None:
+        self.prefetched.append(row)
+
+    def release(self, row: int) -> None:
+        self.released.append(row)
+
+    def forget(self) -> None:
+        for rows in (self.read_rows, self.stored_rows, self.prefetched, self.released):
+            rows.clear()
+
+
 def exact_search(blocks: Floats, threads: int = 2, engine: str = "faiss") -> GallerySearch:
     """Of blocks (rows, HW, C)."""
-    rows, locations, channels = blocks.shape
+    _, locations, channels = blocks.shape
     level = Level("level", channels, stride=1, height=1, width=locations)
-    return open_by(engine, Blocks(level, rows, blocks.__getitem__), threads)
+    return open_by(engine, Blocks(level, ArraySource(blocks)), threads)
 
 
 def open_by(engine: str, blocks: Blocks, threads: int = 2, **settings: str) -> GallerySearch:
     chosen = resolve_recipe(Recipe(name="r", query=Query(settings={"engine": engine, **settings})))
     return chosen.method.open(blocks, Workers(threads), chosen.build, chosen.query, None)
-
-
-def equal(a: Hits, b: Hits) -> None:
-    for name in ("sq_dist", "row", "location"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)

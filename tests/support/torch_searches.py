@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spade_faiss.features.batch import Level
-from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.engines.accelerator import Accelerator
 from spade_faiss.search.engines.products import Product, TorchProduct
 from spade_faiss.search.engines.torch import TorchSearch
@@ -20,9 +20,9 @@ from tests.support.searches import Case, brute
 
 
 def blocks_of(case: Case, stored: Any = None) -> Blocks:
-    rows, locations, channels = case.blocks.shape
+    _, locations, channels = case.blocks.shape
     level = Level("level", channels, stride=1, height=1, width=locations)
-    return Blocks(level, rows, case.blocks.__getitem__, read_stored=None if stored is None else stored.__getitem__)
+    return Blocks(level, ArraySource(case.blocks if stored is None else stored))
 
 
 def search_of(blocks: Blocks, *, tile_bytes: int = 1 << 24, cache_bytes: int = 0, how: Product | None = None) -> TorchSearch:

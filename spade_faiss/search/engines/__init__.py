@@ -1,1 +1,1 @@
-"""What computes an exact search: FAISS, the compiled kernel, or torch."""
+"""The engines of exact search: the compiled kernel, FAISS, and torch on the CPU or a card."""

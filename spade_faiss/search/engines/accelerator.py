@@ -1,4 +1,4 @@
-"""A torch device as searches use it: what goes onto it, and what of its memory they may take."""
+"""A torch device as searches use it: how arrays are copied to it, and how much of its memory searches may take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from spade_faiss.search.gpu_memory import CPU_TILE_BYTES, split_memory
 
 @dataclass(frozen=True, eq=False)
 class Uploaded:
-    """An array on its way to a device; `ready` is what a stream waits for before it reads it, None if it is there."""
+    """An array on its way to a device.
+
+    Attributes:
+        tensor: the array on the device.
+        ready: what a stream waits for before it reads the tensor; None if the tensor is there already.
+    """
 
     tensor: Tensor
     ready: torch.cuda.Event | None = None
@@ -29,22 +34,22 @@ class Uploaded:
         return self.tensor.nbytes
 
     def wait(self) -> Tensor:
-        """The tensor, for the current stream to use."""
+        """Return the tensor, once the current stream may use it."""
         if self.ready is not None:
             stream = torch.cuda.current_stream(self.tensor.device)
             stream.wait_event(self.ready)
-            # It was allocated for the copying stream: its memory must not be used again before this one is done with it.
+            # The tensor was allocated for the copying stream: its memory must not be used again before this stream is done.
             self.tensor.record_stream(stream)
         return self.tensor
 
 
 class Accelerator:
-    """A device, its memory, and the blocks that are kept on it. Safe to share between threads.
+    """A device, its memory, and the cache of blocks on it. Safe to share between threads.
 
     Args:
-        device: torch's.
-        tile_bytes: what one step of a search may take.
-        cache_bytes: what blocks may take.
+        device: the torch device.
+        tile_bytes: the memory that one step of a search may take.
+        cache_bytes: the memory that cached blocks may take.
     """
 
     def __init__(self, device: torch.device, tile_bytes: int, cache_bytes: int) -> None:
@@ -55,7 +60,7 @@ class Accelerator:
         self._lock = threading.Lock()
 
     def upload(self, array: npt.NDArray[Any]) -> Uploaded:
-        """Copy an array to the device; on a GPU beside what it computes, from memory that its copy engine can read."""
+        """Copy an array to the device; a GPU goes on computing meanwhile, since the copy is made from pinned memory."""
         host = torch.empty(array.shape, dtype=torch_dtype(array), pin_memory=self._copies is not None)
         host.numpy()[...] = array
         if self._copies is None:
@@ -71,7 +76,7 @@ class Accelerator:
         return Uploaded(copied, ready)
 
     def shrink(self, tile_bytes: int) -> None:
-        """After a step of `tile_bytes` failed: smaller ones, and no blocks for the moment."""
+        """Make later steps smaller, after one of `tile_bytes` ran out of memory, and drop the cached blocks."""
         with self._lock:  # threads that fail together shrink it once
             self.tile_bytes = min(self.tile_bytes, max(1, tile_bytes // 4))
         self._make_room()
@@ -83,16 +88,16 @@ class Accelerator:
 
 
 def torch_dtype(array: npt.NDArray[Any]) -> torch.dtype:
-    """torch's name for the type of an array."""
+    """The torch type of an array's numbers."""
     found: torch.dtype = getattr(torch, array.dtype.name)
     return found
 
 
 def open_accelerators(device: Device) -> list[Accelerator]:
-    """One for each card of a device, with the memory that is free now; the CPU is one, too.
+    """Open an accelerator for each card of a device, with the memory that is free now, or one for the CPU.
 
     Raises:
-        InputError: if float32 products of this process are set to be rounded: nothing could be certified.
+        InputError: if this process has torch round float32 products: no result could be certified then.
     """
     if (precision := torch.get_float32_matmul_precision()) != "highest":
         raise InputError(

@@ -1,4 +1,4 @@
-"""What finds candidates on a device: products by torch, or by FAISS's GPU build. Distances are evaluated elsewhere."""
+"""Products that nominate candidates on a device, by torch or by FAISS's GPU build; distances are evaluated elsewhere."""
 
 from __future__ import annotations
 
@@ -15,52 +15,57 @@ from spade_faiss.core.errors import DependencyError
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.gpu_memory import FAISS_BYTES
 
-# Rows of which one minimum is taken: the candidates are whole groups. Neighboring locations are alike, so that a vector's
-# rivals stand in its own group.
+# Rows that share one minimum: candidates are whole groups. Neighboring locations are alike, so that a vector's rivals stand in
+# its own group.
 GROUP = 8
-# How many times as many of them are asked for where those did not settle it.
+# How many times as many groups are nominated where those before did not settle it.
 _MORE = 8
-# A product's rounding, see `knn.rounding_of`; without its upper limit: a GPU may sum one channel after the other.
+# A product's rounding, see `distances.rounding_of`, without its upper limit: a GPU may sum one channel after the other.
 _ROUNDING = 1e-7
 # What float32 may lose of the lengths that bound a rounded product's error.
 _OF_BOUNDS = 1 + 1e-5
-# FAISS's GPU search lists no more.
+# The most neighbors that FAISS's GPU search lists.
 _MOST_LISTED = 2048
 
 
-class Look(NamedTuple):
+class Nominations(NamedTuple):
     """What a product says of queries and a block.
 
-    Args:
-        nearest: (nq,) a squared distance that none is below, rounding apart.
-        candidates: given which queries (m,), locations in the block (m, some), -1 for none, and (m,) what every other location
-            is at least as far as, rounding apart. Asked again (0, 1, 2 ... times) it names more of them, in the end all.
+    Attributes:
+        nearest: (nq,) a squared distance that no vector of the block is below, rounding apart.
+        candidates: nominates candidates. Its arguments are which queries (m,), and how often they were nominated for already:
+            each time it nominates more, in the end all. It returns locations in the block (m, some), -1 for none, and (m,) the
+            squared distance that every other location is at least at, rounding apart.
     """
 
     nearest: Tensor
     candidates: Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
+# Nominates for queries: their vectors less the center (nq, C), their squared norms (nq,), and kappa.
+Nominate = Callable[[Tensor, Tensor, int], Nominations]
+
+
 class Product(Protocol):
-    """A way to find a block's candidates."""
+    """A way to compute approximate distances to a block, with a known rounding."""
 
     def rounding(self, channels: int) -> float:
         """The share of |q|^2 + |x|^2 by which its squared distances may be off."""
         ...
 
-    def prepare(self, xb: Tensor) -> Callable[[Tensor, Tensor, int], Look]:
-        """Take up a block's centered rows (nb, C) float32; returns how to look at it: queries (nq, C), |q|^2, kappa."""
+    def prepare(self, xb: Tensor) -> Nominate:
+        """Prepare a block's vectors, less the center, (nb, C) float32."""
         ...
 
 
 @dataclass(frozen=True)
 class TorchProduct:
-    """-2 q x + |x|^2 by torch, and the minima of groups of rows.
+    """The product -2 q x + |x|^2 by torch, and its minima over groups of rows.
 
-    Args:
-        half: of numbers rounded to bfloat16, q' and x'. What is lost is known, and is taken off:
-            |q x - q' x'| <= |q - q'| |x| + |q'| |x - x'|, by group.
-        margin: how much of that; less than 1 is for tests that show that less does not do.
+    Attributes:
+        half: whether numbers are rounded to bfloat16, to q' and x'. What is lost is known, and taken off each group's minimum:
+            |q x - q' x'| <= |q - q'| |x| + |q'| |x - x'|.
+        margin: the share of that bound that is taken off; less than 1 is for tests, which show that less is not enough.
     """
 
     half: bool = False
@@ -70,7 +75,7 @@ class TorchProduct:
         """See `Product`."""
         return _ROUNDING * math.sqrt(channels)
 
-    def prepare(self, xb: Tensor) -> Callable[[Tensor, Tensor, int], Look]:
+    def prepare(self, xb: Tensor) -> Nominate:
         """See `Product`."""
         nb, channels = xb.shape
         groups = -(-nb // GROUP)
@@ -82,7 +87,7 @@ class TorchProduct:
         members = torch.arange(GROUP, device=xb.device)
         bounds = self._bounds(spread, groups) if self.half else None
 
-        def look(q: Tensor, norm: Tensor, kappa: int) -> Look:
+        def nominate(q: Tensor, norm: Tensor, kappa: int) -> Nominations:
             minima = self._multiply(norms, q, spread).view(len(q), GROUP, groups).amin(1)
             if bounds is not None:
                 left = (q - q.bfloat16().float()).square().sum(1).sqrt()
@@ -96,12 +101,12 @@ class TorchProduct:
                 beyond = least[:, listed] + norm[which] if listed < groups else torch.full_like(least[:, 0], torch.inf)
                 return rows.where(rows < nb, -1), beyond
 
-            return Look(minima.amin(1) + norm, candidates)
+            return Nominations(minima.amin(1) + norm, candidates)
 
-        return look
+        return nominate
 
     def _bounds(self, xb: Tensor, groups: int) -> Tensor:
-        """(2, groups), twice the most of |x| and of |x - x'| in each group: what a query's error is a product with."""
+        """(2, groups), twice the largest |x| and |x - x'| of each group: a query's error is at most its product with them."""
         lengths = [x.square().sum(1).sqrt().view(GROUP, groups).amax(0) for x in (xb, xb - xb.bfloat16().float())]
         return torch.stack(lengths) * (2 * _OF_BOUNDS * self.margin)
 
@@ -111,17 +116,17 @@ class TorchProduct:
         q, xb = q.bfloat16(), xb.bfloat16()
         if q.device.type == "cuda":
             return torch.addmm(norms, q, xb.t(), torch.float32, alpha=-2)
-        return torch.addmm(norms, q.float(), xb.float().t(), alpha=-2)  # the same products, summed in float32
+        return torch.addmm(norms, q.float(), xb.float().t(), alpha=-2)  # the same factors, multiplied and summed in float32
 
 
 class FaissProduct:
-    """`faiss.knn_gpu` on what already is on the card: its candidates are the nearest few.
+    """`faiss.knn_gpu` on vectors that are on the card already: the nearest few are the candidates, then all.
 
-    FAISS asks for one StandardGpuResources in each thread. It is called without `faiss.contrib.torch_utils`, which would
-    replace functions of FAISS for the whole process.
+    FAISS needs one StandardGpuResources in each thread. It is called without `faiss.contrib.torch_utils`, which would replace
+    functions of FAISS for the whole process.
     """
 
-    # Beyond kappa.
+    # Candidates beyond kappa.
     _SPARE = 7
 
     def __init__(self) -> None:
@@ -137,10 +142,10 @@ class FaissProduct:
         """See `Product`."""
         return _ROUNDING * math.sqrt(channels)
 
-    def prepare(self, xb: Tensor) -> Callable[[Tensor, Tensor, int], Look]:
+    def prepare(self, xb: Tensor) -> Nominate:
         """See `Product`."""
 
-        def look(q: Tensor, norm: Tensor, kappa: int) -> Look:
+        def nominate(q: Tensor, norm: Tensor, kappa: int) -> Nominations:
             listed = min(kappa + self._SPARE, len(xb), _MOST_LISTED)
             D, I = self._search(q, xb, listed)
 
@@ -150,9 +155,9 @@ class FaissProduct:
                 every = torch.arange(len(xb), device=xb.device).expand(len(which), -1)
                 return every, torch.full_like(D[which, 0], torch.inf)
 
-            return Look(D[:, 0], candidates)
+            return Nominations(D[:, 0], candidates)
 
-        return look
+        return nominate
 
     def _search(self, q: Tensor, xb: Tensor, k: int) -> tuple[Tensor, Tensor]:
         faiss, device = self._faiss, xb.device

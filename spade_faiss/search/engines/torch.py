@@ -1,4 +1,4 @@
-"""Exact search as torch operations, the same on a GPU and on the CPU: block by block, settled while the block is there."""
+"""Exact search as torch operations, the same on a GPU and on the CPU: each block is searched to the end while it is there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.types import FloatArray, IntArray
-from spade_faiss.search.block_jobs import Visit, visits_of
+from spade_faiss.search.block_jobs import BlockJob, block_jobs
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.engines.accelerator import Accelerator, Uploaded
-from spade_faiss.search.engines.products import GROUP, Look, Product
+from spade_faiss.search.engines.products import GROUP, Nominations, Product
 from spade_faiss.search.gpu_memory import fit_tile
 from spade_faiss.search.protocol import Hits
 from spade_faiss.search.workers import Workers
@@ -28,47 +29,82 @@ log = logging.getLogger(__name__)
 
 # Blocks that are read and copied while one is searched.
 _AHEAD = 3
-# Numbers that an evaluation holds for each that it evaluates: the vectors, their differences, half of that when summing.
+# An evaluation holds so many times the numbers that it evaluates: the vectors, their differences, half of those when it sums.
 _COPIES = 3
 _FLOAT = 4
 
 
 @dataclass(frozen=True, eq=False)
-class _Nearest:
-    """What was found so far for queries, flat over test images: distances (nq, kappa), bank rows and locations (nq,)."""
+class _DeviceBest:
+    """The nearest vectors that queries have met so far, flat over test images, on the device.
+
+    It is apart from `RunningBest`, which merges candidates on the host: they would cross the bus at each step of a search.
+
+    Attributes:
+        sq_dist: (nq, kappa) squared distances, ascending.
+        row: (nq,) the bank row of the nearest; -1 for none.
+        location: (nq,) its location.
+    """
 
     sq_dist: Tensor
     row: Tensor
     location: Tensor
 
     @classmethod
-    def nothing(cls, queries: int, kappa: int, device: torch.device) -> _Nearest:
+    def empty(cls, queries: int, kappa: int, device: torch.device) -> _DeviceBest:
         none = torch.full((queries,), -1, dtype=torch.int64, device=device)
         return cls(torch.full((queries, kappa), torch.inf, device=device), none, none.clone())
 
-    def __getitem__(self, which: Tensor) -> _Nearest:
-        return _Nearest(self.sq_dist[which], self.row[which], self.location[which])
+    def __getitem__(self, which: Tensor) -> _DeviceBest:
+        return _DeviceBest(self.sq_dist[which], self.row[which], self.location[which])
 
-    def __setitem__(self, which: Tensor, found: _Nearest) -> None:
-        self.sq_dist[which], self.row[which], self.location[which] = found.sq_dist, found.row, found.location
+    def __setitem__(self, which: Tensor, best: _DeviceBest) -> None:
+        self.sq_dist[which], self.row[which], self.location[which] = best.sq_dist, best.row, best.location
 
-    def merged(self, sq_dist: Tensor, location: Tensor, row: int) -> _Nearest:
-        """With candidates (nq, some) of one bank row; of equal ones that which was here stays, then the first location."""
+    def merged(self, sq_dist: Tensor, location: Tensor, row: int) -> _DeviceBest:
+        """The best of these and of candidates (nq, some) of one bank row.
+
+        Blocks come in ascending order: of equal distances the one that is here stays, then the first location comes.
+        """
         least = sq_dist.amin(1, keepdim=True)
         last = torch.iinfo(torch.int64).max
         first = location.where(sq_dist == least, last).amin(1)
         nearer = least[:, 0] < self.sq_dist[:, 0]
         both = torch.cat([self.sq_dist, sq_dist], 1).topk(self.sq_dist.shape[1], largest=False, sorted=True).values
-        return _Nearest(both, torch.where(nearer, row, self.row), first.where(nearer, self.location))
+        return _DeviceBest(both, torch.where(nearer, row, self.row), first.where(nearer, self.location))
+
+
+class _Step(NamedTuple):
+    """Queries that meet a part of a block.
+
+    Attributes:
+        xq: (nq, C) the queries.
+        norm: (nq,) their squared norms, less the center.
+        xb: (nb, C) the part of the block, as it is stored.
+        row: the bank row of the block.
+        start: the location of the part's first vector.
+    """
+
+    xq: Tensor
+    norm: Tensor
+    xb: Tensor
+    row: int
+    start: int
 
 
 class TorchSearch:
     """Exact nearest gallery vectors on one device, see `GallerySearch`.
 
-    Blocks are visited in ascending order, each once for all test images of a call that chose it. A product, which is off by up
-    to a known rounding, names candidates; they are evaluated directly; where one that it did not name could be as near, it
-    names more. So the result is the smallest directly evaluated distance, of equals the one in the first bank row and
+    Blocks are searched in ascending order, each once for all test images of a call that need it. A product, which is off by up
+    to a known rounding, nominates candidates; they are evaluated directly; where one that was not nominated could be as near,
+    more are nominated. So the result is the smallest directly evaluated distance, of equals the one in the first bank row and
     location: it depends neither on the batch nor on the size of the steps, nor on the product.
+
+    Args:
+        blocks: the blocks of one level.
+        workers: the threads that read blocks.
+        accelerator: the device.
+        product: what nominates candidates.
     """
 
     def __init__(self, blocks: Blocks, workers: Workers, accelerator: Accelerator, product: Product) -> None:
@@ -104,24 +140,24 @@ class TorchSearch:
         (n, queries, channels), device = xq.shape, self._accelerator.device
         with torch.inference_mode():
             q = self._accelerator.upload(xq).wait().reshape(-1, channels)
-            found = _Nearest.nothing(n * queries, kappa, device)
+            best = _DeviceBest.empty(n * queries, kappa, device)
             places = torch.arange(queries, device=device)
-            for visit, block in self._visited(visits_of(np.sort(neighbors, axis=1))):
-                images = torch.from_numpy(visit.images).to(device)
-                self._search(q, (images[:, None] * queries + places).flatten(), block, visit.row, found)
+            for job, block in self._uploaded(block_jobs(neighbors)):
+                images = torch.from_numpy(job.images).to(device)
+                self._search(q, (images[:, None] * queries + places).flatten(), block, job.row, best)
             return Hits(
-                found.sq_dist.cpu().numpy().reshape(n, queries, kappa),
-                found.row.cpu().numpy().reshape(n, queries),
-                found.location.cpu().numpy().reshape(n, queries),
+                best.sq_dist.cpu().numpy().reshape(n, queries, kappa),
+                best.row.cpu().numpy().reshape(n, queries),
+                best.location.cpu().numpy().reshape(n, queries),
             )
 
-    def _visited(self, visits: Sequence[Visit]) -> Iterator[tuple[Visit, Tensor]]:
-        """Each visit with its block on the device; the next blocks are read and copied meanwhile."""
-        coming: deque[tuple[Visit, Future[Uploaded]]] = deque()
+    def _uploaded(self, jobs: Sequence[BlockJob]) -> Iterator[tuple[BlockJob, Tensor]]:
+        """Each job with its block on the device; the next blocks are read and copied meanwhile."""
+        coming: deque[tuple[BlockJob, Future[Uploaded]]] = deque()
         try:
-            for visit in visits:
-                self._blocks.prefetch(visit.row)
-                coming.append((visit, self._workers.submit(self._load, visit.row)))
+            for job in jobs:
+                self._blocks.prefetch(job.row)
+                coming.append((job, self._workers.submit(self._load, job.row)))
                 if len(coming) > _AHEAD:
                     first, block = coming.popleft()
                     yield first, block.result().wait()
@@ -133,79 +169,81 @@ class TorchSearch:
                 block.cancel()
 
     def _load(self, row: int) -> Uploaded:
-        key, cache = (self._blocks.name, row), self._accelerator.cache
-        block = cache.get(key)
-        if block is None:
+        def upload() -> Uploaded:
             block = self._accelerator.upload(self._blocks.stored(row))
             self._blocks.release(row)
-            cache.put(key, block)
-        return block
+            return block
 
-    def _search(self, q: Tensor, asked: Tensor, block: Tensor, row: int, found: _Nearest) -> None:
-        """Search a block for the queries of the numbers `asked`, in steps that fit; a smaller one where one did not, once."""
+        return self._accelerator.cache.get_or_make((self._blocks.key, row), upload)
+
+    def _search(self, q: Tensor, which: Tensor, block: Tensor, row: int, best: _DeviceBest) -> None:
+        """Search a block for the queries `which`; where memory ends, once more in smaller steps."""
         tile_bytes = self._accelerator.tile_bytes
         try:
-            return self._search_in_steps(q, asked, block, row, found)
+            return self._search_in_steps(q, which, block, row, best)
         except torch.OutOfMemoryError as error:
             why = _first_line(error)
         # Not in the handler: the error holds what the step had allocated.
         log.warning("%s is out of memory: going on in smaller steps (%s)", self._accelerator.device, why)
         self._accelerator.shrink(tile_bytes)
-        return self._search_in_steps(q, asked, block, row, found)
+        return self._search_in_steps(q, which, block, row, best)
 
-    def _search_in_steps(self, q: Tensor, asked: Tensor, block: Tensor, row: int, found: _Nearest) -> None:
+    def _search_in_steps(self, q: Tensor, which: Tensor, block: Tensor, row: int, best: _DeviceBest) -> None:
         rows, channels = block.shape
-        tile = fit_tile(self._accelerator.tile_bytes, len(asked), rows, channels, GROUP)
-        new = found[asked]
+        tile = fit_tile(self._accelerator.tile_bytes, len(which), rows, channels, GROUP)
+        new = best[which]
         for start in range(0, rows, tile.rows):
-            part = block[start : start + tile.rows]
-            look = self._product.prepare(part.float() - self._center)
-            for first in range(0, len(asked), tile.queries):
+            xb = block[start : start + tile.rows]
+            nominate = self._product.prepare(xb.float() - self._center)
+            for first in range(0, len(which), tile.queries):
                 of_step = slice(first, first + tile.queries)
-                xq = q[asked[of_step]]
+                xq = q[which[of_step]]
                 centered = xq - self._center
                 norm = centered.square().sum(1)
-                looked = look(centered, norm, new.sq_dist.shape[1])
+                nominations = nominate(centered, norm, new.sq_dist.shape[1])
                 before = new.sq_dist[of_step, -1]
                 # Of vectors that are equal to the query the first stays: nothing is nearer.
-                (which,) = torch.nonzero(
-                    (looked.nearest - self._rounding(norm, before) <= before) & (before > 0), as_tuple=True
+                (open_,) = torch.nonzero(
+                    (nominations.nearest - self._rounding(norm, before) <= before) & (before > 0), as_tuple=True
                 )
-                if len(which) == 0:
-                    continue
-                new[which + first] = self._settled(looked, which, new[which + first], xq, norm, part, (row, start))
+                if len(open_):
+                    step = _Step(xq, norm, xb, row, start)
+                    new[open_ + first] = self._settled(step, nominations, open_, new[open_ + first])
         # Only now: a block that is begun anew must not meet what it left.
-        found[asked] = new
+        best[which] = new
 
-    def _settled(
-        self, looked: Look, which: Tensor, had: _Nearest, xq: Tensor, norm: Tensor, part: Tensor, place: tuple[int, int]
-    ) -> _Nearest:
-        """What queries `which` of `xq` had, and what they find in a block's part, evaluated directly."""
-        row, start = place
-        found = had
-        left = torch.arange(len(which), device=xq.device)
+    def _settled(self, step: _Step, nominations: Nominations, which: Tensor, before: _DeviceBest) -> _DeviceBest:
+        """The best of what queries `which` of a step had before, and of what they find in it by direct distances."""
+        best = before
+        left = torch.arange(len(which), device=step.xq.device)
         for attempt in itertools.count():
-            candidates, beyond = looked.candidates(which[left], attempt)
-            before = had[left]
-            merged = before.merged(self._evaluated(xq[which[left]], part, candidates), candidates + start, row)
+            candidates, beyond = nominations.candidates(which[left], attempt)
+            of_left = before[left]
+            sq_dist = self._evaluated(step.xq[which[left]], step.xb, candidates)
+            merged = of_left.merged(sq_dist, candidates + step.start, step.row)
             if attempt == 0:
-                found = merged
+                best = merged
             else:
-                found[left] = merged
+                best[left] = merged
             furthest = merged.sq_dist[:, -1]
             # At a distance of 0 only the location may be another one's, and only of what was found just now.
-            open_ = (furthest > 0) | (merged.sq_dist[:, 0] < before.sq_dist[:, 0])
-            left = left[(beyond - self._rounding(norm[which[left]], furthest) <= furthest) & open_]
+            open_ = (furthest > 0) | (merged.sq_dist[:, 0] < of_left.sq_dist[:, 0])
+            left = left[(beyond - self._rounding(step.norm[which[left]], furthest) <= furthest) & open_]
             if len(left) == 0:
                 break
-        return found
+        return best
 
     def _rounding(self, norm: Tensor, sq_dist: Tensor) -> Tensor:
-        """By how much a product's squared distance may be off for queries of |q|^2 `norm` and vectors as near as `sq_dist`."""
+        """The most by which a product's squared distance may be off.
+
+        Args:
+            norm: (nq,) the squared norms of the queries.
+            sq_dist: (nq,) how near the vectors are that it matters for.
+        """
         return self._product.rounding(self._blocks.level.channels) * (norm + (norm.sqrt() + sq_dist.sqrt()) ** 2)
 
     def _evaluated(self, xq: Tensor, xb: Tensor, rows: Tensor) -> Tensor:
-        """Direct squared distances (nq, some) of queries (nq, C) to rows (nq, some) of a block's part, infinite for -1."""
+        """Direct squared distances (nq, some) of queries (nq, C) to rows (nq, some) of a block's part, infinite for row -1."""
         step = max(1, self._accelerator.tile_bytes // (_COPIES * _FLOAT * rows.shape[1] * xb.shape[1]))
         parts = []
         for first in range(0, len(xq), step):
@@ -215,9 +253,16 @@ class TorchSearch:
 
 
 def direct_sq_dist(xq: Tensor, x: Tensor) -> Tensor:
-    """Squared distances (nq, some) of queries (nq, C) to vectors of their own (nq, some, C), the same bits on every device.
+    """Squared distances of queries to vectors of their own, the same to the bit on every device.
 
     Halves are added until one number is left: single additions, which all devices round alike, in an order that only C decides.
+
+    Args:
+        xq: (nq, C) the queries.
+        x: (nq, some, C) the vectors of each.
+
+    Returns:
+        (nq, some) float32.
     """
     values = x.float()
     values = (values - xq[:, None]).square_()
@@ -231,7 +276,11 @@ def direct_sq_dist(xq: Tensor, x: Tensor) -> Tensor:
 
 
 class SplitSearch:
-    """The same on several devices, each searching for a part of the test images, see `GallerySearch`."""
+    """A search on several devices, each of which searches for a part of the test images, see `GallerySearch`.
+
+    Args:
+        searches: the search of each device.
+    """
 
     def __init__(self, searches: Sequence[TorchSearch]) -> None:
         self._searches = searches
@@ -255,7 +304,7 @@ class SplitSearch:
 
 
 def open_torch(blocks: Blocks, workers: Workers, product: Product) -> TorchSearch | SplitSearch:
-    """The search on the device of the workers."""
+    """Open the search on the device of the workers; where it has several cards, they share the test images."""
     searches = [TorchSearch(blocks, workers, accelerator, product) for accelerator in workers.accelerators]
     return searches[0] if len(searches) == 1 else SplitSearch(searches)
 
