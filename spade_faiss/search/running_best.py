@@ -43,7 +43,7 @@ class RunningBest:
     @staticmethod
     def merge_bytes(queries: int, candidates: int, kappa: int) -> int:
         """Bytes that one merge takes while it runs."""
-        return queries * (24 * candidates + 80) if kappa == 1 else queries * ((candidates + kappa) * 64 + 80)
+        return queries * (40 * candidates + 80) if kappa == 1 else queries * ((candidates + kappa) * 64 + 80)
 
     def bound(self, image: int, queries: slice, row: int) -> FloatArray:
         """The squared distance of each query beyond which no vector of a bank row changes anything.
@@ -79,11 +79,12 @@ class RunningBest:
         with self._locks[image]:
             (which,) = np.nonzero(least <= self._sq_dist[image, queries, -1])
             if len(which):
-                of_row = row if isinstance(row, int) else row[which]
-                places = np.where(location[which] < 0, _NOWHERE, of_row * self._locations + location[which])
+                of_row = row if isinstance(row, int) else row.take(which, axis=0)
+                at_location = location.take(which, axis=0)
+                places = np.where(at_location < 0, _NOWHERE, of_row * self._locations + at_location)
                 at = which + (queries.start or 0) if isinstance(queries, slice) else queries[which]
                 update = self._update_nearest if self.kappa == 1 else self._update
-                update(image, at, sq_dist[which], places)
+                update(image, at, sq_dist.take(which, axis=0), places)
 
     def _update_nearest(self, image: int, at: IntArray, D: FloatArray, places: IntArray) -> None:
         if D.shape[1] > 1:
@@ -95,13 +96,15 @@ class RunningBest:
     def _update(self, image: int, at: IntArray, D: FloatArray, places: IntArray) -> None:
         if D.shape[1] > self.kappa:
             D, places = _smallest(D, places, self.kappa)
-        D = np.concatenate([self._sq_dist[image, at], D], axis=1)
-        places = np.concatenate([self._place[image, at], places], axis=1)
+        D = np.concatenate([self._sq_dist[image].take(at, axis=0), D], axis=1)
+        places = np.concatenate([self._place[image].take(at, axis=0), places], axis=1)
         order = D.argsort(axis=1, kind="stable")
-        D, places = np.take_along_axis(D, order, axis=1), np.take_along_axis(places, order, axis=1)
-        (tied,) = np.nonzero(((D[:, 1:] == D[:, :-1]) & (places[:, 1:] != _NOWHERE)).any(axis=1))
-        if len(tied):
-            D[tied], places[tied] = _without_repeats(*sort_by_distance(D[tied], places[tied]))
+        order += np.arange(0, D.size, D.shape[1])[:, None]
+        D, places = D.take(order), places.take(order)
+        tied = (D[:, 1:] == D[:, :-1]) & (places[:, 1:] != _NOWHERE)
+        if tied.any():
+            lines = np.flatnonzero(tied.any(axis=1))
+            D[lines], places[lines] = _without_repeats(*sort_by_distance(D[lines], places[lines]))
         self._sq_dist[image, at], self._place[image, at] = D[:, : self.kappa], places[:, : self.kappa]
 
     def vectors(self) -> tuple[IntArray, IntArray]:
