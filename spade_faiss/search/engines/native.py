@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +14,7 @@ from spade_faiss.search.blocks import Blocks, StoredArray
 from spade_faiss.search.native.basis import choose_basis, choose_center, choosing_bytes
 from spade_faiss.search.native.extension import import_native, pack_bytes
 from spade_faiss.search.protocol import Hits
+from spade_faiss.search.running_best import RunningBest
 from spade_faiss.search.workers import Workers
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ _PART_QUERIES = 784
 _SPEED = 4
 # What linear algebra and threads take.
 _FIXED_BYTES = 4 << 20
-_NO_ROW = np.iinfo(np.int64).max
 
 
 class _Block(NamedTuple):
@@ -62,12 +61,12 @@ class NativeSearch:
         height, width, channels = self._blocks.level.shape
         queries = height * width
         packed = images * pack_bytes(queries, channels)
-        found = _Nearest.nbytes(images, queries, kappa)
+        found = RunningBest.nbytes(images, queries, kappa)
         # Each block is packed, and decoded where the bank does not store vectors in the form that is searched.
         blocks = in_flight(self._workers.threads) * (pack_bytes(queries, channels) + self._blocks.block_bytes)
         part, listed = min(queries, 2 * _PART_QUERIES), min(kappa, queries)
-        # The filter's minima of a part's queries and which of them have refined a group; their bounds, hits and merged hits.
-        each = part * (queries * 9 // 16 + 64 + 12 * listed + 16 * (kappa + listed))
+        # The filter's minima of a part's queries and which of them have refined a group; their bounds and hits.
+        each = part * (queries * 9 // 16 + 64 + 12 * listed) + RunningBest.merge_bytes(part, listed, kappa)
         return _FIXED_BYTES + choosing_bytes(self._blocks) + packed + found + blocks + self._workers.threads * each
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
@@ -79,15 +78,15 @@ class NativeSearch:
         packing = self._packing()
         packing_tasks = [[self._workers.submit(self._native.QueryPack, packing, image[part]) for part in parts] for image in xq]
         packs: list[list[QueryPack]] = [[task.result() for task in tasks] for tasks in packing_tasks]
-        nearest = _Nearest(n, queries, kappa)
+        best = RunningBest(n, queries, kappa, rows)
 
         def search(image: int, number: int, row: int, block: _Block) -> None:
             part = parts[number]
-            bound = nearest.bound(image, part, row)
+            bound = best.bound(image, part, row)
             D, I, _, _ = self._native.search(
                 packs[image][number], xq[image, part], block.pack, block.rows, bound, min(kappa, rows)
             )
-            nearest.merge(image, part, row, D, I)
+            best.merge(image, part, row, I, D)
 
         def searches(job: BlockJob) -> list[Task[_Block]]:
             return [
@@ -97,7 +96,7 @@ class NativeSearch:
             ]
 
         run_block_jobs(self._blocks, self._workers, block_jobs(neighbors), self._prepare, searches)
-        return nearest.hits()
+        return best.hits()
 
     def _prepare(self, row: int) -> _Block:
         rows = self._blocks.stored(row)
@@ -113,46 +112,3 @@ def _choose_packing(blocks: Blocks, simd_level: str) -> Packing:
     center = choose_center(blocks)
     packing: Packing = import_native().Packing(simd_level, center, choose_basis(blocks, simd_level, center))
     return packing
-
-
-class _Nearest:
-    """The nearest vectors that each query has found so far, in whatever order blocks are searched.
-
-    Blocks of one image may be searched at the same time. A bound that another thread is about to lower costs evaluations only.
-    """
-
-    def __init__(self, images: int, queries: int, kappa: int) -> None:
-        self._sq_dist = np.full((images, queries, kappa), np.inf, np.float32)
-        self._row = np.full((images, queries), _NO_ROW, np.int64)
-        self._location = np.zeros((images, queries), np.int64)
-        self._locks = [threading.Lock() for _ in range(images)]
-
-    @staticmethod
-    def nbytes(images: int, queries: int, kappa: int) -> int:
-        """How many bytes such an object takes."""
-        return images * queries * (4 * kappa + 16)
-
-    def bound(self, image: int, part: slice, row: int) -> FloatArray:
-        """The squared distances beyond which a block's vectors change nothing; -inf where none of that bank row can."""
-        with self._locks[image]:
-            bound = self._sq_dist[image, part, -1].copy()
-            bound[(bound == 0) & (self._row[image, part] < row)] = -np.inf
-        return bound
-
-    def merge(self, image: int, part: slice, row: int, D: FloatArray, I: IntArray) -> None:
-        """Take in the hits in a bank row's block: squared distances (m, k), ascending, and locations or -1 for no hit."""
-        with self._locks[image]:
-            sq_dist, best_row = self._sq_dist[image, part], self._row[image, part]
-            found = D[:, 0]
-            nearer = (I[:, 0] >= 0) & ((found < sq_dist[:, 0]) | ((found == sq_dist[:, 0]) & (row < best_row)))
-            best_row[nearer] = row
-            self._location[image, part][nearer] = I[nearer, 0]
-            if sq_dist.shape[1] == 1:
-                sq_dist[nearer, 0] = found[nearer]
-            else:
-                sq_dist[:] = np.sort(np.concatenate([sq_dist, D], axis=1), axis=1)[:, : sq_dist.shape[1]]
-
-    def hits(self) -> Hits:
-        """All of them; the row is -1 where nothing was found, as for queries that are not numbers."""
-        self._row[self._row == _NO_ROW] = -1
-        return Hits(self._sq_dist, self._row, self._location)
