@@ -43,7 +43,7 @@ class RunningBest:
     @staticmethod
     def merge_bytes(queries: int, candidates: int, kappa: int) -> int:
         """Bytes that one merge takes while it runs."""
-        return queries * (24 * candidates + 80) if kappa == 1 else queries * ((candidates + kappa) * 64 + 80)
+        return queries * (40 * candidates + 80) if kappa == 1 else queries * ((candidates + kappa) * 64 + 80)
 
     def bound(self, image: int, queries: slice, row: int) -> FloatArray:
         """The squared distance of each query beyond which no vector of a bank row changes anything.
