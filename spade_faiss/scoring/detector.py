@@ -37,6 +37,7 @@ from spade_faiss.search.workers import Workers
 
 if TYPE_CHECKING:
     from spade_faiss.features.backbone import Backbone
+    from spade_faiss.scoring.stream import ScoreStream
 
 
 class Detector:
@@ -139,9 +140,21 @@ class Detector:
             InputError: for bad input, or too many unreadable images.
             NotFoundError: if a path does not exist.
         """
-        from spade_faiss.scoring.stream import ScoreStream  # imports torch, which scoring features does not need
+        return join([scores for _, scores in self.stream(Timings(), "score")(*find_images(images))])
 
-        return join([scores for _, scores in ScoreStream(self, Timings(), "score")(*find_images(images))])
+    def stream(self, timings: Timings, label: str) -> ScoreStream:
+        """Make a stream that scores images batch by batch, with as many at a time as the memory budget allows.
+
+        Args:
+            timings: where the seconds of each step are added.
+            label: what the progress bar says.
+        """
+        # They import torch, which scoring features does not need.
+        from spade_faiss.features.stream import FeatureStream
+        from spade_faiss.scoring.stream import ScoreStream
+
+        features = FeatureStream(self.backbone, self.run, batch_size=self.plan.batch, timings=timings)
+        return ScoreStream(features, partial(self.score_features, timings=timings), label)
 
     def score_features(self, batch: FeatureBatch, *, timings: Timings | None = None) -> Scores:
         """Score images by their features, from any extractor.

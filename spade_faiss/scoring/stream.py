@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from spade_faiss.core.timing import Timings
+from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.datasets import ImageRecord, Skipped
 from spade_faiss.features.stream import Extracted, FeatureStream
-from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
 
 
 class ScoreStream:
-    """Scores images batch by batch and shows progress under `label`; unreadable images are left out and listed."""
+    """Scores images batch by batch; unreadable images are left out and listed. `Detector.stream` makes one.
 
-    def __init__(self, detector: Detector, timings: Timings, label: str) -> None:
-        self._detector = detector
-        self._timings = timings
+    Args:
+        features: reads the images and computes their features.
+        score: scores a batch of features.
+        label: what the progress bar says.
+    """
+
+    def __init__(self, features: FeatureStream, score: Callable[[FeatureBatch], Scores], label: str) -> None:
+        self._features = features
+        self._score = score
         self._label = label
-        self._features = FeatureStream(detector.backbone, detector.run, batch_size=detector.plan.batch, timings=timings)
 
     @property
     def skipped(self) -> Sequence[Skipped]:
@@ -37,4 +41,4 @@ class ScoreStream:
             InputError: when more images than allowed were skipped, or all of them.
         """
         for extracted in self._features(root, records, self._label):
-            yield extracted, self._detector.score_features(extracted.batch, timings=self._timings)
+            yield extracted, self._score(extracted.batch)

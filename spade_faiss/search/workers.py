@@ -11,7 +11,7 @@ from spade_faiss.core.device import CPU, Device
 from spade_faiss.search.distances import import_faiss
 
 if TYPE_CHECKING:
-    from spade_faiss.search.engines.accelerator import Accelerator
+    from spade_faiss.search.accelerator import Accelerator
 
 T = TypeVar("T")
 
@@ -43,6 +43,6 @@ class Workers:
     @cached_property
     def accelerators(self) -> list[Accelerator]:
         """The device as torch uses it, one accelerator for each card; the searches of all levels share their memory."""
-        from spade_faiss.search.engines.accelerator import open_accelerators
+        from spade_faiss.search.accelerator import open_accelerators
 
         return open_accelerators(self.device)

@@ -42,7 +42,6 @@ from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.datasets import Images, find_images
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
-from spade_faiss.scoring.stream import ScoreStream
 from spade_faiss.search.recipe import Recipe
 
 # How many images of the bank are scored unless another number is asked for: enough for alpha = 0.005.
@@ -158,7 +157,7 @@ def _score_holdout(detector: Detector, holdout: Images | FeatureBatch) -> Iterat
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         digests = list(pool.map(hash_file, [record.path for record in readable]))
     _check_new(detector.bank, [record.id for record in readable], digests)
-    yield from (scores for _, scores in ScoreStream(detector, Timings(), "calibrate")(root, records))
+    yield from (scores for _, scores in detector.stream(Timings(), "calibrate")(root, records))
 
 
 def _check_new(bank: Snapshot, names: Sequence[str], digests: Sequence[str]) -> None:

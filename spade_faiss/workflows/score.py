@@ -36,7 +36,6 @@ from spade_faiss.report.scorefile import ScoreFile, ScoreWriter
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.evaluation import Metrics
 from spade_faiss.scoring.scores import Scores
-from spade_faiss.scoring.stream import ScoreStream
 
 SCORES, REGIONS = "scores.h5", "regions.csv"
 
@@ -159,7 +158,7 @@ def score_images(job: Job, root: Path, records: Sequence[ImageRecord], pictures:
     placements: list[Placement] = []
     regions: list[list[Region]] = []
     image_score, map_score = [], []
-    stream = ScoreStream(detector, timings, "score")
+    stream = detector.stream(timings, "score")
     with ScoreWriter(job.out / SCORES, _settings_text(detector)) as writer:
         for extracted, scores in stream(root, records):
             batch = [item.placement for item in extracted.loaded]

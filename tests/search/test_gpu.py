@@ -16,8 +16,8 @@ from spade_faiss import Backbone, Detector, doctor
 from spade_faiss.core.settings import Run
 from spade_faiss.diagnostics.checks import RED
 from spade_faiss.index.gpu import CardIndex
+from spade_faiss.search.accelerator import Accelerator
 from spade_faiss.search.distances import import_faiss
-from spade_faiss.search.engines.accelerator import Accelerator
 from spade_faiss.search.engines.products import FaissProduct, Product, TorchProduct
 from spade_faiss.search.engines.torch import TorchSearch, direct_sq_dist
 from spade_faiss.search.recipe import load_recipe, recipe_names

@@ -17,7 +17,7 @@ from spade_faiss import Detector
 from spade_faiss.core.device import CPU
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Method
-from spade_faiss.search.engines.accelerator import Accelerator, Uploaded, open_accelerators
+from spade_faiss.search.accelerator import Accelerator, Uploaded, open_accelerators
 from spade_faiss.search.engines.faiss import FaissSearch
 from spade_faiss.search.engines.native import NativeSearch
 from spade_faiss.search.engines.products import GROUP, TorchProduct

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from spade_faiss.features.batch import Level
+from spade_faiss.search.accelerator import Accelerator
 from spade_faiss.search.blocks import ArraySource, Blocks
-from spade_faiss.search.engines.accelerator import Accelerator
 from spade_faiss.search.engines.products import Product, TorchProduct
 from spade_faiss.search.engines.torch import TorchSearch
 from spade_faiss.search.protocol import Hits

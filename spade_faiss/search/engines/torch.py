@@ -17,9 +17,9 @@ from torch import Tensor
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.search.accelerator import Accelerator, Uploaded
 from spade_faiss.search.block_jobs import BlockJob, block_jobs
 from spade_faiss.search.blocks import Blocks
-from spade_faiss.search.engines.accelerator import Accelerator, Uploaded
 from spade_faiss.search.engines.products import GROUP, Nominations, Product
 from spade_faiss.search.gpu_memory import fit_tile
 from spade_faiss.search.protocol import Hits
