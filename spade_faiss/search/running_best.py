@@ -71,7 +71,8 @@ class RunningBest:
             image: the test image.
             queries: m of its queries, none of them twice.
             row: the bank rows of the candidates, (m, c), or the one that all of them are in.
-            location: (m, c), their locations in the maps of those rows; negative where there is no candidate.
+            location: (m, c), their locations in the maps of those rows; negative where there is no candidate. No vector stands
+                twice in a line.
             sq_dist: (m, c) squared distances. For one vector they must be the same to the bit whenever it is merged.
         """
         # A distance that is no number hides no other from fmin, which is several times as fast along the first axis.

@@ -59,8 +59,8 @@ def test_half_precision_blocks_are_decoded_on_the_device() -> None:
     hits = search(case.xq, case.neighbors, 1)
     check(decoded, hits, 1)
     assert_same_hits(hits, run(decoded))
-    kept = search._accelerator.cache._blocks
-    assert [block.tensor.dtype for block in kept.values()] == [torch.float16] * 3
+    cached = search._accelerator.cache._blocks
+    assert [block.tensor.dtype for block in cached.values()] == [torch.float16] * 3
 
 
 @given(cases(), st.data())
