@@ -28,8 +28,8 @@ from spade_faiss.core.files import TEMPORARY_PATTERN, hash_file
 from spade_faiss.core.settings import Extraction, Method, Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch, Level
+from spade_faiss.features.datasets import Duplicate
 from spade_faiss.features.layout import Layout
-from spade_faiss.features.stream import Duplicate
 from spade_faiss.search.recipe import Recipe
 from spade_faiss.workflows import extract
 from spade_faiss.workflows.extract import Added, add
