@@ -190,6 +190,7 @@ def load_dataset(root: str | Path, *, normal_kind: str = LabeledSet.normal_kind)
         raise InputError(f"images of no kind in {str(root)!r}: {name_some(strays)}; expected {LAYOUT}")
     walk, masks = Walk(), MaskFinder(root)
     kinds = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
+    _check_links(kinds)
     found = [(path, kind.name) for kind, paths in zip(kinds, walk(kinds), strict=True) for path in paths]
     if not found:
         raise InputError(f"no test images in {str(root)!r}; expected {LAYOUT}, images ending in {' '.join(SUFFIXES)}")
@@ -222,6 +223,15 @@ def check_skipped(skipped: Sequence[Skipped], max_skipped: int) -> None:
             f"{len(skipped)} images were skipped, at most {max_skipped} may be: {named}; "
             f"repair or remove them, or go on without them: --max-skipped {len(skipped)}"
         )
+
+
+def _check_links(kinds: Sequence[Path]) -> None:
+    """Raise InputError if one kind is another one, or a part of it, by a link: its images would have two labels."""
+    real = {kind: kind.resolve() for kind in kinds}
+    for link in (kind for kind in kinds if kind.is_symlink()):
+        for kind in kinds:
+            if kind != link and (real[kind].is_relative_to(real[link]) or real[link].is_relative_to(real[kind])):
+                raise InputError(f"{link} is a link to the images of {kind}, which would be of two kinds; remove the link")
 
 
 def _record(

@@ -67,9 +67,9 @@ def score_folder(
         BankError: if a rate is asked for and there is no calibration, or one that is out of date.
     """
     found = survey(images)
-    for folder in found.entered:
-        if Path(out).resolve().is_relative_to(folder):
-            raise InputError(f"out={out} lies inside of {folder}: its pictures would be scored the next time; choose another")
+    resolved = Path(out).resolve()
+    if inside := next((folder for folder in found.entered if resolved.is_relative_to(folder)), None):
+        raise InputError(f"out={out} lies inside of {inside}: its pictures would be scored the next time; choose another")
     job = open_job(bank, out, decision)
     with open_pictures(job, report) as pictures:
         scored = score_images(job, found, pictures)

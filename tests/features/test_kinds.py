@@ -30,6 +30,14 @@ def test_two_normal_kinds_are_an_error(tmp_path: Path, normal_kind: str, other: 
         load_dataset(tmp_path, normal_kind=normal_kind)
 
 
+@pytest.mark.parametrize("target", ["test/good", "test/good/deep", "test"])
+def test_a_link_makes_no_second_kind_of_the_same_images(tmp_path: Path, target: str) -> None:
+    touch(tmp_path / "test/good/deep/0.png", tmp_path / "test/bent/1.png")
+    (tmp_path / "test/linked").symlink_to(tmp_path / target)
+    with pytest.raises(InputError, match=r"test/linked is a link to the images of .*test/(good|bent), which would be of two"):
+        load_dataset(tmp_path)
+
+
 def test_normal_training_images_go_by_the_same_name(tmp_path: Path) -> None:
     touch(tmp_path / "train/ok/0.png", tmp_path / "test/ok/1.png", tmp_path / "test/bent/2.png")
     dataset = load_dataset(tmp_path, normal_kind="ok")

@@ -213,5 +213,5 @@ def test_held_out_normal_images_are_no_labeled_set(
 
 
 def test_results_do_not_go_into_a_linked_folder(fitted_bank: Path, backbone: Backbone, new: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="lies inside of .*elsewhere"):
+    with pytest.raises(InputError, match=r"lies inside of .*elsewhere"):
         score_folder(new, bank=Detector.open(fitted_bank, backbone=backbone), out=tmp_path / "elsewhere/results")
