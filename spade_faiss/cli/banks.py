@@ -115,6 +115,8 @@ def describe_added(done: Added) -> Output:
         "removed": list(done.removed),
         "duplicates": [{"id": item.id, "of": item.of} for item in done.duplicates],
         "skipped": [{"id": item.id, "reason": item.reason} for item in done.skipped],
+        "left_out": done.left_out.numbers(),
+        "visible": vars(done.visible),
         "bytes": bank.bytes_on_disk,
         "time": {"total_s": done.total_s, "timing_s": done.timing_s},
     }
@@ -124,6 +126,7 @@ def describe_added(done: Added) -> Output:
         f"  added {done.added}, already there {done.present}, skipped {len(done.skipped)}",
         *(f"  left out {item.id}: it is the same image as {item.of}" for item in done.duplicates),
         *(f"  skipped {item.id}: {item.reason}" for item in done.skipped),
+        *(f"  {notice}" for notice in (*done.left_out.notices(), *done.visible.notices())),
     ]
     if done.removed:
         lines.append(f"  left out {len(done.removed)} that were removed from the bank before: {names(done.removed)}")

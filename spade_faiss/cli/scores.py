@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from spade_faiss.cli.options import Commands, add_method, add_run, add_settings, open_detector, read_settings
 from spade_faiss.cli.text import Output, format_times
 from spade_faiss.core.memory import format_bytes
-from spade_faiss.core.settings import Decision, ReportOptions
+from spade_faiss.core.settings import Decision, LabeledSet, ReportOptions
 
 if TYPE_CHECKING:
     from spade_faiss.report.results import Results
@@ -32,6 +32,7 @@ def register(commands: Commands) -> None:
         "spade-faiss evaluate bottle/ --bank bottle.bank --out results/",
     )
     evaluate.add_argument("dataset", metavar="DATASET", help="a folder laid out as MVTec AD")
+    add_settings(evaluate, LabeledSet)
     _add_scoring(evaluate)
 
 
@@ -59,6 +60,7 @@ def _evaluate(arguments: argparse.Namespace) -> Output:
             out=arguments.out,
             decision=read_settings(arguments, Decision),
             report=read_settings(arguments, ReportOptions),
+            normal_kind=read_settings(arguments, LabeledSet).normal_kind,
         )
     )
 
@@ -68,13 +70,13 @@ def _describe_results(done: Results) -> Output:
 
     numbers: dict[str, Any] = {
         "out": str(done.out),
-        "images": done.images,
-        "skipped": [{"id": item.id, "reason": item.reason} for item in done.skipped],
+        **done.inspected_numbers(),
         "time": {"total_s": done.total_s, "timing_s": done.timing_s},
         "peak_memory_bytes": done.peak_memory_bytes,
     }
     lines = [f"{done.images} images scored, {len(done.skipped)} skipped"]
     lines += [f"  skipped {item.id}: {item.reason}" for item in done.skipped]
+    lines += [f"  {notice}" for notice in done.notices()]
     if done.metrics is not None:
         numbers["metrics"], table = _describe_metrics(done.metrics)
         lines += table

@@ -171,6 +171,15 @@ class Decision:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabeledSet:
+    """How a labeled set on disk is to be read."""
+
+    normal_kind: str = setting(
+        "good", "the folder of test/ that holds normal images; all others hold a kind of defect", metavar="KIND"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """What a folder of results shows besides the scores."""
 

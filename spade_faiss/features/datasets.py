@@ -1,10 +1,11 @@
-"""Finds image files: a folder, a list or a labeled set on disk becomes records of its images.
+"""Finds images: a folder, a list or a labeled set on disk becomes records of its images.
 
 Nothing here opens an image; `features.pictures` does.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -14,14 +15,18 @@ from pathlib import Path
 
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.schema import check_at_least
+from spade_faiss.core.settings import LabeledSet
+from spade_faiss.features.folders import SUFFIXES, LeftOut, Walk, is_image, name_some, name_suffixes
+from spade_faiss.features.kinds import check_kinds
+from spade_faiss.features.masks import FOLDER, MASK_NAMES, MaskFinder
 
 # A folder, an image, or a list of both.
 Images = str | Path | Sequence[str | Path]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LAYOUT = "ROOT/train/good/*, ROOT/test/<kind>/* and, where there are masks, ROOT/ground_truth/<kind>/<stem>_mask.png"
 
 _by_id = attrgetter("id")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +36,59 @@ class ImageRecord:
     Args:
         id: its POSIX path below the root under which it was found.
         path: where the file is.
-        kind: `good` or the kind of defect, in a labeled set; None elsewhere.
+        kind: the normal kind or the kind of defect, in a labeled set; None elsewhere.
         mask: the file that marks its defective pixels, in a labeled set that has masks.
+        normal_kind: what the normal kind is called.
     """
 
     id: str
     path: Path
     kind: str | None = None
     mask: Path | None = None
+    normal_kind: str = LabeledSet.normal_kind
 
     @property
     def defective(self) -> bool | None:
         """Whether the image shows a defect; None where it is not labeled."""
-        return None if self.kind is None else self.kind != "good"
+        return None if self.kind is None else self.kind != self.normal_kind
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """The images that were found, and what else lies there.
+
+    Args:
+        root: the folder that the ids of the records start from.
+        records: the images.
+        left_out: what lies in the folders and is not read.
+        sources: the folders that were asked for.
+        entered: the real paths of all folders that were walked, those behind links included.
+    """
+
+    root: Path
+    records: list[ImageRecord]
+    left_out: LeftOut
+    sources: Sequence[Path] = ()
+    entered: Sequence[Path] = ()
+
+    def warn(self) -> None:
+        """Log what is left out, where no result can say it."""
+        for notice in self.left_out.notices():
+            _log.warning("%s: %s", self.root, notice)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labeled set: normal images to learn from, and images of all kinds to test with."""
+    """A labeled set: normal images to learn from, and images of all kinds to test with, as they were found."""
 
     root: Path
     train: list[ImageRecord]
-    test: list[ImageRecord]
+    found: Survey
+
+    @property
+    def test(self) -> list[ImageRecord]:
+        """The images to test with."""
+        return self.found.records
 
     @property
     def has_masks(self) -> bool:
@@ -68,33 +104,57 @@ class Skipped:
     reason: str
 
 
-def find_images(source: Images) -> tuple[Path, list[ImageRecord]]:
-    """Find the images of a folder (at any depth), of one file, or of a list of files and folders.
+@dataclass(frozen=True)
+class Duplicate:
+    """An image whose content was seen before, under the id `of`."""
 
-    Hidden files and folders are left out, and links to folders are not followed.
+    id: str
+    of: str
+
+
+def find_images(source: Images) -> tuple[Path, list[ImageRecord]]:
+    """Find images as `survey` does, and log what is left out.
 
     Returns:
-        The root (the folder, the file's folder, or the common parent of the list) and the records: those of a folder sorted
-        by id, those of a list in its order.
+        The root and the records.
+    """
+    found = survey(source)
+    found.warn()
+    return found.root, found.records
+
+
+def survey(source: Images) -> Survey:
+    """Find the images of a folder (at any depth), of one file, or of a list of files and folders.
+
+    Hidden files and folders are left out. Links to folders are followed; each folder is entered once.
+
+    Returns:
+        The root (the folder, the file's folder, or the common parent of the list), the records (those of a folder sorted by id,
+        those of a list in its order), and what is left out.
 
     Raises:
         NotFoundError: for a path that does not exist.
         InputError: if there is no image, if a listed file is not an image, or if an image is listed twice.
     """
-    sources = [source] if isinstance(source, str | Path) else source
+    items = [Path(source)] if isinstance(source, str | Path) else list(map(Path, source))
+    folders = [item.resolve() for item in items if item.is_dir()]
+    walk = Walk()
+    walked = iter(walk(folders))
     bases: list[Path] = []
     paths: list[Path] = []
-    for item in map(Path, sources):
+    for item in items:
         if item.is_dir():
             bases.append(item.resolve())
-            found = sorted(_walk(bases[-1]), key=lambda path: path.relative_to(bases[-1]).as_posix())
+            found = sorted(next(walked), key=lambda path: path.relative_to(bases[-1]).as_posix())
         elif not item.exists():
             raise NotFoundError(f"{str(item)!r} does not exist; give an image file, a folder of images, or a list of both")
         else:
             bases.append(item.parent.resolve())
-            found = [bases[-1] / item.name] if item.is_file() and item.suffix.lower() in SUFFIXES else []
+            found = [bases[-1] / item.name] if item.is_file() and is_image(item.name) else []
         if not found:
-            raise InputError(f"no image in {str(item)!r}: looked for files ending in {' '.join(SUFFIXES)}")
+            there = walk.left_out(bases[-1]).files if item.is_dir() and len(items) == 1 else {}
+            holds = f"; it holds {name_suffixes(there)}" if there else ""
+            raise InputError(f"no image in {str(item)!r}: looked for files ending in {' '.join(SUFFIXES)}{holds}")
         paths += found
     if not paths:
         raise InputError(f"the list of images is empty; give files ending in {' '.join(SUFFIXES)}, or folders of them")
@@ -102,88 +162,84 @@ def find_images(source: Images) -> tuple[Path, list[ImageRecord]]:
     records = [_record(path, root) for path in paths]
     if repeated := [name for name, count in Counter(record.id for record in records).items() if count > 1]:
         raise InputError(
-            f"listed twice, in {str(root)!r}: {_name_some(repeated)}; list every image once, alone or with its folder"
+            f"listed twice, in {str(root)!r}: {name_some(repeated)}; list every image once, alone or with its folder"
         )
-    return root, records
+    return Survey(root, records, walk.left_out(root), folders, walk.entered)
 
 
-def load_dataset(root: str | Path) -> Dataset:
+def load_dataset(root: str | Path, *, normal_kind: str = LabeledSet.normal_kind) -> Dataset:
     """Read a labeled set that is laid out as MVTec AD: `train/good`, `test/<kind>`, `ground_truth/<kind>`.
 
     `train/good` may be missing. A set without a `ground_truth` folder has no masks; in a set with one, every defective image
-    has its mask there, named `<stem>_mask.png` or `<stem>.png`.
+    has its mask there, named as `masks.MASK_NAMES` says.
+
+    Args:
+        root: the folder of the set.
+        normal_kind: what is called `good` there.
 
     Raises:
         NotFoundError: if there is no such folder.
-        InputError: if `test` holds no images, or images outside the folders that name their kind, or if a mask is missing.
+        InputError: if `test` holds no images, or images outside the folders that name their kind, or a kind that is normal by
+            its name and not the normal kind; or if a mask is missing or ambiguous.
     """
     root = Path(root).resolve()
     if not root.is_dir():
         raise NotFoundError(f"dataset folder {str(root)!r} does not exist; expected {LAYOUT}")
     entries = sorted((root / "test").iterdir()) if (root / "test").is_dir() else []
-    if strays := [f"test/{path.name}" for path in entries if path.is_file() and _is_image(path.name)]:
-        raise InputError(f"images of no kind in {str(root)!r}: {_name_some(strays)}; expected {LAYOUT}")
+    if strays := [f"test/{path.name}" for path in entries if path.is_file() and is_image(path.name)]:
+        raise InputError(f"images of no kind in {str(root)!r}: {name_some(strays)}; expected {LAYOUT}")
+    walk, masks = Walk(), MaskFinder(root)
     kinds = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
-    test = [_record(path, root, kind.name, _find_mask(path, root)) for kind in kinds for path in _walk(kind)]
-    if not test:
+    _check_links(kinds)
+    found = [(path, kind.name) for kind, paths in zip(kinds, walk(kinds), strict=True) for path in paths]
+    if not found:
         raise InputError(f"no test images in {str(root)!r}; expected {LAYOUT}, images ending in {' '.join(SUFFIXES)}")
-    unmasked = sorted(record.id for record in test if record.defective and record.mask is None)
-    if unmasked and (root / "ground_truth").is_dir():
+    check_kinds({kind for _, kind in found}, normal_kind)
+    test = [
+        _record(path, root, kind, masks(path) if kind != normal_kind else None, normal_kind)
+        for path, kind in sorted(found, key=lambda item: item[0].relative_to(root).as_posix())
+    ]
+    unmasked = [record for record in test if record.defective and record.mask is None]
+    if unmasked and masks.exists:
         raise InputError(
-            f"{len(unmasked)} defective images in {str(root)!r} have no mask: {_name_some(unmasked)}; expected "
-            "ground_truth/<kind>/<stem>_mask.png for each of them (without a ground_truth folder, masks are not used)"
+            f"{len(unmasked)} defective images in {str(root)!r} have no mask: {name_some([item.id for item in unmasked])}; "
+            f"expected {FOLDER}/<kind>/{MASK_NAMES} for each of them, and {masks.describe(unmasked[0].path)} (without a "
+            f"{FOLDER} folder, masks are not used; images of the kind {normal_kind!r} need none, see --normal-kind)"
         )
-    normal = root / "train" / "good"
-    train = [_record(path, root, "good") for path in _walk(normal)] if normal.is_dir() else []
-    return Dataset(root, sorted(train, key=_by_id), sorted(test, key=_by_id))
+    for path in entries:
+        if path.is_file() and not path.name.startswith("."):
+            walk.count(path)
+    normal = root / "train" / normal_kind
+    train = [_record(path, root, normal_kind, None, normal_kind) for path in Walk()([normal])[0]] if normal.is_dir() else []
+    return Dataset(root, sorted(train, key=_by_id), Survey(root, test, walk.left_out(root), kinds, walk.entered))
 
 
 def check_skipped(skipped: Sequence[Skipped], max_skipped: int) -> None:
     """Raise InputError, which names the first of them, when more than `max_skipped` images were skipped."""
     check_at_least("max_skipped", max_skipped, 0)
     if len(skipped) > max_skipped:
-        named = _name_some([f"{item.id!r} ({item.reason})" for item in skipped])
+        named = name_some([f"{item.id!r} ({item.reason})" for item in skipped])
         raise InputError(
             f"{len(skipped)} images were skipped, at most {max_skipped} may be: {named}; "
             f"repair or remove them, or go on without them: --max-skipped {len(skipped)}"
         )
 
 
-def _walk(folder: Path) -> list[Path]:
-    """The image files below a folder, in no particular order."""
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"cannot list {str(error.filename)!r}: {error.strerror}; make it readable, or move it elsewhere")
-
-    found: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (Path(parent, name) for name in names if _is_image(name))
-        # Pipes and devices are left out: reading one could block forever. A broken link stays in, and is reported when it is
-        # read.
-        found += (path for path in paths if path.is_file() or not path.exists())
-    return found
+def _check_links(kinds: Sequence[Path]) -> None:
+    """Raise InputError if one kind is another one, or a part of it, by a link: its images would have two labels."""
+    real = {kind: kind.resolve() for kind in kinds}
+    for link in (kind for kind in kinds if kind.is_symlink()):
+        for kind in kinds:
+            if kind != link and (real[kind].is_relative_to(real[link]) or real[link].is_relative_to(real[kind])):
+                raise InputError(f"{link} is a link to the images of {kind}, which would be of two kinds; remove the link")
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
-
-
-def _find_mask(path: Path, root: Path) -> Path | None:
-    folder = root / "ground_truth" / path.relative_to(root / "test").parent
-    candidates = (folder / f"{path.stem}_mask.png", folder / f"{path.stem}.png")
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
-
-
-def _record(path: Path, root: Path, kind: str | None = None, mask: Path | None = None) -> ImageRecord:
+def _record(
+    path: Path, root: Path, kind: str | None = None, mask: Path | None = None, normal_kind: str = LabeledSet.normal_kind
+) -> ImageRecord:
     name = path.relative_to(root).as_posix()
     try:
         name.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"the file name {name!r} is not valid UTF-8, as which ids are stored; rename the file") from error
-    return ImageRecord(name, path, kind, mask if kind != "good" else None)
-
-
-def _name_some(names: Sequence[str], count: int = 3) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    return ImageRecord(name, path, kind, mask, normal_kind)

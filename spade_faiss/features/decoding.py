@@ -16,6 +16,7 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
@@ -31,6 +32,8 @@ _READERS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
     ((b"BM",), BmpImageFile),
     ((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"), TiffImageFile),
     ((b"RIFF",), WebPImageFile),
+    # Binary ones. Of those written as text (P1 to P3), Pillow reads a file of comments in quadratic time.
+    ((b"P4", b"P5", b"P6"), PpmImageFile),
 )
 
 
@@ -60,7 +63,7 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         raise InputError("the file is empty")
     reader = next((reader for starts, reader in _READERS if data.startswith(starts)), None)
     if reader is None:
-        raise InputError(f"not a PNG, JPEG, BMP, TIFF or WebP file: it starts with {data[:8]!r}")
+        raise InputError(f"not a PNG, JPEG, BMP, TIFF, WebP or binary PBM, PGM or PPM file: it starts with {data[:8]!r}")
     image = reader(BytesIO(data))
     # Of the readers, TIFF alone warns at Pillow's own limit as well: stay below it, see _READERS.
     limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels) if reader is TiffImageFile else max_pixels

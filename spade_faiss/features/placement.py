@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,9 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import check_at_least
 from spade_faiss.core.settings import Preprocess
 from spade_faiss.features.decoding import MAX_PIXELS
+
+# What is hidden beyond this share is said.
+_NEARLY_ALL = 0.995
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,12 @@ class Placement:
         return max(0, -x), max(0, -y), min(width, self.size - x), min(height, self.size - y)
 
     @property
+    def visible_share(self) -> float:
+        """The share of the image that the input shows, from 0 to 1."""
+        left, top, right, bottom = self.visible
+        return (right - left) * (bottom - top) / (self.resized[0] * self.resized[1])
+
+    @property
     def padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """The rows and columns of the input around that part: ((above, below), (left, right)), for `numpy.pad`."""
         left, top, right, bottom = self.visible
@@ -44,6 +54,34 @@ class Placement:
         """(H, W): True where the input shows the image, False in the margins of a letterbox."""
         left, top, right, bottom = self.visible
         return np.pad(np.ones((bottom - top, right - left), dtype=np.bool_), self.padding)
+
+
+@dataclass(frozen=True)
+class Visible:
+    """How much of the pictures the resize mode shows.
+
+    Args:
+        resize_mode: see `Preprocess`.
+        share: the mean share of a picture's area that is shown, from 0 to 1; None if there was no picture.
+    """
+
+    resize_mode: str
+    share: float | None
+
+    @staticmethod
+    def of(placements: Sequence[Placement], resize_mode: str) -> Visible:
+        """The mean over pictures."""
+        shares = [placement.visible_share for placement in placements]
+        return Visible(resize_mode, sum(shares) / len(shares) if shares else None)
+
+    def notices(self) -> list[str]:
+        """What is hidden, as a sentence without its period; empty if that is next to nothing."""
+        if self.share is None or self.share >= _NEARLY_ALL:
+            return []
+        return [
+            f"the resize mode {self.resize_mode} shows {100 * self.share:.0f} % of the pictures on average; "
+            "a bank made with --resize-mode letterbox shows all"
+        ]
 
 
 def place(width: int, height: int, preprocess: Preprocess) -> Placement:

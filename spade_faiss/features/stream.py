@@ -20,7 +20,7 @@ from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch
-from spade_faiss.features.datasets import ImageRecord, Skipped, check_skipped
+from spade_faiss.features.datasets import Duplicate, ImageRecord, Skipped, check_skipped
 from spade_faiss.features.pictures import LoadedImage, load_image, to_input
 
 _BATCHES_AHEAD = 3
@@ -35,14 +35,6 @@ class Extracted:
     records: list[ImageRecord]
     loaded: list[LoadedImage]
     batch: FeatureBatch
-
-
-@dataclass(frozen=True)
-class Duplicate:
-    """An image whose content was seen before, under the id `of`."""
-
-    id: str
-    of: str
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,9 +18,8 @@ def run_numbers(inputs: ReportInputs) -> dict[str, Any]:
     return {
         "method": inputs.facts.settings,
         "bank": inputs.facts.bank,
-        "images": results.images,
+        **results.inspected_numbers(),
         "localized": int(scores.localized.sum()),
-        "skipped": [asdict(item) for item in results.skipped],
         "metrics": None if metrics is None else _metric_numbers(metrics),
         "calibration": None if decisions is None else decisions.numbers(),
         "calibration_notice": results.notice or None,

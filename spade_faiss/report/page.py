@@ -89,6 +89,8 @@ def _notices(inputs: ReportInputs) -> Iterator[str]:
         yield from verdict_notices(results.decisions)
     if facts.recipe.build.gallery != "exact":
         yield facts.definition
+    for notice in results.notices():
+        yield notice[0].upper() + notice[1:] + "."
     if results.skipped:
         yield f"{len(results.skipped)} images could not be read and were left out; they are listed at the end."
     if (metrics := results.metrics) is not None and metrics.not_visible:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from spade_faiss.decisions.rule import Decisions
-from spade_faiss.features.datasets import Skipped
+from spade_faiss.features.datasets import Duplicate, Skipped
+from spade_faiss.features.folders import LeftOut, name_some
+from spade_faiss.features.placement import Visible
 from spade_faiss.scoring.evaluation import Metrics
 
 
@@ -18,6 +21,9 @@ class Results:
         out: the folder that the files were written to.
         images: the number of images that were scored.
         skipped: the images that could not be read, each with the reason.
+        left_out: what else lies in the folders and was not scored.
+        visible: how much of the images the resize mode shows.
+        in_bank: the images whose content is in the bank, under the id `of`.
         metrics: the metrics of a labeled set; None without labels.
         decisions: the verdicts and regions; None if there are none, then `notice` says why.
         notice: why there are no decisions; empty if there are.
@@ -29,9 +35,35 @@ class Results:
     out: Path
     images: int
     skipped: tuple[Skipped, ...]
+    left_out: LeftOut
+    visible: Visible
+    in_bank: tuple[Duplicate, ...]
     metrics: Metrics | None
     decisions: Decisions | None
     notice: str
     timing_s: dict[str, float]
     total_s: float
     peak_memory_bytes: int
+
+    def notices(self) -> list[str]:
+        """What was not inspected, or not as it should be: sentences without their period."""
+        return [*self.left_out.notices(), *self.visible.notices(), *self._in_bank_notices()]
+
+    def inspected_numbers(self) -> dict[str, Any]:
+        """What `notices` says, and how many images were read, as plain values."""
+        return {
+            "images": self.images,
+            "skipped": [asdict(item) for item in self.skipped],
+            "left_out": self.left_out.numbers(),
+            "visible": asdict(self.visible),
+            "in_bank": [asdict(item) for item in self.in_bank],
+        }
+
+    def _in_bank_notices(self) -> list[str]:
+        if not self.in_bank:
+            return []
+        names = name_some([item.id if item.id == item.of else f"{item.id} (there {item.of})" for item in self.in_bank])
+        return [
+            f"{len(self.in_bank)} of {self.images} images are in the bank by content: they find themselves there, and score "
+            f"lower than new images do, down to 0: {names}"
+        ]

@@ -39,7 +39,8 @@ from spade_faiss.decisions.calibration import (
 )
 from spade_faiss.decisions.conformal import PixelCounts, allowed, check_rate
 from spade_faiss.features.batch import FeatureBatch
-from spade_faiss.features.datasets import Images, find_images
+from spade_faiss.features.datasets import Images, survey
+from spade_faiss.features.kinds import check_normals
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.search.recipe import Recipe
@@ -152,12 +153,14 @@ def _score_holdout(detector: Detector, holdout: Images | FeatureBatch) -> Iterat
         _check_new(detector.bank, holdout.ids, holdout.sha256)
         yield from (detector.score_features(holdout[start : start + size]) for start in range(0, len(holdout), size))
         return
-    root, records = find_images(holdout)
-    readable = [record for record in records if record.path.is_file()]
+    found = survey(holdout)
+    found.warn()
+    check_normals(found.sources, [record.path for record in found.records])
+    readable = [record for record in found.records if record.path.is_file()]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         digests = list(pool.map(hash_file, [record.path for record in readable]))
     _check_new(detector.bank, [record.id for record in readable], digests)
-    yield from (scores for _, scores in detector.stream(Timings(), "calibrate")(root, records))
+    yield from (scores for _, scores in detector.stream(Timings(), "calibrate")(found.root, found.records))
 
 
 def _check_new(bank: Snapshot, names: Sequence[str], digests: Sequence[str]) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.hints import score_command
-from spade_faiss.core.settings import Decision, ReportOptions
+from spade_faiss.core.settings import Decision, LabeledSet, ReportOptions
 from spade_faiss.features.datasets import Dataset, load_dataset
+from spade_faiss.features.folders import name_some
 from spade_faiss.features.pictures import to_mask
 from spade_faiss.report.results import Results
 from spade_faiss.report.scorefile import ScoreFile
@@ -25,16 +26,19 @@ def evaluate(
     out: str | Path,
     decision: Decision = Decision(),
     report: ReportOptions = ReportOptions(),
+    normal_kind: str = LabeledSet.normal_kind,
 ) -> Results:
     """Score the test images of a labeled set laid out as MVTec AD; write what `score_folder` writes, with metrics and labels.
 
     Args:
         dataset: a folder with `test/<kind>` and, for pixel metrics, `ground_truth/<kind>`.
         bank, out, decision, report: as for `score_folder`.
+        normal_kind: the folder of `test` that holds normal images; all others hold a kind of defect.
 
     Raises:
-        InputError: for bad input, a set without normal or without defective test images, a defective image without its mask
-            in a set that has masks, too many unreadable images, or a rate that so few calibration images cannot promise.
+        InputError: for bad input, a set without normal or without defective test images, a kind that is normal by its name and
+            not the normal kind, a defective image with two masks or, in a set that has masks, with none, too many unreadable
+            images, or a rate that so few calibration images cannot promise.
         NotFoundError: if a path does not exist.
         BankError: if a rate is asked for and there is no calibration, or one that is out of date.
     """
@@ -42,22 +46,24 @@ def evaluate(
         raise InputError(
             f"localize={bank.method.localize!r} leaves images without a map to measure; evaluate with localize='all'"
         )
-    loaded = load_dataset(dataset)
-    _check_classes(loaded)
+    loaded = load_dataset(dataset, normal_kind=normal_kind)
+    _check_classes(loaded, normal_kind)
     job = open_job(bank, out, decision)
     with open_pictures(job, report) as pictures:
-        scored = score_images(job, loaded.root, loaded.test, pictures)
+        scored = score_images(job, loaded.found, pictures)
         with ScoreFile.open(job.out / SCORES) as scores:
             with job.timings("metrics"):
                 evaluated = _measure(scored, scores, with_masks=loaded.has_masks)
             return write_results(job, scored, scores, pictures, report, evaluated)
 
 
-def _check_classes(dataset: Dataset) -> None:
-    for name, defective in (("normal (test/good)", False), ("defective", True)):
+def _check_classes(dataset: Dataset, normal_kind: str) -> None:
+    kinds = sorted({str(record.kind) for record in dataset.test})
+    for name, defective in ((f"normal (test/{normal_kind})", False), ("defective", True)):
         if not any(record.defective == defective for record in dataset.test):
             raise InputError(
-                f"{dataset.root} has no {name} test images, so there is nothing to measure; use: {score_command()}"
+                f"{dataset.root} has no {name} test images, so there is nothing to measure; its test folder holds the kinds "
+                f"{name_some(kinds)} (say which one is normal: --normal-kind KIND). To score without labels: {score_command()}"
             )
 
 

@@ -18,10 +18,13 @@ from spade_faiss.core.settings import Extraction, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch, concatenate
-from spade_faiss.features.datasets import ImageRecord, Images, Skipped, find_images
+from spade_faiss.features.datasets import Duplicate, ImageRecord, Images, Skipped, Survey, survey
+from spade_faiss.features.folders import LeftOut
+from spade_faiss.features.kinds import check_normals
 from spade_faiss.features.layout import Layout, prepare
 from spade_faiss.features.loading import load_backbone
-from spade_faiss.features.stream import Duplicate, FeatureStream
+from spade_faiss.features.placement import Placement, Visible
+from spade_faiss.features.stream import FeatureStream
 from spade_faiss.index.build import check_recipe
 from spade_faiss.search.recipe import Recipe
 
@@ -85,6 +88,8 @@ class Added:
         removed: the ids of images that were removed from the bank before, and are not added again.
         duplicates: the images that have the same content as another one.
         skipped: the images that could not be read.
+        left_out: the other files of the folders, by suffix.
+        visible: how much of the added images the resize mode shows.
         timing_s: seconds by stage; stages in different threads overlap.
         total_s: seconds by the clock.
     """
@@ -95,6 +100,8 @@ class Added:
     removed: tuple[str, ...]
     duplicates: tuple[Duplicate, ...]
     skipped: tuple[Skipped, ...]
+    left_out: LeftOut
+    visible: Visible
     timing_s: dict[str, float]
     total_s: float
 
@@ -120,13 +127,13 @@ def extract(
         run: `device` and `weights` are for a backbone that is given by name.
 
     Raises:
-        InputError: for bad input, too many unreadable images, an image that has changed since the bank took it, or an existing
-            bank with other settings.
+        InputError: for bad input, a folder that holds defects or masks beside normal images, too many unreadable images, an
+            image that has changed since the bank took it, or an existing bank with other settings.
         NotFoundError: if a path does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """
     _check_backbone(extraction, run)
-    root, records = find_images(images)
+    found = _find_normals(images)
     backbone = _load_backbone(extraction, run)
     layout = Layout(
         levels=backbone.levels,
@@ -142,7 +149,7 @@ def extract(
     timings = Timings()
     with timings("check"):
         target = Bank.open_or_create(bank, layout, source=backbone.source, weights_file=weights_file)
-    return _add_records(target, backbone, (root, records), run, timings)
+    return _add_records(target, backbone, found, run, timings)
 
 
 def add(images: Images, *, bank: str | Path, backbone: Backbone | None = None, run: Run = Run()) -> Added:
@@ -157,17 +164,23 @@ def add(images: Images, *, bank: str | Path, backbone: Backbone | None = None, r
         run: `weights` is the file of the backbone's weights, if they are not where they were and cannot be downloaded.
 
     Raises:
-        InputError: for bad input, too many unreadable images, an image that has changed since the bank took it, or a backbone
-            that is not the bank's.
+        InputError: for bad input, a folder that holds defects or masks beside normal images, too many unreadable images, an
+            image that has changed since the bank took it, or a backbone that is not the bank's.
         NotFoundError: if there is no such bank, or a path does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """
-    found = find_images(images)
+    found = _find_normals(images)
     timings = Timings()
     with timings("check"):
         target = Bank.open(bank)
         network = backbone_of(target, backbone, run)
     return _add_records(target, network, found, run, timings)
+
+
+def _find_normals(images: Images) -> Survey:
+    found = survey(images)
+    check_normals(found.sources, [record.path for record in found.records])
+    return found
 
 
 def _check_backbone(extraction: Extraction, run: Run) -> None:
@@ -199,11 +212,10 @@ def _load_backbone(extraction: Extraction, run: Run) -> Backbone:
     )
 
 
-def _add_records(
-    target: Bank, backbone: Backbone, images: tuple[Path, Sequence[ImageRecord]], run: Run, timings: Timings
-) -> Added:
+def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timings: Timings) -> Added:
     """Extract the images that the bank does not hold, and commit them shard by shard."""
-    root, records = images
+    records = found.records
+    placements: list[Placement] = []
     with target.writing():  # from the start: a second run fails at once, not after it has computed a shard
         with timings("check"):
             new, removed = _not_in(target, records)
@@ -214,8 +226,9 @@ def _add_records(
         )
         before = len(target)
         with _ShardBuffer(target, timings) as buffer:
-            for extracted in stream(root, new, "extract"):
+            for extracted in stream(found.root, new, "extract"):
                 buffer.add(extracted.batch)
+                placements += (image.placement for image in extracted.loaded)
         return Added(
             bank=target,
             added=len(target) - before,
@@ -223,6 +236,8 @@ def _add_records(
             removed=tuple(removed),
             duplicates=tuple(stream.duplicates),
             skipped=tuple(stream.skipped),
+            left_out=found.left_out,
+            visible=Visible.of(placements, backbone.source.preprocess.resize_mode),
             timing_s=timings.seconds,
             total_s=timings.total_s,
         )

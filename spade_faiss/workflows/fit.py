@@ -52,8 +52,8 @@ def fit(
         run: the device, the weights and the memory budget.
 
     Raises:
-        InputError: for bad input, too many unreadable images, an image that has changed since the bank took it, or an existing
-            bank with other settings.
+        InputError: for bad input, a folder that holds defects or masks beside normal images, too many unreadable images, an
+            image that has changed since the bank took it, or an existing bank with other settings.
         NotFoundError: if a path does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """

@@ -18,9 +18,9 @@ from spade_faiss.core.timing import Timings
 from spade_faiss.decisions.calibration import Verdicts
 from spade_faiss.decisions.regions import Region, find_regions
 from spade_faiss.decisions.rule import DecisionRule, Decisions
-from spade_faiss.features.datasets import ImageRecord, Images, Skipped, find_images
+from spade_faiss.features.datasets import Duplicate, ImageRecord, Images, Skipped, Survey, survey
 from spade_faiss.features.pictures import Mask
-from spade_faiss.features.placement import Placement
+from spade_faiss.features.placement import Placement, Visible
 from spade_faiss.report.columns import region_columns, verdict_columns
 from spade_faiss.report.csvfile import write_csv, write_regions_csv
 from spade_faiss.report.html import write_html
@@ -65,13 +65,13 @@ def score_folder(
         NotFoundError: if a path does not exist.
         BankError: if a rate is asked for and there is no calibration, or one that is out of date.
     """
-    root, records = find_images(images)
-    for source in [images] if isinstance(images, str | Path) else images:
-        if Path(source).is_dir() and Path(out).resolve().is_relative_to(Path(source).resolve()):
-            raise InputError(f"out={out} lies inside of {source}: its pictures would be scored the next time; choose another")
+    found = survey(images)
+    resolved = Path(out).resolve()
+    if inside := next((folder for folder in found.entered if resolved.is_relative_to(folder)), None):
+        raise InputError(f"out={out} lies inside of {inside}: its pictures would be scored the next time; choose another")
     job = open_job(bank, out, decision)
     with open_pictures(job, report) as pictures:
-        scored = score_images(job, root, records, pictures)
+        scored = score_images(job, found, pictures)
         # The maps do not fit into memory: they are read from the file, which is whole and in its place if the report fails.
         with ScoreFile.open(job.out / SCORES) as scores:
             return write_results(job, scored, scores, pictures, report)
@@ -106,6 +106,8 @@ class Scored:
         skipped: the images that could not be read, each with the reason.
         verdicts: the verdicts; None without a decision rule.
         regions: the regions of each image; empty without a decision rule.
+        found: the images as they were found, and what was left out.
+        in_bank: the images whose content is in the bank.
     """
 
     records: Sequence[ImageRecord]
@@ -113,6 +115,8 @@ class Scored:
     skipped: tuple[Skipped, ...]
     verdicts: Verdicts | None
     regions: Sequence[Sequence[Region]]
+    found: Survey
+    in_bank: tuple[Duplicate, ...]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -141,13 +145,12 @@ def open_pictures(job: Job, report: ReportOptions) -> AbstractContextManager[Pic
     return SpooledPictures(job.out) if report.overlays else ShortlistedPictures(report.shown)
 
 
-def score_images(job: Job, root: Path, records: Sequence[ImageRecord], pictures: PictureStore) -> Scored:
+def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
     """Score images into scores.h5, find their regions, and decide.
 
     Args:
         job: what the run is made with.
-        root: the folder that the ids of the records start from.
-        records: the images to score.
+        found: the images to score.
         pictures: takes their pictures.
 
     Raises:
@@ -158,9 +161,11 @@ def score_images(job: Job, root: Path, records: Sequence[ImageRecord], pictures:
     placements: list[Placement] = []
     regions: list[list[Region]] = []
     image_score, map_score = [], []
+    normal_of = {digest: name for name, digest in detector.bank.sha256_of.items()}
+    in_bank: list[Duplicate] = []
     stream = detector.stream(timings, "score")
     with ScoreWriter(job.out / SCORES, _settings_text(detector)) as writer:
-        for extracted, scores in stream(root, records):
+        for extracted, scores in stream(found.root, found.records):
             batch = [item.placement for item in extracted.loaded]
             if rule is not None:
                 with timings("regions"):
@@ -176,6 +181,11 @@ def score_images(job: Job, root: Path, records: Sequence[ImageRecord], pictures:
                 np.isfinite(map_score[-1]),
                 None if None in labels else np.array(labels, np.bool_),
             )
+            in_bank += (
+                Duplicate(record.id, normal_of[item.sha256])
+                for record, item in zip(extracted.records, extracted.loaded, strict=True)
+                if item.sha256 in normal_of
+            )
             read += extracted.records
             placements += batch
         verdicts = None
@@ -184,7 +194,15 @@ def score_images(job: Job, root: Path, records: Sequence[ImageRecord], pictures:
             verdicts = rule(np.concatenate(image_score), maps)
             writer.add_table("verdict", verdict_columns(verdicts))
             writer.add_table("regions", region_columns(regions))
-    return Scored(records=read, placements=placements, skipped=tuple(stream.skipped), verdicts=verdicts, regions=regions)
+    return Scored(
+        records=read,
+        placements=placements,
+        skipped=tuple(stream.skipped),
+        verdicts=verdicts,
+        regions=regions,
+        found=found,
+        in_bank=tuple(in_bank),
+    )
 
 
 def _settings_text(detector: Detector) -> str:
@@ -255,6 +273,9 @@ def _summarize(job: Job, scored: Scored, evaluated: Evaluated | None) -> Results
         out=job.out,
         images=len(scored.records),
         skipped=scored.skipped,
+        left_out=scored.found.left_out,
+        visible=Visible.of(scored.placements, job.detector.backbone.source.preprocess.resize_mode),
+        in_bank=scored.in_bank,
         metrics=None if evaluated is None else evaluated.metrics,
         decisions=decisions,
         notice=job.notice,

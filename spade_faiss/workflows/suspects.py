@@ -18,6 +18,8 @@ from spade_faiss.core.settings import ReportOptions
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.datasets import ImageRecord
+from spade_faiss.features.folders import LeftOut
+from spade_faiss.features.placement import Visible
 from spade_faiss.report.html import write_html
 from spade_faiss.report.inputs import DetectorFacts, ReportInputs
 from spade_faiss.report.normals import NormalPictures
@@ -102,6 +104,9 @@ def _write_page(found: Suspects, detector: Detector, shown: int, timings: Timing
         out=found.out,
         images=len(names),
         skipped=(),
+        left_out=LeftOut(),
+        visible=Visible.of((), ""),
+        in_bank=(),
         metrics=None,
         decisions=None,
         notice="",

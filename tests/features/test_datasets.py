@@ -87,7 +87,7 @@ def test_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         find_images(tmp_path)
 
 
-def test_links_to_folders_and_pipes_are_left_alone_and_broken_links_reported(tmp_path: Path) -> None:
+def test_loops_and_pipes_are_left_alone_and_broken_links_reported(tmp_path: Path) -> None:
     touch(tmp_path / "real/a.png")
     (tmp_path / "real/loop").symlink_to(tmp_path)
     (tmp_path / "linked.png").symlink_to(tmp_path / "real/a.png")
@@ -125,6 +125,9 @@ def test_sources_without_images_are_refused(tmp_path: Path, as_list: bool) -> No
     touch(tmp_path / "empty/.hidden.png", tmp_path / "notes.txt", tmp_path / "a.png")
     with pytest.raises(InputError, match=r"no image in .*empty.*\.png \.jpg \.jpeg \.bmp \.tif \.tiff \.webp"):
         find(tmp_path / "empty")
+    touch(*(tmp_path / "others" / name for name in ("a.HEIC", "b.heic", "c.txt")))
+    with pytest.raises(InputError, match=r"no image in .*others.*; it holds 2 \.heic, 1 \.txt$"):
+        find(tmp_path / "others")
     with pytest.raises(InputError, match=r"no image in .*notes\.txt.*\.png \.jpg"):
         find(tmp_path / "notes.txt")
     with pytest.raises(NotFoundError, match=r"missing.*does not exist"):
@@ -145,7 +148,7 @@ FULL_TRUTH = ("crack/000_mask.png", "crack/deep/001_mask.png", "dent/000.png")
 
 
 def test_mvtec_layout_gives_kinds_and_masks(tmp_path: Path) -> None:
-    dataset = load_dataset(labeled(tmp_path, truth=(*FULL_TRUTH, "crack/000.png", "good/000_mask.png")))
+    dataset = load_dataset(labeled(tmp_path, truth=(*FULL_TRUTH, "good/000_mask.png")))
     root = tmp_path.resolve()
     assert dataset.root == root
     assert dataset.has_masks

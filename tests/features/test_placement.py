@@ -11,7 +11,7 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import RESIZE_MODES, Preprocess
 from spade_faiss.features.decoding import MAX_PIXELS
 from spade_faiss.features.pictures import to_picture
-from spade_faiss.features.placement import Placement, place
+from spade_faiss.features.placement import Placement, Visible, place
 
 
 def test_placements_worked_out_by_hand() -> None:
@@ -74,3 +74,27 @@ def test_bad_sizes_and_modes_are_refused() -> None:
         place(0, 5, Preprocess())
     with pytest.raises(InputError, match="expected an RGB image, got mode L"):
         to_picture(Image.new("L", (5, 5)), place(5, 5, Preprocess()))
+
+
+@pytest.mark.parametrize(
+    ("size", "preprocess", "share"),
+    [
+        ((256, 256), Preprocess(), 224**2 / 256**2),
+        ((512, 256), Preprocess(), 224**2 / (512 * 256)),
+        ((100, 100), Preprocess(resize=224), 1),
+        ((512, 256), Preprocess(resize_mode="stretch"), 1),
+        ((512, 256), Preprocess(resize_mode="letterbox"), 1),
+        ((3, 1000), Preprocess(resize_mode="letterbox"), 1),
+    ],
+)
+def test_visible_share_is_that_of_the_area(size: tuple[int, int], preprocess: Preprocess, share: float) -> None:
+    assert place(*size, preprocess).visible_share == pytest.approx(share)
+
+
+def test_what_is_hidden_is_said_beyond_half_a_percent_on_average() -> None:
+    whole = place(100, 100, Preprocess(resize=224))
+    cut = place(100, 100, Preprocess())  # hides 23.4 %
+    assert Visible.of([whole] * 49 + [cut], "crop").notices() == []
+    (notice,) = Visible.of([whole] * 20 + [cut], "crop").notices()
+    assert notice.startswith("the resize mode crop shows 99 % of the pictures on average; ")
+    assert Visible.of([], "crop") == Visible("crop", None)

@@ -16,8 +16,8 @@ from spade_faiss.core.files import hash_file
 from spade_faiss.core.settings import Extraction, Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch
+from spade_faiss.features.datasets import Duplicate
 from spade_faiss.features.layout import Layout
-from spade_faiss.features.stream import Duplicate
 from spade_faiss.workflows import extract
 from spade_faiss.workflows.extract import Added, add
 from spade_faiss.workflows.fit import fit
