@@ -80,10 +80,10 @@ def read_settings(arguments: argparse.Namespace, cls: type[T]) -> T:
     return cls(**values)
 
 
-def _add_setting(command: argparse._ActionsContainer, field: dataclasses.Field[Any], kind: type) -> None:
+def _add_setting(command: argparse._ActionsContainer, field: dataclasses.Field[Any], kind: Callable[[str], Any]) -> None:
     declared, name = field.metadata, "--" + field.name.replace("_", "-")
     required = field.default is dataclasses.MISSING
-    shown = "" if required or field.default is None or kind is bool else " (default: %(default)s)"
+    shown = "" if required or field.default in (None, ()) or kind is bool else " (default: %(default)s)"
     if kind is bool:
         command.add_argument(name, action="store_true", help=declared["help"])
     else:

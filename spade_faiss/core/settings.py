@@ -6,6 +6,7 @@ a setting, add a field here; the code that acts on it reads it from the dataclas
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ LOCALIZE = ("all", "flagged", "none")
 PRECISIONS = ("float32", "bfloat16")
 DTYPES = ("float16", "float32")
 NORMALIZE = ("none", "l2")
+POOL_BORDERS = ("valid", "zero")
+# As a number of nearest normal images: every one of the bank.
+ALL = "all"
 
 DEFAULT_BACKBONE = "wide_resnet50_2"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -27,7 +31,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def setting(
-    default: Any, help: str, *, choices: tuple[str, ...] = (), metavar: str | None = None, kind: type | None = None
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    metavar: str | None = None,
+    kind: Callable[[str], Any] | None = None,
 ) -> Any:
     """Declare a field of a settings dataclass that has an option on the command line.
 
@@ -36,9 +45,26 @@ def setting(
         help: the help text of the option, without the default.
         choices: the values that are allowed, if they are few.
         metavar: the placeholder for the value in the help text.
-        kind: the type that the command line converts the text to; the type of the field unless given.
+        kind: what the command line converts the text with; the type of the field unless given.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar, "kind": kind})
+
+
+def int_or_all(text: str) -> int | str:
+    """Convert the text of a number of images; `all` stands for every image."""
+    return text if text == ALL else int(text)
+
+
+def level_names(text: str) -> tuple[str, ...]:
+    """Convert names of levels that are separated by commas."""
+    return tuple(text.split(",")) if text else ()
+
+
+def check_level_names(names: tuple[str, ...]) -> None:
+    """Raise InputError if a choice of levels is empty in places, or names one twice."""
+    parts = [part for name in names for part in name.split("+")]
+    if not isinstance(names, tuple) or "" in parts or len(set(parts)) < len(parts):
+        raise InputError(f"levels={names!r} must name each level once, such as ('blocks.1', 'blocks.2+blocks.4')")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +132,12 @@ class Extraction:
     dtype: str = setting("float16", "the number format in which feature maps are stored", choices=DTYPES)
     normalize: str = setting("none", "whether the vector of each location is scaled to unit length (l2)", choices=NORMALIZE)
     pool: int = setting(1, "the side of the neighborhood that each location of a feature map is averaged over", metavar="CELLS")
+    pool_border: str = setting(
+        "valid",
+        "what that average does at a map's border: it is over the locations that exist (valid), or those outside count as "
+        "zeros (zero), so that the border weighs less",
+        choices=POOL_BORDERS,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +150,17 @@ class Method:
     """
 
     k_image: int = setting(5, "how many nearest normal images the image score averages over", metavar="K")
-    k_gallery: int = setting(5, "how many nearest normal images have their feature maps searched", metavar="K")
+    k_gallery: int | str = setting(
+        5, "how many nearest normal images have their feature maps searched, or all", metavar="K", kind=int_or_all
+    )
     kappa: int = setting(1, "how many nearest vectors a pixel score averages over", metavar="K")
+    levels: tuple[str, ...] = setting(
+        (),
+        "which pyramid levels are searched, such as blocks.2,blocks.4; levels that are joined by + are searched as one, such "
+        "as blocks.1,blocks.2+blocks.4 (default: all, each by itself)",
+        metavar="NAMES",
+        kind=level_names,
+    )
     fusion: str = setting(
         "mean",
         "how pyramid levels are combined: by the mean of their score maps, or by one search in all of them (concat)",
@@ -136,7 +177,9 @@ class Method:
 
     def __post_init__(self) -> None:
         for name in ("k_image", "k_gallery", "kappa"):
-            check_at_least(name, getattr(self, name), 1)
+            if (name, getattr(self, name)) != ("k_gallery", ALL):
+                check_at_least(name, getattr(self, name), 1)
+        check_level_names(self.levels)
         check_choice("fusion", self.fusion, FUSIONS)
         check_choice("distance", self.distance, DISTANCES)
         if not is_finite(self.sigma) or self.sigma < 0:

@@ -42,7 +42,7 @@ from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Recipe
 
 FORMAT = "spade_faiss calibration"
-SCHEMA = 2
+SCHEMA = 3
 
 LEAVE_ONE_OUT, SPLIT = "leave_one_out", "split"
 MODES = (LEAVE_ONE_OUT, SPLIT)

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import check_at_least, check_choice
-from spade_faiss.core.settings import DTYPES, NORMALIZE
+from spade_faiss.core.settings import DTYPES, NORMALIZE, POOL_BORDERS
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level, check_ids, check_strings
 
@@ -33,6 +33,7 @@ class Layout:
         dtype: the type of stored level maps, `float16` or `float32`.
         normalize: `l2` scales the vector of each location to unit length, `none` leaves it.
         pool: the side of the square neighborhood that each location is averaged over; 1 leaves it alone.
+        pool_border: `valid` averages over the locations that exist, `zero` counts those outside of the map as zeros.
 
     Raises:
         InputError: for a value out of its range.
@@ -44,6 +45,7 @@ class Layout:
     dtype: str = "float16"
     normalize: str = "none"
     pool: int = 1
+    pool_border: str = "valid"
 
     @property
     def image_bytes(self) -> int:
@@ -66,6 +68,7 @@ class Layout:
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("normalize", self.normalize, NORMALIZE)
         check_at_least("pool", self.pool, 1)
+        check_choice("pool_border", self.pool_border, POOL_BORDERS)
         if self.pool % 2 == 0:
             raise InputError(f"pool={self.pool} must be odd, so that the neighborhood has a center")
 
@@ -104,10 +107,11 @@ def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
 def _prepare_maps(level: Level, maps: npt.NDArray[Any], n: int, layout: Layout) -> npt.NDArray[Any]:
     values = _to_float32(f"level {level.name!r}", maps, (n, *level.shape))
     if layout.pool > 1:
-        # The mean is over the neighbors that exist: at the border the window is smaller, not padded.
         size = (1, layout.pool, layout.pool, 1)
-        inside = ndimage.uniform_filter(np.ones((1, *level.shape[:2], 1), np.float32), size, mode="constant")
-        values = ndimage.uniform_filter(values, size, mode="constant") / inside
+        values = ndimage.uniform_filter(values, size, mode="constant")
+        if layout.pool_border == "valid":
+            # The mean is over the neighbors that exist: at the border the window is smaller, not padded.
+            values /= ndimage.uniform_filter(np.ones((1, *level.shape[:2], 1), np.float32), size, mode="constant")
     if layout.normalize == "l2":
         # The norm is computed in float64: the squares of values below 1e-22 leave the range of float32.
         norm = np.sqrt(np.einsum("nhwc,nhwc->nhw", values, values, dtype=np.float64))[..., np.newaxis]

@@ -11,7 +11,7 @@ from spade_faiss.search.protocol import ResolvedRecipe, resolve_recipe
 from spade_faiss.search.recipe import Settings, load_recipe, recipe_names
 
 _KEY_LENGTH = 16
-_OF_METHOD = ("k_image", "k_gallery", "kappa", "fusion", "distance", "sigma")
+_OF_METHOD = ("k_image", "k_gallery", "kappa", "levels", "fusion", "distance", "sigma")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,9 @@ class ScoringConfig:
     build: Settings
     query: Settings
     k_image: int
-    k_gallery: int
+    k_gallery: int | str
     kappa: int
+    levels: tuple[str, ...]
     fusion: str
     distance: str
     sigma: float
@@ -62,8 +63,13 @@ class ScoringConfig:
         words = [] if self.recipe == "exact" else ["--recipe", self.recipe]
         words += [f"--set {name}={value}" for name, value in self.query.items() if value != _usual(self.recipe).get(name)]
         words += [f"--set image={self.image_query}"] if self.image_query else []
-        words += [f"--{name.replace('_', '-')} {getattr(self, name)}" for name in changed]
+        words += [f"--{name.replace('_', '-')} {_as_text(getattr(self, name))}" for name in changed]
         return " ".join(words)
+
+
+def _as_text(value: object) -> str:
+    """The value of a setting as the command line takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _usual(recipe: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Method
+from spade_faiss.core.settings import ALL, Method
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.index.gallery_index import EncodedLevel, open_gallery
@@ -27,23 +27,28 @@ class LevelSearch:
     """Searches the maps of the nearest normal images at one level.
 
     Args:
-        level: the level that is searched, one of `bank_levels` or all of them as one.
+        level: the level that is searched, one of `bank_levels` or several of them as one.
         bank_levels: the levels of the bank.
         method: the parameters of SPADE.
+        k_gallery: how many normal images each image is searched in.
         search: finds the nearest vectors; None if no image is to be localized.
     """
 
     level: Level
     bank_levels: Sequence[Level]
     method: Method
+    k_gallery: int
     search: GallerySearch | None
 
-    def __call__(self, query: FeatureBatch, gallery: IntArray, localized: IntArray) -> tuple[FloatArray, NearestArray]:
+    def __call__(
+        self, query: FeatureBatch, neighbors: IntArray, gallery: IntArray, localized: IntArray
+    ) -> tuple[FloatArray, NearestArray]:
         """Search for the nearest gallery vector of each location.
 
         Args:
             query: features of n images.
-            gallery: (n, k_gallery), the bank rows of each image's nearest normal images.
+            neighbors: (n, k), the bank rows of each image's nearest normal images: `nearest` names their columns.
+            gallery: (n, k_gallery), the bank rows that each image is searched in.
             localized: (m,), the images to search for.
 
         Returns:
@@ -55,13 +60,13 @@ class LevelSearch:
         if len(localized) == 0:
             return dist, nearest
         assert self.search is not None
-        gallery, shape = gallery[localized], (len(localized), *shape[1:])
+        gallery, neighbors, shape = gallery[localized], neighbors[localized], (len(localized), *shape[1:])
         every = len(localized) == len(query)  # the usual case, without a copy
         xq = vectors_of(level, self.bank_levels, lambda name: query.levels[name] if every else query.levels[name][localized])
         hits = self.search(xq.reshape(len(localized), -1, level.channels), gallery, self.method.kappa)
         dist[localized] = to_distance(hits.sq_dist, self.method.distance).mean(axis=-1).reshape(shape)
         found = np.empty(shape, NEAREST_DTYPE)
-        is_column = gallery[:, None, :] == hits.row[..., None]
+        is_column = neighbors[:, None, :] == hits.row[..., None]
         found["neighbor"] = np.where(is_column.any(axis=-1), is_column.argmax(axis=-1), -1).reshape(shape)
         found["row"] = hits.row.reshape(shape)
         found["y"], found["x"] = np.divmod(hits.location.reshape(shape), level.width)
@@ -72,8 +77,13 @@ class LevelSearch:
         """The most that a call for so many images holds at a time, beside its results and the cache of decoded blocks."""
         if self.search is None:
             return 0
-        search = self.search.working_bytes(images, self.method.k_gallery, self.method.kappa)
+        search = self.search.working_bytes(images, self.k_gallery, self.method.kappa)
         return images * float32_bytes(self.level.shape) + search
+
+
+def gallery_size(method: Method, images: int) -> int:
+    """How many of a bank's images each test image is searched in."""
+    return images if method.k_gallery == ALL else int(method.k_gallery)
 
 
 def open_level_searches(
@@ -92,15 +102,17 @@ def open_level_searches(
         The searches by the name of their level, in the order of the bank's levels.
 
     Raises:
-        InputError: if the recipe encodes each level by itself and the fusion is `concat`.
+        InputError: for a level that the bank does not have, or levels that are searched as one with a recipe that encodes each
+            by itself.
         BankError: if the index of the recipe is damaged or missing.
     """
-    levels = searched_levels(bank.layout.levels, method.fusion)
+    levels = searched_levels(bank.layout.levels, method.fusion, method.levels)
     index = None
     if method.localize != "none" and recipe.method.train is not None:
-        if method.fusion != "mean":
+        if joined := [level.name for level in levels if level not in bank.layout.levels]:
             raise InputError(
-                f"recipe {recipe.recipe.name!r} encodes each level by itself; fusion={method.fusion} needs one like 'exact'"
+                f"recipe {recipe.recipe.name!r} encodes each level by itself; to search {joined[0]!r} as one level "
+                f"(fusion={method.fusion}), use a recipe like 'exact'"
             )
         index = open_gallery(bank, recipe.recipe)
 
@@ -114,6 +126,7 @@ def open_level_searches(
             level=level,
             bank_levels=bank.layout.levels,
             method=method,
+            k_gallery=gallery_size(method, len(bank)),
             search=None if method.localize == "none" else open_search(level),
         )
         for level in levels

@@ -25,9 +25,11 @@ class Scores:
         image_score: (n,), mean distance to the `k_image` nearest normals.
         maps: (n, H, W), smoothed pixel scores at the size of the backbone's input; 0 in the margins around an image. An image
             that was not localized has NaN here and in `level_dist`, and neighbor -1 in `nearest`.
-        neighbor_ids: (n, k), names of the nearest normals, nearest first; k is the larger of `k_image` and `k_gallery`.
+        neighbor_ids: (n, k), names of the nearest normals, nearest first; k is the larger of `k_image` and
+            `k_gallery`, or `k_image` if the gallery is the whole bank.
         neighbor_dist: (n, k), their distances.
-        level_dist: for each level, (n, h, w), the pixel distances before fusion; under fusion `concat` one entry of that name.
+        level_dist: for each level, (n, h, w), the pixel distances before fusion; levels that were searched as one have one
+            entry, `concat` if it is all of them.
         nearest: for each level, (n, h, w) of `NEAREST_DTYPE`, the gallery vector each distance was measured to (with kappa > 1,
             the nearest of them).
         distance: `l2` or `squared_l2`.

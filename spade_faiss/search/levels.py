@@ -1,9 +1,9 @@
-"""The levels that are searched, a bank's own or all of them as one, and their maps as blocks."""
+"""The levels that are searched, a bank's own or several of them as one, and their maps as blocks."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.bank.snapshot import Snapshot
+from spade_faiss.core.errors import InputError
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import Level
 from spade_faiss.features.resampling import upsample
@@ -20,24 +21,43 @@ from spade_faiss.search.cache import BlockCache
 CONCAT = "concat"
 
 
-def searched_levels(levels: Sequence[Level], fusion: str) -> tuple[Level, ...]:
+def searched_levels(levels: Sequence[Level], fusion: str, chosen: Sequence[str] = ()) -> tuple[Level, ...]:
     """The levels that a search runs on.
 
     Args:
         levels: the bank's levels.
-        fusion: `mean` for each level by itself, `concat` for one level that has the finest one's size and all channels.
+        fusion: `mean` for each level by itself, `concat` for all of them as one.
+        chosen: names of the levels to search, those to be searched as one joined by `+`; empty for all levels.
+
+    Returns:
+        Levels of the bank, and joined ones: they have the size of their finest level and the channels of all.
+
+    Raises:
+        InputError: if there is no level of a name.
     """
+    by_name = {level.name: level for level in levels}
+    names = tuple(chosen) or tuple(by_name)
+    if unknown := [part for name in names for part in _parts_of_name(name, by_name) if part not in by_name]:
+        raise InputError(f"there is no level {unknown[0]!r}; the bank has {', '.join(by_name)}")
     if fusion == "mean":
+        return tuple(_joined(name, [by_name[part] for part in _parts_of_name(name, by_name)]) for name in names)
+    parts = [by_name[part] for name in names for part in _parts_of_name(name, by_name)]
+    return (_joined("+".join(part.name for part in parts) if chosen else CONCAT, parts),)
+
+
+def parts_of(level: Level, levels: Sequence[Level]) -> tuple[Level, ...]:
+    """The levels of the bank that a searched level consists of, see `searched_levels`."""
+    by_name = {part.name: part for part in levels}
+    if level.name == CONCAT and CONCAT not in by_name:
         return tuple(levels)
-    finest = max(levels, key=lambda level: level.height * level.width)
-    return (replace(finest, name=CONCAT, channels=sum(level.channels for level in levels)),)
+    return tuple(by_name[name] for name in _parts_of_name(level.name, by_name))
 
 
 def vectors_of(level: Level, levels: Sequence[Level], maps_of: Callable[[str], npt.NDArray[np.floating[Any]]]) -> FloatArray:
     """The vectors of n images at a searched level.
 
     Args:
-        level: one of `levels`, or all of them as one, see `searched_levels`.
+        level: one of `levels`, or several of them as one, see `searched_levels`.
         levels: the bank's levels.
         maps_of: returns the maps (n, H, W, C) of the level of a name.
 
@@ -47,8 +67,21 @@ def vectors_of(level: Level, levels: Sequence[Level], maps_of: Callable[[str], n
     if level in levels:
         return maps_of(level.name).astype(np.float32, copy=False)
     size = (level.height, level.width)
-    parts = [maps_of(part.name).astype(np.float32, copy=False) for part in levels]
+    parts = [maps_of(part.name).astype(np.float32, copy=False) for part in parts_of(level, levels)]
     return np.concatenate([part if part.shape[1:3] == size else upsample(part, size) for part in parts], axis=-1)
+
+
+def _parts_of_name(name: str, by_name: Mapping[str, Level]) -> list[str]:
+    """The names that are joined in one; the name of a level may hold a `+` itself."""
+    return [name] if name in by_name else name.split("+")
+
+
+def _joined(name: str, parts: Sequence[Level]) -> Level:
+    """Several levels as one, at the size of the finest; one level is itself."""
+    if len(parts) == 1:
+        return parts[0]
+    finest = max(parts, key=lambda part: part.height * part.width)
+    return replace(finest, name=name, channels=sum(part.channels for part in parts))
 
 
 def open_blocks(bank: Snapshot, level: Level, cache: BlockCache[FloatArray] | None = None) -> Blocks:
@@ -56,10 +89,10 @@ def open_blocks(bank: Snapshot, level: Level, cache: BlockCache[FloatArray] | No
 
     Args:
         bank: the bank.
-        level: one of its levels, or all of them as one, see `searched_levels`.
+        level: one of its levels, or several of them as one, see `searched_levels`.
         cache: where decoded blocks are cached.
     """
-    source = _LevelSource(bank, level) if level in bank.layout.levels else _ConcatSource(bank, level)
+    source = _LevelSource(bank, level) if level in bank.layout.levels else _JoinedSource(bank, level)
     return Blocks(level, source, cache)
 
 
@@ -97,12 +130,13 @@ class _LevelSource(BlockSource):
         self._bank.release_map(self._level.name, row)
 
 
-class _ConcatSource(BlockSource):
-    """All levels of the bank as one, which is put together at each read."""
+class _JoinedSource(BlockSource):
+    """Several levels of the bank as one, which is put together at each read."""
 
     def __init__(self, bank: Snapshot, level: Level) -> None:
         self._bank = bank
         self._level = level
+        self._parts = parts_of(level, bank.layout.levels)
 
     def __len__(self) -> int:
         return len(self._bank)
@@ -112,9 +146,9 @@ class _ConcatSource(BlockSource):
         return maps.reshape(-1, self._level.channels)
 
     def prefetch(self, row: int) -> None:
-        for level in self._bank.layout.levels:
+        for level in self._parts:
             self._bank.prefetch_map(level.name, row)
 
     def release(self, row: int) -> None:
-        for level in self._bank.layout.levels:
+        for level in self._parts:
             self._bank.release_map(level.name, row)

@@ -142,6 +142,7 @@ def extract(
         dtype=extraction.dtype,
         normalize=extraction.normalize,
         pool=extraction.pool,
+        pool_border=extraction.pool_border,
     )
     if recipe is not None:
         check_recipe(recipe, layout.embedding_dim)

@@ -187,7 +187,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"schema": 3}, "has schema 3, this version reads 2"),
+            ({"schema": 4}, "has schema 4, this version reads 3"),
             ({"image_score": [1.0]}, "24 images, 1 image scores, 24 map scores"),
             ({"images": []}, "0 images"),
             ({"map_score": [float("inf")] * N}, "not finite"),

@@ -95,7 +95,9 @@ class NativeSearch:
                 for number, part in enumerate(parts)
             ]
 
-        run_block_jobs(self._blocks, self._workers, block_jobs(neighbors), self._prepare, searches)
+        # The nearest images first: what is found in them leaves less to refine in the others.
+        jobs = sorted(block_jobs(neighbors), key=lambda job: int(job.columns.min()))
+        run_block_jobs(self._blocks, self._workers, jobs, self._prepare, searches)
         return best.hits()
 
     def _prepare(self, row: int) -> _Block:
