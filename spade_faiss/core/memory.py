@@ -51,13 +51,14 @@ class Plan:
     cache_bytes: int
 
 
-def plan(budget: int, working_bytes: Callable[[int], int], cacheable_bytes: int) -> Plan:
+def plan(budget: int, working_bytes: Callable[[int], int], cacheable_bytes: int, *, decodes: bool = False) -> Plan:
     """The largest batch that fits, up to `BATCH_SIZE`, and a cache of what is left.
 
     Args:
         budget: bytes that the process may grow by.
         working_bytes: what a batch of so many images needs, increasing.
         cacheable_bytes: all that could ever be kept.
+        decodes: whether images are decoded meanwhile: then the cache takes half of what is left at most.
 
     Raises:
         InputError: if not even one image fits; it says what would.
@@ -69,4 +70,5 @@ def plan(budget: int, working_bytes: Callable[[int], int], cacheable_bytes: int)
         )
     batch = max(size for size in range(1, BATCH_SIZE + 1) if working_bytes(size) <= budget)
     rest = budget - working_bytes(batch)
-    return Plan(batch=batch, working_bytes=working_bytes(batch), cache_bytes=min(rest, cacheable_bytes))
+    cache_bytes = min(rest // 2 if decodes else rest, cacheable_bytes)
+    return Plan(batch=batch, working_bytes=working_bytes(batch), cache_bytes=cache_bytes)

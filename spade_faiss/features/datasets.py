@@ -1,6 +1,6 @@
 """Finds image files: a folder, a list or a labeled set on disk becomes records of its images.
 
-Nothing here opens an image; `features.pictures` does.
+Of an image, nothing is read here but how many pages it has; `features.pictures` reads the rest.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.schema import check_at_least
+from spade_faiss.features.pages import list_pages
 
 # A folder, an image, or a list of both.
 Images = str | Path | Sequence[str | Path]
@@ -29,8 +30,8 @@ class ImageRecord:
     """An image file that was found.
 
     Args:
-        id: its POSIX path below the root under which it was found.
-        path: where the file is.
+        id: its POSIX path below the root under which it was found; of a page, with its number, as `scan.tif#2`.
+        path: where the file is; of a page, with its number.
         kind: `good` or the kind of defect, in a labeled set; None elsewhere.
         mask: the file that marks its defective pixels, in a labeled set that has masks.
     """
@@ -99,7 +100,7 @@ def find_images(source: Images) -> tuple[Path, list[ImageRecord]]:
     if not paths:
         raise InputError(f"the list of images is empty; give files ending in {' '.join(SUFFIXES)}, or folders of them")
     root = Path(os.path.commonpath(bases))
-    records = [_record(path, root) for path in paths]
+    records = [_record(page, root) for path in paths for page in list_pages(path)]
     if repeated := [name for name, count in Counter(record.id for record in records).items() if count > 1]:
         raise InputError(
             f"listed twice, in {str(root)!r}: {_name_some(repeated)}; list every image once, alone or with its folder"
@@ -124,7 +125,7 @@ def load_dataset(root: str | Path) -> Dataset:
     if strays := [f"test/{path.name}" for path in entries if path.is_file() and _is_image(path.name)]:
         raise InputError(f"images of no kind in {str(root)!r}: {_name_some(strays)}; expected {LAYOUT}")
     kinds = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
-    test = [_record(path, root, kind.name, _find_mask(path, root)) for kind in kinds for path in _walk(kind)]
+    test = [record for kind in kinds for path in _walk(kind) for record in _labeled(path, root, kind.name)]
     if not test:
         raise InputError(f"no test images in {str(root)!r}; expected {LAYOUT}, images ending in {' '.join(SUFFIXES)}")
     unmasked = sorted(record.id for record in test if record.defective and record.mask is None)
@@ -134,7 +135,7 @@ def load_dataset(root: str | Path) -> Dataset:
             "ground_truth/<kind>/<stem>_mask.png for each of them (without a ground_truth folder, masks are not used)"
         )
     normal = root / "train" / "good"
-    train = [_record(path, root, "good") for path in _walk(normal)] if normal.is_dir() else []
+    train = [_record(page, root, "good") for path in _walk(normal) for page in list_pages(path)] if normal.is_dir() else []
     return Dataset(root, sorted(train, key=_by_id), sorted(test, key=_by_id))
 
 
@@ -167,6 +168,19 @@ def _walk(folder: Path) -> list[Path]:
 
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(SUFFIXES)
+
+
+def _labeled(path: Path, root: Path, kind: str) -> list[ImageRecord]:
+    """The images of a file in a labeled set, each page with the page of the mask that has its number."""
+    pages, mask = list_pages(path), _find_mask(path, root)
+    if mask is None or kind == "good":
+        return [_record(page, root, kind) for page in pages]
+    masks = list_pages(mask)
+    if len(masks) != len(pages):
+        raise InputError(
+            f"the mask {str(mask)!r} has {len(masks)} pages, its image {path.name!r} has {len(pages)}; they must have as many"
+        )
+    return [_record(page, root, kind, its_mask) for page, its_mask in zip(pages, masks, strict=True)]
 
 
 def _find_mask(path: Path, root: Path) -> Path | None:

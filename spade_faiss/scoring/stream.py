@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from spade_faiss.core.timing import Timings
@@ -19,7 +20,8 @@ class ScoreStream:
         self._detector = detector
         self._timings = timings
         self._label = label
-        self._features = FeatureStream(detector.backbone, detector.run, batch_size=detector.plan.batch, timings=timings)
+        run = replace(detector.run, memory=detector.decode_bytes)
+        self._features = FeatureStream(detector.backbone, run, batch_size=detector.plan.batch, timings=timings)
 
     @property
     def skipped(self) -> Sequence[Skipped]:

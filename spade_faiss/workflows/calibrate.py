@@ -23,7 +23,6 @@ import numpy as np
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.files import hash_file
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.schema import check_at_least
 from spade_faiss.core.settings import Method, Run
@@ -40,6 +39,7 @@ from spade_faiss.decisions.calibration import (
 from spade_faiss.decisions.conformal import PixelCounts, allowed, check_rate
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.datasets import Images, find_images
+from spade_faiss.features.pages import hash_image, split_page
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.scoring.stream import ScoreStream
@@ -154,9 +154,9 @@ def _score_holdout(detector: Detector, holdout: Images | FeatureBatch) -> Iterat
         yield from (detector.score_features(holdout[start : start + size]) for start in range(0, len(holdout), size))
         return
     root, records = find_images(holdout)
-    readable = [record for record in records if record.path.is_file()]
+    readable = [record for record in records if split_page(record.path)[0].is_file()]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        digests = list(pool.map(hash_file, [record.path for record in readable]))
+        digests = list(pool.map(hash_image, [record.path for record in readable]))
     _check_new(detector.bank, [record.id for record in readable], digests)
     yield from (scores for _, scores in ScoreStream(detector, Timings(), "calibrate")(root, records))
 

@@ -10,17 +10,19 @@ from pathlib import Path
 
 from spade_faiss.bank.backbone import backbone_of
 from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.manifest import MANIFEST
 from spade_faiss.bank.shards import SHARD_BYTES
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.files import hash_file
-from spade_faiss.core.memory import BATCH_SIZE
+from spade_faiss.core.memory import BATCH_SIZE, parse_bytes
 from spade_faiss.core.settings import Extraction, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch, concatenate
 from spade_faiss.features.datasets import ImageRecord, Images, Skipped, find_images
+from spade_faiss.features.depth import find_bit_depth
 from spade_faiss.features.layout import Layout, prepare
 from spade_faiss.features.loading import load_backbone
+from spade_faiss.features.pages import hash_image
 from spade_faiss.features.stream import Duplicate, FeatureStream
 from spade_faiss.index.build import check_recipe
 from spade_faiss.search.recipe import Recipe
@@ -122,6 +124,8 @@ def extract(
     _check_backbone(extraction, run)
     root, records = find_images(images)
     backbone = _load_backbone(extraction, run)
+    if backbone.source.preprocess.bit_depth is None:
+        backbone = backbone.with_bit_depth(_find_bit_depth(Path(bank), records, run))
     layout = Layout(
         levels=backbone.levels,
         embedding_dim=backbone.embedding_dim,
@@ -192,6 +196,14 @@ def _load_backbone(extraction: Extraction, run: Run) -> Backbone:
     )
 
 
+def _find_bit_depth(bank: Path, records: Sequence[ImageRecord], run: Run) -> int | None:
+    """The bit depth of a bank: its own, if it exists; else that of the images it will be made from."""
+    if (bank / MANIFEST).is_file():
+        made = Bank.open(bank).manifest.source
+        return None if made is None else made.preprocess.bit_depth
+    return find_bit_depth([record.path for record in records], parse_bytes(run.memory))
+
+
 def _add_records(
     target: Bank, backbone: Backbone, images: tuple[Path, Sequence[ImageRecord]], run: Run, timings: Timings
 ) -> Added:
@@ -231,7 +243,7 @@ def _not_in(bank: Bank, records: Sequence[ImageRecord]) -> tuple[list[ImageRecor
     held = everything.sha256_of
     present = [record for record in records if record.id in held]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        digests = pool.map(hash_file, [record.path for record in present])
+        digests = pool.map(hash_image, [record.path for record in present])
     for record, digest in zip(present, digests, strict=True):
         if held[record.id] != digest:
             before = everything.image_path(record.id)

@@ -141,7 +141,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path, suffix: str) -> None:
     ("data", "reason"),
     [
         (b"", "the file is empty"),
-        (b"GIF89a....", "not a PNG, JPEG, BMP, TIFF or WebP file: it starts with b'GIF89a"),
+        (b"GIF89a....", "not a PNG, JPEG, BMP, TIFF, WebP or PNM file: it starts with b'GIF89a"),
         (b"<html></html>", "not a PNG"),
         (b"RIFF\x24\x00\x00\x00WAVEfmt ", r"\w+Error: \w"),
         (png(1, 2, 8, 0, [b"\x01", b"\x02"])[:-24], "truncated"),
