@@ -27,12 +27,9 @@ from PIL.WebPImagePlugin import WebPImageFile
 from spade_faiss.core.errors import InputError
 from spade_faiss.features import pnm, tiff
 from spade_faiss.features.pages import PNG_START, split_page
+from spade_faiss.features.pixels import FULL_DEPTH, Decoded, decoded_of, to_rgb
 
 MAX_PIXELS = 100_000_000
-# The bits of a channel that is stored in 16, unless a bank says that cameras used fewer.
-FULL_DEPTH = 16
-# Values that no depth below 16 bits can hold: an image that reaches them uses all 16.
-_BEYOND_14_BITS = 1 << 14
 
 # The first bytes of a file choose its reader. Image.open() would choose, too, but it warns above a pixel limit of the whole
 # process (Image.MAX_IMAGE_PIXELS), which cannot be silenced or changed for one call without changing it for every thread.
@@ -55,28 +52,6 @@ _TURNS = {
     7: (True, True, True),
     8: (True, True, False),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Decoded:
-    """The upright pixels of an image, before they become RGB with 8 bits a channel.
-
-    Args:
-        pixels: an image with up to 8 bits a channel (or the upper 8 of 16), or an array of more: uint16 of (H, W) for gray, of
-            (H, W, C) for gray with alpha, RGB, or RGB with alpha.
-        depth: the bits that the values have, where the file says so; None for an array of 16 bits, of which a camera may have
-            used fewer.
-        is_cut: whether there were 16 bits, of which `pixels` has the upper 8.
-    """
-
-    pixels: Image.Image | npt.NDArray[np.uint16]
-    depth: int | None = None
-    is_cut: bool = False
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height."""
-        return self.pixels.size if isinstance(self.pixels, Image.Image) else (self.pixels.shape[1], self.pixels.shape[0])
 
 
 @dataclass(frozen=True)
@@ -175,57 +150,6 @@ def decode(data: bytes, max_pixels: int, page: int | None = None, *, cut: bool =
     return _load(image, lambda: _open(BytesIO(data), start), cut=cut)
 
 
-def to_rgb(decoded: Decoded, bit_depth: int | None = FULL_DEPTH) -> Image.Image:
-    """Convert decoded pixels of any mode to RGB with 8 bits a channel.
-
-    Of 16 bits, of which `bit_depth` are used, the upper 8 of those remain: one fixed scale, since stretching each image to its
-    own range would make equal parts look different from image to image.
-
-    Args:
-        decoded: the pixels.
-        bit_depth: how many of 16 bits are used; with None, it is not known.
-
-    Raises:
-        InputError: for floating point pixels, integers beyond 16 bits, values beyond `bit_depth`, and values that come out
-            differently at different depths where the depth is not known.
-    """
-    image = decoded.pixels
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(_to_8_bits(colors_of(image), decoded.depth, bit_depth))
-    elif decoded.is_cut and bit_depth not in (None, FULL_DEPTH):
-        raise InputError(f"only the upper 8 of its 16 bits can be read ({image.mode}), not {bit_depth} of them; save it as RGB")
-    if image.mode in ("F", "LAB", "HSV"):
-        what = "floating point numbers of unknown range" if image.mode == "F" else f"{image.mode} colors"
-        raise InputError(f"its pixels are {what}; save it with 8 or 16 bits a channel" + " in RGB" * (image.mode != "F"))
-    # Alpha is dropped, as torchvision's loaders do: blending would invent a background, and a photograph whose writer left
-    # alpha at zero would come out black. (A copy of the info: without transparency, Pillow does not warn about palettes.)
-    if "transparency" in image.info:
-        image = image.copy()
-        image.info.pop("transparency")
-    if image.mode == "La":  # Pillow converts colors multiplied by alpha step by step only
-        image = image.convert("LA")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def colors_of(values: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
-    """(H, W) or (H, W, 3): the channels without alpha."""
-    return values if values.ndim == 2 else values[..., 0] if values.shape[2] == 2 else values[..., :3]
-
-
-def decoded_of(image: Image.Image) -> Decoded:
-    """An image that Pillow holds in memory, which must be upright.
-
-    Raises:
-        InputError: for values beyond 16 bits.
-    """
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise InputError(f"its values run from {values.min()} to {values.max()}, expected 0 to 65535; save it with 16 bits")
-        return Decoded(values.astype(np.uint16))
-    return Decoded(image)
-
-
 @contextmanager
 def naming_file(path: Path) -> Iterator[None]:
     """Turn whatever is raised inside into an InputError that names the file on one line, however odd its name is."""
@@ -271,20 +195,23 @@ def _decode_tiff(data: bytes, max_pixels: int, page: int | None, *, cut: bool) -
             image.seek(found.number - 1)
         return image
 
-    if tiff.pillow_reads(found):
-        try:
-            opened = reopen()
-        except (SyntaxError, ValueError, TypeError, KeyError, EOFError):
-            pass  # the tags of an earlier page, or values that only Pillow looks at
-        else:
-            decoded = _load(opened, reopen, cut=cut)
-            if isinstance(decoded.pixels, np.ndarray):
-                depth = found.depth if found.depth < FULL_DEPTH else None
-                if found.photometric == tiff.WHITE_IS_ZERO:
-                    return Decoded((np.uint16((1 << found.depth) - 1) - decoded.pixels).astype(np.uint16), depth)
-                return Decoded(decoded.pixels, depth)
-            return decoded
-    return _from_stored(tiff.read_by_tifffile(data, found), found)
+    if not tiff.pillow_reads(found):
+        return _from_stored(tiff.read_by_tifffile(data, found), found)
+    try:
+        opened = reopen()
+    except (SyntaxError, ValueError, TypeError, KeyError, EOFError):
+        # The tags of an earlier page, or what only Pillow looks at.
+        return _from_stored(tiff.read_by_tifffile(data, found), found)
+    try:
+        decoded = _load(opened, reopen, cut=cut)
+    except (OSError, SyntaxError, ValueError, IndexError) as error:
+        raise InputError(f"this TIFF page is {found}, and its pixels could not be decoded: {error}; save it anew") from error
+    if not isinstance(decoded.pixels, np.ndarray):
+        return decoded
+    depth = found.depth if found.depth < FULL_DEPTH else None
+    if found.photometric == tiff.WHITE_IS_ZERO:
+        return Decoded((np.uint16((1 << found.depth) - 1) - decoded.pixels).astype(np.uint16), depth)
+    return Decoded(decoded.pixels, depth)
 
 
 def _from_stored(values: npt.NDArray[Any], page: tiff.TiffPage) -> Decoded:
@@ -305,25 +232,30 @@ def _from_stored(values: npt.NDArray[Any], page: tiff.TiffPage) -> Decoded:
     values = values[..., 0] if kept == 1 else values
     if depth > 8:
         return Decoded(np.ascontiguousarray(values, np.uint16), depth if depth < FULL_DEPTH else None)
-    return Decoded(Image.fromarray(np.ascontiguousarray(values * (255 // ((1 << depth) - 1)), np.uint8)))
+    return Decoded(Image.fromarray(np.ascontiguousarray(values * 255 // ((1 << depth) - 1), np.uint8)))
 
 
 def _load(image: ImageFile, reopen: Callable[[], ImageFile], *, cut: bool) -> Decoded:
     """Decode an opened image and turn it upright; `reopen` opens it again."""
-    mode, raw = image.mode, _raw_mode(image)
-    if not _is_deep(image):
-        return decoded_of(_upright(image))
-    if mode.startswith("I"):
+    raw = _raw_mode(image)
+    if not _is_deep(image) or image.mode.startswith("I"):
         return decoded_of(_upright(image))
     if cut or not raw.startswith(("RGB;", "RGBA;", "RGBX;", "LA;")):
         return Decoded(_upright(image), is_cut=True)
     if raw.startswith("LA;"):
-        halves = np.asarray(_upright(_with_raw_mode(image, "RGBA"))).astype(np.uint16)  # four bytes: gray and alpha
-        return Decoded(halves[..., 0::2] << 8 | halves[..., 1::2])
+        halves = np.asarray(_upright(_with_raw_mode(image, "RGBA")))  # four bytes: gray and alpha
+        return Decoded(_joined(halves[..., 0::2], halves[..., 1::2]))
     # Pillow unpacks one byte of each 16 bits. The raw mode of the other byte order unpacks the other one.
-    upper = np.asarray(_upright(image)).astype(np.uint16)
+    upper = np.asarray(_upright(image))
     lower = np.asarray(_upright(_with_raw_mode(reopen(), raw[:-1] + _other_order(raw[-1]))))
-    return Decoded(upper << 8 | lower)
+    return Decoded(_joined(upper, lower))
+
+
+def _joined(upper: npt.NDArray[Any], lower: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
+    """16 bits of their upper and lower 8."""
+    both: npt.NDArray[np.uint16] = upper.astype(np.uint16) << 8
+    both |= lower
+    return both
 
 
 def _upright(image: ImageFile) -> Image.Image:
@@ -356,23 +288,3 @@ def _other_order(order: str) -> str:
     if order == "N":
         return "B" if sys.byteorder == "little" else "L"
     return "B" if order == "L" else "L"
-
-
-def _to_8_bits(values: npt.NDArray[np.uint16], depth: int | None, bit_depth: int | None) -> npt.NDArray[np.uint8]:
-    if depth is None:
-        top = int(values.max())
-        if bit_depth is None:
-            if 0 < top < _BEYOND_14_BITS:
-                raise InputError(
-                    f"it has 16 bits a channel and its values reach {top}; how many bits the camera gives is not known, since "
-                    f"no normal image of the bank has 16; save it with 8 bits, or make the bank anew with --bit-depth"
-                )
-            depth = FULL_DEPTH
-        elif top >> bit_depth:
-            raise InputError(
-                f"its values reach {top}, the bank was made of images with {bit_depth} bits, up to {(1 << bit_depth) - 1}; "
-                f"save it with as many bits, or make the bank anew with --bit-depth {top.bit_length()} or more"
-            )
-        else:
-            depth = bit_depth
-    return (values >> (depth - 8)).astype(np.uint8)

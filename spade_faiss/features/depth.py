@@ -15,9 +15,10 @@ from statistics import median
 import numpy as np
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.features.decoding import MAX_PIXELS, Decoded, colors_of, decode, naming_file, read_header
+from spade_faiss.features.decoding import MAX_PIXELS, decode, naming_file, read_header
 from spade_faiss.features.memory import MemoryGate
 from spade_faiss.features.pages import split_page
+from spade_faiss.features.pixels import Decoded, colors_of
 
 CANDIDATES = (10, 12, 14, 16)
 _SAY_IT = "say how many bits the camera gives: --bit-depth 10, 12, 14 or 16 (8 if the values are those of 8 bits)"

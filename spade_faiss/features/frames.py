@@ -14,7 +14,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.features.datasets import ImageRecord, Images
-from spade_faiss.features.decoding import Decoded, decoded_of
+from spade_faiss.features.pixels import Decoded, decoded_of
 
 # An image that is in memory: (H, W, 3) RGB or (H, W) gray, uint8 or uint16; or one of Pillow's.
 Pixels = npt.NDArray[Any] | Image.Image

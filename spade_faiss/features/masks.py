@@ -23,7 +23,7 @@ from PIL import Image
 from scipy import ndimage
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.features.decoding import Decoded, to_rgb
+from spade_faiss.features.pixels import Decoded, to_rgb
 
 Values = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]

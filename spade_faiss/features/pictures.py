@@ -20,10 +20,11 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Preprocess
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.datasets import ImageRecord
-from spade_faiss.features.decoding import FULL_DEPTH, MAX_PIXELS, decode, naming_file, read_header, to_rgb
+from spade_faiss.features.decoding import MAX_PIXELS, decode, naming_file, read_header
 from spade_faiss.features.frames import Frame
 from spade_faiss.features.masks import find_defective
 from spade_faiss.features.pages import page_digest, split_page
+from spade_faiss.features.pixels import FULL_DEPTH, to_rgb
 from spade_faiss.features.placement import Placement, place
 
 Picture = npt.NDArray[np.uint8]

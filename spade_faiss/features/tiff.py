@@ -11,6 +11,7 @@ import importlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from types import ModuleType
 from typing import Any, BinaryIO
 
@@ -66,6 +67,7 @@ class TiffPage:
     image_depth: int
     is_reduced: bool
     big_endian: bool
+    is_big: bool
 
     @property
     def samples(self) -> int:
@@ -95,7 +97,7 @@ def read_pages(stream: BinaryIO) -> list[TiffPage]:
         InputError: for a file that is cut off or damaged.
     """
     try:
-        pages = [_page(number, tags, big_endian) for number, (tags, big_endian) in enumerate(_directories(stream), start=1)]
+        pages = [_page(number, *found) for number, found in enumerate(_directories(stream), start=1)]
     except struct.error as error:
         raise InputError("this TIFF is cut off: a directory of its pages is missing") from error
     if not pages:
@@ -107,6 +109,8 @@ def pillow_reads(page: TiffPage) -> bool:
     """Whether Pillow reads this layout right."""
     if page.compression not in COMPRESSION_INFO or page.image_depth != 1:
         return False
+    if page.is_big and page.big_endian:
+        return False  # Pillow loses the orientation, and warns
     if set(page.formats) - {_UNSIGNED, _UNDEFINED}:
         # Signed numbers of one channel: they are checked for negative ones.
         return page.formats == (_SIGNED,) and page.bits in ((16,), (32,)) and page.photometric == BLACK_IS_ZERO
@@ -147,15 +151,14 @@ def read_by_tifffile(data: bytes, page: TiffPage) -> npt.NDArray[Any]:
         InputError: for a page that tifffile does not read either, or without tifffile.
     """
     hint = "save it as a plain TIFF or PNG, not in planes, with 8 or 16 bits a channel"
-    if page.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB) or 1 in page.extra or (page.big_endian and page.depth % 8):
+    is_packed = page.depth % 8 and (page.big_endian or len(set(page.bits)) > 1)
+    if page.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB) or 1 in page.extra or is_packed:
         raise InputError(f"this TIFF page is {page}, which is not read; {hint}")
     tifffile = _import_tifffile()
     if tifffile is None:
         raise InputError(
             f"this TIFF page is {page}, which needs the package tifffile: pip install 'spade-faiss[tiff]'; or {hint}"
         )
-    from io import BytesIO
-
     try:
         with tifffile.TiffFile(BytesIO(data)) as file:
             found = file.pages[page.number - 1]
@@ -179,8 +182,8 @@ def _import_tifffile() -> ModuleType | None:
         return None
 
 
-def _directories(stream: BinaryIO) -> Iterator[tuple[dict[int, tuple[int, ...]], bool]]:
-    """The tags of `_TAGS` in each directory of the chain, and whether the file is big endian."""
+def _directories(stream: BinaryIO) -> Iterator[tuple[dict[int, tuple[int, ...]], bool, bool]]:
+    """The tags of `_TAGS` in each directory of the chain, whether the file is big endian, and whether it is a BigTIFF."""
     stream.seek(0)
     start = stream.read(4)
     big_endian, is_big = start[:1] == b"M", b"+" in start
@@ -202,7 +205,7 @@ def _directories(stream: BinaryIO) -> Iterator[tuple[dict[int, tuple[int, ...]],
         for tag, kind, length, value in entry.iter_unpack(body):
             if tag in _TAGS and kind in _INTEGERS and 0 < length <= _MOST_VALUES:
                 tags[tag] = _values(stream, order, word, (_INTEGERS[kind], length, value))
-        yield tags, big_endian
+        yield tags, big_endian, is_big
 
 
 def _values(stream: BinaryIO, order: str, word: str, entry: tuple[str, int, bytes]) -> tuple[int, ...]:
@@ -219,7 +222,7 @@ def _unpack(stream: BinaryIO, form: str) -> tuple[int, ...]:
     return struct.unpack(form, stream.read(struct.calcsize(form)))
 
 
-def _page(number: int, tags: dict[int, tuple[int, ...]], big_endian: bool) -> TiffPage:
+def _page(number: int, tags: dict[int, tuple[int, ...]], big_endian: bool, is_big: bool) -> TiffPage:
     samples, bits, formats = tags[277][0], tags[258], tags[339]
     if len(bits) != samples:
         bits = (bits * samples)[:samples] if samples <= _MOST_VALUES and len(bits) == 1 else bits[: max(1, samples)]
@@ -239,4 +242,5 @@ def _page(number: int, tags: dict[int, tuple[int, ...]], big_endian: bool) -> Ti
         # Bit 0: a smaller copy of another page; bit 2: a transparency mask of another page.
         is_reduced=bool(tags[254][0] & 5) or tags[255][0] == 2,
         big_endian=big_endian,
+        is_big=is_big,
     )
