@@ -103,7 +103,8 @@ def read_header(stream: BinaryIO, page: int | None = None, max_pixels: int = MAX
     image = _open(stream, start)
     width, height = image.size
     _check_size(width, height, max_pixels)
-    if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
+    orientation = _orientation(image)
+    if orientation in (5, 6, 7, 8):
         width, height = height, width
     is_deep = _is_deep(image) and not (isinstance(image, PpmImageFile) and pnm.depth_of(image) is not None)
     if _is_deep(image):
@@ -114,7 +115,7 @@ def read_header(stream: BinaryIO, page: int | None = None, max_pixels: int = MAX
         pixel = 4 if image.mode == "RGB" else 8
         if image.info.get("progressive"):
             pixel += 6  # its coefficients, two bytes each
-    if image.getexif().get(_ORIENTATION, 1) != 1:
+    if orientation != 1:
         pixel *= 2
     return Header((width, height), is_deep, width * height * pixel)
 
@@ -235,6 +236,13 @@ def _from_stored(values: npt.NDArray[Any], page: tiff.TiffPage) -> Decoded:
     return Decoded(Image.fromarray(np.ascontiguousarray(values * 255 // ((1 << depth) - 1), np.uint8)))
 
 
+def _orientation(image: ImageFile) -> int:
+    """How an image is to be turned, where that can be told before it is decoded."""
+    if isinstance(image, PngImageFile) and "exif" not in image.info:
+        return 1  # to look for it behind the pixels, Pillow would decode them
+    return int(image.getexif().get(_ORIENTATION, 1))
+
+
 def _load(image: ImageFile, reopen: Callable[[], ImageFile], *, cut: bool) -> Decoded:
     """Decode an opened image and turn it upright; `reopen` opens it again."""
     raw = _raw_mode(image)
@@ -253,7 +261,8 @@ def _load(image: ImageFile, reopen: Callable[[], ImageFile], *, cut: bool) -> De
 
 def _joined(upper: npt.NDArray[Any], lower: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
     """16 bits of their upper and lower 8."""
-    both: npt.NDArray[np.uint16] = upper.astype(np.uint16) << 8
+    both = upper.astype(np.uint16)
+    both <<= 8
     both |= lower
     return both
 

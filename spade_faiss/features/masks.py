@@ -34,8 +34,10 @@ _TOPS = (255, 1023, 4095, 16383, 65535)
 _SOFT_SHARE = 0.2
 # JPEG noise around black stays below this share of the range, and so do the last traces of a blurred edge.
 _NOISE = 0.1
-# Flat gray within so much of the range is one class.
+# Where 3 x 3 pixels differ by no more than this share of the range, they are flat.
 _FLAT = 0.016
+# A class has so many flat pixels, so large a share of the dark ones, and so many times those of grays so far from its own.
+_LEAST_PIXELS, _LEAST_SHARE, _PEAK, _APART = 32, 0.02, 3, 9
 
 
 def find_defective(decoded: Decoded) -> Bools:
@@ -122,14 +124,14 @@ def _is_label_map(values: Values, dark: Bools) -> Any:
 def _darkest_class(values: Values, dark: Bools, top: int) -> int:
     """The gray of the darkest class that covers flat areas; 0 if there is none."""
     spread = ndimage.maximum_filter(values, 3).astype(np.int64) - ndimage.minimum_filter(values, 3)
-    flat = values[dark & (spread <= _FLAT * top) & (values > _NOISE * top)].astype(np.int64)
-    bins = np.bincount(flat * 255 // top, minlength=129)[:129]
-    # In bins of five grays: a class fills a few of them, a wide blur all of them alike.
-    wide = np.convolve(bins, np.ones(5, np.int64), mode="same")
-    least = max(32, 4 * 5 * bins.sum() / 128, 0.02 * dark.sum())
-    found = np.flatnonzero(wide >= least)
+    flat = values[spread <= _FLAT * top].astype(np.int64) * 255 // top
+    count = np.bincount(flat, minlength=256)
+    # A class is a peak of a few grays: around it, there is little that is flat. Of a wide blur, grays are flat alike.
+    near = np.convolve(count, np.ones(5, np.int64), mode="same")
+    around = np.maximum(np.roll(near, _APART), np.roll(near, -_APART))
+    is_peak = (near >= max(_LEAST_PIXELS, _LEAST_SHARE * dark.sum())) & (near >= _PEAK * around)
+    found = np.flatnonzero(is_peak[int(_NOISE * 255) + 1 : 128]) + int(_NOISE * 255) + 1
     if not len(found):
         return 0
-    first = found[0]
-    peak = first + int(bins[first : first + 5].argmax())
-    return int(peak * top // 255)
+    first = int(found[0])
+    return (first - 2 + int(count[first - 2 : first + 6].argmax())) * top // 255
