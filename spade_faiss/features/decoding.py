@@ -84,8 +84,8 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, bit_depth: int
         return to_rgb(decode(file.read_bytes(), max_pixels, page, cut=bit_depth == FULL_DEPTH), bit_depth)
 
 
-def read_header(stream: BinaryIO, page: int | None = None, max_pixels: int = MAX_PIXELS) -> Header:
-    """Read what a file says of an image, without decoding its pixels.
+def read_header(stream: BinaryIO, page: int | None = None, *, max_pixels: int = MAX_PIXELS, cut: bool = False) -> Header:
+    """Read what a file says of an image, without decoding its pixels; the arguments are those of `decode`.
 
     Raises:
         InputError: as `decode`.
@@ -94,30 +94,47 @@ def read_header(stream: BinaryIO, page: int | None = None, max_pixels: int = MAX
     stream.seek(0)
     if start.startswith(tiff.STARTS):
         found = _find_page(stream, page, max_pixels)
-        turned = found.orientation in (5, 6, 7, 8)
-        size = (found.height, found.width) if turned else (found.width, found.height)
-        is_deep = found.depth in (16, 32)
-        # Stored, decoded, and as RGB; strips that are compressed lie in memory twice.
-        pixel = found.samples * (found.depth + 7) // 8 * (4 if is_deep else 3) + 8
-        return Header(size, is_deep, found.width * found.height * pixel * (2 if found.orientation != 1 else 1))
-    image = _open(stream, start)
-    width, height = image.size
-    _check_size(width, height, max_pixels)
-    orientation = _orientation(image)
-    if orientation in (5, 6, 7, 8):
-        width, height = height, width
-    is_deep = _is_deep(image) and not (isinstance(image, PpmImageFile) and pnm.depth_of(image) is not None)
-    if _is_deep(image):
-        pixel = 24
-    elif isinstance(image, WebPImageFile):
-        pixel = 16  # the decoder keeps the canvas and gives a copy, which becomes an image
+        size, orientation = (found.width, found.height), found.orientation
+        is_deep, per_pixel = found.depth in (16, 32), _tiff_bytes(found, cut=cut)
     else:
-        pixel = 4 if image.mode == "RGB" else 8
-        if image.info.get("progressive"):
-            pixel += 6  # its coefficients, two bytes each
+        image = _open(stream, start)
+        _check_size(*image.size, max_pixels)
+        size, orientation = image.size, _orientation(image)
+        is_pnm = isinstance(image, PpmImageFile)
+        is_deep = _is_deep(image) and not (is_pnm and pnm.depth_of(cast(PpmImageFile, image)) is not None)
+        per_pixel = _bytes_per_pixel(image, cut=cut)
+    turned = orientation in (5, 6, 7, 8)
     if orientation != 1:
-        pixel *= 2
-    return Header((width, height), is_deep, width * height * pixel)
+        per_pixel *= 2
+    return Header(size[::-1] if turned else size, is_deep, size[0] * size[1] * per_pixel)
+
+
+def _bytes_per_pixel(image: ImageFile, *, cut: bool) -> int:
+    """How much memory it takes to decode a pixel and make it RGB, measured for each kind of file."""
+    if isinstance(image, PpmImageFile) and image.tile[0][0] == "ppm_plain":
+        return 80 * len(image.getbands())  # its numbers are text
+    if _is_deep(image) and not (cut and image.mode.startswith("RGB") and not isinstance(image, PpmImageFile)):
+        return 18 if image.mode.startswith("RGB") else 8
+    if isinstance(image, WebPImageFile):
+        return 16  # the decoder keeps the canvas and gives a copy, which becomes an image
+    coefficients = 6 if image.info.get("progressive") else 0
+    return _stored_bytes(image.mode) + (0 if image.mode == "RGB" else 4) + coefficients
+
+
+def _tiff_bytes(page: tiff.TiffPage, *, cut: bool) -> int:
+    """How much memory it takes to decode a pixel of a page and make it RGB."""
+    stored = page.samples * ((page.depth + 7) // 8)
+    if not tiff.pillow_reads(page):
+        return 2 * stored + 8
+    unpacked = 0 if page.compression == 1 else stored  # if all pixels are in one strip
+    if page.depth <= 8 or (cut and page.samples > 1):
+        return unpacked + (4 if page.photometric == tiff.RGB and page.samples == 3 else 5 if page.samples == 1 else 8)
+    return unpacked + (18 if page.samples > 1 else 8)
+
+
+def _stored_bytes(mode: str) -> int:
+    """The bytes of a pixel in Pillow's memory."""
+    return 2 if mode.startswith("I;") else 1 if mode in ("1", "L", "P") else 4
 
 
 def decode(data: bytes, max_pixels: int, page: int | None = None, *, cut: bool = False) -> Decoded:
@@ -218,22 +235,25 @@ def _decode_tiff(data: bytes, max_pixels: int, page: int | None, *, cut: bool) -
 def _from_stored(values: npt.NDArray[Any], page: tiff.TiffPage) -> Decoded:
     """Upright pixels of those that tifffile read: colors and alpha remain, white becomes the largest value."""
     depth = 1 if values.dtype == np.bool_ else page.depth
-    values = values.astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise InputError(f"its values run from {values.min()} to {values.max()}, expected 0 to 65535; save it with 16 bits")
+    values = values.astype(np.uint16 if depth > 8 else np.uint8, copy=False)
     colors = 3 if page.photometric == tiff.RGB else 1
     kept = colors + (page.extra[:1] == (2,) or (colors == 3 and values.shape[2] == 4 and not page.extra))
     values = values[..., :kept]
     if page.photometric == tiff.WHITE_IS_ZERO:
-        values[..., 0] = (1 << depth) - 1 - values[..., 0]
+        values = values.copy()
+        values[..., 0] = (1 << min(depth, FULL_DEPTH)) - 1 - values[..., 0]
     transposed, rows, columns = _TURNS.get(page.orientation, (False, False, False))
     if transposed:
         values = values.swapaxes(0, 1)
     values = values[:: -1 if rows else 1, :: -1 if columns else 1]
     values = values[..., 0] if kept == 1 else values
     if depth > 8:
-        return Decoded(np.ascontiguousarray(values, np.uint16), depth if depth < FULL_DEPTH else None)
-    return Decoded(Image.fromarray(np.ascontiguousarray(values * 255 // ((1 << depth) - 1), np.uint8)))
+        return Decoded(np.ascontiguousarray(values), depth if depth < FULL_DEPTH else None)
+    if depth < 8:
+        values = (values.astype(np.uint16) * 255 // ((1 << depth) - 1)).astype(np.uint8)
+    return Decoded(Image.fromarray(np.ascontiguousarray(values)))
 
 
 def _orientation(image: ImageFile) -> int:

@@ -77,7 +77,8 @@ def load_bytes(record: ImageRecord, preprocess: Preprocess, *, max_pixels: int =
         else:
             file, page = split_page(record.path)
             with file.open("rb") as stream:
-                header = read_header(stream, page, max_pixels)
+                cut = preprocess.bit_depth == FULL_DEPTH
+                header = read_header(stream, page, max_pixels=max_pixels, cut=cut)
                 size, count = header.size, header.decode_bytes + stream.seek(0, os.SEEK_END)
         placement = place(*size, preprocess)
         # Resizing goes over the width first; four bytes a pixel.

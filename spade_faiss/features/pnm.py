@@ -36,19 +36,20 @@ def decode_deep(data: bytes, image: PpmImageFile) -> tuple[npt.NDArray[np.uint16
         InputError: for a file that is cut off, or values beyond the largest that its header names.
     """
     codec, _, offset, _ = image.tile[0]
+    values: npt.NDArray[np.integer]
     shape = (image.height, image.width, 3) if image.mode == "RGB" else (image.height, image.width)
     count, largest, depth = int(np.prod(shape)), _largest(image), depth_of(image)
     if codec == "ppm_plain":
         words = re.sub(rb"#[^\r\n]*", b"", data[offset:]).split()
         values = np.array(words[:count], dtype=np.int64)
     else:
-        values = np.frombuffer(data, ">u2", min(count, (len(data) - offset) // 2), offset).astype(np.int64)
+        values = np.frombuffer(data, ">u2", min(count, (len(data) - offset) // 2), offset)
     if len(values) < count:
         raise InputError(f"this PNM is truncated: it has {len(values)} of {count} values")
     if values.max() > largest or values.min() < 0:
         raise InputError(f"this PNM has values up to {values.max()}, its header says up to {largest}")
     if depth == 16:
-        values = values * _FULL // largest
+        values = values.astype(np.int64) * _FULL // largest
     return values.astype(np.uint16).reshape(shape), depth
 
 
