@@ -249,7 +249,8 @@ def _info_lines(found: BankInfo, calibrations: list[Output]) -> Iterator[str]:
 
 def _resizing(preprocess: Preprocess) -> str:
     resized = f"shorter side to {preprocess.resize}, " if preprocess.resize_mode == "crop" else ""
-    return f"{resized}{preprocess.resize_mode} to {preprocess.crop} x {preprocess.crop}"
+    depth = "" if preprocess.bit_depth is None else f"{preprocess.bit_depth} of 16 bits, "
+    return f"{depth}{resized}{preprocess.resize_mode} to {preprocess.crop} x {preprocess.crop}"
 
 
 def _add_extraction(command: argparse.ArgumentParser) -> None:

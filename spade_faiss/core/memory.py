@@ -57,13 +57,14 @@ class MemoryPlan:
     cache_bytes: int
 
 
-def plan_memory(budget: int, working_bytes: Callable[[int], int], cacheable_bytes: int) -> MemoryPlan:
+def plan_memory(budget: int, working_bytes: Callable[[int], int], cacheable_bytes: int, *, decodes: bool = False) -> MemoryPlan:
     """Choose the largest batch that fits, up to `BATCH_SIZE` images, and give the rest of the budget to the cache.
 
     Args:
         budget: how many bytes the process may grow by.
         working_bytes: the bytes that a batch of a given number of images needs; it increases with that number.
         cacheable_bytes: the bytes of everything that could be cached.
+        decodes: whether images are decoded meanwhile: then the cache takes at most half of the rest.
 
     Raises:
         InputError: if not even one image fits; the message names a budget that is large enough.
@@ -75,4 +76,5 @@ def plan_memory(budget: int, working_bytes: Callable[[int], int], cacheable_byte
         )
     batch = max(size for size in range(1, BATCH_SIZE + 1) if working_bytes(size) <= budget)
     rest = budget - working_bytes(batch)
-    return MemoryPlan(batch=batch, working_bytes=working_bytes(batch), cache_bytes=min(rest, cacheable_bytes))
+    cache_bytes = min(rest // 2 if decodes else rest, cacheable_bytes)
+    return MemoryPlan(batch=batch, working_bytes=working_bytes(batch), cache_bytes=cache_bytes)

@@ -76,6 +76,9 @@ class Preprocess:
     - `stretch`: the whole image is resized to `crop` x `crop` pixels, whatever its aspect ratio;
     - `letterbox`: the whole image is resized at its own aspect ratio, its longer side to `crop` pixels; the margins repeat its
       border and are not scored.
+
+    `bit_depth` says how many of the 16 bits of a channel the camera uses; all images are scaled alike by it. None says that no
+    normal image has 16 bits; a new bank finds the depth from its normal images.
     """
 
     resize_mode: str = setting(
@@ -86,6 +89,12 @@ class Preprocess:
     )
     resize: int = setting(256, "the shorter side of an image before its central square is cut out", metavar="PIXELS")
     crop: int = setting(224, "the side of the backbone's input", metavar="PIXELS")
+    bit_depth: int | None = setting(
+        None,
+        "how many of the 16 bits stored per channel the camera uses, such as 12; found from the normal images unless given",
+        metavar="BITS",
+        kind=int,
+    )
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -95,6 +104,8 @@ class Preprocess:
         check_at_least("resize", self.resize, 1)
         if self.resize_mode == "crop" and self.resize < self.crop:
             raise InputError(f"resize={self.resize} is smaller than crop={self.crop}; the crop must fit into the resized image")
+        if self.bit_depth is not None:
+            check_choice("bit_depth", self.bit_depth, tuple(range(8, 17)))
         for name in ("mean", "std"):
             values = getattr(self, name)
             if not isinstance(values, tuple) or len(values) != 3 or not all(map(is_finite, values)):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -88,6 +90,12 @@ class Backbone:
                     f"backbone {self.source.backbone!r}: level {level!r} gives {m.ndim} dimensions, expected (n, C, H, W)"
                 )
         return _to_numpy(embedding), {level: _to_numpy(m.permute(0, 2, 3, 1)) for level, m in maps.items()}
+
+    def with_bit_depth(self, bit_depth: int | None) -> Backbone:
+        """The same network for images of another bit depth, see `Preprocess`."""
+        other = copy.copy(self)
+        other.source = replace(self.source, preprocess=replace(self.source.preprocess, bit_depth=bit_depth))
+        return other
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.source.precision == "float32":

@@ -1,6 +1,6 @@
 """Finds images: a folder, a list or a labeled set on disk becomes records of its images.
 
-Nothing here opens an image; `features.pictures` does.
+Of an image, nothing is read here but how many pages it has; `features.pictures` reads the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from spade_faiss.core.schema import check_at_least
 from spade_faiss.core.settings import LabeledSet
 from spade_faiss.features.folders import SUFFIXES, LeftOut, Walk, is_image, name_some, name_suffixes
 from spade_faiss.features.kinds import check_kinds
-from spade_faiss.features.masks import FOLDER, MASK_NAMES, MaskFinder
+from spade_faiss.features.mask_files import FOLDER, MASK_NAMES, MaskFinder
+from spade_faiss.features.pages import list_pages
 
 # A folder, an image, or a list of both.
 Images = str | Path | Sequence[str | Path]
@@ -34,8 +35,8 @@ class ImageRecord:
     """An image file that was found.
 
     Args:
-        id: its POSIX path below the root under which it was found.
-        path: where the file is.
+        id: its POSIX path below the root under which it was found; of a page, with its number, as `scan.tif#2`.
+        path: where the file is; of a page, with its number.
         kind: the normal kind or the kind of defect, in a labeled set; None elsewhere.
         mask: the file that marks its defective pixels, in a labeled set that has masks.
         normal_kind: what the normal kind is called.
@@ -159,7 +160,7 @@ def survey(source: Images) -> Survey:
     if not paths:
         raise InputError(f"the list of images is empty; give files ending in {' '.join(SUFFIXES)}, or folders of them")
     root = Path(os.path.commonpath(bases))
-    records = [_record(path, root) for path in paths]
+    records = [_record(page, root) for path in paths for page in list_pages(path)]
     if repeated := [name for name, count in Counter(record.id for record in records).items() if count > 1]:
         raise InputError(
             f"listed twice, in {str(root)!r}: {name_some(repeated)}; list every image once, alone or with its folder"
@@ -171,7 +172,7 @@ def load_dataset(root: str | Path, *, normal_kind: str = LabeledSet.normal_kind)
     """Read a labeled set that is laid out as MVTec AD: `train/good`, `test/<kind>`, `ground_truth/<kind>`.
 
     `train/good` may be missing. A set without a `ground_truth` folder has no masks; in a set with one, every defective image
-    has its mask there, named as `masks.MASK_NAMES` says.
+    has its mask there, named as `mask_files.MASK_NAMES` says.
 
     Args:
         root: the folder of the set.
@@ -196,8 +197,9 @@ def load_dataset(root: str | Path, *, normal_kind: str = LabeledSet.normal_kind)
         raise InputError(f"no test images in {str(root)!r}; expected {LAYOUT}, images ending in {' '.join(SUFFIXES)}")
     check_kinds({kind for _, kind in found}, normal_kind)
     test = [
-        _record(path, root, kind, masks(path) if kind != normal_kind else None, normal_kind)
+        record
         for path, kind in sorted(found, key=lambda item: item[0].relative_to(root).as_posix())
+        for record in _labeled(path, root, kind, masks(path) if kind != normal_kind else None, normal_kind)
     ]
     unmasked = [record for record in test if record.defective and record.mask is None]
     if unmasked and masks.exists:
@@ -210,7 +212,8 @@ def load_dataset(root: str | Path, *, normal_kind: str = LabeledSet.normal_kind)
         if path.is_file() and not path.name.startswith("."):
             walk.count(path)
     normal = root / "train" / normal_kind
-    train = [_record(path, root, normal_kind, None, normal_kind) for path in Walk()([normal])[0]] if normal.is_dir() else []
+    normals = Walk()([normal])[0] if normal.is_dir() else []
+    train = [record for path in normals for record in _labeled(path, root, normal_kind, None, normal_kind)]
     return Dataset(root, sorted(train, key=_by_id), Survey(root, test, walk.left_out(root), kinds, walk.entered))
 
 
@@ -232,6 +235,19 @@ def _check_links(kinds: Sequence[Path]) -> None:
         for kind in kinds:
             if kind != link and (real[kind].is_relative_to(real[link]) or real[link].is_relative_to(real[kind])):
                 raise InputError(f"{link} is a link to the images of {kind}, which would be of two kinds; remove the link")
+
+
+def _labeled(path: Path, root: Path, kind: str, mask: Path | None, normal_kind: str) -> list[ImageRecord]:
+    """The images of a file in a labeled set, each page with the page of the mask that has its number."""
+    pages = list_pages(path)
+    if mask is None:
+        return [_record(page, root, kind, None, normal_kind) for page in pages]
+    masks = list_pages(mask)
+    if len(masks) != len(pages):
+        raise InputError(
+            f"the mask {str(mask)!r} has {len(masks)} pages, its image {path.name!r} has {len(pages)}; they must have as many"
+        )
+    return [_record(page, root, kind, page_mask, normal_kind) for page, page_mask in zip(pages, masks, strict=True)]
 
 
 def _record(

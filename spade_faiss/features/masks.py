@@ -1,89 +1,137 @@
-"""Finds the mask of an image in a labeled set, whatever the suffix and the ending of its name."""
+"""Decides which pixels of a mask file are defective.
+
+A mask comes in one of two kinds, and they must not be taken for each other:
+- A *binary* mask has two values, black and white. Where it was saved as JPEG or resized, pixels between them appear: noise, and
+  soft edges. They are cut in the middle.
+- A *label map* has a number for each class of defect, and 0 elsewhere. Every class is defective, whatever its number.
+
+The dark pixels, those in the lower half that are not 0, decide which kind it is. The steps between neighbors tell noise and
+soft edges from classes: classes lie side by side with nothing between them, so that three neighbors in a row have two values at
+most, except where a class is one pixel wide. On a soft edge and in noise, three neighbors have three values.
+
+A label map that was resized or saved as JPEG has soft edges, too. But its dark classes are flat areas of one gray, larger than
+any that noise makes; then half of the darkest one is where defects begin.
+"""
 
 from __future__ import annotations
 
-import os
-import re
-from collections import defaultdict
-from collections.abc import Sequence
-from functools import cached_property
-from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.features.folders import is_image, name_some
+from spade_faiss.features.pixels import Decoded, to_rgb
 
-FOLDER = "ground_truth"
-MASK_NAMES = "<stem>_mask.png (or _label, _gt, _seg, or the stem alone, with any suffix of an image)"
+Values = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
 
-_ENDING = re.compile(r"[-_. ](mask|label|gt|ground[-_]?truth|seg|segmentation)s?$", re.IGNORECASE)
+# White, in masks of 8 bits, and in those of 10 to 16 that were written as 16.
+_TOPS = (255, 1023, 4095, 16383, 65535)
+# Of the steps from one value to another, at most this share may lead on to a third value in a map of labels.
+_SOFT_SHARE = 0.2
+# JPEG noise around black stays below this share of the range, and so do the last traces of a blurred edge.
+_NOISE = 0.1
+# Where 3 x 3 pixels differ by no more than this share of the range, they are flat.
+_FLAT = 0.016
+# A class has so many flat pixels, so large a share of the dark ones, and so many times those of grays so far from its own.
+_LEAST_PIXELS, _LEAST_SHARE, _PEAK, _APART = 32, 0.02, 3, 9
 
 
-class MaskFinder:
-    """Finds masks in the `ground_truth` folder of a labeled set; each of its folders is listed once.
+def find_defective(decoded: Decoded) -> Bools:
+    """(H, W), True where a mask is defective, by its colors or by its alpha.
 
-    Args:
-        root: the folder of the set.
+    A mask may be drawn in alpha: then its color says nothing, for it is the same everywhere, or bright everywhere. If color and
+    alpha both say something, they have to agree.
+
+    Raises:
+        InputError: if they do not.
     """
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._by_stem: dict[Path, dict[str, list[Path]]] = {}
-        self._owner: dict[Path, Path] = {}
-
-    @cached_property
-    def exists(self) -> bool:
-        """Whether the set has masks."""
-        return (self._root / FOLDER).is_dir()
-
-    def __call__(self, image: Path) -> Path | None:
-        """The mask of an image below `test`; None if there is none.
-
-        Raises:
-            InputError: if two files could be its mask, or one file the masks of two images.
-        """
-        candidates = self._in(self._folder_of(image)).get(image.stem, [])
-        if len(candidates) > 1:
-            raise InputError(
-                f"{len(candidates)} files could be the mask of {self._name(image)}: "
-                f"{name_some([self._name(path) for path in candidates])}; keep one of them there"
-            )
-        if not candidates:
-            return None
-        mask = candidates[0]
-        if (owner := self._owner.setdefault(mask, image)) != image:
-            raise InputError(
-                f"{self._name(mask)} could be the mask of {self._name(owner)} and of {self._name(image)}; give the images, "
-                "and their masks, names that differ in more than the suffix"
-            )
-        return mask
-
-    def describe(self, image: Path) -> str:
-        """What lies where the mask of an image should be."""
-        folder = self._folder_of(image)
-        while not folder.is_dir():
-            folder = folder.parent
-        entries = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir() if path.name[0] != ".")
-        return f"{self._name(folder)} holds {name_some(entries) if entries else 'nothing'}"
-
-    def _folder_of(self, image: Path) -> Path:
-        return self._root / FOLDER / image.relative_to(self._root / "test").parent
-
-    def _in(self, folder: Path) -> dict[str, list[Path]]:
-        """The masks of a folder by the stems of the images that they could belong to."""
-        if folder not in self._by_stem:
-            found: defaultdict[str, list[Path]] = defaultdict(list)
-            for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-                if is_image(path.name) and path.is_file():
-                    for stem in _stems(path.stem):
-                        found[stem].append(path)
-            self._by_stem[folder] = found
-        return self._by_stem[folder]
-
-    def _name(self, path: Path) -> str:
-        return os.path.relpath(path, self._root)
+    brightness, alpha = _channels(decoded)
+    by_color = _defective(brightness)
+    if alpha is None or alpha.min() == alpha.max():
+        return by_color
+    by_alpha = _defective(alpha)
+    if brightness.min() == brightness.max() or by_color.all() or not by_color.any() or by_alpha.all() or not by_alpha.any():
+        # What marks everything, or nothing, says nothing.
+        return by_alpha if by_alpha.any() and not by_alpha.all() else by_color
+    opaque, clear = alpha == alpha.max(), alpha == alpha.min()
+    if (by_color != by_alpha)[opaque | clear].any():
+        raise InputError(
+            f"its color marks {by_color.sum()} pixels as defective, its alpha {by_alpha.sum()}, and they disagree on "
+            f"{(by_color != by_alpha).sum()}; save it without alpha, or draw it in alpha with one color"
+        )
+    return by_alpha
 
 
-def _stems(stem: str) -> Sequence[str]:
-    """The stems of images that a mask of this stem could belong to."""
-    shorter = _ENDING.sub("", stem)
-    return (stem, shorter) if shorter not in ("", stem) else (stem,)
+def _channels(decoded: Decoded) -> tuple[Values, Values | None]:
+    """The brightest channel of each pixel, and alpha if there is one."""
+    pixels = decoded.pixels
+    if isinstance(pixels, np.ndarray):
+        if pixels.ndim == 2:
+            return pixels, None
+        count = pixels.shape[2]
+        alpha = pixels[..., count - 1] if count in (2, 4) else None
+        return pixels[..., : count - (alpha is not None)].max(axis=2), alpha
+    if pixels.mode == "P" and "transparency" not in pixels.info and (labels := _palette_labels(pixels)) is not None:
+        return labels, None
+    alpha = None
+    if pixels.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in pixels.info:
+        alpha = np.asarray(pixels.convert("LA" if pixels.mode == "La" else "RGBA"))[..., -1]
+    return np.asarray(to_rgb(decoded)).max(axis=2), alpha
+
+
+def _palette_labels(image: Image.Image) -> Values | None:
+    """The numbers of a palette image, where black is none of the colors that occur: then 0 is the background."""
+    numbers = np.asarray(image)
+    colors = np.asarray(image.convert("RGB")).max(axis=2)
+    return numbers if numbers.min() == 0 < numbers.max() and colors.min() > 0 else None
+
+
+def _defective(values: Values) -> Bools:
+    """Which pixels of one channel are defective, see the text of this module."""
+    least, most = int(values.min()), int(values.max())
+    if least == most:
+        return values > 0
+    top = next(top for top in _TOPS if most <= top)
+    half = top // 2
+    dark = (values > 0) & (values <= half)
+    if not dark.any():
+        return values > 0
+    if _is_label_map(values, dark):
+        # The background is 0. Beside bright classes, it may be the darkest there is: of 1 and 128, it is 1.
+        return values > (least if most > half else 0)
+    # Where there is no class but dark ones, everything that is not 0 belongs to one.
+    return values > (_darkest_class(values, dark, top) // 2 or (half if most > half else 0))
+
+
+def _is_label_map(values: Values, dark: Bools) -> Any:
+    """Whether dark pixels are classes: they have neighbors of their own value, and steps do not lead on to a third value."""
+    steps = soft = 0
+    alike = np.zeros(values.shape, np.bool_)
+    for lines, same in ((values, alike), (values.T, alike.T)):
+        differs = lines[:, 1:] != lines[:, :-1]
+        steps += differs.sum()
+        if lines.shape[1] > 2:
+            soft += (differs[:, 1:] & differs[:, :-1] & (lines[:, 2:] != lines[:, :-2])).sum()
+        same[:, 1:] |= ~differs
+        same[:, :-1] |= ~differs
+    return 2 * (alike & dark).sum() >= dark.sum() and soft <= _SOFT_SHARE * steps
+
+
+def _darkest_class(values: Values, dark: Bools, top: int) -> int:
+    """The gray of the darkest class that covers flat areas; 0 if there is none."""
+    spread = ndimage.maximum_filter(values, 3).astype(np.int64) - ndimage.minimum_filter(values, 3)
+    flat = values[spread <= _FLAT * top].astype(np.int64) * 255 // top
+    count = np.bincount(flat, minlength=256)
+    # A class is a peak of a few grays: around it, there is little that is flat. Of a wide blur, grays are flat alike.
+    near = np.convolve(count, np.ones(5, np.int64), mode="same")
+    around = np.maximum(np.roll(near, _APART), np.roll(near, -_APART))
+    is_peak = (near >= max(_LEAST_PIXELS, _LEAST_SHARE * dark.sum())) & (near >= _PEAK * around)
+    found = np.flatnonzero(is_peak[int(_NOISE * 255) + 1 : 128]) + int(_NOISE * 255) + 1
+    if not len(found):
+        return 0
+    first = int(found[0])
+    return (first - 2 + int(count[first - 2 : first + 6].argmax())) * top // 255

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,11 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Preprocess
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.datasets import ImageRecord
-from spade_faiss.features.decoding import MAX_PIXELS, decode, naming_file, to_rgb
+from spade_faiss.features.decoding import MAX_PIXELS, decode, naming_file, read_header
+from spade_faiss.features.frames import Frame
+from spade_faiss.features.masks import find_defective
+from spade_faiss.features.pages import page_digest, split_page
+from spade_faiss.features.pixels import FULL_DEPTH, to_rgb
 from spade_faiss.features.placement import Placement, place
 
 Picture = npt.NDArray[np.uint8]
@@ -33,7 +38,7 @@ class LoadedImage:
     Args:
         picture: (H, W, 3), the image as the backbone sees it.
         placement: how the image lies in the picture.
-        sha256: the hex digest of the file.
+        sha256: the hex digest of the file, or of the page, see `hash_image`; empty for a frame from memory.
     """
 
     picture: Picture
@@ -48,10 +53,36 @@ def load_image(record: ImageRecord, preprocess: Preprocess, *, max_pixels: int =
         InputError: as `read_image` and `place`; it names the path and the reason.
     """
     with naming_file(record.path):
-        data = record.path.read_bytes()
-        image = to_rgb(decode(data, max_pixels))
+        if isinstance(record, Frame):
+            decoded, digest = record.decode(max_pixels), ""
+        else:
+            file, page = split_page(record.path)
+            data = file.read_bytes()
+            decoded = decode(data, max_pixels, page, cut=preprocess.bit_depth == FULL_DEPTH)
+            digest = page_digest(hashlib.sha256(data).hexdigest(), page)
+        image = to_rgb(decoded, preprocess.bit_depth)
         placement = place(*image.size, preprocess)
-        return LoadedImage(to_picture(image, placement), placement, hashlib.sha256(data).hexdigest())
+        return LoadedImage(to_picture(image, placement), placement, digest)
+
+
+def load_bytes(record: ImageRecord, preprocess: Preprocess, *, max_pixels: int = MAX_PIXELS) -> int:
+    """About how many bytes of memory `load_image` takes while it runs.
+
+    Raises:
+        InputError: as `load_image`, for what is wrong with the header of the file.
+    """
+    with naming_file(record.path):
+        if isinstance(record, Frame):
+            size, count = record.size, record.decode_bytes
+        else:
+            file, page = split_page(record.path)
+            with file.open("rb") as stream:
+                cut = preprocess.bit_depth == FULL_DEPTH
+                header = read_header(stream, page, max_pixels=max_pixels, cut=cut)
+                size, count = header.size, header.decode_bytes + stream.seek(0, os.SEEK_END)
+        placement = place(*size, preprocess)
+        # Resizing goes over the width first; four bytes a pixel.
+        return count + 4 * placement.resized[0] * (size[1] + 2 * placement.resized[1])
 
 
 def to_picture(image: Image.Image, placement: Placement) -> Picture:
@@ -77,27 +108,22 @@ def to_input(picture: Picture, preprocess: Preprocess) -> FloatArray:
 def to_mask(path: str | Path, placement: Placement) -> Mask:
     """Read the mask of an image and resize it into the image's own place: (H, W), True where the image is defective.
 
-    A pixel is as bright as its brightest channel, and defective in the upper half of the range (above 127 of 255). If nothing
-    reaches that half, the values are labels (0 and 1, class numbers, dark palette colors): all but 0 are defective. Margins
-    never are.
+    `find_defective` says which pixels are. Margins never are.
 
     Raises:
-        InputError: as `read_image`, and for a mask whose size is not the image's; it names the path and the reason.
+        InputError: as `read_image`, for a mask whose size is not the image's, and for one whose color and alpha disagree; it
+            names the path and the reason.
     """
     path = Path(path)
     with naming_file(path):
-        image = decode(path.read_bytes(), max(MAX_PIXELS, math.prod(placement.original)))
-        if image.size != placement.original:
-            width, height = placement.original
+        file, page = split_page(path)
+        decoded = decode(file.read_bytes(), max(MAX_PIXELS, math.prod(placement.original)), page)
+        if decoded.size != placement.original:
+            (width, height), (own_width, own_height) = placement.original, decoded.size
             raise InputError(
-                f"the mask is {image.size[0]} x {image.size[1]} pixels, its image {width} x {height}; they must be of one size"
+                f"the mask is {own_width} x {own_height} pixels, its image {width} x {height}; they must be of one size"
             )
-        # Deep masks do not go through to_rgb: the lower byte that it drops is all there is in a 16-bit file of labels.
-        is_deep = image.mode.startswith("I")
-        brightness = np.asarray(image) if is_deep else np.asarray(to_rgb(image)).max(axis=2)
-        half = 32767 if is_deep else 127
-        defective = brightness > (half if brightness.max() > half else 0)
-        small = _resize(Image.fromarray(defective.astype(np.uint8)), placement, Image.Resampling.NEAREST)
+        small = _resize(Image.fromarray(find_defective(decoded).astype(np.uint8)), placement, Image.Resampling.NEAREST)
         return np.pad(small > 0, placement.padding)
 
 

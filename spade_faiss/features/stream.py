@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.memory import parse_bytes
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.settings import Run
 from spade_faiss.core.timing import Timings
@@ -21,7 +22,10 @@ from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.datasets import Duplicate, ImageRecord, Skipped, check_skipped
-from spade_faiss.features.pictures import LoadedImage, load_image, to_input
+from spade_faiss.features.decoding import naming_file
+from spade_faiss.features.frames import Frame
+from spade_faiss.features.memory import MemoryGate
+from spade_faiss.features.pictures import LoadedImage, load_bytes, load_image, to_input
 
 _BATCHES_AHEAD = 3
 
@@ -54,7 +58,8 @@ class FeatureStream:
 
     Args:
         backbone: computes the features.
-        run: says how many images may be skipped, and whether progress is shown.
+        run: says how many images may be skipped, whether progress is shown, and how much memory the images may take that are
+            decoded at the same time; an image that takes more by itself is skipped.
         batch_size: images that the network takes at once; a batch has fewer where some of them were left out.
         timings: takes the seconds of each stage.
         allow_none: whether a stream may end with all of its images skipped.
@@ -81,6 +86,7 @@ class FeatureStream:
         self._timings = timings
         self._allow_none = allow_none
         self._known = known
+        self._gate = MemoryGate(parse_bytes(run.memory))
 
     def __call__(self, root: Path, records: Sequence[ImageRecord], label: str) -> Iterator[Extracted]:
         """Yield the features of `records`.
@@ -119,7 +125,8 @@ class FeatureStream:
                 pool.shutdown(cancel_futures=True)
 
     def _decode(self, record: ImageRecord) -> _Decoded:
-        with self._timings("decode"):
+        needed = load_bytes(record, self._preprocess)
+        with naming_file(record.path), self._gate.hold(needed), self._timings("decode"):
             loaded = load_image(record, self._preprocess)
             return _Decoded(record, loaded, to_input(loaded.picture, self._preprocess))
 
@@ -146,6 +153,7 @@ class FeatureStream:
         with self._timings("forward"):
             embedding, levels = self._backbone(np.stack([image.x for image in decoded]))
         records, loaded = [image.record for image in decoded], [image.loaded for image in decoded]
+        are_files = not any(isinstance(record, Frame) for record in records)
         # Only a letterbox leaves margins.
         has_margins = self._preprocess.resize_mode == "letterbox"
         batch = FeatureBatch(
@@ -154,8 +162,8 @@ class FeatureStream:
             levels,
             self._backbone.source,
             valid=np.stack([image.placement.valid for image in loaded]) if has_margins else None,
-            paths=[os.path.relpath(record.path, root) for record in records],
-            sha256=[image.sha256 for image in loaded],
-            root=str(root.resolve()),
+            paths=[os.path.relpath(record.path, root) for record in records] if are_files else (),
+            sha256=[image.sha256 for image in loaded] if are_files else (),
+            root=str(root.resolve()) if are_files else "",
         )
         return Extracted(records, loaded, batch)

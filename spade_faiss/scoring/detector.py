@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from spade_faiss.index.image_index import ImageIndex
 from spade_faiss.scoring.config import ScoringConfig
 from spade_faiss.scoring.fusion import score_maps, to_distance
 from spade_faiss.scoring.level_search import gallery_size, open_level_searches
-from spade_faiss.scoring.memory import float32_bytes, working_bytes
+from spade_faiss.scoring.memory import DECODE_BYTES, float32_bytes, working_bytes
 from spade_faiss.scoring.scores import Scores, join
 from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.levels import searched_levels
@@ -37,6 +37,7 @@ from spade_faiss.search.workers import Workers
 
 if TYPE_CHECKING:
     from spade_faiss.features.backbone import Backbone
+    from spade_faiss.features.frames import Pixels
     from spade_faiss.scoring.stream import ScoreStream
 
 
@@ -71,7 +72,8 @@ class Detector:
         self._cache: BlockCache[FloatArray] = BlockCache()
         self._searches = open_level_searches(bank, self.resolved, method, self._workers, self._cache)
         cacheable = len(bank) * sum(float32_bytes(search.level.shape) for search in self._searches.values())
-        self.plan = plan_memory(parse_bytes(run.memory), self._working_bytes, cacheable)
+        decodes = bank.manifest.source is not None
+        self.plan = plan_memory(parse_bytes(run.memory), self._working_bytes, cacheable, decodes=decodes)
         self._cache.capacity = self.plan.cache_bytes
         self._given_backbone = backbone
         self._backbone = Once(partial(_load_backbone, bank, backbone, run, self.device.torch_names[0]))
@@ -128,19 +130,36 @@ class Detector:
         """
         return self._backbone()
 
-    def score(self, images: Images) -> Scores:
+    @property
+    def decode_bytes(self) -> int:
+        """How much memory the images may take that are decoded at the same time: what the plan leaves of the budget."""
+        return max(DECODE_BYTES, parse_bytes(self.run.memory) - self.plan.working_bytes - self.plan.cache_bytes)
+
+    def score(self, images: Images | Pixels | Sequence[Pixels], *, ids: Sequence[str] | None = None) -> Scores:
         """Score images: those of a folder in the order of their ids, those of a list in the list's order.
+
+        An image from memory scores as a file would that holds the same pixels without loss.
 
         The maps of all images stay in memory; score more images than fit in parts, or with `score_folder`.
 
         Args:
-            images: a folder, an image, or a list of them.
+            images: a folder, an image file, or a list of them; or images from memory, one or several: arrays (H, W, 3) of RGB
+                or (H, W) of gray, uint8 or uint16, or Pillow images.
+            ids: the names of images from memory; `frame-0`, `frame-1` ... unless given.
 
         Raises:
-            InputError: for bad input, or too many unreadable images.
+            InputError: for bad input, too many unreadable files, or a single image from memory that cannot be used.
             NotFoundError: if a path does not exist.
         """
-        return join([scores for _, scores in self.stream(Timings(), "score")(*find_images(images))])
+        from spade_faiss.features.frames import find_frames  # imports Pillow, which scoring features does not need
+
+        frames = find_frames(images, ids)
+        stream = self.stream(Timings(), "score")
+        found = stream(*find_images(cast(Images, images))) if frames is None else stream(Path(), frames)
+        scores = [scores for _, scores in found]
+        if frames is not None and stream.skipped:
+            raise InputError(stream.skipped[0].reason)
+        return join(scores)
 
     def stream(self, timings: Timings, label: str) -> ScoreStream:
         """Make a stream that scores images batch by batch, with as many at a time as the memory budget allows.
@@ -153,7 +172,8 @@ class Detector:
         from spade_faiss.features.stream import FeatureStream
         from spade_faiss.scoring.stream import ScoreStream
 
-        features = FeatureStream(self.backbone, self.run, batch_size=self.plan.batch, timings=timings)
+        run = replace(self.run, memory=self.decode_bytes)
+        features = FeatureStream(self.backbone, run, batch_size=self.plan.batch, timings=timings)
         return ScoreStream(features, partial(self.score_features, timings=timings), label)
 
     def score_features(self, batch: FeatureBatch, *, timings: Timings | None = None) -> Scores:

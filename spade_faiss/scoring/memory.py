@@ -13,6 +13,8 @@ from spade_faiss.features.layout import Layout
 # A network's forward pass takes about this much, and so many times the bytes of each input (measured on efficientnet_lite0 and
 # wide_resnet50_2). The images that are decoded ahead, and the inputs that are made of them, are counted in it.
 _FORWARD_BYTES = 64 << 20
+# Of it, this much is for images that are being decoded, whatever else the budget leaves.
+DECODE_BYTES = 32 << 20
 _FORWARD_INPUTS = 25
 
 

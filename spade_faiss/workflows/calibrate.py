@@ -23,7 +23,6 @@ import numpy as np
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.files import hash_file
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.schema import check_at_least
 from spade_faiss.core.settings import Method, Run
@@ -41,6 +40,7 @@ from spade_faiss.decisions.conformal import PixelCounts, allowed, check_rate
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.datasets import Images, survey
 from spade_faiss.features.kinds import check_normals
+from spade_faiss.features.pages import hash_image, split_page
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.search.recipe import Recipe
@@ -156,9 +156,9 @@ def _score_holdout(detector: Detector, holdout: Images | FeatureBatch) -> Iterat
     found = survey(holdout)
     found.warn()
     check_normals(found.sources, [record.path for record in found.records])
-    readable = [record for record in found.records if record.path.is_file()]
+    readable = [record for record in found.records if split_page(record.path)[0].is_file()]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        digests = list(pool.map(hash_file, [record.path for record in readable]))
+        digests = list(pool.map(hash_image, [record.path for record in readable]))
     _check_new(detector.bank, [record.id for record in readable], digests)
     yield from (scores for _, scores in detector.stream(Timings(), "calibrate")(found.root, found.records))
 

@@ -10,19 +10,21 @@ from pathlib import Path
 
 from spade_faiss.bank.backbone import backbone_of
 from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.places import MANIFEST
 from spade_faiss.bank.shards import SHARD_BYTES
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.files import hash_file
-from spade_faiss.core.memory import BATCH_SIZE
+from spade_faiss.core.memory import BATCH_SIZE, parse_bytes
 from spade_faiss.core.settings import Extraction, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch, concatenate
 from spade_faiss.features.datasets import Duplicate, ImageRecord, Images, Skipped, Survey, survey
+from spade_faiss.features.depth import find_bit_depth
 from spade_faiss.features.folders import LeftOut
 from spade_faiss.features.kinds import check_normals
 from spade_faiss.features.layout import Layout, prepare
 from spade_faiss.features.loading import load_backbone
+from spade_faiss.features.pages import hash_image
 from spade_faiss.features.placement import Placement, Visible
 from spade_faiss.features.stream import FeatureStream
 from spade_faiss.index.build import check_recipe
@@ -135,6 +137,8 @@ def extract(
     _check_backbone(extraction, run)
     found = _find_normals(images)
     backbone = _load_backbone(extraction, run)
+    if backbone.source.preprocess.bit_depth is None:
+        backbone = backbone.with_bit_depth(_find_bit_depth(Path(bank), found.records, run))
     layout = Layout(
         levels=backbone.levels,
         embedding_dim=backbone.embedding_dim,
@@ -213,6 +217,14 @@ def _load_backbone(extraction: Extraction, run: Run) -> Backbone:
     )
 
 
+def _find_bit_depth(bank: Path, records: Sequence[ImageRecord], run: Run) -> int | None:
+    """The bit depth of a bank: its own, if it exists; else that of the images it will be made from."""
+    if (bank / MANIFEST).is_file():
+        made = Bank.open(bank).manifest.source
+        return None if made is None else made.preprocess.bit_depth
+    return find_bit_depth([record.path for record in records], parse_bytes(run.memory))
+
+
 def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timings: Timings) -> Added:
     """Extract the images that the bank does not hold, and commit them shard by shard."""
     records = found.records
@@ -254,7 +266,7 @@ def _not_in(bank: Bank, records: Sequence[ImageRecord]) -> tuple[list[ImageRecor
     held = everything.sha256_of
     present = [record for record in records if record.id in held]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        digests = pool.map(hash_file, [record.path for record in present])
+        digests = pool.map(hash_image, [record.path for record in present])
     for record, digest in zip(present, digests, strict=True):
         if held[record.id] != digest:
             before = everything.image_path(record.id)

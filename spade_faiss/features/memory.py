@@ -1,0 +1,41 @@
+"""Keeps the images that are decoded at the same time within a budget of bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.memory import format_bytes
+
+
+class MemoryGate:
+    """Lets threads in as long as what they take together fits into `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, count: int) -> Iterator[None]:
+        """Wait until `count` bytes are free, and take them for as long as the block runs.
+
+        Raises:
+            InputError: if there will never be as many.
+        """
+        if count > self._limit:
+            raise InputError(
+                f"decoding it takes {format_bytes(count)} of memory, and {format_bytes(self._limit)} are left for that; "
+                f"allow more with --memory, or scale the image down"
+            )
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken + count <= self._limit)
+            self._taken += count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= count
+                self._changed.notify_all()
