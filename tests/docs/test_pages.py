@@ -31,7 +31,7 @@ LEAVES = {
     "docs/how-to/maintain-a-bank.md": ["suspects/report.html"],
     "docs/how-to/choose-a-recipe.md": ["parts.bank/indexes/ivf/gallery.json"],
 }
-PRINTS = {"docs/tutorial/own-features.md": "(1, 16, 16)"}
+PRINTS = {"docs/tutorial/own-features.md": "(1, 16, 16)", "docs/reference/images.md": "['camera 1', 'camera 2']"}
 
 
 def blocks(name: str) -> list[tuple[str, str]]:
