@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from spade_faiss.bank.snapshot import Snapshot
     from spade_faiss.decisions.calibration import Calibration
 
-# The numbers for --json, and the text for people.
-Output = tuple[Mapping[str, Any], str]
+# The numbers for --json, and the lines for people. Each is printed as one line, whatever names it holds.
+Output = tuple[Mapping[str, Any], Sequence[str]]
 
 
 class Finding(NamedTuple):
     """What a command hands back that looks for faults: `failed` makes the exit code 1."""
 
     numbers: Mapping[str, Any]
-    text: str
+    lines: Sequence[str]
     failed: bool
 
 
@@ -41,8 +41,8 @@ def names(ids: Sequence[str]) -> str:
     return ", ".join(ids[:_NAMES]) + (f" and {len(ids) - _NAMES} more" if len(ids) > _NAMES else "")
 
 
-def describe_calibration(bank: Snapshot, calibration: Calibration) -> Output:
-    """What a calibration is, and whether it still holds for its bank."""
+def describe_calibration(bank: Snapshot, calibration: Calibration) -> tuple[dict[str, Any], str]:
+    """What a calibration is, in numbers and in one line, and whether it still holds for its bank."""
     from spade_faiss.decisions.calibration import calibration_facts
 
     outdated = calibration.outdated(bank)

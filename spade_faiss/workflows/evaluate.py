@@ -11,11 +11,12 @@ from spade_faiss.core.hints import score_command
 from spade_faiss.core.settings import Decision, ReportOptions
 from spade_faiss.features.datasets import Dataset, load_dataset
 from spade_faiss.features.pictures import to_mask
+from spade_faiss.report.output_folder import SCORES
 from spade_faiss.report.results import Results
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.evaluation import PixelTruth, measure
-from spade_faiss.workflows.score import SCORES, Evaluated, Scored, open_job, open_pictures, score_images, write_results
+from spade_faiss.workflows.score import Evaluated, OutputPlan, Scored, open_job, open_pictures, score_images, write_results
 
 
 def evaluate(
@@ -34,7 +35,8 @@ def evaluate(
 
     Raises:
         InputError: for bad input, a set without normal or without defective test images, a defective image without its mask
-            in a set that has masks, too many unreadable images, or a rate that so few calibration images cannot promise.
+            in a set that has masks, too many unreadable images, or a rate that so few calibration images cannot promise; if
+            `out` is no place for results, as for `score_folder`.
         NotFoundError: if a path does not exist.
         BankError: if a rate is asked for and there is no calibration, or one that is out of date.
     """
@@ -44,10 +46,9 @@ def evaluate(
         )
     loaded = load_dataset(dataset)
     _check_classes(loaded)
-    job = open_job(bank, out, decision)
-    with open_pictures(job, report) as pictures:
+    with open_job(bank, decision, OutputPlan("evaluate", out, [dataset])) as job, open_pictures(job, report) as pictures:
         scored = score_images(job, loaded.root, loaded.test, pictures)
-        with ScoreFile.open(job.out / SCORES) as scores:
+        with ScoreFile.open(job.folder.staged / SCORES) as scores:
             with job.timings("metrics"):
                 evaluated = _measure(scored, scores, with_masks=loaded.has_masks)
             return write_results(job, scored, scores, pictures, report, evaluated)

@@ -68,8 +68,9 @@ def test_drift(bank: Bank, tmp_path: Path) -> None:
 
 
 def test_what_is_written(bank: Bank, tmp_path: Path) -> None:
-    found = drift([results(tmp_path / "moved", Detector.open(bank.path), 2, 30, shift=1.0)], bank=bank.path)
-    write_drift(tmp_path / "out", found)
+    moved = results(tmp_path / "moved", Detector.open(bank.path), 2, 30, shift=1.0)
+    found = drift([moved], bank=bank.path)
+    write_drift(tmp_path / "out", found, results=[moved], bank=bank.path)
     numbers = json.loads((tmp_path / "out" / "drift.json").read_bytes())
     assert (numbers["moved"], numbers["p_value"], numbers["images"]) == (True, found.p_value, 30)
     assert numbers["tests"]["map"]["distance"] == found.tests["map"].distance

@@ -12,6 +12,7 @@ from spade_faiss import Backbone, Detector, Preprocess, fit, load_backbone, scor
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Extraction, ReportOptions, Run
 from spade_faiss.report.scorefile import ScoreFile
+from tests.support.scores import leftovers
 
 
 def test_letterbox_scores_the_whole_image_and_nothing_else(dataset_folder: Path, tmp_path: Path) -> None:
@@ -71,6 +72,11 @@ def test_a_report_that_fails_does_not_cost_the_scores(
     detector, out = Detector.open(fitted_bank, backbone=backbone), tmp_path / "out"
     with pytest.raises(InputError, match="no page"):
         score_folder(dataset_folder / "test", bank=detector, out=out, report=ReportOptions(overlays=True))
-    with ScoreFile.open(out / "scores.h5") as scores:
+    kept = tmp_path / "out.unfinished"
+    with ScoreFile.open(kept / "scores.h5") as scores:
         assert len(scores) == 11
-    assert sorted(path.name for path in out.iterdir()) == ["regions.csv", "report.json", "scores.csv", "scores.h5"]
+    assert leftovers(kept) == ["regions.csv", "scores.csv", "scores.h5"]
+    assert leftovers(tmp_path) == ["out.unfinished"]
+    monkeypatch.undo()
+    score_folder(dataset_folder / "test", bank=detector, out=out)
+    assert leftovers(tmp_path) == ["out"]

@@ -13,6 +13,7 @@ from spade_faiss import Bank, Detector, suspects
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.settings import Extraction, Method, ReportOptions
 from spade_faiss.index.build import build_index
+from spade_faiss.report.cells import read_text
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.search.recipe import Build, Query, Recipe
 from spade_faiss.workflows.fit import fit
@@ -49,8 +50,8 @@ def others_score(features: Features, row: int, k: int) -> float:
 
 
 def lines_of(out: Path) -> list[dict[str, str]]:
-    with (out / "suspects.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(csv.DictReader(file))
+    with (out / "suspects.csv").open(encoding="utf-8", newline="") as file:
+        return [{name: read_text(cell) for name, cell in line.items()} for line in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -78,7 +79,7 @@ def test_the_table_holds_all_and_the_score_file_those_that_are_shown(folder: Pat
         expected = Detector.open(folder).score_rows([Bank.open(folder).ids.index(name) for name in found.ids[:3]])
         np.testing.assert_array_equal(scores.map(0), expected.maps[0])
     assert (out / "report.html").stat().st_size > 1000
-    assert sorted(path.name for path in out.iterdir()) == ["report.html", "scores.h5", "suspects.csv"]
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.json", "scores.h5", "suspects.csv"]
 
 
 def test_a_bank_without_image_files_is_reported_without_pictures(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,362 @@
+"""The folder of a run's results: it shows one complete run at any instant, whoever reads it and whenever its writer is killed.
+
+A run writes into a folder beside that of the results. When it is complete, the two exchange their names in one step. What is
+shown now is a new folder, though, and people stand in the old one: shells, file servers, containers that mounted it. So the
+old one, out of sight, gets the new results as well (hard links), and comes back by a second exchange. It stays the folder it
+was, with its owner, its permissions and whatever else lies in it.
+
+Where two folders cannot be exchanged (the folder is a mount point, or the file system is none of Linux's own), the old
+results are removed and then the new ones are renamed into their place, report.json as the last: for some milliseconds the
+folder shows a part of one run, and never anything of two.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spade_faiss.core.errors import InputError, SpadeError
+from spade_faiss.core.files import TEMPORARY_PATTERN, exchange, hash_file, is_full, sync_folder
+from spade_faiss.core.sole_writer import SoleWriter
+
+OVERLAYS = "overlays"
+SCORES = "scores.h5"
+REPORT = "report.json"
+DRIFT_PAGE, DRIFT_NUMBERS = "drift.html", "drift.json"
+# Everything that a run may write; in this order where it cannot appear at once.
+RESULTS = (
+    SCORES,
+    "scores.csv",
+    "regions.csv",
+    "suspects.csv",
+    OVERLAYS,
+    "report.html",
+    DRIFT_PAGE,
+    DRIFT_NUMBERS,
+    REPORT,
+)
+# The results that no folder has by chance.
+_SIGNS = (SCORES, "suspects.csv", DRIFT_NUMBERS)
+# What systems put into folders, beside hidden files.
+_LITTER = ("lost+found", "Thumbs.db", "desktop.ini")
+# Lies in a folder of staged results until it is removed, or has become the folder of the results.
+_COVER = ".spade-cover.tmp"
+_STAGED = "new"
+# After an error, what had been scored is kept in a folder of this name.
+_UNFINISHED = ".unfinished"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFolder:
+    """What a run writes, and where it will be.
+
+    Args:
+        out: the folder of the results, as the user named it.
+        staged: where the run writes them, under their names.
+        run: tells this run from all others; every file says it, or has its checksum in report.json.
+        command: what makes the results.
+    """
+
+    out: Path
+    staged: Path
+    run: str
+    command: str
+
+    def stamp(self) -> dict[str, Any]:
+        """The run, and the sha256 of each file that was written; scores.h5 has checksums of its own and names the run."""
+        written = [path for path in sorted(self.staged.rglob("*")) if path.is_file() and path.name not in (SCORES, _COVER)]
+        files = {path.relative_to(self.staged).as_posix(): hash_file(path) for path in written}
+        return {"id": self.run, "command": self.command, "sha256": files}
+
+
+@contextmanager
+def output_folder(out: str | Path, command: str, *, replaces: Collection[str] = RESULTS) -> Iterator[OutputFolder]:
+    """Hold a folder of results for one run, which writes below `staged`; that becomes the results when the block ends well.
+
+    If it does not, `out` stays as it was. What others put into `out` is left alone; in `overlays`, PNG files are results. What
+    killed runs left is cleared.
+
+    Args:
+        out: the folder; it is made, with its parents, if there is none.
+        command: what makes the results.
+        replaces: the results that go when those of this run come; others stay beside them.
+
+    Raises:
+        InputError: if `out` is a file, or holds other files and no results, if another process is writing to it, or there is
+            no room.
+    """
+    out = Path(out)
+    check_folder(out)
+    with _errors_named(out) as place, _writing(out, place):
+        place.settle()
+        place.prepare()
+        folder = OutputFolder(out=out, staged=place.staged, run=secrets.token_hex(8), command=command)
+        try:
+            yield folder
+        except Exception as error:
+            place.keep_scores(error)
+            raise
+        place.commit({*RESULTS} - {*replaces})
+
+
+def check_folder(out: Path) -> None:
+    """Raise InputError if `out` exists and is no folder for results: it holds other files, and none of a run."""
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise InputError(f"out={out} is a file; choose a folder")
+    names = sorted(_names(out))
+    others = [name for name in names if name not in (*RESULTS, *_LITTER) and not name.startswith(".")]
+    if others and not any(name in names for name in _SIGNS) and not any(path.exists() for path in _workspaces(out.resolve())):
+        some = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        raise InputError(f"out={out} holds other files and no results ({some}); choose a new or an empty folder")
+    for name in RESULTS:
+        if name != OVERLAYS and (out / name).is_dir():
+            raise InputError(f"{out / name} is a folder, and a file of the results has its name; rename it, or choose another")
+
+
+class _Place:
+    """The folder of the results, and beside it the workspace: the lock, and `staged`, which the other exchanges names with.
+
+    `staged` holds the mark `_COVER` as long as it was made by a run; where the mark is in the folder of the results, that one
+    is in the workspace, and comes back.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.target = out.resolve()
+        self.workspace = _find_workspace(self.target)
+        self.staged = self.workspace / _STAGED
+        self._kept_scores = self.target.with_name(self.target.name + _UNFINISHED)
+
+    def prepare(self) -> None:
+        """Make the folder that a run writes to."""
+        self.staged.mkdir()
+        (self.staged / _COVER).touch()
+        if self.target.exists():
+            self.staged.chmod(self.target.stat().st_mode & 0o7777)  # what is private stays private
+
+    def commit(self, kept: Collection[str]) -> None:
+        """Show what was staged in place of the results that are there, except those in `kept`."""
+        sync_folder(self.staged)
+        if not self.target.exists():
+            self.staged.rename(self.target)
+        elif self._can_exchange():
+            for name in _names(self.target):  # what stays is reached through the cover as well
+                if name not in RESULTS or name in kept:
+                    (self.staged / name).symlink_to(self.staged / name)
+            try:
+                exchange(self.staged, self.target)
+            except OSError as error:  # of a folder that came with the image of a container
+                _log.debug("results of %s are replaced one after the other: %s", self.target, error)
+                self._replace_each(kept)
+        else:
+            self._replace_each(kept)
+        sync_folder(self.target)
+        sync_folder(self.target.parent)
+        self.settle()
+        self._clear_kept_scores()  # of a run that failed, and has now been repeated
+
+    def settle(self) -> None:
+        """Bring the folder of the results back if the cover is shown, and clear what a run left in the workspace."""
+        if (self.target / _COVER).exists():
+            if self.staged.exists():
+                self._refill()
+                exchange(self.staged, self.target)
+                sync_folder(self.target.parent)
+            else:
+                (self.target / _COVER).unlink()
+        if not self.staged.exists():
+            return
+        if (self.staged / _COVER).exists():
+            self._save_strangers()
+        elif _names(self.staged):  # the folder of the results, whose cover somebody has removed since
+            self.target.mkdir(exist_ok=True)
+            self._save_strangers()
+        shutil.rmtree(self.staged)
+
+    def keep_scores(self, error: Exception) -> None:
+        """Keep what was scored, though its report failed: it may have taken hours."""
+        if not (self.staged / SCORES).exists() or self.workspace.parent == self.target:
+            return
+        if is_full(error) or is_full(error.__cause__):
+            return
+        with suppress(OSError):
+            self._clear_kept_scores()
+            self.staged.rename(self._kept_scores)
+            (self._kept_scores / _COVER).unlink()
+            _log.warning("the run has failed, %s is as it was; what was scored is kept in %s", self.target, self._kept_scores)
+
+    def _clear_kept_scores(self) -> None:
+        if self._kept_scores.is_dir() and _names(self._kept_scores) <= {*RESULTS, _COVER}:
+            shutil.rmtree(self._kept_scores)
+
+    def _replace_each(self, kept: Collection[str]) -> None:
+        _remove_results(self.target, kept)
+        for name in RESULTS:
+            if name not in kept:
+                _move(self.staged / name, self.target / name)
+
+    def _refill(self) -> None:
+        """Give the folder in the workspace the results that its cover shows."""
+        stays = {name for name in _names(self.target) if self._is_link_to_hidden(self.target / name)}
+        _remove_results(self.staged, stays)
+        for name in RESULTS:
+            if name not in stays and (self.target / name).exists():
+                _link(self.target / name, self.staged / name)
+        sync_folder(self.staged)
+
+    def _save_strangers(self) -> None:
+        """Move what others put into the folder in the workspace, while it was the one that was shown, to where they put it."""
+        for name in _names(self.staged):
+            path = self.staged / name
+            if name not in (*RESULTS, _COVER) and not self._is_link_to_hidden(path):
+                path.replace(self.target / name)
+
+    def _is_link_to_hidden(self, path: Path) -> bool:
+        return path.is_symlink() and path.readlink() == self.staged / path.name
+
+    def _can_exchange(self) -> bool:
+        """Whether the file system has what a change at one stroke takes."""
+        if self.workspace.parent == self.target:
+            return False
+        one, other = self.workspace / "one", self.workspace / "other"
+        try:
+            one.touch()
+            other.hardlink_to(one)
+            exchange(one, other)
+        except OSError as error:
+            _log.debug("results of %s are replaced one after the other: %s", self.target, error)
+            return False
+        finally:
+            one.unlink(missing_ok=True)
+            other.unlink(missing_ok=True)
+        return True
+
+
+@contextmanager
+def _errors_named(out: Path) -> Iterator[_Place]:
+    """The place of `out`; errors from below it name `out`, not where results are staged."""
+    target = out.resolve()
+    staged = [str(workspace / _STAGED) for workspace in _workspaces(target)]
+    try:
+        yield _Place(out)
+    except SpadeError as error:
+        if is_full(error.__cause__):
+            raise _no_room(out, error.__cause__) from error
+        text = str(error)
+        for path in staged:
+            text = text.replace(path, str(out))
+        if text != str(error):
+            raise type(error)(text) from error
+        raise
+    except OSError as error:
+        if is_full(error):
+            raise _no_room(out, error) from error
+        if error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(target.parent):
+            raise InputError(f"cannot write results to {out}: {error.strerror}") from error
+        raise
+
+
+def _no_room(out: Path, error: BaseException | None) -> InputError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return InputError(
+        f"there is no room for {out} ({reason}); make room and run the command again: what it held before is intact"
+    )
+
+
+@contextmanager
+def _writing(out: Path, place: _Place) -> Iterator[None]:
+    writer = SoleWriter(place.workspace, f"results to {out}")
+    try:
+        yield
+    finally:
+        try:
+            place.settle()
+        except OSError as error:
+            _log.warning("%s could not be cleared (%s); the next run that writes to %s does it", place.workspace, error, out)
+        finally:
+            writer.end()
+
+
+def _find_workspace(target: Path) -> Path:
+    """Beside the folder of the results; inside of it where nothing can be renamed from there to here."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside, inside = _workspaces(target)
+    return inside if target.exists() and not _can_move(target.parent, target) else beside
+
+
+def _workspaces(target: Path) -> tuple[Path, Path]:
+    name = TEMPORARY_PATTERN.replace("*", hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16])
+    return target.parent / name, target / name
+
+
+def _can_move(source: Path, target: Path) -> bool:
+    name = TEMPORARY_PATTERN.replace("*", secrets.token_hex(8))
+    try:
+        (source / name).touch()
+        (source / name).rename(target / name)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return False
+    finally:
+        for folder in (source, target):
+            with suppress(OSError):
+                (folder / name).unlink()
+    return True
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def _remove_results(folder: Path, kept: Collection[str]) -> None:
+    """Remove the results in a folder that are not to be kept; what says that they are complete goes first."""
+    for name in reversed(RESULTS):
+        path = folder / name
+        if name in kept or not os.path.lexists(path):
+            continue
+        if name == OVERLAYS and path.is_dir() and not path.is_symlink():
+            _remove_overlays(path)
+        else:
+            path.unlink()
+
+
+def _remove_overlays(folder: Path) -> None:
+    """Remove the PNG files below a folder, and the folders that are empty then."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            if name.endswith(".png"):
+                Path(parent, name).unlink()
+        with suppress(OSError):
+            Path(parent).rmdir()
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename a file or folder; a folder goes into one that is there."""
+    if not source.exists():
+        return
+    if source.is_dir() and target.is_dir():
+        for path in source.iterdir():
+            _move(path, target / path.name)
+    else:
+        source.rename(target)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, or for all files of a folder."""
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=os.link, dirs_exist_ok=True)
+    else:
+        target.hardlink_to(source)
