@@ -9,11 +9,13 @@ import logging
 import os
 import socket
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from spade_faiss.core.errors import InputError
 
+LOCK = "lock"
 # Where a file system has no locks: writing goes on without.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 _TRIES = 100
@@ -36,7 +38,7 @@ class SoleWriter:
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
         self._name = name
-        self._file = folder / "lock"
+        self._file = folder / LOCK
         self._descriptor = self._acquire()
         who = {
             "pid": os.getpid(),
@@ -53,7 +55,8 @@ class SoleWriter:
 
     def _acquire(self) -> int:
         for _ in range(_TRIES):
-            self._folder.mkdir(exist_ok=True)
+            with suppress(FileExistsError):
+                self._folder.mkdir()
             try:
                 descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             except FileNotFoundError:  # the one before us has just removed the folder

@@ -7,7 +7,7 @@ was, with its owner, its permissions and whatever else lies in it.
 
 Where two folders cannot be exchanged (the folder is a mount point, or the file system is none of Linux's own), the old
 results are removed and then the new ones are renamed into their place, report.json as the last: for some milliseconds the
-folder shows a part of one run, and never anything of two.
+folder shows a part of one run, and never anything of two. Where a kill hits these, the next run goes on with it first.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from spade_faiss.core.errors import InputError, SpadeError
-from spade_faiss.core.files import TEMPORARY_PATTERN, exchange, hash_file, is_full, sync_folder
-from spade_faiss.core.sole_writer import SoleWriter
+from spade_faiss.core.files import TEMPORARY_PATTERN, exchange, hash_file, is_full, sync_folder, write_bytes
+from spade_faiss.core.sole_writer import LOCK, SoleWriter
 
 OVERLAYS = "overlays"
 SCORES = "scores.h5"
@@ -112,7 +112,7 @@ def output_folder(out: str | Path, command: str, *, replaces: Collection[str] = 
 
 def check_folder(out: Path) -> None:
     """Raise InputError if `out` exists and is no folder for results: it holds other files, and none of a run."""
-    if not os.path.lexists(out):
+    if not out.exists():
         return
     if not out.is_dir():
         raise InputError(f"out={out} is a file; choose a folder")
@@ -137,6 +137,8 @@ class _Place:
         self.target = out.resolve()
         self.workspace = _find_workspace(self.target)
         self.staged = self.workspace / _STAGED
+        self._removing = self.workspace / "removing"
+        self._moving = self.workspace / "moving"
         self._kept_scores = self.target.with_name(self.target.name + _UNFINISHED)
 
     def prepare(self) -> None:
@@ -169,6 +171,7 @@ class _Place:
 
     def settle(self) -> None:
         """Bring the folder of the results back if the cover is shown, and clear what a run left in the workspace."""
+        self._go_on_replacing()
         if (self.target / _COVER).exists():
             if self.staged.exists():
                 self._refill()
@@ -176,6 +179,9 @@ class _Place:
                 sync_folder(self.target.parent)
             else:
                 (self.target / _COVER).unlink()
+        for path in self.workspace.iterdir():
+            if path.is_file() and path.name != LOCK:
+                path.unlink()
         if not self.staged.exists():
             return
         if (self.staged / _COVER).exists():
@@ -198,14 +204,28 @@ class _Place:
             _log.warning("the run has failed, %s is as it was; what was scored is kept in %s", self.target, self._kept_scores)
 
     def _clear_kept_scores(self) -> None:
-        if self._kept_scores.is_dir() and _names(self._kept_scores) <= {*RESULTS, _COVER}:
-            shutil.rmtree(self._kept_scores)
+        with suppress(OSError):  # its name may be longer than names can be; then there is none
+            if self._kept_scores.is_dir() and _names(self._kept_scores) <= {*RESULTS, _COVER}:
+                shutil.rmtree(self._kept_scores)
 
     def _replace_each(self, kept: Collection[str]) -> None:
-        _remove_results(self.target, kept)
-        for name in RESULTS:
-            if name not in kept:
-                _move(self.staged / name, self.target / name)
+        """Replace results in place; what is complete once it has begun, see `_go_on_replacing`."""
+        write_bytes(self._removing, "\n".join(kept).encode())
+        self._go_on_replacing()
+
+    def _go_on_replacing(self) -> None:
+        if self._removing.exists():
+            _remove_results(self.target, self._removing.read_text().split())
+            sync_folder(self.target)
+            self._removing.rename(self._moving)
+            sync_folder(self.workspace)
+        if self._moving.exists():
+            kept = self._moving.read_text().split()
+            for name in RESULTS:
+                if name not in kept:
+                    _move(self.staged / name, self.target / name)
+            sync_folder(self.target)
+            self._moving.unlink()
 
     def _refill(self) -> None:
         """Give the folder in the workspace the results that its cover shows."""
@@ -302,18 +322,14 @@ def _workspaces(target: Path) -> tuple[Path, Path]:
 
 
 def _can_move(source: Path, target: Path) -> bool:
+    """Whether what is in `source` can be renamed to `target`."""
+    if not os.access(source, os.W_OK | os.X_OK) or source.stat().st_dev != target.stat().st_dev:
+        return False
     name = TEMPORARY_PATTERN.replace("*", secrets.token_hex(8))
-    try:
-        (source / name).touch()
+    try:  # one disk may be mounted at two places: Linux says so before it says that there is no such file
         (source / name).rename(target / name)
     except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        return False
-    finally:
-        for folder in (source, target):
-            with suppress(OSError):
-                (folder / name).unlink()
+        return error.errno not in (errno.EXDEV, errno.EROFS)
     return True
 
 
