@@ -26,11 +26,11 @@ def check_place(out: str | Path, *, bank: Snapshot, images: Iterable[str | Path]
             raise InputError(f"out={out} lies inside of {source}: its pictures would be scored the next time; choose another")
         if folder.is_relative_to(place):
             raise InputError(f"out={out} holds {source}, which is read; choose another folder")
-    if bank.path.resolve().is_relative_to(place):
-        raise InputError(f"out={out} holds the bank {bank.path}; choose another folder")
     for folder in (place, *place.parents):
         if folder == bank.path.resolve() or ((folder / MANIFEST).is_file() and (folder / SHARDS).is_dir()):
             raise InputError(f"out={out} lies inside of the bank {folder}; choose a folder outside of it")
+    if bank.path.resolve().is_relative_to(place):
+        raise InputError(f"out={out} holds the bank {bank.path}; choose another folder")
     for folder in place.parents:
         if (folder / "train" / "good").is_dir() or (folder / "test" / "good").is_dir():
             part = place.relative_to(folder).parts[0]

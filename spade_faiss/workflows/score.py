@@ -28,7 +28,7 @@ from spade_faiss.report.inputs import DetectorFacts, ReportInputs, Shown
 from spade_faiss.report.jsonfile import write_json
 from spade_faiss.report.normals import NormalPictures
 from spade_faiss.report.numbers import run_numbers
-from spade_faiss.report.output_folder import OVERLAYS, REPORT, SCORES, OutputFolder, check_folder, output_folder
+from spade_faiss.report.output_folder import OVERLAYS, REPORT, SCORES, OutputFolder, output_folder
 from spade_faiss.report.output_place import check_place
 from spade_faiss.report.overlay_files import OverlayFiles
 from spade_faiss.report.page import overlays, run_page
@@ -135,7 +135,6 @@ class Evaluated:
 def open_job(bank: str | Path | Detector, decision: Decision, plan: OutputPlan) -> Iterator[Job]:
     """Open the detector, find its decision rule, and hold the folder of the results; raises as `score_folder`."""
     timings = Timings()
-    check_folder(Path(plan.out))
     with timings("load"):
         detector = bank if isinstance(bank, Detector) else Detector.open(bank)
     check_place(plan.out, bank=detector.bank, images=plan.images)

@@ -21,7 +21,7 @@ from spade_faiss.report.html import write_html
 from spade_faiss.report.inputs import DetectorFacts, ReportInputs
 from spade_faiss.report.jsonfile import write_json
 from spade_faiss.report.normals import NormalPictures
-from spade_faiss.report.output_folder import REPORT, SCORES, OutputFolder, check_folder, output_folder
+from spade_faiss.report.output_folder import REPORT, SCORES, OutputFolder, output_folder
 from spade_faiss.report.output_place import check_place
 from spade_faiss.report.page import run_page
 from spade_faiss.report.results import Results
@@ -55,7 +55,6 @@ def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOpti
     """
     check_at_least("shown", report.shown, 1)
     timings = Timings()
-    check_folder(Path(out))
     detector = bank if isinstance(bank, Detector) else Detector.open(bank)
     detector.check_leave_one_out()
     check_place(out, bank=detector.bank)
