@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,13 +10,8 @@ from spade_faiss.report.inputs import ReportInputs
 from spade_faiss.scoring.evaluation import Metrics
 
 
-def run_numbers(inputs: ReportInputs, overlays: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Every number of a run, as nested plain values.
-
-    Args:
-        inputs: the run.
-        overlays: where the overlay of each image is that has one; None if none were written.
-    """
+def run_numbers(inputs: ReportInputs) -> dict[str, Any]:
+    """Every number of a run, as nested plain values."""
     results, scores = inputs.results, inputs.scores
     metrics, decisions = results.metrics, results.decisions
     ranks = rank(scores.image_score)
@@ -40,7 +34,6 @@ def run_numbers(inputs: ReportInputs, overlays: Mapping[str, str] | None = None)
                 "image_score": scores.image_score[i],
                 "map_score": scores.map_score[i],
                 "rank": ranks[i],
-                **({} if overlays is None else {"overlay": overlays.get(record.id)}),
                 **({} if decisions is None else decisions.image_numbers(i)),
                 "neighbors": [
                     {"id": str(name), "dist": dist}

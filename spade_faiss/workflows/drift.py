@@ -17,9 +17,10 @@ from spade_faiss.decisions.calibration import Calibration, stored_calibrations
 from spade_faiss.decisions.conformal import Doubles, check_rate
 from spade_faiss.decisions.drift import DEFECTS, LEVEL, Drift, find_drift
 from spade_faiss.report.drift_page import drift_numbers, drift_page
+from spade_faiss.report.exchange import DRIFT_NUMBERS, DRIFT_PAGE, SCORES
 from spade_faiss.report.html import write_html
 from spade_faiss.report.jsonfile import write_json
-from spade_faiss.report.output_folder import DRIFT_NUMBERS, DRIFT_PAGE, SCORES, output_folder
+from spade_faiss.report.output_folder import output_folder
 from spade_faiss.report.output_place import check_place
 from spade_faiss.report.scorefile import ScoreFile
 

@@ -11,7 +11,7 @@ from spade_faiss.core.hints import score_command
 from spade_faiss.core.settings import Decision, ReportOptions
 from spade_faiss.features.datasets import Dataset, load_dataset
 from spade_faiss.features.pictures import to_mask
-from spade_faiss.report.output_folder import SCORES
+from spade_faiss.report.exchange import SCORES
 from spade_faiss.report.results import Results
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.scoring.detector import Detector

@@ -23,12 +23,13 @@ from spade_faiss.features.pictures import Mask
 from spade_faiss.features.placement import Placement
 from spade_faiss.report.columns import region_columns, verdict_columns
 from spade_faiss.report.csvfile import write_csv, write_regions_csv
+from spade_faiss.report.exchange import OVERLAYS, REPORT, SCORES
 from spade_faiss.report.html import write_html
 from spade_faiss.report.inputs import DetectorFacts, ReportInputs, Shown
 from spade_faiss.report.jsonfile import write_json
 from spade_faiss.report.normals import NormalPictures
 from spade_faiss.report.numbers import run_numbers
-from spade_faiss.report.output_folder import OVERLAYS, REPORT, SCORES, OutputFolder, output_folder
+from spade_faiss.report.output_folder import OutputFolder, output_folder
 from spade_faiss.report.output_place import check_place
 from spade_faiss.report.overlay_files import OverlayFiles
 from spade_faiss.report.page import overlays, run_page
@@ -245,8 +246,8 @@ def write_results(
         write_regions_csv(staged / "regions.csv", scores.ids, scored.regions)
     page = run_page(inputs, report.shown)
     write_html(staged / "report.html", replace(page, run=job.folder.run))
-    shown = _write_overlays(staged / OVERLAYS, inputs, page.colors) if report.overlays and page.colors is not None else None
-    write_json(staged / REPORT, {"run": job.folder.stamp(), **run_numbers(inputs, shown)})
+    shown = _write_overlays(staged / OVERLAYS, inputs, page.colors) if report.overlays and page.colors is not None else {}
+    write_json(staged / REPORT, {"run": job.folder.stamp(), "overlays": shown, **run_numbers(inputs)})
     return results
 
 

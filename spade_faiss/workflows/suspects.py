@@ -17,11 +17,12 @@ from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.report.cells import csv_line, text_cell
+from spade_faiss.report.exchange import REPORT, SCORES
 from spade_faiss.report.html import write_html
 from spade_faiss.report.inputs import DetectorFacts, ReportInputs
 from spade_faiss.report.jsonfile import write_json
 from spade_faiss.report.normals import NormalPictures
-from spade_faiss.report.output_folder import REPORT, SCORES, OutputFolder, output_folder
+from spade_faiss.report.output_folder import OutputFolder, output_folder
 from spade_faiss.report.output_place import check_place
 from spade_faiss.report.page import run_page
 from spade_faiss.report.results import Results

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.report import output_folder as module
+from spade_faiss.report import exchange as module
 from spade_faiss.report.output_folder import OutputFolder, output_folder
 from tests.support.scores import leftovers
 

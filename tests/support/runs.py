@@ -25,7 +25,8 @@ def run_shown(out: Path) -> str:
     assert files == {"report.json", "scores.h5", *checksums}
     for name, checksum in checksums.items():
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == checksum, name
-    named = [item["overlay"] for item in report["scores"] if item.get("overlay")]
-    assert {name for name in checksums if name.startswith("overlays/")} == {*named}
-    assert len({*named}) == len(named)
+    named = report["overlays"]
+    assert {name for name in checksums if name.startswith("overlays/")} == {*named.values()}
+    assert len({*named.values()}) == len(named)
+    assert named.keys() <= {item["id"] for item in report["scores"]}
     return str(run)

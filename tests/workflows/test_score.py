@@ -144,7 +144,7 @@ def test_long_names_have_their_overlays(fitted_bank: Path, backbone: Backbone, d
     out = tmp_path / "out"
     score_folder(new, bank=Detector.open(fitted_bank, backbone=backbone), out=out, report=ReportOptions(overlays=True))
     run_shown(out)
-    where = {item["id"]: item["overlay"] for item in json.loads((out / "report.json").read_bytes())["scores"]}
+    where = json.loads((out / "report.json").read_bytes())["overlays"]
     assert where["short.png"] == "overlays/short.png.png"
     assert len({*where.values()}) == 3
     assert all((out / name).is_file() for name in where.values())
