@@ -45,5 +45,5 @@ def _recommend(arguments: argparse.Namespace) -> Output:
     if use:
         lines.append(f"use it: spade-faiss index BANK --recipe {use}")
     else:
-        lines += ["it does not come with the package; --out FILE writes it:", advice.to_yaml().rstrip()]
-    return {**asdict(advice), "packaged": advice.is_packaged}, "\n".join(lines)
+        lines += ["it does not come with the package; --out FILE writes it:", *advice.to_yaml().splitlines()]
+    return {**asdict(advice), "packaged": advice.is_packaged}, lines

@@ -75,7 +75,7 @@ def _fit(arguments: argparse.Namespace) -> Output:
         run=read_run(arguments),
     )
     calibrated = None if done.calibration is None else describe_calibration(done.bank, done.calibration)
-    numbers, text = describe_added(done)
+    numbers, added = describe_added(done)
     numbers = {
         **numbers,
         "index": None if done.index is None else {"recipe": done.index.recipe, "bytes": done.index.bytes},
@@ -83,12 +83,12 @@ def _fit(arguments: argparse.Namespace) -> Output:
         "notice": done.notice or None,
     }
     lines = [
-        text,
+        *added,
         *([f"  index {done.index.recipe}: {format_bytes(done.index.bytes)}"] if done.index else []),
         *([f"  {calibrated[1]}"] if calibrated else []),
         *([f"  {done.notice}"] if done.notice else []),
     ]
-    return numbers, "\n".join(lines)
+    return numbers, lines
 
 
 def _extract(arguments: argparse.Namespace) -> Output:
@@ -131,7 +131,7 @@ def describe_added(done: Added) -> Output:
     if done.removed:
         lines.append(f"  left out {len(done.removed)} that were removed from the bank before: {names(done.removed)}")
     lines.append(format_times(done.timing_s, done.total_s, done.added))
-    return numbers, "\n".join(lines)
+    return numbers, lines
 
 
 def _index(arguments: argparse.Namespace) -> Output:
@@ -163,10 +163,10 @@ def _index(arguments: argparse.Namespace) -> Output:
             for item in built
         ],
     }
-    return numbers, "\n".join(_describe_built(item, bank) for item in built) or nothing
+    return numbers, [line for item in built for line in _describe_built(item, bank)] or [nothing]
 
 
-def _describe_built(built: Built, bank: Bank) -> str:
+def _describe_built(built: Built, bank: Bank) -> list[str]:
     sizes = (
         f"{format_bytes(built.bytes)}, before {format_bytes(built.bytes_before)}; the bank {format_bytes(bank.bytes_on_disk)}"
     )
@@ -176,7 +176,7 @@ def _describe_built(built: Built, bank: Bank) -> str:
     if (gallery := built.gallery) is not None:
         how = f"{gallery.gallery} {format_settings(gallery.settings)}"
         lines.append(f"  gallery  {how}: {format_bytes(gallery.bytes)}, {built.done['gallery']}")
-    return "\n".join(lines)
+    return lines
 
 
 def _info(arguments: argparse.Namespace) -> Output:
@@ -184,10 +184,10 @@ def _info(arguments: argparse.Namespace) -> Output:
 
     found = info(arguments.bank)
     calibrations = [describe_calibration(found.bank, item) for item in found.calibrations]
-    return _info_numbers(found, calibrations), "\n".join(_info_lines(found, calibrations))
+    return _info_numbers(found, calibrations), list(_info_lines(found, calibrations))
 
 
-def _info_numbers(found: BankInfo, calibrations: list[Output]) -> dict[str, object]:
+def _info_numbers(found: BankInfo, calibrations: list[tuple[dict[str, object], str]]) -> dict[str, object]:
     bank = found.bank
     return {
         **bank.facts(),
@@ -220,7 +220,7 @@ def _info_numbers(found: BankInfo, calibrations: list[Output]) -> dict[str, obje
     }
 
 
-def _info_lines(found: BankInfo, calibrations: list[Output]) -> Iterator[str]:
+def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str]]) -> Iterator[str]:
     bank, manifest, layout = found.bank, found.bank.manifest, found.bank.layout
     removed = f", {len(bank.removed)} removed ones until it is compacted" if bank.removed else ""
     yield f"{bank.path}: {len(bank)} normal images{removed}, generation {bank.generation}"

@@ -35,4 +35,4 @@ def _doctor(arguments: argparse.Namespace) -> Finding:
             lines.append(f"{'':29} -> {check.advice}")
     lines.append(f"{diagnosis.state:6} all in all")
     numbers = {"state": diagnosis.state, "checks": [asdict(check) for check in diagnosis.checks]}
-    return Finding(numbers, "\n".join(lines), failed=diagnosis.state == RED)
+    return Finding(numbers, lines, failed=diagnosis.state == RED)

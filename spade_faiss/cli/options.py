@@ -46,7 +46,7 @@ class Commands:
             description=text[0].upper() + text[1:] + ".",
             epilog=f"example: {example}",
         )
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, command=name)
         return command
 
 

@@ -91,7 +91,7 @@ def _describe_results(done: Results) -> Output:
     lines.append(format_times(done.timing_s, done.total_s, done.images))
     lines.append(f"peak memory {format_bytes(done.peak_memory_bytes)}")
     lines.append(f"look at {done.out / 'report.html'}; numbers are in report.json, scores.csv and scores.h5 beside it")
-    return numbers, "\n".join(lines)
+    return numbers, lines
 
 
 def _describe_metrics(metrics: Metrics) -> tuple[dict[str, Any], list[str]]:

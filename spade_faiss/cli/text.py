@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from spade_faiss.bank.snapshot import Snapshot
     from spade_faiss.decisions.calibration import Calibration
 
-# What a command returns: the numbers for --json, and the text for people.
-Output = tuple[Mapping[str, Any], str]
+# What a command returns: the numbers for --json, and the lines for people; each is printed as one line, whatever it holds.
+Output = tuple[Mapping[str, Any], Sequence[str]]
 
 
 class Finding(NamedTuple):
     """What a command that looks for faults returns: if it `failed`, the exit code is 1."""
 
     numbers: Mapping[str, Any]
-    text: str
+    lines: Sequence[str]
     failed: bool
 
 
@@ -42,8 +42,8 @@ def names(ids: Sequence[str]) -> str:
     return ", ".join(ids[:_NAMES]) + (f" and {len(ids) - _NAMES} more" if len(ids) > _NAMES else "")
 
 
-def describe_calibration(bank: Snapshot, calibration: Calibration) -> Output:
-    """Describe a calibration, and whether it still holds for its bank."""
+def describe_calibration(bank: Snapshot, calibration: Calibration) -> tuple[dict[str, object], str]:
+    """Describe a calibration, in numbers and in one line, and whether it still holds for its bank."""
     from spade_faiss.decisions.calibration import calibration_facts
 
     outdated = calibration.outdated(bank)

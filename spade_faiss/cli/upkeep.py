@@ -78,16 +78,16 @@ def _add(arguments: argparse.Namespace) -> Output:
 def _remove(arguments: argparse.Namespace) -> Output:
     bank, ids = _open(arguments)
     count = bank.remove(ids)
-    return {**_counts(bank), "done": count}, (
-        f"{bank.path}: removed {count} of {names(ids)}; {len(bank)} normal images are left\n"
-        f"  bring them back: {restore_command(bank.path)}; drop them for good: {compact_command(bank.path)}"
-    )
+    return {**_counts(bank), "done": count}, [
+        f"{bank.path}: removed {count} of {names(ids)}; {len(bank)} normal images are left",
+        f"  bring them back: {restore_command(bank.path)}; drop them for good: {compact_command(bank.path)}",
+    ]
 
 
 def _restore(arguments: argparse.Namespace) -> Output:
     bank, ids = _open(arguments)
     count = bank.restore(ids)
-    return {**_counts(bank), "done": count}, f"{bank.path}: restored {count} of {names(ids)}; {len(bank)} normal images"
+    return {**_counts(bank), "done": count}, [f"{bank.path}: restored {count} of {names(ids)}; {len(bank)} normal images"]
 
 
 def _compact(arguments: argparse.Namespace) -> Output:
@@ -102,13 +102,13 @@ def _compact(arguments: argparse.Namespace) -> Output:
         "bytes": done.bytes_after,
         "bytes_written": done.bytes_written,
     }
-    text = (
+    lines = [
         f"{bank.path}: dropped {done.dropped} removed images; {format_bytes(done.bytes_after)}, "
         f"before {format_bytes(done.bytes_before)}, written {format_bytes(done.bytes_written)}"
-    )
+    ]
     if done.bytes_written and (bank.path / "indexes").is_dir():
-        text += f"\n  its indexes do not hold the shards that were written: {index_command(bank.path, update=True)}"
-    return numbers, text
+        lines.append(f"  its indexes do not hold the shards that were written: {index_command(bank.path, update=True)}")
+    return numbers, lines
 
 
 def _verify(arguments: argparse.Namespace) -> Finding:
@@ -117,7 +117,7 @@ def _verify(arguments: argparse.Namespace) -> Finding:
     found = verify(arguments.bank, deep=arguments.deep, progress=not arguments.quiet)
     state = f"{len(found.problems)} problems" if found.problems else "nothing is wrong"
     text = f"{arguments.bank}: {found.images} images in {found.shards} shards, {found.indexes} indexes: {state}"
-    return Finding(vars(found), "\n  ".join([text, *found.problems]), failed=bool(found.problems))
+    return Finding(vars(found), [text, *(f"  {problem}" for problem in found.problems)], failed=bool(found.problems))
 
 
 def _suspects(arguments: argparse.Namespace) -> Output:
@@ -136,7 +136,7 @@ def _suspects(arguments: argparse.Namespace) -> Output:
     lines += [f"  {score:10.4g}  {name}" for name, score in zip(found.ids[:_LISTED], found.image_score, strict=False)]
     lines.append(f"look at {found.out / 'report.html'}; all scores are in {found.out / 'suspects.csv'}")
     lines.append(f"remove one with: {remove_command(arguments.bank)}")
-    return numbers, "\n".join(lines)
+    return numbers, lines
 
 
 def _open(arguments: argparse.Namespace) -> tuple[Bank, list[str]]:

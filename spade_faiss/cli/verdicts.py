@@ -71,7 +71,7 @@ def _calibrate(arguments: argparse.Namespace) -> Output:
         f"  p-values    from {made.smallest_p:.3g} on",
         *(f"  highest     {name}: image score {image:.4g}, map maximum {top:.4g}" for top, image, name in highest),
     ]
-    return {"bank": str(detector.bank.path), **numbers, "thresholds": vars(found)}, "\n".join(lines)
+    return {"bank": str(detector.bank.path), **numbers, "thresholds": vars(found)}, lines
 
 
 def _drift(arguments: argparse.Namespace) -> Output:
@@ -83,7 +83,7 @@ def _drift(arguments: argparse.Namespace) -> Output:
     found = drift(arguments.results, bank=arguments.bank, level=arguments.level, defects=arguments.defects)
     first = Path(arguments.results[0])
     out = Path(arguments.out) if arguments.out else first if first.is_dir() else first.parent
-    write_drift(out, found)
+    write_drift(out, found, results=arguments.results, bank=arguments.bank)
     lines = [
         found.verdict,
         *(
@@ -93,4 +93,4 @@ def _drift(arguments: argparse.Namespace) -> Output:
         *([f"  {found.outdated}"] if found.outdated else []),
         f"look at {out / 'drift.html'}",
     ]
-    return {"out": str(out), **drift_numbers(found)}, "\n".join(lines)
+    return {"out": str(out), **drift_numbers(found)}, lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import logging
@@ -11,6 +12,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from spade_faiss.core.errors import BankError, InputError, NotFoundError
@@ -25,6 +27,10 @@ TEMPORARY_PATTERN = ".spade-*.tmp"
 # What the names of files in a bank consist of. A record may come from anybody, and must not lead to another folder.
 _FILE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+# Of Linux's renameat2(2).
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 @contextmanager
@@ -54,7 +60,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if _is_full(error):
+        if is_full(error):
             raise InputError(
                 f"there is no room for {target} ({error}); make room and run the command again: what was there before is intact"
             ) from error
@@ -62,7 +68,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     sync_folder(target.parent)
 
 
-def _is_full(error: BaseException) -> bool:
+def is_full(error: BaseException | None) -> bool:
     """Tell whether a disk, a quota or a limit on file sizes is exhausted. HDF5 has the error number in its text only."""
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return isinstance(error, OSError) and (
@@ -74,6 +80,25 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Create or replace the file `path` atomically. It raises what `atomic_path` raises."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Give two files or folders each other's name, in one step that nobody sees half of.
+
+    Raises:
+        OSError: where the system or the file system cannot do that, or one of them is a mount point.
+    """
+    call = getattr(_libc(), "renameat2", None)
+    if call is None:
+        raise OSError(errno.ENOSYS, "this system cannot exchange two names", str(one))
+    if call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one), None, str(other))
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

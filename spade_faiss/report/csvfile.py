@@ -1,8 +1,10 @@
-"""`scores.csv` with a line for each image and `regions.csv` with a line for each region, for spreadsheets and scripts."""
+"""`scores.csv` with a line for each image and `regions.csv` with a line for each region, for spreadsheets and scripts.
+
+Names and other text are written by `cells.text_cell`, and read by `cells.read_text`.
+"""
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ import numpy.typing as npt
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import atomic_path
 from spade_faiss.decisions.run_lengths import to_text
+from spade_faiss.report.cells import csv_line, defused, text_cell
 
 if TYPE_CHECKING:
     from spade_faiss.decisions.calibration import Verdicts
@@ -45,29 +48,29 @@ def write_csv(
         raise InputError(f"{len(kinds)} kinds for {len(scores)} images")
     ranks, map_score = rank(scores.image_score), scores.map_score
     neighbor_names = [name for i in range(1, scores.neighbor_ids.shape[1] + 1) for name in (f"neighbor_{i}", f"dist_{i}")]
-    # The name of a file that is no valid UTF-8 is text with lone surrogates; surrogateescape gives back the bytes it has.
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        lines = csv.writer(file)
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         kind_name = ["kind"] if kinds is not None else []
         verdict_names = ["p_image", "p_map", "p_value", "alarm"] if verdicts is not None else []
-        lines.writerow(["id", "image_score", "map_score", "rank", *kind_name, *verdict_names, *neighbor_names])
+        file.write(csv_line(["id", "image_score", "map_score", "rank", *kind_name, *verdict_names, *neighbor_names]))
         for i, image in enumerate(scores.ids):
-            pairs = zip(scores.neighbor_ids[i], scores.neighbor_dist[i], strict=True)
+            neighbors = map(text_cell, scores.neighbor_ids[i].tolist())
+            pairs = zip(neighbors, scores.neighbor_dist[i], strict=True)
             # str() of a float32 is the shortest text that reads back as the same float32.
-            line = [image, scores.image_score[i], map_score[i], ranks[i]]
-            line += [kinds[i]] if kinds is not None else []
+            line: list[object] = [text_cell(image), scores.image_score[i], map_score[i], ranks[i]]
+            line += [text_cell(kinds[i])] if kinds is not None else []
             if verdicts is not None:
                 found = (verdicts.p_image[i], verdicts.p_map[i], verdicts.p_value[i])
                 line += ["" if math.isnan(p) else p for p in found]
                 line.append(int(verdicts.alarm[i]))
-            lines.writerow(line + [cell for pair in pairs for cell in pair])
+            file.write(csv_line(line + [cell for pair in pairs for cell in pair]))
 
 
 def write_regions_csv(path: str | os.PathLike[str], ids: Sequence[str], regions: Sequence[Sequence[Region]]) -> None:
     """Write a line for each region: its image, number, score and p-value, then where it is in the input and in the original.
 
     The columns of the two places begin with `input_` and `original_`: x, y, width, height of the box, area, peak_x, peak_y in
-    pixels, the size of the picture as HEIGHTxWIDTH, and the mask as COCO's run lengths in text.
+    pixels, the size of the picture as HEIGHTxWIDTH, and the mask as COCO's run lengths in text, after an apostrophe if they
+    begin with one of = and @.
 
     Args:
         path: the file to make or replace, atomically; its folder exists.
@@ -75,18 +78,16 @@ def write_regions_csv(path: str | os.PathLike[str], ids: Sequence[str], regions:
         regions: the regions of each image, strongest first.
     """
     names = ("x", "y", "width", "height", "area", "peak_x", "peak_y", "size", "mask")
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(
-            ["id", "region", "score", "p_value", *(f"{at}_{name}" for at in ("input", "original") for name in names)]
-        )
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        places = (f"{at}_{name}" for at in ("input", "original") for name in names)
+        file.write(csv_line(["id", "region", "score", "p_value", *places]))
         for image, found in zip(ids, regions, strict=True):
             for number, region in enumerate(found, 1):
-                line: list[object] = [image, number, region.score, region.p_value]
+                line: list[object] = [text_cell(image), number, region.score, region.p_value]
                 for extent in (region.input, region.original):
                     size = f"{extent.size[0]}x{extent.size[1]}"
-                    line += [*extent.box, extent.area, extent.peak[1], extent.peak[0], size, to_text(extent.counts)]
-                lines.writerow(line)
+                    line += [*extent.box, extent.area, extent.peak[1], extent.peak[0], size, defused(to_text(extent.counts))]
+                file.write(csv_line(line))
 
 
 def rank(scores: npt.ArrayLike) -> npt.NDArray[np.int64]:

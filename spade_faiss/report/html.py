@@ -7,7 +7,6 @@ import io
 import itertools
 import math
 import os
-import unicodedata
 from collections.abc import Callable, Iterable
 from importlib.resources import files
 from numbers import Integral
@@ -17,6 +16,7 @@ from PIL import Image
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import write_bytes
+from spade_faiss.core.text import printable
 from spade_faiss.report.csvfile import rank
 from spade_faiss.report.model import Card, Cell, ImageRow, Match, Report, Table
 from spade_faiss.report.pictures import (
@@ -37,7 +37,6 @@ MAX_ROWS = 10_000  # of the table of all images: as many as a browser sorts in a
 _DASH = "–"
 _QUALITY = 85  # of JPEG: 224 x 224 pixels in 10 to 15 kB
 _MARGIN = 0.02  # of the picture's side, by which frames stand off their cell: a cell may be too small to see, and levels nest
-_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def write_html(path: str | os.PathLike[str], report: Report) -> None:
@@ -52,16 +51,10 @@ def write_html(path: str | os.PathLike[str], report: Report) -> None:
             no SVG, or there are cards but no color range.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["shown"] = shown
+    environment.filters["shown"] = printable
     source = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(source).render(report=report, view=_View(report))
     write_bytes(path, page.encode("utf-8"))
-
-
-def shown(text: str) -> str:
-    """`text` with characters that are invisible, or that reverse the text around them, written as escapes such as \\n."""
-    hidden = {char for char in text if unicodedata.category(char) in ("Cc", "Cs") or char in _BIDI}
-    return "".join(char.encode("unicode_escape").decode("ascii") if char in hidden else char for char in text)
 
 
 class _View:
@@ -148,7 +141,7 @@ class _View:
     def cell(self, value: Cell, decimals: int | None) -> str:
         """A table cell or headline as text; with `decimals` None, as many decimals as the number has."""
         if isinstance(value, str):
-            return shown(value)
+            return printable(value)
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, Integral):

@@ -12,6 +12,7 @@ import numpy as np
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import write_bytes
+from spade_faiss.core.text import is_hidden
 
 
 def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
@@ -24,9 +25,25 @@ def write_json(path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
     Raises:
         InputError: if a value is of another type, or a key is not text; the message says where.
     """
-    text = json.dumps(_plain(data, "data"), indent=2, ensure_ascii=False, allow_nan=False)
-    # A lone surrogate (from a file name that is no valid UTF-8) becomes \udcXX, which is how JSON writes it too.
-    write_bytes(path, (text + "\n").encode("utf-8", "backslashreplace"))
+    write_bytes(path, (json_text(data, indent=2) + "\n").encode("utf-8"))
+
+
+def json_text(data: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """`data` as JSON text that a terminal may show: what is invisible is escaped, and reads back as what it was.
+
+    Raises:
+        InputError: as `write_json`.
+    """
+    text = json.dumps(_plain(data, "data"), indent=indent, ensure_ascii=False, allow_nan=False)
+    if text.isascii() and "\x7f" not in text:
+        return text
+    # JSON itself escapes only those below U+0020, in strings; outside of strings there are none but its own lines.
+    return "".join(_escape(character) if character != "\n" and is_hidden(character) else character for character in text)
+
+
+def _escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -139,6 +139,7 @@ class Report:
         levels: the names of the levels that the cards show matches of, finest first; they get their colors in this order.
         images: every scored image, in any order.
         details: the tables at the end, such as settings and skipped files.
+        run: tells the run from all others; empty if there is none.
     """
 
     title: str
@@ -152,3 +153,4 @@ class Report:
     levels: tuple[str, ...] = ()
     images: tuple[ImageRow, ...] = ()
     details: tuple[Table, ...] = ()
+    run: str = ""

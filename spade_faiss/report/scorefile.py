@@ -11,7 +11,7 @@ The layout of `scores.h5`, for n images with k neighbors each and score maps of 
         box (r, 4): x, y, width, height; area (r,); peak (r, 2): y, x; size (r, 2): height, width of the picture;
         counts: the run lengths of all masks, one mask after the other; runs (r,): how many of them each mask has
     /ids, /neighbor_ids: bytes, the n, or n * k, names in UTF-8, each followed by a NUL
-    attributes: schema, distance, settings (JSON text)
+    attributes: schema, distance, settings (JSON text), run (of the files that are of one run, each says so)
 
 Names are bytes because HDF5's text of variable length has no checksum, and one flipped bit in it can send HDF5 into an
 endless loop; everything in this file has one, so damage is an error and never a different score.
@@ -73,13 +73,15 @@ class ScoreWriter:
     Args:
         path: the file to make or replace; its folder exists.
         settings: JSON text that says how the images were scored; stored as it is.
+        run: tells the run from all others.
 
     Raises:
         InputError: if `settings` is no JSON, or the block ended without a batch.
     """
 
-    def __init__(self, path: str | os.PathLike[str], settings: str = "{}") -> None:
+    def __init__(self, path: str | os.PathLike[str], settings: str = "{}", *, run: str = "") -> None:
         self._path = Path(path)
+        self._run = run
         try:
             json.loads(settings)
         except ValueError as error:
@@ -140,6 +142,8 @@ class ScoreWriter:
                 raise InputError(f"no scores for {self._path}: no batch was appended")
             settings = np.bytes_(self._settings.encode("utf-8", "backslashreplace"))
             self._file.attrs.update(schema=SCHEMA, distance=np.bytes_(self._form.distance.encode()), settings=settings)
+            if self._run:
+                self._file.attrs["run"] = np.bytes_(self._run.encode())
 
     @staticmethod
     def _create_file(path: Path) -> Any:
@@ -185,6 +189,7 @@ class ScoreFile:
         size: (H, W) of the maps.
         distance: of all scores, `l2` or `squared_l2`.
         settings: the JSON text given to the writer.
+        run: the run given to the writer; empty if there was none.
     """
 
     path: Path
@@ -199,6 +204,7 @@ class ScoreFile:
     size: tuple[int, ...]
     distance: str
     settings: str
+    run: str
     _maps: Any
 
     @classmethod
@@ -236,6 +242,7 @@ class ScoreFile:
             size=file["maps"].shape[1:],
             distance=file.attrs["distance"].decode(),
             settings=file.attrs["settings"].decode(),
+            run=file.attrs.get("run", b"").decode(),
             _maps=file["maps"],
         )
         columns = [result.image_score, result.map_score, result.peak, result.neighbor_ids, result.neighbor_dist, file["maps"]]

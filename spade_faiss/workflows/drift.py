@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +17,11 @@ from spade_faiss.decisions.calibration import Calibration, stored_calibrations
 from spade_faiss.decisions.conformal import Doubles, check_rate
 from spade_faiss.decisions.drift import DEFECTS, LEVEL, Drift, find_drift
 from spade_faiss.report.drift_page import drift_numbers, drift_page
+from spade_faiss.report.exchange import DRIFT_NUMBERS, DRIFT_PAGE, SCORES
 from spade_faiss.report.html import write_html
 from spade_faiss.report.jsonfile import write_json
+from spade_faiss.report.output_folder import output_folder
+from spade_faiss.report.output_place import check_place
 from spade_faiss.report.scorefile import ScoreFile
 
 
@@ -48,11 +52,26 @@ def drift(results: Sequence[str | Path], *, bank: str | Path, level: float = LEV
     return find_drift(calibration, recent, level=level, defects=defects, outdated=calibration.outdated(opened))
 
 
-def write_drift(out: str | Path, found: Drift) -> None:
-    """Write drift.json and drift.html into a folder, which is made if there is none."""
-    Path(out).mkdir(parents=True, exist_ok=True)
-    write_json(Path(out) / "drift.json", drift_numbers(found))
-    write_html(Path(out) / "drift.html", drift_page(found))
+def write_drift(out: str | Path, found: Drift, *, results: Sequence[str | Path], bank: str | Path) -> None:
+    """Write drift.json and drift.html into a folder: one of the results that were compared, or one of their own.
+
+    Args:
+        out: the folder; it is made if there is none.
+        found: what `drift` found.
+        results: the results that were compared.
+        bank: the bank's folder.
+
+    Raises:
+        InputError: if `out` holds results that were not compared, or is no place for results, as for `score_folder`.
+    """
+    folders = {_file_of(Path(item)).parent.resolve() for item in results}
+    check_place(out, bank=Bank.open(bank, check=False))
+    if (Path(out) / SCORES).exists() and Path(out).resolve() not in folders:
+        raise InputError(f"out={out} holds results that were not compared; choose another folder")
+    with output_folder(out, "drift", replaces=(DRIFT_PAGE, DRIFT_NUMBERS)) as folder:
+        write_html(folder.staged / DRIFT_PAGE, replace(drift_page(found), run=folder.run))
+        compared = [str(item) for item in results]
+        write_json(folder.staged / DRIFT_NUMBERS, {"run": folder.stamp(), "results": compared, **drift_numbers(found)})
 
 
 class _Recent(NamedTuple):
@@ -65,7 +84,7 @@ class _Recent(NamedTuple):
 
 
 def _read(path: Path) -> _Recent:
-    file = path / "scores.h5" if path.is_dir() else path
+    file = _file_of(path)
     if not file.exists():
         raise NotFoundError(f"there are no results at {path} (no scores.h5); make some with: {score_command()}")
     with ScoreFile.open(file) as scores:
@@ -78,6 +97,10 @@ def _read(path: Path) -> _Recent:
             image=scores.image_score.astype(np.float64),
             map=scores.map_score.astype(np.float64),
         )
+
+
+def _file_of(path: Path) -> Path:
+    return path / SCORES if path.is_dir() else path
 
 
 def _find_calibration(bank: Bank, parts: Sequence[_Recent]) -> Calibration:

@@ -12,11 +12,12 @@ from spade_faiss.core.settings import Decision, LabeledSet, ReportOptions
 from spade_faiss.features.datasets import Dataset, load_dataset
 from spade_faiss.features.folders import name_some
 from spade_faiss.features.pictures import to_mask
+from spade_faiss.report.exchange import SCORES
 from spade_faiss.report.results import Results
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.evaluation import PixelTruth, measure
-from spade_faiss.workflows.score import SCORES, Evaluated, Scored, open_job, open_pictures, score_images, write_results
+from spade_faiss.workflows.score import Evaluated, OutputPlan, Scored, open_job, open_pictures, score_images, write_results
 
 
 def evaluate(
@@ -38,7 +39,8 @@ def evaluate(
     Raises:
         InputError: for bad input, a set without normal or without defective test images, a kind that is normal by its name and
             not the normal kind, a defective image with two masks or, in a set that has masks, with none, too many unreadable
-            images, or a rate that so few calibration images cannot promise.
+            images, or a rate that so few calibration images cannot promise; if `out` is no place for results, as for
+            `score_folder`.
         NotFoundError: if a path does not exist.
         BankError: if a rate is asked for and there is no calibration, or one that is out of date.
     """
@@ -48,10 +50,10 @@ def evaluate(
         )
     loaded = load_dataset(dataset, normal_kind=normal_kind)
     _check_classes(loaded, normal_kind)
-    job = open_job(bank, out, decision)
-    with open_pictures(job, report) as pictures:
+    plan = OutputPlan("evaluate", out, [dataset, *loaded.found.entered])
+    with open_job(bank, decision, plan) as job, open_pictures(job, report) as pictures:
         scored = score_images(job, loaded.found, pictures)
-        with ScoreFile.open(job.out / SCORES) as scores:
+        with ScoreFile.open(job.folder.staged / SCORES) as scores:
             with job.timings("metrics"):
                 evaluated = _measure(scored, scores, with_masks=loaded.has_masks)
             return write_results(job, scored, scores, pictures, report, evaluated)

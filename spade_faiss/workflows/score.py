@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Decision, ReportOptions
 from spade_faiss.core.timing import Timings
 from spade_faiss.decisions.calibration import Verdicts
@@ -23,21 +23,22 @@ from spade_faiss.features.pictures import Mask
 from spade_faiss.features.placement import Placement, Visible
 from spade_faiss.report.columns import region_columns, verdict_columns
 from spade_faiss.report.csvfile import write_csv, write_regions_csv
+from spade_faiss.report.exchange import OVERLAYS, REPORT, SCORES
 from spade_faiss.report.html import write_html
 from spade_faiss.report.inputs import DetectorFacts, ReportInputs, Shown
 from spade_faiss.report.jsonfile import write_json
 from spade_faiss.report.normals import NormalPictures
 from spade_faiss.report.numbers import run_numbers
+from spade_faiss.report.output_folder import OutputFolder, output_folder
+from spade_faiss.report.output_place import check_place
+from spade_faiss.report.overlay_files import OverlayFiles
 from spade_faiss.report.page import overlays, run_page
 from spade_faiss.report.picture_store import PictureStore, ShortlistedPictures, SpooledPictures
-from spade_faiss.report.pictures import write_png
 from spade_faiss.report.results import Results
 from spade_faiss.report.scorefile import ScoreFile, ScoreWriter
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.evaluation import Metrics
 from spade_faiss.scoring.scores import Scores
-
-SCORES, REGIONS = "scores.h5", "regions.csv"
 
 
 def score_folder(
@@ -56,25 +57,33 @@ def score_folder(
     Args:
         images: a folder, an image, or a list of them.
         bank: a bank's folder, to be searched with the default settings, or an opened detector.
-        out: the folder to write to; it is made if there is none, and files of the same names are replaced.
+        out: the folder to write to; it is made if there is none, and results that are there are replaced as a whole, when all
+            of this run are complete.
         decision: the false-alarm rate that verdicts promise.
         report: what the report shows.
 
     Raises:
-        InputError: for bad input, too many unreadable images, or a rate that so few calibration images cannot promise.
+        InputError: for bad input, too many unreadable images, or a rate that so few calibration images cannot promise; if
+            `out` holds other files and no results, lies inside of images or of a bank, or if another process is writing to it.
         NotFoundError: if a path does not exist.
         BankError: if a rate is asked for and there is no calibration, or one that is out of date.
     """
     found = survey(images)
-    resolved = Path(out).resolve()
-    if inside := next((folder for folder in found.entered if resolved.is_relative_to(folder)), None):
-        raise InputError(f"out={out} lies inside of {inside}: its pictures would be scored the next time; choose another")
-    job = open_job(bank, out, decision)
-    with open_pictures(job, report) as pictures:
+    sources = [images] if isinstance(images, str | Path) else images
+    plan = OutputPlan("score", out, [*sources, *found.entered])
+    with open_job(bank, decision, plan) as job, open_pictures(job, report) as pictures:
         scored = score_images(job, found, pictures)
-        # The maps do not fit into memory: they are read from the file, which is whole and in its place if the report fails.
-        with ScoreFile.open(job.out / SCORES) as scores:
+        # The maps do not fit into memory: they are read from the file.
+        with ScoreFile.open(job.folder.staged / SCORES) as scores:
             return write_results(job, scored, scores, pictures, report)
+
+
+class OutputPlan(NamedTuple):
+    """Which command writes results, to which folder, and what it reads."""
+
+    command: str
+    out: str | Path
+    images: Sequence[str | Path]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -83,14 +92,14 @@ class Job:
 
     Args:
         detector: scores the images.
-        out: the folder of the results.
+        folder: the folder of the results.
         rule: decides which images are alarms; None if there is none, then `notice` says why.
         notice: why there is no decision rule.
         timings: where the seconds of each step are added.
     """
 
     detector: Detector
-    out: Path
+    folder: OutputFolder
     rule: DecisionRule | None
     notice: str
     timings: Timings
@@ -127,22 +136,23 @@ class Evaluated:
     masks: Mask | None
 
 
-def open_job(bank: str | Path | Detector, out: str | Path, decision: Decision) -> Job:
-    """Open the detector and find its decision rule; raises as `score_folder`."""
-    out, timings = Path(out), Timings()
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out={out} is a file; choose a folder")
+@contextmanager
+def open_job(bank: str | Path | Detector, decision: Decision, plan: OutputPlan) -> Iterator[Job]:
+    """Open the detector, find its decision rule, and hold the folder of the results; raises as `score_folder`."""
+    timings = Timings()
     with timings("load"):
         detector = bank if isinstance(bank, Detector) else Detector.open(bank)
-        _ = detector.backbone  # loaded now, so that it counts as loading
+    check_place(plan.out, bank=detector.bank, images=plan.images)
     rule, notice = DecisionRule.of(detector, decision)
-    out.mkdir(parents=True, exist_ok=True)
-    return Job(detector=detector, out=out, rule=rule, notice=notice, timings=timings)
+    with output_folder(plan.out, plan.command) as folder:
+        with timings("load"):
+            _ = detector.backbone  # loaded now, so that it counts as loading
+        yield Job(detector=detector, folder=folder, rule=rule, notice=notice, timings=timings)
 
 
 def open_pictures(job: Job, report: ReportOptions) -> AbstractContextManager[PictureStore]:
     """Where the pictures are kept that the report shows: all of them if each gets an overlay."""
-    return SpooledPictures(job.out) if report.overlays else ShortlistedPictures(report.shown)
+    return SpooledPictures(job.folder.staged) if report.overlays else ShortlistedPictures(report.shown)
 
 
 def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
@@ -164,7 +174,7 @@ def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
     normal_of = {digest: name for name, digest in detector.bank.sha256_of.items()}
     in_bank: list[Duplicate] = []
     stream = detector.stream(timings, "score")
-    with ScoreWriter(job.out / SCORES, _settings_text(detector)) as writer:
+    with ScoreWriter(job.folder.staged / SCORES, _settings_text(detector), run=job.folder.run) as writer:
         for extracted, scores in stream(found.root, found.records):
             batch = [item.placement for item in extracted.loaded]
             if rule is not None:
@@ -248,20 +258,22 @@ def write_results(
         normal_picture=NormalPictures(job.detector.bank),
     )
     kinds = None if evaluated is None else [str(record.kind) for record in scored.records]
-    write_csv(job.out / "scores.csv", scores, kinds, scored.verdicts)
-    if results.decisions is None:
-        (job.out / REGIONS).unlink(missing_ok=True)  # one of an earlier run is not of these scores
-    else:
-        write_regions_csv(job.out / REGIONS, scores.ids, scored.regions)
-    write_json(job.out / "report.json", run_numbers(inputs))
+    staged = job.folder.staged
+    write_csv(staged / "scores.csv", scores, kinds, scored.verdicts)
+    if results.decisions is not None:
+        write_regions_csv(staged / "regions.csv", scores.ids, scored.regions)
     page = run_page(inputs, report.shown)
-    write_html(job.out / "report.html", page)
-    if report.overlays and page.colors is not None:
-        for record, picture in overlays(inputs, page.colors):
-            target = job.out / "overlays" / f"{record.id}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_png(target, picture)
+    write_html(staged / "report.html", replace(page, run=job.folder.run))
+    shown = _write_overlays(staged / OVERLAYS, inputs, page.colors) if report.overlays and page.colors is not None else {}
+    write_json(staged / REPORT, {"run": job.folder.stamp(), "overlays": shown, **run_numbers(inputs)})
     return results
+
+
+def _write_overlays(folder: Path, inputs: ReportInputs, colors: tuple[float, float]) -> dict[str, str]:
+    """Write the overlays; returns where each image's is, below the folder of the results."""
+    files = OverlayFiles(folder)
+    found = overlays(inputs, colors)
+    return {record.id: f"{folder.name}/{files.write(record.id, picture)}" for record, picture in found}
 
 
 def _summarize(job: Job, scored: Scored, evaluated: Evaluated | None) -> Results:
@@ -270,7 +282,7 @@ def _summarize(job: Job, scored: Scored, evaluated: Evaluated | None) -> Results
         defective = None if evaluated is None else np.array([bool(record.defective) for record in scored.records])
         decisions = Decisions(rule=job.rule, verdicts=scored.verdicts, regions=scored.regions, defective=defective)
     return Results(
-        out=job.out,
+        out=job.folder.out,
         images=len(scored.records),
         skipped=scored.skipped,
         left_out=scored.found.left_out,

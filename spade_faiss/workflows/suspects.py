@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import atomic_path
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.schema import check_at_least
@@ -20,14 +18,19 @@ from spade_faiss.core.types import FloatArray
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.folders import LeftOut
 from spade_faiss.features.placement import Visible
+from spade_faiss.report.cells import csv_line, text_cell
+from spade_faiss.report.exchange import REPORT, SCORES
 from spade_faiss.report.html import write_html
 from spade_faiss.report.inputs import DetectorFacts, ReportInputs
+from spade_faiss.report.jsonfile import write_json
 from spade_faiss.report.normals import NormalPictures
+from spade_faiss.report.output_folder import OutputFolder, output_folder
+from spade_faiss.report.output_place import check_place
 from spade_faiss.report.page import run_page
 from spade_faiss.report.results import Results
 from spade_faiss.report.scorefile import ScoreFile, ScoreWriter
 from spade_faiss.scoring.detector import Detector
-from spade_faiss.workflows.score import SCORES, peak_memory_bytes
+from spade_faiss.workflows.score import peak_memory_bytes
 
 _ROWS_AT_A_TIME = 256
 
@@ -46,25 +49,26 @@ def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOpti
 
     Args:
         bank: a bank's folder, to be searched with the default settings, or an opened detector.
-        out: the folder to write to; it is made if there is none, and files of the same names are replaced.
+        out: the folder to write to; it is made if there is none, and results that are there are replaced as a whole.
         report: how many of the least normal ones get a map and are shown.
 
     Raises:
-        InputError: for a bank with too few images, or a recipe that searches the maps of the whole bank.
+        InputError: for a bank with too few images, or a recipe that searches the maps of the whole bank; if `out` is no place
+            for results, as for `score_folder`.
     """
     check_at_least("shown", report.shown, 1)
-    out, timings = Path(out), Timings()
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out={out} is a file; choose a folder")
+    timings = Timings()
     detector = bank if isinstance(bank, Detector) else Detector.open(bank)
     detector.check_leave_one_out()
-    image_score = _score_all(detector, timings)
-    order = np.argsort(-image_score, kind="stable")
-    found = Suspects(out=out, ids=[detector.bank.ids[row] for row in order], image_score=image_score[order])
-    out.mkdir(parents=True, exist_ok=True)
-    _write_csv(found, detector)
-    _write_scores(out, detector, order[: report.shown].tolist(), timings)
-    _write_page(found, detector, report.shown, timings)
+    check_place(out, bank=detector.bank)
+    with output_folder(out, "suspects") as folder:
+        image_score = _score_all(detector, timings)
+        order = np.argsort(-image_score, kind="stable")
+        found = Suspects(out=folder.out, ids=[detector.bank.ids[row] for row in order], image_score=image_score[order])
+        _write_csv(folder.staged, found, detector)
+        _write_scores(folder, detector, order[: report.shown].tolist(), timings)
+        _write_page(folder, found, detector, report.shown, timings)
+        write_json(folder.staged / REPORT, {"run": folder.stamp(), "bank": detector.bank.facts(), "images": len(found.ids)})
     return found
 
 
@@ -79,25 +83,22 @@ def _score_all(detector: Detector, timings: Timings) -> FloatArray:
     return np.concatenate(parts)
 
 
-def _write_csv(found: Suspects, detector: Detector) -> None:
-    with (
-        atomic_path(found.out / "suspects.csv") as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        lines = csv.writer(file)
-        lines.writerow(["id", "image_score", "rank", "path"])
+def _write_csv(staged: Path, found: Suspects, detector: Detector) -> None:
+    with atomic_path(staged / "suspects.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(csv_line(["id", "image_score", "rank", "path"]))
         for place, (name, score) in enumerate(zip(found.ids, found.image_score, strict=True), start=1):
-            lines.writerow([name, score, place, detector.bank.image_path(name) or ""])
+            path = detector.bank.image_path(name)
+            file.write(csv_line([text_cell(name), score, place, "" if path is None else text_cell(str(path))]))
 
 
-def _write_scores(out: Path, detector: Detector, rows: Sequence[int], timings: Timings) -> None:
+def _write_scores(folder: OutputFolder, detector: Detector, rows: Sequence[int], timings: Timings) -> None:
     settings = json.dumps({**asdict(detector.method), "recipe": detector.recipe.name})
-    with ScoreWriter(out / SCORES, settings) as writer:
+    with ScoreWriter(folder.staged / SCORES, settings, run=folder.run) as writer:
         for row in rows:
             writer.append(detector.score_rows([row], timings=timings))
 
 
-def _write_page(found: Suspects, detector: Detector, shown: int, timings: Timings) -> None:
+def _write_page(folder: OutputFolder, found: Suspects, detector: Detector, shown: int, timings: Timings) -> None:
     bank = detector.bank
     names, normal_picture = found.ids[:shown], NormalPictures(bank)
     results = Results(
@@ -114,7 +115,7 @@ def _write_page(found: Suspects, detector: Detector, shown: int, timings: Timing
         total_s=timings.total_s,
         peak_memory_bytes=peak_memory_bytes(),
     )
-    with ScoreFile.open(found.out / SCORES) as scores:
+    with ScoreFile.open(folder.staged / SCORES) as scores:
         inputs = ReportInputs(
             facts=DetectorFacts.of(detector),
             results=results,
@@ -129,5 +130,6 @@ def _write_page(found: Suspects, detector: Detector, shown: int, timings: Timing
             run_page(inputs, shown),
             title="Suspects",
             subtitle=f"The {len(names)} of {len(bank)} normal images in {bank.path.name} that look least like the others",
+            run=folder.run,
         )
-        write_html(found.out / "report.html", page)
+        write_html(folder.staged / "report.html", page)

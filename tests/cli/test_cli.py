@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.cli import main
 from spade_faiss.core.files import hash_file
 from spade_faiss.core.memory import parse_bytes
+from spade_faiss.core.text import is_hidden
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.search.recipe import recipe_names
 
@@ -570,3 +575,74 @@ def test_a_recipe_of_ones_own_is_built_and_queried(
     assert "'lists': 9" in error
     assert "'lists': 8" in error
     assert "spade-faiss index" in error
+
+
+MODULES = {"fit": "banks", "score": "scores", "verify": "upkeep"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("fit", "images", "--bank", "b"), "run the same command again to go on"),
+        (("score", "images", "--bank", "b", "--out", "r"), "r shows what it showed before; the same command starts anew"),
+        (("verify", "b"), "the same command starts anew"),
+    ],
+)
+@pytest.mark.parametrize(("number", "code"), [(None, 130), (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_an_interruption_says_what_is_true_of_the_command(
+    words: tuple[str, ...],
+    said: str,
+    number: int | None,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Fault: Ctrl-C in `score` said "run the same command again to go on", and SIGTERM cleared nothing."""
+    cleared = []
+
+    def interrupt(*_: object, **__: object) -> None:
+        try:
+            if number is None:
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        finally:
+            cleared.append(True)
+
+    monkeypatch.setattr(f"spade_faiss.cli.{MODULES[words[0]]}._{words[0]}", interrupt)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(words) == code
+    assert capsys.readouterr().err == f"spade-faiss: interrupted; {said}\n"
+    assert cleared == [True]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_names_give_a_terminal_no_orders(
+    dataset_folder: Path, fitted_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    """Fault: control characters of file names reached the terminal, and a newline made a second line."""
+    new = tmp_path / "new"
+    new.mkdir()
+    shutil.copy(sorted((dataset_folder / "test" / "good").iterdir())[0], new / "fine.png")
+    names = ["broken\n0 alarms of 1 images.png", "\x1b[2J.png", "\x9b31m.png", "pay\u202egnp.png", "\x7f.png"]
+    for name in names:
+        (new / name).write_bytes(b"no image")
+    out = tmp_path / "out\x1b[2J"
+    words = ["score", str(new), "--bank", str(fitted_bank), "--out", str(out), *(["--json"] if as_json else [])]
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert not any(is_hidden(character) for text in printed for character in text.replace("\n", ""))
+    if as_json:
+        assert sorted(item["id"] for item in json.loads(printed.out)["skipped"]) == sorted(names)
+    else:
+        assert sum(line.startswith("  skipped") for line in printed.out.splitlines()) == len(names)
+        assert r"  skipped broken\n0 alarms of 1 images.png: " in printed.out
+    assert main([*words, "--max-skipped", "0"]) == 1
+    assert main(["score", str(new / "\x1b[2J.png"), "--bank", "\x1b[31mb", "--out", "o"]) == 1
+    with pytest.raises(SystemExit):
+        main(["score", "--no\x1b[31m"])
+    logging.getLogger("spade_faiss.x").warning("about %s", names[0] + names[1])
+    printed = capsys.readouterr()
+    assert not any(is_hidden(character) for text in printed for character in text.replace("\n", ""))
+    assert r"WARNING about broken\n0 alarms" in printed.err

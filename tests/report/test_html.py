@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.text import printable
 from spade_faiss.report import charts, html, pictures
 from spade_faiss.report.csvfile import rank
-from spade_faiss.report.html import shown, write_html
+from spade_faiss.report.html import write_html
 from spade_faiss.report.model import Card, CardGroup, Chart, Headline, ImageRow, Match, NormalPicture, Report, Table
 from tests.support.scores import NASTY, leftovers
 
@@ -136,13 +137,13 @@ class TestHtml:
         assert sum(tag == "script" for tag, _ in page.elements) == 1
         assert all(attributes.get("class") in ("ramp", "ring", "swatch") for tag, attributes in page.elements if tag == "i")
         for image in report.images:
-            assert shown(image.id) in page.texts
+            assert printable(image.id) in page.texts
         assert "<u>normal 3" in page.texts
         assert "<b>scratch</b>" in page.texts
         assert "<i>moved</i> away" in page.texts
         assert "Bottles <1> & more" in page.texts
-        assert shown("a\nb\u202e\udce9") == r"a\nb\u202e\udce9"
-        assert shown("日本 ä") == "日本 ä"
+        assert printable("a\nb\u202e\udce9") == r"a\nb\u202e\udce9"
+        assert printable("日本 ä") == "日本 ä"
 
     def test_every_number_is_there(self, tmp_path: Path) -> None:
         report = make_report()
@@ -151,7 +152,7 @@ class TestHtml:
         rows = [text for text in page.texts if text]
         start = rows.index("its distance")
         for place, image in sorted(zip(ranks, report.images, strict=True), key=lambda pair: int(pair[0])):
-            expected = [str(place), shown(image.id), str(image.kind), f"{image.image_score:.3f}", f"{image.map_score:.2f}"]
+            expected = [str(place), printable(image.id), str(image.kind), f"{image.image_score:.3f}", f"{image.map_score:.2f}"]
             expected += [image.neighbor_id, f"{image.neighbor_dist:.3f}"]
             assert rows[start + 1 : start + 8] == expected
             start += 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -10,7 +11,11 @@ import numpy as np
 import pytest
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.report.csvfile import rank, write_csv
+from spade_faiss.core.text import is_hidden
+from spade_faiss.decisions.regions import Extent, Region
+from spade_faiss.decisions.run_lengths import encode, to_text
+from spade_faiss.report.cells import csv_line, defused, read_text, text_cell
+from spade_faiss.report.csvfile import rank, write_csv, write_regions_csv
 from spade_faiss.report.jsonfile import write_json
 from spade_faiss.report.scorefile import ScoreFile
 from tests.support.scores import NASTY, leftovers, make_scores, write_scores
@@ -18,8 +23,8 @@ from tests.support.scores import NASTY, leftovers, make_scores, write_scores
 
 class TestCsv:
     def read(self, path: Path) -> list[list[str]]:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return list(csv.reader(file))
+        with path.open(encoding="utf-8", newline="") as file:
+            return [[read_text(cell) for cell in line] for line in csv.reader(file)]
 
     def test_round_trip(self, tmp_path: Path) -> None:
         scores = make_scores(11)
@@ -67,3 +72,83 @@ class TestJson:
         with pytest.raises(InputError, match="key 1 is of type int"):
             write_json(tmp_path / "r.json", {"a": {1: 2}})
         assert leftovers(tmp_path) == []
+
+
+class TestCells:
+    """Fault: names from files reached spreadsheets as formulas, and terminals as orders."""
+
+    HOSTILE = (
+        "=1+1",
+        "+1",
+        "-1.png",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "\n=1",
+        "  =1",
+        "\xa0=1",
+        "＝1+1",
+        "'=1",
+        "''",
+        "a;=1+1",
+        "a\\; =1|@x",
+        "a\t=1",
+        'a",=1',
+        "a|b",
+        "\x1b]0;owned\x07",
+        "\x9b31m",
+        "\x7f",
+        "pay\u202egnp.exe",
+        "\u2028two",
+        "\u200bzero",
+        "\U000e0041",
+        "back\\slash",
+        "\\n is no line",
+        "\\\\u202e",
+        "caf\udce9",
+        "日本/ä ö",
+        "",
+    )
+
+    @pytest.mark.parametrize("text", HOSTILE)
+    def test_no_cell_begins_a_formula_or_a_line_and_each_reads_back(self, text: str) -> None:
+        line = csv_line([text_cell(text), 0.5, text_cell(text)])
+        ((first, number, last),) = csv.reader([line])
+        assert read_text(first) == read_text(last) == text
+        assert number == "0.5"
+        assert not first.lstrip().startswith(("=", "+", "-", "@", "＝"))
+        assert not any(is_hidden(character) for character in first)
+        assert line.count("\n") == 1
+        line.encode("utf-8")
+        # A spreadsheet that separates cells by semicolons or tabs finds no formula either.
+        for separator in ";\t|":
+            for cells in csv.reader([line], delimiter=separator):
+                assert not any(cell.lstrip().startswith(("=", "+", "@")) for cell in cells)
+
+    def test_ordinary_lines_are_what_they_were(self) -> None:
+        names = ["spot/000.png", "a,b.png", 'say "cheese".png', "it's 1.png", "日本/ä ö.png"]
+        file = io.StringIO()
+        csv.writer(file).writerow([*names, np.float32(0.1), 3, -1.5, float("nan")])
+        assert csv_line([*map(text_cell, names), np.float32(0.1), 3, -1.5, float("nan")]) == file.getvalue()
+
+    def test_a_mask_that_begins_with_an_equals_sign_is_no_formula(self, tmp_path: Path) -> None:
+        mask = np.zeros((20, 24), bool)
+        mask[13, 0] = True  # 13 pixels before it: `=` is COCO's letter for 13
+        extent = Extent(size=(20, 24), box=(0, 13, 1, 1), area=1, peak=(13, 0), counts=tuple(encode(mask)))
+        assert to_text(extent.counts).startswith("=")
+        assert defused(to_text(extent.counts)) == "'" + to_text(extent.counts)
+        region = Region(score=1.5, p_value=0.25, input=extent, original=extent)
+        write_regions_csv(tmp_path / "r.csv", ["=x"], [[region]])
+        with (tmp_path / "r.csv").open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        assert (row["id"], row["score"], row["input_mask"]) == ("'=x", "1.5", "'" + to_text(extent.counts))
+
+
+@pytest.mark.parametrize("name", TestCells.HOSTILE)
+def test_json_is_exact_and_shows_a_terminal_no_order(tmp_path: Path, name: str) -> None:
+    """Fault: control characters of names reached the terminal through report.json."""
+    write_json(tmp_path / "r.json", {"name": name, name: [name]})
+    text = (tmp_path / "r.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"name": name, name: [name]}
+    assert not any(is_hidden(character) for line in text.splitlines() for character in line)
+    assert len(text.splitlines()) == text.count("\n")

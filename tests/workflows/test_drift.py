@@ -68,8 +68,9 @@ def test_drift(bank: Bank, tmp_path: Path) -> None:
 
 
 def test_what_is_written(bank: Bank, tmp_path: Path) -> None:
-    found = drift([results(tmp_path / "moved", Detector.open(bank.path), 2, 30, shift=1.0)], bank=bank.path)
-    write_drift(tmp_path / "out", found)
+    moved = results(tmp_path / "moved", Detector.open(bank.path), 2, 30, shift=1.0)
+    found = drift([moved], bank=bank.path)
+    write_drift(tmp_path / "out", found, results=[moved], bank=bank.path)
     numbers = json.loads((tmp_path / "out" / "drift.json").read_bytes())
     assert (numbers["moved"], numbers["p_value"], numbers["images"]) == (True, found.p_value, 30)
     assert numbers["tests"]["map"]["distance"] == found.tests["map"].distance
@@ -77,6 +78,32 @@ def test_what_is_written(bank: Bank, tmp_path: Path) -> None:
     assert "<svg" in page
     assert "Scores have drifted" in page
     assert not re.search(r"(src|href)=\"(?!data:|#)", page.replace("xlink:href", "href")), "it opens offline"
+
+
+def test_drift_stands_beside_the_results_that_it_is_about_and_nowhere_else(bank: Bank, tmp_path: Path) -> None:
+    compared = results(tmp_path / "compared", Detector.open(bank.path), 2, 30)
+    other = results(tmp_path / "other", Detector.open(bank.path), 3, 30)
+    found = drift([compared], bank=bank.path)
+    before = (compared / "scores.h5").read_bytes()
+    runs = set()
+    for item in (compared, compared / "scores.h5"):
+        write_drift(compared, found, results=[item], bank=bank.path)
+        runs.add(json.loads((compared / "drift.json").read_bytes())["run"]["id"])
+        assert sorted(path.name for path in compared.iterdir()) == ["drift.html", "drift.json", "scores.h5"]
+        assert (compared / "scores.h5").read_bytes() == before
+    assert len(runs) == 2
+    assert json.loads((compared / "drift.json").read_bytes())["results"] == [str(compared / "scores.h5")]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    for out, message in (
+        (other, "holds results that were not compared"),
+        (bank.path, "lies inside of the bank"),
+        (bank.path / "drift", "lies inside of the bank"),
+        (tmp_path / "photos", "holds other files"),
+    ):
+        with pytest.raises(InputError, match=message):
+            write_drift(out, found, results=[compared], bank=bank.path)
+    assert sorted(path.name for path in other.iterdir()) == ["scores.h5"]
 
 
 def test_images_without_maps_are_compared_by_their_image_scores(bank: Bank, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from spade_faiss.features.pictures import load_image, to_mask
 from spade_faiss.report.model import Report
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.scoring.evaluation import Metrics, measure
+from tests.support.runs import run_shown
 
 
 def test_metrics_are_those_of_the_scores_written(dataset_folder: Path, fitted_bank: Path, tmp_path: Path) -> None:
@@ -215,3 +216,23 @@ def test_the_report_shows_what_was_scored_though_the_files_are_gone(
         for name in ("whole", "gone")
     ]
     assert cards[0] == cards[1] != []
+
+
+def test_results_of_an_evaluation_stay_out_of_its_data_set(dataset_folder: Path, fitted_bank: Path, tmp_path: Path) -> None:
+    """Fault: `evaluate ds --out ds/test/results` took its own overlays for defects the next time."""
+    dataset = shutil.copytree(dataset_folder, tmp_path / "dataset")
+    before = sorted(dataset.rglob("*"))
+    for out in (dataset, dataset / "test" / "results", dataset / "results", dataset / "test" / "good", fitted_bank / "x"):
+        with pytest.raises(InputError, match="lies inside of"):
+            evaluate(dataset, bank=fitted_bank, out=out)
+    assert sorted(dataset.rglob("*")) == before
+
+
+def test_an_evaluation_shows_its_own_run(dataset_folder: Path, fitted_bank: Path, backbone: Backbone, tmp_path: Path) -> None:
+    detector, out = Detector.open(fitted_bank, backbone=backbone), tmp_path / "out"
+    runs = set()
+    for options in (ReportOptions(overlays=True), ReportOptions()):
+        evaluate(dataset_folder, bank=detector, out=out, report=options)
+        runs.add(run_shown(out))
+        assert (out / "overlays").exists() == options.overlays
+    assert len(runs) == 2

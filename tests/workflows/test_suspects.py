@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from spade_faiss import Bank, Detector, suspects
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.settings import Extraction, Method, ReportOptions
 from spade_faiss.index.build import build_index
+from spade_faiss.report.cells import read_text
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.search.recipe import Build, Query, Recipe
 from spade_faiss.workflows.fit import fit
@@ -49,8 +51,8 @@ def others_score(features: Features, row: int, k: int) -> float:
 
 
 def lines_of(out: Path) -> list[dict[str, str]]:
-    with (out / "suspects.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(csv.DictReader(file))
+    with (out / "suspects.csv").open(encoding="utf-8", newline="") as file:
+        return [{name: read_text(cell) for name, cell in line.items()} for line in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -78,7 +80,24 @@ def test_the_table_holds_all_and_the_score_file_those_that_are_shown(folder: Pat
         expected = Detector.open(folder).score_rows([Bank.open(folder).ids.index(name) for name in found.ids[:3]])
         np.testing.assert_array_equal(scores.map(0), expected.maps[0])
     assert (out / "report.html").stat().st_size > 1000
-    assert sorted(path.name for path in out.iterdir()) == ["report.html", "scores.h5", "suspects.csv"]
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.json", "scores.h5", "suspects.csv"]
+
+
+def test_suspects_replace_the_results_that_were_there(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    runs = set()
+    for _ in range(2):
+        suspects(folder, out=out, report=ReportOptions(shown=2))
+        run = json.loads((out / "report.json").read_bytes())["run"]
+        runs.add(run["id"])
+        with ScoreFile.open(out / "scores.h5") as scores:
+            assert scores.run == run["id"]
+        assert (run["command"], sorted(run["sha256"])) == ("suspects", ["report.html", "suspects.csv"])
+        (out / "regions.csv").write_text("of another run")
+    assert len(runs) == 2
+    suspects(folder, out=out)
+    assert not (out / "regions.csv").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 def test_a_bank_without_image_files_is_reported_without_pictures(folder: Path, tmp_path: Path) -> None:
@@ -168,6 +187,13 @@ def test_bad_input_is_refused_before_anything_is_written(folder: Path, tmp_path:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"out=.*file is a file; choose a folder"):
         suspects(folder, out=tmp_path / "file")
+    for out in (folder, folder / "results"):
+        with pytest.raises(InputError, match="lies inside of the bank"):
+            suspects(folder, out=out)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    with pytest.raises(InputError, match="holds other files and no results"):
+        suspects(folder, out=tmp_path / "photos")
     with pytest.raises(InputError, match=r"each of the 12 normal images .* has 11 others, k=12"):
         suspects(Detector.open(folder, method=Method(k_image=12)), out=tmp_path / "out")
     with pytest.raises(NotFoundError, match="there is no bank at"):
