@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -118,7 +119,10 @@ def _errors_named(out: Path) -> Iterator[Place]:
 
 
 def _no_room(out: Path, error: BaseException | None) -> InputError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"errno = (\d+)", str(error))):  # HDF5 says it in words
+        number = int(found[1])
+    reason = error if number is None else os.strerror(number)
     return InputError(
         f"there is no room for {out} ({reason}); make room and run the command again: what it held before is intact"
     )

@@ -320,7 +320,8 @@ def test_no_room_is_one_line_and_leaves_the_old_results(tmp_path: Path, way: str
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
 @pytest.mark.parametrize("size", ["4k", "64k"])
-def test_a_small_disk(tmp_path: Path, size: str) -> None:
+@pytest.mark.parametrize("kind", ["bytes", "hdf5"])
+def test_a_small_disk(tmp_path: Path, size: str, kind: str) -> None:
     """Also a mount point: results are staged inside of it."""
     code = f"""
 import subprocess, sys
@@ -339,18 +340,21 @@ except InputError as error:
 before = sorted(path.name for path in out.iterdir())
 try:
     with output_folder(out, "score") as folder:
-        write_bytes(folder.staged / "scores.h5", bytes(1 << 20))
+        if sys.argv[2] == "hdf5":
+            from tests.support.scores import make_scores, write_scores
+            write_scores(folder.staged / "scores.h5", make_scores(400))
+        write_bytes(folder.staged / "scores.csv", bytes(1 << 20))
 except InputError as error:
     print(error)
 assert sorted(path.name for path in out.iterdir()) == before, before
 """
     (tmp_path / "out").mkdir()
-    command = ["unshare", "-m", sys.executable, "-c", code, str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["unshare", "-m", sys.executable, "-c", code, str(tmp_path / "out"), kind]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     if done.returncode in (1, 77) and "Traceback" not in done.stderr:
         pytest.skip("cannot mount here")
     assert done.returncode == 0, done.stderr
-    assert f"there is no room for {tmp_path / 'out'} (" in done.stdout
+    assert f"there is no room for {tmp_path / 'out'} (No space left on device)" in done.stdout
     assert len(done.stdout.splitlines()) == (2 if size == "4k" else 1)
     assert leftovers(tmp_path) == ["out"]
 
