@@ -128,6 +128,8 @@ def describe_added(done: Added) -> Output:
         *(f"  skipped {item.id}: {item.reason}" for item in done.skipped),
         *(f"  {notice}" for notice in (*done.left_out.notices(), *done.visible.notices())),
     ]
+    if (source := bank.manifest.source) is not None and (depth := source.preprocess.bit_depth) is not None:
+        lines.append(f"  of 16 bits, {depth} are used (if the camera gives another number, make a new bank with --bit-depth)")
     if done.removed:
         lines.append(f"  left out {len(done.removed)} that were removed from the bank before: {names(done.removed)}")
     lines.append(format_times(done.timing_s, done.total_s, done.added))

@@ -135,6 +135,15 @@ def _stored_bytes(mode: str) -> int:
     return 2 if mode.startswith("I;") else 1 if mode in ("1", "L", "P") else 4
 
 
+def may_be_deep(stream: BinaryIO) -> bool:
+    """Whether the first bytes of a file leave it open that its channels have 16 bits; of most files, they do not."""
+    start = stream.read(25)
+    stream.seek(0)
+    if start.startswith(PNG_START):
+        return start[24:] == b"\x10"  # the bit depth
+    return start.startswith((*tiff.STARTS, *pnm.STARTS))
+
+
 def decode(data: bytes, max_pixels: int, page: int | None = None, *, cut: bool = False) -> Decoded:
     """Decode the content of an image file to upright pixels of whatever mode the file has.
 
@@ -214,13 +223,14 @@ def _decode_tiff(data: bytes, max_pixels: int, page: int | None, *, cut: bool) -
     if not tiff.pillow_reads(found):
         return _from_stored(tiff.read_by_tifffile(data, found), found)
     try:
-        opened = reopen()
-    except (SyntaxError, ValueError, TypeError, KeyError, EOFError):
-        # The tags of an earlier page, or what only Pillow looks at.
-        return _from_stored(tiff.read_by_tifffile(data, found), found)
-    try:
-        decoded = _load(opened, reopen, cut=cut)
-    except (OSError, SyntaxError, ValueError, IndexError) as error:
+        decoded = _load(reopen(), reopen, cut=cut)
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError) as error:
+        # An earlier page that Pillow does not know, a raw mode that it has not, or a codec that was not built into it. What is
+        # damaged is not tried again: tifffile would fill in what is missing.
+        if not isinstance(error, OSError) or tiff.is_rarely_built(found):
+            return _from_stored(tiff.read_by_tifffile(data, found), found)
         raise InputError(f"this TIFF page is {found}, and its pixels could not be decoded: {error}; save it anew") from error
     if not isinstance(decoded.pixels, np.ndarray):
         return decoded

@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.features.decoding import MAX_PIXELS, decode, naming_file, read_header
+from spade_faiss.features.decoding import MAX_PIXELS, decode, may_be_deep, naming_file, read_header
 from spade_faiss.features.memory import MemoryGate
 from spade_faiss.features.pages import split_page
 from spade_faiss.features.pixels import Decoded, colors_of
@@ -82,6 +82,8 @@ def _largest_value(path: Path, gate: MemoryGate) -> int | None:
     try:
         with naming_file(path):
             with file.open("rb") as stream:
+                if not may_be_deep(stream):
+                    return None
                 header = read_header(stream, page)
             if not header.is_deep:
                 return None

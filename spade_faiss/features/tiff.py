@@ -45,6 +45,8 @@ _TAGS = {
     32997: (1,),  # ImageDepth
 }
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+# Compressions that every build of Pillow has: CCITT, LZW, JPEG, Deflate and PackBits.
+_COMMON = (1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946)
 _MOST_VALUES = 64
 _MOST_PAGES = 10_000
 
@@ -130,6 +132,11 @@ def pillow_reads(page: TiffPage) -> bool:
     if set(page.bits) != {16} or page.planar:
         return False
     return (page.photometric == RGB and page.extra in ((), (0,), (1,), (2,))) or (page.photometric == CMYK and not page.extra)
+
+
+def is_rarely_built(page: TiffPage) -> bool:
+    """Whether Pillow may lack the codec, or the room for channels that are no colors in planes of their own."""
+    return page.compression not in _COMMON or (page.planar and page.extra != ())
 
 
 def check_page(page: TiffPage) -> None:
