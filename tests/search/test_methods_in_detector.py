@@ -125,7 +125,7 @@ def test_a_normal_image_scores_near_zero(folder: Path, recipe: Recipe) -> None:
 def test_concatenated_levels(folder: Path, recipe: Recipe) -> None:
     """What is encoded is encoded of each level by itself."""
     if recipe in ENCODING:
-        with pytest.raises(InputError, match=f"recipe '{recipe.name}' encodes each level by itself; to search .concat. as one level"):
+        with pytest.raises(InputError, match=f"recipe '{recipe.name}' encodes each level by itself"):
             Detector.open(folder, recipe=recipe, method=Method(fusion="concat"))
     else:
         scores = Detector.open(folder, recipe=recipe, method=Method(fusion="concat")).score_features(batch_of(queries()))
