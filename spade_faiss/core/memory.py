@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from collections.abc import Callable
@@ -12,6 +13,10 @@ from spade_faiss.core.errors import InputError
 # The largest number of images that are scored together: larger batches are not faster.
 BATCH_SIZE = 16
 
+_OUT_OF_MEMORY = (
+    *("out of memory", "cannot allocate memory", "can't allocate memory", "not enough memory", "bad_alloc"),
+    *("failed to map segment", "can't start new thread"),
+)
 _UNITS = {"": 1, "B": 1}
 _UNITS.update({f"{prefix}B": 1000 ** (power + 1) for power, prefix in enumerate("kMGT")})
 _UNITS.update({f"{prefix}iB": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")})
@@ -40,6 +45,19 @@ def format_bytes(count: float) -> str:
             break
         count /= 1024
     return f"{math.ceil(count * 100) / 100:.2f}".rstrip("0").rstrip(".") + f" {unit}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory, or what the system needs for another thread, is exhausted.
+
+    NumPy and FAISS raise MemoryError; torch, the loader of libraries and the start of threads say so only in the error's text.
+    """
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError | ImportError | OSError) and any(part in text for part in _OUT_OF_MEMORY))
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spade_faiss.core.device import find_device
+from spade_faiss.core.device import check_fork, find_device
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.process import fork_safe
 from spade_faiss.core.schema import check_choice
 from spade_faiss.core.settings import PRECISIONS, Preprocess, Run, Source
 from spade_faiss.core.types import FloatArray
@@ -33,6 +34,7 @@ class Backbone:
         InputError: if a level of the network is not a map, or if the precision or the device is unknown.
     """
 
+    @fork_safe
     def __init__(
         self,
         network: Network,
@@ -43,7 +45,8 @@ class Backbone:
     ) -> None:
         check_choice("precision", precision, PRECISIONS)
         preprocess = preprocess or Preprocess()
-        self._device = torch.device(find_device(device).torch_names[0])
+        self._found_device = find_device(device)
+        self._device = torch.device(self._found_device.torch_names[0])
         if self._device.type == "cuda":
             # cuDNN would round float32 to TF32; without, features are those of the CPU to rounding. torch has one such setting
             # for the process: to put it back after each pass would turn it on in the middle of another thread's.
@@ -67,6 +70,7 @@ class Backbone:
             for level, m in maps.items()
         )
 
+    @fork_safe
     def __call__(self, inputs: FloatArray) -> tuple[FloatArray, dict[str, FloatArray]]:
         """Run the network.
 
@@ -77,8 +81,9 @@ class Backbone:
             The embedding (n, d) and, for each level, maps (n, H, W, C), all float32.
 
         Raises:
-            InputError: if a level of the network is not (n, C, H, W).
+            InputError: if a level of the network is not (n, C, H, W); for CUDA cards in a fork of a process that used CUDA.
         """
+        check_fork(self._found_device)
         with torch.inference_mode(), self._autocast():
             x = torch.from_numpy(inputs).to(self._device).contiguous(memory_format=torch.channels_last)
             embedding, maps = self._forward(x)
@@ -88,6 +93,17 @@ class Backbone:
                     f"backbone {self.source.backbone!r}: level {level!r} gives {m.ndim} dimensions, expected (n, C, H, W)"
                 )
         return _to_numpy(embedding), {level: _to_numpy(m.permute(0, 2, 3, 1)) for level, m in maps.items()}
+
+    def __copy__(self) -> Backbone:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
+        return self  # it never changes, so that copies may share it
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            f"the backbone {self.source.backbone!r} cannot be pickled; load or make it in each process, or pass its name"
+        )
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.source.precision == "float32":

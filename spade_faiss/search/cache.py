@@ -6,6 +6,8 @@ import threading
 from collections import OrderedDict
 from typing import Generic, Protocol, TypeVar
 
+from spade_faiss.core.process import PerProcess
+
 
 class _Sized(Protocol):
     @property
@@ -22,18 +24,18 @@ class BlockCache(Generic[Block]):
         self.capacity = capacity
         self._blocks: OrderedDict[tuple[str, int], Block] = OrderedDict()
         self._bytes = 0
-        self._lock = threading.Lock()
+        self._lock = PerProcess(threading.Lock)
 
     def get(self, key: tuple[str, int]) -> Block | None:
         """The block, if it is here."""
-        with self._lock:
+        with self._lock():
             if key in self._blocks:
                 self._blocks.move_to_end(key)
             return self._blocks.get(key)
 
     def put(self, key: tuple[str, int], block: Block) -> None:
         """Keep a block; the ones that were not used for longest make room."""
-        with self._lock:
+        with self._lock():
             if key in self._blocks or block.nbytes > self.capacity:
                 return
             self._blocks[key] = block
@@ -44,6 +46,6 @@ class BlockCache(Generic[Block]):
 
     def clear(self) -> None:
         """Keep none."""
-        with self._lock:
+        with self._lock():
             self._blocks.clear()
             self._bytes = 0

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from spade_faiss.core.errors import DependencyError
+from spade_faiss.core.process import PerProcess
 from spade_faiss.core.types import FloatArray, IntArray
 
 # FAISS leaves its matrix-product path when nq * d is below this; its default, 128,000, makes small maps up to 12 times slower.
@@ -103,7 +104,7 @@ def import_faiss() -> ModuleType:
     """
     try:
         import faiss
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise DependencyError(
             "faiss is not installed; run: pip install 'spade-faiss[cpu]' (or 'spade-faiss[gpu]' on a machine with CUDA), "
             "one of the two, never both"
@@ -112,7 +113,7 @@ def import_faiss() -> ModuleType:
     return module
 
 
-_threshold_lock = threading.Lock()
+_threshold_lock = PerProcess(threading.Lock)
 _threshold_users = 0
 _threshold_before = 0
 
@@ -121,7 +122,7 @@ _threshold_before = 0
 def _blas_always(faiss: Any) -> Iterator[None]:
     """Lower FAISS's process-wide threshold while any thread searches; the last one out puts it back."""
     global _threshold_users, _threshold_before
-    with _threshold_lock:
+    with _threshold_lock():
         if _threshold_users == 0:
             _threshold_before = faiss.cvar.distance_compute_blas_threshold
             faiss.cvar.distance_compute_blas_threshold = _BLAS_THRESHOLD
@@ -129,7 +130,7 @@ def _blas_always(faiss: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        with _threshold_lock:
+        with _threshold_lock():
             _threshold_users -= 1
             if _threshold_users == 0:
                 faiss.cvar.distance_compute_blas_threshold = _threshold_before
