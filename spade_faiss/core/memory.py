@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from spade_faiss.core.errors import InputError
 
@@ -45,6 +47,32 @@ def format_bytes(count: float) -> str:
             break
         count /= 1024
     return f"{math.ceil(count * 100) / 100:.2f}".rstrip("0").rstrip(".") + f" {unit}"
+
+
+def physical_bytes() -> int | None:
+    """Return the memory of this machine; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def check_address_space(needed: int, name: str) -> None:
+    """Raise MemoryError if a limit of the process (`ulimit -v`) leaves less than `needed` bytes to load a library.
+
+    Some libraries crash where they meet the limit while they are loaded.
+    """
+    try:
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        return
+    if limit != resource.RLIM_INFINITY and limit - used < needed:
+        raise MemoryError(
+            f"{name} takes {format_bytes(needed)}, the limit (ulimit -v) leaves {format_bytes(max(0, limit - used))}"
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spade_faiss.core.device import check_fork, find_device
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.memory import format_bytes, physical_bytes
 from spade_faiss.core.process import fork_safe
 from spade_faiss.core.schema import check_choice
 from spade_faiss.core.settings import PRECISIONS, Preprocess, Run, Source
@@ -19,6 +20,9 @@ from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import Level
 from spade_faiss.features.network import Network
 from spade_faiss.features.weights import hash_weights
+
+# A forward pass holds at least as many times the bytes of its input.
+_LEAST_INPUTS = 8
 
 
 class Backbone:
@@ -31,7 +35,8 @@ class Backbone:
         device: where it runs, see `Detector.open`; of several cards, the first.
 
     Raises:
-        InputError: if a level of the network is not a map, or if the precision or the device is unknown.
+        InputError: if a level of the network is not a map, if the precision or the device is unknown, or if one
+            image is more than the machine's memory holds.
     """
 
     @fork_safe
@@ -51,6 +56,7 @@ class Backbone:
             # cuDNN would round float32 to TF32; without, features are those of the CPU to rounding. torch has one such setting
             # for the process: to put it back after each pass would turn it on in the middle of another thread's.
             torch.backends.cudnn.allow_tf32 = False
+        _check_memory(preprocess.crop)
         module = network.module.eval().requires_grad_(False)
         # cast: torch's stubs lack this overload of Module.to.
         self._module = cast(Any, module).to(self._device, memory_format=torch.channels_last)
@@ -109,6 +115,16 @@ class Backbone:
         if self.source.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, dtype=torch.bfloat16)
+
+
+def _check_memory(side: int) -> None:
+    """Raise InputError if one input is more than this machine can hold: the system would end the process without a word."""
+    needed, there = _LEAST_INPUTS * 3 * side * side * np.dtype(np.float32).itemsize, physical_bytes()
+    if there is not None and needed > there:
+        raise InputError(
+            f"crop={side} is too large: one image takes more than {format_bytes(needed)}, this machine has "
+            f"{format_bytes(there)}; lower it"
+        )
 
 
 def _stride(side: int, size: int) -> int:

@@ -69,6 +69,10 @@ class Detector:
         self.resolved = resolve_recipe(recipe)
         self.method = method
         self.run = run
+        if method.sigma > (most := max(bank.layout.input_size)):
+            raise InputError(
+                f"sigma={method.sigma:g} is wider than the input, {most} pixels: it would level all maps; lower it"
+            )
         self.scoring_config = ScoringConfig.of(self.resolved, method)
         self.device = find_device(run.device)
         self._images = ImageIndex.open(bank, recipe, self.device)
@@ -259,7 +263,8 @@ class Detector:
     def _is_localized(self, image_score: FloatArray) -> npt.NDArray[np.bool_]:
         """(n,) which images get a map."""
         if (above := self.method.flag_above) is not None:
-            return image_score > above
+            with np.errstate(over="ignore"):  # one beyond float32 is above all scores
+                return image_score > above
         return np.full(image_score.shape, self.method.localize == "all")
 
     def _working_bytes(self, images: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from spade_faiss.core.errors import DependencyError
+from spade_faiss.core.memory import check_address_space
 from spade_faiss.core.process import PerProcess
 from spade_faiss.core.types import FloatArray, IntArray
 
@@ -23,6 +25,8 @@ _MOST_ROUNDING = 1e-6
 # FAISS holds the product of this many queries and rows at a time; BLAS has a workspace for each thread.
 _TILE_QUERIES, _TILE_ROWS = 4096, 1024
 _BLAS_BYTES = 32 << 20
+# Of the address space, to load FAISS.
+_FAISS_BYTES = 512 << 20
 SCAN_BYTES = 16 << 20
 
 
@@ -102,6 +106,8 @@ def import_faiss() -> ModuleType:
     Raises:
         DependencyError: if there is none.
     """
+    if "faiss" not in sys.modules:
+        check_address_space(_FAISS_BYTES, "loading FAISS")
     try:
         import faiss
     except ModuleNotFoundError as error:
