@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spade_faiss._version import __version__ as __version__
+from spade_faiss.core import process as _process  # noqa: F401  # now, so that it can tell a fork of this process later
 
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank

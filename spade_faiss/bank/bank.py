@@ -17,6 +17,7 @@ from spade_faiss.bank.snapshot import Snapshot, first_difference
 from spade_faiss.bank.state import SHARDS, BankState, Place
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import TEMPORARY_PATTERN
+from spade_faiss.core.process import PerProcess
 from spade_faiss.core.settings import Source
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.layout import Layout, prepare
@@ -33,7 +34,7 @@ class Bank(Snapshot):
     def __init__(self, path: Path, manifest: Manifest, lease: Lease) -> None:
         super().__init__(path, manifest, lease)
         self._lock = WriterLock(self.path, f"the bank {self.path}")
-        self._committing = threading.Lock()
+        self._committing = PerProcess(threading.Lock)
         self._continued = False  # whether the command that holds the lock has committed before
 
     @classmethod
@@ -149,7 +150,7 @@ class Bank(Snapshot):
 
     def append_prepared(self, batch: FeatureBatch) -> None:
         """Do what `append` does for a batch that `prepare` returned and that is from this bank's source."""
-        with self.writing(), self._committing:
+        with self.writing(), self._committing():
             state = self._state
             if held := [name for name in batch.ids if state.holds(name)]:
                 removed = " (it was removed: restore it, or compact the bank first)" if held[0] in state.removed else ""
@@ -170,7 +171,7 @@ class Bank(Snapshot):
             InputError: for an id that the bank does not hold; then no image is removed.
             BankError: if another process is writing to the bank.
         """
-        with self.writing(), self._committing:
+        with self.writing(), self._committing():
             state = self._state
             if missing := [name for name in ids if not state.holds(name)]:
                 raise InputError(
@@ -190,7 +191,7 @@ class Bank(Snapshot):
             InputError: for an id that the bank does not hold, or not any more; then no image is restored.
             BankError: if another process is writing to the bank.
         """
-        with self.writing(), self._committing:
+        with self.writing(), self._committing():
             state = self._state
             if missing := [name for name in ids if not state.holds(name)]:
                 raise InputError(
@@ -208,7 +209,7 @@ class Bank(Snapshot):
             BankError: if another process is writing to the bank.
             InputError: if the disk has no room.
         """
-        with self.writing(), self._committing:
+        with self.writing(), self._committing():
             state, before = self._state, self.bytes_on_disk
             old, dropped, shards = state.manifest.shards, len(state.removed), []
             for number, group in enumerate(groups := plan_compaction(old, target_bytes)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.bank.locks import Lease
-from spade_faiss.bank.manifest import Manifest
-from spade_faiss.bank.state import BankState, Place
+from spade_faiss.bank.manifest import Manifest, read_manifest
+from spade_faiss.bank.shards import check_shard
+from spade_faiss.bank.state import SHARDS, BankState, Place
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Source
 from spade_faiss.core.types import FloatArray
@@ -21,6 +23,9 @@ from spade_faiss.features.layout import Layout
 
 class Snapshot:
     """The features of one committed state, mapped into memory. Its files stay on disk as long as its lease is held.
+
+    Pickled or copied, it is the folder and the manifest, and holds a lease of its own: the same state is opened again, or
+    BankError is raised if a file of that state is gone or has changed since.
 
     Rows are the images that were not removed, in the order in which they were added.
 
@@ -35,6 +40,9 @@ class Snapshot:
         self._lease = lease
         # A bank that commits replaces it: a method takes it once, and then works on one state.
         self._state = BankState(self.path, manifest)
+
+    def __reduce__(self) -> tuple[Callable[..., Snapshot], tuple[type[Snapshot], Path, Manifest]]:
+        return _open_again, (type(self), self.path, self.manifest)
 
     @property
     def manifest(self) -> Manifest:
@@ -191,6 +199,20 @@ class Snapshot:
         """Raise BankError if the ids, paths or checksums of a shard cannot be read."""
         for field in ("id", "path", "sha256"):
             self._state.shard(index).texts(field)
+
+
+def _open_again(kind: type[Snapshot], path: Path, manifest: Manifest) -> Snapshot:
+    """Open a state that may not be the newest one any more.
+
+    Raises:
+        NotFoundError: if there is no bank at `path`.
+        BankError: if a shard of that state is missing or changed.
+    """
+    read_manifest(path)
+    lease = Lease(path, manifest.generation)
+    for shard in manifest.shards:
+        check_shard(path / SHARDS / shard.file, shard)
+    return kind(path, manifest, lease)
 
 
 def first_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, Any, Any] | None:

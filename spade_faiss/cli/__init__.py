@@ -3,47 +3,94 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from spade_faiss._version import __version__
 from spade_faiss.cli import advice, banks, doctor, scores, upkeep, verdicts
 from spade_faiss.cli.options import Commands
+from spade_faiss.cli.streams import open_closed_streams, write_error, write_output
+from spade_faiss.cli.text import to_json
 from spade_faiss.core.errors import SpadeError
+from spade_faiss.core.memory import is_out_of_memory
 from spade_faiss.core.text import printable
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 # What was done is kept, and the same command does the rest.
 _GOING_ON = ("fit", "extract", "add", "index")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 for an error we can name, 2 for wrong usage, 128 + n for signal n."""
-    arguments = _parser().parse_args(argv)
+    """Run the command line.
+
+    Returns:
+        The exit code: 0; 1 for an error; 2 for wrong usage; 128 + n if signal n ended it, and 141 if nobody reads its output,
+        as shells count SIGPIPE.
+    """
+    open_closed_streams()
+    try:
+        arguments = _parser().parse_args(argv)
+    except OSError as error:
+        return _output_failed(error, {})
+    return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
     logging.getLogger().handlers[0].setFormatter(_OneLine("%(levelname)s %(message)s"))
     logging.getLogger("spade_faiss").setLevel(logging.DEBUG if arguments.debug else logging.NOTSET)
     try:
         with _signals_as_interrupts():
             numbers, lines, *failed = arguments.run(arguments)
-    except (SpadeError, OSError) as error:
+        output = to_json(numbers) if arguments.json else "\n".join(map(printable, lines))
+    except KeyboardInterrupt as error:
+        write_error(f"interrupted; {_what_remains(arguments)}")
+        return 128 + (error.number if isinstance(error, _Ended) else signal.SIGINT)
+    except Exception as error:
         if arguments.debug:
             raise
-        print(f"spade-faiss: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        write_error(f"error: {_describe(error)}")
         return 1
-    except KeyboardInterrupt as error:
-        print(f"spade-faiss: interrupted; {printable(_what_remains(arguments))}", file=sys.stderr)
-        return 128 + (error.number if isinstance(error, _Ended) else signal.SIGINT)
-    # JSON escapes all that gives orders to a terminal, except DEL.
-    text = json.dumps(numbers, default=str).replace("\x7f", "\\u007f") if arguments.json else "\n".join(map(printable, lines))
-    print(text)
+    try:
+        write_output(output)
+    except OSError as error:
+        return _output_failed(error, numbers)
     return int(any(failed))
+
+
+def _describe(error: Exception) -> str:
+    """Say in a line what went wrong, and what to do."""
+    if is_out_of_memory(error) and not isinstance(error, SpadeError):
+        return (
+            f"there is not enough memory ({_line(error)}); allow the process more, or ask for less (--memory, --crop, --kappa)"
+        )
+    if isinstance(error, SpadeError | OSError):
+        return str(error)
+    return (
+        f"this is a bug of spade-faiss, please report it ({_line(error)}); run the command again with --debug for a traceback"
+    )
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".removesuffix(": ")
+
+
+def _output_failed(error: OSError, numbers: Mapping[str, Any]) -> int:
+    """Say what was done by a command whose output nobody can read; return the exit code."""
+    closed = isinstance(error, BrokenPipeError)
+    where = numbers.get("out") or numbers.get("bank")
+    done = f"the command has done its work, see {where}; " if where else ""
+    if done or not closed:
+        write_error(f"{'' if closed else 'error: '}{done}its output cannot be written: {error.strerror or error}")
+    return 141 if closed else 1
 
 
 def _what_remains(arguments: argparse.Namespace) -> str:
@@ -90,8 +137,16 @@ class _OneLine(logging.Formatter):
 
 
 class _Parser(argparse.ArgumentParser):
+    """A parser that raises OSError if help cannot be written; the original says nothing then."""
+
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        if message and file is sys.stdout and file is not None:
+            write_output(message.removesuffix("\n"))
+        else:
+            super()._print_message(message, file)
 
 
 def _parser() -> argparse.ArgumentParser:

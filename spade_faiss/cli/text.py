@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +25,24 @@ class Finding(NamedTuple):
 
 # How many names are listed before the rest is counted.
 _NAMES = 5
+
+
+def to_json(numbers: Mapping[str, Any]) -> str:
+    """Write numbers as JSON in one line of ASCII; those that JSON does not know (NaN, infinities) become null."""
+    # JSON escapes all that gives orders to a terminal, except DEL.
+    return json.dumps(_plain(numbers), default=str, allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # NumPy's arrays and scalars; importing NumPy takes long
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
 
 
 def format_times(timing_s: Mapping[str, float], total_s: float, images: int) -> str:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.process import is_fork
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def find_device(text: str) -> Device:
     """Find the device that a text stands for on this machine. Torch is imported only if the answer depends on the cards.
 
     Raises:
-        InputError: as `parse_device` does.
+        InputError: as `parse_device` and `check_fork` do.
     """
     if text == "cpu":
         return CPU
@@ -70,4 +71,19 @@ def find_device(text: str) -> Device:
 
     built = torch.version.cuda
     why = " (it was built without CUDA)" if built is None else f" (it was built for CUDA {built}; is there a driver?)"
-    return parse_device(text, torch.cuda.device_count() if torch.cuda.is_available() else 0, why)
+    found = parse_device(text, torch.cuda.device_count() if torch.cuda.is_available() else 0, why)
+    check_fork(found)
+    return found
+
+
+def check_fork(device: Device) -> None:
+    """Raise InputError for CUDA cards in a fork of a process that had used CUDA: the driver does not allow it."""
+    if device.kind == "cpu" or not is_fork():
+        return
+    import torch
+
+    if torch.cuda._is_in_bad_fork():
+        raise InputError(
+            f"{device} cannot be used in this process: it was forked from one that had used CUDA; start processes with "
+            f"multiprocessing.get_context('spawn'), or fork before the first use of CUDA, or use device='cpu'"
+        )

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from spade_faiss.core.errors import InputError
 
 # The largest number of images that are scored together: larger batches are not faster.
 BATCH_SIZE = 16
 
+_OUT_OF_MEMORY = (
+    *("out of memory", "cannot allocate memory", "can't allocate memory", "not enough memory", "bad_alloc"),
+    *("failed to map segment", "can't start new thread"),
+)
 _UNITS = {"": 1, "B": 1}
 _UNITS.update({f"{prefix}B": 1000 ** (power + 1) for power, prefix in enumerate("kMGT")})
 _UNITS.update({f"{prefix}iB": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")})
@@ -40,6 +47,45 @@ def format_bytes(count: float) -> str:
             break
         count /= 1024
     return f"{math.ceil(count * 100) / 100:.2f}".rstrip("0").rstrip(".") + f" {unit}"
+
+
+def physical_bytes() -> int | None:
+    """Return the memory of this machine; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def check_address_space(needed: int, name: str) -> None:
+    """Raise MemoryError if a limit of the process (`ulimit -v`) leaves less than `needed` bytes to load a library.
+
+    Some libraries crash where they meet the limit while they are loaded.
+    """
+    try:
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        return
+    if limit != resource.RLIM_INFINITY and limit - used < needed:
+        raise MemoryError(
+            f"{name} takes {format_bytes(needed)}, the limit (ulimit -v) leaves {format_bytes(max(0, limit - used))}"
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory, or what the system needs for another thread, is exhausted.
+
+    NumPy and FAISS raise MemoryError; torch, the loader of libraries and the start of threads say so only in the error's text.
+    """
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError | ImportError | OSError) and any(part in text for part in _OUT_OF_MEMORY))
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

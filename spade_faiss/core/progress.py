@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from contextlib import AbstractContextManager
+from typing import Protocol
 
-from tqdm import tqdm
+
+class Bar(Protocol):
+    """A progress bar."""
+
+    def update(self, n: int = 1, /) -> object:
+        """Advance by `n` units."""
+        ...
 
 
-def progress_bar(total: int, label: str, shown: bool, unit: str = "img") -> tqdm[Any]:
+class _HiddenBar(AbstractContextManager["_HiddenBar"]):
+    """What stands for a bar that nobody sees. A hidden bar of tqdm would take locks that a fork may find held."""
+
+    def update(self, n: int = 1, /) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def progress_bar(total: int, label: str, shown: bool, unit: str = "img") -> AbstractContextManager[Bar]:
     """Make a bar that advances over `total` units of work.
 
     Args:
@@ -16,4 +34,8 @@ def progress_bar(total: int, label: str, shown: bool, unit: str = "img") -> tqdm
         shown: whether the caller wants to see it; it is never shown where stderr is not a terminal.
         unit: the name of a unit; `B` stands for bytes, which are shown as kB, MB and so on.
     """
-    return tqdm(total=total, desc=label, unit=unit, unit_scale=unit == "B", disable=None if shown else True)
+    if not shown or sys.stderr is None or not sys.stderr.isatty():
+        return _HiddenBar()
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=label, unit=unit, unit_scale=unit == "B")

@@ -25,6 +25,8 @@ POOL_BORDERS = ("valid", "zero")
 # As a number of nearest normal images: every one of the bank.
 ALL = "all"
 
+# The longest side of a network's input, and of an image that it is cut out of, in pixels.
+LARGEST_SIDE = 10_000
 DEFAULT_BACKBONE = "wide_resnet50_2"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -100,8 +102,12 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
-        check_at_least("crop", self.crop, 1)
-        check_at_least("resize", self.resize, 1)
+        for name in ("crop", "resize"):
+            check_at_least(name, getattr(self, name), 1)
+            if getattr(self, name) > LARGEST_SIDE:
+                raise InputError(
+                    f"{name}={getattr(self, name)} is too large: at most {LARGEST_SIDE} pixels; the usual is 224 to 1024"
+                )
         if self.resize_mode == "crop" and self.resize < self.crop:
             raise InputError(f"resize={self.resize} is smaller than crop={self.crop}; the crop must fit into the resized image")
         if self.bit_depth is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spade_faiss.core.device import Device, find_device
+from spade_faiss.core.process import fork_safe
 from spade_faiss.diagnostics.checks import Diagnosis
 from spade_faiss.diagnostics.correctness import check_network, check_recipe
 from spade_faiss.diagnostics.hardware import check_cards, check_memory, check_processor
@@ -14,6 +15,7 @@ from spade_faiss.diagnostics.speed import check_disk, check_speed
 from spade_faiss.search.native.extension import usable_simd_level
 
 
+@fork_safe
 def doctor(device: str = "auto", *, bank: str | Path | None = None) -> Diagnosis:
     """Examine this machine: what is installed, whether the results of every recipe are right here, and how fast it is.
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spade_faiss.core.device import find_device
+from spade_faiss.core.device import check_fork, find_device
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.memory import format_bytes, physical_bytes
+from spade_faiss.core.process import fork_safe
 from spade_faiss.core.schema import check_choice
 from spade_faiss.core.settings import PRECISIONS, Preprocess, Run, Source
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import Level
 from spade_faiss.features.network import Network
 from spade_faiss.features.weights import hash_weights
+
+# A forward pass holds at least as many times the bytes of its input.
+_LEAST_INPUTS = 8
 
 
 class Backbone:
@@ -32,9 +36,11 @@ class Backbone:
         device: where it runs, see `Detector.open`; of several cards, the first.
 
     Raises:
-        InputError: if a level of the network is not a map, or if the precision or the device is unknown.
+        InputError: if a level of the network is not a map, if the precision or the device is unknown, or if one
+            image is more than the machine's memory holds.
     """
 
+    @fork_safe
     def __init__(
         self,
         network: Network,
@@ -45,11 +51,13 @@ class Backbone:
     ) -> None:
         check_choice("precision", precision, PRECISIONS)
         preprocess = preprocess or Preprocess()
-        self._device = torch.device(find_device(device).torch_names[0])
+        self._found_device = find_device(device)
+        self._device = torch.device(self._found_device.torch_names[0])
         if self._device.type == "cuda":
             # cuDNN would round float32 to TF32; without, features are those of the CPU to rounding. torch has one such setting
             # for the process: to put it back after each pass would turn it on in the middle of another thread's.
             torch.backends.cudnn.allow_tf32 = False
+        _check_memory(preprocess.crop)
         module = network.module.eval().requires_grad_(False)
         # cast: torch's stubs lack this overload of Module.to.
         self._module = cast(Any, module).to(self._device, memory_format=torch.channels_last)
@@ -69,6 +77,7 @@ class Backbone:
             for level, m in maps.items()
         )
 
+    @fork_safe
     def __call__(self, inputs: FloatArray) -> tuple[FloatArray, dict[str, FloatArray]]:
         """Run the network.
 
@@ -79,8 +88,9 @@ class Backbone:
             The embedding (n, d) and, for each level, maps (n, H, W, C), all float32.
 
         Raises:
-            InputError: if a level of the network is not (n, C, H, W).
+            InputError: if a level of the network is not (n, C, H, W); for CUDA cards in a fork of a process that used CUDA.
         """
+        check_fork(self._found_device)
         with torch.inference_mode(), self._autocast():
             x = torch.from_numpy(inputs).to(self._device).contiguous(memory_format=torch.channels_last)
             embedding, maps = self._forward(x)
@@ -93,14 +103,36 @@ class Backbone:
 
     def with_bit_depth(self, bit_depth: int | None) -> Backbone:
         """The same network for images of another bit depth, see `Preprocess`."""
-        other = copy.copy(self)
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
         other.source = replace(self.source, preprocess=replace(self.source.preprocess, bit_depth=bit_depth))
         return other
+
+    def __copy__(self) -> Backbone:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
+        return self  # it never changes, so that copies may share it
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            f"the backbone {self.source.backbone!r} cannot be pickled; load or make it in each process, or pass its name"
+        )
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.source.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, dtype=torch.bfloat16)
+
+
+def _check_memory(side: int) -> None:
+    """Raise InputError if one input is more than this machine can hold: the system would end the process without a word."""
+    needed, there = _LEAST_INPUTS * 3 * side * side * np.dtype(np.float32).itemsize, physical_bytes()
+    if there is not None and needed > there:
+        raise InputError(
+            f"crop={side} is too large: one image takes more than {format_bytes(needed)}, this machine has "
+            f"{format_bytes(there)}; lower it"
+        )
 
 
 def _stride(side: int, size: int) -> int:

@@ -71,6 +71,11 @@ class Layout:
         check_choice("pool_border", self.pool_border, POOL_BORDERS)
         if self.pool % 2 == 0:
             raise InputError(f"pool={self.pool} must be odd, so that the neighborhood has a center")
+        most = 2 * max(max(level.height, level.width) for level in self.levels) + 1
+        if self.pool > most:
+            raise InputError(
+                f"pool={self.pool} is too large: {most} covers the largest map from each of its locations; lower it"
+            )
 
 
 def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from spade_faiss.core.errors import DependencyError, InputError
+from spade_faiss.core.process import fork_safe
 from spade_faiss.core.settings import DEFAULT_BACKBONE, IMAGENET_MEAN, IMAGENET_STD, Preprocess, Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.network import Network
@@ -36,6 +37,7 @@ def is_known(name: str) -> bool:
     return name in TORCHVISION_NAMES or name == EFFICIENTNET_LITE0 or name.startswith(TIMM_PREFIX)
 
 
+@fork_safe
 def load_backbone(
     name: str = DEFAULT_BACKBONE,
     *,

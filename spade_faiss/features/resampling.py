@@ -9,6 +9,9 @@ from scipy import ndimage, sparse
 
 from spade_faiss.core.types import FloatArray
 
+# SciPy cuts the Gaussian off at 4 sigma, and rounds that to whole pixels.
+_LEAST_SIGMA = 0.125
+
 
 def upsample(maps: FloatArray, size: tuple[int, int]) -> FloatArray:
     """Resize maps (n, h, w, ...) to (n, H, W, ...) bilinearly, with aligned pixel centers (torch's align_corners=False)."""
@@ -33,6 +36,7 @@ def _resampling(length: int, target: int, sigma: float) -> sparse.csr_array:
     after each product and would take the cores from FAISS's threads.
     """
     resized = ndimage.zoom(np.eye(length), (target / length, 1), order=1, mode="nearest", grid_mode=True)
-    if sigma > 0:
+    # Below, nothing but the location itself has a weight; the square of a tiny sigma would be 0.
+    if sigma >= _LEAST_SIGMA:
         resized = ndimage.gaussian_filter1d(resized, sigma, axis=0)
     return sparse.csr_array(resized.astype(np.float32))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spade_faiss.core.errors import InputError, NotFoundError
+from spade_faiss.core.memory import is_out_of_memory
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -28,6 +29,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and safetensors raise a dozen types of error for one cause: it is another file
+        if is_out_of_memory(error):
+            raise
         kind = type(error).__name__
         raise InputError(f"{path} is no state dict of tensors alone ({kind}); save model.state_dict()") from error
     if isinstance(state, dict):

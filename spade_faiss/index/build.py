@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.locks import WriterLock
 from spade_faiss.core.files import TEMPORARY_PATTERN
+from spade_faiss.core.process import fork_safe
 from spade_faiss.index.built_index import check_not_empty, index_folder, read_built
 from spade_faiss.index.gallery_index import GalleryIndexManifest, build_gallery
 from spade_faiss.index.image_index import ImageIndexManifest, build_image_index, check_factory
@@ -41,6 +42,7 @@ class Built:
         return sum(part.bytes for part in (self.image, self.gallery) if part is not None)
 
 
+@fork_safe
 def build_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: bool = False) -> Built | None:
     """Build the indexes that a recipe needs beside a bank, or bring them up to date.
 
@@ -79,6 +81,7 @@ def build_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: 
     return Built(recipe.name, image, gallery, done, before, time.perf_counter() - start)
 
 
+@fork_safe
 def update_indexes(bank: Bank, *, rebuild: bool = False, progress: bool = False) -> list[Built]:
     """Bring all indexes that were built beside a bank up to date; see `build_index`, which it calls for each recipe."""
     recipes: dict[str, Build] = {}

@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Snapshot
-from spade_faiss.core.device import find_device
+from spade_faiss.core.device import check_fork, find_device
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import parse_bytes, plan_memory
 from spade_faiss.core.once import Once
+from spade_faiss.core.process import fork_safe
 from spade_faiss.core.settings import ALL, Method, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray, IntArray
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
 class Detector:
     """Scores images against a bank, in the state that the bank had when it was opened. Safe to share between threads.
 
+    A fork of the process may use it, too; with CUDA, only if the process had not used CUDA before. Pickled or copied, it is
+    opened again from the bank's folder, in the same state of the bank, with caches of its own. A `Backbone` that was passed to
+    it is shared by copies and cannot be pickled.
+
     Args:
         bank: the bank of normal images.
         recipe: how the bank is searched.
@@ -52,6 +57,7 @@ class Detector:
         backbone: the backbone of a bank that was made with a module of yours; else the bank's own is loaded at first use.
     """
 
+    @fork_safe
     def __init__(
         self,
         bank: Bank | Snapshot,
@@ -65,6 +71,10 @@ class Detector:
         self.resolved = resolve_recipe(recipe)
         self.method = method
         self.run = run
+        if method.sigma > (most := max(bank.layout.input_size)):
+            raise InputError(
+                f"sigma={method.sigma:g} is wider than the input, {most} pixels: it would level all maps; lower it"
+            )
         self.scoring_config = ScoringConfig.of(self.resolved, method)
         self.device = find_device(run.device)
         self._images = ImageIndex.open(bank, recipe, self.device)
@@ -110,6 +120,9 @@ class Detector:
         if backbone is not None or run.weights is not None:
             _ = detector.backbone  # what the caller passed is checked now, not at the first image
         return detector
+
+    def __reduce__(self) -> tuple[type[Detector], tuple[Snapshot, Recipe, Method, Run, str | Backbone | None]]:
+        return type(self), (self.bank, self.recipe, self.method, self.run, self._given_backbone)
 
     @property
     def recipe(self) -> Recipe:
@@ -176,6 +189,7 @@ class Detector:
         features = FeatureStream(self.backbone, run, batch_size=self.plan.batch, timings=timings)
         return ScoreStream(features, partial(self.score_features, timings=timings), label)
 
+    @fork_safe
     def score_features(self, batch: FeatureBatch, *, timings: Timings | None = None) -> Scores:
         """Score images by their features, from any extractor.
 
@@ -186,6 +200,7 @@ class Detector:
         Raises:
             InputError: for features that do not fit the bank.
         """
+        check_fork(self.device)
         timings = timings or Timings()
         self.bank.check_source(batch.source)
         check_ids(batch.ids)
@@ -198,6 +213,7 @@ class Detector:
             found.append(self._score(query, sq_dist, rows, self._gallery(rows), timings))
         return join(found)
 
+    @fork_safe
     def score_rows(self, rows: Sequence[int], *, timings: Timings | None = None) -> Scores:
         """Score normal images of the bank, each against all the others: how normal images score with this detector.
 
@@ -209,6 +225,7 @@ class Detector:
             InputError: for a bank that has no other image for each of the neighbors asked for, or a recipe that searches the
                 maps of the whole bank: it would find the image itself.
         """
+        check_fork(self.device)
         self.check_leave_one_out()
         timings = timings or Timings()
         size, found = self.plan.batch, []
@@ -292,7 +309,8 @@ class Detector:
     def _is_localized(self, image_score: FloatArray) -> npt.NDArray[np.bool_]:
         """(n,) which images get a map."""
         if (above := self.method.flag_above) is not None:
-            return image_score > above
+            with np.errstate(over="ignore"):  # one beyond float32 is above all scores
+                return image_score > above
         return np.full(image_score.shape, self.method.localize == "all")
 
     def _working_bytes(self, images: int) -> int:

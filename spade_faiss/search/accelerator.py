@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spade_faiss.core.device import Device
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.process import PerProcess
 from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.gpu_memory import CPU_TILE_BYTES, split_memory
 
@@ -57,7 +58,7 @@ class Accelerator:
         self.tile_bytes = tile_bytes
         self.cache: BlockCache[Uploaded] = BlockCache(cache_bytes)
         self._copies: torch.cuda.Stream | None = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._lock = threading.Lock()
+        self._lock = PerProcess(threading.Lock)
 
     def upload(self, array: npt.NDArray[Any]) -> Uploaded:
         """Copy an array to the device; a GPU goes on computing meanwhile, since the copy is made from pinned memory."""
@@ -77,7 +78,7 @@ class Accelerator:
 
     def shrink(self, tile_bytes: int) -> None:
         """Make later steps smaller, after one of `tile_bytes` ran out of memory, and drop the cached blocks."""
-        with self._lock:  # threads that fail together shrink it once
+        with self._lock():  # threads that fail together shrink it once
             self.tile_bytes = min(self.tile_bytes, max(1, tile_bytes // 4))
         self._make_room()
 

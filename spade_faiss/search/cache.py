@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
+from spade_faiss.core.process import PerProcess
+
 
 class _Sized(Protocol):
     @property
@@ -23,18 +25,18 @@ class BlockCache(Generic[Block]):
         self.capacity = capacity
         self._blocks: OrderedDict[tuple[str, int], Block] = OrderedDict()
         self._bytes = 0
-        self._lock = threading.Lock()
+        self._lock = PerProcess(threading.Lock)
 
     def get(self, key: tuple[str, int]) -> Block | None:
         """Return the block if the cache holds it."""
-        with self._lock:
+        with self._lock():
             if key in self._blocks:
                 self._blocks.move_to_end(key)
             return self._blocks.get(key)
 
     def put(self, key: tuple[str, int], block: Block) -> None:
         """Add a block; those that were unused for longest make room for it. One that is larger than the cache is not added."""
-        with self._lock:
+        with self._lock():
             if key in self._blocks or block.nbytes > self.capacity:
                 return
             self._blocks[key] = block
@@ -53,6 +55,6 @@ class BlockCache(Generic[Block]):
 
     def clear(self) -> None:
         """Drop all blocks."""
-        with self._lock:
+        with self._lock():
             self._blocks.clear()
             self._bytes = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from spade_faiss.core.errors import DependencyError
+from spade_faiss.core.memory import check_address_space
+from spade_faiss.core.process import PerProcess
 from spade_faiss.core.types import FloatArray, IntArray
 
 # FAISS leaves its matrix-product path when nq * d is below this; its default, 128,000, makes small maps up to 12 times slower.
@@ -22,6 +25,8 @@ _MOST_ROUNDING = 1e-6
 # FAISS holds the product of this many queries and rows at a time; BLAS has a workspace of this size for each thread.
 _TILE_QUERIES, _TILE_ROWS = 4096, 1024
 _BLAS_BYTES = 32 << 20
+# Of the address space, to load FAISS.
+_FAISS_BYTES = 512 << 20
 # What `scan` takes at a time, about.
 SCAN_BYTES = 16 << 20
 
@@ -131,9 +136,11 @@ def import_faiss() -> ModuleType:
     Raises:
         DependencyError: if there is none.
     """
+    if "faiss" not in sys.modules:
+        check_address_space(_FAISS_BYTES, "loading FAISS")
     try:
         import faiss
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise DependencyError(
             "faiss is not installed; run: pip install 'spade-faiss[cpu]' (or 'spade-faiss[gpu]' on a machine with CUDA), "
             "one of the two, never both"
@@ -142,7 +149,7 @@ def import_faiss() -> ModuleType:
     return module
 
 
-_threshold_lock = threading.Lock()
+_threshold_lock = PerProcess(threading.Lock)
 _threshold_users = 0
 _threshold_before = 0
 
@@ -151,7 +158,7 @@ _threshold_before = 0
 def _blas_always(faiss: Any) -> Iterator[None]:
     """Lower FAISS's process-wide threshold while any thread searches; the last of them puts it back."""
     global _threshold_users, _threshold_before
-    with _threshold_lock:
+    with _threshold_lock():
         if _threshold_users == 0:
             _threshold_before = faiss.cvar.distance_compute_blas_threshold
             faiss.cvar.distance_compute_blas_threshold = _BLAS_THRESHOLD
@@ -159,7 +166,7 @@ def _blas_always(faiss: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        with _threshold_lock:
+        with _threshold_lock():
             _threshold_users -= 1
             if _threshold_users == 0:
                 faiss.cvar.distance_compute_blas_threshold = _threshold_before

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeVar
 
 from spade_faiss.core.device import CPU, Device
+from spade_faiss.core.process import PerProcess
 from spade_faiss.search.distances import import_faiss
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ T = TypeVar("T")
 
 class Workers:
     """A pool of threads for searches, and the device of those searches that can use one.
+
+    A fork has threads of its own, which start at its first task.
 
     One single-threaded search per core beats one search spread over the cores: the decoding, the products and the evaluations
     of different blocks overlap, and what a search returns does not depend on the number of threads.
@@ -30,15 +33,13 @@ class Workers:
 
     def __init__(self, threads: int | None = None, device: Device = CPU) -> None:
         self.device = device
-        faiss = import_faiss()
-        self.threads: int = threads or faiss.omp_get_max_threads()
-        # FAISS's limit belongs to the thread that sets it. The initializer is no method of this class: a pool that refers to
-        # its owner would keep it alive, and with it a bank's lease.
-        self._pool = ThreadPoolExecutor(self.threads, "spade_faiss", initializer=faiss.omp_set_num_threads, initargs=(1,))
+        self.threads: int = threads or import_faiss().omp_get_max_threads()
+        # No method of this class: a pool that refers to its owner would keep it alive, and with it a bank's lease.
+        self._pool = PerProcess(partial(_start_threads, self.threads))
 
     def submit(self, task: Callable[..., T], *arguments: object) -> Future[T]:
         """Run `task(*arguments)` in one of the threads; tasks begin in the order in which they were submitted."""
-        return self._pool.submit(task, *arguments)
+        return self._pool().submit(task, *arguments)
 
     @cached_property
     def accelerators(self) -> list[Accelerator]:
@@ -46,3 +47,8 @@ class Workers:
         from spade_faiss.search.accelerator import open_accelerators
 
         return open_accelerators(self.device)
+
+
+def _start_threads(count: int) -> ThreadPoolExecutor:
+    # The initializer sets the number of FAISS's threads of each thread alone.
+    return ThreadPoolExecutor(count, "spade_faiss", initializer=import_faiss().omp_set_num_threads, initargs=(1,))

@@ -11,6 +11,7 @@ import numpy as np
 
 from spade_faiss.bank import shards
 from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core import arrays
 from spade_faiss.core.settings import Preprocess, Source
 from spade_faiss.features.batch import FeatureBatch, Level
@@ -40,7 +41,7 @@ def batch(*names: str, seed: int = 0, **extra: Any) -> FeatureBatch:
     )
 
 
-def assert_holds(bank: Bank, *batches: FeatureBatch, dtype: str = "float32") -> None:
+def assert_holds(bank: Snapshot, *batches: FeatureBatch, dtype: str = "float32") -> None:
     """The bank holds exactly these batches, in this order, bit for bit."""
     assert bank.ids == [name for part in batches for name in part.ids]
     assert len(bank) == len(bank.ids)
