@@ -27,8 +27,9 @@ def backbone_of(bank: Snapshot, backbone: str | Backbone | None, run: Run, devic
     if isinstance(backbone, Backbone):
         if run.weights is not None:
             raise InputError("weights belong to a backbone that is given by name; this one has its own")
-        if (made := bank.manifest.source) is not None and backbone.source.preprocess.bit_depth is None:
-            backbone = backbone.with_bit_depth(made.preprocess.bit_depth)
+        depth = None if bank.manifest.source is None else bank.manifest.source.preprocess.bit_depth
+        if depth is not None and backbone.source.preprocess.bit_depth is None:
+            backbone = backbone.with_bit_depth(depth)
     else:
         source, recorded, weights = bank.manifest.source, bank.manifest.weights_file, run.weights
         if source is None:
