@@ -168,7 +168,7 @@ assert same(found, expected)
 
 @needs_fork
 def test_a_lock_that_another_thread_held_at_the_fork_is_free_in_it(fitted_bank: Path, dataset_folder: Path) -> None:
-    run(LOCKS, fitted_bank, dataset_folder / "test", "exact")
+    run(LOCKS, fitted_bank, dataset_folder / "test", "exact:faiss")
 
 
 def test_cuda_in_a_fork_of_a_process_that_used_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
