@@ -21,6 +21,9 @@ from tests.support.backbones import tiny_backbone
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 
+# They start processes, a second or more each.
+pytestmark = pytest.mark.slow
+
 # The thread that forks has used OpenMP, with more than one thread, in all libraries.
 BEFORE = """
 import multiprocessing, sys, threading
