@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage, sparse
 
 from spade_faiss.core.types import FloatArray
@@ -25,6 +26,28 @@ def resample(maps: FloatArray, size: tuple[int, int], sigma: float) -> FloatArra
     columns = np.moveaxis(rows.reshape(size[0], n, w, -1), 2, 0).reshape(w, -1)
     resized = (_resampling(w, size[1], sigma) @ columns).reshape(size[1], size[0], n, *rest)
     return np.ascontiguousarray(np.moveaxis(resized, (2, 1), (0, 1)))
+
+
+def taps(length: int, target: int) -> tuple[npt.NDArray[np.int32], FloatArray] | None:
+    """The two positions that `upsample` makes each one of along an axis, and their weights, in the order of its sums.
+
+    Args:
+        length: the length of the axis.
+        target: the length that it is resized to.
+
+    Returns:
+        (target, 2) int32 positions, the second one -1 where one is enough, and (target, 2) float32 weights; None where a
+        position is made of more than two.
+    """
+    matrix = _resampling(length, target, 0.0)
+    counts = np.diff(matrix.indptr)
+    if counts.max() > 2 or counts.min() < 1:
+        return None
+    positions, weights = np.full((target, 2), -1, np.int32), np.zeros((target, 2), np.float32)
+    line = np.repeat(np.arange(target), counts)
+    column = np.arange(len(matrix.indices)) - matrix.indptr[line]
+    positions[line, column], weights[line, column] = matrix.indices, matrix.data
+    return positions, weights
 
 
 @lru_cache(maxsize=64)

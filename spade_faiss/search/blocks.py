@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,18 @@ T = TypeVar("T")
 _CENTER_BLOCKS = 8
 # A sample is drawn from up to this many blocks.
 _SAMPLE_BLOCKS = 500
+
+
+class MapPart(NamedTuple):
+    """One of the stored maps that blocks are put together from.
+
+    Attributes:
+        stored: returns the map of a bank row as a view, (h*w, C) float16 or float32.
+        size: h and w, where the map is resized to the grid that is searched; None where it has that grid.
+    """
+
+    stored: Callable[[int], StoredArray]
+    size: tuple[int, int] | None = None
 
 
 class BlockSource:
@@ -50,6 +62,10 @@ class BlockSource:
 
     def stored(self, row: int) -> StoredArray | None:
         """The block as it is stored, (H*W, C) float16 or float32, as a view; None where it is not stored as one array."""
+        return None
+
+    def parts(self) -> tuple[MapPart, ...] | None:
+        """The stored maps whose channels, side by side, are the blocks; None where blocks are made in another way."""
         return None
 
     def prefetch(self, row: int) -> None:
@@ -81,6 +97,10 @@ class ArraySource(BlockSource):
         """See `BlockSource`."""
         block: StoredArray = self._maps[row]
         return block
+
+    def parts(self) -> tuple[MapPart, ...]:
+        """See `BlockSource`."""
+        return (MapPart(self.stored),)
 
 
 class _DerivedSource(BlockSource):
@@ -135,6 +155,10 @@ class Blocks:
         """The block as the bank stores it, (H*W, C) float16 or float32; decoded where it is not stored as one array."""
         stored = self._source.stored(row)
         return self(row) if stored is None else stored
+
+    def parts(self) -> tuple[MapPart, ...] | None:
+        """See `BlockSource.parts`."""
+        return self._source.parts()
 
     def cached(self, name: str, row: int, make: Callable[[], T]) -> T:
         """Return what `make` makes of a block, something with `nbytes`; it is cached beside the decoded blocks.

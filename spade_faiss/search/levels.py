@@ -15,7 +15,7 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import Level
 from spade_faiss.features.resampling import upsample
-from spade_faiss.search.blocks import Blocks, BlockSource, StoredArray
+from spade_faiss.search.blocks import Blocks, BlockSource, MapPart, StoredArray
 from spade_faiss.search.cache import BlockCache
 
 CONCAT = "concat"
@@ -123,6 +123,9 @@ class _LevelSource(BlockSource):
     def stored(self, row: int) -> StoredArray:
         return self._bank.level_map(self._level.name, row).reshape(-1, self._level.channels)
 
+    def parts(self) -> tuple[MapPart, ...]:
+        return (MapPart(self.stored),)
+
     def prefetch(self, row: int) -> None:
         self._bank.prefetch_map(self._level.name, row)
 
@@ -144,6 +147,14 @@ class _JoinedSource(BlockSource):
     def read(self, row: int, out: FloatArray | None = None) -> FloatArray:
         maps = vectors_of(self._level, self._bank.layout.levels, lambda name: self._bank.level_map(name, row)[None])
         return maps.reshape(-1, self._level.channels)
+
+    def parts(self) -> tuple[MapPart, ...]:
+        grid = (self._level.height, self._level.width)
+        sizes = [(part.height, part.width) for part in self._parts]
+        return tuple(
+            MapPart(_LevelSource(self._bank, part).stored, None if size == grid else size)
+            for part, size in zip(self._parts, sizes, strict=True)
+        )
 
     def prefetch(self, row: int) -> None:
         for level in self._parts:

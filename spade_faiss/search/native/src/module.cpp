@@ -1,7 +1,5 @@
 // The extension module spade_faiss.search.native._native. Arguments are checked here; computing runs without the GIL.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "module.hpp"
 
 #include <cmath>
 #include <memory>
@@ -10,52 +8,11 @@
 #include <utility>
 #include <vector>
 
+#include "arguments.hpp"
 #include "search.hpp"
-
-namespace py = pybind11;
 
 namespace spade {
 namespace {
-
-void require(bool holds, const std::string& message) {
-    if (!holds) throw py::value_error(message);
-}
-
-bool is_contiguous(const py::array& array) { return array.flags() & py::array::c_style; }
-
-bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % alignof(float) == 0; }
-
-// A view of an array (n, d) of float16 or float32, at any address.
-Vectors vectors_of(const py::array& array, const std::string& name) {
-    const bool is_float32 = array.dtype().equal(py::dtype::of<float>()), is_float16 = array.dtype().equal(py::dtype("e"));
-    require((is_float32 || is_float16) && array.ndim() == 2 && is_contiguous(array),
-            name + " must be (n, d) float16 or float32, C-contiguous");
-    require(array.shape(1) > 0 && array.shape(1) <= kMostChannels, name + " must have 1 to 65536 channels");
-    require(array.shape(0) < (1 << 28), name + " must be fewer than 2^28");
-    return {array.data(), is_float16 ? ElementType::kFloat16 : ElementType::kFloat32, static_cast<int>(array.shape(0)),
-            static_cast<int>(array.shape(1))};
-}
-
-// The numbers of a float32 array of this shape; `requirement` begins the message if it is another.
-const float* floats_of(const py::array& array, const std::vector<py::ssize_t>& shape, const std::string& requirement) {
-    bool is_same = array.ndim() == static_cast<py::ssize_t>(shape.size());
-    for (std::size_t axis = 0; is_same && axis < shape.size(); ++axis) is_same = array.shape(axis) == shape[axis];
-    require(is_same && array.dtype().equal(py::dtype::of<float>()) && is_contiguous(array) && is_aligned(array.data()),
-            requirement + " float32, C-contiguous and aligned");
-    return static_cast<const float*>(array.data());
-}
-
-const SimdLevel& level_of(const std::string& name) {
-    const SimdLevel* level = find_simd_level(name);
-    require(level != nullptr, "there is no SIMD level '" + name + "'");
-    return *level;
-}
-
-// What Python sees as Packing: a packing, and the SIMD level whose code format it has.
-struct LevelPacking {
-    const SimdLevel* level;
-    std::shared_ptr<const Packing> packing;
-};
 
 // Whether all rows are of length 1 and at right angles, as far as float32 can tell: the filter's bound relies on it.
 bool is_orthonormal(const float* basis, int components, int d) {
@@ -165,6 +122,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("search", &py_search, py::arg("query_pack"), py::arg("queries"), py::arg("row_pack"), py::arg("rows"),
                py::arg("bound"), py::arg("k"), py::arg("margin") = 1.0f,
                "The k nearest rows of each query: squared distances, rows, and how many distances were computed.");
+    define_gallery(module);
     module.def("filter", &py_filter, py::arg("query_pack"), py::arg("row_pack"),
                "Runs the filter alone, to measure its speed.");
 }

@@ -1,0 +1,89 @@
+#include "gallery.hpp"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "buffer.hpp"
+#include "distance.hpp"
+#include "floats.hpp"
+#include "target.hpp"
+
+namespace spade {
+namespace {
+
+// Up to eight stored numbers from channel c on, as float32.
+SPADE_TARGET_AVX2 SPADE_INLINE __m256 load_channels(const char* vector, ElementType type, int c, int channels) {
+    if (c + 8 <= channels)
+        return type == ElementType::kFloat16
+                   ? _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(vector + 2 * c)))
+                   : _mm256_loadu_ps(reinterpret_cast<const float*>(vector + 4 * static_cast<std::size_t>(c)));
+    alignas(32) float rest[8] = {};
+    const std::size_t size = type == ElementType::kFloat16 ? 2 : 4;
+    decode(vector + c * size, type, channels - c, 8, rest);
+    return _mm256_load_ps(rest);
+}
+
+// Writes the channels of one part. Eight are written at a time, so that up to seven zeros follow them.
+SPADE_TARGET_AVX2 void decode_part(const MapPart& part, int grid_width, std::int64_t image, int location, float* to) {
+    const char* map = static_cast<const char*>(part.maps[image]);
+    const std::size_t vector_bytes = part.channels * (part.type == ElementType::kFloat16 ? std::size_t{2} : std::size_t{4});
+    if (part.rows.empty()) {
+        const char* vector = map + location * vector_bytes;
+        for (int c = 0; c < part.channels; c += 8) _mm256_storeu_ps(to + c, load_channels(vector, part.type, c, part.channels));
+        return;
+    }
+    const MapPart::Taps &y = part.rows[location / grid_width], &x = part.columns[location % grid_width];
+    const auto at = [&](int row, int column) {
+        return map + (static_cast<std::size_t>(row) * part.width + column) * vector_bytes;
+    };
+    const auto weighted = [&](int column, int c) SPADE_TARGET_AVX2 {
+        __m256 sum =
+            _mm256_mul_ps(_mm256_set1_ps(y.first_weight), load_channels(at(y.first, column), part.type, c, part.channels));
+        if (y.second >= 0)
+            sum = _mm256_add_ps(sum, _mm256_mul_ps(_mm256_set1_ps(y.second_weight),
+                                                   load_channels(at(y.second, column), part.type, c, part.channels)));
+        return sum;
+    };
+    for (int c = 0; c < part.channels; c += 8) {
+        __m256 sum = _mm256_mul_ps(_mm256_set1_ps(x.first_weight), weighted(x.first, c));
+        if (x.second >= 0) sum = _mm256_add_ps(sum, _mm256_mul_ps(_mm256_set1_ps(x.second_weight), weighted(x.second, c)));
+        _mm256_storeu_ps(to + c, sum);
+    }
+}
+
+}  // namespace
+
+void Gallery::decode(std::int64_t id, int padded, float* to) const {
+    const std::int64_t image = id / locations;
+    const int location = static_cast<int>(id % locations);
+    int c = 0;
+    for (const MapPart& part : parts) {
+        decode_part(part, width, image, location, to + c);
+        c += part.channels;
+    }
+    std::fill(to + d, to + padded, 0.0f);
+}
+
+SPADE_TARGET_AVX2 void sq_distances_to(const Gallery& gallery, const Vectors& xq, const std::int64_t* ids, int k,
+                                       float* sq_dist) {
+    const ScopedDefaultFloatMode float_mode;
+    const int padded = round_up(gallery.d, kDistanceAlign);
+    Buffer<float> q(padded), x(padded + 8);
+    const float* const rows[1] = {x.data()};
+    for (int i = 0; i < xq.count; ++i) {
+        decode(xq.row(i), ElementType::kFloat32, gallery.d, padded, q.data());
+        for (int j = 0; j < k; ++j, ++ids, ++sq_dist) {
+            if (*ids < 0) {
+                *sq_dist = std::numeric_limits<float>::infinity();
+                continue;
+            }
+            gallery.decode(*ids, padded, x.data());
+            sq_distances<1>(q.data(), rows, padded, sq_dist);
+        }
+    }
+}
+
+}  // namespace spade

@@ -1,0 +1,16 @@
+// What Python sees as Gallery.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "gallery.hpp"
+
+namespace spade {
+
+// A gallery, and the arrays that it points into.
+struct OwnedGallery {
+    Gallery gallery;
+    pybind11::list arrays;
+};
+
+}  // namespace spade

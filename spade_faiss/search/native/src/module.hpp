@@ -1,0 +1,11 @@
+// The parts of the extension module that have files of their own.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace spade {
+
+// Gallery, and distances to its vectors.
+void define_gallery(pybind11::module_& module);
+
+}  // namespace spade
