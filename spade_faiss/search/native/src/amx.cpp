@@ -93,7 +93,7 @@ SPADE_TARGET_AMX void filter_amx(const RowPack& rows, GroupRange groups, const Q
     _tile_loadconfig(&config);
     const std::size_t group_size = static_cast<std::size_t>(queries.panels) * kPanel;
     for (int panel = 0; panel < queries.panels; panel += 2) {
-        float* out = minima + group_size * groups.begin + panel * kPanel;
+        float* out = minima + panel * kPanel;
         for (int group = groups.begin; group < groups.end; group += 2 * kTileGroups, out += 2 * kTileGroups * group_size) {
             const bool two_tiles = group + kTileGroups < groups.end, two_panels = panel + 1 < queries.panels;
             if (two_tiles && two_panels)

@@ -43,7 +43,7 @@ SPADE_TARGET_AVX512VNNI void filter_avx512vnni(const RowPack& rows, GroupRange g
                                                float* minima) {
     const std::size_t group_size = static_cast<std::size_t>(queries.panels) * kPanel;
     for (int panel = 0; panel < queries.panels; panel += 2) {
-        float* out = minima + group_size * groups.begin + panel * kPanel;
+        float* out = minima + panel * kPanel;
         for (int group = groups.begin; group < groups.end; ++group, out += group_size)
             if (panel + 1 < queries.panels)
                 filter_group<2>(rows, group, queries, panel, out);

@@ -10,7 +10,8 @@ struct GroupRange {
     int begin, end;
 };
 
-// A filter writes to minima[group][panel][query], for each query and each group in `groups`, the least over the group's rows of
+// A filter writes to minima[group - groups.begin][panel][query], for each query and each group in `groups`, the least over the
+// group's rows of
 //
 //     |x|^2 / 2 - q'.x' = half_sq_norm - step_x * step_q * (codes_q . codes_x)
 //

@@ -51,7 +51,7 @@ SPADE_TARGET SPADE_INLINE void filter256(const RowPack& rows, GroupRange groups,
         const std::int32_t* initial_dot = queries.initial_dot.data() + panel * kPanel;
         const __m256 query_step0 = _mm256_load_ps(queries.step.data() + panel * kPanel);
         const __m256 query_step1 = _mm256_load_ps(queries.step.data() + panel * kPanel + 8);
-        float* out = minima + group_size * groups.begin + panel * kPanel;
+        float* out = minima + panel * kPanel;
         for (int group = groups.begin; group < groups.end; ++group, out += group_size) {
             __m256 least0 = _mm256_set1_ps(std::numeric_limits<float>::infinity()), least1 = least0;
             for (int row = group * kGroup; row < (group + 1) * kGroup; row += kRows) {

@@ -7,5 +7,7 @@ namespace spade {
 
 // Gallery, and distances to its vectors.
 void define_gallery(pybind11::module_& module);
+// Clusters of a gallery's vectors, and searches in them.
+void define_clusters(pybind11::module_& module);
 
 }  // namespace spade

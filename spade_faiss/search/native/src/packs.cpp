@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <utility>
+#include <vector>
 
 #include "floats.hpp"
 #include "target.hpp"
@@ -110,21 +111,43 @@ float upper_bound(float length, const Packing& packing) {
     return length * (1 + packing.rounding) + std::sqrt(static_cast<float>(packing.stride)) * kVanishing;
 }
 
-// Encodes all vectors and calls `store(i, quantized, codes)` for each.
-template <typename Store>
-void encode_all(const Packing& packing, const Vectors& vectors, int max_code, Store store) {
+// Writes codes as 16-bit integers, and returns their sum.
+SPADE_TARGET_AVX2 std::int32_t widen(const std::int8_t* codes, int stride, std::int16_t* out) {
+    std::int32_t total = 0;
+    int c = 0;
+    __m256i sums = _mm256_setzero_si256();
+    for (; c + 16 <= stride; c += 16) {
+        const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + c)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + c), wide);
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(wide, _mm256_set1_epi16(1)));
+    }
+    for (; c < stride; ++c) total += out[c] = codes[c];
+    alignas(32) std::int32_t lanes[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), sums);
+    for (const std::int32_t lane : lanes) total += lane;
+    return total;
+}
+
+// Writes a - b, for a multiple of eight channels.
+SPADE_TARGET_AVX2 void subtract(float* a, const float* b, int padded) {
+    for (int c = 0; c < padded; c += 8) _mm256_storeu_ps(a + c, _mm256_sub_ps(_mm256_loadu_ps(a + c), _mm256_loadu_ps(b + c)));
+}
+
+// Encodes `total` vectors, the i-th at `address(i)`, and calls `store(i, quantized, codes)` for each.
+template <typename Address, typename Store>
+void encode_all(const Packing& packing, int total, ElementType type, Address address, int max_code, Store store) {
     const ScopedDefaultFloatMode float_mode;
     const int stride = std::max(round_up(packing.d, kLanes), packing.stride);
     const int short_stride = std::max(packing.padded_components + 1, packing.stride);
     Buffer<float> centered(static_cast<std::size_t>(kBatch) * stride);
     Buffer<float> shortened(static_cast<std::size_t>(kBatch) * short_stride);
     Buffer<std::int8_t> codes(packing.stride);
-    for (int first = 0; first < vectors.count; first += kBatch) {
-        const int count = std::min(kBatch, vectors.count - first);
+    for (int first = 0; first < total; first += kBatch) {
+        const int count = std::min(kBatch, total - first);
         for (int t = 0; t < count; ++t) {
             float* v = centered.data() + static_cast<std::size_t>(t) * stride;
-            decode(vectors.row(first + t), vectors.type, packing.d, stride, v);
-            for (int c = 0; c < packing.d; ++c) v[c] -= packing.center[c];
+            decode(address(first + t), type, packing.d, stride, v);
+            subtract(v, packing.center.data(), round_up(packing.d, 8));
         }
         if (packing.components) shorten(packing, centered.data(), stride, shortened.data(), short_stride);
         for (int t = 0; t < count; ++t) {
@@ -144,7 +167,7 @@ Packing::Packing(CodeFormat format_, int d_, const float* center_, const float* 
       stride(round_up(length(), format_.alignment)),
       // A sum of d products in 16 lanes takes d / 16 additions; the rest is for what is not proportional to d.
       rounding((static_cast<float>(d_) / 8 + 64) * 0x1p-24f + 4 * basis_rounding()),
-      center(d_),
+      center(round_up(d_, 8)),
       padded_components(round_up(components_, kLanes)),
       basis(static_cast<std::size_t>(d_) * padded_components) {
     std::copy_n(center_, d, center.data());
@@ -168,7 +191,8 @@ RowPack::RowPack(std::shared_ptr<const Packing> packing_, const Vectors& rows)
       repeats(groups) {
     std::fill_n(half_sq_norm.data(), static_cast<std::size_t>(groups) * kGroup, kInfinity);
     const CodeFormat format = packing->format;
-    encode_all(*packing, rows, format.max_row_code, [&](int i, const Quantized& quantized, const std::int8_t* row_codes) {
+    const auto address = [&](int i) { return rows.row(i); };
+    const auto store = [&](int i, const Quantized& quantized, const std::int8_t* row_codes) {
         auto* out = codes.data() + static_cast<std::size_t>(i) * stride;
         for (int c = 0; c < stride; ++c) out[c] = static_cast<std::uint8_t>(row_codes[c] + format.row_offset);
         const int group = i / kGroup;
@@ -180,38 +204,47 @@ RowPack::RowPack(std::shared_ptr<const Packing> packing_, const Vectors& rows)
         max_residual[group] = std::max(max_residual[group], residual[i]);
         if (i > 0 && std::memcmp(rows.row(i), rows.row(i - 1), rows.row_bytes()) == 0)
             repeats[group] |= static_cast<std::uint8_t>(1 << i % kGroup);
-    });
+    };
+    encode_all(*packing, rows.count, rows.type, address, format.max_row_code, store);
 }
 
-QueryPack::QueryPack(std::shared_ptr<const Packing> packing_, const Vectors& queries)
+QueryPack::QueryPack(std::shared_ptr<const Packing> packing_, int capacity)
     : packing(std::move(packing_)),
-      count(queries.count),
+      count(0),
       stride(packing->stride),
-      panels(round_up(queries.count, kPanel) / kPanel),
+      panels(round_up(capacity, kPanel) / kPanel),
       codes(static_cast<std::size_t>(panels) * kPanel * stride),
       codes_by_query(static_cast<std::size_t>(panels) * kPanel * stride),
       step(static_cast<std::size_t>(panels) * kPanel),
       initial_dot(static_cast<std::size_t>(panels) * kPanel),
       sq_norm(static_cast<std::size_t>(panels) * kPanel),
       norm(static_cast<std::size_t>(panels) * kPanel),
-      residual(static_cast<std::size_t>(panels) * kPanel) {
+      residual(static_cast<std::size_t>(panels) * kPanel) {}
+
+QueryPack::QueryPack(std::shared_ptr<const Packing> packing_, const Vectors& queries)
+    : QueryPack(std::move(packing_), queries.count) {
+    std::vector<const void*> addresses(queries.count);
+    for (int i = 0; i < queries.count; ++i) addresses[i] = queries.row(i);
+    assign(packing, addresses.data(), queries.type, queries.count);
+}
+
+void QueryPack::assign(std::shared_ptr<const Packing> packing_, const void* const* queries, ElementType type, int count_) {
+    packing = std::move(packing_);
+    count = count_;
+    panels = round_up(count, kPanel) / kPanel;
     const CodeFormat format = packing->format;
-    encode_all(*packing, queries, format.max_query_code,
-               [&](int i, const Quantized& quantized, const std::int8_t* query_codes) {
-                   auto* lane = codes.data() + static_cast<std::size_t>(i / kPanel) * kPanel * stride + i % kPanel * 4;
-                   std::int32_t total = 0;
-                   for (int c = 0; c < stride; ++c) {
-                       codes_by_query[static_cast<std::size_t>(i) * stride + c] = query_codes[c];
-                       total += query_codes[c];
-                   }
-                   for (int c = 0; c < stride; c += 4)
-                       std::memcpy(lane + static_cast<std::size_t>(c) * kPanel, query_codes + c, 4);
-                   step[i] = quantized.step;
-                   initial_dot[i] = -format.row_offset * total;
-                   sq_norm[i] = quantized.sq_norm;
-                   residual[i] = upper_bound(quantized.residual, *packing);
-                   norm[i] = upper_bound(std::sqrt(quantized.sq_norm), *packing) + residual[i];
-               });
+    const auto address = [&](int i) { return queries[i]; };
+    const auto store = [&](int i, const Quantized& quantized, const std::int8_t* query_codes) {
+        auto* lane = codes.data() + static_cast<std::size_t>(i / kPanel) * kPanel * stride + i % kPanel * 4;
+        for (int c = 0; c < stride; c += 4) std::memcpy(lane + static_cast<std::size_t>(c) * kPanel, query_codes + c, 4);
+        const std::int32_t total = widen(query_codes, stride, codes_by_query.data() + static_cast<std::size_t>(i) * stride);
+        step[i] = quantized.step;
+        initial_dot[i] = -format.row_offset * total;
+        sq_norm[i] = quantized.sq_norm;
+        residual[i] = upper_bound(quantized.residual, *packing);
+        norm[i] = upper_bound(std::sqrt(quantized.sq_norm), *packing) + residual[i];
+    };
+    encode_all(*packing, count, type, address, format.max_query_code, store);
 }
 
 }  // namespace spade

@@ -89,6 +89,10 @@ struct RowPack {
 // Queries, in panels of kPanel.
 struct QueryPack {
     QueryPack(std::shared_ptr<const Packing> packing, const Vectors& queries);
+    // Memory for up to `capacity` queries, which `assign` encodes.
+    QueryPack(std::shared_ptr<const Packing> packing, int capacity);
+    // Encodes the queries at these addresses, by a packing of the same shape.
+    void assign(std::shared_ptr<const Packing> packing, const void* const* queries, ElementType type, int count);
     std::size_t nbytes() const {
         return codes.nbytes() + codes_by_query.nbytes() + step.nbytes() + initial_dot.nbytes() + sq_norm.nbytes() +
                norm.nbytes() + residual.nbytes();

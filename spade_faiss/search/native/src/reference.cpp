@@ -21,7 +21,7 @@ void filter_reference(const RowPack& rows, GroupRange groups, const QueryPack& q
                     const float estimate = std::fma(-scaled, queries.step[query], rows.half_sq_norm[row]);
                     least = estimate < least ? estimate : least;
                 }
-                minima[(static_cast<std::size_t>(group) * queries.panels + panel) * kPanel + lane] = least;
+                minima[(static_cast<std::size_t>(group - groups.begin) * queries.panels + panel) * kPanel + lane] = least;
             }
 }
 

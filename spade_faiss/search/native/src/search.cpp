@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "bounds.hpp"
 #include "distance.hpp"
 #include "floats.hpp"
 #include "nearest.hpp"
@@ -36,18 +37,9 @@ Workspace& workspace() {
     return own;
 }
 
-// The sum of the eight lanes of each of eight registers.
-SPADE_TARGET_AVX2 SPADE_INLINE __m256i sums_of_lanes(const __m256i* x) {
-    const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
-    const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(x[4], x[5]), _mm256_hadd_epi32(x[6], x[7]));
-    return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
-}
-
 // A search of all queries in one block, after the filter.
 //
-// The filter estimates |x|^2 / 2 - q.x, that is (|q - x|^2 - |q|^2) / 2, with a known error. A squared distance corresponds to
-// a threshold of that estimate: rows whose estimate is beyond the threshold by more than the error are ruled out. The search
-// goes group by group, so that a group's rows are decoded once for all queries that refine it.
+// It goes group by group, so that a group's rows are decoded once for all queries that refine it.
 class BlockSearch {
 public:
     BlockSearch(const QueryPack& queries, const Vectors& xq, const RowPack& rows, const Vectors& xb, float margin,
@@ -56,14 +48,12 @@ public:
           rows_(rows),
           xq_(xq),
           xb_(xb),
-          margin_(margin),
+          bounds_(queries, rows, margin),
           minima_(minima),
           panels_(queries.panels),
           groups_((rows.count + kGroup - 1) / kGroup),
           d_(xq.d),
           padded_(round_up(xq.d, kDistanceAlign)),
-          rounding_(rows.packing->rounding),
-          vanishing_(static_cast<float>(d_) * std::numeric_limits<float>::min()),
           thresholds_(Workspace::at_least(workspace().thresholds, static_cast<std::size_t>(panels_) * kPanel)),
           refined_(Workspace::at_least(workspace().refined, static_cast<std::size_t>(panels_) * rows.groups)),
           wanted_(panels_),
@@ -80,14 +70,14 @@ public:
             const std::size_t first = static_cast<std::size_t>(i) * k;
             nearest_[i] = {sq_dist + first, row + first, k, bound[i]};
             if (!(bound[i] >= 0)) continue;
-            thresholds_[i] = threshold(i, bound[i]);
+            thresholds_[i] = bounds_.threshold(i, bound[i]);
             wanted_[i / kPanel] |= static_cast<std::uint16_t>(1u << i % kPanel);
         }
         const auto is_unbounded = [](float threshold) { return threshold == kInfinity; };
         if (std::any_of(thresholds_, thresholds_ + queries_.count, is_unbounded)) evaluate_most_promising(k);
         for (int group = 0; group < groups_; ++group) {
             for (int panel = 0; panel < panels_; ++panel)
-                for (unsigned which = queries_within(group, panel) & ~refined_[at(group, panel)]; which; which &= which - 1)
+                for (unsigned which = open_queries(group, panel); which; which &= which - 1)
                     refine(group, panel * kPanel + __builtin_ctz(which));
         }
         SearchStats stats;
@@ -102,64 +92,10 @@ private:
     std::size_t at(int group, int panel) const { return static_cast<std::size_t>(group) * panels_ + panel; }
     const float* minima(int group, int panel) const { return minima_ + at(group, panel) * kPanel; }
 
-    // The estimate that a squared distance of query i corresponds to, rounded up. The filter's error is not part of it.
-    float threshold(int i, float sq_dist) const {
-        const float sq_norm = queries_.sq_norm[i];
-        return (sq_dist * (1 + rounding_) - sq_norm) / 2 + margin_ * rounding_ * sq_norm + vanishing_;
-    }
-
-    // Which queries of a panel cannot rule a group out, as bits: the group's minimum is within threshold and error, or NaN.
-    SPADE_TARGET_AVX2 SPADE_INLINE unsigned queries_within(int group, int panel) const {
-        const float norm = rows_.max_norm[group];
-        const __m256 row_norm = _mm256_set1_ps(margin_ * norm);
-        const __m256 row_residual = _mm256_set1_ps(margin_ * rows_.max_residual[group]);
-        const __m256 rounding = _mm256_set1_ps(margin_ * rounding_ * norm * norm);
-        const float* least = minima(group, panel);
-        unsigned found = 0;
-        for (int lane = 0; lane < kPanel; lane += 8) {
-            const int i = panel * kPanel + lane;
-            const __m256 query_residual = _mm256_load_ps(queries_.residual.data() + i);
-            const __m256 query_norm = _mm256_load_ps(queries_.norm.data() + i);
-            const __m256 error = _mm256_fmadd_ps(query_residual, row_norm, _mm256_fmadd_ps(query_norm, row_residual, rounding));
-            const __m256 limit = _mm256_add_ps(_mm256_loadu_ps(thresholds_ + i), error);
-            const __m256 within = _mm256_cmp_ps(_mm256_loadu_ps(least + lane), limit, _CMP_NGT_UQ);
-            found |= static_cast<unsigned>(_mm256_movemask_ps(within)) << lane;
-        }
-        return found & wanted_[panel];
-    }
-
-    // Which rows of a group query i cannot rule out, as bits.
-    SPADE_TARGET_AVX2 SPADE_INLINE unsigned rows_within(int group, int i) const {
-        const __m256 margin = _mm256_set1_ps(margin_);
-        const __m256 row_norm = _mm256_loadu_ps(rows_.norm.data() + group * kGroup);
-        const __m256 row_residual = _mm256_loadu_ps(rows_.residual.data() + group * kGroup);
-        const __m256 rounding = _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(rounding_), row_norm), row_norm);
-        const __m256 error = _mm256_fmadd_ps(_mm256_set1_ps(queries_.residual[i]), row_norm,
-                                             _mm256_fmadd_ps(_mm256_set1_ps(queries_.norm[i]), row_residual, rounding));
-        const __m256 limit = _mm256_fmadd_ps(margin, error, _mm256_set1_ps(thresholds_[i]));
-        return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(estimates(group, i), limit, _CMP_NGT_UQ)));
-    }
-
-    // The filter's estimates of a group's rows for query i. The filter returned only the least of them.
-    SPADE_TARGET_AVX2 SPADE_INLINE __m256 estimates(int group, int i) const {
-        const int stride = rows_.stride;
-        const std::uint8_t* x = rows_.codes.data() + static_cast<std::size_t>(group) * kGroup * stride;
-        const std::int16_t* q = queries_.codes_by_query.data() + static_cast<std::size_t>(i) * stride;
-        __m256i dots[kGroup];
-        for (int r = 0; r < kGroup; ++r) dots[r] = _mm256_setzero_si256();
-        for (int c = 0; c < stride; c += 16) {
-            const __m256i query_codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + c));
-#pragma GCC unroll 8
-            for (int r = 0; r < kGroup; ++r) {
-                const auto* row = reinterpret_cast<const __m128i*>(x + static_cast<std::size_t>(r) * stride + c);
-                const __m256i row_codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(row));
-                dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(row_codes, query_codes));
-            }
-        }
-        const __m256i dot = _mm256_add_epi32(sums_of_lanes(dots), _mm256_set1_epi32(queries_.initial_dot[i]));
-        const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_loadu_ps(rows_.step.data() + group * kGroup));
-        const __m256 half_sq_norm = _mm256_loadu_ps(rows_.half_sq_norm.data() + group * kGroup);
-        return _mm256_fnmadd_ps(scaled, _mm256_set1_ps(queries_.step[i]), half_sq_norm);
+    // The queries of a panel that have to refine a group, as bits.
+    SPADE_TARGET_AVX2 SPADE_INLINE unsigned open_queries(int group, int panel) const {
+        const unsigned within = bounds_.queries_within(group, panel, minima(group, panel), thresholds_ + panel * kPanel);
+        return within & wanted_[panel] & ~refined_[at(group, panel)];
     }
 
     // Evaluates the most promising rows of each query that has no bound yet: their distances bound all others.
@@ -195,7 +131,7 @@ private:
     // Evaluates the row of a group whose estimate is least.
     SPADE_TARGET_AVX2 void evaluate_best_row(int group, int i) {
         alignas(32) float values[kGroup];
-        _mm256_store_ps(values, estimates(group, i));
+        _mm256_store_ps(values, bounds_.estimates(group, i));
         const int count = std::min(kGroup, rows_.count - group * kGroup);
         const int r = static_cast<int>(std::min_element(values, values + count) - values);
         decode_row(group, r);
@@ -221,7 +157,7 @@ private:
     SPADE_TARGET_AVX2 void refine(int group, int i) {
         if (!nearest_[i].is_open_to(group * kGroup)) return;
         const int count = std::min(kGroup, rows_.count - group * kGroup);
-        unsigned which = rows_within(group, i) & ((1u << count) - 1);
+        unsigned which = bounds_.rows_within(group, i, _mm256_set1_ps(thresholds_[i])) & ((1u << count) - 1);
         if (nearest_[i].k == 1) which &= ~static_cast<unsigned>(rows_.repeats[group]);  // of equal rows the first one counts
         if (which == 0) return;
         if (decoded_group_ != group) {
@@ -245,7 +181,7 @@ private:
         nearest_[i].offer(found[0], static_cast<std::int64_t>(group) * kGroup + first);
         if (second != first) nearest_[i].offer(found[1], static_cast<std::int64_t>(group) * kGroup + second);
         evaluated_[i] += 1 + (second != first);
-        thresholds_[i] = threshold(i, nearest_[i].limit());
+        thresholds_[i] = bounds_.threshold(i, nearest_[i].limit());
     }
 
     float* decoded_row(int r) { return decoded_.data() + static_cast<std::size_t>(r) * padded_; }
@@ -265,11 +201,10 @@ private:
     const QueryPack& queries_;
     const RowPack& rows_;
     const Vectors xq_, xb_;
-    const float margin_;
+    const Bounds bounds_;
     const float* const minima_;
-    const int panels_, groups_;  // groups_ counts those that hold a row
-    const int d_, padded_;       // channels, and what they are padded to for direct distances
-    const float rounding_, vanishing_;
+    const int panels_, groups_;            // groups_ counts those that hold a row
+    const int d_, padded_;                 // channels, and what they are padded to for direct distances
     float* const thresholds_;              // (padded queries)
     std::uint16_t* const refined_;         // (groups, panels): the queries that have refined the group already, as bits
     std::vector<std::uint16_t> wanted_;    // (panels): the queries for which something is wanted, as bits
@@ -288,7 +223,8 @@ const float* filter_block(const SimdLevel& level, const QueryPack& queries, cons
     // As many groups as fill the cache, an even number: an AMX tile holds two.
     const int chunk = std::max(2, level.chunk_bytes / (rows.stride * kGroup) / 2 * 2);
     for (int group = 0; group < rows.groups; group += chunk)
-        level.filter(rows, {group, std::min(rows.groups, group + chunk)}, queries, minima);
+        level.filter(rows, {group, std::min(rows.groups, group + chunk)}, queries,
+                     minima + static_cast<std::size_t>(group) * queries.panels * kPanel);
     return minima;
 }
 
