@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 from spade_faiss.cli.options import Commands, add_recipe, add_run, add_settings, read_run, read_settings
 from spade_faiss.cli.text import Output, describe_calibration, format_settings, format_times, names
+from spade_faiss.core.errors import InputError
 from spade_faiss.core.hints import index_command
 from spade_faiss.core.memory import format_bytes
-from spade_faiss.core.settings import Extraction, Preprocess
+from spade_faiss.core.settings import Extraction, Indexing, Preprocess
 
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
     from spade_faiss.index.build import Built
+    from spade_faiss.index.gallery_index import GalleryIndexManifest
     from spade_faiss.workflows.extract import Added
     from spade_faiss.workflows.info import BankInfo
 
@@ -55,6 +57,7 @@ def register(commands: Commands) -> None:
     index.add_argument("bank", metavar="BANK", help="the bank's folder")
     which = index.add_mutually_exclusive_group()
     add_recipe(which)
+    add_settings(index, Indexing)
     which.add_argument("--update", action="store_true", help="bring all indexes that were built before up to date")
     index.add_argument("--rebuild", action="store_true", help="train and encode everything anew")
     info = commands.add(
@@ -141,12 +144,14 @@ def _index(arguments: argparse.Namespace) -> Output:
     from spade_faiss.index.build import build_index, update_indexes
     from spade_faiss.search.recipe import load_recipe
 
-    bank, progress = Bank.open(arguments.bank), not arguments.quiet
+    bank, progress, levels = Bank.open(arguments.bank), not arguments.quiet, read_settings(arguments, Indexing).levels
     if arguments.update:
+        if levels:
+            raise InputError("--update keeps the levels of all indexes; name the --recipe whose --levels are to change")
         built = update_indexes(bank, rebuild=arguments.rebuild, progress=progress)
         nothing = f"no index was built beside {bank.path}: there is nothing to update"
     else:
-        recipe = load_recipe(arguments.recipe)
+        recipe = load_recipe(arguments.recipe).with_levels(levels)
         one = build_index(bank, recipe, rebuild=arguments.rebuild, progress=progress)
         built = [] if one is None else [one]
         nothing = f"recipe {recipe.name!r} needs no index: {bank.path} can be searched as it is"
@@ -176,9 +181,13 @@ def _describe_built(built: Built, bank: Bank) -> list[str]:
     if (image := built.image) is not None:
         lines.append(f"  image    {image.factory}: {format_bytes(image.bytes)}, {built.done['image']}")
     if (gallery := built.gallery) is not None:
-        how = f"{gallery.gallery} {format_settings(gallery.settings)}"
+        how = f"{gallery.gallery} {format_settings(gallery.settings)}{_of_levels(gallery)}"
         lines.append(f"  gallery  {how}: {format_bytes(gallery.bytes)}, {built.done['gallery']}")
     return lines
+
+
+def _of_levels(gallery: GalleryIndexManifest) -> str:
+    return f" of {', '.join(gallery.levels)}" if gallery.levels else ""
 
 
 def _info(arguments: argparse.Namespace) -> Output:
@@ -211,6 +220,7 @@ def _info_numbers(found: BankInfo, calibrations: list[tuple[dict[str, object], s
                 "recipe": item.recipe,
                 "gallery": item.gallery,
                 "settings": item.settings,
+                "levels": list(item.levels) or [level.name for level in bank.layout.levels],
                 "bytes": item.bytes,
                 "generation": item.generation,
                 "build_s": item.build_s,
@@ -239,7 +249,7 @@ def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str
     for image, stale in found.images:
         yield f"  index      {image.recipe}: {image.factory}, {stale}, {format_bytes(image.bytes)}"
     for gallery, stale in found.galleries:
-        settings = f"{gallery.gallery} {format_settings(gallery.settings)}"
+        settings = f"{gallery.gallery} {format_settings(gallery.settings)}{_of_levels(gallery)}"
         yield f"  index      {gallery.recipe}: {settings}, {stale}, {format_bytes(gallery.bytes)}"
     for _, text in calibrations:
         yield f"  {text}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -11,9 +12,20 @@ def fit_command(bank: str | Path) -> str:
     return _line("fit", "IMAGES", "--bank", bank)
 
 
-def index_command(bank: str | Path, recipe: str = "", *, update: bool = False, rebuild: bool = False) -> str:
-    """Return the command that builds a recipe's index over a bank, or brings all indexes that were built up to date."""
-    return _line("index", bank, *(["--recipe", recipe] if recipe else []), update and "--update", rebuild and "--rebuild")
+def index_command(
+    bank: str | Path, recipe: str = "", *, levels: Sequence[str] = (), update: bool = False, rebuild: bool = False
+) -> str:
+    """Return the command that builds a recipe's index over a bank, or brings all indexes that were built up to date.
+
+    Args:
+        bank: the bank's folder.
+        recipe: the name of the recipe.
+        levels: the levels to index; empty for those that the index has.
+        update: bring all indexes up to date.
+        rebuild: build anew in any case.
+    """
+    chosen = [*(["--recipe", recipe] if recipe else []), *(["--levels", ",".join(levels)] if levels else [])]
+    return _line("index", bank, *chosen, update and "--update", rebuild and "--rebuild")
 
 
 def info_command(bank: str | Path) -> str:

@@ -62,6 +62,12 @@ def level_names(text: str) -> tuple[str, ...]:
     return tuple(text.split(",")) if text else ()
 
 
+def check_indexed_levels(names: tuple[str, ...]) -> None:
+    """Raise InputError if a choice of levels to index is empty in places, or names one twice."""
+    if "" in [part for name in names for part in name.split("+")] or len(set(names)) < len(names):
+        raise InputError(f"levels={names!r} must name each level once, such as ('blocks.2', 'blocks.2+blocks.4')")
+
+
 def check_level_names(names: tuple[str, ...]) -> None:
     """Raise InputError if a choice of levels is empty in places, or names one twice."""
     parts = [part for name in names for part in name.split("+")]
@@ -214,6 +220,19 @@ class Method:
         for name in ("sigma", "flag_above"):  # NumPy numbers are allowed, but JSON cannot hold them
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, float(getattr(self, name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Indexing:
+    """Which levels of the bank a recipe's index over the maps holds; see `Recipe.with_levels`."""
+
+    levels: tuple[str, ...] = setting(
+        (),
+        "which pyramid levels are indexed, as `score --levels` takes them, such as blocks.1,blocks.2+blocks.4 (default: those "
+        "that the index has, or else all, each by itself)",
+        metavar="NAMES",
+        kind=level_names,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

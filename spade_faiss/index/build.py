@@ -89,7 +89,9 @@ def update_indexes(bank: Bank, *, rebuild: bool = False, progress: bool = False)
         recipes[image.recipe] = Build(image=image.factory)
     for gallery in read_built(GalleryIndexManifest, bank):
         factory = recipes.get(gallery.recipe, Build()).image
-        recipes[gallery.recipe] = Build(image=factory, gallery=gallery.gallery, settings=gallery.settings)
+        recipes[gallery.recipe] = Build(
+            image=factory, gallery=gallery.gallery, settings=gallery.settings, levels=gallery.levels
+        )
     found = (
         build_index(bank, Recipe(name=name, build=build), rebuild=rebuild, progress=progress)
         for name, build in sorted(recipes.items())

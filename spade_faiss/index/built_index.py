@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -112,9 +112,9 @@ class IndexFolder(Generic[M]):
         self.files = self.path / kind.FOLDER
         self.manifest = self.path / kind.MANIFEST
 
-    def command(self, *, rebuild: bool = False) -> str:
-        """Return the command that builds the index."""
-        return index_command(self._bank.path, self._recipe, rebuild=rebuild)
+    def command(self, *, levels: Sequence[str] = (), rebuild: bool = False) -> str:
+        """Return the command that builds the index, of these levels or those that it has."""
+        return index_command(self._bank.path, self._recipe, levels=levels, rebuild=rebuild)
 
     def read(self) -> M:
         """Read the manifest.
@@ -142,7 +142,7 @@ class IndexFolder(Generic[M]):
         if not self.manifest.is_file():
             raise BankError(
                 f"the bank {self._bank.path} has no index {self._recipe!r} of its {self._kind.SUBJECT}; "
-                f"build it with: {self.command()}"
+                f"build it with: {self.command(levels=recipe.build.levels)}"
             )
         built = self.read()
         if difference := built.difference(recipe):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ from spade_faiss.index.built_index import REBUILD_ASKED_FOR, UP_TO_DATE, BuiltIn
 from spade_faiss.index.staleness import IndexedShard, why_train_anew
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import import_faiss
-from spade_faiss.search.levels import open_blocks
+from spade_faiss.search.levels import index_name, open_blocks, searched_levels
 from spade_faiss.search.protocol import ResolvedRecipe, resolve_recipe
 from spade_faiss.search.recipe import Recipe, Settings
 
@@ -48,6 +48,7 @@ class GalleryIndexManifest(BuiltIndex):
     Args:
         gallery: the name of the search method.
         settings: its build settings, with the defaults written out.
+        levels: the levels that it holds, by `search.levels.index_name`; empty for each of the bank's levels.
         trained_file: the record of the file that holds what was trained.
         build_s: the seconds that the last build took.
     """
@@ -64,6 +65,7 @@ class GalleryIndexManifest(BuiltIndex):
     settings: Settings
     trained_file: FileEntry
     build_s: float
+    levels: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
@@ -86,8 +88,8 @@ def build_gallery(
     """Bring a recipe's gallery index up to date with a bank: train on a sample of its maps, and encode all of them.
 
     What is there already and fits is kept: an interrupted build goes on, and if images were added, only they are encoded, with
-    what was trained before. The index is built anew if it was built with other settings, or if its training does not fit the
-    bank any more.
+    what was trained before. The index is built anew if it was built with other settings or for other levels, or if its training
+    does not fit the bank any more. It keeps its levels if the recipe names none.
 
     Args:
         bank: the bank, not empty.
@@ -99,13 +101,16 @@ def build_gallery(
         Its manifest, and what was done, in words.
 
     Raises:
-        InputError: for an empty bank, settings that do not fit it, or a full disk.
+        InputError: for an empty bank, settings or levels that do not fit it, or a full disk.
     """
     check_not_empty(bank)
     start = time.perf_counter()
     folder = IndexFolder(GalleryIndexManifest, bank, recipe.name)
     folder.files.mkdir(parents=True, exist_ok=True)
     before = folder.read_if_usable()
+    # `index BANK --recipe NAME` adds images, whichever levels the index was built for.
+    named = recipe.build.levels or (before.levels if before else ())
+    recipe = replace(recipe, build=replace(recipe.build, levels=_level_names(bank, named)))
     why_anew = REBUILD_ASKED_FOR if rebuild else _why_anew(bank, recipe, before)
     kept = None if why_anew else before
     build = _Build(bank, recipe, folder.files, kept.build if kept else _next_build(folder, before, rebuild), kept)
@@ -125,6 +130,7 @@ def build_gallery(
         faiss=import_faiss().__version__,
         gallery=recipe.build.gallery,
         settings=asdict(build.resolved.build),
+        levels=recipe.build.levels,
         trained_file=trained_file,
         build_s=time.perf_counter() - start,
     )
@@ -151,6 +157,7 @@ class _Build:
         self._bank = bank
         self._recipe = recipe
         self._folder = folder
+        self._levels = _indexed_levels(bank, recipe.build.levels)
         self._recorded = {entry.file: entry.sha256 for entry in kept.files} if kept else {}
 
     def train(self) -> FileEntry:
@@ -162,6 +169,8 @@ class _Build:
                 "gallery": self._recipe.build.gallery,
                 "settings": asdict(self.resolved.build),
                 "layout": asdict(self._bank.layout),
+                # Only where they are not the bank's own: indexes from before levels could be chosen are still good.
+                **({"levels": self._recipe.build.levels} if self._recipe.build.levels else {}),
             }
         )
         if (entry := self._usable(path, made_of)) is not None:
@@ -169,8 +178,8 @@ class _Build:
         train = self.resolved.method.train
         assert train is not None
         arrays = {
-            f"{level.name}/{key}": array
-            for level in self._bank.layout.levels
+            f"{name}/{key}": array
+            for name, level in self._levels.items()
             for key, array in train(open_blocks(self._bank, level), self.resolved.build).items()
         }
         return FileEntry.of(path, write_arrays(path, arrays, attributes={_MADE_OF: made_of}))
@@ -180,7 +189,7 @@ class _Build:
         trained = _by_level(map_arrays(self._folder / trained_file.file, trained_file.sha256).arrays)
         # All images, removed ones too, so that they can be restored.
         everything = self._bank.with_removed()
-        blocks = {level.name: open_blocks(everything, level) for level in self._bank.layout.levels}
+        blocks = {name: open_blocks(everything, level) for name, level in self._levels.items()}
         shards, added = [], 0
         with progress_bar(len(everything), "index maps", progress) as bar:
             for number, shard in enumerate(self._bank.manifest.shards):
@@ -230,14 +239,24 @@ class OpenedGallery:
     files: dict[str, tuple[Path, str]]
 
 
-def open_gallery(bank: Snapshot, recipe: Recipe) -> OpenedGallery:
+def open_gallery(bank: Snapshot, recipe: Recipe, levels: Sequence[Level] = ()) -> OpenedGallery:
     """Open the gallery index of a bank, and check its files.
 
+    Args:
+        bank: the bank.
+        recipe: the recipe.
+        levels: the levels that will be searched; empty for each of the bank's levels.
+
     Raises:
-        BankError: if it was not built, is damaged, or was built with other settings.
+        BankError: if it was not built, is damaged, was built with other settings, or does not hold one of the levels.
     """
     folder = IndexFolder(GalleryIndexManifest, bank, recipe.name)
-    manifest = folder.read_for(recipe)
+    asked = [index_name(level, bank.layout.levels) for level in levels or bank.layout.levels]
+    manifest = folder.read_for(recipe.with_levels([] if set(asked) <= set(_indexed_levels(bank, ())) else asked))
+    held = list(_indexed_levels(bank, manifest.levels))
+    if missing := [name for name in asked if name not in held]:
+        command = folder.command(levels=[*held, *missing])
+        raise BankError(f"index {folder.path} holds {', '.join(held)}, and not {missing[0]}; build it with: {command}")
     folder.check_shards(manifest)
     for entry in manifest.files:
         path = folder.files / entry.file
@@ -256,9 +275,9 @@ class EncodedLevel:
 
     def __init__(self, opened: OpenedGallery, level: Level, blocks: Blocks) -> None:
         self._opened = opened
-        self._name = level.name
+        self._name = index_name(level, opened.bank.layout.levels)
         self._blocks = blocks
-        self.trained = opened.trained.get(level.name, {})
+        self.trained = opened.trained.get(self._name, {})
 
     def __call__(self, row: int) -> Arrays:
         """Return the encoding of the map in a bank row."""
@@ -285,6 +304,18 @@ def _shard_name(build: int, sha256: str) -> str:
     return f"{build:03d}-{sha256[:16]}.h5"
 
 
+def _indexed_levels(bank: Snapshot, names: Sequence[str]) -> dict[str, Level]:
+    """The levels that an index of these `levels` holds, by their names in it."""
+    levels = bank.layout.levels
+    return {index_name(level, levels): level for level in searched_levels(levels, "mean", names)}
+
+
+def _level_names(bank: Snapshot, names: Sequence[str]) -> tuple[str, ...]:
+    """The `levels` of an index's manifest, for levels that were named in any way."""
+    levels = tuple(_indexed_levels(bank, names))
+    return () if levels == tuple(_indexed_levels(bank, ())) else levels
+
+
 def _next_build(folder: IndexFolder[GalleryIndexManifest], before: GalleryIndexManifest | None, rebuild: bool) -> int:
     """Return the number of a build that begins, or that goes on where it was interrupted.
 
@@ -303,6 +334,9 @@ def _why_anew(bank: Snapshot, recipe: Recipe, before: GalleryIndexManifest | Non
         return None
     if difference := before.difference(recipe):
         return f"it {difference}"
+    if before.levels != (wanted := recipe.build.levels):
+        held, named = (", ".join(_indexed_levels(bank, names)) for names in (before.levels, wanted))
+        return f"it was built for {held}, asked for are {named}"
     return why_train_anew(bank, before.shards, before.trained)
 
 

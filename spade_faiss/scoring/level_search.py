@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from spade_faiss.bank.snapshot import Snapshot
-from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import ALL, Method
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import FeatureBatch, Level
@@ -102,19 +101,13 @@ def open_level_searches(
         The searches by the name of their level, in the order of the bank's levels.
 
     Raises:
-        InputError: for a level that the bank does not have, or levels that are searched as one with a recipe that encodes each
-            by itself.
-        BankError: if the index of the recipe is damaged or missing.
+        InputError: for a level that the bank does not have.
+        BankError: if the index of the recipe is damaged or missing, or does not hold a level.
     """
     levels = searched_levels(bank.layout.levels, method.fusion, method.levels)
     index = None
     if method.localize != "none" and recipe.method.train is not None:
-        if joined := [level.name for level in levels if level not in bank.layout.levels]:
-            raise InputError(
-                f"recipe {recipe.recipe.name!r} encodes each level by itself; to search {joined[0]!r} as one level "
-                f"(fusion={method.fusion}), use a recipe like 'exact'"
-            )
-        index = open_gallery(bank, recipe.recipe)
+        index = open_gallery(bank, recipe.recipe, levels)
 
     def open_search(level: Level) -> GallerySearch:
         blocks = open_blocks(bank, level, cache)

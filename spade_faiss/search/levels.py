@@ -53,6 +53,11 @@ def parts_of(level: Level, levels: Sequence[Level]) -> tuple[Level, ...]:
     return tuple(by_name[name] for name in _parts_of_name(level.name, by_name))
 
 
+def index_name(level: Level, levels: Sequence[Level]) -> str:
+    """The name of a searched level in an index: those of the bank's levels that it consists of, joined by `+`."""
+    return "+".join(part.name for part in parts_of(level, levels))
+
+
 def vectors_of(level: Level, levels: Sequence[Level], maps_of: Callable[[str], npt.NDArray[np.floating[Any]]]) -> FloatArray:
     """The vectors of n images at a searched level.
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import from_mapping
 from spade_faiss.core.types import Arrays, FloatArray, IntArray
 from spade_faiss.search.blocks import Blocks
@@ -133,6 +134,11 @@ def resolve_recipe(recipe: Recipe) -> ResolvedRecipe:
         InputError: for settings that the method does not have, or that are out of range.
     """
     method: SearchMethod[Any, Any] = importlib.import_module(f"spade_faiss.search.{recipe.build.gallery}").METHOD
+    if recipe.build.levels and method.train is None:
+        raise InputError(
+            f"recipe {recipe.name!r} searches levels {','.join(recipe.build.levels)} as they are, without an index of them; "
+            "leave them out of its build section, and name them where you score"
+        )
     return ResolvedRecipe(
         recipe=recipe,
         method=method,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -12,6 +12,7 @@ import yaml
 
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.schema import check_choice, from_mapping
+from spade_faiss.core.settings import check_indexed_levels
 
 # What YAML's parser raises; ValueError stands for text that is not UTF-8, or for a date that does not exist.
 _NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
@@ -39,14 +40,17 @@ class Build:
         image: a FAISS factory string for the index over the image embeddings.
         gallery: the search method of the neighbors' maps, see `gallery_names`.
         settings: the build settings of that method.
+        levels: the levels that it encodes, those to be searched as one joined by `+`; empty for each of the bank's levels.
     """
 
     image: str = "Flat"
     gallery: str = "exact"
     settings: Settings = field(default_factory=dict)
+    levels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("gallery", self.gallery, gallery_names())
+        check_indexed_levels(self.levels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,10 @@ class Recipe:
     def needs_image_index(self) -> bool:
         """Whether the image index must be built before the first query; a flat one is made when the bank is opened."""
         return self.build.image != "Flat"
+
+    def with_levels(self, levels: Sequence[str]) -> Recipe:
+        """The recipe with other levels to index, see `Build`; itself if none is named."""
+        return replace(self, build=replace(self.build, levels=tuple(levels))) if levels else self
 
     def with_query(self, changes: Mapping[str, str]) -> Recipe:
         """The recipe with other query settings.

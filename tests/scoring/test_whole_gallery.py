@@ -128,11 +128,6 @@ def test_a_level_that_is_not_there_is_named(folder: Path) -> None:
             Method(levels=levels)
 
 
-def test_joined_levels_need_a_recipe_that_can(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"encodes each level by itself; to search 'mid\+coarse' as one"):
-        Detector.open(folder, recipe="ivf", method=Method(levels=("fine", "mid+coarse")))
-
-
 def test_the_scoring_config_says_which_levels(folder: Path) -> None:
     usual = Detector.open(folder).scoring_config
     chosen = Detector.open(folder, method=Method(k_gallery=ALL, levels=("fine", "mid+coarse"))).scoring_config
