@@ -283,10 +283,9 @@ class Detector:
         neighbor_dist = to_distance(sq_dist, self.method.distance)
         image_score = neighbor_dist[:, : self.method.k_image].mean(axis=1)
         localized = np.flatnonzero(self._is_localized(image_score))
-        level_dist, nearest = {}, {}
         with timings("pixel search"):
-            for name, search in self._searches.items():
-                level_dist[name], nearest[name] = search(query, rows, gallery, localized)
+            levels = {name: search(query, rows, gallery, localized) for name, search in self._searches.items()}
+        level_dist = {name: found.dist for name, found in levels.items()}
         with timings("fusion"):
             size = self.bank.layout.input_size
             maps = np.full((len(query), *size), np.nan, np.float32)
@@ -302,8 +301,9 @@ class Detector:
             neighbor_ids=np.array([[ids[row] for row in line] for line in rows]),
             neighbor_dist=neighbor_dist,
             level_dist=level_dist,
-            nearest=nearest,
+            nearest={name: found.nearest for name, found in levels.items()},
             distance=self.method.distance,
+            passed_over={name: found.passed_over for name, found in levels.items() if found.passed_over is not None},
         )
 
     def _is_localized(self, image_score: FloatArray) -> npt.NDArray[np.bool_]:

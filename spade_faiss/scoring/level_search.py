@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,20 @@ from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.levels import open_blocks, searched_levels, vectors_of
 from spade_faiss.search.protocol import GallerySearch, ResolvedRecipe
 from spade_faiss.search.workers import Workers
+
+
+class LevelScores(NamedTuple):
+    """What the search of a level found for n images.
+
+    Attributes:
+        dist: (n, h, w) distances.
+        nearest: (n, h, w) of `NEAREST_DTYPE`.
+        passed_over: (n,), see `Scores`; None where it is not counted.
+    """
+
+    dist: FloatArray
+    nearest: NearestArray
+    passed_over: FloatArray | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,9 +54,7 @@ class LevelSearch:
     k_gallery: int
     search: GallerySearch | None
 
-    def __call__(
-        self, query: FeatureBatch, neighbors: IntArray, gallery: IntArray, localized: IntArray
-    ) -> tuple[FloatArray, NearestArray]:
+    def __call__(self, query: FeatureBatch, neighbors: IntArray, gallery: IntArray, localized: IntArray) -> LevelScores:
         """Search for the nearest gallery vector of each location.
 
         Args:
@@ -51,13 +64,13 @@ class LevelSearch:
             localized: (m,), the images to search for.
 
         Returns:
-            (n, h, w) distances, NaN for the images that are not searched for, and (n, h, w) of `NEAREST_DTYPE`.
+            What was found; distances are NaN for the images that are not searched for.
         """
         level, shape = self.level, (len(query), self.level.height, self.level.width)
         dist, nearest = np.full(shape, np.nan, np.float32), np.zeros(shape, NEAREST_DTYPE)
         nearest["neighbor"] = nearest["row"] = -1
         if len(localized) == 0:
-            return dist, nearest
+            return LevelScores(dist, nearest)
         assert self.search is not None
         gallery, neighbors, shape = gallery[localized], neighbors[localized], (len(localized), *shape[1:])
         every = len(localized) == len(query)  # the usual case, without a copy
@@ -70,7 +83,11 @@ class LevelSearch:
         found["row"] = hits.row.reshape(shape)
         found["y"], found["x"] = np.divmod(hits.location.reshape(shape), level.width)
         nearest[localized] = found
-        return dist, nearest
+        if hits.passed_over is None:
+            return LevelScores(dist, nearest)
+        passed_over = np.full(len(query), np.nan, np.float32)
+        passed_over[localized] = hits.passed_over
+        return LevelScores(dist, nearest, passed_over)
 
     def working_bytes(self, images: int) -> int:
         """The most that a call for so many images holds at a time, beside its results and the cache of decoded blocks."""

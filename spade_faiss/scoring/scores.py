@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ class Scores:
         nearest: for each level, (n, h, w) of `NEAREST_DTYPE`, the gallery vector each distance was measured to (with kappa > 1,
             the nearest of them).
         distance: `l2` or `squared_l2`.
+        passed_over: for each level whose search counts it, (n,) the share of the gallery's vectors that it ruled out without a
+            look at their codes; NaN for an image that was not localized.
     """
 
     ids: Sequence[str]
@@ -43,6 +45,7 @@ class Scores:
     level_dist: dict[str, FloatArray]
     nearest: dict[str, NearestArray]
     distance: str
+    passed_over: dict[str, FloatArray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -74,4 +77,5 @@ def join(parts: Sequence[Scores]) -> Scores:
         level_dist={level: np.concatenate([part.level_dist[level] for part in parts]) for level in first.level_dist},
         nearest={level: np.concatenate([part.nearest[level] for part in parts]) for level in first.nearest},
         distance=first.distance,
+        passed_over={level: np.concatenate([part.passed_over[level] for part in parts]) for level in first.passed_over},
     )

@@ -173,6 +173,10 @@ class Blocks:
         made: T = self._shared.get_or_make((self._key_of(name), row), make)
         return made
 
+    def reserve(self, nbytes: int) -> int:
+        """Take up to so many bytes out of the cache for good, see `BlockCache`; without a cache there is no limit."""
+        return nbytes if self._shared is None else self._shared.reserve(nbytes)
+
     def take(self, row: int, locations: IntArray) -> FloatArray:
         """(m, C) float32, the vectors at some locations of a bank row; where possible, only they are decoded."""
         block = None if self._cache is None else self._cache.get((self.key, row))

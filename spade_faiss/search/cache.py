@@ -53,6 +53,13 @@ class BlockCache(Generic[Block]):
             self.put(key, block)
         return block
 
+    def reserve(self, nbytes: int) -> int:
+        """Take up to so many bytes out of the cache for good, for what else stays in memory; returns how many there were."""
+        with self._lock():
+            granted = min(nbytes, self.capacity)
+            self.capacity -= granted
+            return granted
+
     def clear(self) -> None:
         """Drop all blocks."""
         with self._lock():

@@ -34,11 +34,14 @@ class Hits:
         sq_dist: (n, HW, kappa) float32, squared L2 distances, ascending.
         row: (n, HW) int64, the bank row of the normal image that holds the nearest vector.
         location: (n, HW) int64, the location of that vector in the image's map, `y * W + x`.
+        passed_over: (n,), the share of the gallery's vectors that a search ruled out without a look at their codes; None for a
+            search that looks at all of them, or does not count them.
     """
 
     sq_dist: FloatArray
     row: IntArray
     location: IntArray
+    passed_over: FloatArray | None = None
 
 
 class GallerySearch(Protocol):

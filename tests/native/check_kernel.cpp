@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "clusters.hpp"
 #include "distance.hpp"
 #include "search.hpp"
 
@@ -152,6 +153,62 @@ void check(const SimdLevel& level, int nq, int nb, int d, int components, Elemen
     }
 }
 
+// Clusters of any kind find the nearest of all rows; the gallery reads them from memory that ends where they do.
+void check_clusters(const SimdLevel& level, int nq, int nb, int d, ElementType type, int k, bool packed) {
+    std::normal_distribution<float> normal;
+    std::uniform_int_distribution<int> pick(0, nb / 8);
+    std::vector<float> around(static_cast<std::size_t>(4) * d);
+    for (float& value : around) value = 1 + normal(rng);
+    const TestVectors rows = make_vectors(nb, d, type, 1, around);
+    const TestVectors queries = make_vectors(nq, d, ElementType::kFloat32, 1, around);
+    const int count = nb / 8 + 1;
+    const TestVectors centers = make_vectors(count, d, ElementType::kFloat32, 1, around);
+    Gallery gallery{d, 1, 1, nb, {MapPart{type, d, 1, {}, {}, {}}}};
+    std::vector<std::int32_t> cluster(nb);
+    std::vector<float> distance(nb);
+    for (int i = 0; i < nb; ++i) {
+        gallery.parts[0].maps.push_back(rows.vectors.row(i));
+        cluster[i] = pick(rng);
+        const float* center = centers.values.data() + static_cast<std::size_t>(cluster[i]) * d;
+        const double found = exact_sq_distance(center, rows.values.data() + static_cast<std::size_t>(i) * d, d);
+        distance[i] = static_cast<float>(std::sqrt(found) * (1 + 1e-6));
+    }
+    Clusters clusters(level, gallery, {centers.values.data(), ElementType::kFloat32, count, d}, cluster.data(),
+                      distance.data());
+    if (packed) clusters.pack(0, count);
+    const Vectors xq{queries.values.data(), ElementType::kFloat32, nq, d};
+    const std::int64_t excluded[1] = {nb / 2};
+    const ClusterQueries asked{xq, nq, excluded, 1};
+    const std::size_t size = static_cast<std::size_t>(nq) * k;
+    std::vector<float> D(size), more(size), bound(nq);
+    std::vector<std::int64_t> I(size), ids(size);
+    std::vector<std::int32_t> seed(nq);
+    search_nearest_cluster(clusters, asked, k, 1, D.data(), I.data(), seed.data());
+    for (int i = 0; i < nq; ++i) bound[i] = D[static_cast<std::size_t>(i + 1) * k - 1];
+    const GroupRange all{0, round_up(count, kRowAlign) / kGroup};
+    search_clusters(clusters, all, asked, bound.data(), seed.data(), k, 1, more.data(), ids.data());
+    for (int i = 0; i < nq; ++i) {
+        std::vector<std::pair<float, std::int64_t>> best, found;
+        for (int row = 0; row < nb; ++row)
+            if (row != excluded[0])
+                best.emplace_back(
+                    sq_distance(queries.values.data() + static_cast<std::size_t>(i) * d, rows.vectors.row(row), type, d), row);
+        for (std::size_t j = static_cast<std::size_t>(i) * k; j < static_cast<std::size_t>(i + 1) * k; ++j) {
+            if (I[j] >= 0) found.emplace_back(D[j], I[j]);
+            if (ids[j] >= 0) found.emplace_back(more[j], ids[j]);
+        }
+        std::sort(best.begin(), best.end());
+        std::sort(found.begin(), found.end());
+        best.resize(std::min<std::size_t>(k, best.size()));
+        found.resize(std::min<std::size_t>(k, found.size()));
+        if (found != best) {
+            fail(level, packed ? "a search of clusters is wrong" : "a search of clusters that are not kept is wrong", nq, nb,
+                 d);
+            return;
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -170,6 +227,13 @@ int main() {
                             check(level, nq, nb, d, 0, type, scale, std::min(k, nb)), ++checked;
                             if (d > 3) check(level, nq, nb, d, d / 4, type, scale, std::min(k, nb)), ++checked;
                         }
+        for (int d : {1, 17, 40})
+            for (int nb : {2, 50, 400})
+                for (int nq : {1, 40})
+                    for (int k : {1, 4})
+                        for (bool packed : {false, true})
+                            for (ElementType type : {ElementType::kFloat16, ElementType::kFloat32})
+                                check_clusters(level, nq, nb, d, type, k, packed), ++checked;
         for (int components : {0, 31}) check(level, 40, 300, 1800, components, ElementType::kFloat16, 1, 3), ++checked;
         std::printf("%s: %d cases checked\n", level.name, checked);
     }

@@ -21,7 +21,7 @@ from spade_faiss.search.protocol import GallerySearch, Hits, NoSettings, SearchM
 from spade_faiss.search.recipe import Recipe, gallery_names
 from spade_faiss.search.workers import Workers
 from spade_faiss.testing import GallerySearchTests, SearchCase, open_method
-from tests.support.recipes import COMPACT, EXACT, FAISS, HISTORY, IVF, LOCATION, built, queried
+from tests.support.recipes import CLUSTERS, COMPACT, EXACT, FAISS, HISTORY, IVF, LOCATION, built, queried
 
 Bools = npt.NDArray[np.bool_]
 
@@ -112,6 +112,17 @@ class TestCompactOnNarrowLevels(RecipeTests):
 
     recipe = built(COMPACT, dims=32)
     exact = True
+
+
+class TestClusters(RecipeTests):
+    recipe = CLUSTERS
+    exact = True
+    rtol = 2e-6
+    orders_locations = usable_simd_level() is not None
+
+
+class TestFewClusters(TestClusters):
+    recipe = built(CLUSTERS, clusters=3)
 
 
 class TestHistory(RecipeTests):

@@ -171,7 +171,7 @@ def test_centering_is_worth_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_method_and_its_settings() -> None:
     assert resolve_recipe(Recipe(name="r")).method is exact.METHOD
-    with pytest.raises(InputError, match="gallery='exakt' is not one of compact, exact"):
+    with pytest.raises(InputError, match="gallery='exakt' is not one of clusters, compact, exact"):
         Build(gallery="exakt")
     for recipe in (Recipe(name="r", build=Build(settings={"lists": 3})), Recipe(name="r", query=Query(settings={"lists": 3}))):
         with pytest.raises(InputError, match=r"recipe 'r': (build|query): settings: unknown key 'lists'"):

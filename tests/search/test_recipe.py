@@ -65,7 +65,7 @@ def test_all_but_the_name_has_a_default(tmp_path: Path) -> None:
         ("name: a\nbuild: Flat\n", "build: expected a mapping, got str"),
         ("name: 5\n", "name=5 is of type int, expected str"),
         ("name: a\nbuild: {image: 5}\n", "build: image=5 is of type int"),
-        ("name: a\nbuild: {gallery: magic}\n", "build: gallery='magic' is not one of compact, exact"),
+        ("name: a\nbuild: {gallery: magic}\n", "build: gallery='magic' is not one of clusters, compact, exact"),
         ("name: ''\n", "recipe name '' must consist of letters"),
         ("name: '--'\n", "recipe name '--' must consist of letters"),
         ("name: a.b\n", "recipe name 'a.b' must consist of letters, digits, '-' and '_'"),
@@ -95,7 +95,7 @@ def test_a_file_of_bytes_is_no_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nothing", "", ".", "..", "exact ", "Exact", "a\0b", "a" * 5000, "missing.yaml"])
 def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(NotFoundError, match=r"known are compact, exact, .*hnsw.*, or pass a .yaml file") as caught:
+    with pytest.raises(NotFoundError, match=r"known are clusters, compact, exact, .*hnsw.*, or pass a .yaml file") as caught:
         load_recipe(name)
     assert repr(name) in str(caught.value)
 

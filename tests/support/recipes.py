@@ -14,12 +14,13 @@ FAISS = Recipe(name="exact-by-faiss", query=Query(settings={"engine": "faiss"}))
 LOCATION = Recipe(name="location", build=Build(gallery="location"), query=Query(settings={"radius": 2}))
 IVF = Recipe(name="ivf", build=Build(gallery="ivf", settings={"lists": 8}), query=Query(settings={"nprobe": 2}))
 COMPACT = Recipe(name="compact", build=Build(gallery="compact", settings={"dims": 4}), query=Query(settings={"rerank": 3}))
+CLUSTERS = Recipe(name="clusters", build=Build(gallery="clusters"))
 HISTORY = Recipe(name="history", build=Build(gallery="history", settings={"lists": 3}), query=Query(settings={"nprobe": 1}))
 # Those that search each test image's own neighbors, and all.
-OF_NEIGHBORS = [EXACT, FAISS, LOCATION, IVF, COMPACT]
+OF_NEIGHBORS = [EXACT, FAISS, LOCATION, IVF, COMPACT, CLUSTERS]
 ALL = [*OF_NEIGHBORS, HISTORY]
 # Those that store something beside the bank.
-ENCODING = [IVF, COMPACT, HISTORY]
+ENCODING = [IVF, COMPACT, HISTORY, CLUSTERS]
 
 
 def by_name(recipes: Sequence[Recipe]) -> pytest.MarkDecorator:

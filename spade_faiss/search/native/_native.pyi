@@ -31,6 +31,34 @@ class Gallery:
     def vectors(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]: ...
     def sq_distances(self, queries: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]: ...
 
+class Clusters:
+    def __init__(
+        self,
+        simd_level: str,
+        gallery: Gallery,
+        centers: npt.NDArray[np.float32],
+        cluster: npt.NDArray[np.int32],
+        distance: npt.NDArray[np.float32],
+    ) -> None: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def pack(self, first: int, last: int) -> None: ...
+    def search_nearest(
+        self, queries: npt.NDArray[np.float32], excluded: npt.NDArray[np.int64], k: int, margin: float = 1.0
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int64], int]: ...
+    def search(
+        self,
+        range: tuple[int, int],
+        queries: npt.NDArray[np.float32],
+        excluded: npt.NDArray[np.int64],
+        bound: npt.NDArray[np.float32],
+        seed: npt.NDArray[np.int32],
+        k: int,
+        margin: float = 1.0,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64], int]: ...
+
 def search(
     query_pack: QueryPack,
     queries: npt.NDArray[np.float32],

@@ -17,6 +17,8 @@ namespace spade {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// Squares of smaller numbers are finite.
+constexpr float kLargest = 1.8e19f;
 // Queries that are searched in a cluster at a time: two panels, which the filters multiply side by side.
 constexpr int kBatch = 2 * kPanel;
 
@@ -28,7 +30,8 @@ struct Lengths {
     explicit Lengths(const Packing& packing)
         : rounding(packing.rounding), vanishing(std::sqrt(static_cast<float>(packing.d)) * kVanishing) {}
     float upper(float length) const { return length * (1 + 2 * rounding) + 2 * vanishing; }
-    float lower(float length) const { return length * (1 - 2 * rounding) - 2 * vanishing; }
+    // A sum of squares beyond float32 is infinite, the length is not.
+    float lower(float length) const { return std::min(length, kLargest) * (1 - 2 * rounding) - 2 * vanishing; }
     // A lower bound of a length that `upper_bound` of packs.cpp has rounded up.
     float lower_of_upper(float length) const { return length * (1 - 4 * rounding) - 4 * vanishing; }
     float rounding, vanishing;
