@@ -26,9 +26,18 @@ from spade_faiss.features.pictures import to_mask
 
 BACKBONE = "efficientnet_lite0"
 # A letterbox alone shows whole tiles.
-RESIZE_MODES = {"mvtec_bottle": "crop", "magnetic_tile": "letterbox", "elpv": "crop"}
-# Stands after the name of a real set whose vectors are scaled to unit length at each location.
-NORMALIZED = "-l2"
+RESIZE_MODES = {
+    "mvtec_bottle": "crop",
+    "mvtec_screw": "crop",
+    "mvtec_toothbrush": "crop",
+    "aws_cookies": "crop",
+    "magnetic_tile": "letterbox",
+    "elpv": "crop",
+}
+# What may stand after the name of a real set, and how its maps are prepared then: vectors of unit length at each location, or
+# averages over 3 x 3 locations, those outside of the map being zeros.
+NORMALIZED, POOLED = "-l2", "-pool3"
+PREPARED: dict[str, dict[str, Any]] = {NORMALIZED: {"normalize": "l2"}, POOLED: {"pool": 3, "pool_border": "zero"}}
 GENERATED_NORMALS, GENERATED_TESTS = 200, 32
 _SIDE = 56
 _BATCH = 16
@@ -91,8 +100,8 @@ def pixel_set(name: str, places: Places, *, normals: int = 0, side: int = 0) -> 
         with _whole(folder) as temporary:
             if name in SHAPES:
                 _generate(temporary, name, normals or GENERATED_NORMALS, side or _SIDE)
-            elif name.removesuffix(NORMALIZED) in RESIZE_MODES:
-                _extract(temporary, name.removesuffix(NORMALIZED), places, "l2" if name.endswith(NORMALIZED) else "none")
+            elif (real := _real(name)) is not None:
+                _extract(temporary, real[0], places, real[1])
             else:
                 raise InputError(f"set {name!r} is not one of {', '.join((*RESIZE_MODES, *SHAPES))}")
     with np.load(folder / "tests.npz") as file:
@@ -115,7 +124,14 @@ def _generate(folder: Path, name: str, normals: int, side: int) -> None:
     _save(folder, product.tests(GENERATED_TESTS), {})
 
 
-def _extract(folder: Path, name: str, places: Places, normalize: str) -> None:
+def _real(name: str) -> tuple[str, dict[str, Any]] | None:
+    """The name of a real set without what stands after it, and how its maps are prepared; None if it is no real set."""
+    suffix = next((suffix for suffix in PREPARED if name.endswith(suffix)), "")
+    found = name.removesuffix(suffix)
+    return (found, PREPARED.get(suffix, {})) if found in RESIZE_MODES else None
+
+
+def _extract(folder: Path, name: str, places: Places, prepared: dict[str, Any]) -> None:
     from spade_faiss.core.settings import Preprocess
     from spade_faiss.features.loading import load_backbone
     from spade_faiss.features.stream import FeatureStream
@@ -130,7 +146,7 @@ def _extract(folder: Path, name: str, places: Places, normalize: str) -> None:
         raise InputError(f"the set {name!r} is not there; say where with: --data FOLDER, the folder that holds {name}")
     preprocess = Preprocess(resize_mode=RESIZE_MODES[name])
     backbone = load_backbone(BACKBONE, preprocess=preprocess)
-    extract(root / "train" / "good", bank=folder / "set.bank", extraction=Extraction(backbone=backbone, normalize=normalize))
+    extract(root / "train" / "good", bank=folder / "set.bank", extraction=Extraction(backbone=backbone, **prepared))
     dataset = load_dataset(root)
     extracted = list(FeatureStream(backbone, Run(), timings=Timings(), batch_size=_BATCH)(dataset.root, dataset.test, name))
     records = [record for part in extracted for record in part.records]
