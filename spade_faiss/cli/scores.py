@@ -71,6 +71,7 @@ def _describe_results(done: Results) -> Output:
     numbers: dict[str, Any] = {
         "out": str(done.out),
         **done.inspected_numbers(),
+        "passed_over": done.passed_over,
         "time": {"total_s": done.total_s, "timing_s": done.timing_s},
         "peak_memory_bytes": done.peak_memory_bytes,
     }
@@ -88,6 +89,8 @@ def _describe_results(done: Results) -> Output:
         lines += [f"  {notice}" for notice in verdict_notices(decisions)]
     else:
         lines.append(done.notice)
+    if notice := done.search_notice():
+        lines.append(notice)
     lines.append(format_times(done.timing_s, done.total_s, done.images))
     lines.append(f"peak memory {format_bytes(done.peak_memory_bytes)}")
     lines.append(f"look at {done.out / 'report.html'}; numbers are in report.json, scores.csv and scores.h5 beside it")

@@ -20,6 +20,7 @@ def run_numbers(inputs: ReportInputs) -> dict[str, Any]:
         "bank": inputs.facts.bank,
         **results.inspected_numbers(),
         "localized": int(scores.localized.sum()),
+        "passed_over": results.passed_over,
         "metrics": None if metrics is None else _metric_numbers(metrics),
         "calibration": None if decisions is None else decisions.numbers(),
         "calibration_notice": results.notice or None,

@@ -88,7 +88,7 @@ def _notices(inputs: ReportInputs) -> Iterator[str]:
     if results.decisions is not None:
         yield from verdict_notices(results.decisions)
     if facts.recipe.build.gallery != "exact":
-        yield facts.definition
+        yield f"{facts.definition} {results.search_notice()}".rstrip()
     for notice in results.notices():
         yield notice[0].upper() + notice[1:] + "."
     if results.skipped:

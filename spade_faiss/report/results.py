@@ -27,6 +27,8 @@ class Results:
         metrics: the metrics of a labeled set; None without labels.
         decisions: the verdicts and regions; None if there are none, then `notice` says why.
         notice: why there are no decisions; empty if there are.
+        passed_over: for each level whose search counts it, the share of the gallery's vectors that it ruled out without a look at
+            their codes, mean over the images that were localized.
         timing_s: seconds of each step; steps that ran in other threads overlap.
         total_s: the wall-clock time up to the report.
         peak_memory_bytes: the most memory that the process has used since it started.
@@ -41,6 +43,7 @@ class Results:
     metrics: Metrics | None
     decisions: Decisions | None
     notice: str
+    passed_over: dict[str, float]
     timing_s: dict[str, float]
     total_s: float
     peak_memory_bytes: int
@@ -48,6 +51,13 @@ class Results:
     def notices(self) -> list[str]:
         """What was not inspected, or not as it should be: sentences without their period."""
         return [*self.left_out.notices(), *self.visible.notices(), *self._in_bank_notices()]
+
+    def search_notice(self) -> str:
+        """How much of the gallery was passed over: a sentence, empty where it is not counted."""
+        if not self.passed_over:
+            return ""
+        shares = ", ".join(f"{100 * share:.1f} % at level {level}" for level, share in self.passed_over.items())
+        return f"Passed over as too far to be nearest: {shares} of the gallery's vectors."
 
     def inspected_numbers(self) -> dict[str, Any]:
         """What `notices` says, and how many images were read, as plain values."""

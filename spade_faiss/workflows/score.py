@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from spade_faiss.core.settings import Decision, ReportOptions
 from spade_faiss.core.timing import Timings
+from spade_faiss.core.types import FloatArray
 from spade_faiss.decisions.calibration import Verdicts
 from spade_faiss.decisions.regions import Region, find_regions
 from spade_faiss.decisions.rule import DecisionRule, Decisions
@@ -117,6 +118,7 @@ class Scored:
         regions: the regions of each image; empty without a decision rule.
         found: the images as they were found, and what was left out.
         in_bank: the images whose content is in the bank.
+        passed_over: for each level whose search counts it, see `Results`.
     """
 
     records: Sequence[ImageRecord]
@@ -126,6 +128,7 @@ class Scored:
     regions: Sequence[Sequence[Region]]
     found: Survey
     in_bank: tuple[Duplicate, ...]
+    passed_over: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -170,7 +173,7 @@ def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
     read: list[ImageRecord] = []
     placements: list[Placement] = []
     regions: list[list[Region]] = []
-    image_score, map_score = [], []
+    image_score, map_score, passed_over = [], [], []
     normal_of = {digest: name for name, digest in detector.bank.sha256_of.items()}
     in_bank: list[Duplicate] = []
     stream = detector.stream(timings, "score")
@@ -184,6 +187,7 @@ def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
                 writer.append(scores)
             image_score.append(scores.image_score)
             map_score.append(scores.map_score)
+            passed_over.append(scores.passed_over)
             labels = [record.defective for record in extracted.records]
             pictures.add(
                 [item.picture for item in extracted.loaded],
@@ -212,7 +216,14 @@ def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
         regions=regions,
         found=found,
         in_bank=tuple(in_bank),
+        passed_over=_mean_shares(passed_over),
     )
+
+
+def _mean_shares(batches: Sequence[Mapping[str, FloatArray]]) -> dict[str, float]:
+    """The mean of each level over the images of all batches that have a number."""
+    found = {level: np.concatenate([batch[level] for batch in batches]) for level in batches[0]}
+    return {level: float(np.nanmean(shares)) for level, shares in found.items() if np.isfinite(shares).any()}
 
 
 def _settings_text(detector: Detector) -> str:
@@ -291,6 +302,7 @@ def _summarize(job: Job, scored: Scored, evaluated: Evaluated | None) -> Results
         metrics=None if evaluated is None else evaluated.metrics,
         decisions=decisions,
         notice=job.notice,
+        passed_over=scored.passed_over,
         timing_s=job.timings.seconds,
         total_s=job.timings.total_s,
         peak_memory_bytes=peak_memory_bytes(),

@@ -111,6 +111,7 @@ def _write_page(folder: OutputFolder, found: Suspects, detector: Detector, shown
         metrics=None,
         decisions=None,
         notice="",
+        passed_over={},
         timing_s=timings.seconds,
         total_s=timings.total_s,
         peak_memory_bytes=peak_memory_bytes(),

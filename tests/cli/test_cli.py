@@ -413,6 +413,23 @@ def test_every_recipe_of_ours_scores_with_its_defaults(
     assert report["scores"][0]["map_score"] > 0
 
 
+def test_the_whole_bank_is_searched_through_clusters(
+    copied_bank: Path, one_image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_json(capsys, "index", copied_bank, "--recipe", "clusters")
+    reports = {}
+    for recipe in ("exact", "clusters"):
+        words = ("score", one_image, "--bank", copied_bank, "--recipe", recipe, "--k-gallery", "all")
+        text = run_text(capsys, *words, "--out", tmp_path / recipe)
+        assert ("Passed over as too far to be nearest: " in text) == (recipe == "clusters")
+        reports[recipe] = json.loads((tmp_path / recipe / "report.json").read_bytes())
+    assert reports["clusters"]["scores"] == reports["exact"]["scores"]
+    assert reports["exact"]["passed_over"] == {}
+    shares = reports["clusters"]["passed_over"]
+    assert list(shares) == [level.name for level in Bank.open(copied_bank).layout.levels]
+    assert all(0 < share < 1 for share in shares.values())
+
+
 def test_settings_of_a_query_arrive(
     copied_bank: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
