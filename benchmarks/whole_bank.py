@@ -1,0 +1,335 @@
+"""Measures the whole bank as the gallery: what it costs, how that grows with the bank, and what it is worth.
+
+Run as `python -m benchmarks.whole_bank --out benchmarks/results --data FOLDER`, FOLDER holding real sets. What is compared runs
+in turn, in one process, with the same number of threads. PatchCore stands beside it where an environment that has anomalib is
+named (SPADE_FAISS_PATCHCORE_PYTHON).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.features import SHAPES, Product
+from benchmarks.gallery import in_turn, ratio_of
+from benchmarks.process import machine, spread
+from benchmarks.sweep import peers
+from benchmarks.sweep.measures import exponent
+from benchmarks.sweep.points import PeerPoint
+from benchmarks.sweep.sets import POOLED, PixelSet, Places, pixel_set
+from spade_faiss import Bank, Detector, FeatureBatch
+from spade_faiss.core.settings import ALL, Method, Run
+from spade_faiss.core.timing import Timings
+from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.features.layout import prepare
+from spade_faiss.index.build import build_index
+from spade_faiss.scoring.metrics import detection_metrics, localization_metrics
+from spade_faiss.search.distances import import_faiss
+from spade_faiss.search.levels import open_blocks, searched_levels, vectors_of
+from spade_faiss.search.recipe import Recipe, load_recipe
+
+Row = dict[str, Any]
+
+SPEED_SETS = ("mvtec_bottle", "mvtec_screw")
+QUALITY_SETS = ("mvtec_bottle", "magnetic_tile", "mvtec_screw", "mvtec_toothbrush", "aws_cookies", "elpv")
+# Real cells up to 1,000; generated features, which look like those of real products, beyond.
+REAL_GROWTH, REAL_SIZES = "elpv", (200, 400, 700, 1000)
+GENERATED_GROWTH, GENERATED_SIZES = "lite0", (200, 1000, 5000)
+# FAISS searches everything, decoded, up to so many images.
+MOST_BY_FAISS = 5000
+JOINED = ("blocks.2+blocks.4",)
+APART = ("blocks.2", "blocks.4")
+MEMORY = "6GiB"
+TESTS, REPEATS = 12, 9
+_SHARD = 100
+_TOP = 0.01
+
+
+def main() -> None:
+    """Measure all sections, or those that --only names, and write them to whole_bank.json; the others stay as they are."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the real sets")
+    parser.add_argument("--scratch", type=Path, help="where banks are written and kept for the next run; some 4 GB")
+    parser.add_argument("--only", nargs="+", choices=sorted(SECTIONS), default=list(SECTIONS))
+    arguments = parser.parse_args()
+    target = arguments.out / "whole_bank.json"
+    figures = json.loads(target.read_bytes()) if target.exists() else {}
+    with tempfile.TemporaryDirectory() as temporary:
+        places = Places(arguments.data, arguments.scratch or Path(temporary))
+        places.scratch.mkdir(parents=True, exist_ok=True)
+        for name in arguments.only:
+            figures[name] = {"machine": machine(), "rows": []}
+            for row in SECTIONS[name](places):
+                print(name, json.dumps({key: value for key, value in row.items() if key != "runs"}), flush=True)
+                figures[name]["rows"].append(row)
+            target.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """One search of the whole bank, and the bank and test images that it is measured on."""
+
+    bank: Path
+    tests: FeatureBatch
+    levels: tuple[str, ...] = ()
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of clusters for its levels."""
+        return load_recipe("clusters").with_levels(self.levels)
+
+    def open(self, recipe: str | Recipe, k_gallery: int | str = ALL) -> Detector:
+        """Open its detector with another recipe or gallery."""
+        method = Method(k_image=min(5, len(Bank.open(self.bank))), k_gallery=k_gallery, levels=self.levels)
+        return Detector.open(self.bank, recipe=recipe, method=method, run=Run(memory=MEMORY, device="cpu"))
+
+
+def speed(places: Places) -> Iterator[Row]:
+    """What all normals of real sets cost, beside five neighbors at three levels, a scan, and FAISS on everything."""
+    for name in SPEED_SETS:
+        plain, pooled = pixel_set(name, places), pixel_set(name + POOLED, places)
+        five = _bank_of(plain, TESTS)
+        for label, chosen, levels in (("joined", pooled, JOINED), ("apart", pooled, APART), ("three levels", plain, ())):
+            yield {"set": name, "search": label, **_compare(replace(_bank_of(chosen, TESTS), levels=levels), five, scan=True)}
+
+
+def growth(places: Places) -> Iterator[Row]:
+    """How the cost grows with the bank: levels 2 and 3 joined, on real cells and on generated features."""
+    chosen = pixel_set(REAL_GROWTH + POOLED, places)
+    plain = pixel_set(REAL_GROWTH, places)
+    yield from _growing(
+        REAL_GROWTH,
+        [
+            (
+                Compared(_first(chosen.bank, size, places), chosen.part(TESTS).tests, JOINED),
+                Compared(_first(plain.bank, size, places), plain.part(TESTS).tests),
+            )
+            for size in REAL_SIZES
+        ],
+    )
+    product = Product(SHAPES[GENERATED_GROWTH])
+    levels = tuple(level.name for level in SHAPES[GENERATED_GROWTH].levels)
+    joined = ("+".join(levels[1:]),)
+    sizes = []
+    for size in GENERATED_SIZES:
+        bank = _generated(product, size, places)
+        sizes.append((Compared(bank, product.tests(TESTS), joined), Compared(bank, product.tests(TESTS))))
+    yield from _growing(GENERATED_GROWTH, sizes)
+
+
+def _growing(name: str, sizes: Sequence[tuple[Compared, Compared]]) -> Iterator[Row]:
+    rows = []
+    for whole, five in sizes:
+        rows.append({"set": name, "search": "joined", **_compare(whole, five, scan=len(Bank.open(whole.bank)) <= 1000)})
+        yield rows[-1]
+    normals = [row["normals"] for row in rows]
+    yield {
+        "set": name,
+        "exponent": exponent(normals, [row["ms"]["clusters"]["median"] for row in rows]),
+        "exponent_looked_at": exponent(normals, [row["looked_at"] for row in rows]),
+    }
+
+
+def leave_one_out(places: Places) -> Iterator[Row]:
+    """What a bank's own image costs against all others, beside an image that is not in the bank."""
+    for name in SPEED_SETS:
+        chosen = replace(_bank_of(pixel_set(name + POOLED, places), TESTS), levels=JOINED)
+        build_index(Bank.open(chosen.bank), chosen.recipe)
+        detector = chosen.open(chosen.recipe)
+        rows = np.linspace(0, len(detector.bank) - 1, TESTS).astype(int).tolist()
+
+        def others(_: FeatureBatch, detector: Detector = detector, rows: list[int] = rows) -> float:
+            start = time.perf_counter()
+            detector.score_rows(rows)
+            return (time.perf_counter() - start) / len(rows)
+
+        seconds = in_turn({"scoring": _seconds(detector, all_stages=True), "leave one out": others}, [chosen.tests], REPEATS)
+        yield {
+            "set": name,
+            "normals": len(detector.bank),
+            "ms": {engine: _ms(runs) for engine, runs in seconds.items()},
+            "times_scoring": ratio_of(seconds["leave one out"], seconds["scoring"]),
+        }
+
+
+def quality(places: Places) -> Iterator[Row]:
+    """What the gallery is worth: image AUROC by the mean of a map's top 1 %, pixel AUROC and AUPRO."""
+    for name in QUALITY_SETS:
+        plain, pooled = pixel_set(name, places), pixel_set(name + POOLED, places)
+        searches = {
+            "K=5": (plain, Compared(plain.bank, plain.tests), 5),
+            "K=5, averaged": (pooled, Compared(pooled.bank, pooled.tests), 5),
+            "all, averaged, apart": (pooled, Compared(pooled.bank, pooled.tests, APART), ALL),
+            "all, averaged, joined": (pooled, Compared(pooled.bank, pooled.tests, JOINED), ALL),
+        }
+        for label, (chosen, compared, k_gallery) in searches.items():
+            start = time.perf_counter()
+            if k_gallery == ALL:
+                build_index(Bank.open(compared.bank), compared.recipe)
+            fit_s = time.perf_counter() - start
+            detector = compared.open(compared.recipe if k_gallery == ALL else "exact", k_gallery)
+            timings = Timings()
+            maps = detector.score_features(compared.tests, timings=timings).maps
+            cost = {"fit_s": fit_s, "ms": 1000 * timings.seconds["pixel search"] / len(maps)}
+            yield {"set": name, "normals": len(detector.bank), "search": label, **_measured(chosen, maps), **cost}
+        for ratio in (0.01, 0.1) if os.environ.get(peers.PYTHON) else ():
+            if ratio > 0.01 and name not in PATCHCORE_10:
+                continue
+            raw = peers.measure(PeerPoint(set=name, peer="patchcore", settings={"ratio": ratio}), places)
+            maps, score = raw.arrays.get("maps"), raw.arrays["map_score"]
+            cost = {"fit_s": raw.facts["train_s"], "ms": 1000 * float(np.median(raw.arrays["latency_s"]))}
+            found = _measured(plain, maps, score)
+            yield {"set": name, "normals": raw.facts["normals"], "search": f"PatchCore {100 * ratio:g} %", **found, **cost}
+
+
+# A coreset of a tenth takes ten times as long to choose: on two cores, on the smaller sets only.
+PATCHCORE_10 = ("mvtec_toothbrush", "aws_cookies")
+
+
+def _compare(whole: Compared, five: Compared, *, scan: bool) -> Row:
+    """Seconds of the pixel search, side by side: five neighbors at three levels, and all normals in several ways."""
+    bank = Bank.open(whole.bank)
+    start = time.perf_counter()
+    built = build_index(bank, whole.recipe)
+    build_s = time.perf_counter() - start
+    clusters = whole.open(whole.recipe)
+    start = time.perf_counter()
+    scores = clusters.score_features(whole.tests)
+    open_s = time.perf_counter() - start
+    engines = {"five": _seconds(five.open("exact", 5), five.tests), "clusters": _seconds(clusters)}
+    if scan:
+        by_scan = whole.open("exact")
+        np.testing.assert_array_equal(by_scan.score_features(whole.tests[:2]).maps, scores.maps[:2])
+        engines["scan"] = _seconds(by_scan)
+    singles = [whole.tests[place : place + 1] for place in range(len(whole.tests))]
+    seconds = in_turn(engines, singles, REPEATS)
+    if len(bank) <= MOST_BY_FAISS:
+        seconds["faiss"] = [_by_faiss(whole, singles[0])]
+    share = float(np.mean([shares.mean() for shares in scores.passed_over.values()]))
+    vectors = [level.height * level.width for level in searched_levels(bank.layout.levels, "mean", whole.levels)]
+    of_one = [float(shares.mean()) for shares in scores.passed_over.values()]
+    looked = sum((1 - one) * size * len(bank) for one, size in zip(of_one, vectors, strict=True))
+    return {
+        "normals": len(bank),
+        "ms": {engine: _ms(runs) for engine, runs in seconds.items()},
+        "times": {
+            other: ratio_of(seconds["clusters"], seconds[other]) for other in ("five", "scan") if other in seconds
+        },
+        "passed_over": dict(zip(scores.passed_over, of_one, strict=True)),
+        "passed_over_mean": share,
+        "looked_at": looked,
+        "build_s": build_s,
+        "index_bytes": built.bytes if built else 0,
+        "first_batch_s": open_s,
+    }
+
+
+def _seconds(detector: Detector, tests: FeatureBatch | None = None, *, all_stages: bool = False) -> Callable[[FeatureBatch], float]:
+    """An engine that returns the seconds of an image's pixel search, of the given test images or of those at the same places."""
+    place = iter(())
+
+    def engine(batch: FeatureBatch) -> float:
+        nonlocal place
+        chosen = batch
+        if tests is not None:
+            if (number := next(place, None)) is None:
+                place = iter(range(len(tests)))
+                number = next(place)
+            chosen = tests[number : number + 1]
+        timings, start = Timings(), time.perf_counter()
+        detector.score_features(chosen, timings=timings)
+        taken = time.perf_counter() - start if all_stages else timings.seconds["pixel search"]
+        return taken / len(chosen)
+
+    return engine
+
+
+def _by_faiss(whole: Compared, one: FeatureBatch) -> float:
+    """Seconds that `faiss.knn` takes for an image, its level's vectors of the whole bank being decoded already."""
+    faiss, bank = import_faiss(), Bank.open(whole.bank)
+    total = 0.0
+    query = prepare(one, bank.layout)
+    for level in searched_levels(bank.layout.levels, "mean", whole.levels):
+        blocks = open_blocks(bank, level)
+        xb = np.concatenate([blocks(row) for row in range(len(bank))])
+        maps = query.levels
+        xq = np.ascontiguousarray(vectors_of(level, bank.layout.levels, lambda name, maps=maps: maps[name]).reshape(-1, xb.shape[1]))
+        start = time.perf_counter()
+        faiss.knn(xq, xb, 1)
+        total += time.perf_counter() - start
+    return total
+
+
+def _measured(chosen: PixelSet, maps: FloatArray | None, score: FloatArray | None = None) -> Row:
+    """Metrics of a set's maps; a method with an image score of its own is ranked by that."""
+    assert chosen.defective is not None
+    if score is None:
+        assert maps is not None
+        valid = np.ones(maps.shape, np.bool_) if chosen.valid is None else chosen.valid
+        score = np.array([_mean_of_top(scores[inside]) for scores, inside in zip(maps, valid, strict=True)])
+    found: Row = {"image_auroc": detection_metrics(chosen.defective, score).auroc}
+    if chosen.masks is not None and maps is not None:
+        pixel = localization_metrics(chosen.masks, maps, chosen.valid)
+        found |= {"pixel_auroc": pixel.auroc, "aupro": pixel.aupro}
+    return found
+
+
+def _mean_of_top(scores: FloatArray) -> float:
+    count = max(1, round(_TOP * len(scores)))
+    return float(np.partition(scores, -count)[-count:].mean(dtype=np.float64))
+
+
+def _ms(seconds: Sequence[float]) -> Row:
+    return {key: value for key, value in spread([1000 * each for each in seconds]).items() if key != "runs"}
+
+
+def _bank_of(chosen: PixelSet, tests: int) -> Compared:
+    return Compared(chosen.bank, chosen.part(tests).tests)
+
+
+def _first(source: Path, size: int, places: Places) -> Path:
+    """A bank of the first images of another one, whose maps are stored as they are."""
+    path = places.scratch / "first" / f"{source.parent.name}-{size}.bank"
+    if not path.is_dir():
+        bank = Bank.open(source)
+        temporary = path.with_suffix(".making")
+        shutil.rmtree(temporary, ignore_errors=True)
+        made = Bank.create(temporary, replace(bank.layout, pool=1))
+        for start in range(0, size, _SHARD):
+            rows = np.arange(start, min(start + _SHARD, size))
+            made.append(replace(bank.read(rows), source=None, paths=(), sha256=(), root=""))
+        temporary.rename(path)
+    return path
+
+
+def _generated(product: Product, size: int, places: Places) -> Path:
+    from benchmarks.features import write_bank
+
+    path = places.scratch / "generated" / f"{size}.bank"
+    if not path.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bank(path, product, size)
+    return path
+
+
+SECTIONS: Mapping[str, Callable[[Places], Iterator[Row]]] = {
+    "speed": speed,
+    "growth": growth,
+    "leave_one_out": leave_one_out,
+    "quality": quality,
+}
+
+if __name__ == "__main__":
+    main()
