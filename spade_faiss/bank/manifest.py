@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from spade_faiss.bank.places import MANIFEST
 from spade_faiss.bank.shards import ShardEntry
-from spade_faiss.core.errors import BankError, NotFoundError
+from spade_faiss.core.errors import BankError, InputError, NotFoundError
 from spade_faiss.core.hints import fit_command
+from spade_faiss.core.inside import is_regular
+from spade_faiss.core.schema import check_at_least
 from spade_faiss.core.settings import Source
 from spade_faiss.core.signed_json import read_signed, write_signed
 from spade_faiss.features.layout import Layout
@@ -18,7 +22,16 @@ from spade_faiss.features.layout import Layout
 FORMAT = "spade_faiss bank"
 SCHEMA = 3
 
-MANIFEST = "manifest.json"
+# What the settings of a bank may be. They say how much memory and time scoring takes, and may have been written by anybody. The
+# number of commits and what is counted must stay within 64 bits.
+_MOST_COMMITS = 1 << 53
+_MOST_BYTES = 1 << 60
+_MOST_INPUT_PIXELS = 1 << 20
+_MOST_PIXELS_A_LOCATION = 1 << 12
+_MOST_POOLED = 1025
+
+# The name of a shard: the commit that wrote it, and its number among those of one compaction.
+_SHARD_NAME = re.compile(r"([0-9]{6,16})(-[0-9]{6,})?\.h5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +66,11 @@ class Manifest:
     versions: dict[str, str]
     history: tuple[Event, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_at_least("generation", self.generation, 0)
+        if self.generation > _MOST_COMMITS:
+            raise InputError(f"generation={self.generation} is more commits than a bank can have, {_MOST_COMMITS}")
+
     def next(self, action: str, images: int, shards: tuple[ShardEntry, ...], *, continued: bool = False) -> Manifest:
         """Return the manifest of the next commit.
 
@@ -79,12 +97,15 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         NotFoundError: if there is no bank.
-        BankError: if the manifest is damaged, or of another version.
+        BankError: if the manifest is damaged, of another version, a link or no file, or says what no bank can be like.
+        AccessError: if the operating system does not open it.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not is_regular(path):
         raise NotFoundError(f"there is no bank at {folder} (no {MANIFEST}); make one with: {fit_command(folder)}")
     manifest = read_signed(path, Manifest, FORMAT, SCHEMA, "restore it from a backup")
+    if wrong := _wrong_settings(manifest.layout) or _wrong_names(manifest):
+        raise BankError(f"{path} is damaged: {wrong}; restore it from a backup")
     least = manifest.layout.image_bytes
     for shard in manifest.shards:
         if not 0 < shard.count * least <= shard.bytes:
@@ -92,6 +113,33 @@ def read_manifest(folder: Path) -> Manifest:
         if list(shard.removed) != sorted(set(shard.removed)) or not all(0 <= at < shard.count for at in shard.removed):
             raise BankError(f"{path} is damaged: {shard.file} has {shard.count} images, removed are {shard.removed}")
     return manifest
+
+
+def _wrong_settings(layout: Layout) -> str:
+    """Say which setting of a layout no bank can have; empty if none."""
+    height, width = layout.input_size
+    locations = max(level.height * level.width for level in layout.levels)
+    if height * width > (most := max(_MOST_INPUT_PIXELS, _MOST_PIXELS_A_LOCATION * locations)):
+        return f"input_size={layout.input_size} is more than {most} pixels for maps of up to {locations} locations"
+    sides = [side for level in layout.levels for side in (level.height, level.width)]
+    if layout.pool > (widest := max(_MOST_POOLED, 4 * max(sides))):
+        return f"pool={layout.pool} is more than {widest} for maps with sides of up to {max(sides)}"
+    return ""
+
+
+def _wrong_names(manifest: Manifest) -> str:
+    """Say which shard cannot be of a bank with this manifest; empty if all can."""
+    if sum(shard.bytes for shard in manifest.shards) > _MOST_BYTES:
+        return f"its shards take more than {_MOST_BYTES} bytes"
+    seen: set[str] = set()
+    for shard in manifest.shards:
+        named = _SHARD_NAME.fullmatch(shard.file)
+        if named is None or not 0 < int(named[1]) <= manifest.generation:
+            return f"a bank of generation {manifest.generation} has no shard {shard.file!r}"
+        if shard.file in seen or shard.sha256 in seen:
+            return f"it lists shard {shard.file} twice"
+        seen |= {shard.file, shard.sha256}
+    return ""
 
 
 def versions() -> dict[str, str]:

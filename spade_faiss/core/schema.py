@@ -13,17 +13,26 @@ from spade_faiss.core.errors import InputError
 
 T = TypeVar("T")
 
+# How much of a value a message shows. Whoever wrote the file chose it, and it may be as long as the file.
+_SHOWN = 200
+
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise InputError unless `value` is one of `choices`; the message names the setting `name`."""
     if value not in choices:
-        raise InputError(f"{name}={value!r} is not one of {', '.join(str(choice) for choice in choices)}")
+        raise InputError(f"{name}={shorten(value)} is not one of {', '.join(str(choice) for choice in choices)}")
 
 
 def check_at_least(name: str, value: object, least: int) -> None:
     """Raise InputError unless `value` is an integer of at least `least`; the message names the setting `name`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name}={value!r} must be an integer of at least {least}")
+        raise InputError(f"{name}={shorten(value)} must be an integer of at least {least}")
+
+
+def shorten(value: object) -> str:
+    """Return a value as it is written in Python, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
 
 
 def is_finite(value: object) -> bool:
@@ -49,7 +58,7 @@ def from_mapping(cls: type[T], mapping: object, where: str) -> T:
     fields, hints = dataclasses.fields(cls), get_type_hints(cls)  # type: ignore[arg-type]
     known = [field.name for field in fields]
     if unknown := sorted(set(map(str, mapping)) - set(known)):
-        raise InputError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+        raise InputError(f"{where}: unknown key {shorten(unknown[0])}; known are {', '.join(known)}")
     values = {name: _checked(hints[name], value, f"{where}: {name}") for name, value in mapping.items()}
     needed = {field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING}
     if missing := sorted(needed - set(values)):
@@ -68,24 +77,24 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
             return None if value is None else _checked(arguments[0], value, where)
         if isinstance(value, bool) or not isinstance(value, arguments):
             names = " or ".join(argument.__name__ for argument in arguments)
-            raise InputError(f"{where}={value!r} is of type {type(value).__name__}, expected {names}")
+            raise InputError(f"{where}={shorten(value)} is of type {type(value).__name__}, expected {names}")
         return value
     if dataclasses.is_dataclass(hint):
         return from_mapping(cast(type[Any], hint), value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise InputError(f"{where}={value!r} is of type {type(value).__name__}, expected a list")
+            raise InputError(f"{where}={shorten(value)} is of type {type(value).__name__}, expected a list")
         kinds = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
         if len(value) != len(kinds):
-            raise InputError(f"{where}={value!r} has {len(value)} values, expected {len(kinds)}")
+            raise InputError(f"{where}={shorten(value)} has {len(value)} values, expected {len(kinds)}")
         return tuple(_checked(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise InputError(f"{where}={value!r} is of type {type(value).__name__}, expected a mapping")
+            raise InputError(f"{where}={shorten(value)} is of type {type(value).__name__}, expected a mapping")
         return {
             _checked(arguments[0], key, where): _checked(arguments[1], item, f"{where}: {key}") for key, item in value.items()
         }
     allowed = (int, float) if hint is float else hint
     if (isinstance(value, bool) and hint is not bool) or not isinstance(value, allowed):
-        raise InputError(f"{where}={value!r} is of type {type(value).__name__}, expected {hint.__name__}")
+        raise InputError(f"{where}={shorten(value)} is of type {type(value).__name__}, expected {hint.__name__}")
     return value

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.locks import WriterLock
+from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import TEMPORARY_PATTERN
+from spade_faiss.core.hints import index_command
+from spade_faiss.core.inside import check_inside
 from spade_faiss.core.process import fork_safe
 from spade_faiss.index.built_index import check_not_empty, index_folder, read_built
+from spade_faiss.index.faiss_file import check_stored_factory
 from spade_faiss.index.gallery_index import GalleryIndexManifest, build_gallery
 from spade_faiss.index.image_index import ImageIndexManifest, build_image_index, check_factory
 from spade_faiss.search.protocol import resolve_recipe
@@ -72,8 +77,9 @@ def build_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: 
     image, gallery, done = None, None, {}
     with WriterLock(folder, f"the index {folder}")():
         before = _bytes_of(bank, recipe)
-        for leftover in folder.rglob(TEMPORARY_PATTERN):  # a killed build left it
-            leftover.unlink()
+        for place in _folders(bank, recipe):
+            for leftover in place.glob(TEMPORARY_PATTERN):  # a killed build left it
+                leftover.unlink()
         if recipe.needs_image_index:
             image, done["image"] = build_image_index(bank, recipe, rebuild=rebuild, progress=progress)
         if needs_gallery_index:
@@ -83,9 +89,17 @@ def build_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: 
 
 @fork_safe
 def update_indexes(bank: Bank, *, rebuild: bool = False, progress: bool = False) -> list[Built]:
-    """Bring all indexes that were built beside a bank up to date; see `build_index`, which it calls for each recipe."""
+    """Bring all indexes that were built beside a bank up to date; see `build_index`, which it calls for each recipe.
+
+    Raises:
+        InputError: as `build_index`, and for an index whose training takes long however small the bank is: give its recipe.
+    """
     recipes: dict[str, Build] = {}
     for image in read_built(ImageIndexManifest, bank):
+        try:
+            check_stored_factory(image.factory)
+        except InputError as error:
+            raise InputError(f"{error}; to go on, run: {index_command(bank.path, 'FILE.yaml')}") from error
         recipes[image.recipe] = Build(image=image.factory)
     for gallery in read_built(GalleryIndexManifest, bank):
         factory = recipes.get(gallery.recipe, Build()).image
@@ -105,6 +119,12 @@ def check_recipe(recipe: Recipe, embedding_dim: int) -> None:
 
 def _bytes_of(bank: Bank, recipe: Recipe) -> int:
     """Return the bytes of all files of a recipe's indexes."""
-    folder = index_folder(bank, recipe)
     suffixes = (ImageIndexManifest.SUFFIX, GalleryIndexManifest.SUFFIX)
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in suffixes)
+    files = [path for place in _folders(bank, recipe) for path in place.glob("*") if path.suffix in suffixes]
+    return sum(path.lstat().st_size for path in files)
+
+
+def _folders(bank: Bank, recipe: Recipe) -> tuple[Path, Path]:
+    """Return the folders that hold the files of a recipe's indexes, of which the second one may be missing."""
+    folder = index_folder(bank, recipe)
+    return folder, check_inside(folder, GalleryIndexManifest.FOLDER)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,9 +15,12 @@ import numpy as np
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.arrays import map_arrays, write_arrays
-from spade_faiss.core.errors import BankError
+from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, check_file, hash_file
+from spade_faiss.core.hints import index_command
+from spade_faiss.core.inside import is_regular
 from spade_faiss.core.progress import progress_bar
+from spade_faiss.core.schema import shorten
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.core.types import Arrays
 from spade_faiss.features.batch import Level
@@ -177,7 +181,7 @@ class _Build:
 
     def encode(self, trained_file: FileEntry, progress: bool) -> tuple[list[EncodedShard], int]:
         """Return the files of all shards, and the number of images that were encoded because their file was missing."""
-        trained = _by_level(map_arrays(self._folder / trained_file.file, trained_file.sha256).arrays)
+        trained = _read_trained(self._folder / trained_file.file, trained_file.sha256, self._bank, self.resolved)
         # All images, removed ones too, so that they can be restored.
         everything = self._bank.with_removed()
         blocks = {level.name: open_blocks(everything, level) for level in self._bank.layout.levels}
@@ -198,7 +202,7 @@ class _Build:
 
     def _usable(self, path: Path, made_of: str) -> FileEntry | None:
         """Return the record of a file that exists, is undamaged, and was made of the same; None otherwise."""
-        if not path.is_file():
+        if not is_regular(path):
             return None
         digest = hash_file(path)
         if self._recorded.get(path.name, digest) != digest:
@@ -207,6 +211,8 @@ class _Build:
         try:
             if map_arrays(path, digest).attributes.get(_MADE_OF) != made_of:
                 return None
+            if path.name == _trained_name(self.number):
+                _read_trained(path, digest, self._bank, self.resolved)
         except BankError as error:
             _log.warning("%s; it is made again", error)
             return None
@@ -222,12 +228,40 @@ class OpenedGallery:
         resolved: the recipe, and its search method and settings.
         trained: level name -> what was trained.
         files: sha256 of a shard -> the path and the checksum of the file that holds the encodings of its images.
+        command: builds it anew.
     """
 
     bank: Snapshot
     resolved: ResolvedRecipe
     trained: dict[str, Arrays]
     files: dict[str, tuple[Path, str]]
+    command: str
+
+    def read(self, level: Level, number: int, position: int) -> Arrays | None:
+        """Read the encoding of an image at a level; None if its shard is not in the index.
+
+        Raises:
+            BankError: for a file that does not hold what the search method encodes.
+        """
+        shard = self.bank.manifest.shards[number]
+        if (file := self.files.get(shard.sha256)) is None:
+            return None
+        mapped, encoded = map_arrays(*file), {}
+        for name, stack in mapped.arrays.items():
+            of, _, key = name.rpartition("/")
+            if of != level.name:
+                continue
+            if stack.shape[:1] != (shard.count,):
+                raise BankError(
+                    f"{file[0]} is damaged: {name} is of shape {stack.shape}, expected {shard.count} images; "
+                    f"rebuild it with: {self.command}"
+                )
+            encoded[key] = np.empty(stack.shape[1:], stack.dtype)
+            mapped.read(name, position, encoded[key])
+        if (check := self.resolved.method.check_encoded) is not None:
+            with _naming(file[0], level, self.command):
+                check(level, encoded, self.trained.get(level.name, {}), self.resolved.build)
+        return encoded
 
 
 def open_gallery(bank: Snapshot, recipe: Recipe) -> OpenedGallery:
@@ -243,9 +277,23 @@ def open_gallery(bank: Snapshot, recipe: Recipe) -> OpenedGallery:
         path = folder.files / entry.file
         check_file(path, entry, str(path), folder.manifest.name, f"rebuild it with: {folder.command(rebuild=True)}")
     folder.check_content(manifest.trained_file)  # all searches depend on it, and it is small
-    trained = map_arrays(folder.files / manifest.trained_file.file, manifest.trained_file.sha256).arrays
+    resolved = resolve_recipe(recipe)
+    trained = _read_trained(folder.files / manifest.trained_file.file, manifest.trained_file.sha256, bank, resolved)
     files = {shard.sha256: (folder.files / shard.file.file, shard.file.sha256) for shard in manifest.shards}
-    return OpenedGallery(bank, resolve_recipe(recipe), _by_level(trained), files)
+    return OpenedGallery(bank, resolved, trained, files, folder.command(rebuild=True))
+
+
+def check_encodings(bank: Snapshot, recipe: Recipe) -> None:
+    """Check the encodings of all images of a bank that its gallery index holds.
+
+    Raises:
+        BankError: as `open_gallery` and `OpenedGallery.read`.
+    """
+    opened = open_gallery(bank, recipe)
+    for number, shard in enumerate(bank.manifest.shards):
+        for level in bank.layout.levels:
+            for position in range(shard.count):
+                opened.read(level, number, position)
 
 
 class EncodedLevel:
@@ -256,7 +304,7 @@ class EncodedLevel:
 
     def __init__(self, opened: OpenedGallery, level: Level, blocks: Blocks) -> None:
         self._opened = opened
-        self._name = level.name
+        self._level = level
         self._blocks = blocks
         self.trained = opened.trained.get(level.name, {})
 
@@ -264,17 +312,10 @@ class EncodedLevel:
         """Return the encoding of the map in a bank row."""
         bank, resolved = self._opened.bank, self._opened.resolved
         number, position = bank.locate(row)
-        if (file := self._opened.files.get(bank.manifest.shards[number].sha256)) is None:
-            assert resolved.method.encode is not None
-            return resolved.method.encode(self._blocks(row), self.trained, resolved.build)
-        mapped = map_arrays(*file)
-        encoded: Arrays = {}
-        for name, stack in mapped.arrays.items():
-            level, key = name.rsplit("/", 1)
-            if level == self._name:
-                encoded[key] = np.empty(stack.shape[1:], stack.dtype)
-                mapped.read(name, position, encoded[key])
-        return encoded
+        if (encoded := self._opened.read(self._level, number, position)) is not None:
+            return encoded
+        assert resolved.method.encode is not None
+        return resolved.method.encode(self._blocks(row), self.trained, resolved.build)
 
 
 def _trained_name(build: int) -> str:
@@ -293,7 +334,7 @@ def _next_build(folder: IndexFolder[GalleryIndexManifest], before: GalleryIndexM
     if before is not None:
         return before.build + 1
     builds = [int(path.stem[-3:]) for path in folder.files.glob("trained-[0-9][0-9][0-9].h5")]
-    is_unreadable = folder.manifest.exists()
+    is_unreadable = is_regular(folder.manifest)
     return max(builds, default=-1) + 1 if rebuild or is_unreadable else max(builds, default=0)
 
 
@@ -322,10 +363,30 @@ def _encode(
     return stacks
 
 
-def _by_level(arrays: Arrays) -> dict[str, Arrays]:
-    """Sort arrays named `level/key` by their level."""
-    by_level: dict[str, Arrays] = {}
-    for name, array in arrays.items():
-        level, key = name.rsplit("/", 1)
-        by_level.setdefault(level, {})[key] = array
+def _read_trained(path: Path, sha256: str, bank: Snapshot, resolved: ResolvedRecipe) -> dict[str, Arrays]:
+    """Read what was trained, by level.
+
+    Raises:
+        BankError: if it is not what the recipe's search method trains on the bank's levels.
+    """
+    command = index_command(bank.path, resolved.recipe.name, rebuild=True)
+    by_level: dict[str, Arrays] = {level.name: {} for level in bank.layout.levels}
+    for name, array in map_arrays(path, sha256).arrays.items():
+        level_name, _, key = name.rpartition("/")
+        if level_name not in by_level:
+            raise BankError(f"{path} is damaged: it holds {shorten(name)}, which is of no level; rebuild it with: {command}")
+        by_level[level_name][key] = array
+    if (check := resolved.method.check_trained) is not None:
+        for level in bank.layout.levels:
+            with _naming(path, level, command):
+                check(level, by_level[level.name], resolved.build)
     return by_level
+
+
+@contextmanager
+def _naming(path: Path, level: Level, command: str) -> Iterator[None]:
+    """Turn what a search method says about arrays into an error that names their file."""
+    try:
+        yield
+    except InputError as error:
+        raise BankError(f"{path} is damaged: level {level.name!r}: {error}; rebuild it with: {command}") from error
