@@ -16,7 +16,7 @@ from spade_faiss.bank.places import MANIFEST, SHARDS, check_places, leftovers
 from spade_faiss.bank.shards import SHARD_BYTES, ShardEntry, check_shard, write_shard
 from spade_faiss.bank.snapshot import Snapshot, first_difference
 from spade_faiss.bank.state import BankState, Place
-from spade_faiss.core.errors import InputError
+from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import TEMPORARY_PATTERN
 from spade_faiss.core.inside import check_inside, is_regular
 from spade_faiss.core.process import PerProcess
@@ -162,7 +162,7 @@ class Bank(Snapshot):
                 raise InputError(
                     f"the bank {self.path} already holds {len(held)} of these images, the first is {held[0]!r}{removed}"
                 )
-            shard = write_shard(check_inside(self.path, SHARDS) / f"{self.generation + 1:06d}.h5", batch)
+            shard = write_shard(self._new_shard(f"{self.generation + 1:06d}.h5"), batch)
             manifest = self._commit("add", len(batch), (*state.manifest.shards, shard))
             self._state = state.appended(manifest, batch.ids)
 
@@ -222,12 +222,21 @@ class Bank(Snapshot):
                     shards.append(old[group[0]])
                 elif any(old[index].live_count for index in group):
                     name = f"{self.generation + 1:06d}-{number:06d}.h5"
-                    shards.append(write_shard(check_inside(self.path, SHARDS) / name, join_shards(state, group)))
+                    shards.append(write_shard(self._new_shard(name), join_shards(state, group)))
             if len(groups) < len(old) or dropped:
                 self._state = BankState(self.path, self._commit("compact", dropped, tuple(shards)))
             self._sweep()
             written = sum(shard.bytes for shard in set(self.manifest.shards) - set(old))
             return Compaction(dropped=dropped, bytes_before=before, bytes_after=self.bytes_on_disk, bytes_written=written)
+
+    def _new_shard(self, name: str) -> Path:
+        """Return the path of a shard that is about to be written; raise BankError if a committed one has its name."""
+        path = check_inside(self.path, SHARDS, name)
+        if is_regular(path) and any(shard.file == name for shard in self.manifest.shards):
+            raise BankError(
+                f"the bank {self.path} is damaged: it lists {name}, which the next commit writes; extract a new bank"
+            )
+        return path
 
     def _mark(self, action: str, places: Sequence[Place]) -> int:
         """Commit that the images at some places are removed, or restored; return how many there are."""

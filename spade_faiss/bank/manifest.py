@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from pathlib import Path
 from spade_faiss.bank.places import MANIFEST
 from spade_faiss.bank.shards import ShardEntry
 from spade_faiss.core.errors import BankError, InputError, NotFoundError
+from spade_faiss.core.files import check_sha256
 from spade_faiss.core.hints import fit_command
 from spade_faiss.core.inside import is_regular
 from spade_faiss.core.schema import check_at_least
@@ -29,9 +29,6 @@ _MOST_BYTES = 1 << 60
 _MOST_INPUT_PIXELS = 1 << 20
 _MOST_PIXELS_A_LOCATION = 1 << 12
 _MOST_POOLED = 1025
-
-# The name of a shard: the commit that wrote it, and its number among those of one compaction.
-_SHARD_NAME = re.compile(r"([0-9]{6,16})(-[0-9]{6,})?\.h5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +101,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not is_regular(path):
         raise NotFoundError(f"there is no bank at {folder} (no {MANIFEST}); make one with: {fit_command(folder)}")
     manifest = read_signed(path, Manifest, FORMAT, SCHEMA, "restore it from a backup")
-    if wrong := _wrong_settings(manifest.layout) or _wrong_names(manifest):
+    if wrong := _wrong_settings(manifest.layout) or _wrong_shards(manifest):
         raise BankError(f"{path} is damaged: {wrong}; restore it from a backup")
     least = manifest.layout.image_bytes
     for shard in manifest.shards:
@@ -127,17 +124,20 @@ def _wrong_settings(layout: Layout) -> str:
     return ""
 
 
-def _wrong_names(manifest: Manifest) -> str:
-    """Say which shard cannot be of a bank with this manifest; empty if all can."""
+def _wrong_shards(manifest: Manifest) -> str:
+    """Say what is wrong with the list of shards; empty if nothing is."""
     if sum(shard.bytes for shard in manifest.shards) > _MOST_BYTES:
         return f"its shards take more than {_MOST_BYTES} bytes"
+    if manifest.shards and not manifest.generation:
+        return "it lists shards, but no commit"
     seen: set[str] = set()
     for shard in manifest.shards:
-        named = _SHARD_NAME.fullmatch(shard.file)
-        if named is None or not 0 < int(named[1]) <= manifest.generation:
-            return f"a bank of generation {manifest.generation} has no shard {shard.file!r}"
         if shard.file in seen or shard.sha256 in seen:
             return f"it lists shard {shard.file} twice"
+        try:
+            check_sha256(shard.sha256)
+        except InputError as error:
+            return str(error)
         seen |= {shard.file, shard.sha256}
     return ""
 

@@ -149,14 +149,10 @@ def _read_ids(path: Path, manifest: Manifest) -> RowIds:
     seen: set[str] = set()
     for number, entry in enumerate(manifest.shards):
         names = _map(path, manifest, number).texts("id")
-        before = len(seen)
         seen.update(names)  # those of removed images too, which may be restored
-        if len(seen) < before + len(names):
-            raise BankError(
-                f"shard {path / SHARDS / entry.file} is damaged: it holds an id twice, or one of a shard before it; "
-                f"restore it from a backup"
-            )
         ids += _live(names, entry)
+    if repeated := sum(entry.count for entry in manifest.shards) - len(seen):
+        raise BankError(f"the bank {path} is damaged: {repeated} ids occur more than once; extract a new bank")
     return RowIds.of(ids)
 
 

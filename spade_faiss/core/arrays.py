@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import atomic_path, hash_file
 from spade_faiss.core.hdf5_layout import read_layout
 from spade_faiss.core.inside import cannot_open, open_regular
-from spade_faiss.core.mapping import Descriptors, FileIdentity, advise, map_file
+from spade_faiss.core.mapping import Descriptors, FileIdentity, map_file
 from spade_faiss.core.types import Arrays
 
 # Each array starts on a cache line, so that a mapped view is aligned for every dtype and every SIMD level.
@@ -142,7 +144,7 @@ class Mapped:
         self._descriptors = _descriptors()
         self._key = self._descriptors.register(self)
         self.arrays: Arrays = {
-            name: np.ndarray(array.shape, array.dtype, self._mapped.data, array.offset) for name, array in layout.items()
+            name: np.ndarray(array.shape, array.dtype, self._mapped, array.offset) for name, array in layout.items()
         }
         self._offsets = {name: array.offset for name, array in layout.items()}
 
@@ -183,4 +185,6 @@ class Mapped:
         # Linux may map files in pages of this size: what shares a page with the item is read and released with it.
         first = start // _MAPPED_BYTES * _MAPPED_BYTES
         end = min(-(-(start + size) // _MAPPED_BYTES) * _MAPPED_BYTES, self._file.size)
-        advise(self._mapped, option, first, end)
+        if hasattr(mmap, option):
+            with suppress(OSError):  # it is advice only, and need not be followed
+                self._mapped.madvise(getattr(mmap, option), first, end - first)

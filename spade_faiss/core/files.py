@@ -150,9 +150,8 @@ class FileEntry:
     def __post_init__(self) -> None:
         if not (0 <= self.mtime_ns < 1 << 63 and 0 <= self.bytes < 1 << 63 and _FILE_NAME.fullmatch(self.file)):
             raise InputError(
-                f"file={self.file[:80]!r} with bytes={self.bytes} and mtime_ns={self.mtime_ns} cannot be the record of a file"
+                f"file={self.file[:80]!r} with mtime_ns={self.mtime_ns} and bytes={self.bytes} cannot be the record of a file"
             )
-        check_sha256(self.sha256)
 
     @staticmethod
     def of(path: Path, sha256: str) -> FileEntry:

@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from spade_faiss.core.errors import AccessError, BankError
 from spade_faiss.core.inside import cannot_open, open_regular
+
+# The same on Linux, macOS and the BSDs; Python's `mmap` does not name it.
+_MAP_FIXED = 0x10
 
 # Descriptors that stay open between reads. More are opened while more threads read at the same time.
 _OPEN = 32
@@ -66,35 +68,22 @@ class FileIdentity:
             raise cannot_open(self.path, error) from error
 
 
-def map_file(descriptor: int, size: int) -> npt.NDArray[np.uint8]:
-    """Map a file into memory: (size,) bytes, read-only. Views of them keep the mapping; the descriptor may be closed.
+def map_file(descriptor: int, size: int) -> mmap.mmap:
+    """Map a file into memory, read-only. The mapping keeps no descriptor; that of the file may be closed.
 
     Raises:
         OSError: if it cannot be mapped.
     """
     if os.name == "nt":
-        return np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.uint8)
-    return np.asarray(_Mapping(descriptor, size))
-
-
-def advise(mapped: npt.NDArray[np.uint8], option: str, first: int, end: int) -> None:
-    """Advise the operating system about a part of a mapping that starts on a page; it need not follow, and may not know how."""
-    if os.name != "nt" and hasattr(mmap, option):
-        _libc().madvise(mapped.ctypes.data + first, end - first, getattr(mmap, option))
-
-
-class _Mapping:
-    """A mapping that NumPy makes an array of, which then keeps it."""
-
-    def __init__(self, descriptor: int, size: int) -> None:
-        libc = _libc()
-        address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
-        if address == ctypes.c_void_p(-1).value:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        self.__array_interface__ = {"version": 3, "shape": (size,), "typestr": "|u1", "data": (address, True)}
-        # Not when the process ends: threads may still read.
-        weakref.finalize(self, libc.munmap, address, size).atexit = False
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    # A mapping of nothing has no descriptor, and one of the file is put into its place.
+    mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
+    address = np.frombuffer(mapped, np.uint8).ctypes.data
+    found = _libc().mmap(address, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0)
+    if found != address:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return mapped
 
 
 @lru_cache(maxsize=1)
@@ -102,8 +91,6 @@ def _libc() -> Any:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return libc
 
 

@@ -88,4 +88,4 @@ def _finite(text: str) -> float:
 
 
 def _refuse(text: str) -> float:
-    raise ValueError(f"it holds {text[:80]}, which is no finite number")
+    raise ValueError(f"it holds {text[:80]}, which is not finite")

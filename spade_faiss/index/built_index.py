@@ -12,7 +12,7 @@ from typing import ClassVar, Generic, TypeVar
 from spade_faiss.bank.places import INDEXES
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import BankError, InputError
-from spade_faiss.core.files import FileEntry, hash_file
+from spade_faiss.core.files import FileEntry, check_sha256, hash_file
 from spade_faiss.core.hints import index_command
 from spade_faiss.core.inside import check_inside, is_regular
 from spade_faiss.core.schema import shorten
@@ -61,11 +61,11 @@ class BuiltIndex(ABC):
     def __post_init__(self) -> None:
         if len({shard.sha256 for shard in self.shards}) < len(self.shards):
             raise InputError("it lists a shard twice")
-        if not 0 <= self.build <= _MOST or not 0 <= self.generation <= _MOST or not 0 <= self.trained <= len(self.shards):
-            raise InputError(
-                f"build={shorten(self.build)}, generation={shorten(self.generation)} and trained={shorten(self.trained)} "
-                f"cannot be of an index of {len(self.shards)} shards"
-            )
+        for name in ("build", "generation", "trained"):
+            if not 0 <= (value := getattr(self, name)) <= _MOST:
+                raise InputError(f"{name}={shorten(value)} cannot be of an index")
+        for entry in self.files:
+            check_sha256(entry.sha256)
         if (found := [entry.file for entry in self.files]) != (expected := self.file_names()):
             raise InputError(f"build {self.build} names the files {shorten(found)}, expected {shorten(expected)}")
 

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +41,32 @@ _READ_BYTES = 1 << 20
 _limits = threading.Lock()
 
 
-def empty_index(d: int, factory: str) -> Any:
-    """Make the empty index of a factory string.
+@lru_cache(maxsize=16)
+def empty_index(d: int, factory: str) -> tuple[Any, frozenset[bytes]]:
+    """Make the empty index of a factory string, which is only to be looked at, and find the codes that it is written with.
 
     Raises:
-        InputError: if FAISS cannot make it, or it would take much memory before it holds a vector.
+        InputError: for a factory string that `check_factory_string` refuses.
+        RuntimeError: for one that FAISS does not know.
     """
     faiss = import_faiss()
-    _check_factory(factory, d)
-    try:
-        return faiss.index_factory(d, factory, faiss.METRIC_L2)
-    except (RuntimeError, MemoryError) as error:
-        raise InputError(f"FAISS could not make {factory!r} for d={d}: {error}") from error
+    check_factory_string(factory, d)
+    index = faiss.index_factory(d, factory, faiss.METRIC_L2)
+    codes: set[bytes] = set(_LISTS)
+
+    def note(data: bytes) -> None:
+        if len(data) == 4:
+            codes.add(data)
+
+    faiss.write_index(index, faiss.PyCallbackIOWriter(note))
+    return index, frozenset(codes)
 
 
-def _check_factory(factory: str, d: int) -> None:
+def check_factory_string(factory: str, d: int) -> None:
+    """Raise InputError for a factory string that takes much memory before a vector is there, or that FAISS cannot take apart.
+
+    Whether it knows the string, FAISS itself finds out.
+    """
     if len(factory) > _MOST_CHARACTERS or not factory.isascii():
         raise InputError(f"the factory string {shorten(factory)} is longer than {_MOST_CHARACTERS} characters, or not ASCII")
     for letters, digits in _NUMBER.findall(factory):
@@ -88,14 +100,11 @@ def read_index(path: Path, d: int, factory: str) -> Any:
         BankError: for a file that is damaged, or holds another kind of index.
         InputError: for a factory string that FAISS does not know.
     """
-    faiss, expected = import_faiss(), empty_index(d, factory)
-    codes: set[bytes] = set(_LISTS)
-
-    def note(data: bytes) -> None:
-        if len(data) == 4:
-            codes.add(data)
-
-    faiss.write_index(expected, faiss.PyCallbackIOWriter(note))
+    faiss = import_faiss()
+    try:
+        expected, codes = empty_index(d, factory)
+    except (RuntimeError, MemoryError) as error:
+        raise InputError(f"FAISS could not make {shorten(factory)} for d={d}: {_first_line(error)}") from error
     with open(open_regular(path), "rb", buffering=_READ_BYTES) as file:  # noqa: PTH123  # of a descriptor
         source = _Source(file, codes)
         try:
@@ -113,7 +122,7 @@ def read_index(path: Path, d: int, factory: str) -> Any:
 class _Source:
     """Gives FAISS what it asks for, and stops at a four-letter code that the expected index does not have."""
 
-    def __init__(self, file: Any, codes: set[bytes]) -> None:
+    def __init__(self, file: Any, codes: frozenset[bytes]) -> None:
         self._file = file
         self._codes = codes
         self.refused = ""

@@ -218,7 +218,10 @@ class ImageIndex:
 
 def check_factory(recipe: Recipe, embedding_dim: int) -> None:
     """Raise InputError if FAISS cannot make the recipe's index; to be called before long work that would end in it."""
-    empty_index(embedding_dim, recipe.build.image)
+    try:
+        empty_index(embedding_dim, recipe.build.image)
+    except RuntimeError as error:
+        raise InputError(f"FAISS could not make {recipe.build.image!r} for d={embedding_dim}: {error}") from error
 
 
 def build_image_index(
@@ -253,7 +256,8 @@ def build_image_index(
     trained = kept.trained if kept else 0
     try:
         if index is None:
-            index = empty_index(bank.layout.embedding_dim, recipe.build.image)
+            empty_index(bank.layout.embedding_dim, recipe.build.image)  # raises an error for a string that is not taken
+            index = faiss.index_factory(bank.layout.embedding_dim, recipe.build.image, faiss.METRIC_L2)
             if not index.is_trained:
                 _train(index, bank)
                 trained = len(bank.manifest.shards)

@@ -99,15 +99,13 @@ def _feature_problems(bank: Bank, index: int) -> Iterator[str]:
         rows = everything.rows_of_shard(index).tolist()
         everything.check_texts(index)
         for level in bank.layout.levels:
-            wrong = 0
-            for row in rows:
-                wrong += not within_range(everything.level_map(level.name, row))
-                everything.release_map(level.name, row)
-            if wrong:
+            if not all(within_range(everything.level_map(level.name, row)) for row in rows):
                 yield (
-                    f"shard {name} holds {wrong} maps of level {level.name!r} that are not finite, or beyond {LARGEST:g}; "
+                    f"shard {name} holds maps of level {level.name!r} that are not finite, or beyond {LARGEST:g}; "
                     f"extract its images again"
                 )
+            for row in rows:
+                everything.release_map(level.name, row)
     except BankError as error:
         yield str(error)
 
