@@ -19,6 +19,9 @@ from spade_faiss.search.engines.faiss import FaissSearch
 from spade_faiss.workflows import info as info_module
 from tests.support.pictures import save_png, weave
 
+# They start processes, a second or more each.
+pytestmark = pytest.mark.slow
+
 needs_shell = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 

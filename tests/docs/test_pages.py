@@ -53,6 +53,7 @@ def folder(dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if blocks(name)])
+@pytest.mark.slow
 def test_commands_and_programs_run(name: str, folder: Path, fitted_bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if not re.search(r"\bfit\W+good/\W+bank\W+parts\.bank", TEXTS[name]):  # a page that makes no bank has one
         shutil.copytree(fitted_bank, folder / "parts.bank")
@@ -77,6 +78,7 @@ def test_every_block_says_what_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if names_in(text)])
+@pytest.mark.slow
 def test_generated_parts_are_up_to_date(name: str) -> None:
     assert filled(TEXTS[name]) == TEXTS[name], "run: python -m benchmarks.pages"
 

@@ -71,7 +71,10 @@ print(sorted(name for name in sys.modules if name.startswith("spade_faiss.")))
 spade_faiss.InputError
 print("spade_faiss.core.errors" in sys.modules, "torch" in sys.modules)
 """
-    assert run_python(code).splitlines() == ["['spade_faiss._version']", "True False"]
+    assert run_python(code).splitlines() == [
+        "['spade_faiss._version', 'spade_faiss.core', 'spade_faiss.core.process']",
+        "True False",
+    ]
 
 
 @pytest.mark.parametrize("command", ["", "score", "recommend", "doctor"])

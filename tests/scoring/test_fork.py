@@ -21,6 +21,9 @@ from tests.support.backbones import tiny_backbone
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
 
+# They start processes, a second or more each.
+pytestmark = pytest.mark.slow
+
 # The thread that forks has used OpenMP, with more than one thread, in all libraries.
 BEFORE = """
 import multiprocessing, sys, threading
@@ -168,7 +171,7 @@ assert same(found, expected)
 
 @needs_fork
 def test_a_lock_that_another_thread_held_at_the_fork_is_free_in_it(fitted_bank: Path, dataset_folder: Path) -> None:
-    run(LOCKS, fitted_bank, dataset_folder / "test", "exact")
+    run(LOCKS, fitted_bank, dataset_folder / "test", "exact:faiss")
 
 
 def test_cuda_in_a_fork_of_a_process_that_used_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,8 @@ from tests.support.damage import (
     use,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def mutate(data: bytes, rng: random.Random, places: list[int] | None = None) -> bytes:
     """One of several kinds of damage; only flips where places are given, and only there."""
