@@ -28,7 +28,6 @@ _MOST_COMMITS = 1 << 53
 _MOST_BYTES = 1 << 60
 _MOST_INPUT_PIXELS = 1 << 20
 _MOST_PIXELS_A_LOCATION = 1 << 12
-_MOST_POOLED = 1025
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +117,6 @@ def _wrong_settings(layout: Layout) -> str:
     locations = max(level.height * level.width for level in layout.levels)
     if height * width > (most := max(_MOST_INPUT_PIXELS, _MOST_PIXELS_A_LOCATION * locations)):
         return f"input_size={layout.input_size} is more than {most} pixels for maps of up to {locations} locations"
-    sides = [side for level in layout.levels for side in (level.height, level.width)]
-    if layout.pool > (widest := max(_MOST_POOLED, 4 * max(sides))):
-        return f"pool={layout.pool} is more than {widest} for maps with sides of up to {max(sides)}"
     return ""
 
 

@@ -178,7 +178,8 @@ class IndexFolder(Generic[M]):
         for shard in built.shards:
             if (count := counts.get(shard.sha256, shard.count)) != shard.count:
                 raise BankError(
-                    f"index {self.path} says that a shard has {shard.count} images, it has {count}; run: {self.command()}"
+                    f"index {self.path} says that a shard has {shard.count} images, it has {count}; "
+                    f"rebuild it with: {self.command(rebuild=True)}"
                 )
 
     def check_content(self, entry: FileEntry) -> None:

@@ -307,7 +307,10 @@ def load_index(folder: IndexFolder[ImageIndexManifest], manifest: ImageIndexMani
     except (BankError, InputError) as error:
         raise BankError(f"{error}; rebuild it with: {folder.command(rebuild=True)}") from error
     if index.ntotal != manifest.count:
-        raise BankError(f"{path} holds {index.ntotal} entries, its manifest says {manifest.count}; run: {folder.command()}")
+        raise BankError(
+            f"{path} holds {index.ntotal} entries, its manifest says {manifest.count}; "
+            f"rebuild it with: {folder.command(rebuild=True)}"
+        )
     return index
 
 
@@ -350,7 +353,8 @@ def check_entries(
     )
     if len(rows) != index.ntotal:
         raise BankError(
-            f"index {folder.path} holds {index.ntotal} entries, its shards {len(rows)} images; run: {folder.command()}"
+            f"index {folder.path} holds {index.ntotal} entries, its shards {len(rows)} images; "
+            f"rebuild it with: {folder.command(rebuild=True)}"
         )
     entries = np.flatnonzero(rows >= 0)
     if most is not None:

@@ -171,7 +171,7 @@ def test_a_name_is_no_path(path: Path, file: str) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda content: content["layout"].update(pool=10**9 + 1), "pool=1000000001 is more than"),
+        (lambda content: content["layout"].update(pool=10**9 + 1), "pool=1000000001 is too large: 15 covers the largest map"),
         (lambda content: content["layout"].update(input_size=[10**6, 10**6]), "input_size=.* is more than"),
         (lambda content: content["shards"].append(content["shards"][0]), "it lists shard 000001.h5 twice"),
         (lambda content: content["shards"][0].update(count=1 << 62), "cannot hold"),
@@ -244,9 +244,14 @@ def used_up(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["big-endian", "compressed", "chunked", "virtual", "external", "a soft link", "huge", "of doubles"]
+    ("what", "name"),
+    [
+        (what, name)
+        for what in ("big-endian", "compressed", "chunked", "virtual", "external", "a soft link", "huge", "of doubles")
+        for name in ("image/embedding", f"level/{FINE.name}", "image/valid")
+        if (what, name) != ("big-endian", "image/valid")  # single bytes have no order
+    ],
 )
-@pytest.mark.parametrize("name", ["image/embedding", f"level/{FINE.name}", "image/valid"])
 def test_arrays_that_we_do_not_write_are_refused(path: Path, what: str, name: str) -> None:
     """Faults: a virtual dataset that points to another HDF5 file, big-endian maps."""
     index = 1 if name == "image/valid" else 0

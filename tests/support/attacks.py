@@ -200,15 +200,12 @@ def record(bank: Path, file: Path) -> None:
     """Put the size, the time and the checksum of a file into the manifest that names it, and sign that."""
     new = vars(FileEntry.of(file, hash_file(file)))
 
-    def replaced(content: Any, before: str) -> None:
+    def change(content: Any) -> None:
         for value in content.values() if isinstance(content, dict) else content:
             if isinstance(value, dict | list):
-                replaced(value, before)
+                change(value)
         if isinstance(content, dict) and content.get("file") == file.name:
             content.update(new)
-
-    def change(content: Any) -> None:
-        replaced(content, "")
 
     for manifest in (bank / "manifest.json", *(bank / "indexes").glob("*/*.json")):
         if manifest.parent in file.parents:
@@ -274,9 +271,11 @@ def link(file: h5py.File, name: str, target: Any) -> None:
 
 
 def values_changed(name: str, value: float) -> Callable[[h5py.File], object]:
+    """Change the last value of an array; of whole numbers, to the largest one."""
+
     def change(file: h5py.File) -> None:
         values = file[name][...]
-        values.reshape(-1)[-1] = value
+        values.reshape(-1)[-1] = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else value
         with np.errstate(over="ignore"):
             file[name][...] = values
 
@@ -557,7 +556,7 @@ def try_attack(honest: Path, folder: Path, attack: Attack, most_bytes: int) -> d
         if b"the user's own" in page.read_bytes():
             wrong.append(f"{page.name} shows what lies outside")
     refused = [command["command"] for command in done if command["code"] == 1]
-    return {"wrong": wrong, "refused": refused, "used": used, "said": {item["command"]: item["said"][:600] for item in done}}
+    return {"wrong": wrong, "refused": refused, "used": used, "said": [command["said"][:600] for command in done]}
 
 
 def run(folder: Path, seed: int, first: int, step: int) -> Iterator[dict[str, Any]]:
