@@ -6,6 +6,7 @@ from pathlib import Path
 
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import BankError, InputError, NotFoundError
+from spade_faiss.core.schema import shorten
 from spade_faiss.core.settings import Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.loading import is_known, load_backbone
@@ -36,7 +37,9 @@ def backbone_of(bank: Snapshot, backbone: str | Backbone | None, run: Run, devic
         if source is None:
             raise InputError(f"the bank {bank.path} was made by another extractor; hand it features, or pass a Backbone")
         if backbone is None and not is_known(source.backbone):
-            raise InputError(f"the bank {bank.path} was made with your own backbone {source.backbone!r}; pass it as backbone=")
+            raise InputError(
+                f"the bank {bank.path} was made with your own backbone {shorten(source.backbone)}; pass it as backbone="
+            )
         side = source.preprocess.crop
         if backbone is None and bank.layout.input_size != (side, side):
             # Inputs of another size would take memory that no file of the bank accounts for.
@@ -63,7 +66,13 @@ def _recorded_weights(bank: Snapshot, recorded: str) -> str:
     A bank may come from anybody, and this path is one of the two kinds that lead out of its folder. The file is read as tensors
     and nothing else, and used only if the checksum of its tensors is the one that the bank records.
     """
-    remedy = "pass --weights FILE"
-    if "\0" in recorded or not Path(recorded).is_file():
-        raise NotFoundError(f"the weights of the bank {bank.path} were in {recorded!r}, which is gone or no file; {remedy}")
+    try:
+        # Of a file that the system makes up, such as /proc/kmsg, nobody knows how long reading it takes: it has no size.
+        is_there = Path(recorded).is_file() and Path(recorded).stat().st_size > 0
+    except (OSError, ValueError):  # no file can have that name
+        is_there = False
+    if not is_there:
+        raise NotFoundError(
+            f"the weights of the bank {bank.path} were in {shorten(recorded)}, which is gone or no file; pass --weights FILE"
+        )
     return recorded

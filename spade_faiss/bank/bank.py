@@ -18,7 +18,7 @@ from spade_faiss.bank.snapshot import Snapshot, first_difference
 from spade_faiss.bank.state import BankState, Place
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import TEMPORARY_PATTERN
-from spade_faiss.core.inside import check_inside, is_regular
+from spade_faiss.core.inside import check_inside, files_in, is_regular
 from spade_faiss.core.process import PerProcess
 from spade_faiss.core.settings import Source
 from spade_faiss.features.batch import FeatureBatch
@@ -264,7 +264,7 @@ class Bank(Snapshot):
             _log.info("an older state of %s is still being read; its shards are deleted by a later compact", self.path)
             return
         named = {shard.file for shard in self.manifest.shards}
-        for path in check_inside(self.path, SHARDS).glob("*.h5"):
+        for path in files_in(check_inside(self.path, SHARDS), "*.h5"):
             if path.name not in named:
                 path.unlink()
 

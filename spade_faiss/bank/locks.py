@@ -99,7 +99,7 @@ class WriterLock:
 
     def _acquire(self, entered: Callable[[], None]) -> None:
         for name in (LOCK, WRITER):
-            check_inside(self._folder, name)
+            check_inside(self._folder, name, kind="file")
         try:
             self._hold.lock.acquire()
         except Timeout as error:
@@ -157,7 +157,7 @@ class Lease:
     """
 
     def __init__(self, folder: Path, generation: int) -> None:
-        check_inside(folder, READERS)
+        check_inside(folder, READERS)  # a file in its place is no harm: there is no lease then
         self.path = folder.absolute() / READERS / f"{generation}-{secrets.token_hex(8)}"
         lock = FileLock(self.path, timeout=_LEASE_TIMEOUT_S, thread_local=False)
         try:

@@ -14,7 +14,7 @@ from spade_faiss.core.errors import BankError, InputError, NotFoundError
 from spade_faiss.core.files import check_sha256
 from spade_faiss.core.hints import fit_command
 from spade_faiss.core.inside import is_regular
-from spade_faiss.core.schema import check_at_least
+from spade_faiss.core.schema import check_at_least, shorten
 from spade_faiss.core.settings import Source
 from spade_faiss.core.signed_json import read_signed, write_signed
 from spade_faiss.features.layout import Layout
@@ -28,6 +28,7 @@ _MOST_COMMITS = 1 << 53
 _MOST_BYTES = 1 << 60
 _MOST_INPUT_PIXELS = 1 << 20
 _MOST_PIXELS_A_LOCATION = 1 << 12
+_MOST_DIM = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ def read_manifest(folder: Path) -> Manifest:
         if not 0 < shard.count * least <= shard.bytes:
             raise BankError(f"{path} is damaged: {shard.file} cannot hold {shard.count} images in {shard.bytes} bytes")
         if list(shard.removed) != sorted(set(shard.removed)) or not all(0 <= at < shard.count for at in shard.removed):
-            raise BankError(f"{path} is damaged: {shard.file} has {shard.count} images, removed are {shard.removed}")
+            raise BankError(f"{path} is damaged: {shard.file} has {shard.count} images, removed are {shorten(shard.removed)}")
     return manifest
 
 
@@ -117,6 +118,8 @@ def _wrong_settings(layout: Layout) -> str:
     locations = max(level.height * level.width for level in layout.levels)
     if height * width > (most := max(_MOST_INPUT_PIXELS, _MOST_PIXELS_A_LOCATION * locations)):
         return f"input_size={layout.input_size} is more than {most} pixels for maps of up to {locations} locations"
+    if layout.embedding_dim > _MOST_DIM:
+        return f"embedding_dim={layout.embedding_dim} is more than {_MOST_DIM}"
     return ""
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from spade_faiss.bank.locks import LOCK, READERS, WRITER
 from spade_faiss.core.files import TEMPORARY_PATTERN
-from spade_faiss.core.inside import check_inside, check_tree
+from spade_faiss.core.inside import check_inside, check_tree, files_in
 
 MANIFEST = "manifest.json"
 SHARDS = "features"
@@ -32,4 +32,4 @@ def leftovers(folder: Path) -> list[Path]:
     """Return the temporary files of killed writers in a folder, and in that of the shards. Those below indexes/ are not among
     them: an index may be built at the same time.
     """
-    return [path for place in (folder, check_inside(folder, SHARDS)) for path in place.glob(TEMPORARY_PATTERN)]
+    return [path for place in (folder, check_inside(folder, SHARDS)) for path in files_in(place, TEMPORARY_PATTERN)]

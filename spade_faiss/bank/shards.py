@@ -14,7 +14,7 @@ from spade_faiss.core.arrays import map_arrays, text_array, write_arrays
 from spade_faiss.core.errors import BankError
 from spade_faiss.core.files import FileEntry, check_file
 from spade_faiss.core.types import Arrays
-from spade_faiss.features.batch import FeatureBatch
+from spade_faiss.features.batch import LONGEST_TEXT, FeatureBatch
 from spade_faiss.features.layout import Layout
 
 SCHEMA = 2
@@ -78,7 +78,10 @@ class Shard:
         }
         optional = {_VALID: ((count, -(-height * width // 8)), "uint8"), **dict.fromkeys(_OPTIONAL, ((count,), "S"))}
         expected |= {name: of for name, of in optional.items() if name in arrays}
-        found = {name: (array.shape, array.dtype.name if array.dtype.kind != "S" else "S") for name, array in arrays.items()}
+        found = {
+            name: (array.shape, "S" if array.dtype.kind == "S" and array.itemsize <= LONGEST_TEXT else array.dtype.name)
+            for name, array in arrays.items()
+        }
         if different := [name for name in (*expected, *found) if found.get(name) != expected.get(name)]:
             raise BankError(
                 f"shard {path} is damaged: {different[0]} is {found.get(different[0], 'missing')}, "

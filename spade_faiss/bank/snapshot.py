@@ -17,6 +17,7 @@ from spade_faiss.bank.shards import check_shard
 from spade_faiss.bank.state import BankState, Place
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.hints import verify_command
+from spade_faiss.core.schema import shorten
 from spade_faiss.core.settings import Source
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch
@@ -96,7 +97,7 @@ class Snapshot:
         assert difference is not None
         name, value, theirs = difference
         raise InputError(
-            f"the bank {self.path} was extracted with {name}={value!r}, these features with {theirs!r}; "
+            f"the bank {self.path} was extracted with {name}={shorten(value)}, these features with {shorten(theirs)}; "
             f"distances between them mean nothing. Use the bank's setting, or extract a new bank"
         )
 

@@ -20,6 +20,7 @@ from spade_faiss.core.files import atomic_path, hash_file
 from spade_faiss.core.hdf5_layout import read_layout
 from spade_faiss.core.inside import cannot_open, open_regular
 from spade_faiss.core.mapping import Descriptors, FileIdentity, map_file
+from spade_faiss.core.schema import shorten
 from spade_faiss.core.types import Arrays
 
 # Each array starts on a cache line, so that a mapped view is aligned for every dtype and every SIMD level.
@@ -135,7 +136,7 @@ class Mapped:
             self._file = FileIdentity.of(path, descriptor)
             layout, self.attributes = read_layout(descriptor)
             if "\n".join(sorted(layout)) != (names := self.attributes.get(_NAMES)):
-                raise ValueError(f"it holds {sorted(layout)}, but its list of arrays is {names!r}")
+                raise ValueError(f"it holds {shorten(sorted(layout))}, but its list of arrays is {shorten(names)}")
             self._mapped = map_file(descriptor, self._file.size)
         except OSError as error:
             raise cannot_open(path, error) from error

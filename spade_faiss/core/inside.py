@@ -23,31 +23,37 @@ _READ_BYTES = 1 << 20
 _JUNCTION = getattr(stat, "IO_REPARSE_TAG_MOUNT_POINT", None)
 
 
-def check_inside(root: Path, *names: str) -> Path:
+def check_inside(root: Path, *names: str, kind: str | None = None) -> Path:
     """Return a path below a folder, and check that nothing on it is a link.
 
     Args:
         root: the folder; it may be a link.
         names: the parts of the path below it. All but the last are folders; any may be missing.
+        kind: what the last one has to be where it is not missing, a `file` or a `folder`; None for either.
 
     Raises:
-        BankError: if one of them is a link, or neither a file nor a folder.
+        BankError: if one of them is a link, or not what it has to be.
         AccessError: if the operating system does not let us look.
     """
     path = root
     for number, name in enumerate(names, start=1):
         path /= name
-        kind = _kind(path)
-        if kind is None:
+        found, expected = _kind(path), "folder" if number < len(names) else kind
+        if found is None:
             break
-        if number < len(names) and kind != "folder":
-            raise BankError(f"{path} is a file, expected a folder; remove it")
+        if expected not in (None, found):
+            raise BankError(f"{path} is a {found}, expected a {expected}; remove it")
     return root.joinpath(*names)
 
 
 def is_regular(path: Path) -> bool:
     """Tell whether there is a file at a path; it raises what `check_inside` raises for a link, a pipe and the like."""
     return _kind(path) == "file"
+
+
+def files_in(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of a folder whose names match a pattern, no folders; it raises what `is_regular` raises."""
+    return [path for path in sorted(folder.glob(pattern)) if is_regular(path)]
 
 
 def check_tree(folder: Path, names: Collection[str], depth: int) -> None:
@@ -102,12 +108,12 @@ def open_regular(path: Path, *, follow_links: bool = False) -> int:
     return descriptor
 
 
-def read_regular(path: Path, most: int) -> bytes:
+def read_regular(path: Path, most: int, remedy: str = "remove it") -> bytes:
     """Read a whole file of up to `most` bytes; it raises what `open_regular` raises, and BankError for a larger file."""
     descriptor = open_regular(path)
     try:
         if (size := os.fstat(descriptor).st_size) > most:
-            raise BankError(f"{path} is of {size} bytes, more than the {most} that such a file may have")
+            raise BankError(f"{path} is of {size} bytes, more than the {most} that such a file may have; {remedy}")
         parts, rest = [], size
         while rest and (part := os.read(descriptor, min(rest, _READ_BYTES))):
             parts.append(part)

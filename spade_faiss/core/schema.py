@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import cache
 from numbers import Real
 from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -31,8 +32,12 @@ def check_at_least(name: str, value: object, least: int) -> None:
 
 def shorten(value: object) -> str:
     """Return a value as it is written in Python, cut off where it is long."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
+    return cut(repr(value), _SHOWN)
+
+
+def cut(text: str, most: int) -> str:
+    """Return a text, cut off after so many characters."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def is_finite(value: object) -> bool:
@@ -55,7 +60,7 @@ def from_mapping(cls: type[T], mapping: object, where: str) -> T:
     """
     if not isinstance(mapping, Mapping):
         raise InputError(f"{where}: expected a mapping, got {type(mapping).__name__}")
-    fields, hints = dataclasses.fields(cls), get_type_hints(cls)  # type: ignore[arg-type]
+    fields, hints = dataclasses.fields(cls), _type_hints(cls)  # type: ignore[arg-type]
     known = [field.name for field in fields]
     if unknown := sorted(set(map(str, mapping)) - set(known)):
         raise InputError(f"{where}: unknown key {shorten(unknown[0])}; known are {', '.join(known)}")
@@ -67,6 +72,10 @@ def from_mapping(cls: type[T], mapping: object, where: str) -> T:
         return cls(**values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+# A manifest may hold a hundred thousand entries, and the hints of their class take longer to find than the rest.
+_type_hints = cache(get_type_hints)
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:

@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import write_bytes
 from spade_faiss.core.inside import read_regular
-from spade_faiss.core.schema import from_mapping, shorten
+from spade_faiss.core.schema import cut, from_mapping, shorten
 
 T = TypeVar("T")
 
-# What is read takes some thirty times as much memory as the file is long.
-_MOST_BYTES = 16 << 20
+# What is read takes up to forty times as much memory as the file is long, where it is nothing but lists in lists.
+_MOST_BYTES = 8 << 20
+# How much is said about a value: it may be as long as the file.
+_MOST_CHARACTERS = 1000
 
 
 def write_signed(path: Path, format: str, schema: int, content: dict[str, Any]) -> None:
@@ -47,10 +49,7 @@ def read_signed(path: Path, cls: type[T], format: str, schema: int, remedy: str)
         BankError: if the file is damaged, is too long, a link or no file, or is of another format or schema.
         AccessError: if the operating system does not open it.
     """
-    try:
-        data = read_regular(path, _MOST_BYTES)
-    except BankError as error:
-        raise BankError(f"{error}; {remedy}") from error
+    data = read_regular(path, _MOST_BYTES, remedy)
     try:
         content = json.loads(data, parse_constant=_refuse, parse_float=_finite)
         found_format, found_schema = content.pop("format"), content.pop("schema")
@@ -72,9 +71,9 @@ def read_signed(path: Path, cls: type[T], format: str, schema: int, remedy: str)
     try:
         return from_mapping(cls, content, str(path))
     except InputError as error:
-        raise BankError(f"{error}; {remedy}") from error
-    except OverflowError as error:
-        raise BankError(f"{path} is damaged: it holds a number out of range ({error}); {remedy}") from error
+        raise BankError(f"{cut(str(error), _MOST_CHARACTERS)}; {remedy}") from error
+    except (OverflowError, RecursionError) as error:
+        raise BankError(f"{path} is damaged: it holds a value out of range ({error}); {remedy}") from error
 
 
 def hash_json(content: dict[str, Any]) -> str:

@@ -8,13 +8,10 @@ from pathlib import Path
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.locks import WriterLock
-from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import TEMPORARY_PATTERN
-from spade_faiss.core.hints import index_command
-from spade_faiss.core.inside import check_inside
+from spade_faiss.core.inside import check_inside, files_in
 from spade_faiss.core.process import fork_safe
 from spade_faiss.index.built_index import check_not_empty, index_folder, read_built
-from spade_faiss.index.faiss_file import check_stored_factory
 from spade_faiss.index.gallery_index import GalleryIndexManifest, build_gallery
 from spade_faiss.index.image_index import ImageIndexManifest, build_image_index, check_factory
 from spade_faiss.search.protocol import resolve_recipe
@@ -67,6 +64,11 @@ def build_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: 
         InputError: for an empty bank, settings that do not fit it, or a full disk.
         BankError: if another process is building it.
     """
+    return _build(bank, recipe, rebuild=rebuild, progress=progress, asked=True)
+
+
+def _build(bank: Bank, recipe: Recipe, *, rebuild: bool, progress: bool, asked: bool) -> Built | None:
+    """Do what `build_index` does; `asked` tells whether the recipe is the user's, and not just what a bank says."""
     start = time.perf_counter()
     check_not_empty(bank)
     needs_gallery_index = resolve_recipe(recipe).method.train is not None
@@ -78,10 +80,10 @@ def build_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: 
     with WriterLock(folder, f"the index {folder}")():
         before = _bytes_of(bank, recipe)
         for place in _folders(bank, recipe):
-            for leftover in place.glob(TEMPORARY_PATTERN):  # a killed build left it
+            for leftover in files_in(place, TEMPORARY_PATTERN):  # a killed build left it
                 leftover.unlink()
         if recipe.needs_image_index:
-            image, done["image"] = build_image_index(bank, recipe, rebuild=rebuild, progress=progress)
+            image, done["image"] = build_image_index(bank, recipe, rebuild=rebuild, progress=progress, asked=asked)
         if needs_gallery_index:
             gallery, done["gallery"] = build_gallery(bank, recipe, rebuild=rebuild, progress=progress)
     return Built(recipe.name, image, gallery, done, before, time.perf_counter() - start)
@@ -92,20 +94,17 @@ def update_indexes(bank: Bank, *, rebuild: bool = False, progress: bool = False)
     """Bring all indexes that were built beside a bank up to date; see `build_index`, which it calls for each recipe.
 
     Raises:
-        InputError: as `build_index`, and for an index whose training takes long however small the bank is: give its recipe.
+        InputError: as `build_index`, and for an index that has to be built anew, which takes long however small the bank is:
+            give its recipe.
     """
     recipes: dict[str, Build] = {}
     for image in read_built(ImageIndexManifest, bank):
-        try:
-            check_stored_factory(image.factory)
-        except InputError as error:
-            raise InputError(f"{error}; to go on, run: {index_command(bank.path, 'FILE.yaml')}") from error
         recipes[image.recipe] = Build(image=image.factory)
     for gallery in read_built(GalleryIndexManifest, bank):
         factory = recipes.get(gallery.recipe, Build()).image
         recipes[gallery.recipe] = Build(image=factory, gallery=gallery.gallery, settings=gallery.settings)
     found = (
-        build_index(bank, Recipe(name=name, build=build), rebuild=rebuild, progress=progress)
+        _build(bank, Recipe(name=name, build=build), rebuild=rebuild, progress=progress, asked=False)
         for name, build in sorted(recipes.items())
     )
     return [built for built in found if built is not None]

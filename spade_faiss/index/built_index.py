@@ -14,7 +14,7 @@ from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, check_sha256, hash_file
 from spade_faiss.core.hints import index_command
-from spade_faiss.core.inside import check_inside, is_regular
+from spade_faiss.core.inside import check_inside, files_in, is_regular
 from spade_faiss.core.schema import shorten
 from spade_faiss.core.signed_json import read_signed, write_signed
 from spade_faiss.index.staleness import IndexedShard
@@ -117,8 +117,8 @@ class IndexFolder(Generic[M]):
     """
 
     def __init__(self, kind: type[M], bank: Snapshot, recipe: str) -> None:
-        for names in ((kind.MANIFEST,), (kind.FOLDER,) if kind.FOLDER else ()):
-            check_inside(bank.path, INDEXES, recipe, *names)
+        check_inside(bank.path, INDEXES, recipe, kind.MANIFEST, kind="file")
+        check_inside(bank.path, INDEXES, recipe, kind.FOLDER, kind="folder")
         self._kind = kind
         self._bank = bank
         self._recipe = recipe
@@ -197,7 +197,7 @@ class IndexFolder(Generic[M]):
     def sweep(self, built: M) -> None:
         """Delete files of other builds."""
         named = {entry.file for entry in built.files}
-        for path in self.files.glob(f"*{built.SUFFIX}"):
+        for path in files_in(self.files, f"*{built.SUFFIX}"):
             if path.name not in named:
                 path.unlink()
 

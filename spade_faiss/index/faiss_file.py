@@ -27,13 +27,21 @@ from spade_faiss.search.distances import import_faiss
 _MOST_CHARACTERS = 100
 # The largest numbers in a factory string, by the letters before them; what they ask for is allocated before the first vector.
 _NUMBER = re.compile(r"([A-Za-z]*)(\d+)")
+_CELLS = re.compile(r"IMI(\d+)x(\d+)", re.IGNORECASE)
 _MOST_NEIGHBORS = 512
+# With fewer, FAISS crashes or never ends.
+_LEAST_NEIGHBORS = 4
 _MOST_BITS = 12
-_MOST_BITS_OF_TWO = 10
 _MOST_OTHERS = 1 << 17
+_MOST_TABLE_BYTES = 64 << 20
+# A rotation takes the cube of its side, and is drawn at once.
+_MATRIX = re.compile(r"PCA|OPQ|RR|ITQ|LSH|,SH", re.IGNORECASE)
+_MOST_SIDE = 2048
+_MOST_D = 1 << 16
+_MOST_CELLS_BITS = 20
 # A vector may be so long whatever the file's size: what FAISS allocates by itself is counted, too.
 _LEAST_LIMIT = 16 << 20
-_SLOW = re.compile(r"(OPQ|ITQ|RCQ|P?RQ|P?LSQ)\d*", re.IGNORECASE)
+_SLOW = re.compile(r"OPQ|ITQ|RCQ|RQ|LSQ|NSG|NNDescent", re.IGNORECASE)
 # How inverted lists are written, full or sparse; an empty index has one of the two, and a filled one may have the other.
 _LISTS = {b"full", b"sprs"}
 _READ_BYTES = 1 << 20
@@ -69,28 +77,31 @@ def check_factory_string(factory: str, d: int) -> None:
     """
     if len(factory) > _MOST_CHARACTERS or not factory.isascii():
         raise InputError(f"the factory string {shorten(factory)} is longer than {_MOST_CHARACTERS} characters, or not ASCII")
+    if d > (most := _MOST_SIDE if _MATRIX.search(factory) else _MOST_D):
+        raise InputError(f"the factory string {factory!r} is for vectors of up to d={most}, these have d={d}; search them flat")
     for letters, digits in _NUMBER.findall(factory):
         number = int(digits)
-        most = _MOST_OTHERS
+        least, most = 1, _MOST_OTHERS
         if letters.upper().endswith(("HNSW", "NSG")):
-            most = _MOST_NEIGHBORS
-        elif letters == "x":  # PQ8x10: a codebook of 2 ** 10 entries; IMI2x8: 2 ** 8 times 2 ** 8 lists
-            most = _MOST_BITS_OF_TWO if "IMI" in factory.upper() else _MOST_BITS
+            least, most = _LEAST_NEIGHBORS, _MOST_NEIGHBORS
+        elif letters == "x":  # PQ8x10: codebooks of 2 ** 10 vectors of length d in all
+            most = min(_MOST_BITS, (_MOST_TABLE_BYTES // (4 * d)).bit_length() - 1)
         elif letters.upper().startswith(("PCA", "OPQ", "RR", "PAD", "ITQ", "LSH")) or letters == "_":
-            most = max(4 * d, 1024)
-        if number > most:
-            raise InputError(f"the factory string {factory!r} has {letters}{number}, more than {letters}{most}; lower it")
+            most = _MOST_SIDE
+        if not least <= number <= most:
+            raise InputError(f"the factory string {factory!r} has {letters}{digits}, expected {least} to {most}")
+    for parts, bits in _CELLS.findall(factory):  # IMI2x8: 2 ** 8 times 2 ** 8 lists
+        if int(parts) * int(bits) > _MOST_CELLS_BITS:
+            raise InputError(f"the factory string {factory!r} has more than 2 ** {_MOST_CELLS_BITS} lists; lower it")
 
 
-def check_stored_factory(factory: str) -> None:
-    """Raise InputError for a factory string whose training takes long however few vectors there are.
+def check_stored_factory(factory: str, d: int, remedy: str) -> None:
+    """Raise InputError for a factory string that takes long to build an index of, however few vectors there are.
 
-    To be called where the string comes from a bank, and nobody has asked for it.
+    To be called where the string comes from a bank, and nobody has asked for it; the message ends with a remedy.
     """
-    if slow := _SLOW.search(factory):
-        raise InputError(
-            f"{slow[0]} in the factory string {factory!r} takes long to train, and it is the bank that asks for it"
-        )
+    if _SLOW.search(factory) or _is_polysemous(_made_of(factory, d)[0]):
+        raise InputError(f"the factory string {factory!r} takes long to build, and it is the bank that asks for it; {remedy}")
 
 
 def read_index(path: Path, d: int, factory: str) -> Any:
@@ -101,10 +112,7 @@ def read_index(path: Path, d: int, factory: str) -> Any:
         InputError: for a factory string that FAISS does not know.
     """
     faiss = import_faiss()
-    try:
-        expected, codes = empty_index(d, factory)
-    except (RuntimeError, MemoryError) as error:
-        raise InputError(f"FAISS could not make {shorten(factory)} for d={d}: {_first_line(error)}") from error
+    expected, codes = _made_of(factory, d)
     with open(open_regular(path), "rb", buffering=_READ_BYTES) as file:  # noqa: PTH123  # of a descriptor
         source = _Source(file, codes)
         try:
@@ -117,6 +125,14 @@ def read_index(path: Path, d: int, factory: str) -> Any:
     if different := difference(index, expected):
         raise BankError(f"{path} is no {factory!r} index of d={d}: {different}")
     return index
+
+
+def _made_of(factory: str, d: int) -> tuple[Any, frozenset[bytes]]:
+    """Return what `empty_index` returns; raise InputError for a factory string that FAISS does not know, too."""
+    try:
+        return empty_index(d, factory)
+    except (RuntimeError, MemoryError) as error:
+        raise InputError(f"FAISS could not make {shorten(factory)} for d={d}: {_first_line(error)}") from error
 
 
 class _Source:
@@ -242,6 +258,13 @@ def _type_name(item: Any) -> str:
     """Return the name of a type of FAISS as it is after it was written and read."""
     name = type(item).__name__
     return _READ_AS.get(name, name)
+
+
+def _is_polysemous(index: Any) -> bool:
+    """Tell whether the codes of an index are permuted when it is trained, which takes seconds for each part of a vector."""
+    index = import_faiss().downcast_index(index)
+    parts = [part for name in _PARTS if (part := getattr(index, name, None)) is not None]
+    return bool(getattr(index, "do_polysemous_training", False)) or any(map(_is_polysemous, parts))
 
 
 def _table_bytes(expected: Any) -> int:

@@ -28,7 +28,7 @@ from spade_faiss.index.built_index import REBUILD_ASKED_FOR, UP_TO_DATE, BuiltIn
 from spade_faiss.index.staleness import IndexedShard, why_train_anew
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import import_faiss
-from spade_faiss.search.levels import open_blocks
+from spade_faiss.search.levels import open_checked_blocks
 from spade_faiss.search.protocol import ResolvedRecipe, resolve_recipe
 from spade_faiss.search.recipe import Recipe, Settings
 
@@ -175,7 +175,7 @@ class _Build:
         arrays = {
             f"{level.name}/{key}": array
             for level in self._bank.layout.levels
-            for key, array in train(open_blocks(self._bank, level), self.resolved.build).items()
+            for key, array in train(open_checked_blocks(self._bank, level), self.resolved.build).items()
         }
         return FileEntry.of(path, write_arrays(path, arrays, attributes={_MADE_OF: made_of}))
 
@@ -184,7 +184,7 @@ class _Build:
         trained = _read_trained(self._folder / trained_file.file, trained_file.sha256, self._bank, self.resolved)
         # All images, removed ones too, so that they can be restored.
         everything = self._bank.with_removed()
-        blocks = {level.name: open_blocks(everything, level) for level in self._bank.layout.levels}
+        blocks = {level.name: open_checked_blocks(everything, level) for level in self._bank.layout.levels}
         shards, added = [], 0
         with progress_bar(len(everything), "index maps", progress) as bar:
             for number, shard in enumerate(self._bank.manifest.shards):

@@ -18,7 +18,7 @@ from spade_faiss.core.hints import index_command
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.index.built_index import REBUILD_ASKED_FOR, UP_TO_DATE, BuiltIndex, IndexFolder, check_not_empty, outcome
-from spade_faiss.index.faiss_file import empty_index, read_index
+from spade_faiss.index.faiss_file import check_stored_factory, empty_index, read_index
 from spade_faiss.index.gpu import to_cards
 from spade_faiss.index.staleness import IndexedShard, too_many_tombstones, why_train_anew
 from spade_faiss.search.distances import direct_sq_dist, import_faiss, rounding_of, scan, sort_by_distance, sq_norms
@@ -225,7 +225,7 @@ def check_factory(recipe: Recipe, embedding_dim: int) -> None:
 
 
 def build_image_index(
-    bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: bool = False
+    bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: bool = False, asked: bool = True
 ) -> tuple[ImageIndexManifest, str]:
     """Bring a recipe's image index up to date with a bank.
 
@@ -237,12 +237,14 @@ def build_image_index(
         recipe: names the index and its factory string.
         rebuild: build it anew in any case.
         progress: show a bar on stderr if that is a terminal.
+        asked: whether the factory string is the user's, and not what a bank says that its index was built with.
 
     Returns:
         Its manifest, and what was done, in words.
 
     Raises:
-        InputError: for an empty bank, a factory string that FAISS does not know, too few images to train it, or a full disk.
+        InputError: for an empty bank, a factory string that FAISS does not know, too few images to train it, or a full disk;
+            for a build that takes long and that nobody asked for.
     """
     check_not_empty(bank)
     faiss, folder = import_faiss(), IndexFolder(ImageIndexManifest, bank, recipe.name)
@@ -256,6 +258,9 @@ def build_image_index(
     trained = kept.trained if kept else 0
     try:
         if index is None:
+            if not asked:
+                remedy = f"to go on, run: {index_command(bank.path, 'FILE.yaml')}"
+                check_stored_factory(recipe.build.image, bank.layout.embedding_dim, remedy)
             empty_index(bank.layout.embedding_dim, recipe.build.image)  # raises an error for a string that is not taken
             index = faiss.index_factory(bank.layout.embedding_dim, recipe.build.image, faiss.METRIC_L2)
             if not index.is_trained:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.bank.snapshot import Snapshot
-from spade_faiss.core.errors import InputError
+from spade_faiss.core.errors import BankError, InputError
+from spade_faiss.core.hints import verify_command
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import Level
+from spade_faiss.features.layout import LARGEST, within_range
 from spade_faiss.features.resampling import upsample
 from spade_faiss.search.blocks import Blocks, BlockSource, StoredArray
 from spade_faiss.search.cache import BlockCache
 
 CONCAT = "concat"
+
+Stored = TypeVar("Stored", bound=StoredArray)
 
 
 def searched_levels(levels: Sequence[Level], fusion: str, chosen: Sequence[str] = ()) -> tuple[Level, ...]:
@@ -96,6 +100,13 @@ def open_blocks(bank: Snapshot, level: Level, cache: BlockCache[FloatArray] | No
     return Blocks(level, source, cache)
 
 
+def open_checked_blocks(bank: Snapshot, level: Level) -> Blocks:
+    """The maps of all images of a bank at one of its levels, to build an index of. Reading one raises BankError if it holds
+    values that are not finite, or so large that their squares leave the range of float32.
+    """
+    return Blocks(level, _CheckedSource(bank, level))
+
+
 class _LevelSource(BlockSource):
     """One of the bank's own levels: float32 maps are views of the mapped files, float16 ones are decoded."""
 
@@ -128,6 +139,24 @@ class _LevelSource(BlockSource):
 
     def release(self, row: int) -> None:
         self._bank.release_map(self._level.name, row)
+
+
+class _CheckedSource(_LevelSource):
+    """One of the bank's own levels, whose values are looked at when they are read."""
+
+    def read(self, row: int, out: FloatArray | None = None) -> FloatArray:
+        return self._checked(super().read(row, out))
+
+    def stored(self, row: int) -> StoredArray:
+        return self._checked(super().stored(row))
+
+    def _checked(self, block: Stored) -> Stored:
+        if not within_range(block):
+            raise BankError(
+                f"the bank {self._bank.path} holds maps of level {self._level.name!r} that are not finite, or beyond "
+                f"{LARGEST:g}; find their shard with: {verify_command(self._bank.path)} --deep"
+            )
+        return block
 
 
 class _JoinedSource(BlockSource):

@@ -136,6 +136,7 @@ def test_no_mutant_ends_the_process(tmp_path: Path, xb: FloatArray, factory: str
         "Pad999999999,Flat",
         "RR999999,Flat",
         "LSH999999",
+        "IMI3x10,Flat",
         "x" * 101,
         "ü",
     ],
@@ -145,6 +146,30 @@ def test_a_factory_string_that_takes_memory_by_itself_is_refused(factory: str) -
         check_factory_string(factory, D)
 
 
+@pytest.mark.parametrize("factory", ["HNSW0", "HNSW1,SQ8", "IVF4_HNSW1,Flat", "NSG0", "NSG3,Flat", "IVF0,Flat", "PQ4x0"])
+def test_a_factory_string_that_ends_or_stops_the_process_is_refused(factory: str) -> None:
+    """FAISS aborts, or builds for ever."""
+    with pytest.raises(InputError, match="expected"):
+        check_factory_string(factory, D)
+
+
+@pytest.mark.parametrize(
+    ("d", "factory"),
+    [
+        (1 << 17, "HNSW32"),
+        (4096, "LSHrt"),
+        (65536, "PCA8,Flat"),
+        (2048, "LSH8192rt"),
+        (65536, "PQ8x12"),
+        (65536, "IMI2x9,Flat"),
+    ],
+)
+def test_what_is_small_for_short_vectors_is_refused_for_long_ones(d: int, factory: str) -> None:
+    """Rotations take the square of d, and their making the cube; codebooks take a multiple of d."""
+    with pytest.raises(InputError, match="factory string"):
+        check_factory_string(factory, d)
+
+
 @pytest.mark.parametrize(
     "factory", ["HNSW32", "IVF65536_HNSW32,PQ64x8", "OPQ64_256,IVF4096,PQ64", "PCAR64,Flat", "IMI2x8,PQ16"]
 )
@@ -152,11 +177,27 @@ def test_what_people_use_is_not_refused(factory: str) -> None:
     check_factory_string(factory, 1024)
 
 
-def test_a_bank_does_not_choose_a_training_that_takes_long() -> None:
-    for factory in ("LSQ8x8", "OPQ8,PQ8", "RQ8x8", "IVF4(RCQ2x4),Flat", "ITQ8,LSH"):
-        with pytest.raises(InputError, match="takes long to train"):
-            check_stored_factory(factory)
-    check_stored_factory("IVF64,PQ8x8")
+def test_a_bank_does_not_choose_a_build_that_takes_long() -> None:
+    for factory in ("LSQ8x8", "OPQ8,PQ8", "RQ8x8", "IVF4(RCQ2x4),Flat", "ITQ8,LSH", "PQ8", "HNSW32_PQ8", "IVF4,PQ8", "NSG32"):
+        with pytest.raises(InputError, match=r"takes long to build.*; do this"):
+            check_stored_factory(factory, D, "do this")
+    for factory in ("IVF64,PQ8x8np", "HNSW32_PQ8np", "PQ8np", "PQ8x4fs", "HNSW32"):
+        check_stored_factory(factory, D, "do this")
+
+
+def test_an_update_adds_to_an_index_that_takes_long_to_build(tmp_path: Path) -> None:
+    """What is built can be added to, whatever its factory string; building it anew is for the user to ask for."""
+    recipe = Recipe(name="slow", build=Build(image="PQ2x2"))
+    bank = make_bank(tmp_path / "bank")
+    bank.append(batch(*(f"{number}" for number in range(40))))
+    build_index(bank, recipe)
+    bank.append(batch("new"))
+    (built,) = update_indexes(bank)
+    assert built.image is not None
+    assert built.image.count == 41
+    with pytest.raises(InputError, match=r"takes long to build.*--recipe FILE\.yaml"):
+        update_indexes(bank, rebuild=True)
+    assert build_index(bank, recipe, rebuild=True) is not None
 
 
 # ---- in a bank
