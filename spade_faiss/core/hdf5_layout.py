@@ -142,6 +142,8 @@ class _Reader:
         needed = math.prod(shape) * dtype.itemsize
         if not needed or size != needed or offset + size > self._size:
             raise ValueError(f"{name}, {dtype} of shape {shape}, is said to take {size} bytes from {offset} on of {self._size}")
+        if dtype.kind != "S" and offset % dtype.itemsize:
+            raise ValueError(f"{name} lies at {offset}, not where values of {dtype.itemsize} bytes are read")
         return StoredArray(offset, shape, dtype)
 
     def _entries(self, root: int) -> Iterator[bytes]:

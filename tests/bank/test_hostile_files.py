@@ -148,6 +148,46 @@ def test_a_pipe_keeps_nobody_waiting(path: Path, name: str) -> None:
             use(path)
 
 
+@pytest.mark.parametrize(
+    ("use", "name"),
+    [
+        *(("add", name) for name in (".lock", ".writer.json")),
+        *(("index", f"indexes/{name}") for name in ("hnsw/.lock", "hnsw/.writer.json", "ivf/.lock")),
+    ],
+)
+def test_a_folder_in_the_place_of_a_file_is_named(path: Path, use: str, name: str) -> None:
+    (path / name).unlink(missing_ok=True)
+    (path / name).mkdir()
+    with pytest.raises(BankError, match=rf"{name} is a folder, expected a file; remove it"):
+        USES[use](path)
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(path: Path) -> None:
+    replaced(path / "indexes" / "ivf" / "gallery", path)  # removes what is there
+    (path / "indexes" / "ivf" / "gallery").unlink()
+    (path / "indexes" / "ivf" / "gallery").write_text("x")
+    with pytest.raises(BankError, match="gallery is a file, expected a folder; remove it"):
+        USES["index"](path)
+
+
+def test_folders_with_the_names_of_leftovers_are_left_alone(path: Path) -> None:
+    names = [
+        ".spade-1.tmp",
+        "features/.spade-1.tmp",
+        "features/more.h5",
+        "indexes/hnsw/more.faiss",
+        "indexes/ivf/gallery/more.h5",
+    ]
+    for name in names:
+        (path / name / "inner").mkdir(parents=True)
+    bank = Bank.open(path)
+    bank.append(batch("new"))
+    bank.remove(["new"])
+    bank.compact()
+    update_indexes(bank, rebuild=True)
+    assert all((path / name / "inner").is_dir() for name in names)
+
+
 @pytest.mark.parametrize("sha256", ["../../../../../outside/x", "/tmp/x", "x" * 64, "A" * 64, "0" * 63])
 def test_a_checksum_is_no_path(path: Path, outside: Path, sha256: str) -> None:
     """The names of encoded files are made of those of shards."""
@@ -178,7 +218,7 @@ def test_a_name_is_no_path(path: Path, file: str) -> None:
         (lambda content: content["shards"][0].update(count=1 << 62, bytes=(1 << 63) - 1), "more than"),
         (lambda content: content["shards"][0].update(bytes=1 << 70), "cannot be the record of a file"),
         (lambda content: content["layout"]["levels"][0].update(channels=1 << 60), "cannot hold"),
-        (lambda content: content["layout"].update(embedding_dim=1 << 60), "cannot hold"),
+        (lambda content: content["layout"].update(embedding_dim=1 << 20), "cannot hold"),
         (lambda content: content.update(generation=-1), "generation"),
         (lambda content: content.update(generation=1 << 60), "generation"),
         (lambda content: content.update(generation=0), "it lists shards, but no commit"),
@@ -194,6 +234,33 @@ def test_a_signed_manifest_that_no_bank_has_is_refused_in_one_short_line(
         with pytest.raises(BankError, match=said) as caught:
             USES[use](path)
         assert len(str(caught.value)) < 1500
+
+
+def test_settings_of_a_bank_without_shards_are_bounded_too(path: Path) -> None:
+    """No file says how long its embeddings would be."""
+
+    def change(content: dict[str, Any]) -> None:
+        content["shards"] = []
+        content["layout"].update(embedding_dim=1 << 40)
+
+    sign(path / "manifest.json", change)
+    with pytest.raises(BankError, match="embedding_dim=1099511627776 is more than 1048576"):
+        Bank.open(path)
+
+
+def test_a_value_as_long_as_the_manifest_is_cut_off_in_messages(path: Path) -> None:
+    sign(path / "manifest.json", lambda content: content["shards"][0].update(removed=list(range(10**5))))
+    with pytest.raises(BankError, match=r"removed are \(0, 1, 2,.*\.\.\. \(\d+ characters\)") as caught:
+        Bank.open(path)
+    assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("depth", range(900, 1000, 3))
+def test_json_that_is_nested_deep_is_refused_wherever_it_becomes_too_deep(path: Path, depth: int) -> None:
+    """Reading, hashing and showing it each stop at another depth."""
+    (path / "manifest.json").write_text('{"format": ' + "[" * depth + "]" * depth + "}")
+    with pytest.raises(BankError, match=r"manifest\.json is damaged"):
+        Bank.open(path)
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -272,6 +339,20 @@ def test_text_of_variable_length_is_refused_before_it_is_read(path: Path) -> Non
     sign_shard(path, change)
     with pytest.raises(BankError, match=r"000001\.h5 is damaged"):
         Bank.open(path).image_path("a")
+
+
+def test_texts_are_no_longer_than_a_path_can_be(path: Path) -> None:
+    """A report repeats an id dozens of times."""
+    with pytest.raises(InputError, match="takes 32769 bytes, at most 32768"):
+        Bank.open(path).append(batch("x" * ((1 << 15) + 1)))
+
+    def change(file: h5py.File) -> None:
+        del file["image/id"]
+        file["image/id"] = np.array([b"x" * 40_000 + b"%d" % number for number in range(3)])
+
+    sign_shard(path, change)
+    with pytest.raises(BankError, match="image/id is"):
+        used_up(path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
@@ -381,11 +462,35 @@ def test_what_a_method_cannot_have_stored_is_refused(
     assert verify(tmp_path / "bank", deep=True).problems == ()
 
 
+@pytest.mark.parametrize("recipe", [LISTS, COMPACT, HISTORY], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_no_index_is_built_of_maps_that_cannot_be_compared(tmp_path: Path, recipe: Recipe, value: float) -> None:
+    bank = make_bank(tmp_path / "bank")
+    bank.append(batch("a", "b", "c", "d"))
+    part = batch("x", "y")
+    for level in (FINE, COARSE):
+        part.levels[level.name][1, 0, 0, 0] = value
+    entry = write_shard(bank.path / "features" / "000009.h5", part)
+    sign(bank.path / "manifest.json", lambda content: content["shards"].append({**vars(entry), "removed": []}))
+    with pytest.raises(BankError, match=r"holds maps of level .* not finite, or beyond 2e\+16; find .* verify .* --deep"):
+        build_index(Bank.open(bank.path), recipe)
+
+
+@pytest.mark.parametrize("file", ["index", "gallery"])
+def test_an_index_that_miscounts_a_shard_is_right_after_what_the_message_says(path: Path, file: str) -> None:
+    name = {"index": "hnsw", "gallery": "ivf"}[file]
+    sign(path / "indexes" / name / f"{file}.json", lambda content: content["shards"][0].update(count=4))
+    (problem,) = verify(path).problems
+    assert f"--recipe {name} --rebuild" in problem
+    update_indexes(Bank.open(path), rebuild=True)
+    assert verify(path, deep=True).problems == ()
+
+
 @pytest.mark.parametrize("file", [trained_file, encoded_file])
 def test_arrays_of_no_level_are_refused_or_left_alone(path: Path, file: Callable[[Path], Path]) -> None:
     stored = file(path)
     with h5py.File(stored, "r+") as opened:
-        opened["more"] = np.zeros(3)
+        opened["more"] = np.zeros(3, np.uint8)
         opened.attrs["arrays"] = np.bytes_("\n".join(sorted([*opened.attrs["arrays"].decode().split("\n"), "more"])))
     record(path, stored)
     try:
@@ -452,12 +557,14 @@ def test_a_bank_names_no_network_from_elsewhere(tmp_path: Path, name: str) -> No
         backbone_of(bank_from(tmp_path, name), None, Run())
 
 
-@pytest.mark.parametrize("name", ["pipe", "/dev/zero", "folder", "gone", "a\0b"])
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero", "/proc/kmsg", "empty", "folder", "gone", "a\0b", "\ud800", "x" * 10**5])
 def test_recorded_weights_are_a_file_or_are_not_read(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(NotFoundError, match="is gone or no file; pass --weights FILE"):
+    (tmp_path / "empty").touch()
+    with pytest.raises(NotFoundError, match="is gone or no file; pass --weights FILE") as caught:
         backbone_of(bank_from(tmp_path, "resnet18", os.path.join(tmp_path, name)), None, Run())  # noqa: PTH118
+    assert len(str(caught.value)) < 1500
 
 
 def test_recorded_weights_that_are_something_else_are_not_quoted(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -170,3 +171,15 @@ def test_structures_that_lead_round_in_circles_end(path: Path) -> None:
             except ValueError:
                 continue
     assert time.perf_counter() - start < 60
+
+
+def test_an_array_lies_where_its_values_are_read(tmp_path: Path) -> None:
+    """FAISS and NumPy read numbers at multiples of their size."""
+    write_arrays(tmp_path / "a.h5", {"x": np.arange(100, dtype=np.float32), "y": np.zeros(100, np.float32)}, attributes={})
+    place, _, _ = by_us(tmp_path / "a.h5")[0]["x"]
+    data = (tmp_path / "a.h5").read_bytes()
+    layout = struct.pack("<QQ", place, 400)
+    assert data.count(layout) == 1
+    (tmp_path / "b.h5").write_bytes(data.replace(layout, struct.pack("<QQ", place + 1, 400)))
+    with pytest.raises(BankError, match=r"x lies at .*, not where values of 4 bytes are read"):
+        map_arrays(tmp_path / "b.h5", "")

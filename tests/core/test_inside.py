@@ -12,7 +12,7 @@ import pytest
 
 from spade_faiss.core.errors import AccessError, BankError, SpadeError
 from spade_faiss.core.files import hash_file
-from spade_faiss.core.inside import cannot_open, check_inside, check_tree, is_regular, open_regular, read_regular
+from spade_faiss.core.inside import cannot_open, check_inside, check_tree, files_in, is_regular, open_regular, read_regular
 
 PUT: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "link": (lambda path, other: path.symlink_to(other), "is a link"),
@@ -118,3 +118,23 @@ def test_what_the_system_says_is_named_for_what_it_is(number: int, kind: type[Sp
     assert said in str(error)
     assert "bank/x.h5" in str(error)
     assert "damaged" not in str(error)
+
+
+def test_what_the_last_part_is_can_be_asked_for(root: Path) -> None:
+    assert check_inside(root, "folder", "file", kind="file") == root / "folder" / "file"
+    assert check_inside(root, "folder", "none", kind="file") == root / "folder" / "none"
+    with pytest.raises(BankError, match="folder is a folder, expected a file; remove it"):
+        check_inside(root, "folder", kind="file")
+    with pytest.raises(BankError, match="file is a file, expected a folder; remove it"):
+        check_inside(root, "folder", "file", kind="folder")
+
+
+def test_files_of_a_pattern_are_listed_without_folders_and_links_are_refused(root: Path) -> None:
+    for name in ("b.h5", "a.h5", "c.txt"):
+        (root / name).touch()
+    (root / "d.h5").mkdir()
+    assert files_in(root, "*.h5") == [root / "a.h5", root / "b.h5"]
+    assert files_in(root / "none", "*.h5") == []
+    (root / "e.h5").symlink_to(root / "a.h5")
+    with pytest.raises(BankError, match=r"e\.h5 is a link"):
+        files_in(root, "*.h5")
