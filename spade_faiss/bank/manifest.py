@@ -25,6 +25,7 @@ SCHEMA = 3
 # What the settings of a bank may be. They say how much memory and time scoring takes, and may have been written by anybody. The
 # number of commits and what is counted must stay within 64 bits.
 _MOST_COMMITS = 1 << 53
+_MOST_EVENTS = 10_000
 _MOST_BYTES = 1 << 60
 _MOST_INPUT_PIXELS = 1 << 20
 _MOST_PIXELS_A_LOCATION = 1 << 12
@@ -52,7 +53,7 @@ class Manifest:
         weights_file: where the backbone's weights were loaded from; None for published weights.
         shards: the files that hold the features, in the order of their rows.
         versions: the versions of the libraries that wrote this state.
-        history: what was done to the bank.
+        history: what was done to the bank, the newest ten thousand commands of it.
     """
 
     generation: int
@@ -81,7 +82,8 @@ class Manifest:
         if continued and history and history[-1].action == action:
             images, history = images + history[-1].images, history[:-1]
         event = Event(generation=generation, time=datetime.now(UTC).isoformat(timespec="seconds"), action=action, images=images)
-        return replace(self, generation=generation, shards=shards, versions=versions(), history=(*history, event))
+        history = (*history, event)[-_MOST_EVENTS:]
+        return replace(self, generation=generation, shards=shards, versions=versions(), history=history)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -15,8 +15,10 @@ from spade_faiss.core.schema import cut, from_mapping, shorten
 
 T = TypeVar("T")
 
-# What is read takes up to forty times as much memory as the file is long, where it is nothing but lists in lists.
+# What is read takes up to twenty times as much memory as the file is long, and more where it is nothing but lists in lists. The
+# manifest of a bank holds two for each shard, and is read a few times by a command.
 _MOST_BYTES = 8 << 20
+_MOST_CONTAINERS = 1 << 15
 # How much is said about a value: it may be as long as the file.
 _MOST_CHARACTERS = 1000
 
@@ -25,13 +27,16 @@ def write_signed(path: Path, format: str, schema: int, content: dict[str, Any]) 
     """Create or replace a signed JSON file, atomically.
 
     Raises:
-        InputError: for content that is longer than `read_signed` reads.
+        InputError: for content that is longer than `read_signed` reads, or holds more lists and mappings.
     """
     signed = {"format": format, "schema": schema, **content}
     signed["sha256"] = hash_json(signed)
     data = (json.dumps(signed, indent=1) + "\n").encode()
-    if len(data) > _MOST_BYTES:
-        raise InputError(f"{path} would take {len(data)} bytes, at most {_MOST_BYTES} are read; compact the bank")
+    if len(data) > _MOST_BYTES or _containers(data) > _MOST_CONTAINERS:
+        raise InputError(
+            f"{path} would take {len(data)} bytes and {_containers(data)} lists and mappings, at most {_MOST_BYTES} and "
+            f"{_MOST_CONTAINERS} are read; compact the bank"
+        )
     write_bytes(path, data)
 
 
@@ -50,6 +55,8 @@ def read_signed(path: Path, cls: type[T], format: str, schema: int, remedy: str)
         AccessError: if the operating system does not open it.
     """
     data = read_regular(path, _MOST_BYTES, remedy)
+    if (containers := _containers(data)) > _MOST_CONTAINERS:
+        raise BankError(f"{path} is damaged: it holds {containers} lists and mappings, more than {_MOST_CONTAINERS}; {remedy}")
     try:
         content = json.loads(data, parse_constant=_refuse, parse_float=_finite)
         found_format, found_schema = content.pop("format"), content.pop("schema")
@@ -79,6 +86,11 @@ def read_signed(path: Path, cls: type[T], format: str, schema: int, remedy: str)
 def hash_json(content: dict[str, Any]) -> str:
     """Return the sha256 of a mapping, which does not depend on the order of keys or on white space."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _containers(data: bytes) -> int:
+    """Return how many lists and mappings JSON holds; brackets in texts are counted, too."""
+    return data.count(b"[") + data.count(b"{")
 
 
 def _finite(text: str) -> float:

@@ -278,6 +278,14 @@ def test_a_manifest_that_is_too_long_is_not_parsed(path: Path) -> None:
         Bank.open(path)
 
 
+@pytest.mark.parametrize("part", [b"[],", b'{"":[]},', b"[" * 900 + b"]" * 900 + b","])
+def test_a_manifest_of_lists_is_not_parsed(path: Path, part: bytes) -> None:
+    """They would take forty times as much memory as the file is long."""
+    (path / "manifest.json").write_bytes(b"[" + part * ((8 << 20) // len(part) - 1) + b"0]")
+    with pytest.raises(BankError, match="lists and mappings, more than 32768"):
+        Bank.open(path)
+
+
 def test_an_index_of_another_recipe_is_not_written_to(path: Path) -> None:
     sign(path / "indexes" / "hnsw" / "index.json", lambda content: content.update(recipe="ivf"))
     with pytest.raises(BankError, match="it is of recipe 'ivf', its folder is not"):

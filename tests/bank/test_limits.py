@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,12 @@ def test_a_shard_that_became_shorter_before_it_was_mapped_is_an_error(tmp_path: 
     os.truncate(tmp_path / "bank" / "features" / "000001.h5", 4096)
     with pytest.raises(BankError, match=r"000001\.h5 is damaged \(it is cut off.*restore it from a backup"):
         bank.embeddings_of_shard(0)
+
+
+def test_the_oldest_events_of_a_long_history_are_dropped(tmp_path: Path) -> None:
+    """A manifest stays short enough to be read, however long the bank is in use."""
+    manifest = make_bank(tmp_path / "bank").manifest
+    event = manifest.next("add", 1, ()).history[0]
+    following = replace(manifest, history=(event,) * 10_000).next("remove", 1, ())
+    assert len(following.history) == 10_000
+    assert following.history[-1].action == "remove"

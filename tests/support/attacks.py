@@ -212,13 +212,13 @@ def emptied(**layout: Any) -> Attack:
 
 
 MANIFESTS: dict[str, Attack] = {
-    "a long history": signed_as("manifest.json", lambda m: m.update(history=m["history"][:1] * 60_000)),
+    "a long history": signed_as("manifest.json", lambda m: m.update(history=m["history"][:1] * 30_000)),
     "many versions": signed_as("manifest.json", lambda m: m.update(versions={str(n): "\x1b[31m" for n in range(250_000)})),
     "many images removed": signed_as("manifest.json", lambda m: m["shards"][0].update(removed=list(range(800_000)))),
     "all images removed": signed_as("manifest.json", lambda m: m["shards"][0].update(removed=list(range(IMAGES)))),
     "many levels": signed_as(
         "manifest.json",
-        lambda m: m["layout"].update(levels=[{**m["layout"]["levels"][0], "name": str(n)} for n in range(40_000)]),
+        lambda m: m["layout"].update(levels=[{**m["layout"]["levels"][0], "name": str(n)} for n in range(30_000)]),
     ),
     "no shards, and long embeddings": emptied(embedding_dim=1 << 40),
 }
