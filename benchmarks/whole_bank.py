@@ -8,6 +8,7 @@ named (SPADE_FAISS_PATCHCORE_PYTHON).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -19,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.features import SHAPES, Product
-from benchmarks.gallery import in_turn, ratio_of
+from benchmarks.gallery import Engine, in_turn, ratio_of
 from benchmarks.process import machine, spread
 from benchmarks.sweep import peers
 from benchmarks.sweep.measures import exponent
@@ -31,7 +31,7 @@ from benchmarks.sweep.sets import POOLED, PixelSet, Places, pixel_set
 from spade_faiss import Bank, Detector, FeatureBatch
 from spade_faiss.core.settings import ALL, Method, Run
 from spade_faiss.core.timing import Timings
-from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.core.types import FloatArray
 from spade_faiss.features.layout import prepare
 from spade_faiss.index.build import build_index
 from spade_faiss.scoring.metrics import detection_metrics, localization_metrics
@@ -150,12 +150,12 @@ def leave_one_out(places: Places) -> Iterator[Row]:
         detector = chosen.open(chosen.recipe)
         rows = np.linspace(0, len(detector.bank) - 1, TESTS).astype(int).tolist()
 
-        def others(_: FeatureBatch, detector: Detector = detector, rows: list[int] = rows) -> float:
-            start = time.perf_counter()
-            detector.score_rows(rows)
-            return (time.perf_counter() - start) / len(rows)
-
-        seconds = in_turn({"scoring": _seconds(detector, all_stages=True), "leave one out": others}, [chosen.tests], REPEATS)
+        tests = chosen.tests
+        engines = {
+            "scoring": _timed(lambda: detector.score_features(tests), len(tests)),  # noqa: B023
+            "leave one out": _timed(lambda: detector.score_rows(rows), len(rows)),  # noqa: B023
+        }
+        seconds = in_turn(engines, [tests], REPEATS)
         yield {
             "set": name,
             "normals": len(detector.bank),
@@ -208,27 +208,25 @@ def _compare(whole: Compared, five: Compared, *, scan: bool) -> Row:
     start = time.perf_counter()
     scores = clusters.score_features(whole.tests)
     open_s = time.perf_counter() - start
-    engines = {"five": _seconds(five.open("exact", 5), five.tests), "clusters": _seconds(clusters)}
+    engines = {
+        "five": _pixel_search(five.open("exact", 5), five.tests),
+        "clusters": _pixel_search(clusters, whole.tests),
+    }
     if scan:
         by_scan = whole.open("exact")
         np.testing.assert_array_equal(by_scan.score_features(whole.tests[:2]).maps, scores.maps[:2])
-        engines["scan"] = _seconds(by_scan)
-    singles = [whole.tests[place : place + 1] for place in range(len(whole.tests))]
-    seconds = in_turn(engines, singles, REPEATS)
+        engines["scan"] = _pixel_search(by_scan, whole.tests)
+    seconds = in_turn(engines, [whole.tests], REPEATS)
     if len(bank) <= MOST_BY_FAISS:
-        seconds["faiss"] = [_by_faiss(whole, singles[0])]
-    share = float(np.mean([shares.mean() for shares in scores.passed_over.values()]))
+        seconds["faiss"] = [_by_faiss(whole, whole.tests[:1])]
     vectors = [level.height * level.width for level in searched_levels(bank.layout.levels, "mean", whole.levels)]
     of_one = [float(shares.mean()) for shares in scores.passed_over.values()]
     looked = sum((1 - one) * size * len(bank) for one, size in zip(of_one, vectors, strict=True))
     return {
         "normals": len(bank),
         "ms": {engine: _ms(runs) for engine, runs in seconds.items()},
-        "times": {
-            other: ratio_of(seconds["clusters"], seconds[other]) for other in ("five", "scan") if other in seconds
-        },
+        "times": {other: ratio_of(seconds["clusters"], seconds[other]) for other in ("five", "scan") if other in seconds},
         "passed_over": dict(zip(scores.passed_over, of_one, strict=True)),
-        "passed_over_mean": share,
         "looked_at": looked,
         "build_s": build_s,
         "index_bytes": built.bytes if built else 0,
@@ -236,22 +234,14 @@ def _compare(whole: Compared, five: Compared, *, scan: bool) -> Row:
     }
 
 
-def _seconds(detector: Detector, tests: FeatureBatch | None = None, *, all_stages: bool = False) -> Callable[[FeatureBatch], float]:
-    """An engine that returns the seconds of an image's pixel search, of the given test images or of those at the same places."""
-    place = iter(())
+def _pixel_search(detector: Detector, tests: FeatureBatch) -> Engine:
+    """Returns the seconds of the pixel search of one test image after the other, whatever it is asked for."""
+    places = itertools.cycle(range(len(tests)))
 
-    def engine(batch: FeatureBatch) -> float:
-        nonlocal place
-        chosen = batch
-        if tests is not None:
-            if (number := next(place, None)) is None:
-                place = iter(range(len(tests)))
-                number = next(place)
-            chosen = tests[number : number + 1]
-        timings, start = Timings(), time.perf_counter()
-        detector.score_features(chosen, timings=timings)
-        taken = time.perf_counter() - start if all_stages else timings.seconds["pixel search"]
-        return taken / len(chosen)
+    def engine(_: FeatureBatch) -> float:
+        place, timings = next(places), Timings()
+        detector.score_features(tests[place : place + 1], timings=timings)
+        return timings.seconds["pixel search"]
 
     return engine
 
@@ -265,11 +255,24 @@ def _by_faiss(whole: Compared, one: FeatureBatch) -> float:
         blocks = open_blocks(bank, level)
         xb = np.concatenate([blocks(row) for row in range(len(bank))])
         maps = query.levels
-        xq = np.ascontiguousarray(vectors_of(level, bank.layout.levels, lambda name, maps=maps: maps[name]).reshape(-1, xb.shape[1]))
+        xq = np.ascontiguousarray(
+            vectors_of(level, bank.layout.levels, lambda name, maps=maps: maps[name]).reshape(-1, xb.shape[1])
+        )
         start = time.perf_counter()
         faiss.knn(xq, xb, 1)
         total += time.perf_counter() - start
     return total
+
+
+def _timed(run: Callable[[], object], images: int) -> Engine:
+    """Returns the seconds that an image takes of a run, all stages together."""
+
+    def engine(_: FeatureBatch) -> float:
+        start = time.perf_counter()
+        run()
+        return (time.perf_counter() - start) / images
+
+    return engine
 
 
 def _measured(chosen: PixelSet, maps: FloatArray | None, score: FloatArray | None = None) -> Row:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from spade_faiss.bank.compaction import Compaction, join_shards, plan_compaction
 from spade_faiss.bank.locks import LOCK, READERS, WRITER, Lease, WriterLock, readers
-from spade_faiss.bank.manifest import MANIFEST, Manifest, read_manifest, versions, write_manifest
+from spade_faiss.bank.manifest import Manifest, read_manifest, versions, write_manifest
+from spade_faiss.bank.places import MANIFEST, SHARDS, check_places, leftovers
 from spade_faiss.bank.shards import SHARD_BYTES, ShardEntry, check_shard, write_shard
 from spade_faiss.bank.snapshot import Snapshot, first_difference
-from spade_faiss.bank.state import SHARDS, BankState, Place
-from spade_faiss.core.errors import InputError
+from spade_faiss.bank.state import BankState, Place
+from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import TEMPORARY_PATTERN
+from spade_faiss.core.inside import check_inside, files_in, is_regular
 from spade_faiss.core.process import PerProcess
 from spade_faiss.core.settings import Source
 from spade_faiss.features.batch import FeatureBatch
@@ -74,9 +76,12 @@ class Bank(Snapshot):
 
         Raises:
             NotFoundError: if there is no bank at `path`.
-            BankError: for a damaged manifest, one of another version, and for a missing or changed shard.
+            BankError: for a damaged manifest, one of another version, and for a missing or changed shard; for a link, a pipe or
+                the like where a file or a folder of the bank should be.
+            AccessError: if the operating system does not open a file.
         """
         folder = Path(path)
+        check_places(folder)
         while True:
             manifest = read_manifest(folder)
             lease = Lease(folder, manifest.generation)
@@ -97,7 +102,7 @@ class Bank(Snapshot):
         Raises:
             InputError: if there is a bank of another layout or source; the message has both values.
         """
-        if not (Path(path) / MANIFEST).exists():
+        if not is_regular(Path(path) / MANIFEST):
             return cls.create(path, layout, source=source, weights_file=weights_file)
         bank = cls.open(path)
         if bank.generation == 0:  # nothing was ever stored, so its settings may still change
@@ -131,11 +136,11 @@ class Bank(Snapshot):
     def _entered(self) -> None:
         """Begin to write: take over the newest state, and delete what a killed writer left."""
         self._continued = False
+        check_places(self.path)
         current = read_manifest(self.path)
         if current.generation != self.generation:
             self._state = BankState(self.path, current)
-        # Not below indexes/: an index may be built at the same time.
-        for leftover in (*self.path.glob(TEMPORARY_PATTERN), *(self.path / SHARDS).glob(TEMPORARY_PATTERN)):
+        for leftover in leftovers(self.path):
             leftover.unlink()
 
     def append(self, batch: FeatureBatch) -> None:
@@ -157,7 +162,7 @@ class Bank(Snapshot):
                 raise InputError(
                     f"the bank {self.path} already holds {len(held)} of these images, the first is {held[0]!r}{removed}"
                 )
-            shard = write_shard(self.path / SHARDS / f"{self.generation + 1:06d}.h5", batch)
+            shard = write_shard(self._new_shard(f"{self.generation + 1:06d}.h5"), batch)
             manifest = self._commit("add", len(batch), (*state.manifest.shards, shard))
             self._state = state.appended(manifest, batch.ids)
 
@@ -217,12 +222,21 @@ class Bank(Snapshot):
                     shards.append(old[group[0]])
                 elif any(old[index].live_count for index in group):
                     name = f"{self.generation + 1:06d}-{number:06d}.h5"
-                    shards.append(write_shard(self.path / SHARDS / name, join_shards(state, group)))
+                    shards.append(write_shard(self._new_shard(name), join_shards(state, group)))
             if len(groups) < len(old) or dropped:
                 self._state = BankState(self.path, self._commit("compact", dropped, tuple(shards)))
             self._sweep()
             written = sum(shard.bytes for shard in set(self.manifest.shards) - set(old))
             return Compaction(dropped=dropped, bytes_before=before, bytes_after=self.bytes_on_disk, bytes_written=written)
+
+    def _new_shard(self, name: str) -> Path:
+        """Return the path of a shard that is about to be written; raise BankError if a committed one has its name."""
+        path = check_inside(self.path, SHARDS, name)
+        if is_regular(path) and any(shard.file == name for shard in self.manifest.shards):
+            raise BankError(
+                f"the bank {self.path} is damaged: it lists {name}, which the next commit writes; extract a new bank"
+            )
+        return path
 
     def _mark(self, action: str, places: Sequence[Place]) -> int:
         """Commit that the images at some places are removed, or restored; return how many there are."""
@@ -250,7 +264,7 @@ class Bank(Snapshot):
             _log.info("an older state of %s is still being read; its shards are deleted by a later compact", self.path)
             return
         named = {shard.file for shard in self.manifest.shards}
-        for path in (self.path / SHARDS).glob("*.h5"):
+        for path in files_in(check_inside(self.path, SHARDS), "*.h5"):
             if path.name not in named:
                 path.unlink()
 
@@ -265,7 +279,8 @@ class Bank(Snapshot):
 
 def _check_new(folder: Path) -> None:
     """Raise InputError unless a bank can be created in `folder`."""
-    if (folder / MANIFEST).exists():
+    check_places(folder)
+    if is_regular(folder / MANIFEST):
         raise InputError(f"{folder} already holds a bank; open it, or choose another folder")
     if not folder.exists():
         return

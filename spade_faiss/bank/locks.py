@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
@@ -17,7 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from spade_faiss.core.errors import BankError
+from spade_faiss.core.errors import BankError, SpadeError
+from spade_faiss.core.inside import check_inside, is_regular, read_regular
 
 LOCK = ".lock"
 WRITER = ".writer.json"
@@ -25,6 +27,11 @@ READERS = ".readers"
 
 # How long to wait for a lease of one's own: whoever asks whether it is held holds it for a moment.
 _LEASE_TIMEOUT_S = 1
+
+# What is said about a writer is short, and leases have names of their own: other files in their folder are left alone.
+_MOST_BYTES = 1 << 16
+_MOST_CHARACTERS = 200
+_LEASE = re.compile(r"([0-9]{1,18})-[0-9a-f]{16}")
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +78,8 @@ class WriterLock:
             entered: called once the lock was taken, before the block runs; not called where it was held already.
 
         Raises:
-            BankError: if another process, or another `Bank` in this one, holds it; the message names it.
+            BankError: if another process, or another `Bank` in this one, holds it; the message names it. If one of the lock's
+                files is a link, or no file.
         """
         with self._guard:
             if not self._hold.is_ours:
@@ -90,6 +98,8 @@ class WriterLock:
                         self._release()
 
     def _acquire(self, entered: Callable[[], None]) -> None:
+        for name in (LOCK, WRITER):
+            check_inside(self._folder, name, kind="file")
         try:
             self._hold.lock.acquire()
         except Timeout as error:
@@ -99,7 +109,7 @@ class WriterLock:
         except OSError as error:
             raise BankError(f"cannot write to {self._name}: {error}") from error
         try:
-            if (self._folder / WRITER).exists():
+            if is_regular(self._folder / WRITER):
                 _log.warning(
                     "the last writer of %s, %s, was interrupted; what it had committed is kept", self._name, self._holder()
                 )
@@ -109,7 +119,7 @@ class WriterLock:
                 "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200],
                 "since": datetime.now(UTC).isoformat(timespec="seconds"),
             }
-            (self._folder / WRITER).write_text(json.dumps(who))
+            self._write(json.dumps(who))
             entered()
         except OSError as error:
             self._release()
@@ -118,6 +128,13 @@ class WriterLock:
             self._release()
             raise
 
+    def _write(self, text: str) -> None:
+        """Write the file anew: what has its name may have another one outside of the bank."""
+        path = self._folder / WRITER
+        path.unlink(missing_ok=True)
+        with path.open("x") as file:
+            file.write(text)
+
     def _release(self) -> None:
         (self._folder / WRITER).unlink(missing_ok=True)
         self._hold.lock.release()
@@ -125,16 +142,22 @@ class WriterLock:
     def _holder(self) -> str:
         """Return a description of the process that took the lock last."""
         try:
-            who = json.loads((self._folder / WRITER).read_bytes())
-            return f"process {who['pid']} on {who['host']} since {who['since']} ({who['command']})"
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            who = json.loads(read_regular(self._folder / WRITER, _MOST_BYTES))
+            host, since, command = (str(who[name])[:_MOST_CHARACTERS] for name in ("host", "since", "command"))
+            return f"process {int(who['pid'])} on {host} since {since} ({command})"
+        except (SpadeError, OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return "its name is not known"
 
 
 class Lease:
-    """Tells others that somebody reads a state of a bank; its files stay until `end()` is called, or the process ends."""
+    """Tells others that somebody reads a state of a bank; its files stay until `end()` is called, or the process ends.
+
+    Raises:
+        BankError: if the folder of leases is a link.
+    """
 
     def __init__(self, folder: Path, generation: int) -> None:
+        check_inside(folder, READERS)  # a file in its place is no harm: there is no lease then
         self.path = folder.absolute() / READERS / f"{generation}-{secrets.token_hex(8)}"
         lock = FileLock(self.path, timeout=_LEASE_TIMEOUT_S, thread_local=False)
         try:
@@ -149,15 +172,15 @@ class Lease:
 def readers(folder: Path, besides: Lease) -> list[int]:
     """Return the generations of a bank that are read by others than the holder of a lease; forget dead readers."""
     generations = []
-    for path in (folder / READERS).glob("*-*"):
-        if path == besides.path:
+    for path in check_inside(folder.absolute(), READERS).glob("*-*"):
+        named = _LEASE.fullmatch(path.name)
+        if path == besides.path or named is None or not is_regular(path):
             continue
         lock = FileLock(path, timeout=0, thread_local=False)
         try:
             lock.acquire()
         except Timeout:
-            with suppress(ValueError):  # another file that is locked
-                generations.append(int(path.name.partition("-")[0]))
+            generations.append(int(named[1]))
         except OSError as error:  # on a read-only disk nobody deletes what others read
             _log.debug("cannot tell whether %s is held: %s", path, error)
         else:

@@ -8,9 +8,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from spade_faiss.bank.places import MANIFEST
 from spade_faiss.bank.shards import ShardEntry
-from spade_faiss.core.errors import BankError, NotFoundError
+from spade_faiss.core.errors import BankError, InputError, NotFoundError
+from spade_faiss.core.files import check_sha256
 from spade_faiss.core.hints import fit_command
+from spade_faiss.core.inside import is_regular
+from spade_faiss.core.schema import check_at_least, shorten
 from spade_faiss.core.settings import Source
 from spade_faiss.core.signed_json import read_signed, write_signed
 from spade_faiss.features.layout import Layout
@@ -18,7 +22,14 @@ from spade_faiss.features.layout import Layout
 FORMAT = "spade_faiss bank"
 SCHEMA = 3
 
-MANIFEST = "manifest.json"
+# What the settings of a bank may be. They say how much memory and time scoring takes, and may have been written by anybody. The
+# number of commits and what is counted must stay within 64 bits.
+_MOST_COMMITS = 1 << 53
+_MOST_EVENTS = 10_000
+_MOST_BYTES = 1 << 60
+_MOST_INPUT_PIXELS = 1 << 20
+_MOST_PIXELS_A_LOCATION = 1 << 12
+_MOST_DIM = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +53,7 @@ class Manifest:
         weights_file: where the backbone's weights were loaded from; None for published weights.
         shards: the files that hold the features, in the order of their rows.
         versions: the versions of the libraries that wrote this state.
-        history: what was done to the bank.
+        history: what was done to the bank, the newest ten thousand commands of it.
     """
 
     generation: int
@@ -52,6 +63,11 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     versions: dict[str, str]
     history: tuple[Event, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_at_least("generation", self.generation, 0)
+        if self.generation > _MOST_COMMITS:
+            raise InputError(f"generation={self.generation} is more commits than a bank can have, {_MOST_COMMITS}")
 
     def next(self, action: str, images: int, shards: tuple[ShardEntry, ...], *, continued: bool = False) -> Manifest:
         """Return the manifest of the next commit.
@@ -66,7 +82,8 @@ class Manifest:
         if continued and history and history[-1].action == action:
             images, history = images + history[-1].images, history[:-1]
         event = Event(generation=generation, time=datetime.now(UTC).isoformat(timespec="seconds"), action=action, images=images)
-        return replace(self, generation=generation, shards=shards, versions=versions(), history=(*history, event))
+        history = (*history, event)[-_MOST_EVENTS:]
+        return replace(self, generation=generation, shards=shards, versions=versions(), history=history)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -79,19 +96,51 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         NotFoundError: if there is no bank.
-        BankError: if the manifest is damaged, or of another version.
+        BankError: if the manifest is damaged, of another version, a link or no file, or says what no bank can be like.
+        AccessError: if the operating system does not open it.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not is_regular(path):
         raise NotFoundError(f"there is no bank at {folder} (no {MANIFEST}); make one with: {fit_command(folder)}")
     manifest = read_signed(path, Manifest, FORMAT, SCHEMA, "restore it from a backup")
+    if wrong := _wrong_settings(manifest.layout) or _wrong_shards(manifest):
+        raise BankError(f"{path} is damaged: {wrong}; restore it from a backup")
     least = manifest.layout.image_bytes
     for shard in manifest.shards:
         if not 0 < shard.count * least <= shard.bytes:
             raise BankError(f"{path} is damaged: {shard.file} cannot hold {shard.count} images in {shard.bytes} bytes")
         if list(shard.removed) != sorted(set(shard.removed)) or not all(0 <= at < shard.count for at in shard.removed):
-            raise BankError(f"{path} is damaged: {shard.file} has {shard.count} images, removed are {shard.removed}")
+            raise BankError(f"{path} is damaged: {shard.file} has {shard.count} images, removed are {shorten(shard.removed)}")
     return manifest
+
+
+def _wrong_settings(layout: Layout) -> str:
+    """Say which setting of a layout no bank can have; empty if none."""
+    height, width = layout.input_size
+    locations = max(level.height * level.width for level in layout.levels)
+    if height * width > (most := max(_MOST_INPUT_PIXELS, _MOST_PIXELS_A_LOCATION * locations)):
+        return f"input_size={layout.input_size} is more than {most} pixels for maps of up to {locations} locations"
+    if layout.embedding_dim > _MOST_DIM:
+        return f"embedding_dim={layout.embedding_dim} is more than {_MOST_DIM}"
+    return ""
+
+
+def _wrong_shards(manifest: Manifest) -> str:
+    """Say what is wrong with the list of shards; empty if nothing is."""
+    if sum(shard.bytes for shard in manifest.shards) > _MOST_BYTES:
+        return f"its shards take more than {_MOST_BYTES} bytes"
+    if manifest.shards and not manifest.generation:
+        return "it lists shards, but no commit"
+    seen: set[str] = set()
+    for shard in manifest.shards:
+        if shard.file in seen or shard.sha256 in seen:
+            return f"it lists shard {shard.file} twice"
+        try:
+            check_sha256(shard.sha256)
+        except InputError as error:
+            return str(error)
+        seen |= {shard.file, shard.sha256}
+    return ""
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from spade_faiss.core.arrays import map_arrays, text_array, write_arrays
 from spade_faiss.core.errors import BankError
 from spade_faiss.core.files import FileEntry, check_file
 from spade_faiss.core.types import Arrays
-from spade_faiss.features.batch import FeatureBatch
+from spade_faiss.features.batch import LONGEST_TEXT, FeatureBatch
 from spade_faiss.features.layout import Layout
 
 SCHEMA = 2
@@ -69,7 +69,7 @@ class Shard:
         self._path = path
         self._mapped = map_arrays(path, sha256)
         arrays = self._mapped.arrays
-        self.levels: Arrays = {name.removeprefix("level/"): maps for name, maps in arrays.items() if name.startswith("level/")}
+        self._levels: Arrays = {name.removeprefix("level/"): maps for name, maps in arrays.items() if name.startswith("level/")}
         height, width = layout.input_size
         expected: dict[str, tuple[tuple[int, ...], str]] = {
             _EMBEDDING: ((count, layout.embedding_dim), "float32"),
@@ -78,13 +78,31 @@ class Shard:
         }
         optional = {_VALID: ((count, -(-height * width // 8)), "uint8"), **dict.fromkeys(_OPTIONAL, ((count,), "S"))}
         expected |= {name: of for name, of in optional.items() if name in arrays}
-        found = {name: (array.shape, array.dtype.name if array.dtype.kind != "S" else "S") for name, array in arrays.items()}
-        if different := [name for name, of in expected.items() if found.get(name) != of]:
+        found = {
+            name: (array.shape, "S" if array.dtype.kind == "S" and array.itemsize <= LONGEST_TEXT else array.dtype.name)
+            for name, array in arrays.items()
+        }
+        if different := [name for name in (*expected, *found) if found.get(name) != expected.get(name)]:
             raise BankError(
                 f"shard {path} is damaged: {different[0]} is {found.get(different[0], 'missing')}, "
-                f"expected {expected[different[0]]}; restore it from a backup"
+                f"expected {expected.get(different[0], 'no such array')}; restore it from a backup"
             )
-        self.embedding: npt.NDArray[np.float32] = arrays[_EMBEDDING]
+
+    @property
+    def embedding(self) -> npt.NDArray[np.float32]:
+        """The embeddings, (count, d), as they are stored.
+
+        Raises:
+            BankError: if the file has become shorter since it was mapped.
+        """
+        self._mapped.check_length()
+        return self._mapped.arrays[_EMBEDDING]
+
+    @property
+    def levels(self) -> Arrays:
+        """Level name -> maps, (count, H, W, C), as they are stored; it raises what `embedding` raises."""
+        self._mapped.check_length()
+        return self._levels
 
     def read_map(self, level: str, position: int, out: npt.NDArray[Any]) -> None:
         """Copy an image's map into `out`, which has its dtype and size."""
@@ -99,12 +117,19 @@ class Shard:
         self._mapped.release(f"level/{level}", position)
 
     def texts(self, field: str) -> list[str]:
-        """Return the `id`, `path` or `sha256` of each image; an empty list where the shard has none."""
+        """Return the `id`, `path` or `sha256` of each image; an empty list where the shard has none.
+
+        Raises:
+            BankError: for text that is not UTF-8 or holds a NUL, and for an id that is empty.
+        """
+        self._mapped.check_length()
         texts = self._mapped.arrays.get(f"image/{field}")
         try:
             found = [] if texts is None else [text.decode() for text in texts.tolist()]
         except UnicodeDecodeError as error:
             raise BankError(f"shard {self._path} is damaged ({error}); restore it from a backup") from error
+        if any("\0" in text or (not text and field == "id") for text in found):
+            raise BankError(f"shard {self._path} is damaged: an {field} is empty, or holds a NUL; restore it from a backup")
         return found
 
     def image_path(self, position: int) -> Path | None:
@@ -115,13 +140,14 @@ class Shard:
     @property
     def root(self) -> str:
         """The folder that each `path` is relative to."""
-        return str(self._mapped.attributes.get("root", ""))
+        return str(self._mapped.attributes.get("root", "")).replace("\0", "")
 
     def valid(self, positions: npt.NDArray[np.int64], size: tuple[int, int]) -> npt.NDArray[np.bool_] | None:
         """Return where the inputs at some positions show an image, (n, H, W); None where they do everywhere."""
         packed = self._mapped.arrays.get(_VALID)
         if packed is None:
             return None
+        self._mapped.check_length()
         flat = np.unpackbits(packed[positions], axis=1, count=size[0] * size[1])
         return flat.reshape(-1, *size).astype(np.bool_)
 

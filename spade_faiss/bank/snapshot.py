@@ -12,13 +12,16 @@ import numpy.typing as npt
 
 from spade_faiss.bank.locks import Lease
 from spade_faiss.bank.manifest import Manifest, read_manifest
+from spade_faiss.bank.places import SHARDS
 from spade_faiss.bank.shards import check_shard
-from spade_faiss.bank.state import SHARDS, BankState, Place
-from spade_faiss.core.errors import InputError
+from spade_faiss.bank.state import BankState, Place
+from spade_faiss.core.errors import BankError, InputError
+from spade_faiss.core.hints import verify_command
+from spade_faiss.core.schema import shorten
 from spade_faiss.core.settings import Source
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch
-from spade_faiss.features.layout import Layout
+from spade_faiss.features.layout import LARGEST, Layout, within_range
 
 
 class Snapshot:
@@ -94,7 +97,7 @@ class Snapshot:
         assert difference is not None
         name, value, theirs = difference
         raise InputError(
-            f"the bank {self.path} was extracted with {name}={value!r}, these features with {theirs!r}; "
+            f"the bank {self.path} was extracted with {name}={shorten(value)}, these features with {shorten(theirs)}; "
             f"distances between them mean nothing. Use the bank's setting, or extract a new bank"
         )
 
@@ -135,19 +138,27 @@ class Snapshot:
         return self._state.rows_of_shard(index)
 
     def embeddings_of_shard(self, index: int) -> FloatArray:
-        """Return the embeddings of a shard's rows, (n, d): a read-only view where no image was removed."""
+        """Return the embeddings of a shard's rows, (n, d): a read-only view where no image was removed.
+
+        Raises:
+            BankError: if one is not finite, or so large that its square leaves the range of float32.
+        """
+        return self._checked(self.stored_embeddings(index))
+
+    def stored_embeddings(self, index: int) -> FloatArray:
+        """Return what `embeddings_of_shard` returns, whatever values are stored."""
         state = self._state
         embedding, entry = state.shard(index).embedding, state.manifest.shards[index]
         return embedding[entry.live] if entry.removed else embedding
 
     def embedding(self, rows: npt.NDArray[np.integer[Any]]) -> FloatArray:
-        """Return the embeddings of rows, (n, d), copied."""
+        """Return the embeddings of rows, (n, d), copied; it raises what `embeddings_of_shard` raises."""
         state = self._state
         found = np.empty((len(rows), self.layout.embedding_dim), np.float32)
         for place, row in enumerate(rows):
             number, position = state.locate(int(row))
             found[place] = state.shard(number).embedding[position]
-        return found
+        return self._checked(found)
 
     def read(self, rows: npt.NDArray[np.integer[Any]]) -> FeatureBatch:
         """Return the features of rows as they are stored, copied."""
@@ -194,6 +205,14 @@ class Snapshot:
     def locate(self, row: int) -> Place:
         """Return the number of the shard that holds a row, and the row's position in it."""
         return self._state.locate(row)
+
+    def _checked(self, embeddings: FloatArray) -> FloatArray:
+        if not within_range(embeddings):
+            raise BankError(
+                f"the bank {self.path} holds embeddings that are not finite, or beyond {LARGEST:g}; find their shard with: "
+                f"{verify_command(self.path)} --deep"
+            )
+        return embeddings
 
     def check_texts(self, index: int) -> None:
         """Raise BankError if the ids, paths or checksums of a shard cannot be read."""

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.bank.manifest import Manifest
-from spade_faiss.bank.shards import Shard, map_shard
+from spade_faiss.bank.places import SHARDS
+from spade_faiss.bank.shards import Shard, ShardEntry, map_shard
+from spade_faiss.core.errors import BankError
 from spade_faiss.core.once import Once
 from spade_faiss.core.types import IntArray
 
 T = TypeVar("T")
-
-SHARDS = "features"
 
 # A removed image's shard, and its position in it.
 Place = tuple[int, int]
@@ -145,7 +145,15 @@ def _map(path: Path, manifest: Manifest, number: int) -> Shard:
 
 
 def _read_ids(path: Path, manifest: Manifest) -> RowIds:
-    return RowIds.of([name for number in range(len(manifest.shards)) for name in _live_texts(path, manifest, number, "id")])
+    ids: list[str] = []
+    seen: set[str] = set()
+    for number, entry in enumerate(manifest.shards):
+        names = _map(path, manifest, number).texts("id")
+        seen.update(names)  # those of removed images too, which may be restored
+        ids += _live(names, entry)
+    if repeated := sum(entry.count for entry in manifest.shards) - len(seen):
+        raise BankError(f"the bank {path} is damaged: {repeated} ids occur more than once; extract a new bank")
+    return RowIds.of(ids)
 
 
 def _read_removed(path: Path, manifest: Manifest) -> dict[str, Place]:
@@ -167,5 +175,8 @@ def _read_sha256(path: Path, manifest: Manifest) -> dict[str, str]:
 
 def _live_texts(path: Path, manifest: Manifest, number: int, field: str) -> list[str]:
     """Return a text of each image of a shard that was not removed, in the order of their rows."""
-    texts, entry = _map(path, manifest, number).texts(field), manifest.shards[number]
+    return _live(_map(path, manifest, number).texts(field), manifest.shards[number])
+
+
+def _live(texts: list[str], entry: ShardEntry) -> list[str]:
     return [texts[position] for position in entry.live] if texts and entry.removed else texts

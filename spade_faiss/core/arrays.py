@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
-import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -18,6 +17,10 @@ import numpy.typing as npt
 
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import atomic_path, hash_file
+from spade_faiss.core.hdf5_layout import read_layout
+from spade_faiss.core.inside import cannot_open, open_regular
+from spade_faiss.core.mapping import Descriptors, FileIdentity, map_file
+from spade_faiss.core.schema import shorten
 from spade_faiss.core.types import Arrays
 
 # Each array starts on a cache line, so that a mapped view is aligned for every dtype and every SIMD level.
@@ -78,7 +81,8 @@ def text_array(values: Sequence[str]) -> npt.NDArray[np.bytes_]:
 
 
 def _hdf5(path: Path, mode: str) -> h5py.File:
-    return h5py.File(path, mode, alignment_threshold=1, alignment_interval=_ALIGNMENT)
+    # The oldest layout, which `read_layout` reads, whatever the version of HDF5.
+    return h5py.File(path, mode, libver="earliest", alignment_threshold=1, alignment_interval=_ALIGNMENT)
 
 
 def _reserve(path: Path, needed: int) -> None:
@@ -99,59 +103,74 @@ def map_arrays(path: Path, sha256: str) -> Mapped:
         sha256: its checksum, which is not compared: it is part of the cache's key, because a file may be replaced.
 
     Raises:
-        BankError: for a file that is missing or damaged.
+        BankError: for a file that is missing or damaged, or holds anything but what `write_arrays` writes.
+        AccessError: if the operating system does not open it.
     """
     try:
         return Mapped(path)
     except FileNotFoundError as error:
         raise BankError(f"{path} was deleted after the bank was opened; open the bank again") from error
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (ValueError, OverflowError) as error:
+        if isinstance(error, BankError):
+            raise
         raise BankError(f"{path} is damaged ({error}); restore it from a backup") from error
 
 
+@lru_cache(maxsize=1)
+def _descriptors() -> Descriptors:
+    return Descriptors()
+
+
 class Mapped:
-    """A file that is mapped into memory.
+    """A file that is mapped into memory. It keeps no descriptor, so that a bank may have any number of shards.
 
     Attributes:
         attributes: the attributes of the file.
-        arrays: name -> read-only view of the mapped file.
+        arrays: name -> read-only view of the mapped file. Reading one after the file has become shorter ends the process: call
+            `check_length` before. `read` needs no such call.
     """
 
     def __init__(self, path: Path) -> None:
-        layout: dict[str, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
-
-        def note(name: str, item: object) -> None:
-            if isinstance(item, h5py.Dataset) and item.dtype.kind in "iufS":
-                layout[name] = item.id.get_offset(), item.shape, item.dtype
-
-        with h5py.File(path) as file:
-            self.attributes = {
-                name: value.decode() if isinstance(value, bytes) else value for name, value in file.attrs.items()
-            }
-            file.visititems(note)
-        if "\n".join(sorted(layout)) != (names := self.attributes.get(_NAMES)):
-            raise ValueError(f"it holds {sorted(layout)}, but its list of arrays is {names!r}")
-        self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        weakref.finalize(self, os.close, self._descriptor)
-        self._mapped = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+        descriptor = open_regular(path)
+        try:
+            self._file = FileIdentity.of(path, descriptor)
+            layout, self.attributes = read_layout(descriptor)
+            if "\n".join(sorted(layout)) != (names := self.attributes.get(_NAMES)):
+                raise ValueError(f"it holds {shorten(sorted(layout))}, but its list of arrays is {shorten(names)}")
+            self._mapped = map_file(descriptor, self._file.size)
+        except OSError as error:
+            raise cannot_open(path, error) from error
+        finally:
+            os.close(descriptor)
+        self._descriptors = _descriptors()
+        self._key = self._descriptors.register(self)
         self.arrays: Arrays = {
-            name: np.ndarray(shape, dtype, self._mapped, offset) for name, (offset, shape, dtype) in layout.items()
+            name: np.ndarray(array.shape, array.dtype, self._mapped, array.offset) for name, array in layout.items()
         }
-        self._offsets = {name: offset for name, (offset, _, _) in layout.items()}
+        self._offsets = {name: array.offset for name, array in layout.items()}
+
+    def check_length(self) -> None:
+        """Raise BankError if the file has become shorter since it was mapped."""
+        self._file.check_length()
 
     def read(self, name: str, position: int, out: npt.NDArray[Any]) -> None:
-        """Copy one item of an array into `out`, of its dtype and size. Reading a view instead would cost page faults."""
-        if not hasattr(os, "preadv"):  # Windows
-            np.copyto(out, self.arrays[name][position].reshape(out.shape))
-            return
-        rest = memoryview(out.data).cast("B")
-        offset = self._offsets[name] + position * rest.nbytes
-        while rest.nbytes:
-            count = os.preadv(self._descriptor, [rest], offset)
-            if count == 0:
-                raise BankError(f"{self._path} is shorter than when it was opened; restore it from a backup")
-            rest, offset = rest[count:], offset + count
+        """Copy one item of an array into `out`, of its dtype and size. Reading a view instead would cost page faults.
+
+        Raises:
+            BankError: if the file has become shorter.
+        """
+        with self._descriptors.of(self._key, self._file) as descriptor:
+            if descriptor is None or not hasattr(os, "preadv"):  # Windows
+                self.check_length()
+                np.copyto(out, self.arrays[name][position].reshape(out.shape))
+                return
+            rest = memoryview(out.data).cast("B")
+            offset = self._offsets[name] + position * rest.nbytes
+            while rest.nbytes:
+                count = os.preadv(descriptor, [rest], offset)
+                if count == 0:
+                    raise BankError(f"{self._file.path} is shorter than when it was opened; restore it from a backup")
+                rest, offset = rest[count:], offset + count
 
     def prefetch(self, name: str, position: int) -> None:
         """Ask the operating system to read one item of an array from disk soon."""
@@ -166,7 +185,7 @@ class Mapped:
         start = self._offsets[name] + position * size
         # Linux may map files in pages of this size: what shares a page with the item is read and released with it.
         first = start // _MAPPED_BYTES * _MAPPED_BYTES
-        end = min(-(-(start + size) // _MAPPED_BYTES) * _MAPPED_BYTES, len(self._mapped))
+        end = min(-(-(start + size) // _MAPPED_BYTES) * _MAPPED_BYTES, self._file.size)
         if hasattr(mmap, option):
             with suppress(OSError):  # it is advice only, and need not be followed
                 self._mapped.madvise(getattr(mmap, option), first, end - first)

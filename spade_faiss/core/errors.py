@@ -17,5 +17,9 @@ class BankError(SpadeError, ValueError):
     """A bank, shard or index on disk that is damaged, or that does not fit what is asked of it."""
 
 
+class AccessError(SpadeError, OSError):
+    """A file that the operating system does not open: no permission, or too many open files. It need not be damaged."""
+
+
 class DependencyError(SpadeError, ImportError):
     """An optional package that is needed now is not installed."""

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +16,17 @@ from functools import cache
 from pathlib import Path
 
 from spade_faiss.core.errors import BankError, InputError, NotFoundError
+from spade_faiss.core.inside import is_regular, open_regular
 
 _log = logging.getLogger(__name__)
 
 # The names of temporary files, which a killed process leaves behind. They are short, so that a file with the longest possible
 # name can be written; they lack the suffix of the real file, so that a search for `*.h5` does not find them.
 TEMPORARY_PATTERN = ".spade-*.tmp"
+
+# What the names of files in a bank consist of. A record may come from anybody, and must not lead to another folder.
+_FILE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # Of Linux's renameat2(2).
 _AT_FDCWD = -100
@@ -115,9 +121,21 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def hash_file(path: Path) -> str:
-    """Return the sha256 of a file's content."""
-    with path.open("rb") as file:
+    """Return the sha256 of a file's content. A link to a file is followed; a pipe, a device or the like is refused.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        BankError: if it is no file.
+        AccessError: if the operating system does not open it.
+    """
+    with open(open_regular(path, follow_links=True), "rb") as file:  # noqa: PTH123  # of a descriptor
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(value: str) -> None:
+    """Raise InputError unless a text is a sha256 in hex: it becomes part of the names of files."""
+    if not _SHA256.fullmatch(value):
+        raise InputError(f"sha256={value[:80]!r} is no checksum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +148,10 @@ class FileEntry:
     sha256: str
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mtime_ns < 1 << 63 or not 0 < len(self.file.encode(errors="replace")) < 256 or "/" in self.file:
-            raise InputError(f"file={self.file[:80]!r} with mtime_ns={self.mtime_ns} cannot be the record of a file")
+        if not (0 <= self.mtime_ns < 1 << 63 and 0 <= self.bytes < 1 << 63 and _FILE_NAME.fullmatch(self.file)):
+            raise InputError(
+                f"file={self.file[:80]!r} with mtime_ns={self.mtime_ns} and bytes={self.bytes} cannot be the record of a file"
+            )
 
     @staticmethod
     def of(path: Path, sha256: str) -> FileEntry:
@@ -153,11 +173,11 @@ def check_file(path: Path, entry: FileEntry, name: str, where: str, remedy: str)
         remedy: what the user can do about a file that is missing or changed; it ends the message.
 
     Raises:
-        BankError: if the file is missing, or is not the one that was recorded.
+        BankError: if the file is missing, is a link or no file, or is not the one that was recorded.
     """
-    if not path.is_file():
+    if not is_regular(path):
         raise BankError(f"{name}, which {where} names, is missing; {remedy}")
-    status = path.stat()
+    status = path.lstat()
     if (status.st_size, status.st_mtime_ns) == (entry.bytes, entry.mtime_ns):
         return
     found = f"{status.st_size} bytes" if status.st_size != entry.bytes else f"sha256 {hash_file(path)}"
@@ -165,7 +185,10 @@ def check_file(path: Path, entry: FileEntry, name: str, where: str, remedy: str)
     if found != expected:
         raise BankError(f"{name} has changed since it was written: {found}, {where} says {expected}; {remedy}")
     _log.info("%s has a new modification time, but its checksum is right", name)
-    # The bank was copied: with its recorded time, the file need not be read in full when it is opened again.
+    # The bank was copied: with its recorded time, the file need not be read in full when it is opened again. Where the file has
+    # another name as well, it may be that of a file outside of the bank.
+    if status.st_nlink > 1:
+        return
     try:
         os.utime(path, ns=(status.st_atime_ns, entry.mtime_ns))
     except OSError:

@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from spade_faiss.bank.places import CALIBRATIONS
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.hints import calibrate_command
-from spade_faiss.core.schema import check_choice
+from spade_faiss.core.inside import check_inside, is_regular
+from spade_faiss.core.schema import check_choice, shorten
 from spade_faiss.core.settings import Method
 from spade_faiss.core.signed_json import read_signed, write_signed
 from spade_faiss.decisions.conformal import (
@@ -48,7 +50,10 @@ LEAVE_ONE_OUT, SPLIT = "leave_one_out", "split"
 MODES = (LEAVE_ONE_OUT, SPLIT)
 DEFAULT_ALPHA = 0.01
 
-_FOLDER = "calibration"
+# Far more pixels, images and commits than a calibration is made of, and a score that stays within float32.
+_MOST_PIXELS = 1 << 50
+_MOST = 1 << 53
+_LARGEST_SCORE = 1e38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +136,20 @@ class Calibration:
             raise InputError(f"a calibration of {self.available} images has {counts}")
         if not all(math.isfinite(score) for score in (*self.image_score, *self.map_score)):
             raise InputError("a calibration score is not finite")
+        for name in ("available", "generation", "seed"):
+            if (value := getattr(self, name)) is not None and not 0 <= value <= _MOST:
+                raise InputError(f"a calibration with {name}={shorten(value)} cannot be")
+        if any(abs(score) > _LARGEST_SCORE for score in (*self.image_score, *self.map_score)):
+            raise InputError(f"a calibration score is beyond {_LARGEST_SCORE:g}")
         keys, pixels = self.pixels.keys, self.pixels.counts
-        if not keys or len(keys) != len(pixels) or min(pixels) < 1 or keys[0] < 0 or keys[-1] >= 1 << 19:
+        if (
+            not keys
+            or len(keys) != len(pixels)
+            or min(pixels) < 1
+            or sum(pixels) > _MOST_PIXELS
+            or keys[0] < 0
+            or keys[-1] >= 1 << 19
+        ):
             raise InputError(f"a calibration counts {len(keys)} pixel scores {len(pixels)} times")
         if any(a >= b for a, b in pairwise(keys)):
             raise InputError("the pixel scores of a calibration do not ascend")
@@ -254,7 +271,7 @@ def find_calibration(bank: Snapshot, config: ScoringConfig) -> Calibration | Non
         BankError: if it is damaged, or of another scoring config than its file name says.
     """
     path, remedy = _path(bank, config), calibrate_command(bank.path, config.options)
-    if not path.exists():
+    if not is_regular(path):
         return None
     found = _read(path, remedy)
     if found.scoring_config != config:
@@ -286,11 +303,12 @@ def stored_calibrations(bank: Snapshot) -> list[Calibration]:
     Raises:
         BankError: if one is damaged.
     """
-    return [_read(path, calibrate_command(bank.path)) for path in sorted((bank.path / _FOLDER).glob("*.json"))]
+    paths = sorted(check_inside(bank.path, CALIBRATIONS).glob("*.json"))
+    return [_read(path, calibrate_command(bank.path)) for path in paths]
 
 
 def _path(bank: Snapshot, config: ScoringConfig) -> Path:
-    return bank.path / _FOLDER / f"{config.key}.json"
+    return check_inside(bank.path, CALIBRATIONS, f"{config.key}.json")
 
 
 def _read(path: Path, remedy: str) -> Calibration:

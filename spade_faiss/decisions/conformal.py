@@ -8,6 +8,7 @@ Falkman, "Conformal prediction for distribution-independent anomaly detection in
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,11 +126,15 @@ def alarm_thresholds(calibration: Values, alpha: float) -> tuple[float, ...]:
     level = allowed(alpha, n) / (n + 1)
     found = []
     for test in range(tests):
-        steps = np.unique(calibration[:, test])  # the p-value changes only there, and never rises with the score
-        alone = np.full((len(steps), tests), -np.inf)
-        alone[:, test] = np.nextafter(steps, np.inf)
-        passed = combined_p_values(calibration, alone) <= level * (1 + _ROUNDING)
-        found.append(float(steps[passed.argmax()]) if passed.any() else math.inf)
+        steps: Doubles = np.unique(calibration[:, test])  # the p-value changes only there, and never rises with the score
+
+        def passes(place: int, test: int = test, steps: Doubles = steps) -> bool:
+            alone = np.full((1, tests), -np.inf)
+            alone[0, test] = np.nextafter(steps[place], np.inf)
+            return bool(combined_p_values(calibration, alone)[0] <= level * (1 + _ROUNDING))
+
+        first = bisect_left(range(len(steps)), True, key=passes)
+        found.append(float(steps[first]) if first < len(steps) else math.inf)
     return tuple(found)
 
 

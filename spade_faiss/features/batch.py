@@ -11,8 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.schema import check_at_least
+from spade_faiss.core.schema import check_at_least, shorten
 from spade_faiss.core.settings import Source
+
+# The most bytes of an id, a path or a checksum: those of the longest path of any system. A report names an image many times.
+LONGEST_TEXT = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,13 @@ def check_ids(ids: Sequence[str]) -> None:
 
 
 def check_strings(name: str, values: Sequence[str]) -> None:
-    """Raise InputError for strings that HDF5 cannot hold: those with NUL, and those that are not valid Unicode."""
+    """Raise InputError for strings that a bank cannot hold: with NUL, not valid Unicode, or longer than `LONGEST_TEXT`."""
     for value in values:
         if not isinstance(value, str) or "\0" in value:
-            raise InputError(f"{name} {value!r} must be a string without NUL")
+            raise InputError(f"{name} {shorten(value)} must be a string without NUL")
         try:
-            value.encode()
+            size = len(value.encode())
         except UnicodeEncodeError as error:
-            raise InputError(f"{name} {value!r} is not valid Unicode: {error.reason}") from error
+            raise InputError(f"{name} {shorten(value)} is not valid Unicode: {error.reason}") from error
+        if size > LONGEST_TEXT:
+            raise InputError(f"{name} {shorten(value)} takes {size} bytes, at most {LONGEST_TEXT}; make it shorter")

@@ -17,7 +17,7 @@ from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level, check_ids, check_strings
 
 # No value of a feature may be larger: the squared distance of two vectors must stay within float32.
-_LARGEST = 2e16
+LARGEST = 2e16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,11 @@ def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
     return replace(batch, embedding=embedding, levels=maps)
 
 
+def within_range(values: npt.NDArray[np.floating[Any]]) -> bool:
+    """Tell whether all values are finite, and small enough for squared distances to stay within float32."""
+    return not values.size or (float(values.max()) <= LARGEST and float(values.min()) >= -LARGEST)  # false for NaN
+
+
 def _prepare_maps(level: Level, maps: npt.NDArray[Any], n: int, layout: Layout) -> npt.NDArray[Any]:
     values = _to_float32(f"level {level.name!r}", maps, (n, *level.shape))
     if layout.pool > 1:
@@ -140,6 +145,7 @@ def _to_float32(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> F
         raise InputError(f"{name} is of dtype {array.dtype}, expected floating point")
     if not np.isfinite(array).all():
         raise InputError(f"{name} holds NaN or infinite values")
-    if (largest := max(float(array.max()), -float(array.min()))) > _LARGEST:
-        raise InputError(f"{name} holds {largest:.4g}; the squares of values beyond {_LARGEST:g} leave the range of float32")
+    if not within_range(array):
+        largest = max(float(array.max()), -float(array.min()))
+        raise InputError(f"{name} holds {largest:.4g}; the squares of values beyond {LARGEST:g} leave the range of float32")
     return np.ascontiguousarray(array, np.float32)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.locks import WriterLock
 from spade_faiss.core.files import TEMPORARY_PATTERN
+from spade_faiss.core.inside import check_inside, files_in
 from spade_faiss.core.process import fork_safe
 from spade_faiss.index.built_index import check_not_empty, index_folder, read_built
 from spade_faiss.index.gallery_index import GalleryIndexManifest, build_gallery
@@ -62,6 +64,11 @@ def build_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: 
         InputError: for an empty bank, settings that do not fit it, or a full disk.
         BankError: if another process is building it.
     """
+    return _build(bank, recipe, rebuild=rebuild, progress=progress, asked=True)
+
+
+def _build(bank: Bank, recipe: Recipe, *, rebuild: bool, progress: bool, asked: bool) -> Built | None:
+    """Do what `build_index` does; `asked` tells whether the recipe is the user's, and not just what a bank says."""
     start = time.perf_counter()
     check_not_empty(bank)
     needs_gallery_index = resolve_recipe(recipe).method.train is not None
@@ -72,10 +79,11 @@ def build_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: 
     image, gallery, done = None, None, {}
     with WriterLock(folder, f"the index {folder}")():
         before = _bytes_of(bank, recipe)
-        for leftover in folder.rglob(TEMPORARY_PATTERN):  # a killed build left it
-            leftover.unlink()
+        for place in _folders(bank, recipe):
+            for leftover in files_in(place, TEMPORARY_PATTERN):  # a killed build left it
+                leftover.unlink()
         if recipe.needs_image_index:
-            image, done["image"] = build_image_index(bank, recipe, rebuild=rebuild, progress=progress)
+            image, done["image"] = build_image_index(bank, recipe, rebuild=rebuild, progress=progress, asked=asked)
         if needs_gallery_index:
             gallery, done["gallery"] = build_gallery(bank, recipe, rebuild=rebuild, progress=progress)
     return Built(recipe.name, image, gallery, done, before, time.perf_counter() - start)
@@ -83,7 +91,12 @@ def build_index(bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: 
 
 @fork_safe
 def update_indexes(bank: Bank, *, rebuild: bool = False, progress: bool = False) -> list[Built]:
-    """Bring all indexes that were built beside a bank up to date; see `build_index`, which it calls for each recipe."""
+    """Bring all indexes that were built beside a bank up to date; see `build_index`, which it calls for each recipe.
+
+    Raises:
+        InputError: as `build_index`, and for an index that has to be built anew, which takes long however small the bank is:
+            give its recipe.
+    """
     recipes: dict[str, Build] = {}
     for image in read_built(ImageIndexManifest, bank):
         recipes[image.recipe] = Build(image=image.factory)
@@ -93,7 +106,7 @@ def update_indexes(bank: Bank, *, rebuild: bool = False, progress: bool = False)
             image=factory, gallery=gallery.gallery, settings=gallery.settings, levels=gallery.levels
         )
     found = (
-        build_index(bank, Recipe(name=name, build=build), rebuild=rebuild, progress=progress)
+        _build(bank, Recipe(name=name, build=build), rebuild=rebuild, progress=progress, asked=False)
         for name, build in sorted(recipes.items())
     )
     return [built for built in found if built is not None]
@@ -107,6 +120,12 @@ def check_recipe(recipe: Recipe, embedding_dim: int) -> None:
 
 def _bytes_of(bank: Bank, recipe: Recipe) -> int:
     """Return the bytes of all files of a recipe's indexes."""
-    folder = index_folder(bank, recipe)
     suffixes = (ImageIndexManifest.SUFFIX, GalleryIndexManifest.SUFFIX)
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in suffixes)
+    files = [path for place in _folders(bank, recipe) for path in place.glob("*") if path.suffix in suffixes]
+    return sum(path.lstat().st_size for path in files)
+
+
+def _folders(bank: Bank, recipe: Recipe) -> tuple[Path, Path]:
+    """Return the folders that hold the files of a recipe's indexes, of which the second one may be missing."""
+    folder = index_folder(bank, recipe)
+    return folder, check_inside(folder, GalleryIndexManifest.FOLDER)

@@ -9,15 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
+from spade_faiss.bank.places import INDEXES
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import BankError, InputError
-from spade_faiss.core.files import FileEntry, hash_file
+from spade_faiss.core.files import FileEntry, check_sha256, hash_file
 from spade_faiss.core.hints import index_command
+from spade_faiss.core.inside import check_inside, files_in, is_regular
+from spade_faiss.core.schema import shorten
 from spade_faiss.core.signed_json import read_signed, write_signed
 from spade_faiss.index.staleness import IndexedShard
 from spade_faiss.search.recipe import Recipe
 
-_INDEXES = "indexes"
+# More commits and builds than there can have been.
+_MOST = 1 << 53
 
 UP_TO_DATE = "is up to date"
 REBUILD_ASKED_FOR = "asked for"
@@ -55,10 +59,15 @@ class BuiltIndex(ABC):
     faiss: str
 
     def __post_init__(self) -> None:
-        if len({shard.sha256 for shard in self.shards}) < len(self.shards) or any(shard.count < 1 for shard in self.shards):
-            raise InputError(f"it lists a shard twice, or one without images: {self.shards}")
+        if len({shard.sha256 for shard in self.shards}) < len(self.shards):
+            raise InputError("it lists a shard twice")
+        for name in ("build", "generation", "trained"):
+            if not 0 <= (value := getattr(self, name)) <= _MOST:
+                raise InputError(f"{name}={shorten(value)} cannot be of an index")
+        for entry in self.files:
+            check_sha256(entry.sha256)
         if (found := [entry.file for entry in self.files]) != (expected := self.file_names()):
-            raise InputError(f"build {self.build} names the files {found}, expected {expected}")
+            raise InputError(f"build {self.build} names the files {shorten(found)}, expected {shorten(expected)}")
 
     @property
     @abstractmethod
@@ -102,13 +111,18 @@ class IndexFolder(Generic[M]):
         kind: the class of its manifest.
         bank: the bank.
         recipe: the name of the recipe.
+
+    Raises:
+        BankError: if a part of its path is a link.
     """
 
     def __init__(self, kind: type[M], bank: Snapshot, recipe: str) -> None:
+        check_inside(bank.path, INDEXES, recipe, kind.MANIFEST, kind="file")
+        check_inside(bank.path, INDEXES, recipe, kind.FOLDER, kind="folder")
         self._kind = kind
         self._bank = bank
         self._recipe = recipe
-        self.path = bank.path / _INDEXES / recipe
+        self.path = bank.path / INDEXES / recipe
         self.files = self.path / kind.FOLDER
         self.manifest = self.path / kind.MANIFEST
 
@@ -120,15 +134,18 @@ class IndexFolder(Generic[M]):
         """Read the manifest.
 
         Raises:
-            BankError: if it is damaged, or of another version.
+            BankError: if it is damaged, of another version, or of another recipe.
         """
-        kind = self._kind
-        return read_signed(self.manifest, kind, kind.FORMAT, kind.SCHEMA, f"rebuild the index with: {self.command()}")
+        kind, remedy = self._kind, f"rebuild the index with: {self.command()}"
+        built = read_signed(self.manifest, kind, kind.FORMAT, kind.SCHEMA, remedy)
+        if built.recipe != self._recipe:
+            raise BankError(f"{self.manifest} is damaged: it is of recipe {shorten(built.recipe)}, its folder is not; {remedy}")
+        return built
 
     def read_if_usable(self) -> M | None:
         """Read the manifest; return None if there is none, and log a warning and return None if it cannot be used."""
         try:
-            return self.read() if self.manifest.is_file() else None
+            return self.read() if is_regular(self.manifest) else None
         except BankError as error:
             _log.warning("%s", error)
             return None
@@ -139,7 +156,7 @@ class IndexFolder(Generic[M]):
         Raises:
             BankError: if the index was not built, its manifest cannot be used, or it was built with other settings.
         """
-        if not self.manifest.is_file():
+        if not is_regular(self.manifest):
             raise BankError(
                 f"the bank {self._bank.path} has no index {self._recipe!r} of its {self._kind.SUBJECT}; "
                 f"build it with: {self.command(levels=recipe.build.levels)}"
@@ -161,14 +178,16 @@ class IndexFolder(Generic[M]):
         for shard in built.shards:
             if (count := counts.get(shard.sha256, shard.count)) != shard.count:
                 raise BankError(
-                    f"index {self.path} says that a shard has {shard.count} images, it has {count}; run: {self.command()}"
+                    f"index {self.path} says that a shard has {shard.count} images, it has {count}; "
+                    f"rebuild it with: {self.command(rebuild=True)}"
                 )
 
     def check_content(self, entry: FileEntry) -> None:
         """Raise BankError if a file is missing, or its checksum is not the recorded one; the file is read in full."""
         path = self.files / entry.file
-        if not path.is_file() or (found := hash_file(path)) != entry.sha256:
-            state = f"has sha256 {found}, expected {entry.sha256}" if path.is_file() else "is missing"
+        found = hash_file(path) if is_regular(path) else None
+        if found != entry.sha256:
+            state = "is missing" if found is None else f"has sha256 {found}, expected {entry.sha256}"
             raise BankError(f"{path} {state}; rebuild it with: {self.command(rebuild=True)}")
 
     def write(self, built: M) -> None:
@@ -178,20 +197,25 @@ class IndexFolder(Generic[M]):
     def sweep(self, built: M) -> None:
         """Delete files of other builds."""
         named = {entry.file for entry in built.files}
-        for path in self.files.glob(f"*{built.SUFFIX}"):
+        for path in files_in(self.files, f"*{built.SUFFIX}"):
             if path.name not in named:
                 path.unlink()
 
 
 def index_folder(bank: Snapshot, recipe: Recipe) -> Path:
-    """Return the folder of all indexes of a recipe."""
-    return bank.path / _INDEXES / recipe.name
+    """Return the folder of all indexes of a recipe; raise BankError if it is a link."""
+    return check_inside(bank.path, INDEXES, recipe.name)
 
 
 def index_folders(kind: type[M], bank: Snapshot) -> list[IndexFolder[M]]:
     """Return the places of all indexes of a kind that were built beside a bank, sorted by recipe."""
-    manifests = (bank.path / _INDEXES).glob(f"*/{kind.MANIFEST}")
-    return [IndexFolder(kind, bank, recipe) for recipe in sorted(path.parent.name for path in manifests)]
+    folder = check_inside(bank.path, INDEXES)
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [
+        IndexFolder(kind, bank, recipe)
+        for recipe in names
+        if is_regular(check_inside(bank.path, INDEXES, recipe, kind.MANIFEST))
+    ]
 
 
 def read_built(kind: type[M], bank: Snapshot) -> list[M]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,9 +15,12 @@ import numpy as np
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.arrays import map_arrays, write_arrays
-from spade_faiss.core.errors import BankError
+from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, check_file, hash_file
+from spade_faiss.core.hints import index_command
+from spade_faiss.core.inside import is_regular
 from spade_faiss.core.progress import progress_bar
+from spade_faiss.core.schema import shorten
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.core.types import Arrays
 from spade_faiss.features.batch import Level
@@ -24,7 +28,7 @@ from spade_faiss.index.built_index import REBUILD_ASKED_FOR, UP_TO_DATE, BuiltIn
 from spade_faiss.index.staleness import IndexedShard, why_train_anew
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import import_faiss
-from spade_faiss.search.levels import index_name, open_blocks, searched_levels
+from spade_faiss.search.levels import index_name, open_checked_blocks, searched_levels
 from spade_faiss.search.protocol import ResolvedRecipe, resolve_recipe
 from spade_faiss.search.recipe import Recipe, Settings
 
@@ -158,6 +162,7 @@ class _Build:
         self._recipe = recipe
         self._folder = folder
         self._levels = _indexed_levels(bank, recipe.build.levels)
+        self._rebuild = index_command(bank.path, recipe.name, rebuild=True)
         self._recorded = {entry.file: entry.sha256 for entry in kept.files} if kept else {}
 
     def train(self) -> FileEntry:
@@ -180,16 +185,18 @@ class _Build:
         arrays = {
             f"{name}/{key}": array
             for name, level in self._levels.items()
-            for key, array in train(open_blocks(self._bank, level), self.resolved.build).items()
+            for key, array in train(open_checked_blocks(self._bank, level), self.resolved.build).items()
         }
         return FileEntry.of(path, write_arrays(path, arrays, attributes={_MADE_OF: made_of}))
 
     def encode(self, trained_file: FileEntry, progress: bool) -> tuple[list[EncodedShard], int]:
         """Return the files of all shards, and the number of images that were encoded because their file was missing."""
-        trained = _by_level(map_arrays(self._folder / trained_file.file, trained_file.sha256).arrays)
+        trained = _read_trained(
+            self._folder / trained_file.file, trained_file.sha256, self._levels, self.resolved, self._rebuild
+        )
         # All images, removed ones too, so that they can be restored.
         everything = self._bank.with_removed()
-        blocks = {name: open_blocks(everything, level) for name, level in self._levels.items()}
+        blocks = {name: open_checked_blocks(everything, level) for name, level in self._levels.items()}
         shards, added = [], 0
         with progress_bar(len(everything), "index maps", progress) as bar:
             for number, shard in enumerate(self._bank.manifest.shards):
@@ -207,7 +214,7 @@ class _Build:
 
     def _usable(self, path: Path, made_of: str) -> FileEntry | None:
         """Return the record of a file that exists, is undamaged, and was made of the same; None otherwise."""
-        if not path.is_file():
+        if not is_regular(path):
             return None
         digest = hash_file(path)
         if self._recorded.get(path.name, digest) != digest:
@@ -216,6 +223,8 @@ class _Build:
         try:
             if map_arrays(path, digest).attributes.get(_MADE_OF) != made_of:
                 return None
+            if path.name == _trained_name(self.number):
+                _read_trained(path, digest, self._levels, self.resolved, self._rebuild)
         except BankError as error:
             _log.warning("%s; it is made again", error)
             return None
@@ -229,14 +238,44 @@ class OpenedGallery:
     Args:
         bank: the bank.
         resolved: the recipe, and its search method and settings.
-        trained: level name -> what was trained.
+        levels: the levels that it holds, by their names in it.
+        trained: name of a level -> what was trained.
         files: sha256 of a shard -> the path and the checksum of the file that holds the encodings of its images.
+        command: builds it anew.
     """
 
     bank: Snapshot
     resolved: ResolvedRecipe
+    levels: dict[str, Level]
     trained: dict[str, Arrays]
     files: dict[str, tuple[Path, str]]
+    command: str
+
+    def read(self, level_name: str, number: int, position: int) -> Arrays | None:
+        """Read the encoding of an image at the level of a name; None if its shard is not in the index.
+
+        Raises:
+            BankError: for a file that does not hold what the search method encodes.
+        """
+        shard = self.bank.manifest.shards[number]
+        if (file := self.files.get(shard.sha256)) is None:
+            return None
+        mapped, encoded = map_arrays(*file), {}
+        for name, stack in mapped.arrays.items():
+            of, _, key = name.rpartition("/")
+            if of != level_name:
+                continue
+            if stack.shape[:1] != (shard.count,):
+                raise BankError(
+                    f"{file[0]} is damaged: {name} is of shape {stack.shape}, expected {shard.count} images; "
+                    f"rebuild it with: {self.command}"
+                )
+            encoded[key] = np.empty(stack.shape[1:], stack.dtype)
+            mapped.read(name, position, encoded[key])
+        if (check := self.resolved.method.check_encoded) is not None:
+            with _naming(file[0], level_name, self.command):
+                check(self.levels[level_name], encoded, self.trained[level_name], self.resolved.build)
+        return encoded
 
 
 def open_gallery(bank: Snapshot, recipe: Recipe, levels: Sequence[Level] = ()) -> OpenedGallery:
@@ -253,7 +292,7 @@ def open_gallery(bank: Snapshot, recipe: Recipe, levels: Sequence[Level] = ()) -
     folder = IndexFolder(GalleryIndexManifest, bank, recipe.name)
     asked = [index_name(level, bank.layout.levels) for level in levels or bank.layout.levels]
     manifest = folder.read_for(recipe.with_levels([] if set(asked) <= set(_indexed_levels(bank, ())) else asked))
-    held = list(_indexed_levels(bank, manifest.levels))
+    held = _indexed_levels(bank, manifest.levels)
     if missing := [name for name in asked if name not in held]:
         command = folder.command(levels=[*held, *missing])
         raise BankError(f"index {folder.path} holds {', '.join(held)}, and not {missing[0]}; build it with: {command}")
@@ -262,9 +301,24 @@ def open_gallery(bank: Snapshot, recipe: Recipe, levels: Sequence[Level] = ()) -
         path = folder.files / entry.file
         check_file(path, entry, str(path), folder.manifest.name, f"rebuild it with: {folder.command(rebuild=True)}")
     folder.check_content(manifest.trained_file)  # all searches depend on it, and it is small
-    trained = map_arrays(folder.files / manifest.trained_file.file, manifest.trained_file.sha256).arrays
+    resolved = resolve_recipe(recipe)
+    path, rebuild = folder.files / manifest.trained_file.file, folder.command(rebuild=True)
+    trained = _read_trained(path, manifest.trained_file.sha256, held, resolved, rebuild)
     files = {shard.sha256: (folder.files / shard.file.file, shard.file.sha256) for shard in manifest.shards}
-    return OpenedGallery(bank, resolve_recipe(recipe), _by_level(trained), files)
+    return OpenedGallery(bank, resolved, held, trained, files, rebuild)
+
+
+def check_encodings(bank: Snapshot, recipe: Recipe) -> None:
+    """Check the encodings of all images of a bank that its gallery index holds.
+
+    Raises:
+        BankError: as `open_gallery` and `OpenedGallery.read`.
+    """
+    opened = open_gallery(bank, recipe)
+    for number, shard in enumerate(bank.manifest.shards):
+        for name in opened.levels:
+            for position in range(shard.count):
+                opened.read(name, number, position)
 
 
 class EncodedLevel:
@@ -283,17 +337,10 @@ class EncodedLevel:
         """Return the encoding of the map in a bank row."""
         bank, resolved = self._opened.bank, self._opened.resolved
         number, position = bank.locate(row)
-        if (file := self._opened.files.get(bank.manifest.shards[number].sha256)) is None:
-            assert resolved.method.encode is not None
-            return resolved.method.encode(self._blocks(row), self.trained, resolved.build)
-        mapped = map_arrays(*file)
-        encoded: Arrays = {}
-        for name, stack in mapped.arrays.items():
-            level, key = name.rsplit("/", 1)
-            if level == self._name:
-                encoded[key] = np.empty(stack.shape[1:], stack.dtype)
-                mapped.read(name, position, encoded[key])
-        return encoded
+        if (encoded := self._opened.read(self._name, number, position)) is not None:
+            return encoded
+        assert resolved.method.encode is not None
+        return resolved.method.encode(self._blocks(row), self.trained, resolved.build)
 
 
 def _trained_name(build: int) -> str:
@@ -324,7 +371,7 @@ def _next_build(folder: IndexFolder[GalleryIndexManifest], before: GalleryIndexM
     if before is not None:
         return before.build + 1
     builds = [int(path.stem[-3:]) for path in folder.files.glob("trained-[0-9][0-9][0-9].h5")]
-    is_unreadable = folder.manifest.exists()
+    is_unreadable = is_regular(folder.manifest)
     return max(builds, default=-1) + 1 if rebuild or is_unreadable else max(builds, default=0)
 
 
@@ -356,10 +403,31 @@ def _encode(
     return stacks
 
 
-def _by_level(arrays: Arrays) -> dict[str, Arrays]:
-    """Sort arrays named `level/key` by their level."""
-    by_level: dict[str, Arrays] = {}
-    for name, array in arrays.items():
-        level, key = name.rsplit("/", 1)
-        by_level.setdefault(level, {})[key] = array
+def _read_trained(
+    path: Path, sha256: str, levels: Mapping[str, Level], resolved: ResolvedRecipe, command: str
+) -> dict[str, Arrays]:
+    """Read what was trained, by level. `command` builds it anew.
+
+    Raises:
+        BankError: if it is not what the recipe's search method trains on these levels.
+    """
+    by_level: dict[str, Arrays] = {name: {} for name in levels}
+    for name, array in map_arrays(path, sha256).arrays.items():
+        level_name, _, key = name.rpartition("/")
+        if level_name not in by_level:
+            raise BankError(f"{path} is damaged: it holds {shorten(name)}, which is of no level; rebuild it with: {command}")
+        by_level[level_name][key] = array
+    if (check := resolved.method.check_trained) is not None:
+        for name, level in levels.items():
+            with _naming(path, name, command):
+                check(level, by_level[name], resolved.build)
     return by_level
+
+
+@contextmanager
+def _naming(path: Path, level_name: str, command: str) -> Iterator[None]:
+    """Turn what a search method says about arrays into an error that names their file."""
+    try:
+        yield
+    except InputError as error:
+        raise BankError(f"{path} is damaged: level {level_name!r}: {error}; rebuild it with: {command}") from error

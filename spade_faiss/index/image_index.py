@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,9 +14,11 @@ from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.device import CPU, Device
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, atomic_path, hash_file
+from spade_faiss.core.hints import index_command
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.index.built_index import REBUILD_ASKED_FOR, UP_TO_DATE, BuiltIndex, IndexFolder, check_not_empty, outcome
+from spade_faiss.index.faiss_file import check_stored_factory, empty_index, read_index
 from spade_faiss.index.gpu import to_cards
 from spade_faiss.index.staleness import IndexedShard, too_many_tombstones, why_train_anew
 from spade_faiss.search.distances import direct_sq_dist, import_faiss, rounding_of, scan, sort_by_distance, sq_norms
@@ -25,7 +28,11 @@ from spade_faiss.search.recipe import Recipe
 # have swapped more than these, the rows that are searched flat are searched again without a matrix product.
 _SPARE = 8
 _TRAIN_ROWS = 100_000
+# Entries of an index that are looked at when it is opened.
+_SAMPLED = 64
 _SEED = 1234
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +128,8 @@ class ImageIndex:
         while True:
             manifest = folder.read_for(recipe)
             try:
-                index = load_index(folder, manifest)
+                index = load_index(folder, manifest, bank.layout.embedding_dim)
+                check_entries(bank, index, manifest.shards, folder)
             except BankError:
                 if folder.read() == manifest:  # otherwise another process has just built it again
                     raise
@@ -170,6 +178,11 @@ class ImageIndex:
                 _, entries = self._index.search(xq, min(wanted, self._index.ntotal))
             except RuntimeError as error:
                 raise InputError(f"FAISS could not search with the recipe's query parameters: {error}") from error
+            if entries.size and (entries.max() >= len(self._row_of_entry) or entries.min() < -1):
+                raise BankError(
+                    f"the image index of {self._bank.path} returned an entry that it does not hold; it is damaged: "
+                    f"{index_command(self._bank.path, rebuild=True)}"
+                )
             found = np.where(entries < 0, -1, self._row_of_entry[entries])
             # Tombstones take the places of rows: ask for more. Entries that FAISS did not fill would not be filled then.
             lost = np.sum((entries >= 0) & (found < 0), axis=1)
@@ -205,15 +218,14 @@ class ImageIndex:
 
 def check_factory(recipe: Recipe, embedding_dim: int) -> None:
     """Raise InputError if FAISS cannot make the recipe's index; to be called before long work that would end in it."""
-    faiss = import_faiss()
     try:
-        faiss.index_factory(embedding_dim, recipe.build.image, faiss.METRIC_L2)
+        empty_index(embedding_dim, recipe.build.image)
     except RuntimeError as error:
         raise InputError(f"FAISS could not make {recipe.build.image!r} for d={embedding_dim}: {error}") from error
 
 
 def build_image_index(
-    bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: bool = False
+    bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: bool = False, asked: bool = True
 ) -> tuple[ImageIndexManifest, str]:
     """Bring a recipe's image index up to date with a bank.
 
@@ -225,12 +237,14 @@ def build_image_index(
         recipe: names the index and its factory string.
         rebuild: build it anew in any case.
         progress: show a bar on stderr if that is a terminal.
+        asked: whether the factory string is the user's, and not what a bank says that its index was built with.
 
     Returns:
         Its manifest, and what was done, in words.
 
     Raises:
-        InputError: for an empty bank, a factory string that FAISS does not know, too few images to train it, or a full disk.
+        InputError: for an empty bank, a factory string that FAISS does not know, too few images to train it, or a full disk;
+            for a build that takes long and that nobody asked for.
     """
     check_not_empty(bank)
     faiss, folder = import_faiss(), IndexFolder(ImageIndexManifest, bank, recipe.name)
@@ -244,6 +258,10 @@ def build_image_index(
     trained = kept.trained if kept else 0
     try:
         if index is None:
+            if not asked:
+                remedy = f"to go on, run: {index_command(bank.path, 'FILE.yaml')}"
+                check_stored_factory(recipe.build.image, bank.layout.embedding_dim, remedy)
+            empty_index(bank.layout.embedding_dim, recipe.build.image)  # raises an error for a string that is not taken
             index = faiss.index_factory(bank.layout.embedding_dim, recipe.build.image, faiss.METRIC_L2)
             if not index.is_trained:
                 _train(index, bank)
@@ -273,18 +291,93 @@ def build_image_index(
     return manifest, outcome(before, why_anew, sum(shard.count for shard in added))
 
 
-def load_index(folder: IndexFolder[ImageIndexManifest], manifest: ImageIndexManifest) -> Any:
-    """Load the FAISS index that a manifest names. FAISS trusts what it reads, so the checksum is compared first.
+def load_index(folder: IndexFolder[ImageIndexManifest], manifest: ImageIndexManifest, d: int) -> Any:
+    """Load the FAISS index that a manifest names.
+
+    The checksum guards against accidents; the file is read as one that anybody may have made, see `read_index`.
+
+    Args:
+        folder: its place.
+        manifest: its manifest.
+        d: the length of the bank's embeddings.
 
     Raises:
-        BankError: if the file is missing, is not the one that was written, or has another number of entries.
+        BankError: if the file is missing, is not the one that was written, is not of the manifest's factory string, or has
+            another number of entries.
     """
     folder.check_content(manifest.file)
     path = folder.files / manifest.file.file
-    index = import_faiss().read_index(str(path))
+    try:
+        index = read_index(path, d, manifest.factory)
+    except (BankError, InputError) as error:
+        raise BankError(f"{error}; rebuild it with: {folder.command(rebuild=True)}") from error
     if index.ntotal != manifest.count:
-        raise BankError(f"{path} holds {index.ntotal} entries, its manifest says {manifest.count}; run: {folder.command()}")
+        raise BankError(
+            f"{path} holds {index.ntotal} entries, its manifest says {manifest.count}; "
+            f"rebuild it with: {folder.command(rebuild=True)}"
+        )
     return index
+
+
+def check_entries(
+    bank: Snapshot,
+    index: Any,
+    shards: Sequence[IndexedShard],
+    folder: IndexFolder[ImageIndexManifest],
+    *,
+    most: int | None = _SAMPLED,
+) -> None:
+    """Check on some entries that an HNSW index holds the bank's embeddings, and that its graph leads to them.
+
+    A graph that was tampered with finds other neighbors than it should, and nothing else tells: distances are evaluated anew.
+
+    Args:
+        bank: the bank.
+        index: the index.
+        shards: the shards whose images it holds, in the order of its entries.
+        folder: its place, for the message.
+        most: how many entries to look at, drawn at random; None for all.
+
+    Raises:
+        BankError: if it holds another vector than the bank, or finds less than half of the entries by their own vectors.
+    """
+    faiss = import_faiss()
+    index = faiss.downcast_index(index)
+    if not isinstance(index, faiss.IndexHNSWFlat):
+        return
+    everything = bank.with_removed()
+    place = {shard.sha256: number for number, shard in enumerate(bank.manifest.shards)}
+    rows = np.concatenate(
+        [
+            np.empty(0, np.int64),
+            *(
+                everything.rows_of_shard(place[shard.sha256]) if shard.sha256 in place else np.full(shard.count, -1)
+                for shard in shards
+            ),
+        ]
+    )
+    if len(rows) != index.ntotal:
+        raise BankError(
+            f"index {folder.path} holds {index.ntotal} entries, its shards {len(rows)} images; "
+            f"rebuild it with: {folder.command(rebuild=True)}"
+        )
+    entries = np.flatnonzero(rows >= 0)
+    if most is not None:
+        entries = np.sort(np.random.default_rng(_SEED).permutation(entries)[:most])
+    vectors = faiss.downcast_index(index.storage)
+    missed = 0
+    for start in range(0, len(entries), _SAMPLED):
+        some = entries[start : start + _SAMPLED]
+        xb = everything.embedding(rows[some])
+        if not np.array_equal(vectors.reconstruct_batch(some), xb):
+            raise BankError(f"index {folder.path} holds other vectors than the bank; run: {folder.command(rebuild=True)}")
+        D, _ = index.search(xb, 1)
+        missed += int(np.sum(D[:, 0] != 0))
+    if 2 * missed > len(entries):
+        raise BankError(
+            f"index {folder.path} does not find {missed} of {len(entries)} of its entries by their own vectors; "
+            f"run: {folder.command(rebuild=True)}"
+        )
 
 
 def _file_name(build: int) -> str:
@@ -302,9 +395,12 @@ def _index_to_add_to(
     if why := too_many_tombstones(bank, before.shards) or why_train_anew(bank, before.shards, before.trained):
         return None, why
     try:
-        return load_index(folder, before), None
-    except BankError:
+        index = load_index(folder, before, bank.layout.embedding_dim)
+        check_entries(bank, index, before.shards, folder)
+    except BankError as error:
+        _log.warning("%s", error)
         return None, f"its file {before.file.file} is missing or damaged"
+    return index, None
 
 
 def _train(index: Any, bank: Bank) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from spade_faiss.bank.snapshot import Snapshot
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.files import check_sha256
 from spade_faiss.core.types import FloatArray
 
 # An index is built anew if a larger share of its entries are tombstones, if the bank has grown by a larger factor since the
@@ -31,6 +33,11 @@ class IndexedShard:
 
     sha256: str
     count: int
+
+    def __post_init__(self) -> None:
+        check_sha256(self.sha256)
+        if not 0 < self.count < 1 << 40:
+            raise InputError(f"a shard of {self.count} images cannot be in an index")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from pathlib import Path
+
 from spade_faiss.bank.snapshot import Snapshot
-from spade_faiss.core.errors import InputError
+from spade_faiss.core.errors import InputError, SpadeError
+from spade_faiss.core.inside import open_regular
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.pictures import load_image
 from spade_faiss.report.inputs import Shown
 
+# A larger file is no picture that a report shows: its bank may have named it to keep the process busy.
+_MOST_BYTES = 512 << 20
+_READ_BYTES = 1 << 20
+
 
 class NormalPictures:
-    """Reads each picture once, as the backbone saw it; a file that is not the one that the bank was made from is missing."""
+    """Reads each picture once, as the backbone saw it; a file that is not the one that the bank was made from is missing.
+
+    A bank may come from anybody, and may name any file of this machine. So a file is decoded only if its content is that which
+    the bank was made from: whoever knows its checksum knows the picture.
+    """
 
     def __init__(self, bank: Snapshot) -> None:
         self._bank = bank
@@ -28,10 +41,40 @@ class NormalPictures:
             return Shown(None, "the bank does not know its file")
         if source is None:
             return Shown(None, "the features came from another extractor")
+        if (recorded := self._bank.sha256_of.get(name)) is None:
+            return Shown(None, f"the bank knows no checksum of {path}")
+        try:
+            found = _hash_picture(path)
+        except FileNotFoundError:
+            return Shown(None, f"{path} is gone")
+        except (SpadeError, OSError, ValueError) as error:
+            return Shown(None, str(error))
+        if found != recorded:
+            return Shown(None, f"{path} has changed since the bank took it")
         try:
             loaded = load_image(ImageRecord(name, path), source.preprocess)
         except InputError as error:
             return Shown(None, str(error))
-        if self._bank.sha256_of.get(name) not in (None, loaded.sha256):
+        if loaded.sha256 != recorded:
             return Shown(None, f"{path} has changed since the bank took it")
         return Shown(loaded.picture)
+
+
+def _hash_picture(path: Path) -> str:
+    """Return the sha256 of a file, which may be a link, read without waiting and only as far as it is long.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        BankError: if it is no file.
+        InputError: if it is larger than any picture.
+    """
+    descriptor, digest = open_regular(path, follow_links=True), hashlib.sha256()
+    try:
+        if (rest := os.fstat(descriptor).st_size) > _MOST_BYTES:
+            raise InputError(f"{path} is of {rest} bytes, more than the {_MOST_BYTES} that a report reads of a picture")
+        while rest and (part := os.read(descriptor, min(rest, _READ_BYTES))):
+            digest.update(part)
+            rest -= len(part)
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from spade_faiss.bank.manifest import MANIFEST
+from spade_faiss.bank.places import MANIFEST, SHARDS
 from spade_faiss.bank.snapshot import Snapshot
-from spade_faiss.bank.state import SHARDS
 from spade_faiss.core.errors import InputError
 from spade_faiss.report.output_folder import check_folder
 

@@ -27,8 +27,8 @@ class Results:
         metrics: the metrics of a labeled set; None without labels.
         decisions: the verdicts and regions; None if there are none, then `notice` says why.
         notice: why there are no decisions; empty if there are.
-        passed_over: for each level whose search counts it, the share of the gallery's vectors that it ruled out without a look at
-            their codes, mean over the images that were localized.
+        passed_over: for each level whose search counts it, the share of the gallery's vectors that it ruled out without a look,
+            mean over the images that were localized.
         timing_s: seconds of each step; steps that ran in other threads overlap.
         total_s: the wall-clock time up to the report.
         peak_memory_bytes: the most memory that the process has used since it started.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -57,14 +58,16 @@ class ScoringConfig:
 
     @property
     def options(self) -> str:
-        """The options of the command line that ask for it, those left out that are at their defaults."""
+        """The options of the command line that ask for it, as a shell takes them, those left out that are at their defaults."""
         usual = Method()
         changed = [name for name in _OF_METHOD if getattr(self, name) != getattr(usual, name)]
         words = [] if self.recipe == "exact" else ["--recipe", self.recipe]
-        words += [f"--set {name}={value}" for name, value in self.query.items() if value != _usual(self.recipe).get(name)]
-        words += [f"--set image={self.image_query}"] if self.image_query else []
-        words += [f"--{name.replace('_', '-')} {_as_text(getattr(self, name))}" for name in changed]
-        return " ".join(words)
+        for name, value in self.query.items():
+            words += ["--set", f"{name}={value}"] if value != _usual(self.recipe).get(name) else []
+        words += ["--set", f"image={self.image_query}"] if self.image_query else []
+        for name in changed:
+            words += [f"--{name.replace('_', '-')}", _as_text(getattr(self, name))]
+        return shlex.join(words)
 
 
 def _as_text(value: object) -> str:

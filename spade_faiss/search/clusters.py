@@ -10,13 +10,14 @@ import numpy as np
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import check_at_least
 from spade_faiss.core.types import Arrays, FloatArray
+from spade_faiss.features.batch import Level
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import import_faiss, product_knn
 from spade_faiss.search.engines.clusters import CLUSTER, DISTANCE, ClusterSearch
 from spade_faiss.search.exact import METHOD as EXACT
 from spade_faiss.search.exact import ExactQuery
 from spade_faiss.search.native.extension import find_simd_level, usable_simd_level
-from spade_faiss.search.protocol import Encoded, GallerySearch, SearchMethod
+from spade_faiss.search.protocol import Encoded, GallerySearch, SearchMethod, check_arrays
 from spade_faiss.search.workers import Workers
 
 _SEED = 1234
@@ -80,6 +81,22 @@ def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
     return {CLUSTER: cluster.astype(np.int32), DISTANCE: np.nextafter(distance.astype(np.float32), np.float32(np.inf))}
 
 
+def _check_trained(level: Level, trained: Arrays, build: Build) -> None:
+    count = build.clusters or len(trained.get("centers", ()))
+    check_arrays(trained, {"centers": ((count, level.channels), "float32")})
+    if count < 1:
+        raise InputError("centers holds none")
+
+
+def _check_encoded(level: Level, encoded: Arrays, trained: Arrays, build: Build) -> None:
+    cells = level.height * level.width
+    check_arrays(encoded, {CLUSTER: ((cells,), "int32"), DISTANCE: ((cells,), "float32")})
+    if encoded[CLUSTER].min() < 0 or encoded[CLUSTER].max() >= len(trained["centers"]):
+        raise InputError(f"{CLUSTER} does not name one of {len(trained['centers'])} clusters")
+    if encoded[DISTANCE].min() < 0:
+        raise InputError(f"{DISTANCE} holds values below 0")
+
+
 def _open(blocks: Blocks, workers: Workers, build: Build, query: ExactQuery, encoded: Encoded | None) -> GallerySearch:
     assert encoded is not None
     channels = blocks.level.channels
@@ -97,4 +114,6 @@ METHOD = SearchMethod(
     open=_open,
     train=_train,
     encode=_encode,
+    check_trained=_check_trained,
+    check_encoded=_check_encoded,
 )

@@ -7,13 +7,15 @@ from functools import partial
 
 import numpy as np
 
+from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import check_at_least
 from spade_faiss.core.types import Arrays, FloatArray, IntArray
+from spade_faiss.features.batch import Level
 from spade_faiss.search.block_jobs import BlockJob, Task, block_jobs, in_flight, query_parts, run_block_jobs
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import direct_sq_dist, product_bytes, product_knn, sq_norms
 from spade_faiss.search.exact import open_on_cpu
-from spade_faiss.search.protocol import Encoded, GallerySearch, Hits, SearchMethod
+from spade_faiss.search.protocol import Encoded, GallerySearch, Hits, SearchMethod, check_arrays
 from spade_faiss.search.running_best import RunningBest
 from spade_faiss.search.workers import Workers
 
@@ -181,6 +183,24 @@ def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
     return {_CODES: project(block, trained).clip(-largest, largest).astype(np.float16)}
 
 
+def _check_trained(level: Level, trained: Arrays, build: Build) -> None:
+    channels = level.channels
+    components = min(build.dims - 1, channels)
+    shapes = {
+        "mean": ((channels,), "float32"),
+        "components": ((channels, components), "float32"),
+        "scale": ((1,), "float32"),
+    }
+    check_arrays(trained, {} if channels < 2 * build.dims else shapes)
+    if trained and not trained["scale"][0] > 0:
+        raise InputError(f"scale is {trained['scale'][0]}, expected more than 0")
+
+
+def _check_encoded(level: Level, encoded: Arrays, trained: Arrays, build: Build) -> None:
+    shape = (level.height * level.width, trained["components"].shape[1] + 1) if trained else ()
+    check_arrays(encoded, {_CODES: (shape, "float16")} if trained else {})
+
+
 def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, encoded: Encoded | None) -> GallerySearch:
     assert encoded is not None
     return CompactSearch(blocks, workers, query.rerank, encoded) if encoded.trained else open_on_cpu(blocks, workers)
@@ -194,4 +214,6 @@ METHOD = SearchMethod(
     open=_open,
     train=_train,
     encode=_encode,
+    check_trained=_check_trained,
+    check_encoded=_check_encoded,
 )

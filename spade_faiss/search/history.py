@@ -10,10 +10,11 @@ import numpy.typing as npt
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import check_at_least
 from spade_faiss.core.types import Arrays, FloatArray, IntArray
+from spade_faiss.features.batch import Level
 from spade_faiss.search.block_jobs import slices
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import direct_sq_dist, import_faiss
-from spade_faiss.search.protocol import Encoded, Hits, SearchMethod
+from spade_faiss.search.protocol import Encoded, Hits, SearchMethod, check_arrays
 from spade_faiss.search.running_best import RunningBest
 from spade_faiss.search.workers import Workers
 
@@ -145,6 +146,16 @@ def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
     return {"list": np.square(trained["centroids"] - block[:, None]).sum(axis=2).argmin(axis=1).astype(np.uint8)}
 
 
+def _check_trained(level: Level, trained: Arrays, build: Build) -> None:
+    check_arrays(trained, {"centroids": ((level.height * level.width, build.lists, level.channels), "float32")})
+
+
+def _check_encoded(level: Level, encoded: Arrays, trained: Arrays, build: Build) -> None:
+    check_arrays(encoded, {"list": ((level.height * level.width,), "uint8")})
+    if (largest := int(encoded["list"].max())) >= build.lists:
+        raise InputError(f"a location is in list {largest} of {build.lists}")
+
+
 def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, encoded: Encoded | None) -> HistorySearch:
     assert encoded is not None
     return HistorySearch(blocks, workers, query.nprobe, encoded)
@@ -158,5 +169,7 @@ METHOD = SearchMethod(
     open=_open,
     train=_train,
     encode=_encode,
+    check_trained=_check_trained,
+    check_encoded=_check_encoded,
     whole_bank=True,
 )

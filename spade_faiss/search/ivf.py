@@ -10,10 +10,11 @@ import numpy.typing as npt
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import check_at_least
 from spade_faiss.core.types import Arrays, FloatArray, IntArray
+from spade_faiss.features.batch import Level
 from spade_faiss.search.block_jobs import slices
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import direct_sq_dist, import_faiss, product_bytes, product_knn
-from spade_faiss.search.protocol import Encoded, Hits, SearchMethod
+from spade_faiss.search.protocol import Encoded, Hits, SearchMethod, check_arrays
 from spade_faiss.search.running_best import RunningBest
 from spade_faiss.search.workers import Workers
 
@@ -152,6 +153,20 @@ def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
     return {"order": order.astype(np.uint32), "starts": starts.astype(np.uint32)}
 
 
+def _check_trained(level: Level, trained: Arrays, build: Build) -> None:
+    check_arrays(trained, {"centroids": ((build.lists, level.channels), "float32")})
+
+
+def _check_encoded(level: Level, encoded: Arrays, trained: Arrays, build: Build) -> None:
+    cells = level.height * level.width
+    check_arrays(encoded, {"order": ((cells,), "uint32"), "starts": ((build.lists + 1,), "uint32")})
+    order, starts = encoded["order"], encoded["starts"].astype(np.int64)
+    if order.max() >= cells or np.bincount(order, minlength=cells).max() > 1:
+        raise InputError(f"order does not hold each of {cells} locations once")
+    if starts[0] != 0 or starts[-1] != cells or (np.diff(starts) < 0).any():
+        raise InputError(f"starts do not lead from 0 to {cells}")
+
+
 def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, encoded: Encoded | None) -> IvfSearch:
     assert encoded is not None
     return IvfSearch(blocks, workers, query.nprobe, encoded)
@@ -165,4 +180,6 @@ METHOD = SearchMethod(
     open=_open,
     train=_train,
     encode=_encode,
+    check_trained=_check_trained,
+    check_encoded=_check_encoded,
 )

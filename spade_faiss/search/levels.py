@@ -5,20 +5,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.bank.snapshot import Snapshot
-from spade_faiss.core.errors import InputError
+from spade_faiss.core.errors import BankError, InputError
+from spade_faiss.core.hints import verify_command
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import Level
+from spade_faiss.features.layout import LARGEST, within_range
 from spade_faiss.features.resampling import upsample
 from spade_faiss.search.blocks import Blocks, BlockSource, MapPart, StoredArray
 from spade_faiss.search.cache import BlockCache
 
 CONCAT = "concat"
+
+Stored = TypeVar("Stored", bound=StoredArray)
 
 
 def searched_levels(levels: Sequence[Level], fusion: str, chosen: Sequence[str] = ()) -> tuple[Level, ...]:
@@ -101,6 +105,14 @@ def open_blocks(bank: Snapshot, level: Level, cache: BlockCache[FloatArray] | No
     return Blocks(level, source, cache)
 
 
+def open_checked_blocks(bank: Snapshot, level: Level) -> Blocks:
+    """The maps of all images of a bank at a searched level, to build an index of.
+
+    Reading one raises BankError if it holds values that are not finite, or so large that their squares leave float32's range.
+    """
+    return Blocks(level, _CheckedSource(bank, level) if level in bank.layout.levels else _CheckedJoinedSource(bank, level))
+
+
 class _LevelSource(BlockSource):
     """One of the bank's own levels: float32 maps are views of the mapped files, float16 ones are decoded."""
 
@@ -168,3 +180,29 @@ class _JoinedSource(BlockSource):
     def release(self, row: int) -> None:
         for level in self._parts:
             self._bank.release_map(level.name, row)
+
+
+class _CheckedSource(_LevelSource):
+    """One of the bank's own levels, whose values are looked at when they are read."""
+
+    def read(self, row: int, out: FloatArray | None = None) -> FloatArray:
+        return _checked(super().read(row, out), self._bank, self._level)
+
+    def stored(self, row: int) -> StoredArray:
+        return _checked(super().stored(row), self._bank, self._level)
+
+
+class _CheckedJoinedSource(_JoinedSource):
+    """Several levels of the bank as one, whose values are looked at when they are read."""
+
+    def read(self, row: int, out: FloatArray | None = None) -> FloatArray:
+        return _checked(super().read(row, out), self._bank, self._level)
+
+
+def _checked(block: Stored, bank: Snapshot, level: Level) -> Stored:
+    if not within_range(block):
+        raise BankError(
+            f"the bank {bank.path} holds maps of level {level.name!r} that are not finite, or beyond {LARGEST:g}; "
+            f"find their shard with: {verify_command(bank.path)} --deep"
+        )
+    return block

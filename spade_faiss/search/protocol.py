@@ -8,13 +8,16 @@ tests that every method must pass.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import from_mapping
 from spade_faiss.core.types import Arrays, FloatArray, IntArray
+from spade_faiss.features.batch import Level
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.recipe import Recipe
 from spade_faiss.search.workers import Workers
@@ -109,6 +112,9 @@ class SearchMethod(Generic[B, Q]):
             for all blocks, and their values must depend on the arguments alone: an image that was added after the build is
             encoded when it is searched.
         whole_bank: whether the method searches all normal images, whichever the neighbors are.
+        check_trained: raises InputError if arrays are not what `train` can have returned for a level with these settings; what
+            was stored may come from anybody, and is searched without further checks.
+        check_encoded: likewise for `encode`, given what was trained; called whenever an encoding is read.
     """
 
     definition: str
@@ -118,6 +124,8 @@ class SearchMethod(Generic[B, Q]):
     train: Callable[[Blocks, B], Arrays] | None = None
     encode: Callable[[FloatArray, Arrays, B], Arrays] | None = None
     whole_bank: bool = False
+    check_trained: Callable[[Level, Arrays, B], None] | None = None
+    check_encoded: Callable[[Level, Arrays, Arrays, B], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +136,16 @@ class ResolvedRecipe:
     method: SearchMethod[Any, Any]
     build: Any
     query: Any
+
+
+def check_arrays(found: Arrays, expected: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+    """Raise InputError unless arrays have the names, shapes and dtypes that are expected, and only finite values."""
+    for name in (*expected, *found):
+        shape = (found[name].shape, found[name].dtype.name) if name in found else "missing"
+        if shape != (wanted := expected.get(name, "no such array")):
+            raise InputError(f"{name} is {shape}, expected {wanted}")
+        if found[name].dtype.kind == "f" and not np.isfinite(found[name]).all():
+            raise InputError(f"{name} holds values that are not finite")
 
 
 def resolve_recipe(recipe: Recipe) -> ResolvedRecipe:

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from spade_faiss.bank.bank import Bank
-from spade_faiss.bank.state import SHARDS
-from spade_faiss.core.errors import BankError
+from spade_faiss.bank.places import SHARDS
+from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import hash_file
+from spade_faiss.core.inside import is_regular
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.decisions.calibration import stored_calibrations
+from spade_faiss.features.layout import LARGEST, within_range
 from spade_faiss.index.built_index import IndexFolder, M, index_folders
-from spade_faiss.index.gallery_index import GalleryIndexManifest
-from spade_faiss.index.image_index import ImageIndexManifest, load_index
+from spade_faiss.index.gallery_index import GalleryIndexManifest, check_encodings
+from spade_faiss.index.image_index import ImageIndexManifest, check_entries, load_index
+from spade_faiss.search.recipe import Build, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ def verify(bank: str | Path, *, deep: bool = False, progress: bool = False) -> V
 
     Args:
         bank: the bank's folder.
-        deep: also check that the features have the right shapes and are finite, and that no id occurs twice.
+        deep: also check that the features have the right shapes and are finite, that no id occurs twice, and that the indexes
+            hold what belongs to the bank's images.
         progress: show a bar on stderr if that is a terminal.
 
     Raises:
@@ -50,13 +52,14 @@ def verify(bank: str | Path, *, deep: bool = False, progress: bool = False) -> V
         for index, entry in enumerate(entries):
             problems += _shard_problems(opened, index, deep)
             bar.update(entry.bytes)
-    if deep and not problems:
+    is_whole = not problems
+    if deep and is_whole:
         problems += _id_problems(opened)
     images, galleries = index_folders(ImageIndexManifest, opened), index_folders(GalleryIndexManifest, opened)
     for image in images:
-        problems += _index_problems(image, partial(load_index, image))
+        problems += _index_problems(image, partial(_check_image_index, image, opened, deep and is_whole))
     for gallery in galleries:
-        problems += _index_problems(gallery, partial(_check_files, gallery))
+        problems += _index_problems(gallery, partial(_check_gallery, gallery, opened, deep and is_whole))
     problems += _calibration_problems(opened)
     return Verified(
         images=len(opened),
@@ -71,8 +74,13 @@ def _shard_problems(bank: Bank, index: int, deep: bool) -> Iterator[str]:
     """Say what is wrong with a shard's file, or, if nothing is and `deep` is given, with its features."""
     entry = bank.manifest.shards[index]
     path = bank.path / SHARDS / entry.file
-    if not path.is_file():
+    if not is_regular(path):
         yield f"shard {path} is missing; restore it from a backup or extract its images again"
+    elif (size := path.lstat().st_size) != entry.bytes:
+        yield (
+            f"shard {path} is of {size} bytes, the manifest says {entry.bytes}; "
+            f"restore it from a backup or extract its images again"
+        )
     elif (found := hash_file(path)) != entry.sha256:
         yield (
             f"shard {path} has sha256 {found}, the manifest says {entry.sha256}; "
@@ -86,13 +94,16 @@ def _feature_problems(bank: Bank, index: int) -> Iterator[str]:
     """Say what is wrong inside a shard whose checksum is right."""
     everything, name = bank.with_removed(), bank.manifest.shards[index].file
     try:
-        if not np.isfinite(everything.embeddings_of_shard(index)).all():
-            yield f"shard {name} holds embeddings that are not finite; extract its images again"
+        if not within_range(everything.stored_embeddings(index)):
+            yield f"shard {name} holds embeddings that are not finite, or beyond {LARGEST:g}; extract its images again"
         rows = everything.rows_of_shard(index).tolist()
         everything.check_texts(index)
         for level in bank.layout.levels:
-            if not all(np.isfinite(everything.level_map(level.name, row)).all() for row in rows):
-                yield f"shard {name} holds maps of level {level.name!r} that are not finite; extract its images again"
+            if not all(within_range(everything.level_map(level.name, row)) for row in rows):
+                yield (
+                    f"shard {name} holds maps of level {level.name!r} that are not finite, or beyond {LARGEST:g}; "
+                    f"extract its images again"
+                )
             for row in rows:
                 everything.release_map(level.name, row)
     except BankError as error:
@@ -101,10 +112,8 @@ def _feature_problems(bank: Bank, index: int) -> Iterator[str]:
 
 def _id_problems(bank: Bank) -> Iterator[str]:
     """Say whether ids occur more than once, removed ones included."""
-    everything = bank.with_removed()
     try:
-        if repeated := len(everything) - len(set(everything.ids)):
-            yield f"{repeated} ids occur more than once; extract a new bank"
+        _ = bank.with_removed().ids
     except BankError as error:
         yield str(error)
 
@@ -115,13 +124,22 @@ def _index_problems(folder: IndexFolder[M], check_files: Callable[[M], object]) 
         manifest = folder.read()
         folder.check_shards(manifest)
         check_files(manifest)
-    except BankError as error:
+    except (BankError, InputError) as error:
         yield str(error)
 
 
-def _check_files(folder: IndexFolder[M], manifest: M) -> None:
+def _check_image_index(folder: IndexFolder[ImageIndexManifest], bank: Bank, deep: bool, manifest: ImageIndexManifest) -> None:
+    index = load_index(folder, manifest, bank.layout.embedding_dim)
+    if deep:
+        check_entries(bank, index, manifest.shards, folder, most=None)
+
+
+def _check_gallery(folder: IndexFolder[GalleryIndexManifest], bank: Bank, deep: bool, manifest: GalleryIndexManifest) -> None:
     for entry in manifest.files:
         folder.check_content(entry)
+    if deep:
+        build = Build(gallery=manifest.gallery, settings=manifest.settings)
+        check_encodings(bank.with_removed(), Recipe(name=manifest.recipe, build=build))
 
 
 def _calibration_problems(bank: Bank) -> Iterator[str]:

@@ -252,3 +252,9 @@ GOLDEN: dict[str, Any] = {
     "shards_sha256": "0",
     "versions": {"spade-faiss": "0.1.0"},
 }
+
+
+def test_the_options_in_a_message_are_words_for_a_shell() -> None:
+    """A calibration may come from anybody, and its options are shown as a command to copy."""
+    config = replace(ScoringConfig.of(resolve_recipe(load_recipe("exact")), Method()), recipe="x; rm -r y", image_query="a b")
+    assert config.options == "--recipe 'x; rm -r y' --set 'image=a b'"

@@ -1,0 +1,35 @@
+"""The files and folders that a bank consists of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spade_faiss.bank.locks import LOCK, READERS, WRITER
+from spade_faiss.core.files import TEMPORARY_PATTERN
+from spade_faiss.core.inside import check_inside, check_tree, files_in
+
+MANIFEST = "manifest.json"
+SHARDS = "features"
+INDEXES = "indexes"
+CALIBRATIONS = "calibration"
+
+NAMES = (MANIFEST, SHARDS, INDEXES, CALIBRATIONS, LOCK, WRITER, READERS)
+# indexes/NAME/gallery/FILE
+_DEPTH = 4
+
+
+def check_places(folder: Path) -> None:
+    """Check that all that a bank consists of is files and folders of its own; what else lies in its folder is not touched.
+
+    Raises:
+        BankError: for a link, a pipe, a socket or a device; the message names it.
+        AccessError: if the operating system does not let us look.
+    """
+    check_tree(folder, NAMES, _DEPTH)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return the temporary files of killed writers in a folder, and in that of the shards. Those below indexes/ are not among
+    them: an index may be built at the same time.
+    """
+    return [path for place in (folder, check_inside(folder, SHARDS)) for path in files_in(place, TEMPORARY_PATTERN)]
