@@ -177,7 +177,7 @@ class TestFiles:
         calibrate(Detector.open(bank.path))
         path = file_of(bank.path)
         path.write_bytes(content)
-        with pytest.raises(BankError, match=r"is damaged .*spade-faiss calibrate"):
+        with pytest.raises(BankError, match=r"is damaged.*spade-faiss calibrate"):
             find_calibration(bank, Detector.open(bank.path).scoring_config)
         with pytest.raises(BankError, match="is damaged"):
             stored_calibrations(bank)

@@ -785,7 +785,7 @@ def test_shards_are_found_by_their_content(bank: Bank, recipe: Recipe, change: C
 def test_a_manifest_path_something_else_is_refused(bank: Bank, content: bytes) -> None:
     manifest_path(bank, IVF).write_bytes(content)
     for read in (lambda: open_gallery(bank, IVF), lambda: read_built(GalleryIndexManifest, bank)):
-        with pytest.raises(BankError, match=f"gallery.json is damaged .*; rebuild the index with: {command(bank, IVF)}$"):
+        with pytest.raises(BankError, match=f"gallery.json is damaged.*; rebuild the index with: {command(bank, IVF)}$"):
             read()
     build_gallery(bank, IVF)
     open_gallery(bank, IVF)

@@ -540,7 +540,7 @@ def test_the_checksum_of_a_manifest_is_of_all_of_it(bank: Bank, change: Callable
 def test_a_manifest_of_something_else_is_refused(bank: Bank, content: bytes) -> None:
     (index_folder(bank, IVF) / "index.json").write_bytes(content)
     for read in (lambda: ImageIndex.open(bank, IVF), lambda: read_built(ImageIndexManifest, bank)):
-        with pytest.raises(BankError, match=r"index\.json is damaged .*; rebuild the index with: spade-faiss index .* ivf$"):
+        with pytest.raises(BankError, match=r"index\.json is damaged.*; rebuild the index with: spade-faiss index .* ivf$"):
             read()
 
 

@@ -68,8 +68,9 @@ class ClusterSearch:
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""
+        by_block = self._by_block.working_bytes(images, k_gallery, kappa)
         if not self._is_nearly_all(k_gallery):
-            return self._by_block.working_bytes(images, k_gallery, kappa)
+            return by_block
         height, width, channels = self._blocks.level.shape
         queries, rows = images * height * width, len(self._blocks) * height * width
         # Each task packs the queries, holds them padded, and returns what it found; clusters may hold all vectors at worst, but
@@ -78,7 +79,8 @@ class ClusterSearch:
         cluster = 4 * -(-rows // self._count) * (8 * channels + 64)
         found = RunningBest.nbytes(images, height * width, kappa) + RunningBest.merge_bytes(height * width, kappa, kappa)
         opened = rows * 2 * np.dtype(np.float32).itemsize
-        return (self._workers.threads + 1) * (packed + cluster) + found + opened
+        # What is no number is searched block by block.
+        return max(by_block, (self._workers.threads + 1) * (packed + cluster) + found + opened)
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
