@@ -242,9 +242,10 @@ def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str
         yield f"  backbone   {source.backbone}"
         yield f"  weights    sha256 {source.weights_sha256}"
         yield f"  images     {_resizing(source.preprocess)}, {source.precision}"
+    pool = ",".join(map(str, layout.pool)) if isinstance(layout.pool, tuple) else layout.pool
     for level in layout.levels:
         yield f"  level      {level.name}: {level.height} x {level.width} locations, {level.channels} channels"
-    yield f"  features   {layout.dtype}, normalize {layout.normalize}, pool {layout.pool}"
+    yield f"  features   {layout.dtype}, normalize {layout.normalize}, pool {pool}"
     yield f"  disk       {format_bytes(bank.bytes_on_disk)} in {len(manifest.shards)} shards"
     for image, stale in found.images:
         yield f"  index      {image.recipe}: {image.factory}, {stale}, {format_bytes(image.bytes)}"

@@ -84,8 +84,12 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
     if origin is UnionType:
         if type(None) in arguments:  # `X | None`
             return None if value is None else _checked(arguments[0], value, where)
-        if isinstance(value, bool) or not isinstance(value, arguments):
-            names = " or ".join(argument.__name__ for argument in arguments)
+        for several in (argument for argument in arguments if get_origin(argument) is tuple):  # `X | tuple[X, ...]`
+            if isinstance(value, list | tuple):
+                return _checked(several, value, where)
+        kinds = tuple(argument for argument in arguments if get_origin(argument) is None)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            names = " or ".join(kind.__name__ for kind in kinds)
             raise InputError(f"{where}={shorten(value)} is of type {type(value).__name__}, expected {names}")
         return value
     if dataclasses.is_dataclass(hint):

@@ -57,6 +57,29 @@ def int_or_all(text: str) -> int | str:
     return text if text == ALL else int(text)
 
 
+def one_or_more(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A conversion of text to one value, or to one for each level where commas separate several."""
+
+    def convert(text: str) -> Any:
+        values = tuple(map(kind, text.split(",")))
+        return values[0] if len(values) == 1 else values
+
+    convert.__name__ = kind.__name__  # argparse shows it
+    return convert
+
+
+def for_each(name: str, value: object, levels: int) -> tuple[Any, ...]:
+    """The value of a setting for each of some levels: one value counts for all of them.
+
+    Raises:
+        InputError: if it has several values, but not one for each level.
+    """
+    values = value if isinstance(value, tuple) else (value,) * levels
+    if len(values) != levels:
+        raise InputError(f"{name}={values!r} has {len(values)} values for {levels} levels; give one for each, or one for all")
+    return values
+
+
 def level_names(text: str) -> tuple[str, ...]:
     """Convert names of levels that are separated by commas."""
     return tuple(text.split(",")) if text else ()
@@ -154,7 +177,13 @@ class Extraction:
     preprocess: Preprocess = field(default_factory=Preprocess)
     dtype: str = setting("float16", "the number format in which feature maps are stored", choices=DTYPES)
     normalize: str = setting("none", "whether the vector of each location is scaled to unit length (l2)", choices=NORMALIZE)
-    pool: int = setting(1, "the side of the neighborhood that each location of a feature map is averaged over", metavar="CELLS")
+    pool: int | tuple[int, ...] = setting(
+        1,
+        "the side of the neighborhood that each location of a feature map is averaged over; one for all levels, or one for "
+        "each, the finest first, such as 1,3,3",
+        metavar="CELLS",
+        kind=one_or_more(int),
+    )
     pool_border: str = setting(
         "valid",
         "what that average does at a map's border: it is over the locations that exist (valid), or those outside count as "
@@ -168,13 +197,18 @@ class Method:
     """The parameters of SPADE at query time; changing one never needs a rebuild.
 
     An image score is the mean distance to the `k_image` nearest normal images. A pixel score is the mean distance to the
-    `kappa` nearest vectors in the feature maps of the `k_gallery` nearest normal images. With `localize='flagged'`, only images
+    `kappa` nearest vectors in the feature maps of the `k_gallery` nearest normal images; several numbers are for the searched
+    levels, one for each. With `localize='flagged'`, only images
     whose image score is above `flag_above` get a map.
     """
 
     k_image: int = setting(5, "how many nearest normal images the image score averages over", metavar="K")
-    k_gallery: int | str = setting(
-        5, "how many nearest normal images have their feature maps searched, or all", metavar="K", kind=int_or_all
+    k_gallery: int | str | tuple[int | str, ...] = setting(
+        5,
+        "how many nearest normal images have their feature maps searched, or all; one for all searched levels, or one for "
+        "each, such as 20,all",
+        metavar="K",
+        kind=one_or_more(int_or_all),
     )
     kappa: int = setting(1, "how many nearest vectors a pixel score averages over", metavar="K")
     levels: tuple[str, ...] = setting(
@@ -199,9 +233,11 @@ class Method:
     )
 
     def __post_init__(self) -> None:
-        for name in ("k_image", "k_gallery", "kappa"):
-            if (name, getattr(self, name)) != ("k_gallery", ALL):
-                check_at_least(name, getattr(self, name), 1)
+        for name in ("k_image", "kappa"):
+            check_at_least(name, getattr(self, name), 1)
+        for k in self.k_gallery if isinstance(self.k_gallery, tuple) else (self.k_gallery,):
+            if k != ALL:
+                check_at_least("k_gallery", k, 1)
         check_level_names(self.levels)
         check_choice("fusion", self.fusion, FUSIONS)
         check_choice("distance", self.distance, DISTANCES)

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import check_at_least, check_choice
-from spade_faiss.core.settings import DTYPES, NORMALIZE, POOL_BORDERS
+from spade_faiss.core.settings import DTYPES, NORMALIZE, POOL_BORDERS, for_each
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level, check_ids, check_strings
 
@@ -32,7 +32,7 @@ class Layout:
         input_size: (height, width) of the backbone's input, which is the size of score maps.
         dtype: the type of stored level maps, `float16` or `float32`.
         normalize: `l2` scales the vector of each location to unit length, `none` leaves it.
-        pool: the side of the square neighborhood that each location is averaged over; 1 leaves it alone.
+        pool: the side of the square neighborhood that each location is averaged over, or one for each level; 1 leaves it alone.
         pool_border: `valid` averages over the locations that exist, `zero` counts those outside of the map as zeros.
 
     Raises:
@@ -44,7 +44,7 @@ class Layout:
     input_size: tuple[int, int]
     dtype: str = "float16"
     normalize: str = "none"
-    pool: int = 1
+    pool: int | tuple[int, ...] = 1
     pool_border: str = "valid"
 
     @property
@@ -67,15 +67,16 @@ class Layout:
             check_at_least("input_size", side, 1)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("normalize", self.normalize, NORMALIZE)
-        check_at_least("pool", self.pool, 1)
         check_choice("pool_border", self.pool_border, POOL_BORDERS)
-        if self.pool % 2 == 0:
-            raise InputError(f"pool={self.pool} must be odd, so that the neighborhood has a center")
         most = 2 * max(max(level.height, level.width) for level in self.levels) + 1
-        if self.pool > most:
-            raise InputError(
-                f"pool={self.pool} is too large: {most} covers the largest map from each of its locations; lower it"
-            )
+        for pool in for_each("pool", self.pool, len(self.levels)):
+            check_at_least("pool", pool, 1)
+            if pool % 2 == 0:
+                raise InputError(f"pool={pool} must be odd, so that the neighborhood has a center")
+            if pool > most:
+                raise InputError(
+                    f"pool={pool} is too large: {most} covers the largest map from each of its locations; lower it"
+                )
 
 
 def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
@@ -105,7 +106,11 @@ def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
     if set(batch.levels) != {level.name for level in layout.levels}:
         expected = [level.name for level in layout.levels]
         raise InputError(f"the batch has levels {sorted(batch.levels)}, the bank has {expected}")
-    maps = {level.name: _prepare_maps(level, np.asarray(batch.levels[level.name]), n, layout) for level in layout.levels}
+    pools = for_each("pool", layout.pool, len(layout.levels))
+    maps = {
+        level.name: _prepare_maps(level, np.asarray(batch.levels[level.name]), n, layout, pool)
+        for level, pool in zip(layout.levels, pools, strict=True)
+    }
     return replace(batch, embedding=embedding, levels=maps)
 
 
@@ -114,10 +119,10 @@ def within_range(values: npt.NDArray[np.floating[Any]]) -> bool:
     return not values.size or (float(values.max()) <= LARGEST and float(values.min()) >= -LARGEST)  # false for NaN
 
 
-def _prepare_maps(level: Level, maps: npt.NDArray[Any], n: int, layout: Layout) -> npt.NDArray[Any]:
+def _prepare_maps(level: Level, maps: npt.NDArray[Any], n: int, layout: Layout, pool: int) -> npt.NDArray[Any]:
     values = _to_float32(f"level {level.name!r}", maps, (n, *level.shape))
-    if layout.pool > 1:
-        size = (1, layout.pool, layout.pool, 1)
+    if pool > 1:
+        size = (1, pool, pool, 1)
         values = ndimage.uniform_filter(values, size, mode="constant")
         if layout.pool_border == "valid":
             # The mean is over the neighbors that exist: at the border the window is smaller, not padded.

@@ -26,7 +26,7 @@ class ScoringConfig:
     build: Settings
     query: Settings
     k_image: int
-    k_gallery: int | str
+    k_gallery: int | str | tuple[int | str, ...]
     kappa: int
     levels: tuple[str, ...]
     fusion: str

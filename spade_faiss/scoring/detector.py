@@ -18,7 +18,7 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import parse_bytes, plan_memory
 from spade_faiss.core.once import Once
 from spade_faiss.core.process import fork_safe
-from spade_faiss.core.settings import ALL, Method, Run
+from spade_faiss.core.settings import ALL, Method, Run, for_each
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import FeatureBatch, check_ids
@@ -27,7 +27,7 @@ from spade_faiss.features.layout import prepare
 from spade_faiss.index.image_index import ImageIndex
 from spade_faiss.scoring.config import ScoringConfig
 from spade_faiss.scoring.fusion import score_maps, to_distance
-from spade_faiss.scoring.level_search import gallery_size, open_level_searches
+from spade_faiss.scoring.level_search import gallery_sizes, open_level_searches
 from spade_faiss.scoring.memory import DECODE_BYTES, float32_bytes, working_bytes
 from spade_faiss.scoring.scores import Scores, join
 from spade_faiss.search.cache import BlockCache
@@ -210,7 +210,7 @@ class Detector:
                 query = prepare(batch[start : start + size], self.bank.layout)
             with timings("image search"):
                 sq_dist, rows = self._images.search(query.embedding, self._neighbors)
-            found.append(self._score(query, sq_dist, rows, self._gallery(rows), timings))
+            found.append(self._score(query, sq_dist, rows, timings))
         return join(found)
 
     @fork_safe
@@ -235,7 +235,7 @@ class Detector:
                 query = self.bank.read(own)
             with timings("image search"):
                 sq_dist, others = self._search_others(query.embedding, own)
-            found.append(self._score(query, sq_dist, others, self._gallery(others, own), timings))
+            found.append(self._score(query, sq_dist, others, timings, own))
         return join(found)
 
     def check_leave_one_out(self) -> None:
@@ -254,7 +254,12 @@ class Detector:
     @property
     def _neighbors(self) -> int:
         """How many nearest normal images are looked up for each image."""
-        return self.method.k_image if self.method.k_gallery == ALL else max(self.method.k_image, int(self.method.k_gallery))
+        return max([self.method.k_image, *(int(k) for k in self._k_gallery if k != ALL)])
+
+    @property
+    def _k_gallery(self) -> tuple[int | str, ...]:
+        """The method's `k_gallery` for each of the searched levels."""
+        return for_each("k_gallery", self.method.k_gallery, len(self._searches))
 
     def _search_others(self, embedding: FloatArray, own: IntArray) -> tuple[FloatArray, IntArray]:
         """The nearest normal images of normal images, each one itself left out."""
@@ -265,26 +270,32 @@ class Detector:
         others[others.all(axis=1), -1] = False
         return sq_dist[others].reshape(-1, k), rows[others].reshape(-1, k)
 
-    def _gallery(self, rows: IntArray, own: IntArray | None = None) -> IntArray:
+    def _gallery(self, k_gallery: int | str, rows: IntArray, own: IntArray | None) -> IntArray:
         """(n, K) the bank rows that n images are searched in; nearest first, as far as the nearest `rows` (n, k) are known.
 
         `own` (n,) are the rows of the images themselves, if they are the bank's own: they are left out.
         """
-        if self.method.k_gallery != ALL:
-            return rows[:, : int(self.method.k_gallery)]
+        if k_gallery != ALL:
+            return rows[:, : int(k_gallery)]
         every, line = np.arange(len(self.bank)), []
         for index, nearest in enumerate(rows):
             known = nearest if own is None else np.append(nearest, own[index])
             line.append(np.concatenate([nearest, np.delete(every, known)]))
         return np.stack(line)
 
-    def _score(self, query: FeatureBatch, sq_dist: FloatArray, rows: IntArray, gallery: IntArray, timings: Timings) -> Scores:
-        """Score features whose nearest normal images `rows` are known, in the maps of the images of `gallery`."""
+    def _score(
+        self, query: FeatureBatch, sq_dist: FloatArray, rows: IntArray, timings: Timings, own: IntArray | None = None
+    ) -> Scores:
+        """Score features whose nearest normal images `rows` are known; for `own`, see `_gallery`."""
         neighbor_dist = to_distance(sq_dist, self.method.distance)
         image_score = neighbor_dist[:, : self.method.k_image].mean(axis=1)
         localized = np.flatnonzero(self._is_localized(image_score))
         with timings("pixel search"):
-            levels = {name: search(query, rows, gallery, localized) for name, search in self._searches.items()}
+            galleries = {k: self._gallery(k, rows, own) for k in dict.fromkeys(self._k_gallery)}
+            levels = {
+                name: search(query, rows, galleries[k], localized)
+                for (name, search), k in zip(self._searches.items(), self._k_gallery, strict=True)
+            }
         level_dist = {name: found.dist for name, found in levels.items()}
         with timings("fusion"):
             size = self.bank.layout.input_size
@@ -332,13 +343,15 @@ def _load_backbone(bank: Snapshot, backbone: str | Backbone | None, run: Run, de
 
 
 def _check_neighbors(bank: Snapshot, method: Method) -> None:
-    for name, k in (("k_image", method.k_image), ("k_gallery", gallery_size(method, len(bank)))):
+    levels = searched_levels(bank.layout.levels, method.fusion, method.levels)
+    sizes = gallery_sizes(method, len(levels), len(bank))
+    for name, k in (("k_image", method.k_image), ("k_gallery", max(sizes))):
         if k > len(bank):
             raise InputError(
                 f"{name}={k} is larger than the number of normal images, {len(bank)} in {bank.path}; lower it or add images"
             )
-    for level in searched_levels(bank.layout.levels, method.fusion, method.levels):
-        if method.kappa > (most := gallery_size(method, len(bank)) * level.height * level.width):
+    for level, size in zip(levels, sizes, strict=True):
+        if method.kappa > (most := size * level.height * level.width):
             raise InputError(
                 f"kappa={method.kappa} is larger than the gallery, {most} vectors at level {level.name!r}; lower it"
             )

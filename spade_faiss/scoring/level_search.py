@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from spade_faiss.bank.snapshot import Snapshot
-from spade_faiss.core.settings import ALL, Method
+from spade_faiss.core.settings import ALL, Method, for_each
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.index.gallery_index import EncodedLevel, open_gallery
@@ -97,9 +97,13 @@ class LevelSearch:
         return images * float32_bytes(self.level.shape) + search
 
 
-def gallery_size(method: Method, images: int) -> int:
-    """How many of a bank's images each test image is searched in."""
-    return images if method.k_gallery == ALL else int(method.k_gallery)
+def gallery_sizes(method: Method, levels: int, images: int) -> list[int]:
+    """How many of a bank's images each test image is searched in, at each of the searched levels.
+
+    Raises:
+        InputError: if the method has several numbers, but not one for each level.
+    """
+    return [images if k == ALL else int(k) for k in for_each("k_gallery", method.k_gallery, levels)]
 
 
 def open_level_searches(
@@ -136,8 +140,8 @@ def open_level_searches(
             level=level,
             bank_levels=bank.layout.levels,
             method=method,
-            k_gallery=gallery_size(method, len(bank)),
+            k_gallery=k_gallery,
             search=None if method.localize == "none" else open_search(level),
         )
-        for level in levels
+        for level, k_gallery in zip(levels, gallery_sizes(method, len(levels), len(bank)), strict=True)
     }

@@ -145,3 +145,43 @@ def test_zeros_beyond_the_border_by_hand() -> None:
     assert means == {"valid": [9, 9, 9, 9], "zero": [4, 4, 4, 4]}  # 4 of 9 cells of each window exist
     with pytest.raises(InputError, match="pool_border='mirror'"):
         Layout(levels=(level,), embedding_dim=1, input_size=(8, 8), pool_border="mirror")
+
+
+def test_each_level_has_its_own_gallery(folder: Path, normals: Features, queries: FeatureBatch) -> None:
+    """The finest in a few images, two others joined in all: as if each had been searched by itself."""
+    levels = ("fine", "mid+coarse")
+    mixed = Detector.open(folder, method=Method(k_image=3, k_gallery=(4, ALL), levels=levels)).score_features(queries)
+    few = Detector.open(folder, method=Method(k_image=3, k_gallery=4, levels=levels)).score_features(queries)
+    every = Detector.open(folder, method=Method(k_image=3, k_gallery=ALL, levels=levels)).score_features(queries)
+    np.testing.assert_array_equal(mixed.level_dist["fine"], few.level_dist["fine"])
+    np.testing.assert_array_equal(mixed.level_dist["mid+coarse"], every.level_dist["mid+coarse"])
+    assert (mixed.level_dist["fine"] > every.level_dist["fine"]).any()
+    assert mixed.neighbor_ids.shape == (4, 4)
+    alone = Detector.open(folder, method=Method(k_image=3, k_gallery=(4, ALL), levels=levels)).score_rows([0, 5])
+    by_few = Detector.open(folder, method=Method(k_image=3, k_gallery=4, levels=levels)).score_rows([0, 5])
+    np.testing.assert_array_equal(alone.level_dist["fine"], by_few.level_dist["fine"])
+
+
+def test_a_gallery_for_each_level_needs_as_many_numbers(folder: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"k_gallery=\(4, 'all'\) has 2 values for 3 levels; give one for each"
+    ):
+        Detector.open(folder, method=Method(k_gallery=(4, ALL)))
+    with pytest.raises(InputError, match="k_gallery=0 must be"):
+        Method(k_gallery=(4, 0))
+
+
+def test_each_level_has_its_own_average() -> None:
+    shapes = {"fine": (7, 9, 16), "coarse": (3, 5, 24)}
+    batch = batch_of(product(3, 2, shapes, DIM), ["a", "b"])
+    levels = tuple(Level(name, shape[2], 4, *shape[:2]) for name, shape in shapes.items())
+    by_pool = {
+        pool: prepare(batch, Layout(levels=levels, embedding_dim=DIM, input_size=INPUT, pool=pool, pool_border="zero"))
+        for pool in (1, 3, (1, 3))
+    }
+    np.testing.assert_array_equal(by_pool[1, 3].levels["fine"], by_pool[1].levels["fine"])
+    np.testing.assert_array_equal(by_pool[1, 3].levels["coarse"], by_pool[3].levels["coarse"])
+    with pytest.raises(InputError, match=r"pool=\(1, 3, 3\) has 3 values for 2 levels"):
+        Layout(levels=levels, embedding_dim=DIM, input_size=INPUT, pool=(1, 3, 3))
+    with pytest.raises(InputError, match="pool=2 must be odd"):
+        Layout(levels=levels, embedding_dim=DIM, input_size=INPUT, pool=(1, 2))
