@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks import gpu
-from benchmarks.pages import quality, reference, speed, sweep, upkeep
+from benchmarks.pages import quality, reference, speed, sweep, upkeep, whole_bank
 from benchmarks.pages.text import Figures
 from benchmarks.sweep import page as sweep_page
 
@@ -20,7 +20,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 _PART = re.compile(r"<!-- (?P<name>[a-z]\w*) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
 # Each of these is a file of benchmarks/results/; main_job.json is the rest.
-_FILES = ("codes", "gpu", "durability", "calibration", "kernel", "gallery")
+_FILES = ("codes", "gpu", "durability", "calibration", "kernel", "gallery", "whole_bank")
 
 
 def pages() -> list[Path]:
@@ -74,6 +74,9 @@ GENERATED: dict[str, Callable[[Figures], str]] = {
     "durability": upkeep.durability,
     "calibration": upkeep.calibration,
     "calibration_facts": upkeep.calibration_facts,
+    "whole_bank_speed": whole_bank.speed,
+    "whole_bank_growth": whole_bank.growth,
+    "whole_bank_quality": whole_bank.quality,
     "sweep_images": sweep.recommended_images,
     "sweep_pixels": sweep.recommended_pixels,
     "sweep_peers": sweep.peers,

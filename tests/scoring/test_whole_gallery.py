@@ -163,9 +163,7 @@ def test_each_level_has_its_own_gallery(folder: Path, normals: Features, queries
 
 
 def test_a_gallery_for_each_level_needs_as_many_numbers(folder: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"k_gallery=\(4, 'all'\) has 2 values for 3 levels; give one for each"
-    ):
+    with pytest.raises(InputError, match=r"k_gallery=\(4, 'all'\) has 2 values for 3 levels; give one for each"):
         Detector.open(folder, method=Method(k_gallery=(4, ALL)))
     with pytest.raises(InputError, match="k_gallery=0 must be"):
         Method(k_gallery=(4, 0))

@@ -1,0 +1,102 @@
+"""What searching the whole bank costs, how that grows, and what it is worth, from whole_bank.json."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from benchmarks.pages.text import Figures, markdown_table
+
+_METRICS = ("image_auroc", "pixel_auroc", "aupro")
+_OTHERS = {"five": "K=5", "scan": "scan", "faiss": "faiss.knn"}
+
+
+def speed(figures: Figures) -> str:
+    """Milliseconds an image of all normals, beside others."""
+    found = figures["whole_bank"]["speed"]
+    return f"{_costs(found['rows'])}\n\n{_machine(found)}"
+
+
+def growth(figures: Figures) -> str:
+    """The same by the number of normals, and the exponents of the growth."""
+    found = figures["whole_bank"]["growth"]
+    lines = [_costs(row for row in found["rows"] if "ms" in row), ""]
+    for row in found["rows"]:
+        if "exponent" in row:
+            lines.append(
+                f"- {row['set']}: time grows with the number of normals to the power {row['exponent']:.2f}, what is looked at to "
+                f"the power {row['exponent_looked_at']:.2f}."
+            )
+    for row in figures["whole_bank"]["leave_one_out"]["rows"]:
+        lines.append(
+            f"- {row['set']}, {row['normals']} normals: an image of the bank against all others takes {row['times_scoring']:.2f} "
+            "times as long as scoring, all stages together."
+        )
+    return "\n".join([*lines, "", _machine(found)])
+
+
+def quality(figures: Figures) -> str:
+    """Metrics by set and search, and the means over the sets that all of them were measured on."""
+    found = figures["whole_bank"]
+    rows = [*found["quality"]["rows"], *found.get("patchcore", {"rows": []})["rows"]]
+    order = list(dict.fromkeys(row["set"] for row in rows))
+    rows.sort(key=lambda row: order.index(row["set"]))
+    lines = [
+        (
+            f"{row['set']} ({row['normals']})",
+            row["search"],
+            *(f"{row[name]:.3f}" if name in row else "–" for name in _METRICS),
+            f"{row['fit_s']:.1f}",
+        )
+        for row in rows
+    ]
+    table = markdown_table(("set (normals)", "search", "image AUROC", "pixel AUROC", "AUPRO", "fit s"), lines)
+    return f"{table}\n\n{_means(rows)}"
+
+
+def _means(rows: list[Mapping[str, Any]]) -> str:
+    """Each search's mean over the sets of PatchCore 1 %, or of all searches where that was not measured."""
+    by_search: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        by_search.setdefault(row["search"], {})[row["set"]] = row
+    everywhere = [name for name, found in by_search.items() if len(found) == max(map(len, by_search.values()))]
+    lines = []
+    for name in everywhere:
+        values = [statistics.mean(row[metric] for row in by_search[name].values() if metric in row) for metric in _METRICS]
+        lines.append((name, *(f"{value:.3f}" for value in values)))
+    return "Means over all sets:\n\n" + markdown_table(("search", "image AUROC", "pixel AUROC", "AUPRO"), lines)
+
+
+def _costs(rows: Iterable[Mapping[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        ms, times = row["ms"], row["times"]
+        others = [
+            "–" if name not in ms else f"{ms[name]['median']:.0f} ms" + (f" ({times[name]:.2f})" if name in times else "")
+            for name in _OTHERS
+        ]
+        passed = ", ".join(f"{100 * share:.1f} %" for share in row["passed_over"].values())
+        clusters = ms["clusters"]
+        lines.append(
+            (
+                row["set"],
+                row["normals"],
+                row["search"],
+                f"{clusters['median']:.1f} ms ({clusters['min']:.1f} to {clusters['max']:.1f})",
+                passed,
+                *others,
+                f"{row['build_s']:.0f} s",
+                f"{row['index_bytes'] / 2**20:.0f} MiB",
+            )
+        )
+    header = ("set", "normals", "levels 2 and 3", "all normals", "passed over", *_OTHERS.values(), "build", "index")
+    return markdown_table(header, lines)
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    machine = found["machine"]
+    return (
+        f"Measured on {machine['date']}: {machine['cpu']}, {machine['threads']} threads, faiss-cpu {machine['faiss-cpu']}. "
+        "Others used the machine at the same time. In brackets: how many times as long all normals take."
+    )
