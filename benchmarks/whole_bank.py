@@ -24,12 +24,12 @@ import numpy as np
 
 from benchmarks.features import SHAPES, Product
 from benchmarks.gallery import Engine, in_turn, ratio_of
-from benchmarks.process import machine, spread
+from benchmarks.process import machine, resident_bytes, spread
 from benchmarks.sweep import peers
-from benchmarks.sweep.measures import exponent
+from benchmarks.sweep.measures import exponent, share_as_near
 from benchmarks.sweep.points import PeerPoint
 from benchmarks.sweep.sets import POOLED, PixelSet, Places, pixel_set
-from spade_faiss import Bank, Detector, FeatureBatch
+from spade_faiss import Bank, Detector, FeatureBatch, Scores
 from spade_faiss.core.settings import ALL, Method, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
@@ -47,14 +47,22 @@ QUALITY_SETS = ("mvtec_bottle", "magnetic_tile", "mvtec_screw", "mvtec_toothbrus
 # Real cells up to 1,000; generated features, which look like those of real products, beyond.
 REAL_GROWTH, REAL_SIZES = "elpv", (200, 400, 700, 1000)
 GENERATED_GROWTH, GENERATED_SIZES = "lite0", (200, 1000, 5000)
-# FAISS searches everything, decoded, up to so many images.
+# Up to so many images are searched map by map, and by FAISS, which has everything decoded.
+MOST_BY_SCAN = 1000
 MOST_BY_FAISS = 5000
 JOINED = ("blocks.2+blocks.4",)
 APART = ("blocks.2", "blocks.4")
+# How all normals are searched: the names of the engines here, and their recipes.
+RECIPES = {"scan": "exact", "clusters": "clusters", "global": "global"}
 MEMORY = "6GiB"
 TESTS, REPEATS = 12, 9
-# A coreset of a tenth takes ten times as long to choose: on two cores, on the smaller sets only.
-PATCHCORE_SHARES = {"mvtec_toothbrush": (0.01, 0.1), "aws_cookies": (0.01, 0.1)}
+# What PatchCore keeps. On two cores it takes minutes to choose 1 % of these sets, and ten times as long for 10 %.
+PATCHCORE_SHARES = {
+    "mvtec_bottle": (0.01,),
+    "mvtec_screw": (0.01,),
+    "mvtec_toothbrush": (0.01, 0.1),
+    "aws_cookies": (0.01, 0.1),
+}
 _SHARD = 100
 _TOP = 0.01
 
@@ -109,23 +117,19 @@ def speed(places: Places) -> Iterator[Row]:
         plain, pooled = pixel_set(name, places), pixel_set(name + POOLED, places)
         five = _bank_of(plain, TESTS)
         for label, chosen, levels in (("joined", pooled, JOINED), ("apart", pooled, APART), ("three levels", plain, ())):
-            yield {"set": name, "search": label, **_compare(replace(_bank_of(chosen, TESTS), levels=levels), five, scan=True)}
+            whole = replace(_bank_of(chosen, TESTS), levels=levels)
+            yield {"set": name, "search": label, **_compare(whole, five, chosen, scan=True)}
 
 
 def growth(places: Places) -> Iterator[Row]:
     """How the cost grows with the bank: levels 2 and 3 joined, on real cells and on generated features."""
     chosen = pixel_set(REAL_GROWTH + POOLED, places)
     plain = pixel_set(REAL_GROWTH, places)
-    yield from _growing(
-        REAL_GROWTH,
-        [
-            (
-                Compared(_first(chosen.bank, size, places), chosen.part(TESTS).tests, JOINED),
-                Compared(_first(plain.bank, size, places), plain.part(TESTS).tests),
-            )
-            for size in REAL_SIZES
-        ],
-    )
+    cells = []
+    for size in REAL_SIZES:
+        whole = Compared(_first(chosen.bank, size, places), chosen.part(TESTS).tests, JOINED)
+        cells.append((whole, Compared(_first(plain.bank, size, places), plain.part(TESTS).tests)))
+    yield from _growing(REAL_GROWTH, cells, chosen)
     product = Product(SHAPES[GENERATED_GROWTH])
     levels = tuple(level.name for level in SHAPES[GENERATED_GROWTH].levels)
     joined = ("+".join(levels[1:]),)
@@ -133,18 +137,21 @@ def growth(places: Places) -> Iterator[Row]:
     for size in GENERATED_SIZES:
         bank = _generated(product, size, places)
         sizes.append((Compared(bank, product.tests(TESTS), joined), Compared(bank, product.tests(TESTS))))
-    yield from _growing(GENERATED_GROWTH, sizes)
+    yield from _growing(GENERATED_GROWTH, sizes, None)
 
 
-def _growing(name: str, sizes: Sequence[tuple[Compared, Compared]]) -> Iterator[Row]:
+def _growing(name: str, sizes: Sequence[tuple[Compared, Compared]], chosen: PixelSet | None) -> Iterator[Row]:
     rows = []
     for whole, five in sizes:
-        rows.append({"set": name, "search": "joined", **_compare(whole, five, scan=len(Bank.open(whole.bank)) <= 1000)})
+        small = len(Bank.open(whole.bank)) <= MOST_BY_SCAN
+        rows.append({"set": name, "search": "joined", **_compare(whole, five, chosen, scan=small)})
         yield rows[-1]
     normals = [row["normals"] for row in rows]
     yield {
         "set": name,
-        "exponent": exponent(normals, [row["ms"]["clusters"]["median"] for row in rows]),
+        "exponent": {
+            engine: exponent(normals, [row["ms"][engine]["median"] for row in rows]) for engine in ("clusters", "global")
+        },
         "exponent_looked_at": exponent(normals, [row["looked_at"] for row in rows]),
     }
 
@@ -196,49 +203,73 @@ def quality(places: Places) -> Iterator[Row]:
 
 def patchcore(places: Places) -> Iterator[Row]:
     """The same by anomalib's PatchCore on the same maps, which averages them itself; its own image score."""
-    for name in QUALITY_SETS:
+    for name, shares in PATCHCORE_SHARES.items():
         chosen = pixel_set(name, places)
-        for ratio in PATCHCORE_SHARES.get(name, (0.01,)):
+        for ratio in shares:
             raw = peers.measure(PeerPoint(set=name, peer="patchcore", settings={"ratio": ratio}), places)
             cost = {"fit_s": raw.facts["train_s"], "ms": 1000 * float(np.median(raw.arrays["latency_s"]))}
             found = _measured(chosen, raw.arrays.get("maps"), raw.arrays["map_score"])
             yield {"set": name, "normals": raw.facts["normals"], "search": f"PatchCore {100 * ratio:g} %", **found, **cost}
 
 
-def _compare(whole: Compared, five: Compared, *, scan: bool) -> Row:
-    """Seconds of the pixel search, side by side: five neighbors at three levels, and all normals in several ways."""
+def _compare(whole: Compared, five: Compared, chosen: PixelSet | None, *, scan: bool) -> Row:
+    """Seconds of the pixel search, side by side: five neighbors at three levels, and all normals by each recipe.
+
+    What a recipe loses is measured on a real set: by how much metrics fall behind those of exact search.
+    """
     bank = Bank.open(whole.bank)
-    start = time.perf_counter()
-    built = build_index(bank, whole.recipe)
-    build_s = time.perf_counter() - start
-    clusters = whole.open(whole.recipe)
-    start = time.perf_counter()
-    scores = clusters.score_features(whole.tests)
-    open_s = time.perf_counter() - start
-    engines = {
-        "five": _pixel_search(five.open("exact", 5), five.tests),
-        "clusters": _pixel_search(clusters, whole.tests),
-    }
+    engines = {"five": _pixel_search(five.open("exact", 5), five.tests)}
+    found: dict[str, Scores] = {}
+    row: Row = {"normals": len(bank), "bank_bytes": bank.bytes_on_disk}
+    for engine, name in RECIPES.items():
+        if engine == "scan" and not scan:
+            continue
+        recipe = load_recipe(name).with_levels(whole.levels) if name != "exact" else load_recipe(name)
+        start = time.perf_counter()
+        built = build_index(bank, recipe)
+        row.setdefault("build_s", {})[engine] = time.perf_counter() - start
+        row.setdefault("index_bytes", {})[engine] = built.bytes if built else 0
+        before, start = resident_bytes(), time.perf_counter()
+        detector = whole.open(recipe)
+        found[engine] = detector.score_features(whole.tests)
+        row.setdefault("first_batch_s", {})[engine] = time.perf_counter() - start
+        row.setdefault("memory_bytes", {})[engine] = max(0, resident_bytes() - before)
+        engines[engine] = _pixel_search(detector, whole.tests)
     if scan:
-        by_scan = whole.open("exact")
-        np.testing.assert_array_equal(by_scan.score_features(whole.tests[:2]).maps, scores.maps[:2])
-        engines["scan"] = _pixel_search(by_scan, whole.tests)
+        np.testing.assert_array_equal(found["scan"].maps, found["clusters"].maps)
     seconds = in_turn(engines, [whole.tests], REPEATS)
     if len(bank) <= MOST_BY_FAISS:
         seconds["faiss"] = [_by_faiss(whole, whole.tests[:1])]
+    shares = {level: float(share.mean()) for level, share in found["clusters"].passed_over.items()}
     vectors = [level.height * level.width for level in searched_levels(bank.layout.levels, "mean", whole.levels)]
-    of_one = [float(shares.mean()) for shares in scores.passed_over.values()]
-    looked = sum((1 - one) * size * len(bank) for one, size in zip(of_one, vectors, strict=True))
     return {
-        "normals": len(bank),
+        **row,
         "ms": {engine: _ms(runs) for engine, runs in seconds.items()},
-        "times": {other: ratio_of(seconds["clusters"], seconds[other]) for other in ("five", "scan") if other in seconds},
-        "passed_over": dict(zip(scores.passed_over, of_one, strict=True)),
-        "looked_at": looked,
-        "build_s": build_s,
-        "index_bytes": built.bytes if built else 0,
-        "first_batch_s": open_s,
+        "times": {engine: ratio_of(seconds["clusters"], seconds[engine]) for engine in engines},
+        "passed_over": shares,
+        "looked_at": sum((1 - share) * size * len(bank) for share, size in zip(shares.values(), vectors, strict=True)),
+        "found_as_near": _as_near(found["clusters"], found["global"]),
+        "lost": {} if chosen is None else _lost(whole, chosen),
     }
+
+
+def _as_near(exact: Scores, approximate: Scores) -> float:
+    """The share of locations whose vector is as near as the nearest."""
+    pairs = [(approximate.level_dist[level], dist) for level, dist in exact.level_dist.items()]
+    return float(np.mean([share_as_near(found, dist) for found, dist in pairs]))
+
+
+def _lost(whole: Compared, chosen: PixelSet) -> dict[str, float]:
+    """By how much each recipe falls behind exact search, in the metric that falls most."""
+    metrics = {}
+    for engine, name in RECIPES.items():
+        if engine != "scan":
+            recipe = load_recipe(name).with_levels(whole.levels)
+            maps = Compared(whole.bank, chosen.tests, whole.levels).open(recipe).score_features(chosen.tests).maps
+            metrics[engine] = _measured(chosen, maps)
+    exact = metrics["clusters"]
+    lost = {engine: max(0.0, *(exact[name] - of_engine[name] for name in exact)) for engine, of_engine in metrics.items()}
+    return {"scan": 0.0, **lost}
 
 
 def _pixel_search(detector: Detector, tests: FeatureBatch) -> Engine:

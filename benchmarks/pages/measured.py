@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks.features import SHAPES
 from benchmarks.sweep import page
 from benchmarks.sweep.summary import summary_of
+from benchmarks.whole_bank import RECIPES
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -23,5 +26,26 @@ def measured() -> str:
         for row in kernel["speed"]
         if row["batch"] == 1 and row["set"] in SHAPES  # advice is about a backbone's shapes
     ]
-    parts = {name: "[\n" + ",\n".join(map(json.dumps, found.pop(name))) + "\n]" for name in ("image", "pixel", "kernel")}
+    found["whole"] = list(_whole_rows(json.loads((RESULTS / "whole_bank.json").read_bytes())))
+    names = ("image", "pixel", "kernel", "whole")
+    parts = {name: "[\n" + ",\n".join(map(json.dumps, found.pop(name))) + "\n]" for name in names}
     return json.dumps(found)[:-1] + "".join(f', "{name}": {lines}' for name, lines in parts.items()) + "}\n"
+
+
+def _whole_rows(figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What searching all normals costs, by recipe and number of normals; what a recipe loses, on the sets with masks."""
+    for row in figures["growth"]["rows"]:
+        for engine, recipe in RECIPES.items():
+            if engine in row.get("ms", {}):
+                yield {
+                    "set": row["set"],
+                    "recipe": recipe,
+                    "build": {},
+                    "query": {},
+                    "n": row["normals"],
+                    "pixel_ms": row["ms"][engine]["median"],
+                    "peak_bytes": row["memory_bytes"][engine],
+                    "bank_bytes_per_image": row["bank_bytes"] / row["normals"],
+                    "disk_bytes_per_image": row["index_bytes"].get(engine, 0) / row["normals"],
+                    "lost": row["lost"][engine] if row["set"] not in SHAPES else None,
+                }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from spade_faiss.cli.options import Commands, add_settings, read_settings
 from spade_faiss.cli.text import Output
+from spade_faiss.core.settings import ALL
 from spade_faiss.diagnostics.workload import Workload
 
 
@@ -44,6 +45,8 @@ def _recommend(arguments: argparse.Namespace) -> Output:
     use = recipe.name if advice.is_packaged else arguments.out
     if use:
         lines.append(f"use it: spade-faiss index BANK --recipe {use}")
+        if read_settings(arguments, Workload).k == ALL:
+            lines.append("and score with: --k-gallery all")
     else:
         lines += ["it does not come with the package; --out FILE writes it:", *advice.to_yaml().splitlines()]
     return {**asdict(advice), "packaged": advice.is_packaged}, lines

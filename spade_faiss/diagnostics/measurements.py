@@ -100,6 +100,38 @@ def select_pixel_rows(rows: Sequence[Row], k: int, shapes: str, *, extrapolate: 
     return Selection(chosen, beyond, note)
 
 
+def select_whole_rows(rows: Sequence[Row], images: int, shapes: str, *, extrapolate: bool) -> Selection:
+    """Pick the rows that searched all normals of a bank of a backbone's shapes, at the next larger measured number of images.
+
+    Raises:
+        InputError: if the shapes were not measured, or only with fewer images and `extrapolate` is False.
+    """
+    of_shapes = [row for row in rows if row["set"] == shapes]
+    if not of_shapes:
+        raise InputError(f"k=all was not measured for {shapes}, only for {', '.join(sorted({row['set'] for row in rows}))}")
+    sizes = sorted({row["n"] for row in of_shapes})
+    n = next((size for size in sizes if size >= images), sizes[-1])
+    chosen = [row for row in of_shapes if row["n"] == n]
+    if n >= images:
+        note = "" if n == images else f"N={images:,} lies between what was measured; taken is what all of N={n:,} cost and lose"
+        return Selection(chosen, note=note)
+    beyond = images / n
+    if not extrapolate:
+        raise InputError(
+            f"images={images:,} is {beyond:.1f} times as many as the most whose maps were all searched, N={n:,}; measure more "
+            f"(benchmarks/whole_bank.py), or take the risk with: --extrapolate"
+        )
+    return Selection(chosen, beyond, f"EXTRAPOLATED {beyond:.1f} times beyond N={n:,}: times and memory grow in proportion")
+
+
+def worst_losses_of_whole(rows: Sequence[Row]) -> dict[str, float]:
+    """Return the most that each recipe, by its name, may have lost on any real set whose maps were all searched."""
+    worst: dict[str, float] = {}
+    for row in _rows_of_real_sets(rows):
+        worst[name_of(row)] = max(worst.get(name_of(row), 0.0), row["lost"])
+    return worst
+
+
 def worst_losses(rows: Sequence[Row], k: int) -> dict[str, float]:
     """Return the most that each recipe, by its name, may have lost on any real set, at the measured K that is nearest."""
     real = _rows_of_real_sets(rows)

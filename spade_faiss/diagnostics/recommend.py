@@ -10,6 +10,7 @@ import yaml
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import format_bytes, parse_bytes
+from spade_faiss.core.settings import ALL
 from spade_faiss.diagnostics.measurements import (
     ALIGNED,
     Row,
@@ -19,8 +20,10 @@ from spade_faiss.diagnostics.measurements import (
     name_of,
     select_image_rows,
     select_pixel_rows,
+    select_whole_rows,
     sets_of,
     worst_losses,
+    worst_losses_of_whole,
 )
 from spade_faiss.diagnostics.workload import SHAPES, Workload
 from spade_faiss.search.recipe import Build, Query, Recipe, load_recipe, recipe_names
@@ -29,6 +32,8 @@ from spade_faiss.search.recipe import Build, Query, Recipe, load_recipe, recipe_
 RECALL = 0.99
 # At most this much of AUROC and AUPRO may be lost: by the lower end of the 95 % interval, on every real set.
 LOSS = 0.005
+# What the image score averages over where the gallery is the whole bank.
+_K_IMAGE = 5
 # Exact search is taken if it takes at most so many times as long as the fastest.
 _WORTH = 1.25
 
@@ -113,14 +118,23 @@ def recommend(
             f"nothing was measured on {workload.device}: the committed results are of {measured['machine']}; measure there "
             f"with: python -m benchmarks run benchmarks/sweeps/*.yaml --out RESULTS"
         )
-    images = select_image_rows(measured["image"], workload.images, workload.k, extrapolate=extrapolate)
-    pixels = select_pixel_rows(measured["pixel"], workload.k, SHAPES[workload.backbone], extrapolate=extrapolate)
-    losses = worst_losses(measured["pixel"], pixels.rows[0]["k"])
-    if simd_level is not None:
-        pixels = Selection([by_kernel(row, measured.get("kernel", ())) for row in pixels.rows], pixels.factor, pixels.note)
+    shapes = SHAPES[workload.backbone]
+    if workload.k == ALL:
+        images = select_image_rows(measured["image"], workload.images, _K_IMAGE, extrapolate=extrapolate)
+        whole = measured.get("whole", ())
+        pixels = select_whole_rows(whole, workload.images, shapes, extrapolate=extrapolate)
+        losses, searched = worst_losses_of_whole(whole), whole
+    else:
+        k = int(workload.k)
+        images = select_image_rows(measured["image"], workload.images, k, extrapolate=extrapolate)
+        pixels = select_pixel_rows(measured["pixel"], k, shapes, extrapolate=extrapolate)
+        losses, searched = worst_losses(measured["pixel"], pixels.rows[0]["k"]), measured["pixel"]
+        if simd_level is not None:
+            by_this = [by_kernel(row, measured.get("kernel", ())) for row in pixels.rows]
+            pixels = Selection(by_this, pixels.factor, pixels.note)
     best = _choose(_options(workload, images, pixels, losses), parse_bytes(workload.memory))
     image, pixel = best.image, best.pixel
-    evidence = [f"measured on {measured['machine']}", images.note, pixels.note, *_evidence(best, measured["pixel"])]
+    evidence = [f"measured on {measured['machine']}", images.note, pixels.note, *_evidence(best, searched)]
     if "times" in pixel:
         evidence.append(
             f"that is FAISS's time over {pixel['times']:.1f}, how many times as fast the compiled kernel "
@@ -148,7 +162,7 @@ def _options(workload: Workload, images: Selection, pixels: Selection, losses: M
             pixel=pixel,
             image_ms=image["p50_ms"] * images.factor,
             pixel_ms=pixel["pixel_ms"] * pixels.factor,
-            memory_bytes=image["memory_bytes_per_image"] * workload.images + pixel["peak_bytes"],
+            memory_bytes=image["memory_bytes_per_image"] * workload.images + pixel["peak_bytes"] * _memory_factor(pixels),
         )
         for image in images.rows
         for pixel in pixels.rows
@@ -156,6 +170,11 @@ def _options(workload: Workload, images: Selection, pixels: Selection, losses: M
         and losses.get(name_of(pixel), 1.0) <= LOSS
         and (workload.aligned or pixel["recipe"] not in ALIGNED)
     ]
+
+
+def _memory_factor(pixels: Selection) -> float:
+    """By how much the memory of the search exceeds what was measured: a search of all normals holds something of each."""
+    return pixels.factor if "n" in pixels.rows[0] else 1.0
 
 
 def _choose(options: Sequence[_Option], budget_bytes: int) -> _Option:
@@ -179,7 +198,8 @@ def _evidence(best: _Option, pixel_rows: Sequence[Row]) -> list[str]:
     evidence.append(
         f"image search: {title} at N={image['n']:,}: {image['p50_ms']:.2f} ms, recall@{image['k']} {image['recall']:.4f}"
     )
-    evidence.append(f"pixel search: {name_of(pixel)} at K={pixel['k']}, {pixel['set']}: {pixel['pixel_ms']:.1f} ms")
+    searched = f"in all of N={pixel['n']:,}" if "n" in pixel else f"at K={pixel['k']}"
+    evidence.append(f"pixel search: {name_of(pixel)} {searched}, {pixel['set']}: {pixel['pixel_ms']:.1f} ms")
     return evidence
 
 

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import parse_bytes
 from spade_faiss.core.schema import check_at_least, check_choice
-from spade_faiss.core.settings import DEFAULT_BACKBONE, setting
+from spade_faiss.core.settings import ALL, DEFAULT_BACKBONE, int_or_all, setting
 
 DEVICES = ("cpu", "cuda")
 # The measured shapes of features that stand for those of a backbone.
@@ -26,7 +26,7 @@ class Workload:
     """
 
     images: int = setting(MISSING, "normal images in the bank", metavar="N")
-    k: int = setting(5, "nearest normals whose maps are searched")
+    k: int | str = setting(5, "nearest normals whose maps are searched, or all", metavar="K", kind=int_or_all)
     memory: str | int = setting("8GiB", "memory that the process may take", metavar="SIZE", kind=str)
     device: str = setting("cpu", "where it runs: cpu or cuda")
     backbone: str = setting(DEFAULT_BACKBONE, "the backbone whose shapes are searched: " + " or ".join(SHAPES))
@@ -34,9 +34,10 @@ class Workload:
 
     def __post_init__(self) -> None:
         check_at_least("images", self.images, 1)
-        check_at_least("k", self.k, 1)
+        if self.k != ALL:
+            check_at_least("k", self.k, 1)
         check_choice("device", self.device, DEVICES)
         check_choice("backbone", self.backbone, tuple(SHAPES))
         parse_bytes(self.memory)
-        if self.k > self.images:
+        if self.k != ALL and int(self.k) > self.images:
             raise InputError(f"k={self.k} is larger than images={self.images}: an image has at most that many nearest normals")
