@@ -88,6 +88,10 @@ class Shard:
                 f"expected {expected.get(different[0], 'no such array')}; restore it from a backup"
             )
 
+    def check_length(self) -> None:
+        """Raise BankError if the file has become shorter since it was mapped: to read its mapping would end the process."""
+        self._mapped.check_length()
+
     @property
     def embedding(self) -> npt.NDArray[np.float32]:
         """The embeddings, (count, d), as they are stored.

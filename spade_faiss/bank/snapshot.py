@@ -196,6 +196,12 @@ class Snapshot:
         number, position = state.locate(row)
         state.shard(number).prefetch_map(level, position)
 
+    def check_lengths(self) -> None:
+        """Raise BankError if a file has become shorter since it was mapped, for who keeps views of maps from call to call."""
+        state = self._state
+        for number in range(len(state.manifest.shards)):
+            state.shard(number).check_length()
+
     def release_map(self, level: str, row: int) -> None:
         """Release the memory of one image's map, if it was read; it is read again at its next use."""
         state = self._state

@@ -68,6 +68,9 @@ class BlockSource:
         """The stored maps whose channels, side by side, are the blocks; None where blocks are made in another way."""
         return None
 
+    def check(self) -> None:
+        """Raise BankError if views that `stored` returned must not be read any more."""
+
     def prefetch(self, row: int) -> None:
         """Take note that a row will be read soon, so that the disk can start."""
 
@@ -159,6 +162,10 @@ class Blocks:
     def parts(self) -> tuple[MapPart, ...] | None:
         """See `BlockSource.parts`."""
         return self._source.parts()
+
+    def check(self) -> None:
+        """See `BlockSource.check`."""
+        self._source.check()
 
     def cached(self, name: str, row: int, make: Callable[[], T]) -> T:
         """Return what `make` makes of a block, something with `nbytes`; it is cached beside the decoded blocks.

@@ -143,6 +143,9 @@ class _LevelSource(BlockSource):
     def parts(self) -> tuple[MapPart, ...]:
         return (MapPart(self.stored),)
 
+    def check(self) -> None:
+        self._bank.check_lengths()
+
     def prefetch(self, row: int) -> None:
         self._bank.prefetch_map(self._level.name, row)
 
@@ -172,6 +175,9 @@ class _JoinedSource(BlockSource):
             MapPart(_LevelSource(self._bank, part).stored, None if size == grid else size)
             for part, size in zip(self._parts, sizes, strict=True)
         )
+
+    def check(self) -> None:
+        self._bank.check_lengths()
 
     def prefetch(self, row: int) -> None:
         for level in self._parts:

@@ -17,11 +17,13 @@ import pytest
 from spade_faiss import Detector
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import AccessError, BankError
-from spade_faiss.core.settings import Method
+from spade_faiss.core.settings import ALL, Method
 from spade_faiss.index.build import build_index, update_indexes
+from spade_faiss.search.native.extension import usable_simd_level
 from spade_faiss.search.recipe import Build, Recipe
 from tests.support.banks import COARSE, FINE, batch, forget_mappings, make_bank
 from tests.support.damage import HNSW, IVF, bank_with_indexes
+from tests.support.recipes import CLUSTERS
 
 SHARDS = 200
 
@@ -185,3 +187,16 @@ def test_the_oldest_events_of_a_long_history_are_dropped(tmp_path: Path) -> None
     following = replace(manifest, history=(event,) * 10_000).next("remove", 1, ())
     assert len(following.history) == 10_000
     assert following.history[-1].action == "remove"
+
+
+@pytest.mark.skipif(usable_simd_level() is None, reason="no SIMD level of the kernel runs here")
+def test_a_shard_that_became_shorter_between_two_searches_of_the_whole_bank_is_an_error(tmp_path: Path) -> None:
+    """The kernel keeps the addresses of all maps from search to search."""
+    bank = make_bank(tmp_path / "bank", dtype="float16")
+    bank.append(batch("a", "b", "c"))
+    build_index(bank, CLUSTERS)
+    detector = Detector.open(tmp_path / "bank", recipe=CLUSTERS, method=Method(k_image=2, k_gallery=ALL))
+    detector.score_features(batch("q"))
+    os.truncate(tmp_path / "bank" / "features" / "000001.h5", 4096)
+    with pytest.raises(BankError, match=r"000001\.h5 is shorter than when it was opened"):
+        detector.score_features(batch("q"))

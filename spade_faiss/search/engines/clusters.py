@@ -88,6 +88,7 @@ class ClusterSearch:
             return self._by_block(xq, neighbors, kappa)
         n, queries, channels = xq.shape
         clusters = self._opened().clusters
+        self._blocks.check()  # the kernel keeps the addresses of all maps
         excluded = _others(neighbors, len(self._blocks))
         best = RunningBest(n, queries, kappa, queries)
         seed = np.empty((n, queries), np.int32)
