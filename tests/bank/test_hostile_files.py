@@ -19,7 +19,7 @@ from spade_faiss.bank.backbone import backbone_of
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.shards import write_shard
 from spade_faiss.core.errors import BankError, InputError, NotFoundError, SpadeError
-from spade_faiss.core.settings import Method, Preprocess, Run, Source
+from spade_faiss.core.settings import ALL, Method, Preprocess, Run, Source
 from spade_faiss.decisions.calibration import stored_calibrations
 from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import build_index, update_indexes
@@ -407,6 +407,7 @@ def test_an_id_that_occurs_twice_is_refused_wherever_ids_are_read(path: Path, id
 LISTS = Recipe(name="ivf", build=Build(gallery="ivf", settings={"lists": 2}))
 COMPACT = Recipe(name="compact", build=Build(gallery="compact", settings={"dims": 2}))
 HISTORY = Recipe(name="history", build=Build(gallery="history", settings={"lists": 2}))
+CLUSTERS = Recipe(name="clusters", build=Build(gallery="clusters"))
 NAN32, NAN16 = np.float32(np.nan), np.float16(np.nan)
 
 
@@ -438,6 +439,13 @@ def changed(array: Any, place: int, value: Any) -> Any:
         (HISTORY, "trained", "centroids", lambda a: a[:-1], "centroids is"),
         (HISTORY, "encoded", "list", lambda a: changed(a, 0, 255), "a location is in list 255 of 2"),
         (HISTORY, "encoded", "list", lambda a: a.astype(np.int8), "list is"),
+        (CLUSTERS, "trained", "centers", lambda a: a[:, :-1], "centers is"),
+        (CLUSTERS, "trained", "centers", lambda a: changed(a, 0, NAN32), "not finite"),
+        (CLUSTERS, "encoded", "cluster", lambda a: changed(a, 3, 1 << 30), "cluster does not name one of"),
+        (CLUSTERS, "encoded", "cluster", lambda a: changed(a, 3, -1), "cluster does not name one of"),
+        (CLUSTERS, "encoded", "cluster", lambda a: a.astype(np.int64), "cluster is"),
+        (CLUSTERS, "encoded", "distance", lambda a: changed(a, 0, NAN32), "not finite"),
+        (CLUSTERS, "encoded", "distance", lambda a: changed(a, 0, -1), "distance holds values below 0"),
     ],
 )
 def test_what_a_method_cannot_have_stored_is_refused(
@@ -463,14 +471,14 @@ def test_what_a_method_cannot_have_stored_is_refused(
     with pytest.raises(
         BankError, match=f"{stored.name} is damaged: .*{said}.*; rebuild it with: spade-faiss index .*--rebuild"
     ):
-        Detector.open(tmp_path / "bank", recipe=recipe, method=Method(k_image=2, k_gallery=4)).score_features(batch("q"))
+        Detector.open(tmp_path / "bank", recipe=recipe, method=Method(k_image=2, k_gallery=ALL)).score_features(batch("q"))
     (problem,) = verify(tmp_path / "bank", deep=True).problems
     assert said in problem
     update_indexes(Bank.open(tmp_path / "bank"), rebuild=True)
     assert verify(tmp_path / "bank", deep=True).problems == ()
 
 
-@pytest.mark.parametrize("recipe", [LISTS, COMPACT, HISTORY], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", [LISTS, COMPACT, HISTORY, CLUSTERS], ids=lambda recipe: recipe.name)
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
 def test_no_index_is_built_of_maps_that_cannot_be_compared(tmp_path: Path, recipe: Recipe, value: float) -> None:
     bank = make_bank(tmp_path / "bank")
