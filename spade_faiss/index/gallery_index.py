@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Snapshot
-from spade_faiss.core.arrays import map_arrays, write_arrays
+from spade_faiss.core.arrays import Mapped, map_arrays, write_arrays
 from spade_faiss.core.errors import BankError
 from spade_faiss.core.files import FileEntry, check_file, hash_file
 from spade_faiss.core.progress import progress_bar
@@ -25,7 +26,7 @@ from spade_faiss.index.staleness import IndexedShard, why_train_anew
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.levels import index_name, open_blocks, searched_levels
-from spade_faiss.search.protocol import ResolvedRecipe, resolve_recipe
+from spade_faiss.search.protocol import Pack, ResolvedRecipe, resolve_recipe
 from spade_faiss.search.recipe import Recipe, Settings
 
 # The attribute of a file that says what it was made of: an interrupted build goes on with the files that were made of the same.
@@ -270,7 +271,8 @@ def open_gallery(bank: Snapshot, recipe: Recipe, levels: Sequence[Level] = ()) -
 class EncodedLevel:
     """What a gallery index holds of one level, as `search.protocol.Encoded` describes it.
 
-    Images that were added to the bank since the build are encoded when they are asked for.
+    Images that were added to the bank since the build are encoded when they are asked for, or, if images are packed, when the
+    packs are.
     """
 
     def __init__(self, opened: OpenedGallery, level: Level, blocks: Blocks) -> None:
@@ -294,6 +296,27 @@ class EncodedLevel:
                 encoded[key] = np.empty(stack.shape[1:], stack.dtype)
                 mapped.read(name, position, encoded[key])
         return encoded
+
+    def packs(self) -> list[Pack]:
+        """Return a pack for each shard of the bank that has images."""
+        bank, found = self._opened.bank, []
+        for number, shard in enumerate(bank.manifest.shards):
+            rows = bank.rows_of_shard(number)
+            if (file := self._opened.files.get(shard.sha256)) is not None:
+                mapped = map_arrays(*file)
+                found.append(Pack(rows, _by_level(mapped.arrays)[self._name], partial(_place, mapped, self._name)))
+            elif len(live := rows[rows >= 0]):
+                found.append(Pack(live, self._pack(live.tolist())))
+        return found
+
+    def _pack(self, rows: list[int]) -> Arrays:
+        resolved = self._opened.resolved
+        packed = _encode(resolved, {self._name: self._blocks}, {self._name: self.trained}, rows)
+        return _by_level(packed)[self._name]
+
+
+def _place(mapped: Mapped, level: str, name: str) -> tuple[Path, int]:
+    return mapped.place(f"{level}/{name}")
 
 
 def _trained_name(build: int) -> str:
@@ -341,9 +364,9 @@ def _why_anew(bank: Snapshot, recipe: Recipe, before: GalleryIndexManifest | Non
 
 
 def _encode(
-    resolved: ResolvedRecipe, blocks: dict[str, Blocks], trained: dict[str, Arrays], rows: Sequence[int], bar: Any
+    resolved: ResolvedRecipe, blocks: dict[str, Blocks], trained: dict[str, Arrays], rows: Sequence[int], bar: Any = None
 ) -> Arrays:
-    """Encode the images of a shard; each array is stacked over them."""
+    """Encode the images of a shard; each array is stacked over them, or all are packed."""
     assert resolved.method.encode is not None
     stacks: Arrays = {}
     for position, row in enumerate(rows):
@@ -352,8 +375,15 @@ def _encode(
                 stack = stacks.setdefault(f"{name}/{key}", np.empty((len(rows), *array.shape), array.dtype))
                 stack[position] = array
             of_level.release(row)
-        bar.update()
-    return stacks
+        if bar is not None:
+            bar.update()
+    if (pack := resolved.method.pack) is None:
+        return stacks
+    return {
+        f"{name}/{key}": array
+        for name, stacked in _by_level(stacks).items()
+        for key, array in pack(stacked, trained[name], resolved.build).items()
+    }
 
 
 def _by_level(arrays: Arrays) -> dict[str, Arrays]:

@@ -119,7 +119,7 @@ def open_level_searches(
             level=level,
             bank_levels=bank.layout.levels,
             method=method,
-            k_gallery=gallery_size(method, len(bank)),
+            k_gallery=len(bank) if recipe.method.whole_bank else gallery_size(method, len(bank)),
             search=None if method.localize == "none" else open_search(level),
         )
         for level in levels
