@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.shards import ShardEntry
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.arrays import Mapped, map_arrays, write_arrays
 from spade_faiss.core.errors import BankError
@@ -31,13 +32,20 @@ from spade_faiss.search.recipe import Recipe, Settings
 
 # The attribute of a file that says what it was made of: an interrupted build goes on with the files that were made of the same.
 _MADE_OF = "made_of"
+# The attribute of a file of encodings that lists the checksums of its shards, in the order of their images.
+_SHARDS = "shards"
+# How many vectors of a level are packed together, about.
+_PACKED_VECTORS = 1 << 22
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedShard(IndexedShard):
-    """A shard whose images were encoded, removed ones included, and the file that holds their encodings."""
+    """A shard whose images were encoded, removed ones included, and the file that holds their encodings.
+
+    Shards whose images are packed together have one file.
+    """
 
     file: FileEntry
 
@@ -71,11 +79,19 @@ class GalleryIndexManifest(BuiltIndex):
     @property
     def files(self) -> tuple[FileEntry, ...]:
         """The records of all files."""
-        return (self.trained_file, *(shard.file for shard in self.shards))
+        return (self.trained_file, *dict.fromkeys(shard.file for shard in self.shards))
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """The checksums of the shards of each file of encodings."""
+        groups: dict[str, list[str]] = {}
+        for shard in self.shards:
+            groups.setdefault(shard.file.file, []).append(shard.sha256)
+        return list(groups.values())
 
     def file_names(self) -> list[str]:
         """Return the names that the files of this build must have."""
-        return [_trained_name(self.build), *(_shard_name(self.build, shard.sha256) for shard in self.shards)]
+        return [_trained_name(self.build), *(_encoded_name(self.build, group) for group in self.groups)]
 
     @staticmethod
     def settings_of(recipe: Recipe) -> Mapping[str, object]:
@@ -160,6 +176,7 @@ class _Build:
         self._folder = folder
         self._levels = _indexed_levels(bank, recipe.build.levels)
         self._recorded = {entry.file: entry.sha256 for entry in kept.files} if kept else {}
+        self._groups = kept.groups if kept else []
 
     def train(self) -> FileEntry:
         """Return the file of what is trained, and make it if it is missing."""
@@ -193,18 +210,41 @@ class _Build:
         blocks = {name: open_blocks(everything, level) for name, level in self._levels.items()}
         shards, added = [], 0
         with progress_bar(len(everything), "index maps", progress) as bar:
-            for number, shard in enumerate(self._bank.manifest.shards):
-                path = self._folder / _shard_name(self.number, shard.sha256)
-                made_of = hash_json({"trained": trained_file.sha256, "shard": shard.sha256})
+            for group in self._grouped():
+                sha256 = [shard.sha256 for _, shard in group]
+                path, count = self._folder / _encoded_name(self.number, sha256), sum(shard.count for _, shard in group)
+                together = {"shard": sha256[0]} if len(group) == 1 else {"shards": sha256}
+                made_of = hash_json({"trained": trained_file.sha256, **together})
                 if (entry := self._usable(path, made_of)) is None:
-                    rows = everything.rows_of_shard(number).tolist()
+                    rows = np.concatenate([everything.rows_of_shard(number) for number, _ in group]).tolist()
                     arrays = _encode(self.resolved, blocks, trained, rows, bar)
-                    entry = FileEntry.of(path, write_arrays(path, arrays, attributes={_MADE_OF: made_of}))
-                    added += shard.count
+                    attributes = {_MADE_OF: made_of, _SHARDS: "\n".join(sha256)}
+                    entry = FileEntry.of(path, write_arrays(path, arrays, attributes=attributes))
+                    added += count
                 else:
-                    bar.update(shard.count)
-                shards.append(EncodedShard(sha256=shard.sha256, count=shard.count, file=entry))
+                    bar.update(count)
+                shards += [EncodedShard(sha256=shard.sha256, count=shard.count, file=entry) for _, shard in group]
         return shards, added
+
+    def _grouped(self) -> list[list[tuple[int, ShardEntry]]]:
+        """Return the bank's shards, with their numbers, by the file that holds their encodings.
+
+        Images that are packed are searched faster in fewer, longer lists, but what one file holds is in memory when it is made.
+        A file stays as it is as long as all of its shards are in the bank.
+        """
+        rest = {shard.sha256: (number, shard) for number, shard in enumerate(self._bank.manifest.shards)}
+        if self.resolved.method.pack is None:
+            return [[found] for found in rest.values()]
+        groups = [[rest.pop(sha256) for sha256 in group] for group in self._groups if rest.keys() >= set(group)]
+        most = _PACKED_VECTORS // max(level.height * level.width for level in self._levels.values())
+        begun = 0
+        for found in rest.values():
+            if not begun or begun + found[1].count > most:
+                groups.append([])
+                begun = 0
+            groups[-1].append(found)
+            begun += found[1].count
+        return groups
 
     def _usable(self, path: Path, made_of: str) -> FileEntry | None:
         """Return the record of a file that exists, is undamaged, and was made of the same; None otherwise."""
@@ -232,12 +272,14 @@ class OpenedGallery:
         resolved: the recipe, and its search method and settings.
         trained: level name -> what was trained.
         files: sha256 of a shard -> the path and the checksum of the file that holds the encodings of its images.
+        shards: the shards that it holds.
     """
 
     bank: Snapshot
     resolved: ResolvedRecipe
     trained: dict[str, Arrays]
     files: dict[str, tuple[Path, str]]
+    shards: tuple[EncodedShard, ...]
 
 
 def open_gallery(bank: Snapshot, recipe: Recipe, levels: Sequence[Level] = ()) -> OpenedGallery:
@@ -265,7 +307,7 @@ def open_gallery(bank: Snapshot, recipe: Recipe, levels: Sequence[Level] = ()) -
     folder.check_content(manifest.trained_file)  # all searches depend on it, and it is small
     trained = map_arrays(folder.files / manifest.trained_file.file, manifest.trained_file.sha256).arrays
     files = {shard.sha256: (folder.files / shard.file.file, shard.file.sha256) for shard in manifest.shards}
-    return OpenedGallery(bank, resolve_recipe(recipe), _by_level(trained), files)
+    return OpenedGallery(bank, resolve_recipe(recipe), _by_level(trained), files, manifest.shards)
 
 
 class EncodedLevel:
@@ -298,14 +340,17 @@ class EncodedLevel:
         return encoded
 
     def packs(self) -> list[Pack]:
-        """Return a pack for each shard of the bank that has images."""
+        """Return a pack for each file, and one for each shard of the bank that is in none."""
         bank, found = self._opened.bank, []
-        for number, shard in enumerate(bank.manifest.shards):
-            rows = bank.rows_of_shard(number)
-            if (file := self._opened.files.get(shard.sha256)) is not None:
-                mapped = map_arrays(*file)
-                found.append(Pack(rows, _by_level(mapped.arrays)[self._name], partial(_place, mapped, self._name)))
-            elif len(live := rows[rows >= 0]):
+        rows_of = {shard.sha256: bank.rows_of_shard(number) for number, shard in enumerate(bank.manifest.shards)}
+        for file in dict.fromkeys(self._opened.files.values()):
+            mapped = map_arrays(*file)
+            # Shards that are gone from the bank were compacted: none of their images is searched here.
+            gone = {shard.sha256: np.full(shard.count, -1, np.int64) for shard in self._opened.shards}
+            rows = np.concatenate([rows_of.get(sha256, gone[sha256]) for sha256 in str(mapped.attributes[_SHARDS]).split("\n")])
+            found.append(Pack(rows, _by_level(mapped.arrays)[self._name], partial(_place, mapped, self._name)))
+        for sha256, rows in rows_of.items():
+            if sha256 not in self._opened.files and len(live := rows[rows >= 0]):
                 found.append(Pack(live, self._pack(live.tolist())))
         return found
 
@@ -323,8 +368,9 @@ def _trained_name(build: int) -> str:
     return f"trained-{build:03d}.h5"
 
 
-def _shard_name(build: int, sha256: str) -> str:
-    return f"{build:03d}-{sha256[:16]}.h5"
+def _encoded_name(build: int, shards: Sequence[str]) -> str:
+    """The name of the file with the encodings of shards that have these checksums."""
+    return f"{build:03d}-{(shards[0] if len(shards) == 1 else hash_json({'shards': sorted(shards)}))[:16]}.h5"
 
 
 def _indexed_levels(bank: Snapshot, names: Sequence[str]) -> dict[str, Level]:

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.schema import check_at_least
+from spade_faiss.core.schema import check_at_least, check_choice, is_finite
 from spade_faiss.core.types import Arrays, FloatArray, IntArray
 from spade_faiss.search.block_jobs import slices
 from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.coreset import is_chosen_by_chance, k_center
 from spade_faiss.search.distances import direct_sq_dist, import_faiss, product_bytes, product_knn
 from spade_faiss.search.inverted_lists import InvertedLists, encode_values, pack_lists, value_ranges
 from spade_faiss.search.native.extension import usable_simd_level
@@ -20,6 +21,8 @@ from spade_faiss.search.native.gallery import map_gallery
 from spade_faiss.search.protocol import Encoded, Hits, SearchMethod
 from spade_faiss.search.running_best import RunningBest
 from spade_faiss.search.workers import Workers
+
+THIN = ("none", "random", "kcenter")
 
 _SEED = 1234
 _ITERATIONS = 10
@@ -29,6 +32,10 @@ _LISTS_PER_ROOT = 4
 _MOST_LISTS = 1 << 14
 # Vectors of the sample that a list is learned from, at the least.
 _VECTORS_PER_LIST = 8
+# Greedy k-center picks from so many vectors at most, in memory; beyond, from a sample.
+_MOST_THINNED = 1 << 21
+# How much further than the radius of a coreset a vector must lie to be beyond it: distances are rounded in more than one way.
+_BEYOND = 1.0001
 # Codes are read eight bytes at a time.
 _CODE_ALIGNMENT = 8
 # Queries of one task. It is part of what is computed: products of another size round otherwise.
@@ -44,13 +51,22 @@ class Build:
     `dims` is the number of principal components that a vector is encoded as, a byte each, in steps of eight. `lists` is the
     number of lists of each level; with 0 it follows from the number of vectors. `train_vectors` is the size of the sample that
     components and lists are learned from.
+
+    `thin` says which vectors are indexed: all (`none`), a random `share` of them (`random`), or a share that is picked by
+    greedy k-center (`kcenter`), PatchCore's coreset. Vectors of images that are added to a coreset are indexed if they are
+    further from it than any vector that it was picked from.
     """
 
     dims: int = 48
     lists: int = 0
     train_vectors: int = 200_000
+    thin: str = "none"
+    share: float = 0.01
 
     def __post_init__(self) -> None:
+        check_choice("thin", self.thin, THIN)
+        if not is_finite(self.share) or not 0 < self.share <= 1:
+            raise InputError(f"share={self.share!r} must be above 0 and at most 1")
         check_at_least("dims", self.dims, 1)
         check_at_least("lists", self.lists, 0)
         check_at_least("train_vectors", self.train_vectors, max(1000, self.lists))
@@ -188,7 +204,8 @@ def _projection(trained: Arrays) -> Callable[[FloatArray], FloatArray]:
 
 def _train(blocks: Blocks, build: Build) -> Arrays:
     xt = blocks.sample(build.train_vectors, _SEED)
-    lists = build.lists or _lists_for(len(blocks) * blocks.level.height * blocks.level.width, len(xt))
+    share = 1.0 if build.thin == "none" else build.share
+    lists = build.lists or _lists_for(int(share * len(blocks) * blocks.level.height * blocks.level.width), len(xt))
     if len(xt) < lists:
         raise InputError(
             f"lists={lists} is more than the {len(xt)} vectors of level {blocks.level.name!r}; lower it or add images"
@@ -207,7 +224,12 @@ def _train(blocks: Blocks, build: Build) -> Arrays:
         width, lists, niter=_ITERATIONS, seed=_SEED, min_points_per_centroid=1, max_points_per_centroid=len(projected)
     )
     kmeans.train(projected)
-    return {**trained, "centroids": np.asarray(kmeans.centroids, np.float32), "ranges": value_ranges(projected)}
+    trained |= {"centroids": np.asarray(kmeans.centroids, np.float32), "ranges": value_ranges(projected)}
+    if build.thin == "kcenter":
+        xb = blocks.sample(_MOST_THINNED, _SEED)
+        picks, sq_radius = k_center(xb, max(1, round(build.share * len(xb))))
+        trained |= {"coreset": xb[picks], "sq_radius": np.array([sq_radius], np.float32)}
+    return trained
 
 
 def _lists_for(vectors: int, sampled: int) -> int:
@@ -220,7 +242,22 @@ def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
     """The list and the code of each location."""
     projected = _projection(trained)(block)
     _, lists = product_knn(projected, np.ascontiguousarray(trained["centroids"]), 1)
-    return {"list": lists[:, 0].astype(np.uint32), "code": encode_values(projected, trained["ranges"])}
+    chosen = np.where(_is_chosen(block, trained, build), lists[:, 0], len(trained["centroids"]))  # in no list
+    return {"list": chosen.astype(np.uint32), "code": encode_values(projected, trained["ranges"])}
+
+
+def _is_chosen(block: FloatArray, trained: Arrays, build: Build) -> npt.NDArray[np.bool_] | bool:
+    """(HW,), which vectors of a block are indexed; True if all are."""
+    if build.thin == "random":
+        return is_chosen_by_chance(block, build.share)
+    if build.thin == "none":
+        return True
+    coreset = np.ascontiguousarray(trained["coreset"])
+    center = coreset.mean(axis=0)
+    _, I = product_knn(block - center, coreset - center, min(2, len(coreset)))
+    sq_dist = direct_sq_dist(np.ascontiguousarray(block), coreset, I).min(axis=1)
+    chosen: npt.NDArray[np.bool_] = (sq_dist == 0) | (sq_dist > _BEYOND * trained["sq_radius"])
+    return chosen
 
 
 def _pack(encoded: Arrays, trained: Arrays, build: Build) -> Arrays:

@@ -5,6 +5,7 @@ import numpy as np
 import numpy.typing as npt
 
 MOST_CHANNELS: int
+SHADOW: int
 
 def simd_levels() -> list[tuple[str, str]]: ...
 def padded_length(simd_level: str, length: int) -> int: ...
@@ -31,6 +32,14 @@ class Gallery:
     def vectors(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]: ...
     def sq_distances(self, queries: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]: ...
 
+def k_center(
+    vectors: npt.NDArray[np.floating[Any]],
+    count: int,
+    first: int,
+    shadows: npt.NDArray[np.float32],
+    slack: float,
+    threads: int = 1,
+) -> tuple[npt.NDArray[np.int64], float]: ...
 def search(
     query_pack: QueryPack,
     queries: npt.NDArray[np.float32],

@@ -8,4 +8,7 @@ namespace spade {
 // Gallery, and distances to its vectors.
 void define_gallery(pybind11::module_& module);
 
+// Greedy k-center.
+void define_k_center(pybind11::module_& module);
+
 }  // namespace spade
