@@ -28,7 +28,7 @@ _SEED = 1234
 _ITERATIONS = 10
 # Without a number in the recipe: this many lists for the root of the number of vectors, as a power of two, and at most so many,
 # beyond which comparing a query with all centroids would cost more than it saves.
-_LISTS_PER_ROOT = 4
+_LISTS_PER_ROOT = 8
 _MOST_LISTS = 1 << 14
 # Vectors of the sample that a list is learned from, at the least.
 _VECTORS_PER_LIST = 8
@@ -78,7 +78,7 @@ class Query:
     evaluated.
     """
 
-    nprobe: int = 8
+    nprobe: int = 4
     rerank: int = 16
 
     def __post_init__(self) -> None:
