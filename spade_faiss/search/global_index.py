@@ -120,7 +120,7 @@ class GlobalSearch:
         probed = 16 * max(_PROBES_AT_A_TIME, lists) + product_bytes(queries, lists, width, self._nprobe)
         evaluated = queries * (2 * channels + 2 * width) * 4 + 2 * self._blocks.block_bytes
         each = found + probed + evaluated + RunningBest.merge_bytes(queries, candidates, kappa)
-        allowed = sum(lists.count for lists in self._lists) * 2 + k_gallery
+        allowed = sum(lists.count for lists in self._lists) * 2 + 10 * k_gallery  # masks, and the neighbors themselves
         return int(RunningBest.nbytes(images, self._locations, kappa) + images * allowed + self._workers.threads * each)
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
@@ -134,7 +134,7 @@ class GlobalSearch:
             running += [self._workers.submit(self._search, xq, image, part, allowed, best) for part in parts]
         for task in running:
             task.result()
-        if np.isinf(best.furthest()).any() and not np.isnan(xq).any():
+        if np.isinf(best.furthest()).any() and np.isfinite(xq).all():
             raise InputError(f"kappa={kappa} is larger than the number of vectors that are indexed; lower it")
         return best.hits()
 

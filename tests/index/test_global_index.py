@@ -197,6 +197,19 @@ def test_codes_are_near_the_vectors_that_they_stand_for() -> None:
         assert (nearest[np.arange(35), encoded["list"]] <= nearest.min(axis=1) + 1e-3).all()
 
 
+def test_queries_that_are_no_numbers_find_nothing_and_disturb_no_others() -> None:
+    case = case_of(seed=6, n=2, rows=5, k=5, shape=(5, 7, 16))
+    chosen = resolve_recipe(GLOBAL)
+    search = open_method(chosen.method, case.blocks, Workers(2), chosen.build, chosen.query)
+    expected, broken = search(case.xq, case.neighbors, 1), case.xq.copy()
+    broken[1, 3] = np.nan
+    hits = search(broken, case.neighbors, 1)
+    assert (hits.row[1, 3], hits.location[1, 3]) == (-1, 0)
+    others = np.ones((2, 35), np.bool_)
+    others[1, 3] = False
+    np.testing.assert_array_equal(hits.sq_dist[others], expected.sq_dist[others])
+
+
 def test_kappa_is_at_most_the_number_of_vectors(bank: Bank) -> None:
     case = case_of(rows=3, k=3, shape=(2, 3, 8))
     chosen = resolve_recipe(built(GLOBAL, lists=2))
