@@ -15,7 +15,7 @@ from spade_faiss.search.block_jobs import slices
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.coreset import is_chosen_by_chance, k_center
 from spade_faiss.search.distances import direct_sq_dist, import_faiss, product_bytes, product_knn
-from spade_faiss.search.inverted_lists import InvertedLists, encode_values, pack_lists, value_ranges
+from spade_faiss.search.inverted_lists import Centroids, InvertedLists, encode_values, pack_lists, value_ranges
 from spade_faiss.search.native.extension import usable_simd_level
 from spade_faiss.search.native.gallery import map_gallery
 from spade_faiss.search.protocol import Encoded, Hits, SearchMethod
@@ -105,8 +105,8 @@ class GlobalSearch:
         self._workers = workers
         self._ranges = encoded.trained["ranges"]
         self._project = _projection(encoded.trained)
-        self._centroids: FloatArray = np.ascontiguousarray(encoded.trained["centroids"])
-        self._nprobe = min(query.nprobe, len(self._centroids))
+        self._centroids = Centroids(encoded.trained["centroids"], encoded.trained["groups"])
+        self._nprobe = min(query.nprobe, self._centroids.count)
         self._rerank = query.rerank
         self._locations = blocks.level.height * blocks.level.width
         self._lists = [InvertedLists(pack, self._locations, self._ranges) for pack in encoded.packs()]
@@ -114,7 +114,7 @@ class GlobalSearch:
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""
-        (lists, width), channels = self._centroids.shape, self._blocks.level.channels
+        lists, width, channels = self._centroids.count, self._ranges.shape[1], self._blocks.level.channels
         queries, candidates = min(_QUERIES_AT_A_TIME, self._locations), self._candidates(kappa)
         found = queries * candidates * (len(self._lists) + 2) * 40
         probed = 16 * max(_PROBES_AT_A_TIME, lists) + product_bytes(queries, lists, width, self._nprobe)
@@ -153,11 +153,10 @@ class GlobalSearch:
         """Search for some queries of an image."""
         x = xq[image, part]
         projected, k = self._project(x), self._candidates(best.kappa)
-        _, probed = product_knn(projected, self._centroids, self._nprobe)
-        ids = self._choose(projected, probed, allowed, k)
+        ids = self._choose(projected, self._centroids.nearest(projected, self._nprobe), allowed, k)
         # Where the nearest lists hold fewer vectors than are asked for, all of them are searched.
         short = np.flatnonzero((ids >= 0).sum(axis=1) < best.kappa)
-        every = np.arange(len(self._centroids))
+        every = np.arange(self._centroids.count)
         for some in np.split(short, range(0, len(short), max(1, _PROBES_AT_A_TIME // len(every)))[1:]) if len(short) else []:
             ids[some] = self._choose(np.ascontiguousarray(projected[some]), np.tile(every, (len(some), 1)), allowed, k)
         row, location = np.divmod(ids, self._locations)
@@ -219,17 +218,23 @@ def _train(blocks: Blocks, build: Build) -> Arrays:
     components[:, : min(width, channels)] = vectors[:, ::-1][:, :width]
     trained = {"mean": mean.astype(np.float32), "components": components}
     projected = _projection(trained)(xt)
-    faiss = import_faiss()
-    kmeans = faiss.Kmeans(
-        width, lists, niter=_ITERATIONS, seed=_SEED, min_points_per_centroid=1, max_points_per_centroid=len(projected)
-    )
-    kmeans.train(projected)
-    trained |= {"centroids": np.asarray(kmeans.centroids, np.float32), "ranges": value_ranges(projected)}
+    centroids = _k_means(projected, lists)
+    groups = _k_means(centroids, round(lists**0.5))
+    trained |= {"centroids": centroids, "groups": groups, "ranges": value_ranges(projected)}
     if build.thin == "kcenter":
         xb = blocks.sample(_MOST_THINNED, _SEED)
         picks, sq_radius = k_center(xb, max(1, round(build.share * len(xb))))
         trained |= {"coreset": xb[picks], "sq_radius": np.array([sq_radius], np.float32)}
     return trained
+
+
+def _k_means(xt: FloatArray, count: int) -> FloatArray:
+    kmeans = import_faiss().Kmeans(
+        xt.shape[1], count, niter=_ITERATIONS, seed=_SEED, min_points_per_centroid=1, max_points_per_centroid=len(xt)
+    )
+    kmeans.train(xt)
+    centroids: FloatArray = np.asarray(kmeans.centroids, np.float32)
+    return centroids
 
 
 def _lists_for(vectors: int, sampled: int) -> int:
