@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from spade_faiss.core.errors import BankError
 from spade_faiss.core.types import Arrays, FloatArray, IntArray
 from spade_faiss.search.distances import import_faiss, product_knn
 
@@ -63,11 +64,16 @@ class InvertedLists:
         pack: the group, with arrays of `pack_lists`.
         locations: number of locations of an image.
         ranges: see `value_ranges`.
+
+    Raises:
+        BankError: for lists that are not as long as they say, which FAISS would read beyond their end.
     """
 
     def __init__(self, pack: Pack, locations: int, ranges: FloatArray) -> None:
         faiss = import_faiss()
         sizes, d = pack.arrays[_SIZES].astype(np.int64), ranges.shape[1]
+        if (found := pack.arrays[_LISTS].nbytes) != (expected := int(sizes.sum()) * (d + _ID_BYTES)):
+            raise BankError(f"the lists of {len(pack.rows)} images take {found} bytes, expected {expected}; rebuild the index")
         self.count = len(pack.rows) * locations
         self._rows = pack.rows
         self._locations = locations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from spade_faiss.core.errors import BankError
 from spade_faiss.search.distances import product_knn
 from spade_faiss.search.inverted_lists import Centroids, InvertedLists, encode_values, pack_lists, value_ranges
 from spade_faiss.search.protocol import Pack
@@ -23,6 +24,8 @@ def test_each_list_is_searched_for_its_codes_and_no_others(left_out: bool) -> No
     packed = pack_lists(lists, codes.reshape(images, locations, d), count)
     assert packed["sizes"].tolist() == [(lists == number).sum() for number in range(count)]
     index = InvertedLists(Pack(rows, packed), locations, ranges)
+    with pytest.raises(BankError, match=r"the lists of 5 images take \d+ bytes, expected \d+; rebuild the index"):
+        InvertedLists(Pack(rows, {**packed, "sizes": packed["sizes"] + np.uint32(1)}), locations, ranges)
     excluded = np.zeros(9, np.bool_)
     excluded[7] = True
     values = ranges[0] + (codes.astype(np.float64) + 0.5) / 255 * ranges[1]
