@@ -7,14 +7,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.shards import ShardEntry
 from spade_faiss.bank.snapshot import Snapshot
-from spade_faiss.core.arrays import map_arrays, write_arrays
+from spade_faiss.core.arrays import Mapped, map_arrays, write_arrays
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, check_file, hash_file
 from spade_faiss.core.hints import index_command
@@ -29,18 +31,25 @@ from spade_faiss.index.staleness import IndexedShard, why_train_anew
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.levels import index_name, open_checked_blocks, searched_levels
-from spade_faiss.search.protocol import ResolvedRecipe, resolve_recipe
+from spade_faiss.search.protocol import Pack, ResolvedRecipe, resolve_recipe
 from spade_faiss.search.recipe import Recipe, Settings
 
 # The attribute of a file that says what it was made of: an interrupted build goes on with the files that were made of the same.
 _MADE_OF = "made_of"
+# The attribute of a file of encodings that lists the checksums of its shards, in the order of their images.
+_SHARDS = "shards"
+# How many vectors of a level are packed together, about.
+_PACKED_VECTORS = 1 << 22
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedShard(IndexedShard):
-    """A shard whose images were encoded, removed ones included, and the file that holds their encodings."""
+    """A shard whose images were encoded, removed ones included, and the file that holds their encodings.
+
+    Shards whose images are packed together have one file.
+    """
 
     file: FileEntry
 
@@ -74,11 +83,19 @@ class GalleryIndexManifest(BuiltIndex):
     @property
     def files(self) -> tuple[FileEntry, ...]:
         """The records of all files."""
-        return (self.trained_file, *(shard.file for shard in self.shards))
+        return (self.trained_file, *dict.fromkeys(shard.file for shard in self.shards))
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """The checksums of the shards of each file of encodings."""
+        groups: dict[str, list[str]] = {}
+        for shard in self.shards:
+            groups.setdefault(shard.file.file, []).append(shard.sha256)
+        return list(groups.values())
 
     def file_names(self) -> list[str]:
         """Return the names that the files of this build must have."""
-        return [_trained_name(self.build), *(_shard_name(self.build, shard.sha256) for shard in self.shards)]
+        return [_trained_name(self.build), *(_encoded_name(self.build, group) for group in self.groups)]
 
     @staticmethod
     def settings_of(recipe: Recipe) -> Mapping[str, object]:
@@ -164,6 +181,7 @@ class _Build:
         self._levels = _indexed_levels(bank, recipe.build.levels)
         self._rebuild = index_command(bank.path, recipe.name, rebuild=True)
         self._recorded = {entry.file: entry.sha256 for entry in kept.files} if kept else {}
+        self._groups = kept.groups if kept else []
 
     def train(self) -> FileEntry:
         """Return the file of what is trained, and make it if it is missing."""
@@ -199,18 +217,41 @@ class _Build:
         blocks = {name: open_checked_blocks(everything, level) for name, level in self._levels.items()}
         shards, added = [], 0
         with progress_bar(len(everything), "index maps", progress) as bar:
-            for number, shard in enumerate(self._bank.manifest.shards):
-                path = self._folder / _shard_name(self.number, shard.sha256)
-                made_of = hash_json({"trained": trained_file.sha256, "shard": shard.sha256})
+            for group in self._grouped():
+                sha256 = [shard.sha256 for _, shard in group]
+                path, count = self._folder / _encoded_name(self.number, sha256), sum(shard.count for _, shard in group)
+                together = {"shard": sha256[0]} if len(group) == 1 else {"shards": sha256}
+                made_of = hash_json({"trained": trained_file.sha256, **together})
                 if (entry := self._usable(path, made_of)) is None:
-                    rows = everything.rows_of_shard(number).tolist()
+                    rows = np.concatenate([everything.rows_of_shard(number) for number, _ in group]).tolist()
                     arrays = _encode(self.resolved, blocks, trained, rows, bar)
-                    entry = FileEntry.of(path, write_arrays(path, arrays, attributes={_MADE_OF: made_of}))
-                    added += shard.count
+                    attributes = {_MADE_OF: made_of, _SHARDS: "\n".join(sha256)}
+                    entry = FileEntry.of(path, write_arrays(path, arrays, attributes=attributes))
+                    added += count
                 else:
-                    bar.update(shard.count)
-                shards.append(EncodedShard(sha256=shard.sha256, count=shard.count, file=entry))
+                    bar.update(count)
+                shards += [EncodedShard(sha256=shard.sha256, count=shard.count, file=entry) for _, shard in group]
         return shards, added
+
+    def _grouped(self) -> list[list[tuple[int, ShardEntry]]]:
+        """Return the bank's shards, with their numbers, by the file that holds their encodings.
+
+        Images that are packed are searched faster in fewer, longer lists, but what one file holds is in memory when it is made.
+        A file stays as it is as long as all of its shards are in the bank.
+        """
+        rest = {shard.sha256: (number, shard) for number, shard in enumerate(self._bank.manifest.shards)}
+        if self.resolved.method.pack is None:
+            return [[found] for found in rest.values()]
+        groups = [[rest.pop(sha256) for sha256 in group] for group in self._groups if rest.keys() >= set(group)]
+        most = _PACKED_VECTORS // max(level.height * level.width for level in self._levels.values())
+        begun = 0
+        for found in rest.values():
+            if not begun or begun + found[1].count > most:
+                groups.append([])
+                begun = 0
+            groups[-1].append(found)
+            begun += found[1].count
+        return groups
 
     def _usable(self, path: Path, made_of: str) -> FileEntry | None:
         """Return the record of a file that exists, is undamaged, and was made of the same; None otherwise."""
@@ -242,6 +283,7 @@ class OpenedGallery:
         trained: name of a level -> what was trained.
         files: sha256 of a shard -> the path and the checksum of the file that holds the encodings of its images.
         command: builds it anew.
+        shards: the shards that it holds.
     """
 
     bank: Snapshot
@@ -250,6 +292,7 @@ class OpenedGallery:
     trained: dict[str, Arrays]
     files: dict[str, tuple[Path, str]]
     command: str
+    shards: tuple[EncodedShard, ...]
 
     def read(self, level_name: str, number: int, position: int) -> Arrays | None:
         """Read the encoding of an image at the level of a name; None if its shard is not in the index.
@@ -276,6 +319,32 @@ class OpenedGallery:
             with _naming(file[0], level_name, self.command):
                 check(self.levels[level_name], encoded, self.trained[level_name], self.resolved.build)
         return encoded
+
+    def read_packs(self, level_name: str) -> list[Pack]:
+        """Read what is packed at the level of a name, a pack for each file.
+
+        Raises:
+            BankError: for a file that does not hold what the search method packs.
+        """
+        bank, found = self.bank, []
+        rows_of = {shard.sha256: bank.rows_of_shard(number) for number, shard in enumerate(bank.manifest.shards)}
+        # Shards that are gone from the bank were compacted: none of their images is searched here.
+        rows_of |= {shard.sha256: np.full(shard.count, -1, np.int64) for shard in self.shards if shard.sha256 not in rows_of}
+        for file in dict.fromkeys(self.files.values()):
+            mapped = map_arrays(*file)
+            mapped.check_length()
+            shards = str(mapped.attributes.get(_SHARDS)).split("\n")
+            arrays = _by_level(mapped.arrays).get(level_name, {})
+            if not set(shards) <= set(rows_of):
+                raise BankError(
+                    f"{file[0]} is damaged: it is of shards that the index does not hold; rebuild it with: {self.command}"
+                )
+            rows = np.concatenate([rows_of[sha256] for sha256 in shards])
+            if (check := self.resolved.method.check_packed) is not None:
+                with _naming(file[0], level_name, self.command):
+                    check(self.levels[level_name], arrays, self.trained[level_name], len(rows))
+            found.append(Pack(rows, arrays, partial(_place, mapped, level_name)))
+        return found
 
 
 def open_gallery(bank: Snapshot, recipe: Recipe, levels: Sequence[Level] = ()) -> OpenedGallery:
@@ -305,7 +374,7 @@ def open_gallery(bank: Snapshot, recipe: Recipe, levels: Sequence[Level] = ()) -
     path, rebuild = folder.files / manifest.trained_file.file, folder.command(rebuild=True)
     trained = _read_trained(path, manifest.trained_file.sha256, held, resolved, rebuild)
     files = {shard.sha256: (folder.files / shard.file.file, shard.file.sha256) for shard in manifest.shards}
-    return OpenedGallery(bank, resolved, held, trained, files, rebuild)
+    return OpenedGallery(bank, resolved, held, trained, files, rebuild, manifest.shards)
 
 
 def check_encodings(bank: Snapshot, recipe: Recipe) -> None:
@@ -315,6 +384,10 @@ def check_encodings(bank: Snapshot, recipe: Recipe) -> None:
         BankError: as `open_gallery` and `OpenedGallery.read`.
     """
     opened = open_gallery(bank, recipe)
+    if opened.resolved.method.pack is not None:
+        for name in opened.levels:
+            opened.read_packs(name)
+        return
     for number, shard in enumerate(bank.manifest.shards):
         for name in opened.levels:
             for position in range(shard.count):
@@ -324,7 +397,8 @@ def check_encodings(bank: Snapshot, recipe: Recipe) -> None:
 class EncodedLevel:
     """What a gallery index holds of one level, as `search.protocol.Encoded` describes it.
 
-    Images that were added to the bank since the build are encoded when they are asked for.
+    Images that were added to the bank since the build are encoded when they are asked for, or, if images are packed, when the
+    packs are.
     """
 
     def __init__(self, opened: OpenedGallery, level: Level, blocks: Blocks) -> None:
@@ -342,13 +416,32 @@ class EncodedLevel:
         assert resolved.method.encode is not None
         return resolved.method.encode(self._blocks(row), self.trained, resolved.build)
 
+    def packs(self) -> list[Pack]:
+        """Return a pack for each file, and one for each shard of the bank that is in none."""
+        bank, found = self._opened.bank, self._opened.read_packs(self._name)
+        for number, shard in enumerate(bank.manifest.shards):
+            rows = bank.rows_of_shard(number)
+            if shard.sha256 not in self._opened.files and len(live := rows[rows >= 0]):
+                found.append(Pack(live, self._pack(live.tolist())))
+        return found
+
+    def _pack(self, rows: list[int]) -> Arrays:
+        resolved = self._opened.resolved
+        packed = _encode(resolved, {self._name: self._blocks}, {self._name: self.trained}, rows)
+        return _by_level(packed)[self._name]
+
+
+def _place(mapped: Mapped, level: str, name: str) -> tuple[Path, int]:
+    return mapped.place(f"{level}/{name}")
+
 
 def _trained_name(build: int) -> str:
     return f"trained-{build:03d}.h5"
 
 
-def _shard_name(build: int, sha256: str) -> str:
-    return f"{build:03d}-{sha256[:16]}.h5"
+def _encoded_name(build: int, shards: Sequence[str]) -> str:
+    """The name of the file with the encodings of shards that have these checksums."""
+    return f"{build:03d}-{(shards[0] if len(shards) == 1 else hash_json({'shards': sorted(shards)}))[:16]}.h5"
 
 
 def _indexed_levels(bank: Snapshot, names: Sequence[str]) -> dict[str, Level]:
@@ -388,9 +481,9 @@ def _why_anew(bank: Snapshot, recipe: Recipe, before: GalleryIndexManifest | Non
 
 
 def _encode(
-    resolved: ResolvedRecipe, blocks: dict[str, Blocks], trained: dict[str, Arrays], rows: Sequence[int], bar: Any
+    resolved: ResolvedRecipe, blocks: dict[str, Blocks], trained: dict[str, Arrays], rows: Sequence[int], bar: Any = None
 ) -> Arrays:
-    """Encode the images of a shard; each array is stacked over them."""
+    """Encode the images of a shard; each array is stacked over them, or all are packed."""
     assert resolved.method.encode is not None
     stacks: Arrays = {}
     for position, row in enumerate(rows):
@@ -399,8 +492,24 @@ def _encode(
                 stack = stacks.setdefault(f"{name}/{key}", np.empty((len(rows), *array.shape), array.dtype))
                 stack[position] = array
             of_level.release(row)
-        bar.update()
-    return stacks
+        if bar is not None:
+            bar.update()
+    if (pack := resolved.method.pack) is None:
+        return stacks
+    return {
+        f"{name}/{key}": array
+        for name, stacked in _by_level(stacks).items()
+        for key, array in pack(stacked, trained[name], resolved.build).items()
+    }
+
+
+def _by_level(arrays: Arrays) -> dict[str, Arrays]:
+    """Sort arrays named `level/key` by their level."""
+    by_level: dict[str, Arrays] = {}
+    for name, array in arrays.items():
+        level, _, key = name.rpartition("/")
+        by_level.setdefault(level, {})[key] = array
+    return by_level
 
 
 def _read_trained(

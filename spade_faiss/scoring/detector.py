@@ -222,8 +222,7 @@ class Detector:
             timings: where the seconds of each step are added.
 
         Raises:
-            InputError: for a bank that has no other image for each of the neighbors asked for, or a recipe that searches the
-                maps of the whole bank: it would find the image itself.
+            InputError: for a bank that has no other image for each of the neighbors asked for.
         """
         check_fork(self.device)
         self.check_leave_one_out()
@@ -244,11 +243,6 @@ class Detector:
             raise InputError(
                 f"each of the {len(self.bank)} normal images in {self.bank.path} has {len(self.bank) - 1} others, "
                 f"k={self._neighbors} were asked for; lower k_image and k_gallery, or add images"
-            )
-        if self.method.localize != "none" and self.resolved.method.whole_bank:
-            raise InputError(
-                f"recipe {self.recipe.name!r} searches all normal images and would meet the scored one itself; "
-                f"use another recipe, or score images that are not in the bank"
             )
 
     @property
@@ -275,9 +269,12 @@ class Detector:
 
         `own` (n,) are the rows of the images themselves, if they are the bank's own: they are left out.
         """
-        if k_gallery != ALL:
+        if k_gallery != ALL and not self.resolved.method.whole_bank:
             return rows[:, : int(k_gallery)]
         every, line = np.arange(len(self.bank)), []
+        if own is None and self.resolved.method.whole_bank:
+            # Written out, it would be as large as the bank for each image.
+            return np.broadcast_to(every, (len(rows), len(every)))
         for index, nearest in enumerate(rows):
             known = nearest if own is None else np.append(nearest, own[index])
             line.append(np.concatenate([nearest, np.delete(every, known)]))

@@ -140,7 +140,7 @@ def open_level_searches(
             level=level,
             bank_levels=bank.layout.levels,
             method=method,
-            k_gallery=k_gallery,
+            k_gallery=len(bank) if recipe.method.whole_bank else k_gallery,
             search=None if method.localize == "none" else open_search(level),
         )
         for level, k_gallery in zip(levels, gallery_sizes(method, len(levels), len(bank)), strict=True)

@@ -55,7 +55,7 @@ class Query:
 
 
 class HistorySearch:
-    """The nearest vectors at the same place in all normal images, see `GallerySearch`; the neighbors do not matter.
+    """The nearest vectors at the same place in all normal images that may be found, see `GallerySearch`.
 
     Distances are true. With one list the search is exact for its definition; with more, nearer vectors in other lists are
     missed. A normal image is encoded as one byte for each location, the number of its list there; its vectors are read one by
@@ -85,16 +85,16 @@ class HistorySearch:
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
         n, locations, _ = xq.shape
-        if kappa > (most := len(self._blocks)):
+        if kappa > (most := neighbors.shape[1]):
             raise InputError(f"kappa={kappa} is larger than a location's history, {most} normal images; lower it")
         best = RunningBest(n, locations, kappa, locations)
         for image, x in enumerate(xq):
-            probed = self._probed(x)
-            self._search(xq, image, probed, best)
+            probed, rows = self._probed(x), np.sort(neighbors[image]).tolist()
+            self._search(xq, image, rows, probed, best)
             # Where the lists hold fewer vectors than are asked for, the other lists are searched as well.
             short = np.isinf(best.furthest()[image])
             if short.any():
-                self._search(xq, image, ~probed & short[:, None], best)
+                self._search(xq, image, rows, ~probed & short[:, None], best)
         return best.hits()
 
     def _probed(self, x: FloatArray) -> npt.NDArray[np.bool_]:
@@ -104,12 +104,12 @@ class HistorySearch:
         np.put_along_axis(probed, np.argsort(D, axis=1)[:, : self._nprobe], True, axis=1)
         return probed
 
-    def _search(self, xq: FloatArray, image: int, probed: npt.NDArray[np.bool_], best: RunningBest) -> None:
-        """Compare the locations of an image with the vectors of their probed lists."""
+    def _search(self, xq: FloatArray, image: int, rows: list[int], probed: npt.NDArray[np.bool_], best: RunningBest) -> None:
+        """Compare the locations of an image with the vectors of their probed lists in some bank rows."""
         locations = np.arange(xq.shape[1])
 
         def search(part: slice) -> None:
-            for row in range(part.start, part.stop):
+            for row in rows[part]:
                 where: IntArray = np.flatnonzero(probed[locations, self._encoded(row)["list"]])
                 if len(where):
                     near = self._blocks.take(row, where)
@@ -117,7 +117,7 @@ class HistorySearch:
                     best.merge(image, where, row, where[:, None], D)
                     self._blocks.release(row)
 
-        parts = slices(len(self._blocks), -(-len(self._blocks) // _ROWS_AT_A_TIME))
+        parts = slices(len(rows), -(-len(rows) // _ROWS_AT_A_TIME))
         for task in [self._workers.submit(search, part) for part in parts]:
             task.result()
 

@@ -8,8 +8,9 @@ tests that every method must pass.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -94,8 +95,30 @@ class Encoded(Protocol):
         ...
 
     def __call__(self, row: int) -> Arrays:
-        """What `SearchMethod.encode` returned for the map of a bank row; the arrays may be read-only views of a file."""
+        """What `SearchMethod.encode` returned for the map of a bank row; the arrays may be read-only views of a file.
+
+        Not for a method that packs.
+        """
         ...
+
+    def packs(self) -> Sequence[Pack]:
+        """The groups that together hold every image of the bank, for a method that packs, in the order of their rows."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """A group of images whose encodings are stored together.
+
+    Attributes:
+        rows: (count,) int64, their bank rows, ascending, in the order in which they were packed; -1 for a removed image.
+        arrays: what `SearchMethod.pack` returned; they may be read-only views of a file.
+        place: returns the file that holds the array of a name, and at which byte it starts; None for arrays in memory.
+    """
+
+    rows: IntArray
+    arrays: Arrays
+    place: Callable[[str], tuple[Path, int]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +134,14 @@ class SearchMethod(Generic[B, Q]):
         encode: turns a block, (H*W, C) float32, into the arrays that are stored of it. Their shapes and types must be the same
             for all blocks, and their values must depend on the arguments alone: an image that was added after the build is
             encoded when it is searched.
-        whole_bank: whether the method searches all normal images, whichever the neighbors are.
+        pack: turns the encodings of a group of images, each array of `encode` stacked over them, into the arrays that are
+            stored in their place; None for a method whose images are stored one by one.
+        whole_bank: whether the method searches all normal images, whichever are nearest. Its neighbors are then all bank rows
+            that may be found: an image that is itself in the bank is missing from its own.
         check_trained: raises InputError if arrays are not what `train` can have returned for a level with these settings; what
             was stored may come from anybody, and is searched without further checks.
         check_encoded: likewise for `encode`, given what was trained; called whenever an encoding is read.
+        check_packed: likewise for `pack`, given what was trained and the number of images.
     """
 
     definition: str
@@ -123,9 +150,11 @@ class SearchMethod(Generic[B, Q]):
     open: Callable[[Blocks, Workers, B, Q, Encoded | None], GallerySearch]
     train: Callable[[Blocks, B], Arrays] | None = None
     encode: Callable[[FloatArray, Arrays, B], Arrays] | None = None
+    pack: Callable[[Arrays, Arrays, B], Arrays] | None = None
     whole_bank: bool = False
     check_trained: Callable[[Level, Arrays, B], None] | None = None
     check_encoded: Callable[[Level, Arrays, Arrays, B], None] | None = None
+    check_packed: Callable[[Level, Arrays, Arrays, int], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,9 +42,10 @@ A complete example, a search of all vectors by direct distances, with its tests:
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -54,7 +55,7 @@ from spade_faiss.core.types import Arrays
 from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.distances import import_faiss
-from spade_faiss.search.protocol import Encoded, GallerySearch, Hits, SearchMethod
+from spade_faiss.search.protocol import Encoded, GallerySearch, Hits, Pack, SearchMethod
 from spade_faiss.search.workers import Workers
 from spade_faiss.testing.cases import SearchCase, Shape, structured_case, whole_number_case
 
@@ -93,12 +94,17 @@ class EncodedInMemory:
         self._trained = method.train(blocks, build)
         self._rows = [method.encode(blocks.read(row), self._trained, build) for row in range(len(blocks))]
         self.requested: set[int] = set()
+        self._pack = None if method.pack is None else partial(self._packed, method.pack, build)
         for arrays in (self._trained, *self._rows):
             for array in arrays.values():
                 array.flags.writeable = False  # as views of a file are
         kinds = [{name: (array.shape, array.dtype) for name, array in arrays.items()} for arrays in self._rows]
         if any(kind != kinds[0] for kind in kinds):
             raise ValueError(f"blocks of one level are encoded as arrays of different shapes or types: {kinds}")
+
+    def _packed(self, pack: Callable[[Arrays, Arrays, B], Arrays], build: B, rows: list[int]) -> Arrays:
+        stacked = {name: np.stack([self._rows[row][name] for row in rows]) for name in self._rows[0]}
+        return pack(stacked, self._trained, build)
 
     @property
     def trained(self) -> Arrays:
@@ -109,6 +115,13 @@ class EncodedInMemory:
         """What a block is encoded as; `requested` takes note of the row."""
         self.requested.add(row)
         return self._rows[row]
+
+    def packs(self) -> list[Pack]:
+        """Two packs, of which the first holds more images, for a method that packs."""
+        assert self._pack is not None
+        rows = np.arange(len(self._rows))
+        parts = [part for part in np.split(rows, [-(-2 * len(rows) // 3)]) if len(part)]
+        return [Pack(part, self._pack(part.tolist())) for part in parts]
 
 
 def open_method(

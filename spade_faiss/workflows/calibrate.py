@@ -126,9 +126,12 @@ def calibrate_if_needed(bank: Bank, recipe: Recipe, run: Run) -> tuple[Calibrati
     """Find the calibration of a bank for a recipe and the default method; make it if there is none, or it is out of date.
 
     Returns:
-        The calibration and an empty text, or None and why there can be none: the bank is too small, or the recipe searches the
-        whole bank. Making such a bank is no error.
+        The calibration and an empty text, or None and why there can be none: the bank is too small, or the recipe's index may
+        lack levels that the default method searches. Making such a bank is no error.
     """
+    if recipe.build.levels:
+        levels = ",".join(recipe.build.levels)
+        return None, f"not calibrated: recipe {recipe.name!r} indexes chosen levels; calibrate with --levels, of {levels}"
     try:
         detector = Detector(bank, recipe, Method(), replace(run, weights=None))
         found = find_calibration(bank, detector.scoring_config)

@@ -53,8 +53,7 @@ def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOpti
         report: how many of the least normal ones get a map and are shown.
 
     Raises:
-        InputError: for a bank with too few images, or a recipe that searches the maps of the whole bank; if `out` is no place
-            for results, as for `score_folder`.
+        InputError: for a bank with too few images; if `out` is no place for results, as for `score_folder`.
     """
     check_at_least("shown", report.shown, 1)
     timings = Timings()

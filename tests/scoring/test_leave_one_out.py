@@ -17,6 +17,7 @@ from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import build_index
 from spade_faiss.search.recipe import Build, Recipe
 from tests.support.oracle import Features, bank_of, batch_of, levels_of, product
+from tests.support.recipes import queried
 
 SHAPES = {"fine": (9, 11, 4), "coarse": (5, 6, 6)}
 INPUT = (40, 43)
@@ -71,13 +72,27 @@ def test_an_image_among_many_of_its_kind_leaves_one_of_them_out(tmp_path: Path) 
     assert found.ids[1] not in found.neighbor_ids[1]
 
 
-def test_a_search_of_the_whole_bank_would_meet_the_image_itself(tmp_path: Path) -> None:
-    bank = bank_of(tmp_path / "bank", product(1, N, SHAPES, DIM), input_size=INPUT)
-    recipe = Recipe(name="history", build=Build(gallery="history", settings={"lists": 2, "train_images": 9}))
+@pytest.mark.parametrize("gallery", ["history", "global_index"])
+def test_a_search_of_the_whole_bank_leaves_the_image_out(tmp_path: Path, gallery: str) -> None:
+    """Whichever lists its vectors lie in: the nearest are those of brute force over all other images."""
+    features = normals()
+    bank = bank_of(tmp_path / "bank", features, input_size=INPUT, shards=[5, 3])
+    bank.remove([bank.ids[4]])
+    rows = [row for row in range(N) if row != 4]
+    recipe = Recipe(
+        name="all", build=Build(gallery=gallery, settings={"lists": 2, **({} if gallery == "history" else {"dims": 4})})
+    )
+    recipe = queried(recipe, nprobe=2, **({} if gallery == "history" else {"rerank": 2000}))
     build_index(bank, recipe)
-    with pytest.raises(InputError, match="recipe 'history' searches all normal images and would meet the scored one itself"):
-        Detector.open(bank.path, recipe=recipe).score_rows([0])
-    assert len(Detector.open(bank.path, recipe=recipe, method=Method(localize="none")).score_rows([0])) == 1
+    found = Detector.open(bank.path, recipe=recipe, method=Method(k_image=3)).score_rows(range(N - 1))
+    for name, maps in features.levels.items():
+        vectors = maps[rows].reshape(N - 1, -1, maps.shape[-1]).astype(np.float64)
+        for image in range(N - 1):
+            others = [other for other in range(N - 1) if other != image]
+            gap = np.square(vectors[image][:, None, None] - vectors[others].swapaxes(0, 1)).sum(axis=-1)  # (HW, HW, N - 2)
+            nearest = np.diagonal(gap).T.min(axis=1) if gallery == "history" else gap.min(axis=(1, 2))
+            np.testing.assert_allclose(found.level_dist[name][image].ravel(), np.sqrt(nearest), rtol=1e-4, atol=1e-5)
+            assert (found.nearest[name][image]["row"] != image).all()
 
 
 def test_images_that_cannot_be_left_out_are_refused(folder: Path) -> None:

@@ -21,7 +21,7 @@ from spade_faiss.search.protocol import GallerySearch, Hits, NoSettings, SearchM
 from spade_faiss.search.recipe import Recipe, gallery_names
 from spade_faiss.search.workers import Workers
 from spade_faiss.testing import GallerySearchTests, SearchCase, open_method
-from tests.support.recipes import CLUSTERS, COMPACT, EXACT, FAISS, HISTORY, IVF, LOCATION, built, queried
+from tests.support.recipes import CLUSTERS, COMPACT, EXACT, FAISS, GLOBAL, HISTORY, IVF, LOCATION, built, queried
 
 Bools = npt.NDArray[np.bool_]
 
@@ -131,13 +131,29 @@ class TestHistory(RecipeTests):
 
     def compared(self, case: SearchCase, image: int, location: int) -> Bools:
         rows, locations, _ = case.vectors.shape
-        return np.tile(np.arange(locations) == location, (rows, 1))
+        mask: Bools = super().compared(case, image, location) & np.tile(np.arange(locations) == location, (rows, 1))
+        return mask
 
 
 class TestHistoryOfOneList(TestHistory):
     recipe = built(HISTORY, lists=1)
     exact = True
     rtol = 1e-5
+
+
+class TestGlobal(RecipeTests):
+    """It searches the whole bank; the rows that are no neighbors are left out."""
+
+    recipe = GLOBAL
+
+
+class TestGlobalWithAllLists(RecipeTests):
+    """Whose candidates are all vectors."""
+
+    recipe = queried(GLOBAL, nprobe=6, rerank=10_000)
+    exact = True
+    rtol = 2e-6
+    orders_locations = True
 
 
 def test_every_method_of_the_package_is_here() -> None:

@@ -11,11 +11,12 @@ import pytest
 
 from spade_faiss import Bank, Detector
 from spade_faiss.core.errors import BankError, InputError
+from spade_faiss.core.settings import ALL as EVERY
 from spade_faiss.core.settings import Method, Run
 from spade_faiss.index.build import build_index
 from spade_faiss.search.recipe import Recipe
 from tests.support.oracle import Features, bank_of, batch_of, names, product, sq_distances
-from tests.support.recipes import ALL, ENCODING, HISTORY, IVF, LOCATION, by_name, queried
+from tests.support.recipes import ALL, ENCODING, GLOBAL, HISTORY, IVF, LOCATION, by_name, queried
 
 SHAPES = {"fine": (9, 11, 16), "coarse": (5, 6, 12)}
 INPUT = (40, 43)
@@ -44,7 +45,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @by_name(ALL)
 def test_a_detector_with_each_recipe(folder: Path, recipe: Recipe) -> None:
     """Its distances are those to the patches that it names, no nearer than the nearest, and near them."""
-    detector, exact = Detector.open(folder, recipe=recipe), Detector.open(folder)
+    everywhere = Method(k_gallery=EVERY) if recipe is GLOBAL else Method()
+    detector, exact = Detector.open(folder, recipe=recipe), Detector.open(folder, method=everywhere)
     scores, reference = detector.score_features(batch_of(queries())), exact.score_features(batch_of(queries()))
     # The image search is the same.
     np.testing.assert_array_equal(scores.image_score, reference.image_score)
@@ -132,7 +134,8 @@ def test_concatenated_levels(folder: Path, tmp_path: Path, recipe: Recipe) -> No
         build_index(Bank.open(folder), recipe.with_levels(["fine+coarse"]))
     scores = Detector.open(folder, recipe=recipe, method=Method(fusion="concat")).score_features(batch_of(queries()))
     assert list(scores.level_dist) == ["concat"]
-    reference = Detector.open(folder, method=Method(fusion="concat")).score_features(batch_of(queries()))
+    method = Method(fusion="concat", k_gallery=EVERY if recipe is GLOBAL else 5)
+    reference = Detector.open(folder, method=method).score_features(batch_of(queries()))
     dist, exact = scores.level_dist["concat"], reference.level_dist["concat"]
     if recipe is not HISTORY:
         assert (dist >= exact * (1 - 1e-4)).all()

@@ -16,11 +16,16 @@ IVF = Recipe(name="ivf", build=Build(gallery="ivf", settings={"lists": 8}), quer
 COMPACT = Recipe(name="compact", build=Build(gallery="compact", settings={"dims": 4}), query=Query(settings={"rerank": 3}))
 CLUSTERS = Recipe(name="clusters", build=Build(gallery="clusters"))
 HISTORY = Recipe(name="history", build=Build(gallery="history", settings={"lists": 3}), query=Query(settings={"nprobe": 1}))
+GLOBAL = Recipe(
+    name="global",
+    build=Build(gallery="global_index", settings={"dims": 8, "lists": 6}),
+    query=Query(settings={"nprobe": 2, "rerank": 4}),
+)
 # Those that search each test image's own neighbors, and all.
 OF_NEIGHBORS = [EXACT, FAISS, LOCATION, IVF, COMPACT, CLUSTERS]
-ALL = [*OF_NEIGHBORS, HISTORY]
+ALL = [*OF_NEIGHBORS, HISTORY, GLOBAL]
 # Those that store something beside the bank.
-ENCODING = [IVF, COMPACT, HISTORY, CLUSTERS]
+ENCODING = [IVF, COMPACT, HISTORY, CLUSTERS, GLOBAL]
 
 
 def by_name(recipes: Sequence[Recipe]) -> pytest.MarkDecorator:

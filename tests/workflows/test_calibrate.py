@@ -231,7 +231,7 @@ class TestState:
         done = fit(images[:5], bank=tmp_path / "few", extraction=Extraction(backbone=backbone))
         assert done.calibration is None
         assert done.notice.startswith("not calibrated: each of the 5 normal images")
-        recipe = Recipe(name="history", build=Build(gallery="history", settings={"lists": 2, "train_images": 9}))
-        done = fit(images, bank=tmp_path / "history", extraction=Extraction(backbone=backbone), recipe=recipe)
+        recipe = Recipe(name="lists", build=Build(gallery="ivf", settings={"lists": 4}, levels=("blocks.2+blocks.4",)))
+        done = fit(images, bank=tmp_path / "lists", extraction=Extraction(backbone=backbone), recipe=recipe)
         assert done.calibration is None
-        assert "recipe 'history' searches all normal images" in done.notice
+        assert done.notice.startswith("not calibrated: recipe 'lists' indexes chosen levels")

@@ -5,6 +5,7 @@ import numpy as np
 import numpy.typing as npt
 
 MOST_CHANNELS: int
+SHADOW: int
 
 def simd_levels() -> list[tuple[str, str]]: ...
 def padded_length(simd_level: str, length: int) -> int: ...
@@ -59,6 +60,14 @@ class Clusters:
         margin: float = 1.0,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64], int]: ...
 
+def k_center(
+    vectors: npt.NDArray[np.floating[Any]],
+    count: int,
+    first: int,
+    shadows: npt.NDArray[np.float32],
+    slack: float,
+    threads: int = 1,
+) -> tuple[npt.NDArray[np.int64], float]: ...
 def search(
     query_pack: QueryPack,
     queries: npt.NDArray[np.float32],

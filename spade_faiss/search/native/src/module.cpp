@@ -124,6 +124,7 @@ PYBIND11_MODULE(_native, module) {
                "The k nearest rows of each query: squared distances, rows, and how many distances were computed.");
     define_gallery(module);
     define_clusters(module);
+    define_k_center(module);
     module.def("filter", &py_filter, py::arg("query_pack"), py::arg("row_pack"),
                "Runs the filter alone, to measure its speed.");
 }

@@ -10,4 +10,7 @@ void define_gallery(pybind11::module_& module);
 // Clusters of a gallery's vectors, and searches in them.
 void define_clusters(pybind11::module_& module);
 
+// Greedy k-center.
+void define_k_center(pybind11::module_& module);
+
 }  // namespace spade
