@@ -408,6 +408,7 @@ LISTS = Recipe(name="ivf", build=Build(gallery="ivf", settings={"lists": 2}))
 COMPACT = Recipe(name="compact", build=Build(gallery="compact", settings={"dims": 2}))
 HISTORY = Recipe(name="history", build=Build(gallery="history", settings={"lists": 2}))
 CLUSTERS = Recipe(name="clusters", build=Build(gallery="clusters"))
+GLOBAL = Recipe(name="global", build=Build(gallery="global_index", settings={"dims": 2, "lists": 2}))
 NAN32, NAN16 = np.float32(np.nan), np.float16(np.nan)
 
 
@@ -446,6 +447,12 @@ def changed(array: Any, place: int, value: Any) -> Any:
         (CLUSTERS, "encoded", "cluster", lambda a: a.astype(np.int64), "cluster is"),
         (CLUSTERS, "encoded", "distance", lambda a: changed(a, 0, NAN32), "not finite"),
         (CLUSTERS, "encoded", "distance", lambda a: changed(a, 0, -1), "distance holds values below 0"),
+        (GLOBAL, "trained", "centroids", lambda a: a[:, :-1], "centroids is"),
+        (GLOBAL, "trained", "groups", lambda a: changed(a, 0, NAN32), "not finite"),
+        (GLOBAL, "trained", "ranges", lambda a: a[:1], "ranges is"),
+        (GLOBAL, "encoded", "sizes", lambda a: changed(a, 0, 1 << 30), "lists takes"),
+        (GLOBAL, "encoded", "lists", lambda a: a[:-8], "lists takes"),
+        (GLOBAL, "encoded", "lists", lambda a: a.astype(np.int8), "lists is int8"),
     ],
 )
 def test_what_a_method_cannot_have_stored_is_refused(

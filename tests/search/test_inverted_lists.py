@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spade_faiss.core.errors import BankError
+from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.search.distances import product_knn
-from spade_faiss.search.inverted_lists import Centroids, InvertedLists, encode_values, pack_lists, value_ranges
+from spade_faiss.search.inverted_lists import Centroids, InvertedLists, check_lists, encode_values, pack_lists, value_ranges
 from spade_faiss.search.protocol import Pack
 
 
@@ -24,8 +24,16 @@ def test_each_list_is_searched_for_its_codes_and_no_others(left_out: bool) -> No
     packed = pack_lists(lists, codes.reshape(images, locations, d), count)
     assert packed["sizes"].tolist() == [(lists == number).sum() for number in range(count)]
     index = InvertedLists(Pack(rows, packed), locations, ranges)
-    with pytest.raises(BankError, match=r"the lists of 5 images take \d+ bytes, expected \d+; rebuild the index"):
-        InvertedLists(Pack(rows, {**packed, "sizes": packed["sizes"] + np.uint32(1)}), locations, ranges)
+    check_lists(packed, d, count, images * locations)
+    for wrong in (
+        {**packed, "lists": packed["lists"][:-1]},
+        {**packed, "sizes": packed["sizes"] + 1},
+        {"sizes": packed["sizes"]},
+    ):
+        with pytest.raises(InputError, match=r"lists"):
+            check_lists(wrong, d, count, images * locations)
+    with pytest.raises(InputError, match=r"of 1 vectors"):
+        check_lists(packed, d, count, 1)
     excluded = np.zeros(9, np.bool_)
     excluded[7] = True
     values = ranges[0] + (codes.astype(np.float64) + 0.5) / 255 * ranges[1]
@@ -55,3 +63,16 @@ def test_groups_find_most_of_the_nearest_centroids_and_all_of_them_all() -> None
     np.testing.assert_array_equal(Centroids(xb, centers[:8].astype(np.float32)).nearest(xq, 4), expected)  # in all groups
     everything = Centroids(xb, centers.astype(np.float32)).nearest(xq[:2], 1000)
     assert (np.sort(everything, axis=1) == np.arange(1000)).all()
+
+
+def test_ids_beyond_the_images_are_refused() -> None:
+    """An index from anybody may name vectors that there are not."""
+    d = 8
+    x = np.random.default_rng(0).normal(size=(2 * 5, d)).astype(np.float32)
+    ranges = value_ranges(x)
+    packed = pack_lists(np.zeros((2, 5), np.uint32), encode_values(x, ranges).reshape(2, 5, d), 1)
+    packed["lists"][-8:] = np.frombuffer(np.int64(10).tobytes(), np.uint8)  # the last id of the only list
+    check_lists(packed, d, 1, 10)
+    index = InvertedLists(Pack(np.arange(2), packed), 5, ranges)
+    with pytest.raises(BankError, match="names vectors that the bank does not hold"):
+        index.search(x, np.zeros((10, 1), np.int64), 10, index.allowed(None))
