@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from spade_faiss.core.errors import BankError, SpadeError
 from spade_faiss.core.inside import check_inside, is_regular, read_regular
+from spade_faiss.core.process import PerProcess
 
 LOCK = ".lock"
 WRITER = ".writer.json"
@@ -67,7 +68,7 @@ class WriterLock:
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
         self._name = name
-        self._guard = threading.Lock()
+        self._guard = PerProcess(threading.Lock)
         self._hold = _Hold(folder / LOCK)
 
     @contextmanager
@@ -81,7 +82,7 @@ class WriterLock:
             BankError: if another process, or another `Bank` in this one, holds it; the message names it. If one of the lock's
                 files is a link, or no file.
         """
-        with self._guard:
+        with self._guard():
             if not self._hold.is_ours:
                 self._hold = _Hold(self._folder / LOCK)
             hold = self._hold
@@ -91,7 +92,7 @@ class WriterLock:
         try:
             yield
         finally:
-            with self._guard:
+            with self._guard():
                 if hold.is_ours:
                     hold.depth -= 1
                     if hold.depth == 0:

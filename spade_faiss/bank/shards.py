@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from spade_faiss.core.arrays import map_arrays, text_array, write_arrays
 from spade_faiss.core.errors import BankError
 from spade_faiss.core.files import FileEntry, check_file
+from spade_faiss.core.once import once
 from spade_faiss.core.types import Arrays
 from spade_faiss.features.batch import LONGEST_TEXT, FeatureBatch
 from spade_faiss.features.layout import Layout
@@ -41,7 +42,7 @@ class ShardEntry(FileEntry):
     count: int
     removed: tuple[int, ...] = ()
 
-    @cached_property
+    @once
     def live(self) -> npt.NDArray[np.int64]:
         """The positions of the images that were not removed, (live_count,)."""
         return np.delete(np.arange(self.count), self.removed)

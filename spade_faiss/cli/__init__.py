@@ -20,12 +20,15 @@ from spade_faiss.cli.text import to_json
 from spade_faiss.core.errors import SpadeError
 from spade_faiss.core.memory import is_out_of_memory
 from spade_faiss.core.text import printable
+from spade_faiss.diagnostics.limits import check_libraries_fit
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 # What was done is kept, and the same command does the rest.
 _GOING_ON = ("fit", "extract", "add", "index")
+# These compute.
+_COMPUTING = (*_GOING_ON, "score", "evaluate", "calibrate", "suspects", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +52,8 @@ def _run(arguments: argparse.Namespace) -> int:
     logging.getLogger("spade_faiss").setLevel(logging.DEBUG if arguments.debug else logging.NOTSET)
     try:
         with _signals_as_interrupts():
+            if arguments.command in _COMPUTING:
+                check_libraries_fit()
             numbers, lines, *failed = arguments.run(arguments)
         output = to_json(numbers) if arguments.json else "\n".join(map(printable, lines))
     except KeyboardInterrupt as error:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ _OUT_OF_MEMORY = (
     *("out of memory", "cannot allocate memory", "can't allocate memory", "not enough memory", "bad_alloc"),
     *("failed to map segment", "can't start new thread"),
 )
+# Of control groups, version 2 and 1.
+_CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _UNITS = {"": 1, "B": 1}
 _UNITS.update({f"{prefix}B": 1000 ** (power + 1) for power, prefix in enumerate("kMGT")})
 _UNITS.update({f"{prefix}iB": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")})
@@ -50,11 +53,21 @@ def format_bytes(count: float) -> str:
 
 
 def physical_bytes() -> int | None:
-    """Return the memory of this machine; None where the system does not tell."""
+    """Return the memory of this machine, or of this container if that is less; None where the system does not tell."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
+    return min([machine, *_container_bytes()])
+
+
+def _container_bytes() -> list[int]:
+    """The limits of the container that this process runs in, where Linux has any."""
+    texts = []
+    for path in _CONTAINER_LIMITS:
+        with suppress(OSError):
+            texts.append(Path(path).read_text(encoding="ascii").strip())
+    return [int(text) for text in texts if text.isdecimal()]
 
 
 def check_address_space(needed: int, name: str) -> None:

@@ -10,7 +10,6 @@ import hashlib
 import math
 import platform
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +22,7 @@ from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.hints import calibrate_command
 from spade_faiss.core.inside import check_inside, is_regular
+from spade_faiss.core.once import once
 from spade_faiss.core.schema import check_choice, shorten
 from spade_faiss.core.settings import Method
 from spade_faiss.core.signed_json import read_signed, write_signed
@@ -163,7 +163,7 @@ class Calibration:
         """The smallest p-value that the calibration can give, 1 / (n + 1)."""
         return 1 / (len(self) + 1)
 
-    @cached_property
+    @once
     def scores(self) -> Doubles:
         """(n, 2): image scores and map maxima."""
         return np.stack([self.image_score, self.map_score], axis=1).astype(np.float64)

@@ -137,8 +137,7 @@ def _in_original(inside: FloatArray, corner: tuple[int, int], peak: tuple[int, i
         _pixel_under(peak[0] - top, placement.resized[1], height),
         _pixel_under(peak[1] - left, placement.resized[0], width),
     )
-    scores = inside[np.ix_(rows, columns)]
-    large = scores > -np.inf
+    large = (inside > -np.inf)[np.ix_(rows, columns)]
     if not large.any():
         return _extent(np.ones((1, 1), np.bool_), at_peak, (height, width), (0, 0))
     y, x = np.flatnonzero(large.any(axis=1)), np.flatnonzero(large.any(axis=0))
@@ -147,7 +146,8 @@ def _in_original(inside: FloatArray, corner: tuple[int, int], peak: tuple[int, i
     own = at_peak[0] - start[0], at_peak[1] - start[1]
     covered = 0 <= own[0] < y.size and 0 <= own[1] < x.size and large[part][own]
     if not covered:  # the original has fewer pixels than the input
-        row, column = np.unravel_index(int(scores[part].argmax()), scores[part].shape)
+        scores = inside[np.ix_(rows, columns)][part]
+        row, column = np.unravel_index(int(scores.argmax()), scores.shape)
         own = int(row), int(column)
     return _extent(large[part], start, (height, width), own)
 

@@ -14,6 +14,9 @@ import numpy as np
 from spade_faiss.core.errors import InputError
 from spade_faiss.features.pictures import Mask
 
+# Masks are as large as images, and the places of their pixels would take 24 times as much.
+_PIXELS_AT_ONCE = 1 << 20
+
 
 def encode(mask: Mask, corner: tuple[int, int] = (0, 0), size: tuple[int, ...] | None = None) -> tuple[int, ...]:
     """Encode a picture that is False outside of `mask`.
@@ -27,11 +30,17 @@ def encode(mask: Mask, corner: tuple[int, int] = (0, 0), size: tuple[int, ...] |
         The run lengths.
     """
     height, width = mask.shape if size is None else size
-    x, y = np.nonzero(mask.T)
-    place = (x + corner[1]) * height + y + corner[0]
-    starts = np.flatnonzero(np.diff(place, prepend=-2) > 1)
-    first = place[starts]
-    last = place[np.append(starts[1:], len(place)) - 1] + 1 if len(place) else place
+    firsts, ends = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    step = max(1, _PIXELS_AT_ONCE // max(1, mask.shape[0]))
+    for left in range(0, mask.shape[1], step):
+        columns = np.pad(mask[:, left : left + step].T, ((0, 0), (1, 1))).view(np.int8)
+        change = np.diff(columns, axis=1)
+        for found, sign in ((firsts, 1), (ends, -1)):
+            x, y = np.nonzero(change == sign)
+            found.append((x + left + corner[1]) * height + y + corner[0])
+    first, last = np.concatenate(firsts), np.concatenate(ends)
+    apart = first[1:] != last[:-1]  # a run may go on at the top of the next column
+    first, last = first[np.append(True, apart)[: len(first)]], last[np.append(apart, True)[: len(last)]]
     edges = np.stack([first, last], axis=1).ravel()
     runs = np.diff(edges, prepend=0, append=height * width)
     return tuple(runs.tolist() if runs[-1] or len(runs) == 1 else runs[:-1].tolist())

@@ -19,11 +19,9 @@ from spade_faiss.core.schema import check_choice
 from spade_faiss.core.settings import PRECISIONS, Preprocess, Run, Source
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import Level
+from spade_faiss.features.memory import forward_bytes
 from spade_faiss.features.network import Network
 from spade_faiss.features.weights import hash_weights
-
-# A forward pass holds at least as many times the bytes of its input.
-_LEAST_INPUTS = 8
 
 
 class Backbone:
@@ -127,10 +125,10 @@ class Backbone:
 
 def _check_memory(side: int) -> None:
     """Raise InputError if one input is more than this machine can hold: the system would end the process without a word."""
-    needed, there = _LEAST_INPUTS * 3 * side * side * np.dtype(np.float32).itemsize, physical_bytes()
+    needed, there = forward_bytes(1, (side, side)), physical_bytes()
     if there is not None and needed > there:
         raise InputError(
-            f"crop={side} is too large: one image takes more than {format_bytes(needed)}, this machine has "
+            f"crop={side} is too large: one image takes about {format_bytes(needed)}, this machine has "
             f"{format_bytes(there)}; lower it"
         )
 

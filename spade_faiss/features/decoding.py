@@ -41,6 +41,7 @@ _READERS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
     ((b"RIFF",), WebPImageFile),
     (pnm.STARTS, PpmImageFile),
 )
+_CANNOT_USE = "cannot use "
 _ORIENTATION = 0x0112
 # How an array is turned upright: whether rows and columns change places, then whether rows and columns are reversed.
 _TURNS = {
@@ -181,8 +182,23 @@ def naming_file(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # not only in the outermost frame: on a damaged file, Pillow raises nearly anything
-        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        raise InputError(f"cannot use {str(path)!r}: {reason}") from error
+        if isinstance(error, InputError) and str(error).startswith(_CANNOT_USE):
+            raise
+        raise InputError(f"{_CANNOT_USE}{str(path)!r}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be used."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, MemoryError):
+        return "there is not enough memory to decode it"
+    # What Pillow says of damage. Anything else is damage that it did not expect: its type helps whoever looks into that.
+    expected = isinstance(error, OSError | SyntaxError | ValueError | EOFError) and str(error)
+    said = str(error) if expected else f"{type(error).__name__}: {error}"
+    return f"it is damaged, or of a kind that cannot be decoded ({said})"
 
 
 def _open(stream: BinaryIO, start: bytes) -> ImageFile:

@@ -6,10 +6,10 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.once import once
 from spade_faiss.features.folders import is_image, name_some
 
 FOLDER = "ground_truth"
@@ -30,7 +30,7 @@ class MaskFinder:
         self._by_stem: dict[Path, dict[str, list[Path]]] = {}
         self._owner: dict[Path, Path] = {}
 
-    @cached_property
+    @once
     def exists(self) -> bool:
         """Whether the set has masks."""
         return (self._root / FOLDER).is_dir()

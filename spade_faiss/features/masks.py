@@ -84,10 +84,13 @@ def _channels(decoded: Decoded) -> tuple[Values, Values | None]:
 
 
 def _palette_labels(image: Image.Image) -> Values | None:
-    """The numbers of a palette image, where black is none of the colors that occur: then 0 is the background."""
+    """The numbers of a palette image, where its colors do not say what is the background: then 0 is.
+
+    They say it where black is one of them, and not the only one.
+    """
     numbers = np.asarray(image)
     colors = np.asarray(image.convert("RGB")).max(axis=2)
-    return numbers if numbers.min() == 0 < numbers.max() and colors.min() > 0 else None
+    return numbers if numbers.min() == 0 < numbers.max() and (colors.min() > 0 or colors.max() == 0) else None
 
 
 def _defective(values: Values) -> Bools:

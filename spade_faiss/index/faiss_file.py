@@ -20,6 +20,7 @@ import numpy as np
 
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.inside import open_regular
+from spade_faiss.core.process import PerProcess
 from spade_faiss.core.schema import shorten
 from spade_faiss.search.distances import import_faiss
 
@@ -46,7 +47,7 @@ _SLOW = re.compile(r"OPQ|ITQ|RCQ|RQ|LSQ|NSG|NNDescent", re.IGNORECASE)
 _LISTS = {b"full", b"sprs"}
 _READ_BYTES = 1 << 20
 
-_limits = threading.Lock()
+_limits = PerProcess(threading.Lock)
 
 
 @lru_cache(maxsize=16)
@@ -156,7 +157,7 @@ class _Source:
 def _limited_to(size: int) -> Iterator[None]:
     """Let FAISS make no vector that is longer than so many bytes; its limits are those of the process."""
     faiss = import_faiss()
-    with _limits:
+    with _limits():
         before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
         faiss.set_deserialization_vector_byte_limit(size)
         faiss.set_deserialization_loop_limit(size)

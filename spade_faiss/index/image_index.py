@@ -31,6 +31,8 @@ _TRAIN_ROWS = 100_000
 # Entries of an index that are looked at when it is opened.
 _SAMPLED = 64
 _SEED = 1234
+# FAISS allocates as much as a query parameter says: candidates for each thread, however few entries there are.
+_MOST_ASKED = 1 << 16
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +110,7 @@ class ImageIndex:
                 self._center = xb.mean(axis=0)
             self._tail.add(xb - self._center)
         if query:
+            _check_query(query, index.ntotal)
             try:
                 faiss.ParameterSpace().set_index_parameters(index, query)
             except RuntimeError as error:
@@ -378,6 +381,21 @@ def check_entries(
             f"index {folder.path} does not find {missed} of {len(entries)} of its entries by their own vectors; "
             f"run: {folder.command(rebuild=True)}"
         )
+
+
+def _check_query(query: str, ntotal: int) -> None:
+    """Raise InputError if a FAISS parameter string asks for more than the index could ever use."""
+    most = max(ntotal, _MOST_ASKED)
+    for setting in query.replace(",", " ").split():
+        name, _, text = setting.partition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not 0 <= value <= most:
+            raise InputError(
+                f"FAISS does not take the query parameters {query!r} for this index: {name} must be a number from 0 to {most}"
+            )
 
 
 def _file_name(build: int) -> str:

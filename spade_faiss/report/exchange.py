@@ -108,10 +108,7 @@ class Place:
                 path.unlink()
         if not self.staged.exists():
             return
-        if (self.staged / COVER).exists():
-            self._save_strangers()
-        elif names(self.staged):  # the folder of the results, whose cover somebody has removed since
-            self.target.mkdir(exist_ok=True)
+        if (self.staged / COVER).exists() or names(self.staged):
             self._save_strangers()
         shutil.rmtree(self.staged)
 
@@ -162,10 +159,10 @@ class Place:
 
     def _save_strangers(self) -> None:
         """Move what others put into the folder in the workspace, while it was the one that was shown, to where they put it."""
-        for name in names(self.staged):
-            path = self.staged / name
-            if name not in (*RESULTS, COVER) and not self._is_link_to_hidden(path):
-                path.replace(self.target / name)
+        for path in [*self.staged.iterdir()]:
+            if path.name not in (*RESULTS, COVER) and not self._is_link_to_hidden(path) and not _is_temporary(path):
+                self.target.mkdir(exist_ok=True)
+                path.replace(self.target / path.name)
 
     def _is_link_to_hidden(self, path: Path) -> bool:
         return path.is_symlink() and path.readlink() == self.staged / path.name
@@ -211,6 +208,11 @@ def _can_move(source: Path, target: Path) -> bool:
     except OSError as error:
         return error.errno not in (errno.EXDEV, errno.EROFS)
     return True
+
+
+def _is_temporary(path: Path) -> bool:
+    """Whether it is a file that a killed run had begun to write; a folder may be the workspace of another run."""
+    return path.match(TEMPORARY_PATTERN) and path.is_file()
 
 
 def names(folder: Path) -> set[str]:

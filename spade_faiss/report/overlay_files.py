@@ -8,6 +8,7 @@ import os
 import unicodedata
 from pathlib import Path, PurePosixPath
 
+from spade_faiss.core.text import printable
 from spade_faiss.report.pictures import Picture, write_png
 
 # What a file system answers to a name that it does not have.
@@ -21,7 +22,8 @@ _SHORT_BYTES = 100
 class OverlayFiles:
     """Writes overlays into a folder, each under a name of its own, also where letters of both cases are one.
 
-    `spot/1.png` becomes `spot/1.png.png`. A name that is too long, or taken, is shortened and gets a part of its checksum.
+    `spot/1.png` becomes `spot/1.png.png`. A name that is too long, or taken, is shortened and gets a part of its checksum; so
+    does one with characters that are orders to whatever lists the folder, and these are escaped.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,12 +53,14 @@ class OverlayFiles:
 
     def _choose(self, image: str) -> PurePosixPath:
         *folders, last = image.split("/")
-        short = f"{_cut(last)}-{_digest(image)[:16]}.png"
+        short = f"{_cut(printable(last))}-{_digest(image)[:16]}.png"
         candidates = ([*folders, f"{last}.png"], [*folders, short], [short])
         return next(PurePosixPath(*parts) for parts in candidates if parts == [short] or self._is_free(parts))
 
     def _is_free(self, parts: list[str]) -> bool:
         if any(part in ("", ".", "..") or len(os.fsencode(part)) > self._name_bytes for part in parts):
+            return False
+        if any(part != printable(part) for part in parts):
             return False
         path = PurePosixPath(*parts)
         if len(os.fsencode(self._folder / path)) > _PATH_BYTES:

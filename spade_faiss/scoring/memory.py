@@ -9,13 +9,10 @@ import numpy as np
 
 from spade_faiss.features.batch import Level
 from spade_faiss.features.layout import Layout
+from spade_faiss.features.memory import forward_bytes
 
-# A network's forward pass takes about this much, and so many times the bytes of each input (measured on efficientnet_lite0 and
-# wide_resnet50_2). The images that are decoded ahead, and the inputs that are made of them, are counted in it.
-_FORWARD_BYTES = 64 << 20
-# Of it, this much is for images that are being decoded, whatever else the budget leaves.
+# Of what a forward pass takes, this much is for images that are being decoded, whatever else the budget leaves.
 DECODE_BYTES = 32 << 20
-_FORWARD_INPUTS = 25
 
 
 def float32_bytes(shape: tuple[int, ...]) -> int:
@@ -34,7 +31,7 @@ def working_bytes(images: int, layout: Layout, searched: Sequence[Level], search
         forward: whether a backbone computes the features.
     """
     image = float32_bytes((3, *layout.input_size))
-    network = _FORWARD_BYTES + images * _FORWARD_INPUTS * image if forward else 0
+    network = forward_bytes(images, layout.input_size) if forward else 0
     features = images * sum(2 * float32_bytes(level.shape) for level in layout.levels)
     # Distances and where they come from; score maps before and after smoothing.
     results = images * sum(10 * float32_bytes((level.height, level.width)) for level in searched) + images * 2 * image

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from spade_faiss.core.once import once
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import Level
 from spade_faiss.search.cache import BlockCache
@@ -235,7 +235,7 @@ class Blocks:
         height, width, channels = self.level.shape
         return height * width * channels * np.dtype(np.float32).itemsize
 
-    @cached_property
+    @once
     def center(self) -> FloatArray:
         """(C,), about where the vectors of this level are: the mean of a few blocks spread over the bank.
 

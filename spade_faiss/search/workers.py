@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from spade_faiss.core.device import CPU, Device
+from spade_faiss.core.once import Once
 from spade_faiss.core.process import PerProcess
 from spade_faiss.search.distances import import_faiss
 
@@ -36,17 +37,22 @@ class Workers:
         self.threads: int = threads or import_faiss().omp_get_max_threads()
         # No method of this class: a pool that refers to its owner would keep it alive, and with it a bank's lease.
         self._pool = PerProcess(partial(_start_threads, self.threads))
+        self._accelerators = Once(partial(_open_accelerators, device))
 
     def submit(self, task: Callable[..., T], *arguments: object) -> Future[T]:
         """Run `task(*arguments)` in one of the threads; tasks begin in the order in which they were submitted."""
         return self._pool().submit(task, *arguments)
 
-    @cached_property
+    @property
     def accelerators(self) -> list[Accelerator]:
         """The device as torch uses it, one accelerator for each card; the searches of all levels share their memory."""
-        from spade_faiss.search.accelerator import open_accelerators
+        return self._accelerators()
 
-        return open_accelerators(self.device)
+
+def _open_accelerators(device: Device) -> list[Accelerator]:
+    from spade_faiss.search.accelerator import open_accelerators
+
+    return open_accelerators(device)
 
 
 def _start_threads(count: int) -> ThreadPoolExecutor:

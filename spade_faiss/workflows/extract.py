@@ -24,6 +24,7 @@ from spade_faiss.features.folders import LeftOut
 from spade_faiss.features.kinds import check_normals
 from spade_faiss.features.layout import Layout, prepare
 from spade_faiss.features.loading import load_backbone
+from spade_faiss.features.memory import forward_bytes
 from spade_faiss.features.pages import hash_image
 from spade_faiss.features.placement import Placement, Visible
 from spade_faiss.features.stream import FeatureStream
@@ -235,7 +236,12 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
             known = {digest: name for name, digest in target.with_removed().sha256_of.items()}
         # In a second run, the images that are left may be those that could not be read in the first.
         stream = FeatureStream(
-            backbone, run, batch_size=BATCH_SIZE, timings=timings, allow_none=len(new) < len(records), known=known
+            backbone,
+            run,
+            batch_size=_batch_size(backbone, run),
+            timings=timings,
+            allow_none=len(new) < len(records),
+            known=known,
         )
         before = len(target)
         with _ShardBuffer(target, timings) as buffer:
@@ -254,6 +260,13 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
             timing_s=timings.seconds,
             total_s=timings.total_s,
         )
+
+
+def _batch_size(backbone: Backbone, run: Run) -> int:
+    """How many images the network takes at once: as many as fit into the memory, one at least."""
+    memory = parse_bytes(run.memory)
+    fitting = (size for size in range(BATCH_SIZE, 1, -1) if forward_bytes(size, backbone.input_size) <= memory)
+    return next(fitting, 1)
 
 
 def _not_in(bank: Bank, records: Sequence[ImageRecord]) -> tuple[list[ImageRecord], list[str]]:

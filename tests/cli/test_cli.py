@@ -27,6 +27,7 @@ from spade_faiss.core.memory import parse_bytes
 from spade_faiss.core.text import is_hidden
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.search.recipe import recipe_names
+from tests.support.pictures import weave
 
 COMMANDS = (
     *("fit", "extract", "index", "info", "add", "remove", "restore", "compact", "verify", "suspects", "score", "evaluate"),
@@ -114,6 +115,19 @@ def test_fit_then_info_then_fit_again(dataset_folder: Path, tmp_path: Path, caps
     assert (again["added"], again["present"]) == (0, count)
     assert main(["info", str(bank)]) == 0
     assert f"{count} normal images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_fit_and_info_say_how_many_bits_are_used(tmp_path: Path, capsys: pytest.CaptureFixture[str], bits: int) -> None:
+    """Nobody gave the depth: whoever knows the camera sees whether it was found right."""
+    rng, good = np.random.default_rng(bits), tmp_path / "good"
+    good.mkdir()
+    for number in range(6):
+        values = weave(rng)[..., 0].astype(np.uint16) << (bits - 8)
+        Image.fromarray(values).save(good / f"{number}.png")
+    out = run_text(capsys, "fit", good, "--bank", tmp_path / "b", *SMALL, "--no-calibrate")
+    assert f"of 16 bits, {bits} are used (if the camera gives another number, make a new bank with --bit-depth)" in out
+    assert f"{bits} of 16 bits" in run_text(capsys, "info", tmp_path / "b")
 
 
 def test_other_settings_than_the_banks_are_refused_with_both_values(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spade_faiss.core import process
+from spade_faiss.core import memory, process
 from spade_faiss.core.memory import check_address_space, is_out_of_memory, physical_bytes
 from spade_faiss.core.process import PerProcess, fork_safe, is_fork
 from spade_faiss.core.progress import progress_bar
@@ -72,6 +72,14 @@ def test_what_says_that_memory_is_exhausted(error: Exception, expected: bool) ->
 
 def test_this_machine_has_memory() -> None:
     assert (found := physical_bytes()) is None or found > 1 << 28
+
+
+@pytest.mark.parametrize(("text", "expected"), [("max\n", None), ("1000000\n", 1000000), (f"{1 << 63}\n", None)])
+def test_a_container_may_have_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: int | None) -> None:
+    machine = physical_bytes()
+    (tmp_path / "memory.max").write_text(text)
+    monkeypatch.setattr(memory, "_CONTAINER_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "none")))
+    assert physical_bytes() == (machine and (expected or machine))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what is used")

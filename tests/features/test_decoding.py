@@ -143,7 +143,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path, suffix: str) -> None:
         (b"", "the file is empty"),
         (b"GIF89a....", "not a PNG, JPEG, BMP, TIFF, WebP or binary PBM, PGM or PPM file: it starts with b'GIF89a"),
         (b"<html></html>", "not a PNG"),
-        (b"RIFF\x24\x00\x00\x00WAVEfmt ", r"\w+Error: \w"),
+        (b"RIFF\x24\x00\x00\x00WAVEfmt ", "it is damaged, or of a kind that cannot be decoded"),
         (png(1, 2, 8, 0, [b"\x01", b"\x02"])[:-24], "truncated"),
         (png(0, 3, 8, 0, []), "not identified"),
     ],
@@ -153,7 +153,8 @@ def test_files_that_are_no_images_say_why(tmp_path: Path, data: bytes, reason: s
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(InputError, match=rf"cannot use '.*a\.png': .*{reason}") as error:
         read_image(tmp_path / "a.png")
-    assert "InputError" not in str(error.value)
+    assert not any(word in str(error.value) for word in ("InputError", "OSError", "SyntaxError", "ValueError"))
+    assert str(error.value).count("cannot use") == 1
 
 
 def test_file_is_read_by_its_content_whatever_its_suffix(tmp_path: Path) -> None:

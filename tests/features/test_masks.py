@@ -81,14 +81,14 @@ def test_classes_side_by_side_are_all_defective(tmp_path: Path) -> None:
     assert read(save(Image.fromarray(values), tmp_path / "m.png")).sum() == 4800
 
 
-@pytest.mark.parametrize("palette", ["black background", "no black"])
+@pytest.mark.parametrize("palette", ["black background", "no black", "all black"])
 def test_palettes_of_classes(tmp_path: Path, palette: str) -> None:
-    """Dark colors are classes, too; where no color is black, number 0 is the background."""
+    """Dark colors are classes, too; where no color is black, or nothing else is, number 0 is the background."""
     values = drawn([1, 2, 3])
     image = Image.fromarray(values, "L").convert("P")
     image.putdata(values.ravel().tolist())
     background = [0, 0, 0] if palette == "black background" else [68, 1, 84]
-    image.putpalette([*background, 64, 0, 0, 0, 192, 0, 128, 64, 0])
+    image.putpalette([0] * 12 if palette == "all black" else [*background, 64, 0, 0, 0, 192, 0, 128, 64, 0])
     np.testing.assert_array_equal(read(save(image, tmp_path / "m.png")), values > 0)
     if palette == "black background":
         np.testing.assert_array_equal(read(save(image.convert("RGB"), tmp_path / "rgb.png")), values > 0)

@@ -390,11 +390,31 @@ def test_an_interrupted_build_leaves_the_old_index(
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-@pytest.mark.parametrize("query", ["nprobe", "nprobe=x", "nonsense=3", "nonsense"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "nprobe",
+        "nprobe=x",
+        "nonsense=3",
+        "nonsense",
+        "efSearch=1000000000",
+        "nprobe=2,efSearch=1e30",
+        "nprobe=-1",
+        "efSearch=inf",
+    ],
+)
 def test_bad_query_parameters_are_named(indexed: Path, recipe: Recipe, query: str) -> None:
     changed = replace(recipe, query=Query(image=query))
     with pytest.raises(InputError, match=f"FAISS does not take the query parameters '{query}' for this index"):
         ImageIndex.open(Bank.open(indexed), changed)
+
+
+def test_query_parameters_beyond_sense_are_refused_before_faiss_allocates_them(indexed: Path) -> None:
+    """Fault: efSearch=1000000000 took 16 GiB, whatever --memory said."""
+    changed = replace(HNSW, query=Query(image="efSearch=1000000000"))
+    with pytest.raises(InputError, match="efSearch must be a number from 0 to 65536"):
+        ImageIndex.open(Bank.open(indexed), changed)
+    ImageIndex.open(Bank.open(indexed), replace(HNSW, query=Query(image="efSearch=65536")))
 
 
 def test_an_index_that_was_not_built_names_the_command(tmp_path: Path, xb: FloatArray) -> None:

@@ -144,4 +144,4 @@ def test_a_wheel_works_outside_of_the_checkout(compiler: bool, tmp_path: Path) -
     assert done.stdout.startswith(str(tmp_path / "site"))
     assert "image='Flat'" in done.stdout
     built = compiler and platform.machine() in ("x86_64", "AMD64")
-    assert f"['compact', 'exact', 'history', 'hnsw', 'ivf', 'location'] True {built}" in done.stdout
+    assert f"['clusters', 'compact', 'exact', 'history', 'hnsw', 'ivf', 'location'] True {built}" in done.stdout

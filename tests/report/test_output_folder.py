@@ -305,6 +305,25 @@ def test_a_killed_writer_keeps_nobody_away(tmp_path: Path, number: int) -> None:
     assert leftovers(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("before", [{}, FIRST])
+def test_what_a_killed_writer_had_begun_to_write_is_no_strangers(tmp_path: Path, way: str, before: dict[str, str]) -> None:
+    """Fault: after a first run was killed while it scored, no other could write there: its file had no place to go to."""
+    out = tmp_path / "out"
+    if before:
+        run(out, before)
+
+    def die() -> None:
+        with output_folder(out, "score") as folder:
+            write(folder, {".spade-0123456789abcdef.tmp": "half a file", "overlays/a.png": "2"})
+            os._exit(9)
+
+    os.waitpid(in_child(die), 0)
+    assert {name: text for name, text in shown(out).items() if not name.startswith(".")} == before
+    run(out, SECOND)
+    assert shown(out) == SECOND
+    assert leftovers(tmp_path) == ["out"]
+
+
 def test_no_room_is_one_line_and_leaves_the_old_results(tmp_path: Path, way: str) -> None:
     """Fault: tracebacks on a 4 kB disk for `--out`."""
     out = tmp_path / "out"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spade_faiss.core.text import printable
 from spade_faiss.report.overlay_files import OverlayFiles
 from spade_faiss.report.pictures import Picture, write_png
 
@@ -79,6 +80,13 @@ def test_names_that_lead_elsewhere_stay_inside(tmp_path: Path) -> None:
     names = written(tmp_path / "overlays", ids)
     assert all((tmp_path / "overlays" / name).resolve().is_relative_to(tmp_path / "overlays") for name in names)
     assert [path.name for path in tmp_path.iterdir()] == ["overlays"]
+
+
+def test_names_give_no_orders_to_what_lists_the_folder(tmp_path: Path) -> None:
+    ids = ["two\nlines.png", "bell\x1b[31m.png", "\u202ertl.png", "a\x07/b.png"]
+    names = written(tmp_path / "overlays", ids)
+    assert all(printable(name) == name for name in names)
+    assert names[0].startswith("two\\nlines.png-")
 
 
 def test_names_that_the_disk_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,29 +132,33 @@ def test_a_fork_opens_and_builds_what_it_needs_and_forks_again(fitted_bank: Path
 
 
 LOCKS = """
-from spade_faiss.core.once import Once
+from spade_faiss.core.once import Once, once
+from spade_faiss.index import faiss_file
 from spade_faiss.search import distances
 from spade_faiss.search.cache import BlockCache
 
 cache, started, stop = BlockCache(1000), threading.Event(), threading.Event()
 cache.put(("kept", 0), np.zeros(3))
 
-def make():
-    if threading.current_thread() is not threading.main_thread():
-        started.set()
-        stop.wait()
-    return 7
+class Owner:
+    @once
+    def value(self):
+        if threading.current_thread() is not threading.main_thread():
+            started.set()
+            stop.wait()
+        return 7
 
-once = Once(make)
+owner = Owner()
+made = Once(lambda: owner.value)
 
 def hold():
-    with cache._lock(), distances._threshold_lock(), bank._committing():
-        once()
+    with cache._lock(), distances._threshold_lock(), bank._committing(), bank._lock._guard(), faiss_file._limits():
+        made()
 
 def use(number):
     cache.put(("more", number), np.zeros(3))
-    with bank._committing():
-        return once(), cache.get(("kept", 0)).shape, by_features(number)
+    with bank.writing(), bank._committing(), faiss_file._limited_to(1000):
+        return made(), cache.get(("kept", 0)).shape, by_features(number)
 
 expected = by_features(1)
 holder = threading.Thread(target=hold)
@@ -170,8 +174,10 @@ assert same(found, expected)
 
 
 @needs_fork
-def test_a_lock_that_another_thread_held_at_the_fork_is_free_in_it(fitted_bank: Path, dataset_folder: Path) -> None:
-    run(LOCKS, fitted_bank, dataset_folder / "test", "exact:faiss")
+def test_a_lock_that_another_thread_held_at_the_fork_is_free_in_it(
+    fitted_bank: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    run(LOCKS, copied(fitted_bank, tmp_path), dataset_folder / "test", "exact:faiss")
 
 
 def test_cuda_in_a_fork_of_a_process_that_used_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -517,3 +517,9 @@ def test_the_callers_pictures_reach_the_network_as_they_are_resized(good: Path, 
     y, x = np.unravel_index(np.abs(fine[1] - fine[0]).sum(axis=-1).argmax(), fine.shape[1:3])
     assert y < 6
     assert x > 10
+
+
+@pytest.mark.parametrize(("memory", "size"), [("2GiB", 16), ("80MB", 10), ("69MB", 1), ("1MB", 1)])
+def test_a_network_takes_as_many_images_at_once_as_fit(backbone: Backbone, memory: str, size: int) -> None:
+    """64 MiB, and 25 times 64 * 64 * 3 * 4 bytes an image. Before, 16 images at once, of any size."""
+    assert extract._batch_size(backbone, Run(memory=memory)) == size

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.once import once
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.search.accelerator import Accelerator, Uploaded
 from spade_faiss.search.block_jobs import BlockJob, block_jobs
@@ -113,7 +113,7 @@ class TorchSearch:
         self._accelerator = accelerator
         self._product = product
 
-    @cached_property
+    @once
     def _center(self) -> Tensor:
         return self._accelerator.upload(self._blocks.center).wait()
 
