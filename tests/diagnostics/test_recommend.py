@@ -157,3 +157,67 @@ def test_exact_search_by_the_kernel_counts_where_it_runs() -> None:
     )
     # Nothing is said of a K that was not measured side by side.
     assert advise(1000, 50, measured=measured, simd_level="avx2") == advise(1000, 50, measured=measured)
+
+
+# The whole bank as the gallery
+
+
+def whole(set: str, recipe: str, n: int, ms: float, lost: float | None = None, *, peak: int = GIB) -> dict[str, Any]:
+    row = {"set": set, "recipe": recipe, "build": {}, "query": {}, "n": n, "pixel_ms": ms, "lost": lost}
+    return {**row, "peak_bytes": peak, "bank_bytes_per_image": 1000, "disk_bytes_per_image": 0 if recipe == "exact" else 10}
+
+
+WHOLE = {
+    **MEASURED,
+    "whole": [
+        whole("lite0", "exact", 200, 40),
+        whole("lite0", "clusters", 200, 35),
+        whole("lite0", "exact", 1000, 200),
+        whole("lite0", "clusters", 1000, 30),
+        whole("lite0", "global", 1000, 10),
+        whole("mvtec_bottle", "exact", 209, 30, 0.0),
+        whole("mvtec_bottle", "clusters", 209, 10, 0.0),
+        whole("mvtec_bottle", "global", 209, 5, 0.02),
+    ],
+}
+
+
+def advise_all(images: int, *, measured: dict[str, Any] = WHOLE, **more: Any) -> Advice:
+    extrapolate = more.pop("extrapolate", False)
+    workload = Workload(images=images, k="all", backbone="efficientnet_lite0", **more)
+    return recommend(workload, measured=measured, extrapolate=extrapolate)
+
+
+def test_the_whole_bank_is_searched_by_the_fastest_recipe_that_loses_nothing() -> None:
+    advice = advise_all(1000)
+    assert (advice.recipe.name, advice.pixel_ms) == ("clusters", 30)
+    assert any("in all of N=1,000" in line for line in advice.evidence)
+    lossless = [row if row["lost"] != 0.02 else {**row, "lost": 0.0} for row in WHOLE["whole"]]
+    assert advise_all(1000, measured={**WHOLE, "whole": lossless}).recipe.name == "global"
+
+
+def test_a_scan_of_a_small_bank_is_nearly_as_fast() -> None:
+    assert advise_all(150).recipe.name == "exact"
+
+
+def test_a_whole_bank_costs_what_the_next_larger_one_does() -> None:
+    advice = advise_all(600)
+    assert (advice.recipe.name, advice.pixel_ms) == ("clusters", 30)
+    assert any("N=600 lies between" in line for line in advice.evidence)
+
+
+def test_a_larger_whole_bank_is_not_guessed_unasked() -> None:
+    with pytest.raises(
+        InputError, match=r"images=5,000 is 5.0 times as many as the most whose maps were all searched, N=1,000"
+    ):
+        advise_all(5000)
+    advice = advise_all(5000, extrapolate=True, memory="12GiB")
+    assert advice.pixel_ms == 150
+    assert advice.memory_bytes >= 5 * GIB  # it holds something of every image
+    with pytest.raises(InputError, match="is too small"):
+        advise_all(5000, extrapolate=True, memory="4GiB")
+
+
+def test_a_backbone_whose_whole_bank_was_not_measured_is_named() -> None:
+    with pytest.raises(InputError, match="k=all was not measured for wrn50, only for lite0, mvtec_bottle"):
+        recommend(Workload(images=100, k="all"), measured=WHOLE)
