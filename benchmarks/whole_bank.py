@@ -28,7 +28,7 @@ from benchmarks.process import machine, resident_bytes, spread
 from benchmarks.sweep import peers
 from benchmarks.sweep.measures import exponent, share_as_near
 from benchmarks.sweep.points import PeerPoint
-from benchmarks.sweep.sets import POOLED, PixelSet, Places, pixel_set
+from benchmarks.sweep.sets import COARSE_POOLED, POOLED, PixelSet, Places, pixel_set
 from spade_faiss import Bank, Detector, FeatureBatch, Scores
 from spade_faiss.core.settings import ALL, Method, Run
 from spade_faiss.core.timing import Timings
@@ -42,11 +42,13 @@ from spade_faiss.search.levels import open_blocks, searched_levels, vectors_of
 from spade_faiss.search.recipe import Recipe, load_recipe
 
 Row = dict[str, Any]
+KGallery = int | str | tuple[int | str, ...]
 
 SPEED_SETS = ("mvtec_bottle", "mvtec_screw")
 QUALITY_SETS = ("mvtec_bottle", "magnetic_tile", "mvtec_screw", "mvtec_toothbrush", "aws_cookies", "elpv")
 # Real cells up to 1,000; generated features, which look like those of real products, beyond.
 REAL_GROWTH, REAL_SIZES = "elpv", (200, 400, 700, 1000)
+LARGE = 20_000
 GENERATED_GROWTH, GENERATED_SIZES = "lite0", (200, 1000, 5000)
 # Up to so many images are searched map by map, and by FAISS, which has everything decoded.
 MOST_BY_SCAN = 1000
@@ -108,7 +110,7 @@ class Compared:
         """The recipe of clusters for its levels."""
         return load_recipe("clusters").with_levels(self.levels)
 
-    def open(self, recipe: str | Recipe, k_gallery: int | str = ALL) -> Detector:
+    def open(self, recipe: str | Recipe, k_gallery: KGallery = ALL) -> Detector:
         """Open its detector with another recipe or gallery."""
         method = Method(k_image=min(5, len(Bank.open(self.bank))), k_gallery=k_gallery, levels=self.levels)
         return Detector.open(self.bank, recipe=recipe, method=method, run=Run(memory=MEMORY, device="cpu"))
@@ -141,6 +143,30 @@ def growth(places: Places) -> Iterator[Row]:
         bank = _generated(product, size, places)
         sizes.append((Compared(bank, product.tests(TESTS), joined), Compared(bank, product.tests(TESTS))))
     yield from _growing(GENERATED_GROWTH, sizes, None)
+
+
+def large(places: Places) -> Iterator[Row]:
+    """Recipe `global` beyond what the others are measured at: generated features, levels 2 and 3 joined."""
+    product = Product(SHAPES[GENERATED_GROWTH])
+    levels = ("+".join(level.name for level in SHAPES[GENERATED_GROWTH].levels[1:]),)
+    whole = Compared(_generated(product, LARGE, places), product.tests(TESTS), levels)
+    bank, recipe = Bank.open(whole.bank), load_recipe("global").with_levels(levels)
+    start = time.perf_counter()
+    built = build_index(bank, recipe, rebuild=True)
+    build_s, before = time.perf_counter() - start, resident_bytes()
+    detector = whole.open(recipe)
+    detector.score_features(whole.tests)
+    memory_bytes = max(0, resident_bytes() - before)
+    seconds = in_turn({"global": _pixel_search(detector, whole.tests)}, [whole.tests], REPEATS)
+    yield {
+        "set": GENERATED_GROWTH,
+        "normals": len(bank),
+        "ms": {"global": _ms(seconds["global"])},
+        "build_s": {"global": build_s},
+        "index_bytes": {"global": built.bytes if built else 0},
+        "bank_bytes": bank.bytes_on_disk,
+        "memory_bytes": {"global": memory_bytes},
+    }
 
 
 def _growing(name: str, sizes: Sequence[tuple[Compared, Compared]], chosen: PixelSet | None) -> Iterator[Row]:
@@ -197,19 +223,21 @@ def quality(places: Places) -> Iterator[Row]:
     """What the gallery is worth: image AUROC by the mean of a map's top 1 %, pixel AUROC and AUPRO."""
     for name in QUALITY_SETS:
         plain, pooled = pixel_set(name, places), pixel_set(name + POOLED, places)
-        searches: dict[str, tuple[PixelSet, tuple[str, ...], str | int]] = {
+        mixed = pixel_set(name + COARSE_POOLED, places)
+        searches: dict[str, tuple[PixelSet, tuple[str, ...], KGallery]] = {
             "K=5": (plain, (), 5),
             "K=5, averaged": (pooled, (), 5),
             "all, averaged, apart": (pooled, APART, ALL),
             "all, averaged, joined": (pooled, JOINED, ALL),
+            "finest as it is, K=20; all, averaged, joined": (mixed, ("blocks.1", *JOINED), (20, ALL)),
         }
         for label, (chosen, levels, k_gallery) in searches.items():
             compared = Compared(chosen.bank, chosen.tests, levels)
             start = time.perf_counter()
-            if k_gallery == ALL:
+            if k_gallery != 5:
                 build_index(Bank.open(compared.bank), compared.recipe, rebuild=True)
             fit_s = time.perf_counter() - start
-            detector = compared.open(compared.recipe if k_gallery == ALL else "exact", k_gallery)
+            detector = compared.open("exact" if k_gallery == 5 else compared.recipe, k_gallery)
             timings = Timings()
             maps = detector.score_features(compared.tests, timings=timings).maps
             cost = {"fit_s": fit_s, "ms": 1000 * timings.seconds["pixel search"] / len(maps)}
@@ -381,6 +409,7 @@ def _generated(product: Product, size: int, places: Places) -> Path:
 SECTIONS: Mapping[str, Callable[[Places], Iterator[Row]]] = {
     "speed": speed,
     "growth": growth,
+    "large": large,
     "leave_one_out": leave_one_out,
     "thin": thin,
     "quality": quality,

@@ -74,6 +74,7 @@ GENERATED: dict[str, Callable[[Figures], str]] = {
     "durability": upkeep.durability,
     "calibration": upkeep.calibration,
     "calibration_facts": upkeep.calibration_facts,
+    "readme_whole_bank": whole_bank.summary,
     "whole_bank_speed": whole_bank.speed,
     "whole_bank_growth": whole_bank.growth,
     "whole_bank_quality": whole_bank.quality,

@@ -6,10 +6,23 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from benchmarks.pages.text import Figures, markdown_table
+from benchmarks.pages.text import Figures, markdown_table, mebibytes
 
+_PEER = "PatchCore 1 %"
 _METRICS = ("image_auroc", "pixel_auroc", "aupro")
 _OTHERS = {"five": "K=5", "scan": "scan", "global": "`global`", "faiss": "faiss.knn"}
+
+
+def summary(figures: Figures) -> str:
+    """README's sentence on the whole bank as the gallery."""
+    rows = figures["whole_bank"]["speed"]["rows"]
+    row = next(row for row in rows if (row["set"], row["search"]) == ("mvtec_bottle", "joined"))
+    ms = {engine: f"{found['median']:.0f} ms" for engine, found in row["ms"].items()}
+    return (
+        f"All {row['normals']} normals of MVTec AD bottle as the gallery, levels 2 and 3 joined, on another machine: "
+        f"{ms['clusters']} with the recipe `clusters` (exact), {ms['global']} with `global`; a scan takes {ms['scan']}, "
+        f"five neighbors at three levels {ms['five']}. [All figures](docs/benchmarks/whole-bank.md)."
+    )
 
 
 def speed(figures: Figures) -> str:
@@ -29,10 +42,22 @@ def growth(figures: Figures) -> str:
                 f"what is looked at to the power {row['exponent_looked_at']:.2f}; time by `global` to the power "
                 f"{row['exponent']['global']:.2f}."
             )
+    for row in figures["whole_bank"]["large"]["rows"]:
+        ms, index, build_s = (row[name]["global"] for name in ("ms", "index_bytes", "build_s"))
+        lines.append(
+            f"- {row['set']}, {row['normals']:,} normals: `global` takes {ms['median']:.0f} ms "
+            f"({ms['min']:.0f} to {ms['max']:.0f}); its index, {mebibytes(index)} beside a bank of "
+            f"{mebibytes(row['bank_bytes'])}, is built in {build_s:.0f} s."
+        )
     for row in figures["whole_bank"]["leave_one_out"]["rows"]:
         lines.append(
             f"- {row['set']}, {row['normals']} normals: an image of the bank against all others takes "
             f"{row['times_scoring']:.2f} times as long as scoring, all stages together."
+        )
+    for row in figures["whole_bank"]["thin"]["rows"]:
+        lines.append(
+            f"- {row['set']}: greedy k-center picks {row['picks']:,} of {row['vectors']:,} vectors in "
+            f"{row['s']['median']:.1f} s (`thin: kcenter`; whole vectors, nothing projected)."
         )
     return "\n".join([*lines, "", _machine(found)])
 
@@ -57,16 +82,18 @@ def quality(figures: Figures) -> str:
 
 
 def _means(rows: list[Mapping[str, Any]]) -> str:
-    """Each search's mean over the sets of PatchCore 1 %, or of all searches where that was not measured."""
+    """Each search's mean over the sets that PatchCore was measured on."""
     by_search: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         by_search.setdefault(row["search"], {})[row["set"]] = row
-    everywhere = [name for name, found in by_search.items() if len(found) == max(map(len, by_search.values()))]
-    lines = []
-    for name in everywhere:
-        values = [statistics.mean(row[metric] for row in by_search[name].values() if metric in row) for metric in _METRICS]
-        lines.append((name, *(f"{value:.3f}" for value in values)))
-    return "Means over all sets:\n\n" + markdown_table(("search", "image AUROC", "pixel AUROC", "AUPRO"), lines)
+    sets = list(by_search[_PEER])
+    lines = [
+        (name, *(f"{statistics.mean(found[of][metric] for of in sets):.3f}" for metric in _METRICS))
+        for name, found in by_search.items()
+        if set(sets) <= set(found)
+    ]
+    table = markdown_table(("search", "image AUROC", "pixel AUROC", "AUPRO"), lines)
+    return f"Means over {', '.join(sets)}:\n\n{table}"
 
 
 def _costs(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -88,10 +115,7 @@ def _costs(rows: Iterable[Mapping[str, Any]]) -> str:
                 passed,
                 *others,
                 f"{100 * row['found_as_near']:.1f} %",
-                *(
-                    f"{row['build_s'][name]:.0f} s, {row['index_bytes'][name] / 2**20:.0f} MiB"
-                    for name in ("clusters", "global")
-                ),
+                *(f"{row['build_s'][name]:.0f} s, {mebibytes(row['index_bytes'][name])}" for name in ("clusters", "global")),
             )
         )
     header = (

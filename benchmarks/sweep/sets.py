@@ -35,9 +35,13 @@ RESIZE_MODES = {
     "elpv": "crop",
 }
 # What may stand after the name of a real set, and how its maps are prepared then: vectors of unit length at each location, or
-# averages over 3 x 3 locations, those outside of the map being zeros.
-NORMALIZED, POOLED = "-l2", "-pool3"
-PREPARED: dict[str, dict[str, Any]] = {NORMALIZED: {"normalize": "l2"}, POOLED: {"pool": 3, "pool_border": "zero"}}
+# averages over 3 x 3 locations, those outside of the map being zeros, of all levels or of all but the finest.
+NORMALIZED, POOLED, COARSE_POOLED = "-l2", "-pool3", "-pool133"
+PREPARED: dict[str, dict[str, Any]] = {
+    NORMALIZED: {"normalize": "l2"},
+    POOLED: {"pool": 3, "pool_border": "zero"},
+    COARSE_POOLED: {"pool": (1, 3, 3), "pool_border": "zero"},
+}
 GENERATED_NORMALS, GENERATED_TESTS = 200, 32
 _SIDE = 56
 _BATCH = 16
