@@ -7,7 +7,6 @@
 #include <cstring>
 #include <limits>
 #include <utility>
-#include <vector>
 
 #include "floats.hpp"
 #include "target.hpp"
@@ -158,6 +157,27 @@ void encode_all(const Packing& packing, int total, ElementType type, Address add
     }
 }
 
+// Encodes queries into a pack that has room for them, the i-th at `address(i)`.
+template <typename Address>
+void encode_queries(QueryPack& pack, int count, ElementType type, Address address) {
+    const Packing& packing = *pack.packing;
+    const int stride = pack.stride;
+    pack.count = count;
+    pack.panels = round_up(count, kPanel) / kPanel;
+    const auto store = [&](int i, const Quantized& quantized, const std::int8_t* query_codes) {
+        auto* lane = pack.codes.data() + static_cast<std::size_t>(i / kPanel) * kPanel * stride + i % kPanel * 4;
+        for (int c = 0; c < stride; c += 4) std::memcpy(lane + static_cast<std::size_t>(c) * kPanel, query_codes + c, 4);
+        const std::int32_t total =
+            widen(query_codes, stride, pack.codes_by_query.data() + static_cast<std::size_t>(i) * stride);
+        pack.step[i] = quantized.step;
+        pack.initial_dot[i] = -packing.format.row_offset * total;
+        pack.sq_norm[i] = quantized.sq_norm;
+        pack.residual[i] = upper_bound(quantized.residual, packing);
+        pack.norm[i] = upper_bound(std::sqrt(quantized.sq_norm), packing) + pack.residual[i];
+    };
+    encode_all(packing, count, type, address, packing.format.max_query_code, store);
+}
+
 }  // namespace
 
 Packing::Packing(CodeFormat format_, int d_, const float* center_, const float* basis_, int components_)
@@ -223,28 +243,12 @@ QueryPack::QueryPack(std::shared_ptr<const Packing> packing_, int capacity)
 
 QueryPack::QueryPack(std::shared_ptr<const Packing> packing_, const Vectors& queries)
     : QueryPack(std::move(packing_), queries.count) {
-    std::vector<const void*> addresses(queries.count);
-    for (int i = 0; i < queries.count; ++i) addresses[i] = queries.row(i);
-    assign(packing, addresses.data(), queries.type, queries.count);
+    encode_queries(*this, queries.count, queries.type, [&](int i) { return queries.row(i); });
 }
 
 void QueryPack::assign(std::shared_ptr<const Packing> packing_, const void* const* queries, ElementType type, int count_) {
     packing = std::move(packing_);
-    count = count_;
-    panels = round_up(count, kPanel) / kPanel;
-    const CodeFormat format = packing->format;
-    const auto address = [&](int i) { return queries[i]; };
-    const auto store = [&](int i, const Quantized& quantized, const std::int8_t* query_codes) {
-        auto* lane = codes.data() + static_cast<std::size_t>(i / kPanel) * kPanel * stride + i % kPanel * 4;
-        for (int c = 0; c < stride; c += 4) std::memcpy(lane + static_cast<std::size_t>(c) * kPanel, query_codes + c, 4);
-        const std::int32_t total = widen(query_codes, stride, codes_by_query.data() + static_cast<std::size_t>(i) * stride);
-        step[i] = quantized.step;
-        initial_dot[i] = -format.row_offset * total;
-        sq_norm[i] = quantized.sq_norm;
-        residual[i] = upper_bound(quantized.residual, *packing);
-        norm[i] = upper_bound(std::sqrt(quantized.sq_norm), *packing) + residual[i];
-    };
-    encode_all(*packing, count, type, address, format.max_query_code, store);
+    encode_queries(*this, count_, type, [&](int i) { return queries[i]; });
 }
 
 }  // namespace spade
