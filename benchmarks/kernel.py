@@ -41,8 +41,8 @@ NORMALS, TESTS = 60, 16
 SPEED = ((5, 1, 9), (10, 1, 7), (50, 1, 5), (5, 16, 5), (10, 16, 3), (50, 16, 2))
 TOLERANCE = 1e-5
 # The size of each set of generated vectors.
-_QUERIES, _ROWS = 440_000, 200
-_STEP = 20_000
+QUERIES, ROWS = 440_000, 200
+STEP = 20_000
 _RUNS = 7
 
 
@@ -111,16 +111,16 @@ def equality(scratch: Path, data: Path | None) -> Iterator[Row]:
     for kind, make in HOSTILE.items():
         for d in (24, 96):
             rng = np.random.default_rng([d, len(kind)])
-            checked = _Checked()
+            checked = Checked()
             # Results must not depend on the basis: half of the vectors are shortened in a random one.
             random = np.ascontiguousarray(np.linalg.qr(rng.standard_normal((d, 15)))[0].T, np.float32)
-            for start in range(0, _QUERIES, _STEP):
-                xb, xq = make(rng, _ROWS, d), make(rng, _STEP, d)
-                near = rng.integers(0, _ROWS, _STEP // 2)
+            for start in range(0, QUERIES, STEP):
+                xb, xq = make(rng, ROWS, d), make(rng, STEP, d)
+                near = rng.integers(0, ROWS, STEP // 2)
                 xq[: len(near)] = xb[near] * (1 + np.float32(1e-3) * rng.standard_normal((len(near), d), np.float32))
-                level = Level("level", d, stride=1, height=1, width=_ROWS)
+                level = Level("level", d, stride=1, height=1, width=ROWS)
                 blocks = Blocks(level, ArraySource(xb[None]))
-                checked.search(blocks, xq, np.arange(1), random if start // _STEP % 2 else None)
+                checked.search(blocks, xq, np.arange(1), random if start // STEP % 2 else None)
             yield {"set": kind, "channels": d, **checked.row()}
     for shape in SHAPES:
         product, bank = _bank(scratch, shape)
@@ -130,7 +130,7 @@ def equality(scratch: Path, data: Path | None) -> Iterator[Row]:
 
 
 @dataclass
-class _Checked:
+class Checked:
     """Counts of what was compared so far, and the largest relative error of a distance."""
 
     queries: int = 0
@@ -155,11 +155,12 @@ class _Checked:
             best[nearer], at[0, nearer], at[1, nearer] = D[nearer, 0], row, I[nearer, 0]
             self.evaluated, self.dense, self.rows = self.evaluated + evaluated, self.dense + dense, self.rows + len(xb)
         self.queries += len(xq)
-        self._compare(blocks, xq.astype(np.float64), gallery, best.astype(np.float64), at)
+        self.compare(blocks, xq.astype(np.float64), gallery, best.astype(np.float64), at)
 
-    def _compare(
+    def compare(
         self, blocks: Blocks, q: npt.NDArray[np.float64], gallery: IntArray, best: npt.NDArray[np.float64], at: IntArray
     ) -> None:
+        """Compare what was found with float64: `best` (n,) squared distances of the vectors `at` (2, n), rows and locations."""
         for row in gallery.tolist():
             x = blocks.stored(row).astype(np.float64)
             center = x.mean(axis=0)
@@ -170,8 +171,8 @@ class _Checked:
             # float32 cannot tell squares apart that are below its smallest number.
             off = np.abs(best[named] - true) / np.maximum(true, 1e-30)
             self.worst = max(self.worst, float(off.max(initial=0)))
-            for first in range(0, len(q), _STEP):
-                qc, found = q[first : first + _STEP] - center, best[first : first + _STEP]
+            for first in range(0, len(q), STEP):
+                qc, found = q[first : first + STEP] - center, best[first : first + STEP]
                 sq_norm = np.square(qc).sum(axis=1)
                 least = (norms - 2 * qc @ xc.T).min(axis=1) + sq_norm
                 # float64 rounds that sum, too.
@@ -190,7 +191,7 @@ class _Checked:
 
 
 def _equal_features(bank: Snapshot, tests: FeatureBatch, k: int = 5) -> Row:
-    checked = _Checked()
+    checked = Checked()
     _, rows = import_faiss().knn(tests.embedding.astype(np.float32), bank.embedding(np.arange(len(bank))), k)
     for level in bank.layout.levels:
         blocks = open_blocks(bank, level)

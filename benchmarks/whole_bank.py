@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks.features import SHAPES, Product
 from benchmarks.gallery import Engine, in_turn, ratio_of
+from benchmarks.kernel import HOSTILE, QUERIES, ROWS, STEP, Checked
 from benchmarks.process import machine, resident_bytes, spread
 from benchmarks.sweep import peers
 from benchmarks.sweep.measures import exponent, share_as_near
@@ -33,13 +34,18 @@ from spade_faiss import Bank, Detector, FeatureBatch, Scores
 from spade_faiss.core.settings import ALL, Method, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
+from spade_faiss.features.batch import Level
 from spade_faiss.features.layout import prepare
 from spade_faiss.index.build import build_index
 from spade_faiss.scoring.metrics import detection_metrics, localization_metrics
+from spade_faiss.search.blocks import ArraySource, Blocks
+from spade_faiss.search.clusters import METHOD
 from spade_faiss.search.coreset import k_center
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.levels import open_blocks, searched_levels, vectors_of
 from spade_faiss.search.recipe import Recipe, load_recipe
+from spade_faiss.search.workers import Workers
+from spade_faiss.testing import open_method
 
 Row = dict[str, Any]
 KGallery = int | str | tuple[int | str, ...]
@@ -217,6 +223,26 @@ def thin(places: Places) -> Iterator[Row]:
         count = round(0.01 * len(xb))
         seconds = in_turn({"k-center": _timed(partial(k_center, xb, count), 1)}, [FeatureBatch([], np.empty((0, 1)), {})], 3)
         yield {"set": name, "vectors": len(xb), "picks": count, "s": spread(seconds["k-center"])}
+
+
+def equality(places: Places) -> Iterator[Row]:
+    """Compare distances with float64's, of vectors that are hard to tell apart or to compute with."""
+    workers = Workers()
+    for kind, make in HOSTILE.items():
+        for d in (24, 96):
+            rng = np.random.default_rng([d, len(kind)])
+            checked = Checked()
+            for _ in range(0, QUERIES, STEP):
+                xb, xq = make(rng, ROWS, d), make(rng, STEP, d)
+                near = rng.integers(0, ROWS, STEP // 2)
+                xq[: len(near)] = xb[near] * (1 + np.float32(1e-3) * rng.standard_normal((len(near), d), np.float32))
+                blocks = Blocks(Level("level", d, stride=1, height=1, width=ROWS), ArraySource(xb[None]))
+                hits = open_method(METHOD, blocks, workers)(xq.reshape(-1, ROWS, d), np.zeros((STEP // ROWS, 1), np.int64), 1)
+                checked.queries += STEP
+                at = np.stack([hits.row.ravel(), hits.location.ravel()])
+                checked.compare(blocks, xq.astype(np.float64), np.arange(1), hits.sq_dist.ravel().astype(np.float64), at)
+            found = checked.row()  # raises, if a nearer vector was missed
+            yield {"set": kind, "channels": d, **{name: found[name] for name in ("queries", "missed", "worst")}}
 
 
 def quality(places: Places) -> Iterator[Row]:
@@ -410,6 +436,7 @@ SECTIONS: Mapping[str, Callable[[Places], Iterator[Row]]] = {
     "speed": speed,
     "growth": growth,
     "large": large,
+    "equality": equality,
     "leave_one_out": leave_one_out,
     "thin": thin,
     "quality": quality,

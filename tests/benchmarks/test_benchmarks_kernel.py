@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(usable_simd_level() is None, reason="no SIMD lev
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"SHAPES": {"square": TINY["square"]}, "NORMALS": 50, "TESTS": 2, "SPEED": ((2, 1, 1), (2, 2, 1)), "_RUNS": 1}
-    for name, value in (settings | {"_QUERIES": 200, "_STEP": 100, "_ROWS": 40}).items():
+    for name, value in (settings | {"QUERIES": 200, "STEP": 100, "ROWS": 40}).items():
         monkeypatch.setattr(kernel, name, value)
 
 

@@ -87,16 +87,17 @@ class ClusterSearch:
         if not self._is_nearly_all(neighbors.shape[1]) or not np.isfinite(xq).all():
             return self._by_block(xq, neighbors, kappa)
         n, queries, channels = xq.shape
+        locations = self._blocks.level.height * self._blocks.level.width
         clusters = self._opened().clusters
         self._blocks.check()  # the kernel keeps the addresses of all maps
         excluded = _others(neighbors, len(self._blocks))
-        best = RunningBest(n, queries, kappa, queries)
+        best = RunningBest(n, queries, kappa, locations)
         seed = np.empty((n, queries), np.int32)
         looked_at = np.zeros(n, np.int64)
 
         def merge(images: slice, part: slice, D: FloatArray, ids: IntArray) -> None:
-            row, location = np.divmod(ids, queries)  # -1 is location `queries - 1` of row -1
-            location[ids < 0] = -1
+            row, location = np.divmod(ids, locations)
+            location[ids < 0] = -1  # nothing was found
             shape = (images.stop - images.start, part.stop - part.start, kappa)
             for image, *found in zip(range(n)[images], *(x.reshape(shape) for x in (row, location, D)), strict=True):
                 best.merge(image, part, *found)
@@ -123,7 +124,7 @@ class ClusterSearch:
         for searched in [self._workers.submit(search, part) for part in self._ranges()]:
             looked_at += searched.result()
         hits = best.hits()
-        return Hits(hits.sq_dist, hits.row, hits.location, 1 - looked_at / (queries * queries * neighbors.shape[1]))
+        return Hits(hits.sq_dist, hits.row, hits.location, 1 - looked_at / (queries * locations * neighbors.shape[1]))
 
     def _is_nearly_all(self, k_gallery: int) -> bool:
         excluded = len(self._blocks) - k_gallery
