@@ -1,6 +1,6 @@
 """Reads the measurements that come with the package, and picks those that tell most about a workload.
 
-`measured.json` is made by `python -m benchmarks.readme` from the committed results. A row of the image level says what an index
+`measured.json` is made by `python -m benchmarks.pages` from the committed results. A row of the image level says what an index
 over n embeddings cost and lost, a row of the pixel level what a search of the neighbors' maps did. Costs are those of the next
 larger size that was measured, never a formula's; beyond the largest, there is no answer unless it is asked for.
 """
@@ -58,21 +58,9 @@ def select_image_rows(rows: Sequence[Row], images: int, k: int, *, extrapolate: 
     """
     larger = [value for value in sorted({row["k"] for row in rows}) if value >= k]
     at_k = larger[0] if larger else max(row["k"] for row in rows)
-    sizes = sorted({row["n"] for row in rows if row["k"] == at_k})
-    n = next((size for size in sizes if size >= images), sizes[-1])
-    chosen = [row for row in rows if (row["n"], row["k"]) == (n, at_k)]
-    if n == images:
-        return Selection(chosen)
-    if n > images:
-        return Selection(chosen, note=f"N={images:,} lies between what was measured; taken is what N={n:,} costs and loses")
-    beyond = images / n
-    if not extrapolate:
-        raise InputError(
-            f"images={images:,} is {beyond:.1f} times as many as the most that was measured, N={n:,} at K={at_k}; "
-            f"measure more (benchmarks/sweeps/image.yaml), or take the risk with: --extrapolate"
-        )
-    note = f"EXTRAPOLATED {beyond:.1f} times beyond N={n:,}: times grow in proportion, recall is assumed to stay"
-    return Selection(chosen, beyond, note)
+    most = f"the most that was measured, N={{n:,}} at K={at_k}; measure more (benchmarks/sweeps/image.yaml)"
+    beyond = "times grow in proportion, recall is assumed to stay"
+    return _of_size([row for row in rows if row["k"] == at_k], images, most, beyond, extrapolate=extrapolate)
 
 
 def select_pixel_rows(rows: Sequence[Row], k: int, shapes: str, *, extrapolate: bool) -> Selection:
@@ -109,19 +97,25 @@ def select_whole_rows(rows: Sequence[Row], images: int, shapes: str, *, extrapol
     of_shapes = [row for row in rows if row["set"] == shapes]
     if not of_shapes:
         raise InputError(f"k=all was not measured for {shapes}, only for {', '.join(sorted({row['set'] for row in rows}))}")
-    sizes = sorted({row["n"] for row in of_shapes})
+    most = "the most whose maps were all searched, N={n:,}; measure more (benchmarks/whole_bank.py)"
+    return _of_size(of_shapes, images, most, "times and memory grow in proportion", extrapolate=extrapolate)
+
+
+def _of_size(rows: Sequence[Row], images: int, most: str, beyond: str, *, extrapolate: bool) -> Selection:
+    """Pick the rows of the next larger measured number of images; `most` and `beyond` are for what is said of larger ones."""
+    sizes = sorted({row["n"] for row in rows})
     n = next((size for size in sizes if size >= images), sizes[-1])
-    chosen = [row for row in of_shapes if row["n"] == n]
-    if n >= images:
-        note = "" if n == images else f"N={images:,} lies between what was measured; taken is what all of N={n:,} cost and lose"
-        return Selection(chosen, note=note)
-    beyond = images / n
+    chosen = [row for row in rows if row["n"] == n]
+    if n == images:
+        return Selection(chosen)
+    if n > images:
+        return Selection(chosen, note=f"N={images:,} lies between what was measured; taken is what N={n:,} costs and loses")
+    factor = images / n
     if not extrapolate:
         raise InputError(
-            f"images={images:,} is {beyond:.1f} times as many as the most whose maps were all searched, N={n:,}; measure more "
-            f"(benchmarks/whole_bank.py), or take the risk with: --extrapolate"
+            f"images={images:,} is {factor:.1f} times as many as {most.format(n=n)}, or take the risk with: --extrapolate"
         )
-    return Selection(chosen, beyond, f"EXTRAPOLATED {beyond:.1f} times beyond N={n:,}: times and memory grow in proportion")
+    return Selection(chosen, factor, f"EXTRAPOLATED {factor:.1f} times beyond N={n:,}: {beyond}")
 
 
 def worst_losses_of_whole(rows: Sequence[Row]) -> dict[str, float]:

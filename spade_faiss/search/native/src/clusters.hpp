@@ -1,10 +1,9 @@
 // All vectors of a gallery in clusters: the nearest of all of them, without a look into clusters that are too far away.
 //
 // Let c be the center of a cluster and x one of its vectors. A query q that has met its k-th nearest vector at a distance b
-// needs nothing of the cluster, or of a part of it, where
+// needs nothing of the cluster, or of a part of it, where, by the triangle inequality,
 //
-//     |q - c| - |x - c| > b    or    |x - c| - |q - c| > b                                               (the triangle
-//     inequality)
+//     |q - c| - |x - c| > b    or    |x - c| - |q - c| > b
 //
 // Vectors are ordered by |x - c|, so that what is left is a range of them. It is filtered as a block is, but relative to c: the
 // codes of q - c and x - c are finer than those of the vectors themselves, as they have less to cover, and rule out nearly all.
