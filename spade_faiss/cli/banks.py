@@ -16,7 +16,7 @@ from spade_faiss.core.settings import Extraction, Indexing, Preprocess
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
     from spade_faiss.index.build import Built
-    from spade_faiss.index.gallery_index import GalleryIndexManifest
+    from spade_faiss.index.gallery_manifest import GalleryIndexManifest
     from spade_faiss.workflows.extract import Added
     from spade_faiss.workflows.info import BankInfo
 

@@ -12,7 +12,8 @@ from spade_faiss.core.files import TEMPORARY_PATTERN
 from spade_faiss.core.inside import check_inside, files_in
 from spade_faiss.core.process import fork_safe
 from spade_faiss.index.built_index import check_not_empty, index_folder, read_built
-from spade_faiss.index.gallery_index import GalleryIndexManifest, build_gallery
+from spade_faiss.index.gallery_build import build_gallery
+from spade_faiss.index.gallery_manifest import GalleryIndexManifest
 from spade_faiss.index.image_index import ImageIndexManifest, build_image_index, check_factory
 from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Build, Recipe

@@ -12,7 +12,7 @@ from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.settings import ALL, Method, for_each
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import FeatureBatch, Level
-from spade_faiss.index.gallery_index import EncodedLevel, open_gallery
+from spade_faiss.index.opened_gallery import EncodedLevel, open_gallery
 from spade_faiss.scoring.fusion import to_distance
 from spade_faiss.scoring.memory import float32_bytes
 from spade_faiss.scoring.scores import NEAREST_DTYPE, NearestArray

@@ -8,7 +8,7 @@ from pathlib import Path
 from spade_faiss.bank.bank import Bank
 from spade_faiss.decisions.calibration import Calibration, stored_calibrations
 from spade_faiss.index.built_index import read_built
-from spade_faiss.index.gallery_index import GalleryIndexManifest
+from spade_faiss.index.gallery_manifest import GalleryIndexManifest
 from spade_faiss.index.image_index import ImageIndexManifest
 from spade_faiss.index.staleness import Staleness, staleness
 

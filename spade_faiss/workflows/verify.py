@@ -16,8 +16,9 @@ from spade_faiss.core.progress import progress_bar
 from spade_faiss.decisions.calibration import stored_calibrations
 from spade_faiss.features.layout import LARGEST, within_range
 from spade_faiss.index.built_index import IndexFolder, M, index_folders
-from spade_faiss.index.gallery_index import GalleryIndexManifest, check_encodings
+from spade_faiss.index.gallery_manifest import GalleryIndexManifest
 from spade_faiss.index.image_index import ImageIndexManifest, check_entries, load_index
+from spade_faiss.index.opened_gallery import check_encodings
 from spade_faiss.search.recipe import Build, Recipe
 
 

@@ -27,7 +27,9 @@ from spade_faiss.core.types import FloatArray
 from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import build_index, check_recipe, update_indexes
 from spade_faiss.index.built_index import index_folder, read_built
-from spade_faiss.index.gallery_index import EncodedLevel, GalleryIndexManifest, build_gallery, open_gallery
+from spade_faiss.index.gallery_build import build_gallery
+from spade_faiss.index.gallery_manifest import GalleryIndexManifest
+from spade_faiss.index.opened_gallery import EncodedLevel, open_gallery
 from spade_faiss.search import compact, history, ivf
 from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.protocol import resolve_recipe

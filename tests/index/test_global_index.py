@@ -13,7 +13,7 @@ from spade_faiss import Bank, Detector, Scores
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import ALL, Method
 from spade_faiss.core.types import Arrays, FloatArray
-from spade_faiss.index import gallery_index
+from spade_faiss.index import gallery_build
 from spade_faiss.index.build import build_index
 from spade_faiss.search import global_index
 from spade_faiss.search.protocol import resolve_recipe
@@ -115,7 +115,7 @@ def test_shards_share_a_file(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert len(files()) == 1
     shutil.rmtree(bank.path / "indexes")
-    monkeypatch.setattr(gallery_index, "_PACKED_VECTORS", 9 * 99)
+    monkeypatch.setattr(gallery_build, "_PACKED_VECTORS", 9 * 99)
     build_index(bank, GLOBAL)
     assert len(files()) == 2
     check_exact(bank)
@@ -145,7 +145,7 @@ def test_removed_images_are_not_found(bank: Bank, monkeypatch: pytest.MonkeyPatc
 
 def test_an_interrupted_build_goes_on(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(bank.path / "indexes")
-    monkeypatch.setattr(gallery_index, "_PACKED_VECTORS", 5 * 99)  # a file of five images, one of four, one of three
+    monkeypatch.setattr(gallery_build, "_PACKED_VECTORS", 5 * 99)  # a file of five images, one of four, one of three
     method = global_index.METHOD
     assert method.pack is not None
     pack, calls = method.pack, []

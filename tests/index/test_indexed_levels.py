@@ -20,7 +20,8 @@ from spade_faiss.features.batch import Level
 from spade_faiss.features.resampling import upsample
 from spade_faiss.index.build import build_index, update_indexes
 from spade_faiss.index.built_index import read_built
-from spade_faiss.index.gallery_index import EncodedLevel, GalleryIndexManifest, open_gallery
+from spade_faiss.index.gallery_manifest import GalleryIndexManifest
+from spade_faiss.index.opened_gallery import EncodedLevel, open_gallery
 from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.levels import searched_levels
 from spade_faiss.search.protocol import resolve_recipe

@@ -21,7 +21,7 @@ from spade_faiss.core.settings import Method
 from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import Built, build_index
 from spade_faiss.index.built_index import index_folder, read_built
-from spade_faiss.index.gallery_index import GalleryIndexManifest
+from spade_faiss.index.gallery_manifest import GalleryIndexManifest
 from spade_faiss.index.image_index import ImageIndex, ImageIndexManifest
 from spade_faiss.index.staleness import IndexedShard, Staleness, staleness, why_train_anew
 from spade_faiss.search.protocol import resolve_recipe

@@ -21,8 +21,9 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import BankError, SpadeError
 from spade_faiss.core.settings import Method
 from spade_faiss.index.built_index import read_built
-from spade_faiss.index.gallery_index import GalleryIndexManifest, open_gallery
+from spade_faiss.index.gallery_manifest import GalleryIndexManifest
 from spade_faiss.index.image_index import ImageIndex, ImageIndexManifest
+from spade_faiss.index.opened_gallery import open_gallery
 from tests.support.banks import FINE, batch, forget_mappings
 from tests.support.damage import (
     HNSW,
