@@ -109,15 +109,21 @@ def find_regions(
     ]
 
 
-def _extent(mask: Mask, corner: tuple[int, int], size: tuple[int, ...], peak: tuple[int, int]) -> Extent:
-    """The extent of a mask that touches all four sides of its part of a picture; `peak` is relative to the part."""
-    (top, left), (height, width) = corner, mask.shape
+def _extent(
+    mask: Mask, corner: tuple[int, int], size: tuple[int, ...], peak: tuple[int, int], columns: Ints | None = None
+) -> Extent:
+    """The extent of a mask that touches all four sides of its part of a picture; `peak` is relative to the part.
+
+    For `columns`, see `run_lengths.encode`.
+    """
+    columns = np.arange(mask.shape[1]) if columns is None else columns
+    (top, left), height, width = corner, len(mask), len(columns)
     return Extent(
         size=(size[0], size[1]),
         box=(left, top, width, height),
-        area=int(mask.sum()),
+        area=int(mask.sum(axis=0)[columns].sum()),
         peak=(top + peak[0], left + peak[1]),
-        counts=encode(mask, corner, size),
+        counts=encode(mask, corner, size, columns),
     )
 
 
@@ -137,19 +143,22 @@ def _in_original(inside: FloatArray, corner: tuple[int, int], peak: tuple[int, i
         _pixel_under(peak[0] - top, placement.resized[1], height),
         _pixel_under(peak[1] - left, placement.resized[0], width),
     )
-    large = (inside > -np.inf)[np.ix_(rows, columns)]
-    if not large.any():
+    tall: Mask = np.greater(inside, -np.inf)[
+        rows
+    ]  # of the original's height, and of the input's width: a photo has far more columns
+    y = np.flatnonzero(tall[:, np.unique(columns)].any(axis=1))
+    x = np.flatnonzero(np.asarray(tall.any(axis=0))[columns])
+    if not y.size:
         return _extent(np.ones((1, 1), np.bool_), at_peak, (height, width), (0, 0))
-    y, x = np.flatnonzero(large.any(axis=1)), np.flatnonzero(large.any(axis=0))
-    part = slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)
+    tall, columns = tall[y[0] : y[-1] + 1], columns[x[0] : x[-1] + 1]
     start = int(ys[y[0]]), int(xs[x[0]])
     own = at_peak[0] - start[0], at_peak[1] - start[1]
-    covered = 0 <= own[0] < y.size and 0 <= own[1] < x.size and large[part][own]
+    covered = 0 <= own[0] < y.size and 0 <= own[1] < x.size and tall[own[0], columns[own[1]]]
     if not covered:  # the original has fewer pixels than the input
-        scores = inside[np.ix_(rows, columns)][part]
+        scores = inside[np.ix_(rows[y[0] : y[-1] + 1], columns)]
         row, column = np.unravel_index(int(scores.argmax()), scores.shape)
         own = int(row), int(column)
-    return _extent(large[part], start, (height, width), own)
+    return _extent(tall, start, (height, width), own, columns)
 
 
 def _pixels_under(start: int, length: int, resized: int, original: int) -> tuple[Ints, Ints]:

@@ -10,40 +10,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.features.pictures import Mask
 
-# Masks are as large as images, and the places of their pixels would take 24 times as much.
-_PIXELS_AT_ONCE = 1 << 20
 
-
-def encode(mask: Mask, corner: tuple[int, int] = (0, 0), size: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """Encode a picture that is False outside of `mask`.
+def encode(
+    mask: Mask,
+    corner: tuple[int, int] = (0, 0),
+    size: tuple[int, ...] | None = None,
+    columns: npt.NDArray[np.int64] | None = None,
+) -> tuple[int, ...]:
+    """Encode a picture that is False outside of a part of it.
 
     Args:
-        mask: (h, w), a part of the picture.
+        mask: (h, w), the columns of the part that differ.
         corner: (y, x) of the part in the picture.
-        size: (height, width) of the picture; the mask's own by default.
+        size: (height, width) of the picture; the part's own by default.
+        columns: (w2,), for each column of the part the one of `mask` that it equals; by default each is itself. A part that is
+            as large as a photo is never held pixel by pixel.
 
     Returns:
         The run lengths.
     """
-    height, width = mask.shape if size is None else size
-    firsts, ends = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    step = max(1, _PIXELS_AT_ONCE // max(1, mask.shape[0]))
-    for left in range(0, mask.shape[1], step):
-        columns = np.pad(mask[:, left : left + step].T, ((0, 0), (1, 1))).view(np.int8)
-        change = np.diff(columns, axis=1)
-        for found, sign in ((firsts, 1), (ends, -1)):
-            x, y = np.nonzero(change == sign)
-            found.append((x + left + corner[1]) * height + y + corner[0])
-    first, last = np.concatenate(firsts), np.concatenate(ends)
+    columns = np.arange(mask.shape[1]) if columns is None else columns
+    height, width = (mask.shape[0], len(columns)) if size is None else size
+    change = np.diff(np.pad(mask.T, ((0, 0), (1, 1))).view(np.int8), axis=1)
+    origin = corner[1] * height + corner[0]
+    first, last = (origin + _places(change == sign, columns, height) for sign in (1, -1))
     apart = first[1:] != last[:-1]  # a run may go on at the top of the next column
     first, last = first[np.append(True, apart)[: len(first)]], last[np.append(apart, True)[: len(last)]]
     edges = np.stack([first, last], axis=1).ravel()
     runs = np.diff(edges, prepend=0, append=height * width)
     return tuple(runs.tolist() if runs[-1] or len(runs) == 1 else runs[:-1].tolist())
+
+
+def _places(edges: Mask, columns: npt.NDArray[np.int64], height: int) -> npt.NDArray[np.int64]:
+    """The places `x * height + y` of edges, ascending; column x of the picture has those of line `columns[x]` of `edges`."""
+    line, y = np.nonzero(edges)
+    starts = np.searchsorted(line, np.arange(len(edges) + 1))
+    counts = np.diff(starts)[columns]
+    x = np.repeat(np.arange(len(columns)), counts)
+    of_column = np.arange(len(x)) - np.repeat(counts.cumsum() - counts, counts)
+    places: npt.NDArray[np.int64] = x * height + y[starts[columns][x] + of_column]
+    return places
 
 
 def to_text(counts: Sequence[int]) -> str:

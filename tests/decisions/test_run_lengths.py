@@ -67,3 +67,17 @@ def test_runs_that_are_no_picture() -> None:
     for counts in ((3, 4), (5, 2, -1), ()):
         with pytest.raises(InputError, match="do not make a mask of 2 x 3"):
             decode(counts, (2, 3))
+
+
+def test_a_part_of_repeated_columns_is_encoded_as_if_it_were_written_out() -> None:
+    rng = np.random.default_rng(0)
+    for trial in range(300):
+        h, w, wide = (int(rng.integers(1, most)) for most in (9, 6, 14))
+        mask = rng.random((h, w)) < (0.1, 0.5, 0.95)[trial % 3]
+        columns = np.sort(rng.integers(0, w, wide))
+        corner = (int(rng.integers(0, 4)), int(rng.integers(0, 4)))
+        size = (h + corner[0] + int(rng.integers(0, 3)), wide + corner[1] + int(rng.integers(0, 3)))
+        assert encode(mask, corner, size, columns) == encode(np.ascontiguousarray(mask[:, columns]), corner, size)
+        picture = np.zeros(size, np.bool_)
+        picture[corner[0] : corner[0] + h, corner[1] : corner[1] + wide] = mask[:, columns]
+        np.testing.assert_array_equal(decode(encode(mask, corner, size, columns), size), picture)
