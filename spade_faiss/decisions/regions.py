@@ -143,9 +143,8 @@ def _in_original(inside: FloatArray, corner: tuple[int, int], peak: tuple[int, i
         _pixel_under(peak[0] - top, placement.resized[1], height),
         _pixel_under(peak[1] - left, placement.resized[0], width),
     )
-    tall: Mask = np.greater(inside, -np.inf)[
-        rows
-    ]  # of the original's height, and of the input's width: a photo has far more columns
+    # Of the original's height and the input's width: all pixels of a photo would be as large as the photo.
+    tall: Mask = np.greater(inside, -np.inf)[rows]
     y = np.flatnonzero(tall[:, np.unique(columns)].any(axis=1))
     x = np.flatnonzero(np.asarray(tall.any(axis=0))[columns])
     if not y.size:
