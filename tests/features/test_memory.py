@@ -99,31 +99,19 @@ def test_the_budget_is_the_sum_of_its_parts(fitted_bank: Path, backbone: Backbon
 
 
 MEASURE = """
-import json, logging, os, sys, threading
+import json, logging, sys
 from pathlib import Path
 from spade_faiss import Detector, Run, load_backbone, Preprocess
+from tests.support.memory import watched
 
 logging.disable(logging.CRITICAL)
-
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 bank, folder, memory = sys.argv[1:]
 detector = Detector.open(bank, run=Run(memory=memory))
 detector.score(sorted(Path(folder).glob("small*"))[0])
-before, most, done = resident(), [0], threading.Event()
-
-def watch():
-    while not done.wait(0.001):
-        most[0] = max(most[0], resident())
-
-watching = threading.Thread(target=watch)
-watching.start()
-ids = detector.score(folder).ids
-done.set()
-watching.join()
-print(json.dumps({"growth": most[0] - before, "ids": list(ids)}))
+with watched() as growth:
+    ids = detector.score(folder).ids
+print(json.dumps({"growth": growth.most, "ids": list(ids)}))
 """
 
 

@@ -244,9 +244,10 @@ def test_arrays_of_a_call_stay_within_the_plan(recipe: str, kappa: int, tmp_path
 LEVELS = [Level("fine", 64, 4, 32, 32), Level("coarse", 128, 8, 16, 16)]
 
 MEASURE = """
-import json, os, sys, threading
+import json, os, sys
 import numpy as np
 from spade_faiss import Detector, FeatureBatch, Method, Run
+from tests.support.memory import watched
 
 folder, recipe, memory, images = sys.argv[1], sys.argv[2], sys.argv[3] or "2GiB", int(sys.argv[4])
 rng = np.random.default_rng(0)
@@ -254,22 +255,9 @@ shapes = {"fine": (32, 32, 64), "coarse": (16, 16, 128)}
 maps = {name: rng.standard_normal((images, *shape), dtype=np.float32) for name, shape in shapes.items()}
 batch = FeatureBatch([str(i) for i in range(images)], rng.standard_normal((images, 32), dtype=np.float32), maps)
 
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
 detector = Detector.open(folder, recipe=recipe, method=Method(k_gallery=50), run=Run(memory=memory))
-before, most, done = resident(), [0], threading.Event()
-
-def watch():
-    while not done.wait(0.001):
-        most[0] = max(most[0], resident())
-
-watching = threading.Thread(target=watch)
-watching.start()
-detector.score_features(batch)
-done.set()
-watching.join()
+with watched() as growth:
+    detector.score_features(batch)
 mapped, of_bank = 0, False
 with open("/proc/self/smaps") as file:
     for line in file:
@@ -279,7 +267,7 @@ with open("/proc/self/smaps") as file:
         elif first == "Rss:" and of_bank:
             mapped += 1024 * int(rest[0])
 plan = detector.plan
-print(json.dumps({"growth": most[0] - before, "mapped": mapped, "batch": plan.batch, "cache": plan.cache_bytes}))
+print(json.dumps({"growth": growth.most, "mapped": mapped, "batch": plan.batch, "cache": plan.cache_bytes}))
 """
 
 
