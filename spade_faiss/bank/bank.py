@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spade_faiss.bank.compaction import Compaction, join_shards, plan_compaction
 from spade_faiss.bank.locks import LOCK, READERS, WRITER, Lease, WriterLock, readers
 from spade_faiss.bank.manifest import Manifest, read_manifest, versions, write_manifest
+from spade_faiss.bank.network import NETWORK, write_network
 from spade_faiss.bank.places import MANIFEST, SHARDS, check_places, leftovers
 from spade_faiss.bank.shards import SHARD_BYTES, ShardEntry, check_shard, write_shard
 from spade_faiss.bank.snapshot import Snapshot, first_difference
@@ -23,6 +25,9 @@ from spade_faiss.core.process import PerProcess
 from spade_faiss.core.settings import Source
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.layout import Layout, prepare
+
+if TYPE_CHECKING:
+    from spade_faiss.features.proof import ExportedNetwork
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +45,15 @@ class Bank(Snapshot):
         self._continued = False  # whether the command that holds the lock has committed before
 
     @classmethod
-    def create(cls, path: str | Path, layout: Layout, *, source: Source | None = None, weights_file: str | None = None) -> Bank:
+    def create(
+        cls,
+        path: str | Path,
+        layout: Layout,
+        *,
+        source: Source | None = None,
+        weights_file: str | None = None,
+        network: ExportedNetwork | None = None,
+    ) -> Bank:
         """Create an empty bank in a new or empty folder.
 
         Args:
@@ -48,18 +61,17 @@ class Bank(Snapshot):
             layout: the shapes and settings that all features of the bank share.
             source: what makes the features; queries must have the same source.
             weights_file: where the backbone's weights were loaded from, so that they can be loaded again.
+            network: the exported network, which the bank will carry.
 
         Raises:
             InputError: for a folder that holds a bank, or anything else.
         """
         folder = Path(path)
         _check_new(folder)
-        manifest = Manifest(
-            generation=0, layout=layout, source=source, weights_file=weights_file, shards=(), versions=versions()
-        )
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
         with WriterLock(folder, f"the bank {folder}")():
             _check_new(folder)  # another process may have created it since
+            manifest = _first_manifest(folder, layout, source, weights_file, network)
             write_manifest(folder, manifest)
             return cls(folder, manifest, Lease(folder, 0))
 
@@ -95,7 +107,13 @@ class Bank(Snapshot):
 
     @classmethod
     def open_or_create(
-        cls, path: str | Path, layout: Layout, *, source: Source | None = None, weights_file: str | None = None
+        cls,
+        path: str | Path,
+        layout: Layout,
+        *,
+        source: Source | None = None,
+        weights_file: str | None = None,
+        network: ExportedNetwork | None = None,
     ) -> Bank:
         """Open the bank at `path`, or create it if there is none.
 
@@ -103,12 +121,12 @@ class Bank(Snapshot):
             InputError: if there is a bank of another layout or source; the message has both values.
         """
         if not is_regular(Path(path) / MANIFEST):
-            return cls.create(path, layout, source=source, weights_file=weights_file)
+            return cls.create(path, layout, source=source, weights_file=weights_file, network=network)
         bank = cls.open(path)
         if bank.generation == 0:  # nothing was ever stored, so its settings may still change
             with bank.writing():
-                manifest = replace(bank.manifest, layout=layout, source=source, weights_file=weights_file)
-                if bank.generation == 0 and manifest != bank.manifest:
+                if bank.generation == 0:
+                    manifest = _first_manifest(bank.path, layout, source, weights_file, network)
                     write_manifest(bank.path, manifest)
                     bank._state = BankState(bank.path, manifest)
         if source is not None and bank.manifest.source is None:
@@ -277,6 +295,21 @@ class Bank(Snapshot):
         return readers(self.path, besides=self._lease)
 
 
+def _first_manifest(
+    folder: Path, layout: Layout, source: Source | None, weights_file: str | None, network: ExportedNetwork | None
+) -> Manifest:
+    """Return the manifest of an empty bank; the network that it names is written."""
+    return Manifest(
+        generation=0,
+        layout=layout,
+        source=source,
+        weights_file=weights_file,
+        network=None if network is None else write_network(folder, network),
+        shards=(),
+        versions=versions(),
+    )
+
+
 def _check_new(folder: Path) -> None:
     """Raise InputError unless a bank can be created in `folder`."""
     check_places(folder)
@@ -288,6 +321,7 @@ def _check_new(folder: Path) -> None:
         raise InputError(f"{folder} holds shards but no {MANIFEST}; restore it from a backup, or choose another folder")
     # The files of a creation that was interrupted are allowed.
     if not folder.is_dir() or any(
-        item.name not in (SHARDS, LOCK, WRITER, READERS) and not item.match(TEMPORARY_PATTERN) for item in folder.iterdir()
+        item.name not in (SHARDS, NETWORK, LOCK, WRITER, READERS) and not item.match(TEMPORARY_PATTERN)
+        for item in folder.iterdir()
     ):
         raise InputError(f"{folder} exists and is not a bank; choose a new or empty folder")

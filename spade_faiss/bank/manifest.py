@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from spade_faiss.bank.network import NetworkEntry
 from spade_faiss.bank.places import MANIFEST
 from spade_faiss.bank.shards import ShardEntry
 from spade_faiss.core.errors import BankError, InputError, NotFoundError
@@ -53,6 +54,7 @@ class Manifest:
         weights_file: where the backbone's weights were loaded from; None for published weights.
         shards: the files that hold the features, in the order of their rows.
         versions: the versions of the libraries that wrote this state.
+        network: the network that the bank carries; None if it carries none.
         history: what was done to the bank, the newest ten thousand commands of it.
     """
 
@@ -62,6 +64,7 @@ class Manifest:
     weights_file: str | None
     shards: tuple[ShardEntry, ...]
     versions: dict[str, str]
+    network: NetworkEntry | None = None
     history: tuple[Event, ...] = ()
 
     def __post_init__(self) -> None:

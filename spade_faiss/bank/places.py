@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spade_faiss.bank.locks import LOCK, READERS, WRITER
+from spade_faiss.bank.network import NETWORK
 from spade_faiss.core.files import TEMPORARY_PATTERN
 from spade_faiss.core.inside import check_inside, check_tree, files_in
 
@@ -13,7 +14,7 @@ SHARDS = "features"
 INDEXES = "indexes"
 CALIBRATIONS = "calibration"
 
-NAMES = (MANIFEST, SHARDS, INDEXES, CALIBRATIONS, LOCK, WRITER, READERS)
+NAMES = (MANIFEST, SHARDS, NETWORK, INDEXES, CALIBRATIONS, LOCK, WRITER, READERS)
 # indexes/NAME/gallery/FILE
 _DEPTH = 4
 
@@ -29,7 +30,11 @@ def check_places(folder: Path) -> None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return the temporary files of killed writers in a folder, and in that of the shards. Those below indexes/ are not among
-    them: an index may be built at the same time.
+    """Return the temporary files of killed writers in a folder, and in those of the shards and of the network. Those below
+    indexes/ are not among them: an index may be built at the same time.
     """
-    return [path for place in (folder, check_inside(folder, SHARDS)) for path in files_in(place, TEMPORARY_PATTERN)]
+    return [
+        path
+        for place in (folder, *(check_inside(folder, name) for name in (SHARDS, NETWORK)))
+        for path in files_in(place, TEMPORARY_PATTERN)
+    ]

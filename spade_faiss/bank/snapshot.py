@@ -82,6 +82,7 @@ class Snapshot:
             "bytes_per_image": round(self.bytes_on_disk / len(self)) if len(self) else 0,
             **asdict(self.layout),
             "source": None if source is None else asdict(source),
+            "network": None if self.manifest.network is None else asdict(self.manifest.network),
             "versions": self.manifest.versions,
         }
 
@@ -91,10 +92,11 @@ class Snapshot:
         Features without a source are not checked: the caller knows where they come from.
         """
         ours = self.manifest.source
-        if source is None or ours is None or source == ours:
+        if source is None or ours is None:
             return
-        difference = first_difference(asdict(ours), asdict(source))
-        assert difference is not None
+        difference = first_difference(asdict(ours.comparable()), asdict(source.comparable()))
+        if difference is None:
+            return
         name, value, theirs = difference
         raise InputError(
             f"the bank {self.path} was extracted with {name}={shorten(value)}, these features with {shorten(theirs)}; "

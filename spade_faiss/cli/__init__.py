@@ -21,6 +21,7 @@ from spade_faiss.core.errors import SpadeError
 from spade_faiss.core.memory import is_out_of_memory
 from spade_faiss.core.text import printable
 from spade_faiss.diagnostics.limits import check_libraries_fit
+from spade_faiss.features.forward.choice import is_installed, usable_engines
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -46,6 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _run(arguments)
 
 
+def _loads_torch(arguments: argparse.Namespace) -> bool:
+    """Whether a command loads torch; `auto` takes it only where nothing else runs networks."""
+    if not is_installed("torch"):
+        return False
+    engine = getattr(arguments, "engine", "torch")
+    return arguments.command in ("fit", "extract") or engine == "torch" or (engine == "auto" and not usable_engines("float32"))
+
+
 def _run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
     logging.getLogger().handlers[0].setFormatter(_OneLine("%(levelname)s %(message)s"))
@@ -53,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         with _signals_as_interrupts():
             if arguments.command in _COMPUTING:
-                check_libraries_fit()
+                check_libraries_fit(torch=_loads_torch(arguments))
             numbers, lines, *failed = arguments.run(arguments)
         output = to_json(numbers) if arguments.json else "\n".join(map(printable, lines))
     except KeyboardInterrupt as error:

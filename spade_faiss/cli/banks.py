@@ -11,7 +11,7 @@ from spade_faiss.cli.text import Output, describe_calibration, format_settings, 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.hints import index_command
 from spade_faiss.core.memory import format_bytes
-from spade_faiss.core.settings import Extraction, Indexing, Preprocess
+from spade_faiss.core.settings import Extraction, Indexing, Preprocess, Source
 
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
@@ -107,6 +107,15 @@ def _extract(arguments: argparse.Namespace) -> Output:
     )
 
 
+def _describe_network(bank: Bank, source: Source) -> str:
+    """Say what ran the forward pass, and what else may."""
+    network = bank.manifest.network
+    if network is None:
+        return f"made by {source.engine}; it carries no network"
+    apart = ", ".join(f"{engine} {number:.1e}" for engine, number in network.differences.items())
+    return f"made by {source.engine}; it carries its network, {format_bytes(network.bytes)}; beside torch: {apart}"
+
+
 def describe_added(done: Added) -> Output:
     """Describe what was extracted into a bank."""
     bank = done.bank
@@ -133,6 +142,12 @@ def describe_added(done: Added) -> Output:
     ]
     if (source := bank.manifest.source) is not None and (depth := source.preprocess.bit_depth) is not None:
         lines.append(f"  of 16 bits, {depth} are used (if the camera gives another number, make a new bank with --bit-depth)")
+    if (source := bank.manifest.source) is not None:
+        numbers["engine"] = source.engine
+        lines.append(f"  {_describe_network(bank, source)}")
+    if done.no_network:
+        numbers["no_network"] = done.no_network
+        lines.append(f"  {done.no_network}")
     if done.removed:
         lines.append(f"  left out {len(done.removed)} that were removed from the bank before: {names(done.removed)}")
     lines.append(format_times(done.timing_s, done.total_s, done.added))

@@ -84,7 +84,9 @@ def _add_setting(command: argparse._ActionsContainer, field: dataclasses.Field[A
     declared, name = field.metadata, "--" + field.name.replace("_", "-")
     required = field.default is dataclasses.MISSING
     shown = "" if required or field.default in (None, ()) or kind is bool else " (default: %(default)s)"
-    if kind is bool:
+    if kind is bool and field.default:
+        command.add_argument(f"--no-{name[2:]}", dest=field.name, action="store_false", help=declared["help"])
+    elif kind is bool:
         command.add_argument(name, action="store_true", help=declared["help"])
     else:
         command.add_argument(
@@ -112,7 +114,8 @@ def add_run(command: argparse.ArgumentParser, *, scores: bool = False, images: b
         scores: whether the command scores images, which takes a memory budget.
         images: whether the command reads images, some of which may be unreadable.
     """
-    names = ("device", "weights", *(["memory"] if scores else []), *(["max_skipped"] if images else []))
+    names = ("device", *(["engine"] if images else []), "weights", *(["memory"] if scores else []))
+    names += ("max_skipped",) if images else ()
     add_settings(command, Run, only=names)
 
 

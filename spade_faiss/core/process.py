@@ -37,6 +37,13 @@ class PerProcess(Generic[T]):
         return self._made[pid]
 
 
+def usable_cores() -> int:
+    """The number of cores that this process may use: those that the system gives it, and no more than `OMP_NUM_THREADS`."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(there, int(asked)) if asked.isdecimal() and int(asked) else there
+
+
 def is_fork() -> bool:
     """Whether this process was forked after the package was imported."""
     return os.getpid() != _IMPORTED_BY

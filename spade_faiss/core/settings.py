@@ -7,7 +7,7 @@ a setting, add a field here; the code that acts on it reads it from the dataclas
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ FUSIONS = ("mean", "concat")
 DISTANCES = ("l2", "squared_l2")
 LOCALIZE = ("all", "flagged", "none")
 PRECISIONS = ("float32", "bfloat16")
+# What runs the forward pass of a network.
+ENGINES = ("auto", "torch", "openvino", "onnxruntime")
 DTYPES = ("float16", "float32")
 NORMALIZE = ("none", "l2")
 POOL_BORDERS = ("valid", "zero")
@@ -44,7 +46,7 @@ def setting(
 
     Args:
         default: the default of the field and of the option; `dataclasses.MISSING` if the option has to be given.
-        help: the help text of the option, without the default.
+        help: the help text of the option, without the default. That of a bool which is True says what `--no-NAME` does.
         choices: the values that are allowed, if they are few.
         metavar: the placeholder for the value in the help text.
         kind: what the command line converts the text with; the type of the field unless given.
@@ -151,15 +153,23 @@ class Preprocess:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What made the features of a bank. Distances between features of two sources that differ in anything mean nothing."""
+    """What made the features of a bank. Distances between features of sources that differ in anything else than `engine` mean
+    nothing; those of engines in float32 differ by rounding, in another precision by more.
+    """
 
     backbone: str
     weights_sha256: str
     preprocess: Preprocess
     precision: str = "float32"
+    engine: str = "torch"
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, PRECISIONS)
+        check_choice("engine", self.engine, ENGINES[1:])
+
+    def comparable(self) -> Source:
+        """What has to be equal for features to be comparable: engines that compute in float32 count as one."""
+        return replace(self, engine=Source.engine) if self.precision == "float32" else self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +178,7 @@ class Extraction:
     query.
 
     `backbone` is a name that `load_backbone` knows, or a `Backbone` of your own, which has its own precision and preprocess.
+    `network` says whether the bank carries the network, so that it can be used without torch and without the weights.
     """
 
     backbone: object = setting(
@@ -175,6 +186,9 @@ class Extraction:
     )
     precision: str = setting("float32", "the number format of the forward pass", choices=PRECISIONS)
     preprocess: Preprocess = field(default_factory=Preprocess)
+    network: bool = setting(
+        True, "leave the network out of the bank; it can then be used only where torch and the weights are", kind=bool
+    )
     dtype: str = setting("float16", "the number format in which feature maps are stored", choices=DTYPES)
     normalize: str = setting("none", "whether the vector of each location is scaled to unit length (l2)", choices=NORMALIZE)
     pool: int | tuple[int, ...] = setting(
@@ -314,6 +328,11 @@ class Run:
     """
 
     device: str = setting("cpu", "where computations run: cpu, cuda, cuda:NUMBER, cuda:all, or auto")
+    engine: str = setting(
+        "auto",
+        "what runs the forward pass: torch, openvino, onnxruntime, or the fastest of them that is installed (auto)",
+        choices=ENGINES,
+    )
     memory: str | int = setting(
         "2GiB",
         "the memory that scoring may use, such as 500MB; it decides the size of batches and caches",
@@ -327,4 +346,5 @@ class Run:
     progress: bool = False
 
     def __post_init__(self) -> None:
+        check_choice("engine", self.engine, ENGINES)
         check_at_least("max_skipped", self.max_skipped, 0)

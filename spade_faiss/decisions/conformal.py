@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from spade_faiss.core.errors import InputError
 
@@ -156,6 +156,8 @@ def alarms(p: Doubles, *, alpha: float | None = None, fdr: float | None = None) 
         found: Bools = p <= check_rate("alpha", alpha) * (1 + _ROUNDING)
         return found
     level = check_rate("fdr", fdr)
+    from scipy import stats  # takes longer to import than an image takes to score
+
     return np.asarray(stats.false_discovery_control(p) <= level * (1 + _ROUNDING)) if len(p) else np.zeros(0, np.bool_)
 
 
@@ -166,13 +168,15 @@ def rate_bound(alpha: float, n: int, confidence: float = 0.9) -> float:
     Beta(k, n + 1 - k), k = alpha (n + 1) rounded down: Vovk, "Conditional validity of inductive conformal predictors", 2012.
     """
     k = allowed(alpha, n)
-    return float(stats.beta.ppf(confidence, k, n + 1 - k))
+    # The quantile of the beta distribution.
+    return float(special.betaincinv(k, n + 1 - k, confidence))
 
 
 def rate_interval(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """The interval of a rate of which `count` of `total` were observed: Clopper & Pearson, 1934."""
-    found = stats.binomtest(count, total).proportion_ci(confidence, method="exact")
-    return float(found.low), float(found.high)
+    beyond = (1 - confidence) / 2
+    low = float(special.betaincinv(count, total - count + 1, beyond)) if count else 0.0
+    return low, float(special.betaincinv(count + 1, total - count, 1 - beyond)) if count < total else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

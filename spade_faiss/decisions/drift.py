@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from spade_faiss.decisions.calibration import Calibration
 from spade_faiss.decisions.conformal import Doubles, p_values
@@ -128,6 +127,8 @@ def shift_p_value(calibration: npt.NDArray[Any], recent: npt.NDArray[Any], defec
 
 def _compare(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> tuple[float, float]:
     """The distance of two samples and its p-value."""
+    from scipy import stats  # takes longer to import than an image takes to score
+
     found = stats.ks_2samp(a.tolist(), b.tolist(), method="exact" if max(len(a), len(b)) <= _EXACT else "asymp")
     return float(found.statistic), float(found.pvalue)
 

@@ -12,6 +12,7 @@ from spade_faiss.diagnostics.hardware import check_cards, check_memory, check_pr
 from spade_faiss.diagnostics.self_test import run_self_test
 from spade_faiss.diagnostics.software import check_faiss, check_kernel, check_versions, has_gpu_functions
 from spade_faiss.diagnostics.speed import check_disk, check_speed
+from spade_faiss.features.forward.choice import is_installed
 from spade_faiss.search.native.extension import usable_simd_level
 
 
@@ -49,5 +50,6 @@ def doctor(device: str = "auto", *, bank: str | Path | None = None) -> Diagnosis
 def _engines(device: Device) -> tuple[str, ...]:
     """The engines of the exact recipe that run on a device; the first is what the recipe takes there."""
     if device.kind == "cpu":
-        return ("native", "faiss", "torch") if usable_simd_level() else ("faiss", "torch")
+        by_torch = ("torch",) if is_installed("torch") else ()
+        return ("native", "faiss", *by_torch) if usable_simd_level() else ("faiss", *by_torch)
     return ("torch", "knn_gpu") if has_gpu_functions() else ("torch",)

@@ -10,21 +10,23 @@ from spade_faiss.core.device import Device
 from spade_faiss.core.memory import format_bytes, parse_bytes
 from spade_faiss.core.settings import Run
 from spade_faiss.diagnostics.checks import AMBER, GREEN, Check
+from spade_faiss.features.forward.choice import is_installed
 from spade_faiss.search.distances import import_faiss
 
 
 def check_processor() -> Check:
     """Check that there are no more threads than cores, and that idle ones sleep."""
-    import torch
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = import_faiss().omp_get_max_threads()
     policy = os.environ.get("OMP_WAIT_POLICY", "")
-    numbers = {"cores": cores, "faiss_threads": threads, "torch_threads": torch.get_num_threads(), "wait_policy": policy}
-    result = (
-        f"{cores} cores, {threads} threads of FAISS, {numbers['torch_threads']} of torch; "
-        f"OMP_WAIT_POLICY is {policy or 'not set'}"
-    )
+    numbers: dict[str, Any] = {"cores": cores, "faiss_threads": threads, "wait_policy": policy}
+    result = f"{cores} cores, {threads} threads of FAISS"
+    if is_installed("torch"):
+        import torch
+
+        numbers["torch_threads"] = torch.get_num_threads()
+        result += f", {numbers['torch_threads']} of torch"
+    result += f"; OMP_WAIT_POLICY is {policy or 'not set'}"
     if threads > cores:
         state, advice = AMBER, f"more threads than cores slow each other down: set OMP_NUM_THREADS={cores}"
     elif policy.upper() != "PASSIVE":
@@ -54,6 +56,8 @@ def check_memory() -> Check:
 
 def check_cards(device: Device) -> Check:
     """Say what torch and the driver support, and check that the cards of the device are used by nothing else."""
+    if not is_installed("torch"):
+        return Check(name="cuda", state=GREEN, result="torch is not installed; the CPU computes", numbers={"torch_cuda": None})
     import torch
 
     built, driver = torch.version.cuda, _driver_version()

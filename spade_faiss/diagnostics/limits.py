@@ -6,6 +6,7 @@ end for a thread that could not start. So they are tried out in a fork, whose en
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -13,34 +14,39 @@ import time
 from collections.abc import Callable
 
 from spade_faiss.core.memory import format_bytes
+from spade_faiss.features.forward.choice import usable_engines
 
 # What the fork must do without: what is computed with takes about as much beyond what the libraries take.
 _SPARE_BYTES = 512 << 20
 _WAIT_S = 60.0
 
 
-def check_libraries_fit() -> None:
-    """Raise MemoryError if a limit of the process leaves too little for what computes; do nothing where there is no limit."""
+def check_libraries_fit(*, torch: bool) -> None:
+    """Raise MemoryError if a limit of the process leaves too little for what computes; do nothing where there is no limit.
+
+    Args:
+        torch: whether torch will be loaded, which takes more than all others.
+    """
     try:
         import resource
     except ImportError:  # Windows has no such limits
         return
     limit, most = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY or "torch" in sys.modules:  # where it is loaded, it fits
+    if limit == resource.RLIM_INFINITY or ("torch" if torch else "faiss") in sys.modules:  # where it is loaded, it fits
         return
 
     def use_less() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (max(0, limit - _SPARE_BYTES), most))
-        _use_libraries()
+        _use_libraries(torch)
 
     if not _succeeds(use_less):
-        raise MemoryError(f"the limit on the address space, ulimit -v, is {format_bytes(limit)}; PyTorch and FAISS need more")
+        need = "PyTorch and FAISS need" if torch else "FAISS needs"
+        raise MemoryError(f"the limit on the address space, ulimit -v, is {format_bytes(limit)}; {need} more")
 
 
-def _use_libraries() -> None:
+def _use_libraries(with_torch: bool) -> None:
     """Load all libraries, and compute something small with each that has threads or memory of its own."""
     import numpy as np
-    import torch
 
     import spade_faiss.report.html
     import spade_faiss.scoring.detector  # noqa: F401
@@ -48,7 +54,12 @@ def _use_libraries() -> None:
 
     x = np.ones((512, 512), np.float32)
     import_faiss().knn(x, x @ x, 5)
-    torch.nn.functional.conv2d(torch.ones(4, 8, 64, 64), torch.ones(8, 8, 3, 3))
+    for engine in usable_engines("float32"):
+        importlib.import_module(engine)
+    if with_torch:
+        import torch
+
+        torch.nn.functional.conv2d(torch.ones(4, 8, 64, 64), torch.ones(8, 8, 3, 3))
 
 
 def _succeeds(function: Callable[[], object]) -> bool:

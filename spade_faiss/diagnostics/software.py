@@ -11,10 +11,12 @@ from spade_faiss.diagnostics.checks import AMBER, GREEN, RED, Check
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.native.extension import INSTALL, SIMD_LEVELS, is_built, usable_simd_level, why_not
 
+_RESULTS_DEPEND_ON = ("torch", "torchvision", "onnxruntime", "openvino", "numpy", "h5py")
+
 
 def check_versions() -> Check:
     """List the versions of this package and of the libraries whose results it depends on."""
-    names = ("torch", "torchvision", "numpy", "h5py")
+    names = [name for name in _RESULTS_DEPEND_ON if _is_installed(name)]
     numbers = {"spade-faiss": __version__, "python": platform.python_version(), "faiss": import_faiss().__version__}
     numbers |= {name: importlib.metadata.version(name) for name in names}
     return Check(name="versions", state=GREEN, result=", ".join(f"{k} {v}" for k, v in numbers.items()), numbers=numbers)

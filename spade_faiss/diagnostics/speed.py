@@ -17,6 +17,7 @@ from spade_faiss.core.errors import SpadeError
 from spade_faiss.core.memory import format_bytes
 from spade_faiss.diagnostics.checks import AMBER, GREEN, RED, Check
 from spade_faiss.features.batch import Level
+from spade_faiss.features.forward.choice import is_installed
 from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.protocol import GallerySearch, resolve_recipe
 from spade_faiss.search.recipe import load_recipe
@@ -56,14 +57,9 @@ def check_speed(device: Device, engines: tuple[str, ...]) -> Check:
         device: where to compute.
         engines: the engines of the exact recipe to measure.
     """
-    import torch
-
-    on_cpu = device.kind == "cpu"
-    load = _CPU_LOAD if on_cpu else _CARD_LOAD
-    torch_device = torch.device(device.torch_names[0])
-    wait: Callable[[], object] = (lambda: None) if on_cpu else (lambda: torch.cuda.synchronize(torch_device))
-    a, b = (torch.randn(load.side, load.side, device=torch_device) for _ in range(2))
-    peak = 2 * load.side**3 / _least_seconds(lambda: torch.mm(a, b), wait)
+    load = _CPU_LOAD if device.kind == "cpu" else _CARD_LOAD
+    product, wait = _product(device, load.side)
+    peak = 2 * load.side**3 / _least_seconds(product, wait)
     speeds = {engine: _measure_engine(engine, device, load, peak, wait) for engine in engines}
     numbers: dict[str, Any] = {"peak_flops": peak, "engines": speeds}
     ran = {engine: speed for engine, speed in speeds.items() if "flops" in speed}
@@ -77,6 +73,19 @@ def check_speed(device: Device, engines: tuple[str, ...]) -> Check:
     is_slow = ran[fastest]["share_of_peak"] < _LEAST_SHARE
     advice = "less than a fifth of what a product reaches: does something else use this machine?" if is_slow else ""
     return Check(name="speed", state=AMBER if is_slow else GREEN, result=result, advice=advice, numbers=numbers)
+
+
+def _product(device: Device, side: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A product of two matrices of a side, and what waits for its end; by NumPy where there is no torch."""
+    if not is_installed("torch"):
+        rng = np.random.default_rng(0)
+        x, y = (rng.standard_normal((side, side), np.float32) for _ in range(2))
+        return lambda: x @ y, lambda: None
+    import torch
+
+    place = torch.device(device.torch_names[0])
+    a, b = (torch.randn(side, side, device=place) for _ in range(2))
+    return lambda: torch.mm(a, b), (lambda: None) if device.kind == "cpu" else (lambda: torch.cuda.synchronize(place))
 
 
 def _measure_engine(engine: str, device: Device, load: _Load, peak: float, wait: Callable[[], object]) -> dict[str, Any]:

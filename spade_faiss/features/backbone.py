@@ -1,31 +1,34 @@
-"""Runs a network: preprocessed images become embeddings and feature maps, on a device, in a precision."""
+"""A backbone: preprocessed images become embeddings and feature maps, by one of the engines for the forward pass."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import replace
-from typing import Any, NoReturn, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from spade_faiss.core.device import check_fork, find_device
+from spade_faiss.core.device import CPU, find_device
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import format_bytes, physical_bytes
+from spade_faiss.core.once import Once
 from spade_faiss.core.process import fork_safe
 from spade_faiss.core.schema import check_choice
 from spade_faiss.core.settings import PRECISIONS, Preprocess, Run, Source
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import Level
+from spade_faiss.features.forward.protocol import Features, Forward
 from spade_faiss.features.memory import forward_bytes
-from spade_faiss.features.network import Network
-from spade_faiss.features.weights import hash_weights
+
+if TYPE_CHECKING:
+    from spade_faiss.features.network import Network
 
 
 class Backbone:
     """A network that turns n preprocessed images into (n, d) embeddings and (n, H, W, C) maps per level.
+
+    Made of a network, it runs by torch; a bank that carries its network opens it by another engine.
 
     Args:
         network: what computes; its module is switched to evaluation mode and moved to the device, channels last.
@@ -47,36 +50,58 @@ class Backbone:
         precision: str = "float32",
         device: str = Run.device,
     ) -> None:
+        from spade_faiss.features.forward.torch import TorchForward
+        from spade_faiss.features.weights import hash_weights
+
         check_choice("precision", precision, PRECISIONS)
         preprocess = preprocess or Preprocess()
-        self._found_device = find_device(device)
-        self._device = torch.device(self._found_device.torch_names[0])
-        if self._device.type == "cuda":
-            # cuDNN would round float32 to TF32; without, features are those of the CPU to rounding. torch has one such setting
-            # for the process: to put it back after each pass would turn it on in the middle of another thread's.
-            torch.backends.cudnn.allow_tf32 = False
+        found_device = find_device(device)
         _check_memory(preprocess.crop)
-        module = network.module.eval().requires_grad_(False)
-        # cast: torch's stubs lack this overload of Module.to.
-        self._module = cast(Any, module).to(self._device, memory_format=torch.channels_last)
-        self._forward = network.forward
-        self.source = Source(
+        forward = TorchForward(network, precision, found_device)
+        side = preprocess.crop
+        embedding, maps = forward(np.zeros((1, 3, side, side), np.float32))
+        source = Source(
             backbone=network.name,
-            weights_sha256=hash_weights(module.state_dict()),
+            weights_sha256=hash_weights(network.module.state_dict()),
             precision=precision,
             preprocess=preprocess,
         )
-        side = preprocess.crop
-        embedding, maps = self(np.zeros((1, 3, side, side), np.float32))
-        self.embedding_dim = embedding.shape[1]
-        self.input_size = (side, side)
-        self.levels = tuple(
+        levels = tuple(
             Level(level, channels=m.shape[3], stride=_stride(side, m.shape[1]), height=m.shape[1], width=m.shape[2])
             for level, m in maps.items()
         )
+        self._set(forward, source, levels, embedding.shape[1])
+        self._network: Network | None = network
+        self._exported = Once(partial(_export, network, side, tuple(maps)))
 
-    @fork_safe
-    def __call__(self, inputs: FloatArray) -> tuple[FloatArray, dict[str, FloatArray]]:
+    @classmethod
+    def by_engine(cls, forward: Forward, source: Source, levels: tuple[Level, ...], embedding_dim: int) -> Backbone:
+        """Make a backbone of an exported network that an engine has opened.
+
+        Args:
+            forward: runs the network.
+            source: what its features are.
+            levels: the levels that it returns.
+            embedding_dim: the length of its embeddings.
+        """
+        made = object.__new__(cls)
+        made._set(forward, source, levels, embedding_dim)
+        made._network = None
+        return made
+
+    def _set(self, forward: Forward, source: Source, levels: tuple[Level, ...], embedding_dim: int) -> None:
+        self._forward = forward
+        self.source = source
+        self.levels = levels
+        self.embedding_dim = embedding_dim
+        self.input_size = (source.preprocess.crop,) * 2
+
+    @property
+    def engine(self) -> str:
+        """What runs the network: `torch`, `onnxruntime` or `openvino`."""
+        return self._forward.engine
+
+    def __call__(self, inputs: FloatArray) -> Features:
         """Run the network.
 
         Args:
@@ -88,16 +113,30 @@ class Backbone:
         Raises:
             InputError: if a level of the network is not (n, C, H, W); for CUDA cards in a fork of a process that used CUDA.
         """
-        check_fork(self._found_device)
-        with torch.inference_mode(), self._autocast():
-            x = torch.from_numpy(inputs).to(self._device).contiguous(memory_format=torch.channels_last)
-            embedding, maps = self._forward(x)
-        for level, m in maps.items():
-            if m.ndim != 4:
-                raise InputError(
-                    f"backbone {self.source.backbone!r}: level {level!r} gives {m.ndim} dimensions, expected (n, C, H, W)"
-                )
-        return _to_numpy(embedding), {level: _to_numpy(m.permute(0, 2, 3, 1)) for level, m in maps.items()}
+        return self._forward(inputs)
+
+    def in_float32(self, inputs: FloatArray) -> Features:
+        """Run the network in float32 on the device that it is on, whatever its precision; see `__call__`."""
+        from spade_faiss.features.forward.torch import TorchForward
+
+        if self.source.precision == "float32":
+            return self._forward(inputs)
+        return TorchForward(self._own_network(), "float32", CPU)(inputs)
+
+    def export(self) -> bytes:
+        """Export the network as an ONNX file, once, for engines that need no torch.
+
+        Raises:
+            InputError: if the network cannot be exported, or was not made of a network.
+            DependencyError: if the package onnx is not installed.
+        """
+        self._own_network()
+        return self._exported()
+
+    def _own_network(self) -> Network:
+        if self._network is None:
+            raise InputError(f"the backbone {self.source.backbone!r} is an exported network; load it by its name to export it")
+        return self._network
 
     def with_bit_depth(self, bit_depth: int | None) -> Backbone:
         """The same network for images of another bit depth, see `Preprocess`."""
@@ -117,10 +156,11 @@ class Backbone:
             f"the backbone {self.source.backbone!r} cannot be pickled; load or make it in each process, or pass its name"
         )
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.source.precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self._device.type, dtype=torch.bfloat16)
+
+def _export(network: Network, side: int, levels: tuple[str, ...]) -> bytes:
+    from spade_faiss.features.forward.export import export
+
+    return export(network, side, levels)
 
 
 def _check_memory(side: int) -> None:
@@ -137,7 +177,3 @@ def _stride(side: int, size: int) -> int:
     """The input pixels between two locations of a map: networks halve, rounding up, or cut the input into equal patches."""
     halved = 1 << (math.ceil(side / size) - 1).bit_length()
     return halved if math.ceil(side / halved) == size else round(side / size)
-
-
-def _to_numpy(tensor: Tensor) -> FloatArray:
-    return np.ascontiguousarray(tensor.float().cpu().numpy())

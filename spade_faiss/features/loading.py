@@ -20,21 +20,11 @@ from spade_faiss.core.errors import DependencyError, InputError
 from spade_faiss.core.process import fork_safe
 from spade_faiss.core.settings import DEFAULT_BACKBONE, IMAGENET_MEAN, IMAGENET_STD, Preprocess, Run
 from spade_faiss.features.backbone import Backbone
+from spade_faiss.features.names import EFFICIENTNET_LITE0, TIMM_PREFIX, TORCHVISION_NAMES, is_known
 from spade_faiss.features.network import Network
 from spade_faiss.features.weights import load_weights, read_weights
 
-EFFICIENTNET_LITE0 = "efficientnet_lite0"
-TIMM_PREFIX = "timm:"
-TORCHVISION_NAMES = tuple(
-    name for name in models.list_models(module=models) if name.startswith(("resnet", "resnext", "wide_resnet"))
-)
-
 _RESNET_TAPS = {"layer1": "layer1", "layer2": "layer2", "layer3": "layer3"}
-
-
-def is_known(name: str) -> bool:
-    """Whether `load_backbone` takes this name."""
-    return name in TORCHVISION_NAMES or name == EFFICIENTNET_LITE0 or name.startswith(TIMM_PREFIX)
 
 
 @fork_safe

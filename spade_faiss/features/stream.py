@@ -1,4 +1,4 @@
-"""Streams features of images, in order: threads decode ahead while the network computes."""
+"""Streams features of images, in order: threads decode ahead and the network computes ahead of who uses the features."""
 
 from __future__ import annotations
 
@@ -48,6 +48,9 @@ class _Decoded:
     record: ImageRecord
     loaded: LoadedImage
     x: FloatArray
+
+
+_Decoding = Sequence[tuple[ImageRecord, "Future[_Decoded]"]]
 
 
 class FeatureStream:
@@ -100,18 +103,35 @@ class FeatureStream:
             InputError: if more images than allowed were skipped, or all of them.
         """
         with progress_bar(len(records), label, self._run.progress) as bar, closing(self._decode_ahead(records)) as batches:
-            for futures in batches:
-                if decoded := self._collect(futures):
-                    yield self._compute(decoded, root)
+            for futures, extracted in self._compute_ahead(batches, root):
+                if extracted is not None:
+                    yield extracted.result()
                 bar.update(len(futures))
         if records and len(self.skipped) == len(records) and not self._allow_none:
             raise InputError(f"none of the {len(records)} images could be read; the first: {self.skipped[0].reason}")
 
-    def _decode_ahead(
-        self, records: Sequence[ImageRecord]
-    ) -> Generator[list[tuple[ImageRecord, Future[_Decoded]]], None, None]:
+    def _compute_ahead(
+        self, batches: Iterator[_Decoding], root: Path
+    ) -> Generator[tuple[_Decoding, Future[Extracted] | None], None, None]:
+        """Yield batch after batch whose features are being computed, each once the next one has begun, too; None for a batch of
+        which no image is left.
+        """
+        ahead: deque[tuple[_Decoding, Future[Extracted] | None]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="forward") as pool:
+            for futures in batches:
+                try:
+                    decoded = self._collect(futures)
+                except BaseException:
+                    yield from ahead  # what was computed before an error is used before it is raised
+                    raise
+                ahead.append((futures, pool.submit(self._compute, decoded, root) if decoded else None))
+                if len(ahead) > 1:
+                    yield ahead.popleft()
+            yield from ahead
+
+    def _decode_ahead(self, records: Sequence[ImageRecord]) -> Generator[_Decoding, None, None]:
         """Yield batch after batch of images that are being decoded, each while the next ones are decoded, too."""
-        ahead: deque[list[tuple[ImageRecord, Future[_Decoded]]]] = deque()
+        ahead: deque[_Decoding] = deque()
         with ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="decode") as pool:
             try:
                 for start in range(0, len(records), self._batch_size):

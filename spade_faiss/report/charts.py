@@ -7,19 +7,18 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.report.metric_labels import METRICS
+
+# Matplotlib is imported where a chart is drawn: that takes longer than to score an image.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's blue, vermilion and green: told apart by every kind of color vision.
 NORMAL, DEFECTIVE, THIRD = "#0072b2", "#d55e00", "#009e73"
@@ -76,6 +75,8 @@ def histogram(
     for (name, at), dashes in zip(marks.items(), ("--", ":", "-."), strict=False):
         axes.axvline(at, color=_INK, linestyle=dashes, linewidth=1.2, label=name)
     axes.set_xlim(min([edges[0], *marks.values()]), max([edges[-1], *marks.values()]))
+    from matplotlib.ticker import MaxNLocator
+
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     if defective is not None or marks:
         _legend(axes, "best")
@@ -133,6 +134,8 @@ def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _chart() -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
@@ -154,6 +157,10 @@ def _legend(axes: Axes, place: Literal["best", "lower right"], title: str = "") 
 
 def _svg(figure: Figure, title: str) -> str:
     """The figure as an <svg> element: deterministic, without size (the page sets it), in the page's font and colors."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.text import Text
+
     FigureCanvasSVG(figure)
     for name in figure.findobj(Text):
         name.set_parse_math(False)  # a name between dollar signs is no formula

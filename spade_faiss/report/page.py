@@ -103,6 +103,8 @@ def _notices(inputs: ReportInputs) -> Iterator[str]:
 
 def _charts(inputs: ReportInputs) -> Iterator[Chart]:
     scores, defective, decisions = inputs.scores, inputs.defective, inputs.results.decisions
+    if len(scores) < 2:
+        return  # of one image, a chart shows nothing that the numbers beside the picture do not say
     limits = None if decisions is None else decisions.rule.thresholds
     at_image = {} if limits is None else {f"alarm, alpha={limits.alpha:g}": limits.image}
     image = charts.histogram("image score", scores.image_score, defective, at_image)

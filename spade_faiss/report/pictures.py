@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -134,6 +133,8 @@ def write_png(path: str | os.PathLike[str], picture: Picture) -> None:
 
 @cache
 def _colors() -> Picture:
+    import matplotlib
+
     table: Picture = matplotlib.colormaps[COLORMAP](np.linspace(*_COLORMAP_PART, 256), bytes=True)[:, :3]
     return table
 

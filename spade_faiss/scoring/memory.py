@@ -32,7 +32,8 @@ def working_bytes(images: int, layout: Layout, searched: Sequence[Level], search
     """
     image = float32_bytes((3, *layout.input_size))
     network = forward_bytes(images, layout.input_size) if forward else 0
-    features = images * sum(2 * float32_bytes(level.shape) for level in layout.levels)
+    # As they are computed and as they are searched, and those of the next images.
+    features = images * sum((3 if forward else 2) * float32_bytes(level.shape) for level in layout.levels)
     # Distances and where they come from; score maps before and after smoothing.
     results = images * sum(10 * float32_bytes((level.height, level.width)) for level in searched) + images * 2 * image
-    return max(network, search_bytes) + features + results
+    return network + search_bytes + features + results  # the network computes the next images meanwhile

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.network import NETWORK
 from spade_faiss.bank.places import SHARDS
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import hash_file
@@ -61,7 +62,7 @@ def verify(bank: str | Path, *, deep: bool = False, progress: bool = False) -> V
         problems += _index_problems(image, partial(_check_image_index, image, opened, deep and is_whole))
     for gallery in galleries:
         problems += _index_problems(gallery, partial(_check_gallery, gallery, opened, deep and is_whole))
-    problems += _calibration_problems(opened)
+    problems += [*_network_problems(opened), *_calibration_problems(opened)]
     return Verified(
         images=len(opened),
         shards=len(entries),
@@ -141,6 +142,20 @@ def _check_gallery(folder: IndexFolder[GalleryIndexManifest], bank: Bank, deep: 
     if deep:
         build = Build(gallery=manifest.gallery, settings=manifest.settings)
         check_encodings(bank.with_removed(), Recipe(name=manifest.recipe, build=build))
+
+
+def _network_problems(bank: Bank) -> Iterator[str]:
+    """Say which file of the network that the bank carries is damaged."""
+    network = bank.manifest.network
+    for entry in () if network is None else (network.graph, network.probe):
+        path = bank.path / NETWORK / entry.file
+        if not is_regular(path):
+            yield f"the network {path} is missing; restore it from a backup, or use the bank with --engine torch"
+        elif (found := hash_file(path)) != entry.sha256:
+            yield (
+                f"the network {path} has sha256 {found}, the manifest says {entry.sha256}; restore it from a backup, or use "
+                f"the bank with --engine torch"
+            )
 
 
 def _calibration_problems(bank: Bank) -> Iterator[str]:

@@ -139,7 +139,7 @@ TAKES: dict[str, list[tuple[type, set[str]]]] = {
     "score": [(Method, set()), (Run, set()), (Decision, set()), (ReportOptions, set())],
     "evaluate": [(Method, set()), (Run, set()), (Decision, set()), (ReportOptions, set())],
     "calibrate": [(Method, LOCALIZING), (Run, set())],
-    "suspects": [(Method, LOCALIZING), (Run, {"max_skipped"}), (ReportOptions, {"overlays"})],
+    "suspects": [(Method, LOCALIZING), (Run, {"max_skipped", "engine"}), (ReportOptions, {"overlays"})],
 }
 
 
@@ -150,7 +150,7 @@ def test_every_setting_has_its_option_with_its_default(command: str) -> None:
         declared = settings_of(cls)
         assert declared.keys() > unused or not unused
         for name, default in declared.items():
-            option = f"--{name.replace('_', '-')}"
+            option = f"--{'no-' if default is True else ''}{name.replace('_', '-')}"
             assert (option in actions) == (name not in unused), (command, option)
             if name not in unused:
                 assert (actions[option].dest, actions[option].default) == (name, default), (command, option)

@@ -185,7 +185,7 @@ def test_memory_that_is_lacking_is_one_line(
 ) -> None:
     """In the forward pass or the search of a batch."""
     with monkeypatch.context() as patch:
-        owner, method = (FaissSearch, "__call__") if place == "search" else (Backbone, "_autocast")
+        owner, method = (FaissSearch, "__call__") if place == "search" else (Backbone, "__call__")
         patch.setattr(owner, method, fail_with(error))
         images = str(dataset_folder / "test")
         words = ["score", images, "--bank", str(fitted_bank), "--out", str(tmp_path / "out"), "--set", "engine=faiss"]
@@ -201,15 +201,18 @@ def wheels_need(megabytes: int) -> bool:
 
 
 @needs_linux
-@pytest.mark.parametrize("megabytes", [100, 250, 320, 600, 3400])
+@pytest.mark.parametrize(
+    ("megabytes", "engine"), [(100, "auto"), (250, "auto"), (320, "auto"), (600, "auto"), (900, "auto"), (3400, "torch")]
+)
 def test_a_limit_on_the_address_space_is_one_line(
-    fitted_bank: Path, dataset_folder: Path, tmp_path: Path, megabytes: int
+    fitted_bank: Path, dataset_folder: Path, tmp_path: Path, megabytes: int, engine: str
 ) -> None:
     """Row "ulimit -v": libraries that meet it print, wait, or end the process."""
     if not wheels_need(megabytes):
         pytest.skip("PyTorch without CUDA takes less than that")
     done = shell(
-        f"ulimit -v {1000 * megabytes}; S score {dataset_folder / 'test'} --bank {fitted_bank} --out {tmp_path / 'out'}"
+        f"ulimit -v {1000 * megabytes}; S score {dataset_folder / 'test'} --bank {fitted_bank} --out {tmp_path / 'out'} "
+        f"--engine {engine}"
     )
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1

@@ -40,4 +40,4 @@ def test_how_a_fork_ends_is_told_and_its_words_are_not(
 
 def test_without_a_limit_nothing_is_tried_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "_succeeds", pytest.fail)
-    limits.check_libraries_fit()
+    limits.check_libraries_fit(torch=True)

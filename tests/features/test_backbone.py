@@ -62,10 +62,11 @@ def test_features_do_not_depend_on_the_batch_and_are_contiguous(odd: Backbone) -
 
 
 def test_the_network_runs_channels_last_and_remembers_nothing(odd: Backbone) -> None:
-    weights = [module.weight for module in odd._module.modules() if isinstance(module, nn.Conv2d)]
+    network = odd._own_network().module
+    weights = [module.weight for module in network.modules() if isinstance(module, nn.Conv2d)]
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
-    assert not any(parameter.requires_grad for parameter in odd._module.parameters())
-    assert not any(module.training for module in odd._module.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert not any(module.training for module in network.modules())
 
 
 def test_bfloat16_is_close_to_float32_and_not_the_same(resnet18_file: Path, odd: Backbone) -> None:

@@ -19,7 +19,8 @@ from spade_faiss.core.errors import DependencyError, InputError
 from spade_faiss.core.settings import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import Level
-from spade_faiss.features.loading import TORCHVISION_NAMES, load_backbone
+from spade_faiss.features.loading import load_backbone
+from spade_faiss.features.names import TORCHVISION_NAMES
 from tests.support.networks import ODD, SMALL, TINY, assert_close, by_hooks, inputs, seeded
 
 

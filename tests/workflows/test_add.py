@@ -155,7 +155,7 @@ def test_only_the_banks_own_extractor_adds_to_it(fitted: Bank, good: Path, tmp_p
     before = files(fitted.path)
     more = save_images(tmp_path / "more", "d.png")
     with pytest.raises(InputError, match="was made with your own backbone 'tiny'; pass it as backbone="):
-        add(more, bank=fitted.path)
+        add(more, bank=fitted.path, run=Run(engine="torch"))
     with pytest.raises(InputError, match="was extracted with backbone='tiny', these features with 'other'"):
         add(more, bank=fitted.path, backbone=tiny_backbone(name="other"))
     with pytest.raises(InputError, match=r"was extracted with weights_sha256='.*', these features with '"):

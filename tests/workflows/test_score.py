@@ -51,8 +51,8 @@ def test_weights_are_loaded_from_where_they_were(dataset_folder: Path, tmp_path:
     fit(
         dataset_folder / "train/good",
         bank=tmp_path / "b",
-        extraction=Extraction(backbone="resnet18", preprocess=small),
-        run=Run(weights=weights),
+        extraction=Extraction(backbone="resnet18", preprocess=small, network=False),
+        run=Run(weights=weights, engine="torch"),
     )
     image = sorted((dataset_folder / "test/good").iterdir())[:1]
     expected = Detector.open(tmp_path / "b").score(image).image_score

@@ -1,0 +1,63 @@
+"""The forward pass by ONNX Runtime: an exported network on the CPU, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.memory import is_out_of_memory
+from spade_faiss.core.process import PerProcess, usable_cores
+from spade_faiss.core.schema import cut
+from spade_faiss.core.types import FloatArray
+from spade_faiss.features.forward.protocol import EMBEDDING, INPUT, Features
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_ERRORS_ONLY = 3
+_SHOWN = 300
+
+
+class OnnxRuntimeForward:
+    """Runs an exported network by ONNX Runtime. What it computes depends neither on the batch nor on the number of threads.
+
+    Args:
+        read: returns the exported network; a fork of the process calls it again.
+        levels: the names of its levels, finest first.
+
+    Raises:
+        InputError: if ONNX Runtime does not take the network.
+    """
+
+    engine = "onnxruntime"
+
+    def __init__(self, read: Callable[[], bytes], levels: Sequence[str]) -> None:
+        self._levels = tuple(levels)
+        self._session = PerProcess(partial(_open, read))  # a fork has none of its parent's threads
+        _ = self._session()
+
+    def __call__(self, inputs: FloatArray) -> Features:
+        """Run the network, see `Forward`."""
+        embedding, *maps = self._session().run([EMBEDDING, *self._levels], {INPUT: np.ascontiguousarray(inputs)})
+        return embedding, dict(zip(self._levels, maps, strict=True))
+
+
+def _open(read: Callable[[], bytes]) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    options.inter_op_num_threads = 1
+    # Threads that wait spin, which makes a pass up to twice as fast; after it, they must not take the cores from the search.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = _ERRORS_ONLY
+    try:
+        return onnxruntime.InferenceSession(read(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own types have no common one
+        if is_out_of_memory(error):
+            raise
+        raise InputError(f"ONNX Runtime cannot open the network: {cut(str(error), _SHOWN)}; use another --engine") from error

@@ -1,0 +1,157 @@
+"""Engines for the forward pass: features are torch's, whatever the batch, the thread or the process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spade_faiss.core.device import CPU, Device
+from spade_faiss.core.errors import DependencyError, InputError
+from spade_faiss.core.types import FloatArray
+from spade_faiss.features.backbone import Backbone
+from spade_faiss.features.forward import choice
+from spade_faiss.features.forward.choice import choose_engine, open_forward, usable_engines
+from spade_faiss.features.forward.probe import Probe, difference
+from spade_faiss.features.loading import load_backbone
+from tests.support.networks import SMALL, inputs
+
+ENGINES = ("onnxruntime", "openvino")
+NAMES = ("fine", "coarse")
+
+
+def given(graph: bytes) -> bytes:
+    return graph
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_features_are_those_of_torch(tiny: Backbone, graph: bytes, engine: str, count: int) -> None:
+    x = inputs(count, 24)
+    before = x.copy()
+    forward = open_forward(engine, partial(given, graph), NAMES, "float32")
+    embedding, maps = forward(x)
+    expected_embedding, expected = tiny(x)
+    assert forward.engine == engine
+    np.testing.assert_allclose(embedding, expected_embedding, rtol=0, atol=2e-6 * np.abs(expected_embedding).max())
+    assert list(maps) == list(NAMES)
+    for level, found in maps.items():
+        assert found.dtype == np.float32
+        assert found.flags.c_contiguous
+        np.testing.assert_allclose(found, expected[level], rtol=0, atol=2e-6 * np.abs(expected[level]).max())
+    np.testing.assert_array_equal(x, before)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18"])
+def test_real_networks_are_exported(name: str, resnet18_file: Path) -> None:
+    weights = resnet18_file if name == "resnet18" else None
+    backbone = load_backbone(name, weights=weights, preprocess=SMALL)
+    x, names = inputs(3, 64), [level.name for level in backbone.levels]
+    for engine in ENGINES:
+        forward = open_forward(engine, partial(given, backbone.export()), names, "float32")
+        assert difference(forward(x), backbone(x)) < 1e-5
+        assert not any(module.training for module in backbone._own_network().module.modules())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_threads_share_a_network(graph: bytes, engine: str) -> None:
+    forward = open_forward(engine, partial(given, graph), NAMES, "float32")
+    batches = [inputs(2, 24, seed=seed) for seed in range(24)]
+    alone = [forward(x) for x in batches]
+    start = threading.Barrier(4)
+
+    def run(part: list[FloatArray]) -> list[object]:
+        start.wait()
+        return [forward(x) for x in part]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [features for part in pool.map(run, [batches[i::4] for i in range(4)]) for features in part]
+    expected = [alone[i] for start_at in range(4) for i in range(start_at, 24, 4)]
+    assert all(difference(a, b) == 0 for a, b in zip(found, expected, strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_fork_computes_the_same(graph: bytes, engine: str) -> None:
+    forward = open_forward(engine, partial(given, graph), NAMES, "float32")
+    x = inputs(2, 24)
+    expected = forward(x)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def run() -> None:
+        sender.send(difference(forward(x), expected))
+
+    process = context.Process(target=run)
+    process.start()
+    assert receiver.poll(60), "the fork gave no answer"
+    assert receiver.recv() == 0
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def test_onnxruntime_does_not_depend_on_the_batch(graph: bytes) -> None:
+    forward = open_forward("onnxruntime", partial(given, graph), NAMES, "float32")
+    x = inputs(7, 24)
+    embedding, maps = forward(x)
+    for row in range(7):
+        one, levels = forward(x[row : row + 1])
+        np.testing.assert_array_equal(one[0], embedding[row])
+        for level, found in levels.items():
+            np.testing.assert_array_equal(found[0], maps[level][row])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_file_that_is_no_network_is_refused(engine: str) -> None:
+    with pytest.raises(InputError, match="cannot open the network"):
+        open_forward(engine, partial(given, b"no network"), NAMES, "float32")
+
+
+def test_auto_takes_the_fastest_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_engine("auto", "float32", CPU) == "onnxruntime"
+    assert choose_engine("auto", "float32", CPU, exported=False) == "torch"
+    assert choose_engine("auto", "float32", Device("cuda", (0,))) == "torch"
+    monkeypatch.setattr(choice, "is_installed", lambda engine: engine != "onnxruntime")
+    assert choose_engine("auto", "float32", CPU) == "openvino"
+    monkeypatch.setattr(choice, "is_installed", lambda engine: engine == "torch")
+    assert choose_engine("auto", "float32", CPU) == "torch"
+    with pytest.raises(DependencyError, match=r"engine='openvino' is not installed; install it with: pip install"):
+        choose_engine("openvino", "float32", CPU)
+
+
+def test_only_openvino_and_torch_compute_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_has_bfloat16", lambda: True)
+    assert usable_engines("bfloat16") == ("openvino",)
+    assert choose_engine("auto", "bfloat16", CPU) == "openvino"
+    with pytest.raises(InputError, match="engine='onnxruntime' does not compute in bfloat16"):
+        choose_engine("onnxruntime", "bfloat16", CPU)
+    monkeypatch.setattr(choice, "_has_bfloat16", lambda: False)
+    assert choose_engine("auto", "bfloat16", CPU) == "torch"
+    with pytest.raises(InputError, match="this processor does not compute in bfloat16"):
+        choose_engine("openvino", "bfloat16", CPU)
+
+
+def test_engines_for_cpus_do_not_run_on_cards() -> None:
+    with pytest.raises(InputError, match="engine='onnxruntime' runs on the CPU, device=cuda:0 was asked for"):
+        choose_engine("onnxruntime", "float32", Device("cuda", (0,)))
+
+
+@pytest.mark.parametrize("part", ["embedding", "fine", "coarse"])
+def test_a_difference_in_any_output_counts(tiny: Backbone, part: str) -> None:
+    x = inputs(1, 24)
+    probe = Probe(x, tiny(x))
+    assert probe.difference(tiny) == 0
+
+    def wrong(images: FloatArray) -> tuple[FloatArray, dict[str, FloatArray]]:
+        embedding, maps = tiny(images)
+        changed = embedding if part == "embedding" else maps[part]
+        changed.flat[3] += np.float32(0.5) * np.abs(changed).max()
+        return embedding, maps
+
+    assert probe.difference(wrong) == pytest.approx(0.5, rel=0.01)
+    with pytest.raises(InputError, match="features of the shape"):
+        probe.difference(lambda images: (tiny(images)[0][:, 1:], tiny(images)[1]))

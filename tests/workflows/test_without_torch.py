@@ -1,0 +1,109 @@
+"""A machine without torch: a bank that carries its network is used there in every way but to make another one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.partition(".")[0] in {missing!r} else found(name, *rest)
+
+from spade_faiss.cli import main
+
+code = main(sys.argv[1:])
+loaded = sorted({unwanted!r} & set(sys.modules))
+assert not loaded, loaded
+raise SystemExit(code)
+"""
+NO_TORCH = {"torch", "torchvision", "timm", "onnx", "safetensors"}
+
+
+def run(
+    folder: Path, *words: str, missing: set[str] = NO_TORCH, unwanted: set[str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    code = RUN.format(missing=missing, unwanted=(missing | (unwanted or set())) - {"onnxruntime", "openvino"})
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.fixture
+def place(fitted_bank: Path, dataset_folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(fitted_bank, tmp_path / "bank")
+    shutil.copytree(dataset_folder, tmp_path / "set")
+    (tmp_path / "more").mkdir()
+    shutil.copy(sorted((dataset_folder / "test/good").iterdir())[0], tmp_path / "more" / "one-more.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_pictures_are_scored(place: Path, engine: str) -> None:
+    other = {"onnxruntime": "openvino", "openvino": "onnxruntime"}[engine]
+    done = run(place, "score", "set/test/good", "--bank", "bank", "--out", "results", "--quiet", missing=NO_TORCH | {other})
+    assert done.returncode == 0, done.stderr
+    assert (place / "results" / "report.html").is_file()
+
+
+def test_one_picture_takes_no_more_than_it_needs(place: Path) -> None:
+    picture = sorted((place / "set/test/good").iterdir())[0]
+    unwanted = {"matplotlib.figure", "scipy.stats", "sklearn", "imagecodecs", "tifffile", "openvino"}
+    done = run(place, "score", str(picture), "--bank", "bank", "--out", "results", "--quiet", unwanted=unwanted)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate", "set", "--bank", "bank", "--out", "results"),
+        ("add", "more", "--bank", "bank"),
+        ("calibrate", "bank"),
+        ("index", "bank", "--recipe", "ivf"),
+        ("suspects", "bank", "--out", "suspects"),
+        ("info", "bank"),
+        ("verify", "bank", "--deep"),
+        ("doctor", "--device", "cpu", "--bank", "bank"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_everything_else_goes_on(place: Path, words: tuple[str, ...]) -> None:
+    done = run(place, *words, "--quiet")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_needs_torch_says_how_to_get_it(place: Path) -> None:
+    done = run(place, "fit", "set/train/good", "--bank", "new", "--backbone", "efficientnet_lite0", "--quiet")
+    assert done.returncode == 1
+    assert "torch, which is not installed: pip install 'spade-faiss[torch]'" in done.stderr
+    assert "pip install 'spade-faiss[edge]'" in done.stderr
+    done = run(place, "score", "set/test/good", "--bank", "bank", "--out", "results", "--engine", "torch", "--quiet")
+    assert done.returncode == 1
+    assert "engine='torch' is not installed; install it with: pip install 'spade-faiss[torch]'" in done.stderr
+
+
+def test_without_any_engine_the_error_names_them(place: Path) -> None:
+    everything = NO_TORCH | {"onnxruntime", "openvino"}
+    done = run(place, "score", "set/test/good", "--bank", "bank", "--out", "results", "--quiet", missing=everything)
+    assert done.returncode == 1
+    assert "onnxruntime or openvino: pip install 'spade-faiss[edge]'" in done.stderr
