@@ -74,6 +74,9 @@ def from_mapping(cls: type[T], mapping: object, where: str) -> T:
         raise InputError(f"{where}: {error}") from error
 
 
+# The types that stand for themselves in a field.
+_PLAIN: dict[type, set[type]] = {float: {float, int}, int: {int}, str: {str}}
+
 # A manifest may hold a hundred thousand entries, and the hints of their class take longer to find than the rest.
 _type_hints = cache(get_type_hints)
 
@@ -97,6 +100,8 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise InputError(f"{where}={shorten(value)} is of type {type(value).__name__}, expected a list")
+        if arguments[-1] is Ellipsis and set(map(type, value)) <= _PLAIN.get(arguments[0], set()):
+            return tuple(value)  # a calibration holds ten thousand numbers
         kinds = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
         if len(value) != len(kinds):
             raise InputError(f"{where}={shorten(value)} has {len(value)} values, expected {len(kinds)}")

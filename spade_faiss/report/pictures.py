@@ -15,14 +15,13 @@ from PIL import Image
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import write_bytes
 from spade_faiss.core.types import FloatArray
+from spade_faiss.report import inferno
 
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Color = tuple[int, int, int]
 Box = tuple[int, int, int, int]
 
-COLORMAP = "inferno"
-_COLORMAP_PART = (0.3, 0.97)  # darker colors do not stand out on dark pictures, lighter ones not on white pictures
 OUTLINE: Color = (90, 230, 255)
 _HALO: Color = (0, 0, 0)
 _ALPHA = 0.85  # the opacity of the highest score: the picture stays visible below it
@@ -131,12 +130,7 @@ def write_png(path: str | os.PathLike[str], picture: Picture) -> None:
     write_bytes(path, data.getvalue())
 
 
-@cache
-def _colors() -> Picture:
-    import matplotlib
-
-    table: Picture = matplotlib.colormaps[COLORMAP](np.linspace(*_COLORMAP_PART, 256), bytes=True)[:, :3]
-    return table
+_colors = cache(inferno.colors)
 
 
 def _strength(scores: FloatArray, low: float, high: float) -> npt.NDArray[np.float64]:
