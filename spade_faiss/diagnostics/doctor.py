@@ -10,7 +10,7 @@ from spade_faiss.diagnostics.checks import Diagnosis
 from spade_faiss.diagnostics.correctness import check_network, check_recipe
 from spade_faiss.diagnostics.hardware import check_cards, check_memory, check_processor
 from spade_faiss.diagnostics.self_test import run_self_test
-from spade_faiss.diagnostics.software import check_faiss, check_kernel, check_versions, has_gpu_functions
+from spade_faiss.diagnostics.software import check_faiss, check_kernel, check_versions
 from spade_faiss.diagnostics.speed import check_disk, check_speed
 from spade_faiss.search.native.extension import usable_simd_level
 
@@ -48,6 +48,6 @@ def doctor(device: str = "auto", *, bank: str | Path | None = None) -> Diagnosis
 
 def _engines(device: Device) -> tuple[str, ...]:
     """The engines of the exact recipe that run on a device; the first is what the recipe takes there."""
-    if device.kind == "cpu":
-        return ("native", "faiss", "torch") if usable_simd_level() else ("faiss", "torch")
-    return ("torch", "knn_gpu") if has_gpu_functions() else ("torch",)
+    if device.kind == "cuda":
+        return ("torch",)
+    return ("native", "faiss", "torch") if usable_simd_level() else ("faiss", "torch")

@@ -90,11 +90,15 @@ def test_a_wrong_distance_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
         assert {name for name, state in states.items() if state == RED} == {"exact by torch"}
 
 
-def test_what_does_not_run_is_red() -> None:
-    (tested,) = [tested for tested in run_self_test("cpu", ("knn_gpu",)) if tested.name == "exact by knn_gpu"]
+def test_what_does_not_run_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: TorchSearch, xq: Any, neighbors: Any, kappa: int) -> Hits:
+        raise RuntimeError("no kernel image is available\nfor execution on the device")
+
+    monkeypatch.setattr(TorchSearch, "__call__", fail)
+    (tested,) = [tested for tested in run_self_test("cpu", ("torch",)) if tested.name == "exact by torch"]
     check = check_recipe(tested)
     assert check.state == RED
-    assert "engine='knn_gpu' needs a CUDA card" in check.result
+    assert check.result == "failed: no kernel image is available for execution on the device"
     assert "spade-faiss doctor --device cpu" in check.advice
 
 

@@ -18,7 +18,7 @@ from spade_faiss.diagnostics.checks import RED
 from spade_faiss.index.gpu import CardIndex
 from spade_faiss.search.accelerator import Accelerator
 from spade_faiss.search.distances import import_faiss
-from spade_faiss.search.engines.products import FaissProduct, Product, TorchProduct
+from spade_faiss.search.engines.products import TorchProduct
 from spade_faiss.search.engines.torch import TorchSearch, direct_sq_dist
 from spade_faiss.search.recipe import load_recipe, recipe_names
 from spade_faiss.search.workers import Workers
@@ -29,12 +29,11 @@ from tests.support.torch_searches import blocks_of, check, crowded, larger
 from tests.support.torch_searches import run as run_here
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card")]
-needs_build = pytest.mark.skipif(not hasattr(import_faiss(), "StandardGpuResources"), reason="FAISS's GPU build is not here")
 
 SHAPES = {"fine": (9, 11, 24), "coarse": (5, 6, 40)}
 
 
-def run(case: Case, kappa: int = 1, *, tile_bytes: int = 1 << 26, cache_bytes: int = 0, how: Product | None = None) -> Any:
+def run(case: Case, kappa: int = 1, *, tile_bytes: int = 1 << 26, cache_bytes: int = 0, how: TorchProduct | None = None) -> Any:
     accelerator = Accelerator(torch.device("cuda:0"), tile_bytes, cache_bytes)
     search = TorchSearch(blocks_of(case), Workers(2), accelerator, how or TorchProduct())
     return search(case.xq, case.neighbors, kappa)
@@ -79,13 +78,6 @@ def test_direct_distances_are_those_of_the_cpu() -> None:
 def test_bfloat16_finds_the_same(kappa: int) -> None:
     for case in (larger(10, 3, 7, 5, channels=256), crowded()):
         assert_same_hits(run(case, kappa, how=TorchProduct(half=True)), run_here(case, kappa))
-
-
-@needs_build
-@pytest.mark.parametrize("kappa", [1, 3])
-def test_knn_gpu_finds_the_same(kappa: int) -> None:
-    case = larger(2, 3, 9, 5, channels=64)
-    assert_same_hits(run(case, kappa, how=FaissProduct()), run_here(case, kappa))
 
 
 def test_memory_that_ends() -> None:

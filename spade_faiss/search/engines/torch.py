@@ -20,7 +20,7 @@ from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.search.accelerator import Accelerator, Uploaded
 from spade_faiss.search.block_jobs import BlockJob, block_jobs
 from spade_faiss.search.blocks import Blocks
-from spade_faiss.search.engines.products import GROUP, Nominations, Product
+from spade_faiss.search.engines.products import GROUP, Nominations, TorchProduct
 from spade_faiss.search.gpu_memory import fit_tile
 from spade_faiss.search.protocol import Hits
 from spade_faiss.search.workers import Workers
@@ -107,7 +107,7 @@ class TorchSearch:
         product: what nominates candidates.
     """
 
-    def __init__(self, blocks: Blocks, workers: Workers, accelerator: Accelerator, product: Product) -> None:
+    def __init__(self, blocks: Blocks, workers: Workers, accelerator: Accelerator, product: TorchProduct) -> None:
         self._blocks = blocks
         self._workers = workers
         self._accelerator = accelerator
@@ -303,7 +303,7 @@ class SplitSearch:
         )
 
 
-def open_torch(blocks: Blocks, workers: Workers, product: Product) -> TorchSearch | SplitSearch:
+def open_torch(blocks: Blocks, workers: Workers, product: TorchProduct) -> TorchSearch | SplitSearch:
     """Open the search on the device of the workers; where it has several cards, they share the test images."""
     searches = [TorchSearch(blocks, workers, accelerator, product) for accelerator in workers.accelerators]
     return searches[0] if len(searches) == 1 else SplitSearch(searches)
