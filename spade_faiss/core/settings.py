@@ -313,7 +313,7 @@ class Run:
     shows bars on stderr if that is a terminal.
     """
 
-    device: str = setting("cpu", "where computations run: cpu, cuda, cuda:NUMBER, cuda:all, or auto")
+    device: str = setting("cpu", "where computations run: cpu, cuda, cuda:NUMBER, or auto")
     memory: str | int = setting(
         "2GiB",
         "the memory that scoring may use, such as 500MB; it decides the size of batches and caches",

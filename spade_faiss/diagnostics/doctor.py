@@ -8,7 +8,7 @@ from spade_faiss.core.device import Device, find_device
 from spade_faiss.core.process import fork_safe
 from spade_faiss.diagnostics.checks import Diagnosis
 from spade_faiss.diagnostics.correctness import check_network, check_recipe
-from spade_faiss.diagnostics.hardware import check_cards, check_memory, check_processor
+from spade_faiss.diagnostics.hardware import check_card, check_memory, check_processor
 from spade_faiss.diagnostics.self_test import run_self_test
 from spade_faiss.diagnostics.software import check_faiss, check_kernel, check_versions
 from spade_faiss.diagnostics.speed import check_disk, check_speed
@@ -34,7 +34,7 @@ def doctor(device: str = "auto", *, bank: str | Path | None = None) -> Diagnosis
         check_kernel(),
         check_processor(),
         check_memory(),
-        check_cards(examined),
+        check_card(examined),
     ]
     # The first engine is the recipe's own, which is tested with the recipe.
     checks += [check_recipe(tested) for tested in run_self_test(device, engines[1:])]

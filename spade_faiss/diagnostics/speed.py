@@ -60,7 +60,7 @@ def check_speed(device: Device, engines: tuple[str, ...]) -> Check:
 
     on_cpu = device.kind == "cpu"
     load = _CPU_LOAD if on_cpu else _CARD_LOAD
-    torch_device = torch.device(device.torch_names[0])
+    torch_device = torch.device(device.torch_name)
     wait: Callable[[], object] = (lambda: None) if on_cpu else (lambda: torch.cuda.synchronize(torch_device))
     a, b = (torch.randn(load.side, load.side, device=torch_device) for _ in range(2))
     peak = 2 * load.side**3 / _least_seconds(lambda: torch.mm(a, b), wait)
@@ -86,7 +86,7 @@ def _measure_engine(engine: str, device: Device, load: _Load, peak: float, wait:
     maps = rng.random((load.k, level.height * level.width, level.channels), np.float32)
     xq = rng.random((load.images, *maps.shape[1:]), np.float32)
     neighbors = np.tile(np.arange(load.k), (load.images, 1))
-    workers = Workers(device=Device(device.kind, device.cards[:1]))
+    workers = Workers(device=device)
     try:
         search = _open(engine, Blocks(level, ArraySource(maps)), workers)
         seconds = _least_seconds(lambda: search(xq, neighbors, 1), wait)

@@ -59,9 +59,9 @@ def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: ExactQuery
         return open_on_cpu(blocks, workers, query.simd_level)
     # torch is imported only where it searches.
     from spade_faiss.search.engines.products import TorchProduct
-    from spade_faiss.search.engines.torch import open_torch
+    from spade_faiss.search.engines.torch import TorchSearch
 
-    return open_torch(blocks, workers, TorchProduct(query.product == "bfloat16"))
+    return TorchSearch(blocks, workers, workers.accelerator, TorchProduct(query.product == "bfloat16"))
 
 
 METHOD = SearchMethod(

@@ -57,28 +57,24 @@ def test_every_name_that_we_use_is_there() -> None:
     assert run("-c", code).strip() == "[]"
 
 
-def test_no_field_or_option_is_made_up(found: dict[str, Any]) -> None:
+def test_no_option_is_made_up(found: dict[str, Any]) -> None:
     """Python would take any attribute that it is given."""
-    facts = found["facts"]
-    fields: dict[str, set[str]] = {"options": set(), "spread": set()}
-    for caller in CALLERS[:1]:
-        for node in ast.walk(ast.parse((ROOT / caller).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in fields:
-                fields[node.value.id].add(node.attr)
-    assert fields["options"] <= set(facts["options"]["GpuClonerOptions"])
-    assert fields["spread"] <= set(facts["options"]["GpuMultipleClonerOptions"])
-    assert fields["spread"] == {"use_cuvs", "shard"}
+    options = {
+        node.attr
+        for node in ast.walk(ast.parse((ROOT / CALLERS[0]).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "options"
+    }
+    assert options == {"use_cuvs"}
+    assert options <= set(found["facts"]["options"])
 
 
 def test_signatures(found: dict[str, Any]) -> None:
     facts = found["facts"]
     assert facts["index_cpu_to_gpu"] == ["provider", "device", "index", "options"]
-    assert facts["index_cpu_to_gpu_multiple_py"] == ["resources", "index", "co", "gpus"]
     assert facts["implemented"] == [True, False]
 
 
 def test_copying_an_index_ends_at_the_missing_card(found: dict[str, Any]) -> None:
     if found["facts"]["cards"]:
         pytest.skip("there is one")
-    for complaint in found["clone"]:
-        assert "Invalid GPU device 0" in complaint
+    assert "Invalid GPU device 0" in found["clone"]

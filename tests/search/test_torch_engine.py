@@ -17,11 +17,11 @@ from spade_faiss import Detector
 from spade_faiss.core.device import CPU
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Method
-from spade_faiss.search.accelerator import Accelerator, Uploaded, open_accelerators
+from spade_faiss.search.accelerator import Accelerator, Uploaded, open_accelerator
 from spade_faiss.search.engines.faiss import FaissSearch
 from spade_faiss.search.engines.native import NativeSearch
 from spade_faiss.search.engines.products import GROUP, TorchProduct
-from spade_faiss.search.engines.torch import SplitSearch, TorchSearch, direct_sq_dist
+from spade_faiss.search.engines.torch import TorchSearch, direct_sq_dist
 from spade_faiss.search.native.extension import usable_simd_level
 from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Build, Query, Recipe, load_recipe
@@ -114,15 +114,6 @@ def test_it_is_the_search_of_the_cpu() -> None:
     np.testing.assert_allclose(here.sq_dist, there.sq_dist, rtol=2e-4, atol=1e-12)
     assert (here.sq_dist <= there.sq_dist * (1 + 1e-6)).all()
     assert np.mean(here.row == there.row) > 0.99
-
-
-def test_several_devices_share_the_images() -> None:
-    case = structured(7, 5, 6, 4)
-    expected = run(case, 2)
-    for count in (2, 3, 8):
-        split = SplitSearch([search_of(blocks_of(case)) for _ in range(count)])
-        assert_same_hits(split(case.xq, case.neighbors, 2), expected)
-        assert split.working_bytes(8, 4, 2) >= search_of(blocks_of(case)).working_bytes(8, 4, 2)
 
 
 class Scarce(TorchProduct):
@@ -271,7 +262,7 @@ def test_rounded_products_of_the_process_are_refused() -> None:
     torch.set_float32_matmul_precision("high")
     try:
         with pytest.raises(InputError, match=r"set to 'high' precision .* needs 'highest'"):
-            open_accelerators(CPU)
+            open_accelerator(CPU)
     finally:
         torch.set_float32_matmul_precision("highest")
 

@@ -16,14 +16,14 @@ import torch
 
 from spade_faiss.core.device import Device
 from spade_faiss.diagnostics.software import wheel_flavor
-from spade_faiss.index.gpu import to_cards
+from spade_faiss.index.gpu import to_card
 
 faiss: Any = importlib.import_module("faiss")
 
 
 def main() -> None:
     """Everything that needs no card."""
-    print(json.dumps({"facts": facts(), "clone": [clone(cards) for cards in ((0,), (0, 1))]}))
+    print(json.dumps({"facts": facts(), "clone": clone()}))
 
 
 def facts() -> dict[str, Any]:
@@ -37,23 +37,19 @@ def facts() -> dict[str, Any]:
         "simd": faiss.SIMDConfig.get_level_name(),
         "implemented": [bool(faiss.isGpuIndexImplemented(index)) for index in (faiss.IndexFlatL2(8), graph)],
         "index_cpu_to_gpu": list(inspect.signature(faiss.index_cpu_to_gpu).parameters),
-        "index_cpu_to_gpu_multiple_py": list(inspect.signature(faiss.index_cpu_to_gpu_multiple_py).parameters),
-        "options": {
-            kind: sorted(name for name in dir(getattr(faiss, kind)) if not name.startswith("_"))
-            for kind in ("GpuClonerOptions", "GpuMultipleClonerOptions")
-        },
+        "options": sorted(name for name in dir(faiss.GpuClonerOptions) if not name.startswith("_")),
     }
 
 
-def clone(cards: tuple[int, ...]) -> str:
+def clone() -> str:
     """How far our cloning comes: to FAISS's own complaint that there is no such card."""
-    faiss.get_num_gpus = lambda: 2
+    faiss.get_num_gpus = lambda: 1
     fakes: Any = torch.cuda
     fakes.mem_get_info = lambda device: (1 << 33, 1 << 33)
     index = faiss.IndexFlatL2(8)
     index.add(np.zeros((5, 8), np.float32))
     try:
-        to_cards(index, Device("cuda", cards))
+        to_card(index, Device("cuda"))
     except RuntimeError as error:
         return str(error)
     return "it was copied"
