@@ -1,6 +1,6 @@
 """On a CUDA card: what it finds is what the CPU finds, to the bit where nothing but additions in one order is left to chance.
 
-`make test-gpu` runs these; without a card they are skipped.
+`make gpu-proof` runs these, and so does `make test-gpu`; without a card they are skipped.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from spade_faiss import Backbone, Detector, doctor
+from spade_faiss.core.device import Device
 from spade_faiss.core.settings import Run
 from spade_faiss.diagnostics.checks import RED
-from spade_faiss.index.gpu import CardIndex
+from spade_faiss.index.gpu import CardIndex, to_card
 from spade_faiss.search.accelerator import Accelerator
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.engines.products import TorchProduct
@@ -100,13 +101,23 @@ def test_a_detector_on_a_card(tmp_path: Path, recipe: str) -> None:
     bank_of(tmp_path / "bank", product(1, 30, SHAPES, 16), input_size=(40, 43), dtype="float16")
     query = batch_of(product(2, 5, SHAPES, 16, defect=True))
     here = Detector.open(tmp_path / "bank", recipe=recipe).score_features(query)
-    opened = Detector.open(tmp_path / "bank", recipe=recipe, run=Run(device="cuda"))
-    there = opened.score_features(query)
+    there = Detector.open(tmp_path / "bank", recipe=recipe, run=Run(device="cuda")).score_features(query)
     assert there.neighbor_ids.tolist() == here.neighbor_ids.tolist()
     np.testing.assert_allclose(there.image_score, here.image_score, rtol=1e-5)
     np.testing.assert_allclose(there.maps, here.maps, rtol=1e-4)
-    if hasattr(import_faiss(), "StandardGpuResources"):
-        assert isinstance(opened._images._tail, CardIndex)
+
+
+@pytest.mark.skipif(not hasattr(import_faiss(), "StandardGpuResources"), reason="FAISS's GPU build is not installed")
+def test_an_image_index_on_a_card() -> None:
+    rng = np.random.default_rng(0)
+    index = import_faiss().IndexFlatL2(64)
+    index.add(rng.normal(size=(1000, 64)).astype(np.float32))
+    xq = rng.normal(size=(9, 64)).astype(np.float32)
+    there = to_card(index, Device("cuda"))
+    assert isinstance(there, CardIndex)
+    (D, I), (expected, ids) = there.search(xq, 7), index.search(xq, 7)
+    np.testing.assert_allclose(D, expected, rtol=1e-4)
+    np.testing.assert_array_equal(I, ids)
 
 
 def test_a_backbone_on_a_card(backbone: Backbone) -> None:
