@@ -205,7 +205,7 @@ def forward(settings: Settings) -> Iterator[Row]:
 
 STEPS: dict[str, tuple[Step, float]] = {
     # With the most seconds that each may take.
-    "exactness": (exactness, 90),
+    "exactness": (exactness, 120),
     "tests": (gpu_tests, 120),
     "doctor": (doctor_checks, 90),
     "speed": (speed, 150),

@@ -51,6 +51,18 @@ def test_several_nearest(kappa: int) -> None:
         check(case, run(case, kappa, tile_bytes=tile_bytes), kappa)
 
 
+@pytest.mark.parametrize("channels", [24, 1024])
+@pytest.mark.parametrize("half", [False, True])
+def test_sums_that_err_to_one_side_hide_no_location(half: bool, channels: int) -> None:
+    """Additions of equal numbers round alike: products of equal vectors differed by more than was allowed for."""
+    blocks = np.stack([np.full((196, channels), value, np.float32) for value in (1, 3, 2, 2, 2)])
+    xq = np.stack([np.full((196, channels), value, np.float32) for value in (1.001, 1.002, 2.999)])
+    case = Case(blocks, xq, np.tile(np.arange(5), (3, 1)))
+    hits = run(case, how=TorchProduct(half=half))
+    assert hits.row.tolist() == [[0] * 196, [0] * 196, [1] * 196]
+    assert not hits.location.any()
+
+
 def test_half_precision_blocks_are_decoded_on_the_device() -> None:
     case = larger(3, 2, 8, 5)
     stored = case.blocks.astype(np.float16)

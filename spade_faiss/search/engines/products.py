@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,8 +14,11 @@ from torch import Tensor
 GROUP = 8
 # How many times as many groups are nominated where those before did not settle it.
 _MORE = 8
-# A product's rounding, see `distances.rounding_of`, without its upper limit: a GPU may sum one channel after the other.
-_ROUNDING = 1e-7
+# float32 rounds each of the additions of a product by up to this share. On vectors that are constant they all err to one side,
+# and a device may add one channel after the other: no smaller bound holds for every order.
+_ROUNDING = 2.0**-24
+# What the norms, the center and the last additions may add to it, in channels.
+_MORE_CHANNELS = 8
 # What float32 may lose of the lengths that bound a rounded product's error.
 _OF_BOUNDS = 1 + 1e-5
 
@@ -54,7 +56,7 @@ class TorchProduct:
 
     def rounding(self, channels: int) -> float:
         """The share of |q|^2 + |x|^2 by which the squared distances may be off, for vectors of so many channels."""
-        return _ROUNDING * math.sqrt(channels)
+        return _ROUNDING * (channels + _MORE_CHANNELS)
 
     def prepare(self, xb: Tensor) -> Nominate:
         """Prepare a block's vectors, less the center, (nb, C) float32."""
