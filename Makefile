@@ -5,8 +5,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 GPU := .venv-gpu
 WHEEL := .gpu-wheel
+KIT := .gpu-kit
+PROOF := .venv-gpu-proof
+# The Python, on the machine with a card, that has torch.
+GPU_PYTHON ?= python3
 
-.PHONY: demo test test-slow test-gpu test-gpu-wheel check lint types docs figures bench bench-smoke clean
+.PHONY: demo test test-slow test-gpu test-gpu-wheel gpu-proof gpu-proof-kit check lint types docs figures bench bench-smoke clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m benchmarks.demo demo
@@ -24,6 +28,16 @@ test-gpu: $(GPU)/.installed
 # That FAISS's GPU build has what we call; needs no card. It shadows faiss-cpu by standing before it on the path.
 test-gpu-wheel: $(INSTALLED) $(WHEEL)/faiss
 	SPADE_FAISS_GPU_WHEEL=$(CURDIR)/$(WHEEL) $(BIN)/python -m pytest -m gpu_wheel
+
+# What is right and how fast it is on this machine's card, as benchmarks/results/gpu/CARD.json: at most 8 minutes, of which
+# setting up may take one and a half; no network. It needs the folder that gpu-proof-kit fills, and GPU_PYTHON.
+gpu-proof: $(PROOF)/.installed
+	$(PROOF)/bin/python -m benchmarks.gpu_proof --budget-s 390
+
+# The kit for it, for another machine: its Python is KIT_PYTHON (as 3.12), its torch KIT_TORCH; by default those of this project here.
+gpu-proof-kit:
+	$(PYTHON) -m benchmarks.gpu_kit download $(KIT) \
+		$(if $(KIT_PYTHON),--python $(KIT_PYTHON)) $(if $(KIT_TORCH),--torch $(KIT_TORCH))
 
 check: lint types docs test-gpu-wheel bench-smoke test test-slow
 
@@ -78,5 +92,9 @@ $(WHEEL)/faiss: constraints.txt
 	    nvidia-cublas-cu12 nvidia-cuda-runtime-cu12 nvidia-curand-cu12 nvidia-cuda-nvrtc-cu12
 	touch $@
 
+$(PROOF)/.installed: $(wildcard $(KIT)/*)
+	$(GPU_PYTHON) -m benchmarks.gpu_kit install $(KIT) $(PROOF)
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(GPU) $(WHEEL) demo site build dist spade_faiss/search/native/_native*.so
+	rm -rf $(VENV) $(GPU) $(WHEEL) $(KIT) $(PROOF) demo site build dist spade_faiss/search/native/_native*.so

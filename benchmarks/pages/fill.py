@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks import gpu
-from benchmarks.pages import quality, reference, speed, sweep, upkeep, whole_bank
+from benchmarks.pages import cards, quality, reference, speed, sweep, upkeep, whole_bank
 from benchmarks.pages.text import Figures
 from benchmarks.sweep import page as sweep_page
 
@@ -47,6 +47,7 @@ def load_figures() -> Figures:
     """Everything that was measured."""
     figures: Figures = json.loads((RESULTS / "main_job.json").read_bytes())
     figures |= {name: json.loads((RESULTS / f"{name}.json").read_bytes()) for name in _FILES}
+    figures["cards"] = cards.load(RESULTS / "gpu")
     figures["sweep"] = sweep_page.load(RESULTS / "sweep" / sweep_page.ROWS)
     figures["sections"] = sweep_page.sections_of(figures["sweep"])  # draws every plot: once is enough
     return figures
@@ -71,6 +72,9 @@ GENERATED: dict[str, Callable[[Figures], str]] = {
     "gallery_facts": speed.gallery_facts,
     "codes": speed.codes,
     "gpu": speed.gpu,
+    "readme_gpu": cards.summary,
+    "gpu_lines": cards.lines,
+    "gpu_results": cards.results,
     "durability": upkeep.durability,
     "calibration": upkeep.calibration,
     "calibration_facts": upkeep.calibration_facts,

@@ -1,4 +1,4 @@
-"""Where computations run: on the CPU, or on CUDA cards."""
+"""Where computations run: on the CPU, or on a CUDA card."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ class Device:
 
     Args:
         kind: `cpu` or `cuda`.
-        cards: the numbers of the CUDA cards; empty for the CPU.
+        card: the number of the CUDA card; 0 for the CPU.
     """
 
     kind: str = "cpu"
-    cards: tuple[int, ...] = ()
+    card: int = 0
 
     @property
-    def torch_names(self) -> tuple[str, ...]:
-        """The names by which torch knows the CPU or each card."""
-        return tuple(f"cuda:{card}" for card in self.cards) or ("cpu",)
+    def torch_name(self) -> str:
+        """The name by which torch knows the device."""
+        return "cpu" if self.kind == "cpu" else f"{self.kind}:{self.card}"
 
     def __str__(self) -> str:
-        return ", ".join(self.torch_names)
+        return self.torch_name
 
 
 CPU = Device()
 
 
 def parse_device(text: str, cards: int, why_none: str = "") -> Device:
-    """Find the device that a text such as `auto`, `cpu`, `cuda`, `cuda:1` or `cuda:all` stands for.
+    """Find the device that a text such as `auto`, `cpu`, `cuda` or `cuda:1` stands for.
 
     Args:
         text: what a user wrote; `auto` stands for the first card if there is one, and for the CPU otherwise.
@@ -44,19 +44,17 @@ def parse_device(text: str, cards: int, why_none: str = "") -> Device:
     Raises:
         InputError: for any other text, or for a card that does not exist.
     """
-    found = re.fullmatch(r"auto|cpu|cuda(?::(all|\d{1,4}))?", text)
+    found = re.fullmatch(r"auto|cpu|cuda(?::(\d{1,4}))?", text)
     if found is None:
-        raise InputError(f"device={text!r} is not a device; use auto, cpu, cuda, cuda:NUMBER or cuda:all")
+        raise InputError(f"device={text!r} is not a device; use auto, cpu, cuda or cuda:NUMBER")
     if text == "cpu" or (text == "auto" and cards == 0):
         return CPU
     if cards == 0:
         raise InputError(f"device={text!r}: there is no CUDA card that torch can use{why_none}; use --device cpu")
-    if found[1] == "all":
-        return Device("cuda", tuple(range(cards)))
     if (card := int(found[1] or 0)) >= cards:
         there = ", ".join(f"cuda:{number}" for number in range(cards))
         raise InputError(f"device={text!r} does not exist; this machine has {there}")
-    return Device("cuda", (card,))
+    return Device("cuda", card)
 
 
 def find_device(text: str) -> Device:
@@ -77,7 +75,7 @@ def find_device(text: str) -> Device:
 
 
 def check_fork(device: Device) -> None:
-    """Raise InputError for CUDA cards in a fork of a process that had used CUDA: the driver does not allow it."""
+    """Raise InputError for a CUDA card in a fork of a process that had used CUDA: the driver does not allow it."""
     if device.kind == "cpu" or not is_fork():
         return
     import torch

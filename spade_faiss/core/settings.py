@@ -327,7 +327,7 @@ class Run:
     shows bars on stderr if that is a terminal.
     """
 
-    device: str = setting("cpu", "where computations run: cpu, cuda, cuda:NUMBER, cuda:all, or auto")
+    device: str = setting("cpu", "where computations run: cpu, cuda, cuda:NUMBER, or auto")
     engine: str = setting(
         "auto",
         "what runs the forward pass: torch, openvino, onnxruntime, or the fastest of them that is installed (auto)",

@@ -44,7 +44,7 @@ def check_network(device: Device) -> Check:
 
     taps = {"layer1": "layer1", "layer2": "layer2"}
     features = []
-    for name in ("cpu", device.torch_names[0]):
+    for name in ("cpu", device.torch_name):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             module = models.get_model("resnet18", weights=None)

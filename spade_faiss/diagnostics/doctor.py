@@ -8,9 +8,9 @@ from spade_faiss.core.device import Device, find_device
 from spade_faiss.core.process import fork_safe
 from spade_faiss.diagnostics.checks import Diagnosis
 from spade_faiss.diagnostics.correctness import check_network, check_recipe
-from spade_faiss.diagnostics.hardware import check_cards, check_memory, check_processor
+from spade_faiss.diagnostics.hardware import check_card, check_memory, check_processor
 from spade_faiss.diagnostics.self_test import run_self_test
-from spade_faiss.diagnostics.software import check_faiss, check_kernel, check_versions, has_gpu_functions
+from spade_faiss.diagnostics.software import check_faiss, check_kernel, check_versions
 from spade_faiss.diagnostics.speed import check_disk, check_speed
 from spade_faiss.features.forward.choice import is_installed
 from spade_faiss.search.native.extension import usable_simd_level
@@ -35,7 +35,7 @@ def doctor(device: str = "auto", *, bank: str | Path | None = None) -> Diagnosis
         check_kernel(),
         check_processor(),
         check_memory(),
-        check_cards(examined),
+        check_card(examined),
     ]
     # The first engine is the recipe's own, which is tested with the recipe.
     checks += [check_recipe(tested) for tested in run_self_test(device, engines[1:])]
@@ -49,7 +49,7 @@ def doctor(device: str = "auto", *, bank: str | Path | None = None) -> Diagnosis
 
 def _engines(device: Device) -> tuple[str, ...]:
     """The engines of the exact recipe that run on a device; the first is what the recipe takes there."""
-    if device.kind == "cpu":
-        by_torch = ("torch",) if is_installed("torch") else ()
-        return ("native", "faiss", *by_torch) if usable_simd_level() else ("faiss", *by_torch)
-    return ("torch", "knn_gpu") if has_gpu_functions() else ("torch",)
+    if device.kind == "cuda":
+        return ("torch",)
+    by_torch = ("torch",) if is_installed("torch") else ()
+    return ("native", "faiss", *by_torch) if usable_simd_level() else ("faiss", *by_torch)

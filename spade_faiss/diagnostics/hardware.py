@@ -1,4 +1,4 @@
-"""Checks what the machine has: cores and threads, memory, CUDA cards."""
+"""Checks what the machine has: cores and threads, memory, the CUDA card."""
 
 from __future__ import annotations
 
@@ -54,31 +54,28 @@ def check_memory() -> Check:
     )
 
 
-def check_cards(device: Device) -> Check:
-    """Say what torch and the driver support, and check that the cards of the device are used by nothing else."""
+def check_card(device: Device) -> Check:
+    """Say what torch and the driver support, and check that nothing else uses the card of the device."""
     if not is_installed("torch"):
         return Check(name="cuda", state=GREEN, result="torch is not installed; the CPU computes", numbers={"torch_cuda": None})
     import torch
 
     built, driver = torch.version.cuda, _driver_version()
-    numbers: dict[str, Any] = {"torch_cuda": built, "driver": driver, "cards": []}
-    for card in device.cards:
-        properties = torch.cuda.get_device_properties(card)
-        free, total = torch.cuda.mem_get_info(card)
+    numbers: dict[str, Any] = {"torch_cuda": built, "driver": driver, "card": None}
+    computes, advice = "the CPU computes", ""
+    if device.kind == "cuda":
+        properties = torch.cuda.get_device_properties(device.card)
+        free, total = torch.cuda.mem_get_info(device.card)
         capability = f"{properties.major}.{properties.minor}"
-        numbers["cards"].append({"name": properties.name, "capability": capability, "free_bytes": free, "total_bytes": total})
-    cards = "; ".join(
-        f"{card['name']} (compute {card['capability']}), {format_bytes(card['free_bytes'])} of "
-        f"{format_bytes(card['total_bytes'])} free"
-        for card in numbers["cards"]
-    )
+        numbers["card"] = {"name": properties.name, "capability": capability, "free_bytes": free, "total_bytes": total}
+        computes = f"{properties.name} (compute {capability}), {format_bytes(free)} of {format_bytes(total)} free"
+        if free < total / 2:
+            advice = "half of the card's memory is taken: end what else uses it (nvidia-smi names it)"
+    elif driver:
+        advice = "there is a driver, but no card is used: see what spade-faiss doctor --device cuda says"
     torch_text = f"torch was built for CUDA {built}" if built else "torch was built without CUDA"
     driver_text = f"the driver is {driver}" if driver else "there is no driver"
-    result = f"{torch_text}, {driver_text}; {cards or 'the CPU computes'}"
-    is_crowded = any(card["free_bytes"] < card["total_bytes"] / 2 for card in numbers["cards"])
-    advice = "half of a card's memory is taken: end what else uses it (nvidia-smi names it)" if is_crowded else ""
-    if not device.cards and driver:
-        advice = "there is a driver, but no card is used: see what spade-faiss doctor --device cuda says"
+    result = f"{torch_text}, {driver_text}; {computes}"
     return Check(name="cuda", state=AMBER if advice else GREEN, result=result, advice=advice, numbers=numbers)
 
 

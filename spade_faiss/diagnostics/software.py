@@ -25,7 +25,7 @@ def check_versions() -> Check:
 def check_faiss(device: Device) -> Check:
     """Check that one build of FAISS is installed, and that it suits the device."""
     faiss = import_faiss()
-    flavor = wheel_flavor(faiss.get_compile_options(), has_gpu_functions())
+    flavor = wheel_flavor(faiss.get_compile_options(), hasattr(faiss, "StandardGpuResources"))
     installed = [name for name in ("faiss-cpu", "faiss-gpu") if _is_installed(name)]
     numbers = {"flavor": flavor, "simd": faiss.SIMDConfig.get_level_name(), "installed": installed}
     result = f"{flavor} build, {numbers['simd']} ({faiss.get_compile_options().strip()})"
@@ -42,12 +42,6 @@ def check_faiss(device: Device) -> Check:
     else:
         state, advice = GREEN, ""
     return Check(name="faiss", state=state, result=result, advice=advice, numbers=numbers)
-
-
-def has_gpu_functions() -> bool:
-    """Whether the installed FAISS has functions for CUDA cards."""
-    faiss = import_faiss()
-    return hasattr(faiss, "StandardGpuResources")
 
 
 def wheel_flavor(compile_options: str, has_gpu: bool) -> str:

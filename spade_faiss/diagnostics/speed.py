@@ -83,7 +83,7 @@ def _product(device: Device, side: int) -> tuple[Callable[[], object], Callable[
         return lambda: x @ y, lambda: None
     import torch
 
-    place = torch.device(device.torch_names[0])
+    place = torch.device(device.torch_name)
     a, b = (torch.randn(side, side, device=place) for _ in range(2))
     return lambda: torch.mm(a, b), (lambda: None) if device.kind == "cpu" else (lambda: torch.cuda.synchronize(place))
 
@@ -95,7 +95,7 @@ def _measure_engine(engine: str, device: Device, load: _Load, peak: float, wait:
     maps = rng.random((load.k, level.height * level.width, level.channels), np.float32)
     xq = rng.random((load.images, *maps.shape[1:]), np.float32)
     neighbors = np.tile(np.arange(load.k), (load.images, 1))
-    workers = Workers(device=Device(device.kind, device.cards[:1]))
+    workers = Workers(device=device)
     try:
         search = _open(engine, Blocks(level, ArraySource(maps)), workers)
         seconds = _least_seconds(lambda: search(xq, neighbors, 1), wait)

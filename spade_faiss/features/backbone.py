@@ -34,7 +34,7 @@ class Backbone:
         network: what computes; its module is switched to evaluation mode and moved to the device, channels last.
         preprocess: how images become inputs.
         precision: `float32`, or `bfloat16` for automatic mixed precision; features are float32 either way.
-        device: where it runs, see `Detector.open`; of several cards, the first.
+        device: where it runs, see `Detector.open`.
 
     Raises:
         InputError: if a level of the network is not a map, if the precision or the device is unknown, or if one

@@ -19,7 +19,7 @@ from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.index.built_index import REBUILD_ASKED_FOR, UP_TO_DATE, BuiltIndex, IndexFolder, check_not_empty, outcome
 from spade_faiss.index.faiss_file import check_stored_factory, empty_index, read_index
-from spade_faiss.index.gpu import to_cards
+from spade_faiss.index.gpu import to_card
 from spade_faiss.index.staleness import IndexedShard, too_many_tombstones, why_train_anew
 from spade_faiss.search.distances import direct_sq_dist, import_faiss, rounding_of, scan, sort_by_distance, sq_norms
 from spade_faiss.search.recipe import Recipe
@@ -115,7 +115,7 @@ class ImageIndex:
                 faiss.ParameterSpace().set_index_parameters(index, query)
             except RuntimeError as error:
                 raise InputError(f"FAISS does not take the query parameters {query!r} for this index: {error}") from error
-        self._index, self._tail = to_cards(self._index, device), to_cards(self._tail, device)
+        self._index, self._tail = to_card(self._index, device), to_card(self._tail, device)
 
     @classmethod
     def open(cls, bank: Snapshot, recipe: Recipe, device: Device = CPU) -> ImageIndex:

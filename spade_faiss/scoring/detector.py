@@ -86,7 +86,7 @@ class Detector:
         self.plan = plan_memory(parse_bytes(run.memory), self._working_bytes, cacheable, decodes=decodes)
         self._cache.capacity = self.plan.cache_bytes
         self._given_backbone = backbone
-        self._backbone = Once(partial(_load_backbone, bank, backbone, run, self.device.torch_names[0]))
+        self._backbone = Once(partial(_load_backbone, bank, backbone, run, self.device.torch_name))
 
     @classmethod
     def open(

@@ -94,8 +94,8 @@ def torch_dtype(array: npt.NDArray[Any]) -> torch.dtype:
     return found
 
 
-def open_accelerators(device: Device) -> list[Accelerator]:
-    """Open an accelerator for each card of a device, with the memory that is free now, or one for the CPU.
+def open_accelerator(device: Device) -> Accelerator:
+    """Open the accelerator of a device; on a card, with the memory that is free now.
 
     Raises:
         InputError: if this process has torch round float32 products: no result could be certified then.
@@ -106,10 +106,7 @@ def open_accelerators(device: Device) -> list[Accelerator]:
             f"call torch.set_float32_matmul_precision('highest'); --set product=bfloat16 is what allows for rounding"
         )
     if device.kind == "cpu":
-        return [Accelerator(torch.device("cpu"), CPU_TILE_BYTES, 0)]
-    opened = []
-    for name in device.torch_names:
-        free, _ = torch.cuda.mem_get_info(torch.device(name))
-        memory = split_memory(free)
-        opened.append(Accelerator(torch.device(name), memory.tile_bytes, memory.cache_bytes))
-    return opened
+        return Accelerator(torch.device("cpu"), CPU_TILE_BYTES, 0)
+    free, _ = torch.cuda.mem_get_info(device.card)
+    memory = split_memory(free)
+    return Accelerator(torch.device(device.torch_name), memory.tile_bytes, memory.cache_bytes)

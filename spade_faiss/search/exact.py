@@ -13,7 +13,7 @@ from spade_faiss.search.native.extension import AUTO, SIMD_LEVELS, find_simd_lev
 from spade_faiss.search.protocol import SAME_SCORES, Encoded, GallerySearch, NoSettings, SearchMethod
 from spade_faiss.search.workers import Workers
 
-ENGINES = ("auto", "native", "faiss", "torch", "knn_gpu")
+ENGINES = ("auto", "native", "faiss", "torch")
 PRODUCTS = ("float32", "bfloat16")
 
 
@@ -21,10 +21,9 @@ PRODUCTS = ("float32", "bfloat16")
 class ExactQuery:
     """The engine, and how it multiplies.
 
-    `engine` is `native` (the compiled kernel) or `faiss` on the CPU, `torch` on the device, or `knn_gpu` (FAISS's GPU build)
-    on a CUDA card; `auto` is `native` on the CPU where it runs, else `faiss`, and `torch` elsewhere. `simd_level` is the
-    instruction set that `native` multiplies with. `product` is the type of the products that find candidates on a device,
-    `float32` or `bfloat16`.
+    `engine` is `native` (the compiled kernel) or `faiss` on the CPU, or `torch` on the device; `auto` is `native` on the CPU
+    where it runs, else `faiss`, and `torch` elsewhere. `simd_level` is the instruction set that `native` multiplies with.
+    `product` is the type of the products that find candidates on a device, `float32` or `bfloat16`.
     """
 
     engine: str = field(default="auto", metadata=SAME_SCORES)
@@ -35,7 +34,7 @@ class ExactQuery:
         check_choice("engine", self.engine, ENGINES)
         check_choice("simd_level", self.simd_level, (AUTO, *SIMD_LEVELS))
         check_choice("product", self.product, PRODUCTS)
-        if self.product != "float32" and self.engine in ("native", "faiss", "knn_gpu"):
+        if self.product != "float32" and self.engine in ("native", "faiss"):
             raise InputError(f"product={self.product!r} needs engine='torch', got engine={self.engine!r}")
         if self.simd_level != AUTO and self.engine not in ("auto", "native"):
             raise InputError(f"simd_level={self.simd_level!r} needs engine='native', got engine={self.engine!r}")
@@ -58,14 +57,11 @@ def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: ExactQuery
         if query.product != "float32":
             raise InputError(f"product={query.product!r} needs a device, or engine='torch'")
         return open_on_cpu(blocks, workers, query.simd_level)
-    if query.engine == "knn_gpu" and on_cpu:
-        raise InputError("engine='knn_gpu' needs a CUDA card; use --device cuda, or another engine")
     # torch is imported only where it searches.
-    from spade_faiss.search.engines.products import FaissProduct, TorchProduct
-    from spade_faiss.search.engines.torch import open_torch
+    from spade_faiss.search.engines.products import TorchProduct
+    from spade_faiss.search.engines.torch import TorchSearch
 
-    how = FaissProduct() if query.engine == "knn_gpu" else TorchProduct(query.product == "bfloat16")
-    return open_torch(blocks, workers, how)
+    return TorchSearch(blocks, workers, workers.accelerator, TorchProduct(query.product == "bfloat16"))
 
 
 METHOD = SearchMethod(

@@ -43,22 +43,9 @@ def split_memory(free_bytes: int) -> Memory:
     return Memory(tile, max(0, free_bytes - NETWORK_BYTES - FAISS_BYTES - tile))
 
 
-def place_index(index_bytes: int, free_bytes: Sequence[int]) -> str:
-    """Decide where an index goes.
-
-    A replica on each card answers more queries, shards hold more vectors. Blocks need the rest of a card's memory.
-
-    Args:
-        index_bytes: size of the index.
-        free_bytes: the free memory of each card.
-
-    Returns:
-        `replicas`, `shards`, or `host` for the host's memory.
-    """
-    room = min(_INDEX_SHARE * split_memory(free).cache_bytes for free in free_bytes)
-    if index_bytes <= room:
-        return "replicas"
-    return "shards" if index_bytes / len(free_bytes) <= room else "host"
+def index_fits(index_bytes: int, free_bytes: int) -> bool:
+    """Whether an index goes to a card with so much free memory: blocks need the rest of it."""
+    return index_bytes <= _INDEX_SHARE * split_memory(free_bytes).cache_bytes
 
 
 @dataclass(frozen=True)
@@ -154,7 +141,7 @@ def plan_gpu(machine: Machine, job: Job, group: int) -> GpuPlan:
     """
     memory = split_memory(machine.memory_bytes)
     index_bytes = job.normals * job.embedding_dim * _FLOAT
-    if place_index(index_bytes, [machine.memory_bytes]) == "host":
+    if not index_fits(index_bytes, machine.memory_bytes):
         index_bytes = 0
     locations = [(level.height * level.width, level.channels) for level in job.levels]
     image_bytes = _HALF * sum(rows * channels for rows, channels in locations)

@@ -37,22 +37,22 @@ class Workers:
         self.threads: int = threads or import_faiss().omp_get_max_threads()
         # No method of this class: a pool that refers to its owner would keep it alive, and with it a bank's lease.
         self._pool = PerProcess(partial(_start_threads, self.threads))
-        self._accelerators = Once(partial(_open_accelerators, device))
+        self._accelerator = Once(partial(_open_accelerator, device))
 
     def submit(self, task: Callable[..., T], *arguments: object) -> Future[T]:
         """Run `task(*arguments)` in one of the threads; tasks begin in the order in which they were submitted."""
         return self._pool().submit(task, *arguments)
 
     @property
-    def accelerators(self) -> list[Accelerator]:
-        """The device as torch uses it, one accelerator for each card; the searches of all levels share their memory."""
-        return self._accelerators()
+    def accelerator(self) -> Accelerator:
+        """The device as torch uses it; the searches of all levels share its memory."""
+        return self._accelerator()
 
 
-def _open_accelerators(device: Device) -> list[Accelerator]:
-    from spade_faiss.search.accelerator import open_accelerators
+def _open_accelerator(device: Device) -> Accelerator:
+    from spade_faiss.search.accelerator import open_accelerator
 
-    return open_accelerators(device)
+    return open_accelerator(device)
 
 
 def _start_threads(count: int) -> ThreadPoolExecutor:

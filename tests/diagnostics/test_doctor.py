@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from spade_faiss.diagnostics import doctor as doctor_module
 from spade_faiss.diagnostics import software
 from spade_faiss.diagnostics.checks import AMBER, GREEN, RED, Check, Diagnosis
 from spade_faiss.diagnostics.correctness import check_network, check_recipe
-from spade_faiss.diagnostics.hardware import check_memory, check_processor
+from spade_faiss.diagnostics.hardware import check_card, check_memory, check_processor
 from spade_faiss.diagnostics.self_test import SelfTest, run_self_test
 from spade_faiss.diagnostics.software import check_faiss, check_kernel, wheel_flavor
 from spade_faiss.diagnostics.speed import check_disk
@@ -90,11 +91,15 @@ def test_a_wrong_distance_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
         assert {name for name, state in states.items() if state == RED} == {"exact by torch"}
 
 
-def test_what_does_not_run_is_red() -> None:
-    (tested,) = [tested for tested in run_self_test("cpu", ("knn_gpu",)) if tested.name == "exact by knn_gpu"]
+def test_what_does_not_run_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: TorchSearch, xq: Any, neighbors: Any, kappa: int) -> Hits:
+        raise RuntimeError("no kernel image is available\nfor execution on the device")
+
+    monkeypatch.setattr(TorchSearch, "__call__", fail)
+    (tested,) = [tested for tested in run_self_test("cpu", ("torch",)) if tested.name == "exact by torch"]
     check = check_recipe(tested)
     assert check.state == RED
-    assert "engine='knn_gpu' needs a CUDA card" in check.result
+    assert check.result == "failed: no kernel image is available for execution on the device"
     assert "spade-faiss doctor --device cpu" in check.advice
 
 
@@ -126,6 +131,20 @@ def test_the_kernel_says_what_multiplies_and_why(monkeypatch: pytest.MonkeyPatch
     assert "install g++" in check.advice
 
 
+def test_a_card_that_something_else_uses_is_amber(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch says of a card is a stand-in here."""
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda card: SimpleNamespace(name=f"Card {card}", major=9, minor=0)
+    )
+    for free, state in ((5 << 30, GREEN), (3 << 30, AMBER)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda card, free=free: (free, 8 << 30))
+        check = check_card(Device("cuda", 1))
+        assert check.state == state
+        assert f"Card 1 (compute 9.0), {free >> 30} GiB of 8 GiB free" in check.result
+        assert check.numbers["card"] == {"name": "Card 1", "capability": "9.0", "free_bytes": free, "total_bytes": 8 << 30}
+    assert check_card(CPU).numbers["card"] is None
+
+
 def test_two_builds_of_faiss_are_red(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.15.1")
     check = check_faiss(CPU)
@@ -134,7 +153,7 @@ def test_two_builds_of_faiss_are_red(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_card_without_the_gpu_build_is_amber() -> None:
-    check = check_faiss(Device("cuda", (0,)))
+    check = check_faiss(Device("cuda"))
     assert check.state == AMBER
     assert "the image index stays on the CPU" in check.advice
     assert check_faiss(CPU).state == GREEN

@@ -1,4 +1,4 @@
-"""An image index on cards: what goes there, how often, and with which options. FAISS's GPU functions are stand-ins here."""
+"""An image index on a card: what goes there, how often, and with which options. FAISS's GPU functions are stand-ins here."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 from spade_faiss import Bank
 from spade_faiss.core.device import CPU, Device
-from spade_faiss.index.gpu import CardIndex, to_cards
+from spade_faiss.index.gpu import CardIndex, to_card
 from spade_faiss.index.image_index import ImageIndex
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.recipe import Build, Query, Recipe, load_recipe
 from tests.support.oracle import bank_of, product
 
 faiss = import_faiss()
-ONE, TWO = Device("cuda", (1,)), Device("cuda", (0, 1))
+CARD = Device("cuda", 1)
 
 
 class Cards:
@@ -33,21 +33,14 @@ class Cards:
             "isGpuIndexImplemented": lambda index: not isinstance(index, faiss.IndexHNSW),
             "StandardGpuResources": lambda: SimpleNamespace(setTempMemory=self.temporary.append),
             "GpuClonerOptions": SimpleNamespace,
-            "GpuMultipleClonerOptions": SimpleNamespace,
-            "index_cpu_to_gpu": self._to_one,
-            "index_cpu_to_gpu_multiple_py": self._to_several,
+            "index_cpu_to_gpu": self._copy,
         }
         for name, fake in fakes.items():
             monkeypatch.setattr(faiss, name, fake, raising=False)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
 
-    def _to_one(self, resources: Any, card: int, index: Any, options: Any) -> Any:
+    def _copy(self, resources: Any, card: int, index: Any, options: Any) -> Any:
         self.calls.append((index.ntotal, card, options.use_cuvs))
-        return index
-
-    def _to_several(self, resources: Any, index: Any, options: Any, cards: list[int]) -> Any:
-        assert len({id(one) for one in resources}) == len(cards)
-        self.calls.append((index.ntotal, cards, options.shard, options.use_cuvs))
         return index
 
 
@@ -59,34 +52,26 @@ def flat(n: int = 9) -> Any:
 
 def test_what_is_for_the_cpu_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
     index = flat()
-    assert to_cards(index, ONE) is index  # faiss-cpu: whatever torch can do
+    assert to_card(index, CARD) is index  # faiss-cpu: whatever torch can do
     cards = Cards(monkeypatch)
     empty, graph = faiss.IndexFlatL2(4), faiss.IndexHNSWFlat(4, 8)
     graph.add(np.zeros((3, 4), np.float32))
-    for stays, device in ((index, CPU), (empty, ONE), (graph, ONE)):
-        assert to_cards(stays, device) is stays
+    for stays, device in ((index, CPU), (empty, CARD), (graph, CARD)):
+        assert to_card(stays, device) is stays
     Cards(monkeypatch, free=0)
-    assert to_cards(index, ONE) is index
+    assert to_card(index, CARD) is index
     Cards(monkeypatch, count=0)
-    assert to_cards(index, ONE) is index
+    assert to_card(index, CARD) is index
     assert not cards.calls
 
 
 def test_one_card_takes_an_index_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     cards = Cards(monkeypatch)
-    found = to_cards(flat(), ONE)
+    found = to_card(flat(), CARD)
     assert isinstance(found, CardIndex)
     assert found.ntotal == 9
     assert cards.calls == [(9, 1, False)]
     assert cards.temporary == [256 << 20]
-
-
-@pytest.mark.parametrize(("free", "shard"), [(1 << 33, False), (2_155_500_000, True)])
-def test_several_cards_hold_replicas_or_shards(free: int, shard: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    cards = Cards(monkeypatch, free=free)
-    to_cards(flat(200_000), TWO)
-    assert cards.calls == [(200_000, [0, 1], shard, False)]
-    assert len(cards.temporary) == 2
 
 
 @pytest.mark.parametrize("recipe", ["exact", "hnsw", "lists"])
@@ -103,7 +88,7 @@ def test_an_image_index_on_a_card_finds_the_same(recipe: str, tmp_path: Path, mo
     xq = product(2, 5, shapes, 16).embedding
     expected = ImageIndex.open(bank, chosen).search(xq, 7)
     cards = Cards(monkeypatch)
-    found = ImageIndex.open(bank, chosen, ONE).search(xq, 7)
+    found = ImageIndex.open(bank, chosen, CARD).search(xq, 7)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
     # A flat index is filled here and copied once; a graph cannot go to a card.

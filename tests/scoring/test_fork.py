@@ -185,7 +185,7 @@ def test_cuda_in_a_fork_of_a_process_that_used_it_is_refused(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
     check_fork(CPU)
     with pytest.raises(InputError, match=r"cuda:1 cannot be used in this process.*'spawn'"):
-        check_fork(Device("cuda", (1,)))
+        check_fork(Device("cuda", 1))
 
 
 def assert_same(ours: Scores, theirs: Scores) -> None:

@@ -15,7 +15,7 @@ from spade_faiss.search.gpu_memory import (
     Job,
     Machine,
     fit_tile,
-    place_index,
+    index_fits,
     plan_gpu,
     split_memory,
 )
@@ -71,13 +71,11 @@ def test_a_step_fits_and_is_never_empty(tile_bytes: int, queries: int, rows: int
     assert larger.queries * larger.rows >= tile.queries * tile.rows * 0.5
 
 
-def test_where_an_index_goes() -> None:
+def test_an_index_takes_at_most_half_of_what_blocks_could_take() -> None:
     room = split_memory(24 * GiB).cache_bytes // 2
-    assert place_index(room, [24 * GiB]) == "replicas"
-    assert place_index(room + 1, [24 * GiB]) == "host"
-    assert place_index(room + 1, [24 * GiB, 80 * GiB]) == "shards"
-    assert place_index(2 * room + 1, [24 * GiB, 80 * GiB]) == "host"
-    assert place_index(room, [80 * GiB, 24 * GiB]) == "replicas"
+    assert index_fits(room, 24 * GiB)
+    assert not index_fits(room + 1, 24 * GiB)
+    assert not index_fits(1, 0)
 
 
 def test_a_plan_worked_out_by_hand() -> None:

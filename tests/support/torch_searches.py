@@ -11,7 +11,7 @@ import torch
 from spade_faiss.features.batch import Level
 from spade_faiss.search.accelerator import Accelerator
 from spade_faiss.search.blocks import ArraySource, Blocks
-from spade_faiss.search.engines.products import Product, TorchProduct
+from spade_faiss.search.engines.products import TorchProduct
 from spade_faiss.search.engines.torch import TorchSearch
 from spade_faiss.search.protocol import Hits
 from spade_faiss.search.workers import Workers
@@ -25,7 +25,9 @@ def blocks_of(case: Case, stored: Any = None) -> Blocks:
     return Blocks(level, ArraySource(case.blocks if stored is None else stored))
 
 
-def search_of(blocks: Blocks, *, tile_bytes: int = 1 << 24, cache_bytes: int = 0, how: Product | None = None) -> TorchSearch:
+def search_of(
+    blocks: Blocks, *, tile_bytes: int = 1 << 24, cache_bytes: int = 0, how: TorchProduct | None = None
+) -> TorchSearch:
     accelerator = Accelerator(torch.device("cpu"), tile_bytes, cache_bytes)
     return TorchSearch(blocks, Workers(2), accelerator, how or TorchProduct())
 

@@ -23,14 +23,14 @@ class TorchForward:
     Args:
         network: what computes; its module is switched to evaluation mode and moved to the device, channels last.
         precision: `float32`, or `bfloat16` for automatic mixed precision.
-        device: where it runs; of several cards, the first.
+        device: where it runs.
     """
 
     engine = "torch"
 
     def __init__(self, network: Network, precision: str, device: Device) -> None:
         self._device = device
-        self._place = torch.device(device.torch_names[0])
+        self._place = torch.device(device.torch_name)
         if self._place.type == "cuda":
             # cuDNN would round float32 to TF32; without, features are those of the CPU to rounding. torch has one such setting
             # for the process: to put it back after each pass would turn it on in the middle of another thread's.

@@ -6,11 +6,10 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.search.accelerator import Accelerator, Uploaded
 from spade_faiss.search.block_jobs import BlockJob, block_jobs
 from spade_faiss.search.blocks import Blocks
-from spade_faiss.search.engines.products import GROUP, Nominations, Product
+from spade_faiss.search.engines.products import GROUP, Nominations, TorchProduct
 from spade_faiss.search.gpu_memory import fit_tile
 from spade_faiss.search.protocol import Hits
 from spade_faiss.search.workers import Workers
@@ -107,7 +106,7 @@ class TorchSearch:
         product: what nominates candidates.
     """
 
-    def __init__(self, blocks: Blocks, workers: Workers, accelerator: Accelerator, product: Product) -> None:
+    def __init__(self, blocks: Blocks, workers: Workers, accelerator: Accelerator, product: TorchProduct) -> None:
         self._blocks = blocks
         self._workers = workers
         self._accelerator = accelerator
@@ -273,40 +272,6 @@ def direct_sq_dist(xq: Tensor, x: Tensor) -> Tensor:
             added[..., 0] += values[..., -1]
         values = added
     return values[..., 0]
-
-
-class SplitSearch:
-    """A search on several devices, each of which searches for a part of the test images, see `GallerySearch`.
-
-    Args:
-        searches: the search of each device.
-    """
-
-    def __init__(self, searches: Sequence[TorchSearch]) -> None:
-        self._searches = searches
-        self._pool = ThreadPoolExecutor(len(searches), "spade_faiss cards")
-
-    def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
-        """See `GallerySearch`."""
-        each = -(-images // len(self._searches))
-        return sum(search.working_bytes(each, k_gallery, kappa) for search in self._searches)
-
-    def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
-        """See `GallerySearch`."""
-        parts = [part for part in np.array_split(np.arange(len(xq)), len(self._searches)) if len(part)]
-        searches = self._searches[: len(parts)]
-        hits = list(self._pool.map(lambda search, part: search(xq[part], neighbors[part], kappa), searches, parts))
-        return Hits(
-            np.concatenate([part.sq_dist for part in hits]),
-            np.concatenate([part.row for part in hits]),
-            np.concatenate([part.location for part in hits]),
-        )
-
-
-def open_torch(blocks: Blocks, workers: Workers, product: Product) -> TorchSearch | SplitSearch:
-    """Open the search on the device of the workers; where it has several cards, they share the test images."""
-    searches = [TorchSearch(blocks, workers, accelerator, product) for accelerator in workers.accelerators]
-    return searches[0] if len(searches) == 1 else SplitSearch(searches)
 
 
 def _first_line(error: BaseException) -> str:

@@ -114,7 +114,7 @@ def test_a_file_that_is_no_network_is_refused(engine: str) -> None:
 def test_auto_takes_the_fastest_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_engine("auto", "float32", CPU) == "onnxruntime"
     assert choose_engine("auto", "float32", CPU, exported=False) == "torch"
-    assert choose_engine("auto", "float32", Device("cuda", (0,))) == "torch"
+    assert choose_engine("auto", "float32", Device("cuda")) == "torch"
     monkeypatch.setattr(choice, "is_installed", lambda engine: engine != "onnxruntime")
     assert choose_engine("auto", "float32", CPU) == "openvino"
     monkeypatch.setattr(choice, "is_installed", lambda engine: engine == "torch")
@@ -137,7 +137,7 @@ def test_only_openvino_and_torch_compute_in_bfloat16(monkeypatch: pytest.MonkeyP
 
 def test_engines_for_cpus_do_not_run_on_cards() -> None:
     with pytest.raises(InputError, match="engine='onnxruntime' runs on the CPU, device=cuda:0 was asked for"):
-        choose_engine("onnxruntime", "float32", Device("cuda", (0,)))
+        choose_engine("onnxruntime", "float32", Device("cuda"))
 
 
 @pytest.mark.parametrize("part", ["embedding", "fine", "coarse"])

@@ -68,7 +68,7 @@ def negative(model: Any) -> None:
 
 
 def text(model: Any) -> None:
-    model.graph.initializer.append(helper.make_tensor("s", TensorProto.STRING, [1], [b"text"]))
+    model.graph.initializer.append(helper.make_tensor("s", TensorProto.STRING, [1], [b"text"]))  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(
