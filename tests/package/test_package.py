@@ -96,7 +96,9 @@ def test_versions_agree() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["dynamic"] == ["version"]
     assert version("spade-faiss") == spade_faiss.__version__
-    assert set(project["optional-dependencies"]) == {"cpu", "gpu", "demo", "dev", "tiff"}
+    assert set(project["optional-dependencies"]) == {
+        *("cpu", "gpu", "edge", "demo", "dev", "tiff", "torch", "onnxruntime", "openvino")
+    }
 
 
 def test_idle_openmp_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
