@@ -9,18 +9,31 @@ from contextlib import contextmanager
 import numpy as np
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.memory import format_bytes
+from spade_faiss.core.memory import BATCH_SIZE, format_bytes
 
 # A network's forward pass takes about this much, and so many times the bytes of each input (measured on efficientnet_lite0 and
 # wide_resnet50_2). The images that are decoded ahead, and the inputs that are made of them, are counted in it.
 _FORWARD_BYTES = 64 << 20
 _FORWARD_INPUTS = 25
+_MOST_FORWARD_BYTES = 1 << 30
 
 
 def forward_bytes(images: int, input_size: tuple[int, int]) -> int:
     """About how many bytes it takes to run a network on so many images at a time, of a height and width."""
     height, width = input_size
     return _FORWARD_BYTES + images * _FORWARD_INPUTS * 3 * height * width * np.dtype(np.float32).itemsize
+
+
+def most_network_bytes(graph_bytes: int, input_size: tuple[int, int]) -> int:
+    """The most memory that an exported network may take: several times what any takes that is known.
+
+    A graph of a few hundred bytes can ask for all memory that there is, and a bank may come from anybody.
+
+    Args:
+        graph_bytes: the length of its file, most of which are weights.
+        input_size: the height and width of its inputs.
+    """
+    return _MOST_FORWARD_BYTES + 4 * (graph_bytes + forward_bytes(BATCH_SIZE, input_size))
 
 
 class MemoryGate:

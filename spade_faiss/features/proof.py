@@ -47,8 +47,8 @@ class ExportedNetwork:
 
     def open(self, engine: str) -> Backbone:
         """Run it by one of the engines that were proven."""
-        names = [level.name for level in self.levels]
-        forward = open_forward(engine, partial(_given, self.graph), names, self.source.precision)
+        names, side = [level.name for level in self.levels], self.source.preprocess.crop
+        forward = open_forward(engine, partial(_given, self.graph), names, self.source.precision, (side, side))
         return Backbone.by_engine(forward, replace(self.source, engine=engine), self.levels, self.embedding_dim)
 
 
@@ -71,7 +71,7 @@ def prove(backbone: Backbone, inputs: FloatArray, engine: str) -> ExportedNetwor
     differences: dict[str, float] = {}
     wrong: dict[str, float] = {}
     for name in usable_engines(precision) if precision == "float32" else (engine,):
-        forward = open_forward(name, partial(_given, graph), names, precision)
+        forward = open_forward(name, partial(_given, graph), names, precision, backbone.input_size)
         found = forward(inputs)
         apart = max(difference(found, expected), difference(forward(inputs[:1]), _first(expected)))
         (differences if apart <= _MOST or precision != "float32" else wrong)[name] = apart

@@ -69,7 +69,9 @@ def is_installed(engine: str) -> bool:
     return importlib.util.find_spec(engine) is not None
 
 
-def open_forward(engine: str, read: Callable[[], bytes], levels: Sequence[str], precision: str) -> Forward:
+def open_forward(
+    engine: str, read: Callable[[], bytes], levels: Sequence[str], precision: str, input_size: tuple[int, int]
+) -> Forward:
     """Open an exported network by an engine other than torch.
 
     Args:
@@ -77,17 +79,18 @@ def open_forward(engine: str, read: Callable[[], bytes], levels: Sequence[str], 
         read: returns the exported network.
         levels: the names of its levels, finest first.
         precision: the precision to compute in.
+        input_size: the height and width of its inputs.
 
     Raises:
-        InputError: if the engine does not take the network.
+        InputError: if the engine does not take the network, or the network takes more memory than any that is known.
     """
     if engine == "onnxruntime":
         from spade_faiss.features.forward.onnxruntime import OnnxRuntimeForward
 
-        return OnnxRuntimeForward(read, levels)
+        return OnnxRuntimeForward(read, levels, input_size)
     from spade_faiss.features.forward.openvino import OpenVinoForward
 
-    return OpenVinoForward(read, levels, precision)
+    return OpenVinoForward(read, levels, precision, input_size)
 
 
 def _has_bfloat16() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,11 +15,14 @@ from spade_faiss.core.process import PerProcess, usable_cores
 from spade_faiss.core.schema import cut
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.forward.protocol import EMBEDDING, INPUT, Features
+from spade_faiss.features.memory import most_network_bytes
 
 if TYPE_CHECKING:
     import onnxruntime
 
-_ERRORS_ONLY = 3
+# Errors are raised; on the terminal they would stand beside ours.
+_FATAL_ONLY = 4
+_AS_REQUESTED = 1
 _SHOWN = 300
 
 
@@ -28,6 +32,7 @@ class OnnxRuntimeForward:
     Args:
         read: returns the exported network; a fork of the process calls it again.
         levels: the names of its levels, finest first.
+        input_size: the height and width of its inputs.
 
     Raises:
         InputError: if ONNX Runtime does not take the network.
@@ -35,18 +40,26 @@ class OnnxRuntimeForward:
 
     engine = "onnxruntime"
 
-    def __init__(self, read: Callable[[], bytes], levels: Sequence[str]) -> None:
+    def __init__(self, read: Callable[[], bytes], levels: Sequence[str], input_size: tuple[int, int]) -> None:
         self._levels = tuple(levels)
-        self._session = PerProcess(partial(_open, read))  # a fork has none of its parent's threads
+        self._session = PerProcess(partial(_open, read, input_size))  # a fork has none of its parent's threads
         _ = self._session()
 
     def __call__(self, inputs: FloatArray) -> Features:
         """Run the network, see `Forward`."""
-        embedding, *maps = self._session().run([EMBEDDING, *self._levels], {INPUT: np.ascontiguousarray(inputs)})
+        try:
+            embedding, *maps = self._session().run([EMBEDDING, *self._levels], {INPUT: np.ascontiguousarray(inputs)})
+        except Exception as error:  # ONNX Runtime's own types have no common one
+            if is_out_of_memory(error):
+                raise
+            raise InputError(f"ONNX Runtime cannot run the network: {cut(str(error), _SHOWN)}; use another --engine") from error
         return embedding, dict(zip(self._levels, maps, strict=True))
 
 
-def _open(read: Callable[[], bytes]) -> onnxruntime.InferenceSession:
+_opening = PerProcess(threading.Lock)
+
+
+def _open(read: Callable[[], bytes], input_size: tuple[int, int]) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -54,9 +67,18 @@ def _open(read: Callable[[], bytes]) -> onnxruntime.InferenceSession:
     options.inter_op_num_threads = 1
     # Threads that wait spin, which makes a pass up to twice as fast; after it, they must not take the cores from the search.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
+    # Its memory comes from what was registered last when it is opened.
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    graph = read()
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    limit = {"max_mem": most_network_bytes(len(graph), input_size), "arena_extend_strategy": _AS_REQUESTED}
     try:
-        return onnxruntime.InferenceSession(read(), options, providers=["CPUExecutionProvider"])
+        with _opening():
+            onnxruntime.create_and_register_allocator(memory, onnxruntime.OrtArenaCfg(limit))
+            return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own types have no common one
         if is_out_of_memory(error):
             raise

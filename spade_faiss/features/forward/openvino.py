@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.memory import is_out_of_memory
+from spade_faiss.core.memory import format_bytes, is_out_of_memory
 from spade_faiss.core.process import PerProcess, usable_cores
 from spade_faiss.core.schema import cut
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.forward.protocol import EMBEDDING, INPUT, Features
+from spade_faiss.features.memory import most_network_bytes
 
 if TYPE_CHECKING:
     import openvino
@@ -30,6 +32,7 @@ class OpenVinoForward:
         read: returns the exported network; a fork of the process calls it again.
         levels: the names of its levels, finest first.
         precision: `float32` or `bfloat16`.
+        input_size: the height and width of its inputs.
 
     Raises:
         InputError: if OpenVINO does not take the network.
@@ -37,9 +40,9 @@ class OpenVinoForward:
 
     engine = "openvino"
 
-    def __init__(self, read: Callable[[], bytes], levels: Sequence[str], precision: str = "float32") -> None:
+    def __init__(self, read: Callable[[], bytes], levels: Sequence[str], precision: str, input_size: tuple[int, int]) -> None:
         self._levels = tuple(levels)
-        self._requests = PerProcess(partial(_Requests, read, precision))  # a fork has none of its parent's threads
+        self._requests = PerProcess(partial(_Requests, read, precision, input_size))  # a fork has none of its parent's threads
         _ = self._requests()
 
     def __call__(self, inputs: FloatArray) -> Features:
@@ -54,8 +57,8 @@ class OpenVinoForward:
 class _Requests:
     """A compiled network, and one place for inputs and outputs for each thread that runs it at the same time."""
 
-    def __init__(self, read: Callable[[], bytes], precision: str) -> None:
-        self._compiled = _compile(read, precision)
+    def __init__(self, read: Callable[[], bytes], precision: str, input_size: tuple[int, int]) -> None:
+        self._compiled = _compile(read, precision, input_size)
         self._free: list[Any] = []
 
     @contextmanager
@@ -70,7 +73,7 @@ class _Requests:
             self._free.append(request)
 
 
-def _compile(read: Callable[[], bytes], precision: str) -> openvino.CompiledModel:
+def _compile(read: Callable[[], bytes], precision: str, input_size: tuple[int, int]) -> openvino.CompiledModel:
     import openvino
 
     core = openvino.Core()
@@ -79,9 +82,22 @@ def _compile(read: Callable[[], bytes], precision: str) -> openvino.CompiledMode
         "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
         "INFERENCE_NUM_THREADS": usable_cores(),
     }
+    graph = read()
     try:
-        return core.compile_model(core.read_model(read()), "CPU", settings)
+        _check_memory(core.read_model(graph), most_network_bytes(len(graph), input_size), input_size)
+        return core.compile_model(core.read_model(graph), "CPU", settings)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
         raise InputError(f"OpenVINO cannot open the network: {cut(str(error), _SHOWN)}; use another --engine") from error
+
+
+def _check_memory(network: openvino.Model, limit: int, input_size: tuple[int, int]) -> None:
+    """Raise InputError if all that a network computes of one image would take more than `limit` bytes."""
+    network.reshape([1, 3, *input_size])
+    outputs = [output for operator in network.get_ops() for output in operator.outputs()]
+    if any(output.get_partial_shape().is_dynamic for output in outputs):
+        raise InputError("the network's sizes depend on what it is given; use another --engine")
+    needed = sum(math.prod(output.get_shape()) * output.get_element_type().size for output in outputs)
+    if needed > limit:
+        raise InputError(f"the network takes {format_bytes(needed)} for one image, at most {format_bytes(limit)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from spade_faiss.core.device import CPU, Device
 from spade_faiss.core.errors import DependencyError, InputError
@@ -17,6 +19,7 @@ from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.forward import choice
 from spade_faiss.features.forward.choice import choose_engine, open_forward, usable_engines
+from spade_faiss.features.forward.graph import check_graph
 from spade_faiss.features.forward.probe import Probe, difference
 from spade_faiss.features.loading import load_backbone
 from tests.support.networks import SMALL, inputs
@@ -34,7 +37,7 @@ def given(graph: bytes) -> bytes:
 def test_features_are_those_of_torch(tiny: Backbone, graph: bytes, engine: str, count: int) -> None:
     x = inputs(count, 24)
     before = x.copy()
-    forward = open_forward(engine, partial(given, graph), NAMES, "float32")
+    forward = open_forward(engine, partial(given, graph), NAMES, "float32", (24, 24))
     embedding, maps = forward(x)
     expected_embedding, expected = tiny(x)
     assert forward.engine == engine
@@ -53,14 +56,14 @@ def test_real_networks_are_exported(name: str, resnet18_file: Path) -> None:
     backbone = load_backbone(name, weights=weights, preprocess=SMALL)
     x, names = inputs(3, 64), [level.name for level in backbone.levels]
     for engine in ENGINES:
-        forward = open_forward(engine, partial(given, backbone.export()), names, "float32")
+        forward = open_forward(engine, partial(given, backbone.export()), names, "float32", (64, 64))
         assert difference(forward(x), backbone(x)) < 1e-5
         assert not any(module.training for module in backbone._own_network().module.modules())
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_threads_share_a_network(graph: bytes, engine: str) -> None:
-    forward = open_forward(engine, partial(given, graph), NAMES, "float32")
+    forward = open_forward(engine, partial(given, graph), NAMES, "float32", (24, 24))
     batches = [inputs(2, 24, seed=seed) for seed in range(24)]
     alone = [forward(x) for x in batches]
     start = threading.Barrier(4)
@@ -77,7 +80,7 @@ def test_threads_share_a_network(graph: bytes, engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_fork_computes_the_same(graph: bytes, engine: str) -> None:
-    forward = open_forward(engine, partial(given, graph), NAMES, "float32")
+    forward = open_forward(engine, partial(given, graph), NAMES, "float32", (24, 24))
     x = inputs(2, 24)
     expected = forward(x)
     context = multiprocessing.get_context("fork")
@@ -95,7 +98,7 @@ def test_a_fork_computes_the_same(graph: bytes, engine: str) -> None:
 
 
 def test_onnxruntime_does_not_depend_on_the_batch(graph: bytes) -> None:
-    forward = open_forward("onnxruntime", partial(given, graph), NAMES, "float32")
+    forward = open_forward("onnxruntime", partial(given, graph), NAMES, "float32", (24, 24))
     x = inputs(7, 24)
     embedding, maps = forward(x)
     for row in range(7):
@@ -108,7 +111,45 @@ def test_onnxruntime_does_not_depend_on_the_batch(graph: bytes) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_file_that_is_no_network_is_refused(engine: str) -> None:
     with pytest.raises(InputError, match="cannot open the network"):
-        open_forward(engine, partial(given, b"no network"), NAMES, "float32")
+        open_forward(engine, partial(given, b"no network"), NAMES, "float32", (24, 24))
+
+
+def outer_product(count: int) -> bytes:
+    """A network of a few hundred kilobytes that asks for count * count floats."""
+    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, 24, 24])]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("embedding", *NAMES)]
+    weights = [
+        numpy_helper.from_array(np.ones((count, 1), np.float32), "a"),
+        numpy_helper.from_array(np.ones((1, count), np.float32), "b"),
+        numpy_helper.from_array(np.array([1, 1]), "two"),
+    ]
+    nodes = [
+        helper.make_node("ReduceSum", ["input"], ["sum"], keepdims=1),
+        helper.make_node("Reshape", ["sum", "two"], ["flat"]),
+        helper.make_node("Add", ["a", "flat"], ["column"]),
+        helper.make_node("MatMul", ["column", "b"], ["large"]),
+        helper.make_node("ReduceSum", ["large"], ["small"], keepdims=0),
+        *(helper.make_node("Add", ["input", "small"], [name]) for name in ("embedding", *NAMES)),
+    ]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
+    data: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    return data
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_network_that_asks_for_too_much_memory_is_refused(engine: str) -> None:
+    """Of a few hundred kilobytes, it would take 14 GB."""
+    check_graph(outer_product(60_000), NAMES)
+    small = open_forward(engine, partial(given, outer_product(100)), NAMES, "float32", (24, 24))
+    assert small(inputs(1, 24))[0].shape == (1, 3, 24, 24)
+    before = peak_bytes()
+    with pytest.raises(InputError, match=r"cannot run the network|takes 13"):
+        open_forward(engine, partial(given, outer_product(60_000)), NAMES, "float32", (24, 24))(inputs(1, 24))
+    assert peak_bytes() - before < 512 << 20
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def test_auto_takes_the_fastest_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
