@@ -13,6 +13,7 @@ from spade_faiss.bank.places import SHARDS
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import hash_file
 from spade_faiss.core.inside import is_regular
+from spade_faiss.core.process import fork_safe
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.decisions.calibration import stored_calibrations
 from spade_faiss.features.layout import LARGEST, within_range
@@ -34,6 +35,7 @@ class Verified:
     problems: tuple[str, ...]
 
 
+@fork_safe
 def verify(bank: str | Path, *, deep: bool = False, progress: bool = False) -> Verified:
     """Read every file of a bank and of its indexes, and compare its checksum.
 

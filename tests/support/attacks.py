@@ -24,8 +24,9 @@ from typing import Any
 import faiss
 import h5py
 import numpy as np
+import onnx
 
-import spade_faiss.bank.backbone
+import spade_faiss.features.loading
 from spade_faiss.bank.bank import Bank
 from spade_faiss.cli import main
 from spade_faiss.core.files import FileEntry, hash_file
@@ -507,6 +508,73 @@ INDEXES: dict[str, Callable[..., Any]] = {
 }
 
 
+def network_replaced(kind: str, change: Callable[[bytes, Path], bytes]) -> Attack:
+    """Put another file in the place of one of the network, and sign it."""
+
+    def attack(bank: Path, outside: Path) -> None:
+        (file,) = (bank / "network").glob(f"*.{kind}")
+        data = change(file.read_bytes(), outside)
+        file.unlink()
+        file.write_bytes(data)
+        record(bank, file)
+
+    return attack
+
+
+def model_changed(change: Callable[[Any, Path], object]) -> Attack:
+    """Change the graph of the network."""
+
+    def changed(data: bytes, outside: Path) -> bytes:
+        model = onnx.load_from_string(data)
+        change(model, outside)
+        found: bytes = model.SerializeToString()
+        return found
+
+    return network_replaced("onnx", changed)
+
+
+def weights_outside(model: Any, outside: Path) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=str(outside / "text.txt"))
+
+
+def outer_product(model: Any, _: Path) -> None:
+    """Ask for 40 GB."""
+    count, name = 100_000, model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = [f"{name}_before" if output == name else output for output in node.output]
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.ones(shape, np.float32), letter)
+        for letter, shape in (("column", (count, 1)), ("row", (1, count)))
+    )
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("ReduceSum", ["input"], ["all"], keepdims=0),
+            onnx.helper.make_node("Add", ["column", "all"], ["moved"]),
+            onnx.helper.make_node("MatMul", ["moved", "row"], ["large"]),
+            onnx.helper.make_node("ReduceMax", ["large"], ["small"], keepdims=0),
+            onnx.helper.make_node("Add", [f"{name}_before", "small"], [name]),
+        ]
+    )
+
+
+NETWORKS: dict[str, Attack] = {
+    "of a stranger's operators": model_changed(lambda model, _: setattr(model.graph.node[0], "domain", "evil")),
+    "with weights in another file": model_changed(weights_outside),
+    "that asks for 40 GB": model_changed(outer_product),
+    "with a loop": model_changed(lambda model, _: setattr(model.graph.node[0], "op_type", "Loop")),
+    "of another shape": model_changed(lambda model, _: model.graph.node.pop(0)),
+    "that is empty": network_replaced("onnx", lambda *_: b""),
+    "that is not one": network_replaced("onnx", lambda *_: b"no network"),
+    "of many fields": network_replaced("onnx", lambda *_: b"\x08\x01" * (1 << 22)),
+    "with a probe that is no number": network_replaced("probe", lambda data, _: b"\xff" * len(data)),
+    "with a short probe": network_replaced("probe", lambda data, _: data[:-4]),
+    "with a long probe": network_replaced("probe", lambda data, _: data + bytes(1 << 24)),
+}
+
+
 def mutated(data: bytes, rng: random.Random) -> bytes:
     """Turn bits over, put in large numbers, repeat or leave out a part."""
     found = bytearray(data)
@@ -564,6 +632,15 @@ def attacks(bank: Path, seed: int) -> list[tuple[str, Attack]]:
             change_paths = arrays_changed(shard, pictures_at(str(path), digest=digest))
             found.append((f"pictures are {path}, checksum {digest!r}", change_paths))
     found += [(f"the index is {what}", index_replaced(make_index)) for what, make_index in INDEXES.items()]
+    found += [(f"a network {what}", attack) for what, attack in NETWORKS.items()]
+    for n in range(20):
+        seed_of = rng.randrange(1 << 30)
+        found.append(
+            (
+                f"the network: mutant {n}",
+                network_replaced("onnx", lambda data, _, seed_of=seed_of: mutated(data, random.Random(seed_of))),  # type: ignore[misc]
+            )
+        )
     (index,) = (str(path.relative_to(bank)) for path in bank.rglob("*.faiss"))
     found += [(f"{index}: mutant {n}", bytes_changed(index, mutated, rng.randrange(1 << 30))) for n in range(30)]
     return found
@@ -593,7 +670,7 @@ def commands(bank: Path) -> Iterator[list[str]]:
 def run_all(bank: Path) -> list[dict[str, Any]]:
     """Run all commands on a bank in this process."""
     network = tiny_backbone(name=NAME)
-    spade_faiss.bank.backbone.load_backbone = lambda *_, **__: network  # type: ignore[attr-defined]
+    spade_faiss.features.loading.load_backbone = lambda *_, **__: network
     found = []
     for words in commands(bank):
         signal.alarm(LIMIT_S)
