@@ -8,6 +8,7 @@ from spade_faiss.core.device import Device, find_device
 from spade_faiss.core.process import fork_safe
 from spade_faiss.diagnostics.checks import Diagnosis
 from spade_faiss.diagnostics.correctness import check_network, check_recipe
+from spade_faiss.diagnostics.forward import check_forward
 from spade_faiss.diagnostics.hardware import check_card, check_memory, check_processor
 from spade_faiss.diagnostics.self_test import run_self_test
 from spade_faiss.diagnostics.software import check_faiss, check_kernel, check_versions
@@ -22,7 +23,7 @@ def doctor(device: str = "auto", *, bank: str | Path | None = None) -> Diagnosis
 
     Args:
         device: the device to examine, see `Detector.open`.
-        bank: a bank whose disk is measured.
+        bank: a bank whose disk is measured, and whose network the engines for the forward pass are compared on.
 
     Raises:
         InputError: for a device that is not there.
@@ -43,7 +44,7 @@ def doctor(device: str = "auto", *, bank: str | Path | None = None) -> Diagnosis
         checks.append(check_network(examined))
     checks.append(check_speed(examined, engines))
     if bank is not None:
-        checks.append(check_disk(Path(bank)))
+        checks += [check_forward(Path(bank)), check_disk(Path(bank))]
     return Diagnosis(tuple(checks))
 
 

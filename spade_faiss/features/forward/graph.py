@@ -15,17 +15,25 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import shorten
 from spade_faiss.features.forward.protocol import EMBEDDING, INPUT
 
-# Operators without control flow, random numbers, or sizes that are not those of their inputs or written in the file.
-_OPERATORS = frozenset(
-    # A line for each would hide the rest of the file.
-    """
-    Abs Add And AveragePool BatchNormalization Cast Ceil Clip Concat Constant ConstantOfShape Conv Cos Div Einsum Elu Equal Erf
-    Exp Expand Flatten Floor Gather Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GroupNormalization
-    HardSigmoid HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log MatMul Max MaxPool
-    Min Mish Mul Neg Not Or PRelu Pad Pow Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize
-    Selu Shape Sigmoid Sign Sin Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu Unsqueeze Where
-    """.split()  # noqa: SIM905
-)
+# Operators without control flow and random numbers, by how many inputs they take.
+_ARITIES = {
+    (0, 0): "Constant",
+    (1, 1): "Abs AveragePool Cast Ceil ConstantOfShape Cos Elu Erf Exp Flatten Floor Gelu GlobalAveragePool GlobalMaxPool "
+    "HardSigmoid HardSwish Identity LeakyRelu Log MaxPool Mish Neg Not Reciprocal Relu Selu Shape Sigmoid Sign Sin Softmax "
+    "Softplus Sqrt Tanh Transpose",
+    (1, 2): "ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Split Squeeze Trilu",
+    (1, 3): "Clip",
+    (1, 4): "Resize",
+    (1, 64): "Concat Einsum Max Min Sum",
+    (2, 2): "Add And Div Equal Expand Gather Greater GreaterOrEqual Less LessOrEqual MatMul Mul Or PRelu Pow Reshape Sub Tile "
+    "Unsqueeze",
+    (2, 3): "Conv Gemm LayerNormalization",
+    (2, 4): "Pad",
+    (3, 3): "GroupNormalization InstanceNormalization Range Where",
+    (3, 5): "Slice",
+    (5, 5): "BatchNormalization",
+}
+_OPERATORS = {operator: arity for arity, operators in _ARITIES.items() for operator in operators.split()}
 _MOST_NODES = 1 << 14
 _MOST_FIELDS = 1 << 20
 # The longest side of a kernel, a stride or a margin.
@@ -85,26 +93,33 @@ class _Checker:
                 _check_domain(dict(self._strings(field.data)).get(1, b""))
         if len(graphs) != 1:
             raise InputError(f"the network holds {len(graphs)} graphs, expected one")
-        named: dict[str, list[str]] = {"input": [], "output": []}
-        nodes = 0
+        named: dict[str, list[str]] = {"input": [], "output": [], "initializer": []}
+        nodes = []
         for name, field in self._read(graphs[0], _GRAPH, "the graph"):
-            if name in named:
+            if name in ("input", "output"):
                 named[name].append(dict(self._strings(field.data)).get(1, b"").decode(errors="replace"))
             elif name == "node":
-                nodes += 1
-                self._check_node(field.data)
+                nodes.append(field.data)
             elif name == "initializer":
-                self._check_tensor(field.data)
-        if nodes > _MOST_NODES:
-            raise InputError(f"the network has {nodes} operators, at most {_MOST_NODES}")
+                named[name].append(self._check_tensor(field.data))
+        if len(nodes) > _MOST_NODES:
+            raise InputError(f"the network has {len(nodes)} operators, at most {_MOST_NODES}")
+        computed = {*named["input"], *named["initializer"]}
+        for node in nodes:
+            self._check_node(node, computed)
+        if missing := [name for name in named["output"] if name not in computed]:
+            raise InputError(f"the network returns {shorten(missing[0])}, which nothing computes")
         if named["input"] != [INPUT] or named["output"] != [EMBEDDING, *levels]:
             raise InputError(
                 f"the network takes {shorten(named['input'])} and returns {shorten(named['output'])}, expected {[INPUT]} and "
                 f"{[EMBEDDING, *levels]}"
             )
 
-    def _check_node(self, data: memoryview) -> None:
+    def _check_node(self, data: memoryview, computed: set[str]) -> None:
+        """Check an operator; `computed` are the names of what is there before it, to which its outputs are added."""
         operator, domain = "", b""
+        inputs: list[str] = []
+        outputs: list[str] = []
         for name, field in self._read(data, _NODE, "an operator"):
             if name == "op_type":
                 operator = bytes(field.data).decode(errors="replace")
@@ -112,9 +127,24 @@ class _Checker:
                 domain = bytes(field.data)
             elif name == "attribute":
                 self._check_attribute(field.data)
+            elif name in ("input", "output"):
+                (inputs if name == "input" else outputs).append(bytes(field.data).decode(errors="replace"))
         _check_domain(domain)
         if operator not in _OPERATORS:
             raise InputError(f"the network holds the operator {shorten(operator)}, which no exported network has")
+        least, most = _OPERATORS[operator]
+        if not least <= len(inputs) <= most or "" in inputs[:least]:
+            raise InputError(f"the operator {operator} of the network has {len(inputs)} inputs, expected {least} to {most}")
+        # Some engines look for what does not exist without end.
+        if missing := [name for name in inputs if name and name not in computed]:
+            raise InputError(
+                f"the operator {operator} of the network takes {shorten(missing[0])}, which nothing before it computes"
+            )
+        if not outputs or any(name in computed for name in outputs) or len(set(outputs)) < len(outputs):
+            raise InputError(
+                f"the operator {operator} of the network computes {shorten(outputs)}, which is nothing, or there before"
+            )
+        computed |= set(outputs)
 
     def _check_attribute(self, data: memoryview) -> None:
         for name, field in self._read(data, _ATTRIBUTE, "an attribute"):
@@ -125,8 +155,9 @@ class _Checker:
                 if wrong := [value for value in packed if abs(value) > _MOST_NUMBER]:
                     raise InputError(f"an operator of the network has the setting {wrong[0]}, at most {_MOST_NUMBER}")
 
-    def _check_tensor(self, data: memoryview) -> None:
-        """Check that a tensor holds as many bytes as its dimensions say."""
+    def _check_tensor(self, data: memoryview) -> str:
+        """Check that a tensor holds as many bytes as its dimensions say; return its name."""
+        called = ""
         dims: list[int] = []
         kind, raw, values = 0, None, 0
         for name, field in self._read(data, _TENSOR, "a tensor"):
@@ -134,6 +165,8 @@ class _Checker:
                 dims += self._varints(field.data) if field.kind == _BYTES else [field.value]
             elif name == "data_type":
                 kind = field.value
+            elif name == "name":
+                called = bytes(field.data).decode(errors="replace")
             elif name == "raw_data":
                 raw = len(field.data)
             elif name == "float_data":
@@ -145,6 +178,7 @@ class _Checker:
         count = math.prod(dims)
         if (raw if raw is not None else values) != (count * _ITEM_BYTES[kind] if raw is not None else count):
             raise InputError(f"a tensor of the network has the dimensions {shorten(dims)}, but another number of values")
+        return called
 
     def _strings(self, data: memoryview) -> Iterator[tuple[int, bytes]]:
         """The fields of a message whose value is a text."""

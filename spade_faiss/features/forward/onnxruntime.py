@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -42,28 +43,47 @@ class OnnxRuntimeForward:
 
     def __init__(self, read: Callable[[], bytes], levels: Sequence[str], input_size: tuple[int, int]) -> None:
         self._levels = tuple(levels)
-        self._session = PerProcess(partial(_open, read, input_size))  # a fork has none of its parent's threads
-        _ = self._session()
+        self._cores = usable_cores()
+        # A fork has none of its parent's threads. Each session holds the weights: the second is opened when it is needed.
+        self._whole = PerProcess(partial(_open, read, input_size, self._cores))
+        self._single = PerProcess(partial(_open, read, input_size, 1))
+        self._pool = PerProcess(partial(ThreadPoolExecutor, self._cores, "onnxruntime"))
+        _ = self._whole()
 
     def __call__(self, inputs: FloatArray) -> Features:
-        """Run the network, see `Forward`."""
+        """Run the network, see `Forward`.
+
+        Raises:
+            InputError: if ONNX Runtime cannot run it.
+        """
+        if self._cores == 1 or len(inputs) < self._cores:
+            embedding, *maps = self._run(self._whole(), inputs)
+        else:
+            # Each image by one thread: threads that share an image wait for each other after every layer, and wait long where a
+            # core has something else to do.
+            single = self._single()
+            parts = list(self._pool().map(partial(self._run, single), np.array_split(inputs, len(inputs))))
+            embedding, *maps = (np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+        return embedding, dict(zip(self._levels, maps, strict=True))
+
+    def _run(self, session: onnxruntime.InferenceSession, inputs: FloatArray) -> list[FloatArray]:
         try:
-            embedding, *maps = self._session().run([EMBEDDING, *self._levels], {INPUT: np.ascontiguousarray(inputs)})
+            found: list[FloatArray] = session.run([EMBEDDING, *self._levels], {INPUT: np.ascontiguousarray(inputs)})
         except Exception as error:  # ONNX Runtime's own types have no common one
             if is_out_of_memory(error):
                 raise
             raise InputError(f"ONNX Runtime cannot run the network: {cut(str(error), _SHOWN)}; use another --engine") from error
-        return embedding, dict(zip(self._levels, maps, strict=True))
+        return found
 
 
 _opening = PerProcess(threading.Lock)
 
 
-def _open(read: Callable[[], bytes], input_size: tuple[int, int]) -> onnxruntime.InferenceSession:
+def _open(read: Callable[[], bytes], input_size: tuple[int, int], threads: int) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = usable_cores()
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Threads that wait spin, which makes a pass up to twice as fast; after it, they must not take the cores from the search.
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -86,6 +86,17 @@ def text(model: Any) -> None:
         (lambda model: setattr(model.graph.node[0], "op_type", "RandomNormal"), "the operator 'RandomNormal'"),
         (lambda model: setattr(model.graph.node[0], "domain", "com.microsoft"), "operators of 'com.microsoft'"),
         (lambda model: model.opset_import.add(domain="ours", version=1), "operators of 'ours'"),
+        (
+            lambda model: model.graph.node[1].input.__setitem__(0, "nothing"),
+            "takes 'nothing', which nothing before it computes",
+        ),
+        (lambda model: model.graph.node.reverse(), "which nothing before it computes"),
+        (
+            lambda model: model.graph.node[0].ClearField("input"),
+            "the operator Conv of the network has 0 inputs, expected 2 to 3",
+        ),
+        (lambda model: model.graph.node[1].output.__setitem__(0, "input"), "which is nothing, or there before"),
+        (lambda model: model.graph.node.pop(), "which nothing computes"),
         (lambda model: model.graph.input.add(name="more"), "takes"),
         (lambda model: model.graph.output.pop(), "returns"),
         (lambda model: model.ClearField("graph"), "holds 0 graphs"),
