@@ -47,10 +47,10 @@ def main() -> None:
     parser.add_argument("--edge-python", metavar="PYTHON", help="of an environment without torch")
     parser.add_argument("--peers-python", metavar="PYTHON", help="of an environment that has anomalib")
     parser.add_argument("--scratch", type=Path, help="where banks and environments are kept for the next run; some 9 GB")
+    parser.add_argument("--calm-s", type=float, default=90.0, help="how long to wait for a calm machine before each section")
     parser.add_argument("--only", nargs="+", choices=sorted(SECTIONS), default=list(SECTIONS))
     arguments = parser.parse_args()
     target = arguments.out / "deployment.json"
-    figures = json.loads(target.read_bytes()) if target.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
         places = Places(
             data=arguments.data.resolve(),
@@ -60,11 +60,12 @@ def main() -> None:
         )
         places.scratch.mkdir(parents=True, exist_ok=True)
         for name in arguments.only:
-            found: Row = {"machine": machine(), "load_before": wait_for_calm(), "rows": []}
+            found: Row = {"machine": machine(), "load_before": wait_for_calm(arguments.calm_s), "rows": []}
             for row in SECTIONS[name](places):
                 print(name, json.dumps(row), flush=True)
                 found["rows"].append(row)
-            # Of the last minute, and so of what is measured as well: two on two cores is what it takes itself.
+            # That of what was measured counts in it, too: above the number of cores, others took some of them.
+            figures = json.loads(target.read_bytes()) if target.exists() else {}
             figures[name] = {**found, "load_after": load()}
             target.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 

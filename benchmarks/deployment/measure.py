@@ -138,7 +138,7 @@ def load() -> float:
     return os.getloadavg()[0]
 
 
-def wait_for_calm(most_s: float = 90.0) -> float:
+def wait_for_calm(most_s: float) -> float:
     """Wait until others leave the machine alone, but no longer than that; the load then."""
     end = time.monotonic() + most_s
     while load() > CALM_LOAD and time.monotonic() < end:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.deployment.measure import (
-    REPEATS,
     ProcessCost,
     Row,
     folder_bytes,
@@ -36,8 +35,8 @@ from spade_faiss.scoring.metrics import detection_metrics, localization_metrics
 
 OWN, PEER = "spade_faiss", "anomalib PatchCore"
 BASE = f"{OWN}, onnxruntime"
-# PatchCore's fit takes minutes.
-FITS = 2
+# PatchCore's fit takes minutes, and its jobs a minute.
+FITS, JOBS = 1, 3
 _MODULE = "benchmarks.deployment.own_child"
 _SCRIPT = Path(__file__).with_name("peer_child.py")
 # anomalib loads what it has written by pickle only if this is set. Two threads each, as ours.
@@ -89,7 +88,7 @@ def peers(places: Places) -> Iterator[Row]:
         f"{PEER}, openvino float32": Job((*peer, "openvino"), "f32"),
         f"{PEER}, openvino as it is": Job((*peer, "openvino")),
     }
-    found = in_turn({name: partial(run, job) for name, job in jobs.items()}, REPEATS)
+    found = in_turn({name: partial(run, job) for name, job in jobs.items()}, JOBS, warm_up=0)
     latency = {name: [percentiles(of["latency_s"])["p50"] for _, of in runs] for name, runs in found.items()}
     folder = {name: [1000 * float(of["folder_s"]) / len(dataset.test) for _, of in runs] for name, runs in found.items()}
     masks, defective = _truth(dataset)
