@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.deployment.measure import REPEATS, Row, cost_of, in_turn, ratio, spreads
-from benchmarks.deployment.places import BACKBONE, ENGINES, SETS, Places, by_engine, inputs_of
+from benchmarks.deployment.places import BACKBONE, EXPORTED, SETS, Places, by_engine, inputs_of
 from spade_faiss import Extraction, extract
 from spade_faiss.core.memory import BATCH_SIZE
 from spade_faiss.core.settings import Preprocess
@@ -28,7 +28,7 @@ def fitting(places: Places) -> Iterator[Row]:
         train = places.dataset(name).train
         images = train[0].path.parent
         inputs = inputs_of(train, network)
-        for engine in ENGINES:
+        for engine in EXPORTED:
             backbone = by_engine(network, engine, inputs)
             bank = places.scratch / "fitting" / f"{name}-{engine}.bank"
             found = in_turn(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.deployment.measure import REPEATS, Cost, Row, cost_of, in_turn, ratio, share_reached, spreads
-from benchmarks.deployment.places import SETS, Places, inputs_of
+from benchmarks.deployment.places import EXPORTED, SETS, Places, inputs_of
 from benchmarks.process import spread
 from spade_faiss import Detector, Run, score_folder
 from spade_faiss.core.process import usable_cores
@@ -23,15 +23,13 @@ from spade_faiss.features.stream import Extracted, FeatureStream
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.scoring.stream import ScoreStream
 
-ENGINES = ("onnxruntime", "openvino")
-
 
 def folder(places: Places) -> Iterator[Row]:
     """The seconds of `score_folder` beside those of decoding, forward passes, search, and regions, files and report alone."""
     for name in SETS:
         test = places.dataset(name).test
         paths = [record.path for record in test]
-        for engine in ENGINES:
+        for engine in EXPORTED:
             detector = places.detector(name, engine)
             runs: dict[str, Callable[[], object]] = {
                 "whole": partial(_whole, paths, detector, places.scratch),

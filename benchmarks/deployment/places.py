@@ -9,17 +9,17 @@ import numpy as np
 
 from benchmarks.datasets import write_elpv
 from benchmarks.deployment.measure import Row
-from spade_faiss import Detector, Extraction, FeatureBatch, Method, Run, fit
+from spade_faiss import Detector, Extraction, Method, Run, fit
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
-from spade_faiss.features.batch import concatenate
 from spade_faiss.features.datasets import Dataset, ImageRecord, load_dataset
 from spade_faiss.features.pictures import load_image, to_input
 from spade_faiss.features.proof import prove
 
 BACKBONE = "efficientnet_lite0"
 SETS = ("mvtec_bottle", "elpv")
-ENGINES = ("onnxruntime", "openvino", "torch")
+EXPORTED = ("onnxruntime", "openvino")
+ENGINES = (*EXPORTED, "torch")
 _PROVEN = 4
 
 
@@ -70,18 +70,8 @@ def inputs_of(records: list[ImageRecord], backbone: Backbone) -> FloatArray:
 
 
 def by_engine(backbone: Backbone, engine: str, inputs: FloatArray) -> Backbone:
-    """A torch backbone as one of `ENGINES` runs it."""
-    return backbone if engine == "torch" else prove(backbone, inputs[:_PROVEN], engine).open(engine)
-
-
-def features_of(backbone: Backbone, inputs: FloatArray, size: int) -> FeatureBatch:
-    """The features of some inputs, computed `size` at a time."""
-    parts = []
-    for start in range(0, len(inputs), size):
-        embedding, levels = backbone(inputs[start : start + size])
-        ids = [f"picture {start + place}" for place in range(len(embedding))]
-        parts.append(FeatureBatch(ids, embedding, levels, backbone.source))
-    return concatenate(parts)
+    """A backbone that torch loaded, run by another engine."""
+    return prove(backbone, inputs[:_PROVEN], engine).open(engine)
 
 
 def no_row(reason: str) -> Row:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.deployment.measure import REPEATS, Row, percentiles, ratio
-from benchmarks.deployment.places import ENGINES, Places
+from benchmarks.deployment.measure import Row, percentiles, ratio
+from benchmarks.deployment.places import EXPORTED, Places
 from benchmarks.process import seconds, spread
 from spade_faiss import Detector
 from spade_faiss.core.timing import Timings
@@ -17,16 +17,16 @@ from spade_faiss.core.types import FloatArray
 from spade_faiss.features.datasets import ImageRecord, find_images
 from spade_faiss.features.pictures import load_image, to_input
 
-CALLS = 200
+RUNS, CALLS = 3, 200
 _WARM_UP = 20
 
 
 def warm(places: Places) -> Iterator[Row]:
     """Milliseconds of `Detector.score(one picture)` at K=5, of its forward pass and decoding alone, and of its stages."""
     paths = [record.path for record in places.dataset("mvtec_bottle").test]
-    for engine in ENGINES:
+    for engine in EXPORTED:
         detector = places.detector("mvtec_bottle", engine)
-        runs = [_in_turn(detector, paths) for _ in range(REPEATS)]
+        runs = [_in_turn(detector, paths) for _ in range(RUNS)]
         yield {
             "engine": engine,
             "normals": len(detector.bank),
