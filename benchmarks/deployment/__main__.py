@@ -21,7 +21,7 @@ from benchmarks.deployment.fitting import fitting
 from benchmarks.deployment.folder import folder
 from benchmarks.deployment.measure import Row, load, wait_for_calm
 from benchmarks.deployment.passes import passes
-from benchmarks.deployment.peers import peers
+from benchmarks.deployment.peers import peer_fits, peers
 from benchmarks.deployment.places import Places
 from benchmarks.deployment.single import warm
 from benchmarks.process import machine
@@ -33,6 +33,7 @@ SECTIONS: Mapping[str, Callable[[Places], Iterator[Row]]] = {
     "warm": warm,
     "folder": folder,
     "fitting": fitting,
+    "peer_fits": peer_fits,
     "peers": peers,
     "decoders": decoders,
     "equality": equality,

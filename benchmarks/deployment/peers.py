@@ -41,6 +41,7 @@ _MODULE = "benchmarks.deployment.own_child"
 _SCRIPT = Path(__file__).with_name("peer_child.py")
 # anomalib loads what it has written by pickle only if this is set. Two threads each, as ours.
 _ENVIRONMENT = {"TRUST_REMOTE_CODE": "1", "OMP_NUM_THREADS": "2"}
+_NO_PEER = "no environment that has it was named: --peers-python"
 _LEFT_OUT = {"SPADE-fast": "there is no such package on PyPI"}
 
 
@@ -50,37 +51,37 @@ class Job(NamedTuple):
     command: tuple[str, ...]
     precision: str = ""
 
-    def run(self, data: Path, made: Path, out: Path) -> tuple[ProcessCost, dict[str, Any]]:
+    def run(self, data: Path, made: Path) -> tuple[ProcessCost, dict[str, Any]]:
         """Run it; what it cost and what it found."""
+        out = made / "found.npz"
         extra = {**_ENVIRONMENT, "PRECISION": self.precision}
         cost = run_alone((*self.command, data, made, out), extra=extra)
         with np.load(out) as file:
             return cost, {name: file[name] for name in file}
 
 
+def peer_fits(places: Places) -> Iterator[Row]:
+    """Seconds to fit, and memory."""
+    if places.peers_python is None:
+        yield {"peer": PEER, **no_row(_NO_PEER)}
+        return
+    found = in_turn({name: partial(_refit, job, places) for name, job in _fits(places).items()}, FITS, warm_up=0)
+    for name, runs in found.items():
+        yield {"peer": name, **_processes(runs), "fit_s": spread([float(of["fit_s"]) for _, of in runs])}
+
+
 def peers(places: Places) -> Iterator[Row]:
-    """Seconds to fit, milliseconds a picture, memory, size of the environment, and quality."""
+    """Milliseconds a picture, memory, size of the environment, and quality; what is not fitted yet is fitted first."""
     for name, reason in _LEFT_OUT.items():
         yield {"peer": name, **no_row(reason)}
     if places.peers_python is None:
-        yield {"peer": PEER, **no_row("no environment that has it was named: --peers-python")}
+        yield {"peer": PEER, **no_row(_NO_PEER)}
         return
-    dataset, made = places.dataset("mvtec_bottle"), places.scratch / "peers"
-    made.mkdir(parents=True, exist_ok=True)
-    (made / "paths.json").write_text(json.dumps([str(record.path) for record in dataset.test]))
+    dataset, made = places.dataset("mvtec_bottle"), _made(places)
+    for name, job in _fits(places).items():
+        if not _is_fitted(made, name):
+            _refit(job, places)
     own, peer = (sys.executable, "-m", _MODULE), (places.peers_python, str(_SCRIPT))
-
-    def run(job: Job) -> tuple[ProcessCost, dict[str, Any]]:
-        return job.run(dataset.root, made, made / "found.npz")
-
-    def refit(job: Job) -> tuple[ProcessCost, dict[str, Any]]:
-        for path in made.glob("own.bank" if job.command[0] == own[0] else "[Pw]*"):
-            shutil.rmtree(path)
-        return run(job)
-
-    fits = {OWN: Job((*own, "fit")), PEER: Job((*peer, "fit"))}
-    for name, fitted in in_turn({name: partial(refit, job) for name, job in fits.items()}, FITS, warm_up=0).items():
-        yield {"peer": name, "job": "fit", **_processes(fitted), "fit_s": spread([float(of["fit_s"]) for _, of in fitted])}
     jobs = {
         BASE: Job((*own, "onnxruntime")),
         f"{OWN}, openvino": Job((*own, "openvino")),
@@ -88,7 +89,7 @@ def peers(places: Places) -> Iterator[Row]:
         f"{PEER}, openvino float32": Job((*peer, "openvino"), "f32"),
         f"{PEER}, openvino as it is": Job((*peer, "openvino")),
     }
-    found = in_turn({name: partial(run, job) for name, job in jobs.items()}, JOBS, warm_up=0)
+    found = in_turn({name: partial(job.run, dataset.root, made) for name, job in jobs.items()}, JOBS, warm_up=0)
     latency = {name: [percentiles(of["latency_s"])["p50"] for _, of in runs] for name, runs in found.items()}
     folder = {name: [1000 * float(of["folder_s"]) / len(dataset.test) for _, of in runs] for name, runs in found.items()}
     masks, defective = _truth(dataset)
@@ -97,7 +98,6 @@ def peers(places: Places) -> Iterator[Row]:
         pixel = localization_metrics(masks, last["maps"])
         yield {
             "peer": name,
-            "job": "score",
             "version": str(last["version"]),
             **_processes(runs),
             "open_s": spread([float(of["open_s"]) for _, of in runs]),
@@ -110,7 +110,34 @@ def peers(places: Places) -> Iterator[Row]:
             "aupro": pixel.aupro,
         }
     prefix = Path(places.peers_python).parents[1]
-    yield {"peer": PEER, "job": "environment", "bytes": folder_bytes(prefix)}
+    yield {"peer": PEER, "environment_bytes": folder_bytes(prefix)}
+
+
+def _made(places: Places) -> Path:
+    """The folder for what jobs make, with the list of the test pictures."""
+    made = places.scratch / "peers"
+    made.mkdir(parents=True, exist_ok=True)
+    paths = [str(record.path) for record in places.dataset("mvtec_bottle").test]
+    (made / "paths.json").write_text(json.dumps(paths))
+    return made
+
+
+def _fits(places: Places) -> dict[str, Job]:
+    assert places.peers_python is not None
+    own, peer = (sys.executable, "-m", _MODULE, "fit"), (places.peers_python, str(_SCRIPT), "fit")
+    return {OWN: Job(own), PEER: Job(peer)}
+
+
+def _is_fitted(made: Path, name: str) -> bool:
+    return (made / "own.bank").is_dir() if name == OWN else any(made.rglob("model.xml"))
+
+
+def _refit(job: Job, places: Places) -> tuple[ProcessCost, dict[str, Any]]:
+    """Fit from the beginning."""
+    made = _made(places)
+    for path in made.glob("own.bank" if _MODULE in job.command else "[!o]*/"):
+        shutil.rmtree(path)
+    return job.run(places.dataset("mvtec_bottle").root, made)
 
 
 def _processes(runs: list[tuple[ProcessCost, dict[str, Any]]]) -> Row:

@@ -14,6 +14,66 @@ COLD_S, COLD_CPU_S, COLD_BYTES = 1.5, 1.2, 350e6
 ENVIRONMENT_BYTES = 650e6
 WARM_TIMES, FOLDER_SHARE, FIT_TIMES = 1.3, 0.85, 1.1
 _MB = 1e6
+_PEER = "anomalib"
+
+
+def aims(figures: Figures) -> str:
+    """What was aimed at, what was found, and whether that reaches it."""
+    lines: list[tuple[str, ...]] = []
+    for row in _measured(figures, "cold"):
+        if row["environment"] == "edge":
+            found = (
+                f"{row['wall_s']['median']:.2f} s, {row['cpu_s']['median']:.2f} s, {row['peak_bytes']['median'] / _MB:.0f} MB"
+            )
+            aim = f"{COLD_S} s by the clock, {COLD_CPU_S} s of the processor, {COLD_BYTES / _MB:.0f} MB"
+            lines.append(("one picture, cold", row["engine"], f"at most {aim}", found, _cold_verdict(row)))
+    for row in _measured(figures, "environment"):
+        if row["extras"] != "cpu":
+            reached = _verdict({"size": row["bytes"] <= ENVIRONMENT_BYTES})
+            aim, found = f"at most {ENVIRONMENT_BYTES / _MB:.0f} MB", f"{row['bytes'] / _MB:.0f} MB"
+            lines.append(("environment", f"`[{row['extras']}]`", aim, found, reached))
+    for row in _measured(figures, "warm"):
+        reached, found = _warm_verdict(row), f"{row['times_bare']['median']:.2f} times"
+        aim = f"at most {WARM_TIMES} times decoding and forward pass"
+        lines.append(("one picture, warm", row["engine"], aim, found, reached))
+    for row in _measured(figures, "folder"):
+        shares = [f"{row[of]['median']:.2f}" for of in ("of_slowest", "of_cores")]
+        found = f"{shares[0]}; {shares[1]} of what the cores need for all stages"
+        aim = f"{FOLDER_SHARE} of what the slowest stage alone allows"
+        lines.append((f"folder, {row['set']}", row["engine"], aim, found, _folder_verdict(row)))
+    for row in _measured(figures, "fitting"):
+        found = f"{row['times_forward']['median']:.2f} times; {row['times_both']['median']:.2f} times forward and decode"
+        aim = f"at most {FIT_TIMES} times bare forward passes"
+        lines.append((f"fit, {row['set']}", row["engine"], aim, found, _fit_verdict(row)))
+    for name, reached in _beside_peers(figures).items():
+        lines.append(("peers", "onnxruntime", f"ahead of PatchCore in {name}", "see below", reached))
+    return markdown_table(("what", "by", "aim", "found", ""), lines)
+
+
+def _beside_peers(figures: Figures) -> dict[str, str]:
+    """Whether the first row of this project is ahead of all of the peers', for each column that was measured."""
+    found = {}
+    columns = {
+        "ms_one": "the time of one picture",
+        "ms_folder": "the time of a folder",
+        "image_auroc": "image AUROC",
+        "pixel_auroc": "pixel AUROC",
+        "aupro": "AUPRO",
+    }
+    rows = [row for row in _measured(figures, "peers") if "ms_one" in row]
+    for name, title in columns.items():
+        values = {row["peer"]: _value(row[name]) for row in rows}
+        ours = [value for peer, value in values.items() if not peer.startswith(_PEER)][:1]
+        theirs = [value for peer, value in values.items() if peer.startswith(_PEER)]
+        if ours and theirs:
+            best = min(theirs) if name.startswith("ms") else max(theirs)
+            is_ahead = ours[0] < best if name.startswith("ms") else ours[0] > best
+            found[title] = "reached" if is_ahead else "equal" if ours[0] == best else "missed"
+    return found
+
+
+def _value(found: Any) -> float:
+    return float(found["median"] if isinstance(found, dict) else round(found, 3))
 
 
 def passes(figures: Figures) -> str:
@@ -43,13 +103,7 @@ def cold(figures: Figures) -> str:
             _ranged(row["wall_s"], 2),
             _ranged(row["cpu_s"], 2),
             _ranged(row["peak_bytes"], 0, 1 / _MB),
-            _verdict(
-                {
-                    "clock": row["wall_s"]["median"] <= COLD_S,
-                    "CPU": row["cpu_s"]["median"] <= COLD_CPU_S,
-                    "memory": row["peak_bytes"]["median"] <= COLD_BYTES,
-                }
-            ),
+            _cold_verdict(row),
         )
         for row in _measured(figures, "cold")
     ]
@@ -83,7 +137,7 @@ def warm(figures: Figures) -> str:
             _ranged(row["times_bare"], 2),
             _ranged(row["times_bare_p95"], 2),
             ", ".join(f"{name} {ms:.1f}" for name, ms in row["stages_ms"].items() if ms >= 0.5),
-            _verdict({"ratio": row["times_bare"]["median"] <= WARM_TIMES}),
+            _warm_verdict(row),
         )
         for row in _measured(figures, "warm")
     ]
@@ -106,7 +160,7 @@ def folder(figures: Figures) -> str:
                 _ranged(row["of_slowest"], 2),
                 _ranged(row["cores_s"], 1, 1000 / row["images"]),
                 _ranged(row["of_cores"], 2),
-                _verdict({"share": row["of_slowest"]["median"] >= FOLDER_SHARE}),
+                _folder_verdict(row),
             )
         )
     header = ("pictures", "engine", "whole, ms an image", "decode", "forward", "search", "write", "slowest", "share of it")
@@ -123,7 +177,7 @@ def fitting(figures: Figures) -> str:
             *(_ranged(row[part]["wall_s"], 2) for part in ("extract", "forward", "decode")),
             _ranged(row["times_forward"], 2),
             _ranged(row["times_both"], 2),
-            _verdict({"ratio": row["times_forward"]["median"] <= FIT_TIMES}),
+            _fit_verdict(row),
         )
         for row in _measured(figures, "fitting")
     ]
@@ -133,12 +187,8 @@ def fitting(figures: Figures) -> str:
 
 def peers(figures: Figures) -> str:
     """Whole jobs of this project and of others, and what was left out."""
-    if "peers" not in figures["deployment"]:
-        return _NOT_MEASURED
     rows = list(_measured(figures, "peers"))
-    fits = {row["peer"]: row for row in rows if row["job"] == "fit"}
-    fit_lines = [(name, _ranged(row["fit_s"], 1), *_process(row), len(row["fit_s"]["runs"])) for name, row in fits.items()]
-    score_lines = [
+    lines = [
         (
             row["peer"],
             _ranged(row["ms_one"], 1),
@@ -150,19 +200,25 @@ def peers(figures: Figures) -> str:
             *(f"{row[metric]:.3f}" for metric in ("image_auroc", "pixel_auroc", "aupro")),
         )
         for row in rows
-        if row["job"] == "score"
+        if "ms_one" in row
     ]
-    fit_header = ("fit", "seconds", "CPU seconds of the process", "peak MB", "runs")
     header = ("score", "ms, one picture", "times ours", "ms a picture, folder", "times ours", "first picture, s", "peak MB")
-    notes = [
-        f"- The environment of {row['peer']} takes {row['bytes'] / _MB:.0f} MB." for row in rows if row["job"] == "environment"
-    ]
+    table = _section(figures, "peers", (*header, "image AUROC", "pixel AUROC", "AUPRO"), lines)
+    sizes = {row["peer"]: row["environment_bytes"] for row in rows if "environment_bytes" in row}
+    notes = [f"- The environment of {name} takes {size / _MB:.0f} MB." for name, size in sizes.items()]
     notes += [
         f"- {row['peer']} is left out: {row['not_measured']}." for row in _rows(figures, "peers") if "not_measured" in row
     ]
-    tables = [markdown_table(fit_header, fit_lines)]
-    tables.append(markdown_table((*header, "image AUROC", "pixel AUROC", "AUPRO"), score_lines))
-    return "\n\n".join([*tables, "\n".join(notes), _machine(figures["deployment"]["peers"])])
+    return "\n\n".join([table, "\n".join(notes)])
+
+
+def peer_fits(figures: Figures) -> str:
+    """Seconds to fit by this project and by others."""
+    lines = [
+        (row["peer"], _ranged(row["fit_s"], 1), *_process(row), len(row["fit_s"]["runs"]))
+        for row in _measured(figures, "peer_fits")
+    ]
+    return _section(figures, "peer_fits", ("fit", "seconds", "CPU seconds of the process", "peak MB", "runs"), lines)
 
 
 def decoders(figures: Figures) -> str:
@@ -227,6 +283,23 @@ def _ranged(found: Row, digits: int, scale: float = 1.0) -> str:
     """A median, and the range of the runs in brackets."""
     median, low, high = (f"{scale * found[name]:.{digits}f}" for name in ("median", "min", "max"))
     return f"{median} ({low}–{high})" if low != high else median
+
+
+def _cold_verdict(row: Row) -> str:
+    limits = {"clock": ("wall_s", COLD_S), "CPU": ("cpu_s", COLD_CPU_S), "memory": ("peak_bytes", COLD_BYTES)}
+    return _verdict({name: row[field]["median"] <= limit for name, (field, limit) in limits.items()})
+
+
+def _warm_verdict(row: Row) -> str:
+    return _verdict({"ratio": row["times_bare"]["median"] <= WARM_TIMES})
+
+
+def _folder_verdict(row: Row) -> str:
+    return _verdict({"share": row["of_slowest"]["median"] >= FOLDER_SHARE})
+
+
+def _fit_verdict(row: Row) -> str:
+    return _verdict({"ratio": row["times_forward"]["median"] <= FIT_TIMES})
 
 
 def _verdict(reached: Mapping[str, bool]) -> str:
