@@ -19,7 +19,7 @@ from benchmarks.deployment.decoders import decoders
 from benchmarks.deployment.equality import equality
 from benchmarks.deployment.fitting import fitting
 from benchmarks.deployment.folder import folder
-from benchmarks.deployment.measure import Row, load, wait_for_calm
+from benchmarks.deployment.measure import REPEATS, Row, load, wait_for_calm
 from benchmarks.deployment.passes import passes
 from benchmarks.deployment.peers import peer_fits, peers
 from benchmarks.deployment.places import Places
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--peers-python", metavar="PYTHON", help="of an environment that has anomalib")
     parser.add_argument("--scratch", type=Path, help="where banks and environments are kept for the next run; some 9 GB")
     parser.add_argument("--calm-s", type=float, default=90.0, help="how long to wait for a calm machine before each section")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="how often everything is measured")
     parser.add_argument("--only", nargs="+", choices=sorted(SECTIONS), default=list(SECTIONS))
     arguments = parser.parse_args()
     target = arguments.out / "deployment.json"
@@ -58,6 +59,7 @@ def main() -> None:
             scratch=(arguments.scratch or Path(temporary)).resolve(),
             edge_python=arguments.edge_python,
             peers_python=arguments.peers_python,
+            repeats=arguments.repeats,
         )
         places.scratch.mkdir(parents=True, exist_ok=True)
         for name in arguments.only:
@@ -65,10 +67,10 @@ def main() -> None:
             for row in SECTIONS[name](places):
                 print(name, json.dumps(row), flush=True)
                 found["rows"].append(row)
-            # That of what was measured counts in it, too: above the number of cores, others took some of them.
-            figures = json.loads(target.read_bytes()) if target.exists() else {}
-            figures[name] = {**found, "load_after": load()}
-            target.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+                # That of what was measured counts in it, too: above the number of cores, others took some of them.
+                found["load_after"] = load()
+                figures = json.loads(target.read_bytes()) if target.exists() else {}
+                target.write_text(json.dumps({**figures, name: found}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 
-from benchmarks.deployment.measure import REPEATS, ROOT, ProcessCost, Row, folder_bytes, in_turn, run_alone, spreads
+from benchmarks.deployment.measure import ROOT, ProcessCost, Row, folder_bytes, in_turn, run_alone, spreads
 from benchmarks.deployment.places import Places, no_row
 
 _LARGE = 5 << 20
@@ -29,12 +29,12 @@ def cold(places: Places) -> Iterator[Row]:
         words = ("score", picture, "--bank", bank, "--out", out / engine, "--quiet", "--engine", engine)
         return run_alone((python, "-m", "spade_faiss", *words))
 
-    found = in_turn({engine: partial(run, engine, python) for engine, python in pythons.items()}, REPEATS)
+    found = in_turn({engine: partial(run, engine, python) for engine, python in pythons.items()}, places.repeats)
     for engine, costs in found.items():
         environment = "full" if engine == "torch" else "edge"
         yield {"engine": engine, "environment": environment, "normals": 490, **spreads(costs)}
     if places.edge_python is None:
-        yield no_row("no environment without torch was named: --edge-python")
+        yield no_row("the engines that need no torch", "no environment without torch was named: --edge-python")
 
 
 def environment(places: Places) -> Iterator[Row]:

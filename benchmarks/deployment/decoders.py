@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from benchmarks.deployment.measure import REPEATS, Row, in_turn, ratio
+from benchmarks.deployment.measure import Row, in_turn, ratio
 from benchmarks.deployment.places import Places
 from benchmarks.process import seconds, spread
 from spade_faiss.core.settings import Preprocess
@@ -43,7 +43,7 @@ def decoders(places: Places) -> Iterator[Row]:
         available, missing = _available(kind)
         runs = {name: partial(_ms, partial(_resized, decoder), files) for name, decoder in available.items()}
         bare = {f"{name}, decoding": partial(_ms, decoder, files) for name, decoder in available.items()}
-        found = in_turn({**runs, **bare}, REPEATS)
+        found = in_turn({**runs, **bare}, places.repeats)
         expected = [available[BASE](data) for data in files]
         for name, decoder in available.items():
             images = [decoder(data) for data in files]

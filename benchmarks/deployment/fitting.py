@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from benchmarks.deployment.measure import REPEATS, Row, cost_of, in_turn, ratio, spreads
+from benchmarks.deployment.measure import Row, cost_of, in_turn, ratio, spreads
 from benchmarks.deployment.places import BACKBONE, EXPORTED, SETS, Places, by_engine, inputs_of
 from spade_faiss import Extraction, extract
 from spade_faiss.core.memory import BATCH_SIZE
@@ -37,7 +37,7 @@ def fitting(places: Places) -> Iterator[Row]:
                     "forward": partial(cost_of, partial(_forward, backbone, inputs)),
                     "decode": partial(cost_of, partial(_decode, train, backbone.source.preprocess)),
                 },
-                REPEATS,
+                places.repeats,
             )
             wall = {part: [cost.wall_s for cost in costs] for part, costs in found.items()}
             yield {

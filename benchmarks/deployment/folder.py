@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.deployment.measure import REPEATS, Cost, Row, cost_of, in_turn, ratio, share_reached, spreads
+from benchmarks.deployment.measure import Cost, Row, cost_of, in_turn, ratio, share_reached, spreads
 from benchmarks.deployment.places import EXPORTED, SETS, Places, inputs_of
 from benchmarks.process import spread
 from spade_faiss import Detector, Run, score_folder
@@ -35,7 +35,7 @@ def folder(places: Places) -> Iterator[Row]:
                 "whole": partial(_whole, paths, detector, places.scratch),
                 **_stages(test, paths, detector, places.scratch),
             }
-            found = in_turn({of: partial(cost_of, run) for of, run in runs.items()}, REPEATS)
+            found = in_turn({of: partial(cost_of, run) for of, run in runs.items()}, places.repeats)
             whole = found.pop("whole")
             yield {
                 "set": name,

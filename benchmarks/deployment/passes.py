@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torchvision import models
 
-from benchmarks.deployment.measure import REPEATS, Row, in_turn, ratio
+from benchmarks.deployment.measure import Row, in_turn, ratio
 from benchmarks.deployment.places import BACKBONE, Places, inputs_of
 from benchmarks.process import seconds, spread
 from spade_faiss.core.types import FloatArray
@@ -42,7 +42,7 @@ def passes(places: Places) -> Iterator[Row]:
             inputs, count = pictures[:batch], _PASSES[name][batch]
             expected = plain(inputs)
             runs = {engine: partial(_ms, run, inputs) for engine, run in engines.items()}
-            rounds = [in_turn(runs, count, warm_up=1) for _ in range(REPEATS)]
+            rounds = [in_turn(runs, count, warm_up=1) for _ in range(places.repeats)]
             found = {engine: [statistics.median(taken[engine]) for taken in rounds] for engine in engines}
             for engine, run in engines.items():
                 yield {

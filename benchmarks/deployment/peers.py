@@ -35,8 +35,6 @@ from spade_faiss.scoring.metrics import detection_metrics, localization_metrics
 
 OWN, PEER = "spade_faiss", "anomalib PatchCore"
 BASE = f"{OWN}, onnxruntime"
-# PatchCore's fit takes minutes, and its jobs a minute.
-FITS, JOBS = 1, 3
 _MODULE = "benchmarks.deployment.own_child"
 _SCRIPT = Path(__file__).with_name("peer_child.py")
 # anomalib loads what it has written by pickle only if this is set. Two threads each, as ours.
@@ -63,9 +61,9 @@ class Job(NamedTuple):
 def peer_fits(places: Places) -> Iterator[Row]:
     """Seconds to fit, and memory."""
     if places.peers_python is None:
-        yield {"peer": PEER, **no_row(_NO_PEER)}
+        yield no_row(PEER, _NO_PEER)
         return
-    found = in_turn({name: partial(_refit, job, places) for name, job in _fits(places).items()}, FITS, warm_up=0)
+    found = in_turn({name: partial(_refit, job, places) for name, job in _fits(places).items()}, places.repeats, warm_up=0)
     for name, runs in found.items():
         yield {"peer": name, **_processes(runs), "fit_s": spread([float(of["fit_s"]) for _, of in runs])}
 
@@ -73,9 +71,9 @@ def peer_fits(places: Places) -> Iterator[Row]:
 def peers(places: Places) -> Iterator[Row]:
     """Milliseconds a picture, memory, size of the environment, and quality; what is not fitted yet is fitted first."""
     for name, reason in _LEFT_OUT.items():
-        yield {"peer": name, **no_row(reason)}
+        yield no_row(name, reason)
     if places.peers_python is None:
-        yield {"peer": PEER, **no_row(_NO_PEER)}
+        yield no_row(PEER, _NO_PEER)
         return
     dataset, made = places.dataset("mvtec_bottle"), _made(places)
     for name, job in _fits(places).items():
@@ -89,7 +87,7 @@ def peers(places: Places) -> Iterator[Row]:
         f"{PEER}, openvino float32": Job((*peer, "openvino"), "f32"),
         f"{PEER}, openvino as it is": Job((*peer, "openvino")),
     }
-    found = in_turn({name: partial(job.run, dataset.root, made) for name, job in jobs.items()}, JOBS, warm_up=0)
+    found = in_turn({name: partial(job.run, dataset.root, made) for name, job in jobs.items()}, places.repeats, warm_up=0)
     latency = {name: [percentiles(of["latency_s"])["p50"] for _, of in runs] for name, runs in found.items()}
     folder = {name: [1000 * float(of["folder_s"]) / len(dataset.test) for _, of in runs] for name, runs in found.items()}
     masks, defective = _truth(dataset)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.datasets import write_elpv
-from benchmarks.deployment.measure import Row
+from benchmarks.deployment.measure import REPEATS, Row
 from spade_faiss import Detector, Extraction, Method, Run, fit
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
@@ -32,12 +32,14 @@ class Places:
         scratch: takes pictures, banks and environments.
         edge_python: the Python of an environment without torch that has onnxruntime and openvino; None if there is none.
         peers_python: the Python of an environment that has anomalib; None if there is none.
+        repeats: how often everything is measured.
     """
 
     data: Path
     scratch: Path
     edge_python: str | None = None
     peers_python: str | None = None
+    repeats: int = REPEATS
 
     def dataset(self, name: str) -> Dataset:
         """One of `SETS`; of ELPV the monocrystalline cells: 490 functional ones to learn from, 411 to test with."""
@@ -74,6 +76,6 @@ def by_engine(backbone: Backbone, engine: str, inputs: FloatArray) -> Backbone:
     return prove(backbone, inputs[:_PROVEN], engine).open(engine)
 
 
-def no_row(reason: str) -> Row:
+def no_row(subject: str, reason: str) -> Row:
     """A row that says why something was not measured."""
-    return {"not_measured": reason}
+    return {"subject": subject, "not_measured": reason}

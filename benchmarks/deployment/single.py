@@ -17,7 +17,7 @@ from spade_faiss.core.types import FloatArray
 from spade_faiss.features.datasets import ImageRecord, find_images
 from spade_faiss.features.pictures import load_image, to_input
 
-RUNS, CALLS = 3, 200
+CALLS = 200
 _WARM_UP = 20
 
 
@@ -26,7 +26,7 @@ def warm(places: Places) -> Iterator[Row]:
     paths = [record.path for record in places.dataset("mvtec_bottle").test]
     for engine in EXPORTED:
         detector = places.detector("mvtec_bottle", engine)
-        runs = [_in_turn(detector, paths) for _ in range(RUNS)]
+        runs = [_in_turn(detector, paths) for _ in range(places.repeats)]
         yield {
             "engine": engine,
             "normals": len(detector.bank),

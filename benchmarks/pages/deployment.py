@@ -205,11 +205,8 @@ def peers(figures: Figures) -> str:
     header = ("score", "ms, one picture", "times ours", "ms a picture, folder", "times ours", "first picture, s", "peak MB")
     table = _section(figures, "peers", (*header, "image AUROC", "pixel AUROC", "AUPRO"), lines)
     sizes = {row["peer"]: row["environment_bytes"] for row in rows if "environment_bytes" in row}
-    notes = [f"- The environment of {name} takes {size / _MB:.0f} MB." for name, size in sizes.items()]
-    notes += [
-        f"- {row['peer']} is left out: {row['not_measured']}." for row in _rows(figures, "peers") if "not_measured" in row
-    ]
-    return "\n\n".join([table, "\n".join(notes)])
+    notes = [f"The environment of {name} takes {size / _MB:.0f} MB." for name, size in sizes.items()]
+    return "\n\n".join([table, *notes])
 
 
 def peer_fits(figures: Figures) -> str:
@@ -235,10 +232,8 @@ def decoders(figures: Figures) -> str:
         )
         for row in _measured(figures, "decoders")
     ]
-    reasons = {row["decoder"]: row["not_measured"] for row in _rows(figures, "decoders") if "not_measured" in row}
     header = ("file", "decoder", "decode ms", "with resize ms", "times as fast as Pillow", "equal pixels", "largest difference")
-    table = _section(figures, "decoders", header, lines)
-    return "\n".join([table, *(f"\n{name} was not measured: {reason}." for name, reason in reasons.items())])
+    return _section(figures, "decoders", header, lines)
 
 
 def equality(figures: Figures) -> str:
@@ -270,9 +265,17 @@ def _measured(figures: Figures, section: str) -> Iterable[Row]:
 
 
 def _section(figures: Figures, section: str, header: tuple[str, ...], lines: list[tuple[Any, ...]]) -> str:
+    """A table, what it was measured on, and why something is not in it."""
     if section not in figures["deployment"]:
         return _NOT_MEASURED
-    return f"{markdown_table(header, lines)}\n\n{_machine(figures['deployment'][section])}"
+    left_out = [row for row in _rows(figures, section) if "not_measured" in row]
+    notes = dict.fromkeys(f"Not measured: {_subject(row)}; {row['not_measured']}." for row in left_out)
+    return "\n\n".join([markdown_table(header, lines), *notes, _machine(figures["deployment"][section])])
+
+
+def _subject(row: Row) -> str:
+    """What a row is about: the first of its fields."""
+    return str(next(value for name, value in row.items() if name not in ("file", "not_measured")))
 
 
 def _process(row: Row) -> tuple[str, str]:

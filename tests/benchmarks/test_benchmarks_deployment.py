@@ -89,9 +89,15 @@ def test_a_page_says_what_is_missed_and_what_was_disturbed() -> None:
         "cpu_s": spread(1.3),
         "peak_bytes": spread(300e6),
     }
-    calm = {"machine": MACHINE, "load_before": 0.1, "load_after": 1.2, "rows": [row, {"not_measured": "a reason"}]}
+    calm = {
+        "machine": MACHINE,
+        "load_before": 0.1,
+        "load_after": 1.2,
+        "rows": [row, {"subject": "torch", "not_measured": "a reason"}],
+    }
     text = page.cold({"deployment": {"cold": calm}})
     assert "| onnxruntime | edge | 1.40 | 1.30 | 300 | missed: CPU |" in text
+    assert "Not measured: torch; a reason." in text
     assert "left alone" in text
     assert "others disturbed" in page.cold({"deployment": {"cold": {**calm, "load_before": 3.0}}})
     assert "others disturbed" in page.cold({"deployment": {"cold": {**calm, "load_after": 3.0}}})
