@@ -36,7 +36,9 @@ def passes(places: Places) -> Iterator[Row]:
         engines: dict[str, Pass] = {BASE: plain, "torch bfloat16": half}
         for precision in ("float32", "bfloat16"):
             for engine in usable_engines(precision):
-                engines[f"{engine} {precision}"] = open_forward(engine, partial(_given, graph), levels, precision)
+                engines[f"{engine} {precision}"] = open_forward(
+                    engine, partial(_given, graph), levels, precision, plain.input_size
+                )
         pictures = inputs_of(places.dataset("mvtec_bottle").test[: max(BATCHES)], plain)
         for batch in BATCHES:
             inputs, count = pictures[:batch], _PASSES[name][batch]
