@@ -248,7 +248,7 @@ def test_a_probe_of_another_size_is_refused(bank: Path, good: Path, size: int) -
 
 @pytest.mark.parametrize(
     "change",
-    [{"limit": 0.5}, {"limit": 0.0}, {"limit": -1e-5}, {"differences": {"torch": -1.0}}],
+    [{"limit": 1.5}, {"limit": 0.0}, {"limit": -1e-5}, {"differences": {"torch": -1.0}}],
     ids=["wide", "zero", "negative", "difference"],
 )
 def test_limits_that_no_bank_has_are_refused(bank: Path, change: dict[str, Any]) -> None:
