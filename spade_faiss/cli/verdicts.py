@@ -67,11 +67,12 @@ def _calibrate(arguments: argparse.Namespace) -> Output:
     tests = detector.method.image_scores
     found: Thresholds = made.thresholds(made.alpha, tests=tests)
     at = {"knn": found.image, "max": found.map, "top": found.top}
-    limits = [f"{_ARTICLES[name]} {SCORE_LABELS[name]} of {at[name]:.4g}" for name in tests]
+    limits = [f"{_ARTICLES[name]} {SCORE_LABELS[name]} of {at[name]:.4g}" for name in tests if name in at]
+    above = f"above {' or '.join(limits)}{', whatever the others are' if len(tests) > 1 else ''}"
     highest = sorted(zip(made.map_score, made.image_score, made.images, strict=True), reverse=True)[:3]
     lines = [
         f"{detector.bank.path}: {text}",
-        f"  alarm       above {' or '.join(limits)}{', whatever the others are' if len(tests) > 1 else ''}",
+        f"  alarm       {above if limits else 'by the p-value of the structure, which has no fixed threshold'}",
         f"  region      pixels above {found.pixel:.4g}: at most {found.alpha:g} of normal images have one",
         f"  pixel       {found.pixel_share:.4g}: at most {found.alpha:g} of a normal image's pixels are above",
         f"  p-values    from {made.smallest_p:.3g} on",

@@ -25,7 +25,7 @@ DTYPES = ("float16", "float32")
 NORMALIZE = ("none", "l2")
 POOL_BORDERS = ("valid", "zero")
 # Image scores, see `scoring/image_scores.py`.
-IMAGE_SCORES = ("knn", "max", "top")
+IMAGE_SCORES = ("knn", "max", "top", "structure")
 # As a number of nearest normal images: every one of the bank.
 ALL = "all"
 
@@ -251,8 +251,8 @@ class Method:
     )
     score: str = setting(
         "knn",
-        "which image score ranks images: the distance to the nearest normals (knn), the map's maximum (max), or the mean of "
-        "the map's highest pixels (top)",
+        "which image score ranks images: the distance to the nearest normals (knn), the map's maximum (max), the mean of its "
+        "highest pixels (top), or how unlike normal maps it is spread (structure, which takes a calibration)",
         choices=IMAGE_SCORES,
     )
     image_scores: tuple[str, ...] = setting(
@@ -261,7 +261,9 @@ class Method:
         metavar="NAMES",
         kind=level_names,
     )
-    top_share: float = setting(0.01, "the share of the map's pixels, the highest, that the score top averages", metavar="SHARE")
+    top_share: float = setting(
+        0.01, "the share of the map's pixels, the highest, that the scores top and structure average", metavar="SHARE"
+    )
 
     def __post_init__(self) -> None:
         for name in ("k_image", "kappa"):

@@ -28,6 +28,7 @@ from spade_faiss.core.once import once
 from spade_faiss.core.schema import check_choice, shorten
 from spade_faiss.core.settings import Method
 from spade_faiss.core.signed_json import read_signed, write_signed
+from spade_faiss.core.types import FloatArray
 from spade_faiss.decisions.conformal import (
     Bools,
     Doubles,
@@ -39,9 +40,12 @@ from spade_faiss.decisions.conformal import (
     check_rate,
     combined_p_values,
     p_values,
+    p_values_in_bags,
     threshold,
 )
+from spade_faiss.decisions.structure import structure_bags
 from spade_faiss.scoring.config import ScoringConfig
+from spade_faiss.scoring.image_scores import structure_scores
 from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Recipe
 
@@ -61,6 +65,8 @@ _LARGEST_SCORE = 1e38
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
     """The scores that correspond to a false-alarm rate; a score passes a threshold if it is above.
+
+    `structure` has none: what it is compared with depends on the image. The thresholds of the others hold whatever it is.
 
     Args:
         alpha: the false-alarm rate.
@@ -88,6 +94,7 @@ class Verdicts:
         p_map: (n,) p-values of the map maxima; NaN for images without a map.
         p_top: (n,) p-values of the means of the maps' highest pixels; NaN for images without a map, and for all if the
             calibration is of a version that did not record them.
+        p_structure: (n,) p-values of the structure scores; NaN as in `p_top`.
         p_value: (n,) p-values of the tests together; of the image score alone if no maps were asked for.
         alarm: (n,) whether an image is called anomalous.
         rule: the rule that decided, `alpha` or `fdr`.
@@ -97,6 +104,7 @@ class Verdicts:
     p_image: Doubles
     p_map: Doubles
     p_top: Doubles
+    p_structure: Doubles
     p_value: Doubles
     alarm: Bools
     rule: str
@@ -187,9 +195,26 @@ class Calibration:
         recorded = {"knn": self.image_score, "max": self.map_score, "top": self.top_score}
         return {name: np.array(values, np.float64) for name, values in recorded.items() if values}
 
+    @once
+    def statistics(self) -> Doubles:
+        """(n, 3), the statistics of the maps; (0, 3) if they were not recorded."""
+        return np.stack([self.top_score, self.map_std, self.map_variation], axis=1).astype(np.float64)
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """The names in `IMAGE_SCORES` of the scores that it can decide by."""
+        return (*self.scores, *(["structure"] if len(self.statistics) else []))
+
+    def structure(self, statistics: Values) -> FloatArray | None:
+        """(n,) structure scores of images, by the (n, 3) statistics of their maps; None if it recorded no normal ones."""
+        if "structure" not in self.recorded:
+            return None
+        return structure_scores(self.statistics, statistics).astype(np.float32)
+
     def decide(
         self,
         scores: Mapping[str, Values],
+        statistics: Values | None = None,
         *,
         tests: Sequence[str] = Method.image_scores,
         alpha: float | None = None,
@@ -199,7 +224,8 @@ class Calibration:
 
         Args:
             scores: (n,) scores by their names in `IMAGE_SCORES`, `knn` and `max` among them; NaN for images without a map.
-            tests: which of them decide together; `knn` alone if no maps were asked for.
+            statistics: (n, 3) the statistics of their maps, which `structure` is made of; None decides without.
+            tests: which scores decide together; `knn` alone if no maps were asked for.
             alpha: the false-alarm rate to promise; the calibration's own unless `fdr` is given.
             fdr: the share of false alarms among the alarms to promise in its place.
 
@@ -211,12 +237,22 @@ class Calibration:
             alpha = self.alpha
         if alpha is not None:
             allowed(alpha, len(self))
-        p_value = combined_p_values(self._columns(tests), np.stack([scores[name] for name in tests], axis=1))
+        fixed = [name for name in tests if name != "structure"]
+        columns = np.stack([scores[name] for name in fixed], axis=1) if fixed else np.empty((len(scores["knn"]), 0))
+        known = statistics if "structure" in self.recorded else None
+        if known is None and "structure" in tests:
+            raise InputError("verdicts by structure need the statistics of maps, of the images and in the calibration")
+        # Bags are made twice: those of all images at once would take n + 1 numbers for each.
+        bags = structure_bags(self.statistics, known) if known is not None and "structure" in tests else None
+        p_value = combined_p_values(self._columns(tests), columns, bags)
+        not_made = np.full(len(p_value), np.nan)
+        p_structure = not_made if known is None else p_values_in_bags(structure_bags(self.statistics, known))
         p = {name: p_values(own, scores[name]) for name, own in self.scores.items() if name in scores}
         return Verdicts(
             p_image=p["knn"],
             p_map=p["max"],
-            p_top=p.get("top", np.full(len(p_value), np.nan)),
+            p_top=p.get("top", not_made),
+            p_structure=p_structure,
             p_value=p_value,
             alarm=alarms(p_value, alpha=alpha, fdr=fdr),
             rule="fdr" if alpha is None else "alpha",
@@ -224,10 +260,11 @@ class Calibration:
         )
 
     def _columns(self, tests: Sequence[str]) -> Doubles:
-        """(n, t) the scores of the calibration images in some tests; raises InputError if one was not recorded."""
-        if missing := [name for name in tests if name not in self.scores]:
+        """(n, t) the scores of the calibration images in tests by a fixed score; raises InputError if one was not recorded."""
+        if missing := [name for name in tests if name not in self.recorded]:
             raise InputError(f"the calibration is of a version that did not record {', '.join(missing)}; calibrate again")
-        return np.stack([self.scores[name] for name in tests], axis=1)
+        columns = [self.scores[name] for name in tests if name != "structure"]
+        return np.stack(columns, axis=1) if columns else np.empty((len(self), 0))
 
     def thresholds(self, alpha: float, *, tests: Sequence[str] = Method.image_scores) -> Thresholds:
         """The scores that correspond to a false-alarm rate.
@@ -239,7 +276,8 @@ class Calibration:
         Raises:
             InputError: for an alpha that so few images cannot promise, or a test whose score was not recorded.
         """
-        limits = dict(zip(tests, alarm_thresholds(self._columns(tests), alpha), strict=True))
+        found = alarm_thresholds(self._columns(tests), alpha, bags="structure" in tests)
+        limits = dict(zip([name for name in tests if name != "structure"], found, strict=True))
         return Thresholds(
             alpha=alpha,
             image=limits.get("knn", math.inf),
@@ -257,7 +295,7 @@ class Calibration:
                 f"the calibration of {bank.path} is out of date: it is of generation {self.generation}, "
                 f"the bank is at {bank.generation}; {renew}"
             )
-        if missing := [name for name in tests if name not in self.scores]:
+        if missing := [name for name in tests if name not in self.recorded]:
             return f"the calibration of {bank.path} is of a version that did not record {', '.join(missing)}; {renew}"
         return ""
 

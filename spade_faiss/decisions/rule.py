@@ -45,18 +45,21 @@ class DecisionRule:
         """The decision rule of a run, or None and the reason why there is none.
 
         Raises:
-            BankError: if a rate is asked for and there is no calibration, or one that is out of date.
+            BankError: if a rate or the score `structure` is asked for and there is no calibration, or one out of date.
             InputError: for a rate out of range, or one that so few calibration images cannot promise.
         """
         alpha, fdr = decision.alpha, decision.fdr
         bank, config, tests = detector.bank, detector.scoring_config, detector.method.image_scores
+        asked = tuple(dict.fromkeys((*tests, *(["structure"] if detector.method.score == "structure" else []))))
         calibration = find_calibration(bank, config)
         if calibration is None:
             notice = f"no p-values and no verdicts: {bank.path} has no calibration for these settings; make one with: "
             notice += calibrate_command(bank.path, config.options)
         else:
-            notice = calibration.outdated(bank, tests)
+            notice = calibration.outdated(bank, asked)
         if calibration is None or notice:
+            if "structure" in asked:
+                raise BankError(f"the score structure compares maps with those of a calibration: {notice}")
             if alpha is not None or fdr is not None:
                 raise BankError(notice)
             if calibration is not None:
@@ -70,10 +73,10 @@ class DecisionRule:
         thresholds = calibration.thresholds(alpha, tests=tests)
         return DecisionRule(calibration=calibration, tests=tests, thresholds=thresholds, fdr=fdr), ""
 
-    def __call__(self, scores: Mapping[str, npt.NDArray[Any]]) -> Verdicts:
-        """The verdicts on all images of the run, from their scores by name."""
+    def __call__(self, scores: Mapping[str, npt.NDArray[Any]], statistics: npt.NDArray[Any]) -> Verdicts:
+        """The verdicts on all images of the run, from their scores by name and the statistics of their maps."""
         alpha = self.thresholds.alpha if self.fdr is None else None
-        return self.calibration.decide(scores, tests=self.tests, alpha=alpha, fdr=self.fdr)
+        return self.calibration.decide(scores, statistics, tests=self.tests, alpha=alpha, fdr=self.fdr)
 
     def p_of_pixel(self, scores: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """(n,) p-values of pixel scores among the maxima of normal maps."""
@@ -116,6 +119,7 @@ class Decisions:
             "p_image": verdicts.p_image[i],
             "p_map": verdicts.p_map[i],
             "p_top": verdicts.p_top[i],
+            "p_structure": verdicts.p_structure[i],
             "p_value": verdicts.p_value[i],
             "alarm": bool(verdicts.alarm[i]),
             "regions": [region.numbers() for region in self.regions[i]],

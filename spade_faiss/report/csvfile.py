@@ -37,8 +37,8 @@ def write_csv(
 ) -> None:
     """Write id, image_score, map_score, top_score, rank (1: the highest), kind if there is one, neighbor_1, dist_1, and so on.
 
-    With verdicts, p_image, p_map, p_top, p_value and alarm (1 or 0) come before the neighbors; those of maps are empty without
-    a map.
+    With verdicts, p_image, p_map, p_top, p_structure, p_value and alarm (1 or 0) come before the neighbors; those of maps are
+    empty without a map. structure_score comes before rank if there is one.
 
     Args:
         path: the file to make or replace, atomically; its folder exists.
@@ -57,7 +57,7 @@ def write_csv(
     neighbor_names = [name for i in range(1, scores.neighbor_ids.shape[1] + 1) for name in (f"neighbor_{i}", f"dist_{i}")]
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         kind_name = ["kind"] if kinds is not None else []
-        verdict_names = ["p_image", "p_map", "p_top", "p_value", "alarm"] if verdicts is not None else []
+        verdict_names = ["p_image", "p_map", "p_top", "p_structure", "p_value", "alarm"] if verdicts is not None else []
         file.write(
             csv_line(["id", *(SCORE_COLUMNS[name] for name in of_image), "rank", *kind_name, *verdict_names, *neighbor_names])
         )
@@ -68,7 +68,9 @@ def write_csv(
             line: list[object] = [text_cell(image), *(values[i] for values in of_image.values()), ranks[i]]
             line += [text_cell(kinds[i])] if kinds is not None else []
             if verdicts is not None:
-                found = (verdicts.p_image[i], verdicts.p_map[i], verdicts.p_top[i], verdicts.p_value[i])
+                found = [
+                    p[i] for p in (verdicts.p_image, verdicts.p_map, verdicts.p_top, verdicts.p_structure, verdicts.p_value)
+                ]
                 line += ["" if math.isnan(p) else p for p in found]
                 line.append(int(verdicts.alarm[i]))
             file.write(csv_line(line + [cell for pair in pairs for cell in pair]))

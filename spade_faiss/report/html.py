@@ -78,7 +78,8 @@ class _View:
         self.score = _number_format(value for image in report.images for value in (image.scores["knn"], image.neighbor_dist))
         self.map_score = _number_format([image.scores["max"] for image in report.images])
         self.score_labels = {name: SCORE_LABELS[name] for image in report.images[:1] for name in image.scores}
-        self._formats = {"knn": self.score, "max": self.map_score, "top": self.map_score}
+        structure = _number_format(image.scores.get("structure", math.nan) for image in report.images)
+        self._formats = {"knn": self.score, "max": self.map_score, "top": self.map_score, "structure": structure}
         ranked = [image.scores[self._by] for image in self.rows]
         self._highest = max(filter(math.isfinite, ranked), default=0.0)
         self._anchors = {card.image.id: anchor for anchor, card in reversed(cards)}  # the first card of each image

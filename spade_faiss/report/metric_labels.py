@@ -9,11 +9,17 @@ if TYPE_CHECKING:
     from spade_faiss.scoring.metrics import Detection
 
 # By the names in `IMAGE_SCORES`: what people call them, their columns in files, their attributes of `KindMetrics`.
-SCORE_LABELS = {"knn": "image score", "max": "map maximum", "top": "top mean"}
-SCORE_COLUMNS = {"knn": "image_score", "max": "map_score", "top": "top_score"}
-SCORE_RANKINGS = {"knn": "by_knn", "max": "by_map", "top": "by_top"}
+SCORE_LABELS = {"knn": "image score", "max": "map maximum", "top": "top mean", "structure": "structure"}
+SCORE_COLUMNS = {"knn": "image_score", "max": "map_score", "top": "top_score", "structure": "structure_score"}
+SCORE_RANKINGS = {"knn": "by_knn", "max": "by_map", "top": "by_top", "structure": "by_structure"}
 # By the attributes of `KindMetrics`.
-RANKINGS = {"by_knn": "image, by kNN", "by_map": "image, by map maximum", "by_top": "image, by top mean", "pixel": "pixel"}
+RANKINGS = {
+    "by_knn": "image, by kNN",
+    "by_map": "image, by map maximum",
+    "by_top": "image, by top mean",
+    "by_structure": "image, by structure",
+    "pixel": "pixel",
+}
 # By the attributes of `Detection` and `Localization`.
 METRICS = {"auroc": "AUROC", "ap": "AP", "f1_max": "F1-max", "aupro": "AUPRO"}
 

@@ -17,7 +17,9 @@ _NOTES = {
     "knn": "by distance to the nearest normals",
     "max": "by the map's maximum",
     "top": "by the mean of the map's top pixels",
+    "structure": "by how the map is spread",
 }
+_SHORT = {"knn": "kNN", "max": "map", "top": "top", "structure": "structure"}
 
 
 def metric_headlines(metrics: Metrics, score: str) -> Iterator[Headline]:
@@ -38,26 +40,17 @@ def metric_tables(metrics: Metrics) -> Iterator[Table]:
         rows.append((label, found.auroc, found.ap, found.f1_max, found.f1_threshold, values.get("aupro")))
     header = ("ranking", _AUROC, METRICS["ap"], METRICS["f1_max"], "at threshold", _AUPRO)
     yield Table(title="Metrics", header=header, rows=tuple(rows))
+    by = {name: attribute for name, attribute in SCORE_RANKINGS.items() if getattr(metrics, attribute) is not None}
+    headings = [f"{_AUROC} by {_SHORT[name]}" for name in by]
     yield Table(
         title="By kind of defect",
-        header=(
-            "kind",
-            "images",
-            "not visible",
-            f"{_AUROC} by kNN",
-            f"{_AUROC} by map",
-            f"{_AUROC} by top",
-            f"pixel {_AUROC}",
-            _AUPRO,
-        ),
+        header=("kind", "images", "not visible", *headings, f"pixel {_AUROC}", _AUPRO),
         rows=tuple(
             (
                 kind,
                 found.images,
                 found.not_visible,
-                found.by_knn.auroc,
-                found.by_map.auroc,
-                found.by_top.auroc,
+                *(getattr(found, attribute).auroc for attribute in by.values()),
                 found.pixel.auroc if found.pixel else None,
                 found.pixel.aupro if found.pixel else None,
             )

@@ -119,6 +119,10 @@ def _charts(inputs: ReportInputs) -> Iterator[Chart]:
             at_top = {} if limits is None else {f"alarm, alpha={limits.alpha:g}": limits.top}
             by_top = charts.histogram(SCORE_LABELS["top"], scores.top_score[localized], labels, at_top)
             yield Chart(title="Top means", svg=by_top, note="Mean of the highest pixel scores of each image.")
+        structure = scores.structure_score
+        if structure is not None and "structure" in (inputs.facts.method.score, *inputs.facts.method.image_scores):
+            by_structure = charts.histogram(SCORE_LABELS["structure"], structure[localized], labels)
+            yield Chart(title="Structure", svg=by_structure, note="Distance of each map's statistics to those of normal maps.")
     if decisions is not None:
         yield from verdict_charts(decisions)
     if inputs.results.metrics is not None:

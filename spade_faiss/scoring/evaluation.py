@@ -21,6 +21,7 @@ class KindMetrics:
         by_knn: ranks images by SPADE's image score.
         by_map: ranks images by the map's maximum.
         by_top: ranks images by the mean of the map's highest pixels.
+        by_structure: ranks images by the structure score; None without a calibration.
         pixel: ranks the pixels of the region that was scored; None without masks.
     """
 
@@ -29,6 +30,7 @@ class KindMetrics:
     by_knn: Detection
     by_map: Detection
     by_top: Detection
+    by_structure: Detection | None
     pixel: Localization | None
 
 
@@ -60,7 +62,7 @@ def measure(kinds: list[str], defective: Bools, scores: Mapping[str, FloatArray]
     Args:
         kinds: the kind of each image.
         defective: (n,) labels.
-        scores: (n,) image scores by their names in `IMAGE_SCORES`.
+        scores: (n,) image scores by their names in `IMAGE_SCORES`; `structure` may be missing.
         pixels: the ground truth and the scores of all pixels; None for a set without masks.
 
     Raises:
@@ -79,6 +81,7 @@ def measure(kinds: list[str], defective: Bools, scores: Mapping[str, FloatArray]
             by_knn=detection_metrics(defective[chosen], scores["knn"][chosen]),
             by_map=detection_metrics(defective[chosen], scores["max"][chosen]),
             by_top=detection_metrics(defective[chosen], scores["top"][chosen]),
+            by_structure=detection_metrics(defective[chosen], scores["structure"][chosen]) if "structure" in scores else None,
             pixel=pixel,
         )
 

@@ -6,6 +6,9 @@
   https://arxiv.org/abs/2106.08265, equation 6, without its reweighting).
 - `top`: the mean of the map's highest pixels, 1 % of them unless another share is asked for, as in AnomalyDINO (Damm et al.,
   "AnomalyDINO: Boosting Patch-based Few-shot Anomaly Detection with DINOv2", 2025, https://arxiv.org/abs/2405.14529).
+- `structure`: how far the map's standard deviation, total variation and mean of the highest pixels are from those of normal
+  maps (Chae et al., "StructCore: Structure-Aware Image-Level Scoring for Training-Free Unsupervised Anomaly Detection", 2026,
+  https://arxiv.org/abs/2602.17048: a Mahalanobis distance with a diagonal covariance).
 """
 
 from __future__ import annotations
@@ -16,10 +19,14 @@ import numpy.typing as npt
 from spade_faiss.core.types import FloatArray
 
 Bools = npt.NDArray[np.bool_]
+Doubles = npt.NDArray[np.float64]
 
 # The columns of `map_statistics`.
 STATISTICS = ("top", "std", "total_variation")
 
+# The least standard deviation of a statistic over normal maps, as a share of the largest value: where they all agree, a map
+# that does not is far away, and its distance is still a number.
+_LEAST_STD = 1e-6
 # top_share * pixels may be a whole number that floating point misses by a little.
 _ROUNDING = 1e-9
 
@@ -66,3 +73,32 @@ def _total_variation(scores: FloatArray, inspected: Bools | None) -> float:
             steps = steps[inspected[1:] & inspected[:-1] if axis == 0 else inspected[:, 1:] & inspected[:, :-1]]
         total, pairs = total + float(steps.sum()), pairs + steps.size
     return total / pairs if pairs else 0.0
+
+
+def structure_scores(normal: Doubles, statistics: npt.NDArray[np.floating]) -> Doubles:
+    """(m,) how far the statistics of m maps lie from those of normal maps.
+
+    Each statistic is standardized by its mean and its standard deviation (that of the population, and at least a millionth of
+    the largest value, be it of a normal map or of the one that is scored); the score is the Euclidean norm of the three. It
+    rises to either side: a map that is flatter than all normal ones is anomalous.
+
+    Args:
+        normal: (n, 3), `map_statistics` of normal maps.
+        statistics: (m, 3), of the maps to score; NaN for an image without a map, whose score is NaN.
+    """
+    of_maps: Doubles = np.asarray(statistics, np.float64)
+    largest = np.maximum(np.abs(normal).max(axis=0), np.abs(of_maps))
+    return standardized_distance(of_maps, normal.mean(axis=0), normal.var(axis=0), largest)
+
+
+def standardized_distance(statistics: Doubles, mean: Doubles, variance: Doubles, largest: Doubles) -> Doubles:
+    """(m,) the norms of (m, 3) statistics that are standardized by a mean and a variance.
+
+    Args:
+        statistics: (m, 3).
+        mean, variance: (3,) or (m, 3), over the normal maps.
+        largest: (3,) or (m, 3), the largest absolute value of each statistic, which bounds the standard deviation from below.
+    """
+    scale = np.maximum(np.sqrt(variance), np.maximum(_LEAST_STD * largest, np.finfo(np.float64).tiny))
+    distance: Doubles = np.sqrt((((statistics - mean) / scale) ** 2).sum(axis=-1))
+    return distance

@@ -65,7 +65,7 @@ class Scores:
 
     @property
     def image_scores(self) -> dict[str, FloatArray]:
-        """The (n,) image scores by their names in `IMAGE_SCORES`."""
+        """The (n,) image scores by their names in `IMAGE_SCORES`, without `structure`: that takes a calibration."""
         return {"knn": self.image_score, "max": self.map_score, "top": self.top_score}
 
     @property

@@ -174,7 +174,7 @@ def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
     placements: list[Placement] = []
     regions: list[list[Region]] = []
     of_images: list[dict[str, FloatArray]] = []
-    passed_over = []
+    statistics, passed_over = [], []
     normal_of = {digest: name for name, digest in detector.bank.sha256_of.items()}
     in_bank: list[Duplicate] = []
     stream = detector.stream(timings, "score")
@@ -187,6 +187,9 @@ def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
             with timings("write"):
                 writer.append(scores)
             of_images.append(scores.image_scores)
+            statistics.append(scores.statistics)
+            if rule is not None and (structure := rule.calibration.structure(scores.statistics)) is not None:
+                of_images[-1]["structure"] = structure
             passed_over.append(scores.passed_over)
             labels = [record.defective for record in extracted.records]
             pictures.add(
@@ -204,7 +207,10 @@ def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
             placements += batch
         verdicts = None
         if rule is not None:
-            verdicts = rule({name: np.concatenate([batch[name] for batch in of_images]) for name in of_images[0]})
+            whole = {name: np.concatenate([batch[name] for batch in of_images]) for name in of_images[0]}
+            verdicts = rule(whole, np.concatenate(statistics))
+            if "structure" in whole:
+                writer.add_table("image_scores", {"structure": whole["structure"]})
             writer.add_table("verdict", verdict_columns(verdicts))
             writer.add_table("regions", region_columns(regions))
     return Scored(

@@ -180,6 +180,8 @@ class TestFiles:
         assert ScoringConfig.of(resolve_recipe(load_recipe("exact")), Method()) == found.scoring_config
         with pytest.raises(InputError, match="did not record top; calibrate again"):
             found.decide({name: np.ones(1) for name in ("knn", "max", "top")}, tests=("knn", "top"), alpha=0.5)
+        with pytest.raises(InputError, match="need the statistics of maps"):
+            found.decide({name: np.ones(1) for name in ("knn", "max")}, np.ones((1, 3)), tests=("structure",), alpha=0.5)
 
     def test_what_changes_no_score_shares_a_calibration(self) -> None:
         def key(**settings: Any) -> str:
@@ -206,6 +208,11 @@ class TestFiles:
         rule, notice = DecisionRule.of(by_top, Decision())
         assert rule is None
         assert "did not record top; renew it with: spade-faiss calibrate" in notice
+        by_structure = Detector.open(bank.path, method=Method(score="structure"))
+        with pytest.raises(BankError, match="did not record structure; renew it with"):
+            DecisionRule.of(by_structure, Decision())
+        assert old.structure(np.ones((2, 3))) is None
+        assert np.isnan(old.decide({"knn": np.ones(1), "max": np.ones(1)}, np.ones((1, 3)), alpha=0.1).p_structure).all()
         with pytest.raises(BankError, match="did not record top"):
             DecisionRule.of(by_top, Decision(alpha=0.1))
         calibrate(by_top)

@@ -123,7 +123,7 @@ def test_of_a_detector(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"score": "mean"}, "score='mean' is not one of knn, max, top"),
+        ({"score": "mean"}, "score='mean' is not one of knn, max, top, structure"),
         ({"image_scores": ()}, "must name some of knn, max, top"),
         ({"image_scores": ("knn", "knn")}, "each once"),
         ({"image_scores": ("knn", "mean")}, "must name some of"),
@@ -132,6 +132,7 @@ def test_of_a_detector(tmp_path: Any) -> None:
         ({"top_share": 1.01}, "at most 1"),
         ({"top_share": float("nan")}, "at most 1"),
         ({"localize": "none", "score": "top"}, "score=top is made of maps"),
+        ({"localize": "none", "score": "structure"}, "score=structure is made of maps"),
         ({"localize": "none", "image_scores": ("max", "top")}, "image_scores=max,top is made of maps"),
     ],
 )

@@ -35,7 +35,7 @@ Floats = npt.NDArray[np.float32]
 SHAPES = {"fine": (9, 11, 4), "coarse": (5, 6, 6)}
 INPUT = (40, 43)
 # Of what is written of an image, what its map has a part in.
-OF_MAP = ("map_score", "top_score", "p_map", "p_top", "p_value", "alarm", "regions")
+OF_MAP = ("map_score", "top_score", "structure_score", "p_map", "p_top", "p_structure", "p_value", "alarm", "regions")
 DIM = 16
 
 
@@ -273,12 +273,12 @@ def check_written(found: Written, full: Written, flagged: npt.NDArray[np.bool_])
     # The page.
     assert sorted(found.cards()) == sorted(names)
     for name in full.ids:
-        place = 3  # rank, image, image score, map maximum, top mean
+        place = 3  # rank, image, image score, map maximum, top mean, structure
         expected = full.row(name)
         assert [cell.strip() for cell in found.row(name)][:place] == expected[:place]
-        assert [cell == "–" for cell in found.row(name)[place : place + 2]] == [name in others] * 2
-        assert name in others or found.row(name)[place : place + 2] == expected[place : place + 2]
-        assert found.row(name)[place + 4 :] == expected[place + 4 :]  # after p-value and verdict
+        assert [cell == "–" for cell in found.row(name)[place : place + 3]] == [name in others] * 3
+        assert name in others or found.row(name)[place : place + 3] == expected[place : place + 3]
+        assert found.row(name)[place + 5 :] == expected[place + 5 :]  # after p-value and verdict
     notices = [notice for notice in found.notices() if "no map" in notice]
     assert [notice.split(" images")[0] for notice in notices] == ([f"{len(others)} of {len(full.ids)}"] if others else [])
     # What a browser shows of NaN or an infinity would be garbage.
