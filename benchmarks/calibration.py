@@ -190,7 +190,7 @@ def simulation(scratch: Path, repetitions: int) -> Figures:
             modes = {"leave_one_out": calibrate(detector, sample=size)}
             if size == 100:
                 modes["split"] = calibrate(detector, holdout=_features(rng, HELD_OUT, "held out"))
-                verdicts = modes["split"].decide(tested.image_score, tested.map_score, fdr=FDR)
+                verdicts = modes["split"].decide(tested.image_scores, fdr=FDR)
                 false = int(verdicts.alarm[:TESTED].sum())
                 false_share.append(false / max(1, int(verdicts.alarm.sum())))
                 found_share.append(verdicts.alarm[TESTED:].mean())
@@ -301,7 +301,7 @@ def _empty(path: Path) -> Path:
 
 def _p_values(calibration: Calibration, scores: Scores) -> dict[str, npt.NDArray[np.float64]]:
     """P-values by test: each alone, and both together."""
-    found = calibration.decide(scores.image_score, scores.map_score, alpha=0.5)
+    found = calibration.decide(scores.image_scores, alpha=0.5)
     return {"image": found.p_image, "map": found.p_map, "both": found.p_value}
 
 

@@ -129,12 +129,12 @@ def add_recipe(command: argparse._ActionsContainer) -> None:
     command.add_argument("--recipe", default="exact", help="the name of a recipe, or a YAML file (default: %(default)s)")
 
 
-def add_method(command: argparse.ArgumentParser, *, localize: bool = True) -> None:
+def add_method(command: argparse.ArgumentParser, *, without: tuple[str, ...] = ()) -> None:
     """Add the options of the scoring method, which `open_detector` reads.
 
     Args:
         command: the parser.
-        localize: whether the command has options for which images get a map.
+        without: the settings of `Method` that the command has no use for.
     """
     add_recipe(command)
     command.add_argument(
@@ -145,18 +145,15 @@ def add_method(command: argparse.ArgumentParser, *, localize: bool = True) -> No
         metavar="NAME=VALUE",
         help="change a query setting of the recipe, such as nprobe=8; may be repeated",
     )
-    names = tuple(field.name for field in dataclasses.fields(Method) if localize or field.name not in _LOCALIZING)
+    names = tuple(field.name for field in dataclasses.fields(Method) if field.name not in without)
     add_settings(command, Method, only=names)
-    if localize:
+    if "localize" in names:
         command.add_argument(
             "--flag-below-p",
             type=float,
             metavar="P",
             help="with --localize flagged, an image gets a map if the p-value of its image score is at most P",
         )
-
-
-_LOCALIZING = ("localize", "flag_above")
 
 
 def open_detector(arguments: argparse.Namespace) -> Detector:

@@ -65,7 +65,7 @@ def register(commands: Commands) -> None:
     suspects.add_argument("bank", metavar="BANK", help="the bank's folder")
     suspects.add_argument("--out", required=True, help="the folder to write the report to")
     add_settings(suspects, ReportOptions, only=("shown",))
-    add_method(suspects, localize=False)
+    add_method(suspects, without=("localize", "flag_above", "score", "image_scores"))
     add_run(suspects, scores=True, images=False)
 
 

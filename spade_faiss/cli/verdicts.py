@@ -7,6 +7,8 @@ import argparse
 from spade_faiss.cli.options import Commands, add_method, add_run, open_detector
 from spade_faiss.cli.text import Output, describe_calibration
 
+_ARTICLES = {"knn": "an", "max": "a", "top": "a"}
+
 
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
@@ -31,7 +33,7 @@ def register(commands: Commands) -> None:
     )
     calibrate.add_argument("--sample", type=int, metavar="N", help="the most images of the bank to score (default: 200)")
     calibrate.add_argument("--seed", type=int, default=0, help="seed that they are drawn with (default: %(default)s)")
-    add_method(calibrate, localize=False)
+    add_method(calibrate, without=("localize", "flag_above", "score"))
     add_run(calibrate, scores=True)
     drift = commands.add(
         "drift",
@@ -50,6 +52,7 @@ def register(commands: Commands) -> None:
 
 def _calibrate(arguments: argparse.Namespace) -> Output:
     from spade_faiss.decisions.calibration import Thresholds
+    from spade_faiss.report.metric_labels import SCORE_LABELS
     from spade_faiss.workflows.calibrate import calibrate
 
     detector = open_detector(arguments)
@@ -61,11 +64,15 @@ def _calibrate(arguments: argparse.Namespace) -> Output:
         seed=arguments.seed,
     )
     numbers, text = describe_calibration(detector.bank, made)
-    found: Thresholds = made.thresholds(made.alpha)
+    tests = detector.method.image_scores
+    found: Thresholds = made.thresholds(made.alpha, tests=tests)
+    at = {"knn": found.image, "max": found.map, "top": found.top}
+    limits = [f"{_ARTICLES[name]} {SCORE_LABELS[name]} of {at[name]:.4g}" for name in tests if name in at]
+    above = f"above {' or '.join(limits)}{', whatever the others are' if len(tests) > 1 else ''}"
     highest = sorted(zip(made.map_score, made.image_score, made.images, strict=True), reverse=True)[:3]
     lines = [
         f"{detector.bank.path}: {text}",
-        f"  alarm       above an image score of {found.image:.4g} or a map maximum of {found.map:.4g}, whatever the other is",
+        f"  alarm       {above if limits else 'by the p-value of the structure, which has no fixed threshold'}",
         f"  region      pixels above {found.pixel:.4g}: at most {found.alpha:g} of normal images have one",
         f"  pixel       {found.pixel_share:.4g}: at most {found.alpha:g} of a normal image's pixels are above",
         f"  p-values    from {made.smallest_p:.3g} on",

@@ -24,6 +24,8 @@ ENGINES = ("auto", "torch", "openvino", "onnxruntime")
 DTYPES = ("float16", "float32")
 NORMALIZE = ("none", "l2")
 POOL_BORDERS = ("valid", "zero")
+# Image scores, see `scoring/image_scores.py`.
+IMAGE_SCORES = ("knn", "max", "top", "structure")
 # As a number of nearest normal images: every one of the bank.
 ALL = "all"
 
@@ -214,6 +216,8 @@ class Method:
     `kappa` nearest vectors in the feature maps of the `k_gallery` nearest normal images; several numbers are for the searched
     levels, one for each. With `localize='flagged'`, only images
     whose image score is above `flag_above` get a map.
+
+    `score` and `image_scores` name image scores, see `IMAGE_SCORES`; they say what is done with them, and change none of them.
     """
 
     k_image: int = setting(5, "how many nearest normal images the image score averages over", metavar="K")
@@ -245,6 +249,21 @@ class Method:
     flag_above: float | None = setting(
         None, "with --localize flagged, an image gets a map if its image score is above SCORE", metavar="SCORE"
     )
+    score: str = setting(
+        "knn",
+        "which image score ranks images: the distance to the nearest normals (knn), the map's maximum (max), the mean of its "
+        "highest pixels (top), or how unlike normal maps it is spread (structure, which takes a calibration)",
+        choices=IMAGE_SCORES,
+    )
+    image_scores: tuple[str, ...] = setting(
+        ("knn", "max"),
+        "which image scores verdicts combine, such as knn,max,top; all of them together keep the promised rate",
+        metavar="NAMES",
+        kind=level_names,
+    )
+    top_share: float = setting(
+        0.01, "the share of the map's pixels, the highest, that the scores top and structure average", metavar="SHARE"
+    )
 
     def __post_init__(self) -> None:
         for name in ("k_image", "kappa"):
@@ -267,7 +286,17 @@ class Method:
             raise InputError(
                 f"flag_above={self.flag_above!r} does nothing with localize={self.localize!r}; use localize='flagged'"
             )
-        for name in ("sigma", "flag_above"):  # NumPy numbers are allowed, but JSON cannot hold them
+        check_choice("score", self.score, IMAGE_SCORES)
+        names = self.image_scores
+        if not isinstance(names, tuple) or not names or len(set(names)) < len(names) or not set(names) <= set(IMAGE_SCORES):
+            raise InputError(f"image_scores={names!r} must name some of {', '.join(IMAGE_SCORES)}, each once, such as knn,top")
+        if not is_finite(self.top_share) or not 0 < self.top_share <= 1:
+            raise InputError(f"top_share={self.top_share!r} must be a number above 0 and at most 1, such as 0.01")
+        if self.localize == "none":
+            for name, value in (("score", (self.score,)), ("image_scores", names)):
+                if "knn" not in value:
+                    raise InputError(f"{name}={','.join(value)} is made of maps, and localize='none' makes none; use knn")
+        for name in ("sigma", "flag_above", "top_share"):  # NumPy numbers are allowed, but JSON cannot hold them
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, float(getattr(self, name)))
 

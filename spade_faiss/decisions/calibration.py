@@ -7,8 +7,10 @@ scoring config and for the state of the bank that it names.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
@@ -26,6 +28,7 @@ from spade_faiss.core.once import once
 from spade_faiss.core.schema import check_choice, shorten
 from spade_faiss.core.settings import Method
 from spade_faiss.core.signed_json import read_signed, write_signed
+from spade_faiss.core.types import FloatArray
 from spade_faiss.decisions.conformal import (
     Bools,
     Doubles,
@@ -37,9 +40,12 @@ from spade_faiss.decisions.conformal import (
     check_rate,
     combined_p_values,
     p_values,
+    p_values_in_bags,
     threshold,
 )
+from spade_faiss.decisions.structure import structure_bags
 from spade_faiss.scoring.config import ScoringConfig
+from spade_faiss.scoring.image_scores import structure_scores
 from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Recipe
 
@@ -60,10 +66,13 @@ _LARGEST_SCORE = 1e38
 class Thresholds:
     """The scores that correspond to a false-alarm rate; a score passes a threshold if it is above.
 
+    `structure` has none: what it is compared with depends on the image. The thresholds of the others hold whatever it is.
+
     Args:
         alpha: the false-alarm rate.
         image: the image score that makes an image an alarm whatever its map is; infinite if no image score does.
-        map: the map maximum that makes an image an alarm whatever its image score is; infinite if no map maximum does.
+        map: the map maximum that makes an image an alarm whatever its other scores are; infinite if no map maximum does.
+        top: the same of the mean of the map's highest pixels.
         pixel: at most alpha of normal images have a pixel above it.
         pixel_share: at most alpha of a normal image's pixels are expected above it.
     """
@@ -71,6 +80,7 @@ class Thresholds:
     alpha: float
     image: float
     map: float
+    top: float
     pixel: float
     pixel_share: float
 
@@ -82,7 +92,10 @@ class Verdicts:
     Args:
         p_image: (n,) p-values of the image scores.
         p_map: (n,) p-values of the map maxima; NaN for images without a map.
-        p_value: (n,) p-values of both scores together; of the image score alone if no maps were asked for.
+        p_top: (n,) p-values of the means of the maps' highest pixels; NaN for images without a map, and for all if the
+            calibration is of a version that did not record them.
+        p_structure: (n,) p-values of the structure scores; NaN as in `p_top`.
+        p_value: (n,) p-values of the tests together; of the image score alone if no maps were asked for.
         alarm: (n,) whether an image is called anomalous.
         rule: the rule that decided, `alpha` or `fdr`.
         level: the rate that the rule promises.
@@ -90,6 +103,8 @@ class Verdicts:
 
     p_image: Doubles
     p_map: Doubles
+    p_top: Doubles
+    p_structure: Doubles
     p_value: Doubles
     alarm: Bools
     rule: str
@@ -113,6 +128,8 @@ class Calibration:
         pixels: the pixel scores of all their maps.
         generation, shards_sha256: the state of the bank.
         versions: the versions of the libraries that computed the scores.
+        top_score, map_std, map_variation: the statistics of their maps, in the same order, see `image_scores.map_statistics`;
+            empty in a file of a version that did not record them.
     """
 
     mode: str
@@ -127,6 +144,9 @@ class Calibration:
     generation: int
     shards_sha256: str
     versions: dict[str, str]
+    top_score: tuple[float, ...] = ()
+    map_std: tuple[float, ...] = ()
+    map_variation: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, MODES)
@@ -134,12 +154,18 @@ class Calibration:
         if not n or not n == len(self.image_score) == len(self.map_score) or n > self.available:
             counts = f"{n} images, {len(self.image_score)} image scores, {len(self.map_score)} map scores"
             raise InputError(f"a calibration of {self.available} images has {counts}")
-        if not all(math.isfinite(score) for score in (*self.image_score, *self.map_score)):
+        statistics = (self.top_score, self.map_std, self.map_variation)
+        if {len(values) for values in statistics} not in ({0}, {n}):
+            raise InputError(
+                f"a calibration of {n} images has {', '.join(str(len(values)) for values in statistics)} statistics"
+            )
+        scores = (*self.image_score, *self.map_score, *itertools.chain(*statistics))
+        if not all(math.isfinite(score) for score in scores):
             raise InputError("a calibration score is not finite")
         for name in ("available", "generation", "seed"):
             if (value := getattr(self, name)) is not None and not 0 <= value <= _MOST:
                 raise InputError(f"a calibration with {name}={shorten(value)} cannot be")
-        if any(abs(score) > _LARGEST_SCORE for score in (*self.image_score, *self.map_score)):
+        if any(abs(score) > _LARGEST_SCORE for score in scores):
             raise InputError(f"a calibration score is beyond {_LARGEST_SCORE:g}")
         keys, pixels = self.pixels.keys, self.pixels.counts
         if (
@@ -164,70 +190,114 @@ class Calibration:
         return 1 / (len(self) + 1)
 
     @once
-    def scores(self) -> Doubles:
-        """(n, 2): image scores and map maxima."""
-        return np.stack([self.image_score, self.map_score], axis=1).astype(np.float64)
+    def scores(self) -> dict[str, Doubles]:
+        """The (n,) scores of the calibration images by their names in `IMAGE_SCORES`, those that were recorded."""
+        recorded = {"knn": self.image_score, "max": self.map_score, "top": self.top_score}
+        return {name: np.array(values, np.float64) for name, values in recorded.items() if values}
+
+    @once
+    def statistics(self) -> Doubles:
+        """(n, 3), the statistics of the maps; (0, 3) if they were not recorded."""
+        return np.stack([self.top_score, self.map_std, self.map_variation], axis=1).astype(np.float64)
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """The names in `IMAGE_SCORES` of the scores that it can decide by."""
+        return (*self.scores, *(["structure"] if len(self.statistics) else []))
+
+    def structure(self, statistics: Values) -> FloatArray | None:
+        """(n,) structure scores of images, by the (n, 3) statistics of their maps; None if it recorded no normal ones."""
+        if "structure" not in self.recorded:
+            return None
+        return structure_scores(self.statistics, statistics).astype(np.float32)
 
     def decide(
-        self, image_score: Values, map_score: Values | None, *, alpha: float | None = None, fdr: float | None = None
+        self,
+        scores: Mapping[str, Values],
+        statistics: Values | None = None,
+        *,
+        tests: Sequence[str] = Method.image_scores,
+        alpha: float | None = None,
+        fdr: float | None = None,
     ) -> Verdicts:
         """Decide which images are alarms; they were scored against the calibration's bank with its scoring config.
 
         Args:
-            image_score: (n,) image scores.
-            map_score: (n,) map maxima, NaN for images without a map; None if no maps were asked for: the image score decides.
+            scores: (n,) scores by their names in `IMAGE_SCORES`, `knn` and `max` among them; NaN for images without a map.
+            statistics: (n, 3) the statistics of their maps, which `structure` is made of; None decides without.
+            tests: which scores decide together; `knn` alone if no maps were asked for.
             alpha: the false-alarm rate to promise; the calibration's own unless `fdr` is given.
             fdr: the share of false alarms among the alarms to promise in its place.
 
         Raises:
-            InputError: for a rate out of range, or one that so few calibration images cannot promise.
+            InputError: for a rate out of range, one that so few calibration images cannot promise, or a test whose score was
+                not recorded.
         """
         if alpha is None and fdr is None:
             alpha = self.alpha
         if alpha is not None:
             allowed(alpha, len(self))
-        p_image = p_values(self.scores[:, 0], image_score)
-        if map_score is None:
-            p_map, p_value = np.full(len(p_image), np.nan), p_image
-        else:
-            p_map = p_values(self.scores[:, 1], map_score)
-            p_value = combined_p_values(self.scores, np.stack([image_score, map_score], axis=1))
+        fixed = [name for name in tests if name != "structure"]
+        columns = np.stack([scores[name] for name in fixed], axis=1) if fixed else np.empty((len(scores["knn"]), 0))
+        known = statistics if "structure" in self.recorded else None
+        if known is None and "structure" in tests:
+            raise InputError("verdicts by structure need the statistics of maps, of the images and in the calibration")
+        # Bags are made twice: those of all images at once would take n + 1 numbers for each.
+        bags = structure_bags(self.statistics, known) if known is not None and "structure" in tests else None
+        p_value = combined_p_values(self._columns(tests), columns, bags)
+        not_made = np.full(len(p_value), np.nan)
+        p_structure = not_made if known is None else p_values_in_bags(structure_bags(self.statistics, known))
+        p = {name: p_values(own, scores[name]) for name, own in self.scores.items() if name in scores}
         return Verdicts(
-            p_image=p_image,
-            p_map=p_map,
+            p_image=p["knn"],
+            p_map=p["max"],
+            p_top=p.get("top", not_made),
+            p_structure=p_structure,
             p_value=p_value,
             alarm=alarms(p_value, alpha=alpha, fdr=fdr),
             rule="fdr" if alpha is None else "alpha",
             level=float((fdr or 0.0) if alpha is None else alpha),
         )
 
-    def thresholds(self, alpha: float, *, maps: bool = True) -> Thresholds:
+    def _columns(self, tests: Sequence[str]) -> Doubles:
+        """(n, t) the scores of the calibration images in tests by a fixed score; raises InputError if one was not recorded."""
+        if missing := [name for name in tests if name not in self.recorded]:
+            raise InputError(f"the calibration is of a version that did not record {', '.join(missing)}; calibrate again")
+        columns = [self.scores[name] for name in tests if name != "structure"]
+        return np.stack(columns, axis=1) if columns else np.empty((len(self), 0))
+
+    def thresholds(self, alpha: float, *, tests: Sequence[str] = Method.image_scores) -> Thresholds:
         """The scores that correspond to a false-alarm rate.
 
         Args:
             alpha: the false-alarm rate.
-            maps: whether images get maps; without them the image score alone decides.
+            tests: which scores decide together, as for `decide`.
 
         Raises:
-            InputError: for an alpha that so few images cannot promise.
+            InputError: for an alpha that so few images cannot promise, or a test whose score was not recorded.
         """
-        image, by_map = alarm_thresholds(self.scores, alpha) if maps else (threshold(self.scores[:, 0], alpha), math.inf)
+        found = alarm_thresholds(self._columns(tests), alpha, bags="structure" in tests)
+        limits = dict(zip([name for name in tests if name != "structure"], found, strict=True))
         return Thresholds(
             alpha=alpha,
-            image=image,
-            map=by_map,
-            pixel=threshold(self.scores[:, 1], alpha),
+            image=limits.get("knn", math.inf),
+            map=limits.get("max", math.inf),
+            top=limits.get("top", math.inf),
+            pixel=threshold(self.scores["max"], alpha),
             pixel_share=self.pixels.threshold(alpha, len(self)),
         )
 
-    def outdated(self, bank: Snapshot) -> str:
-        """Why the calibration does not hold for the bank as it is now; empty if it does."""
-        if (self.generation, self.shards_sha256) == (bank.generation, _hash_shards(bank)):
-            return ""
-        return (
-            f"the calibration of {bank.path} is out of date: it is of generation {self.generation}, "
-            f"the bank is at {bank.generation}; renew it with: {calibrate_command(bank.path, self.scoring_config.options)}"
-        )
+    def outdated(self, bank: Snapshot, tests: Sequence[str] = ()) -> str:
+        """Why the calibration does not hold for the bank as it is now, or for some tests; empty if it does."""
+        renew = f"renew it with: {calibrate_command(bank.path, self.scoring_config.options)}"
+        if (self.generation, self.shards_sha256) != (bank.generation, _hash_shards(bank)):
+            return (
+                f"the calibration of {bank.path} is out of date: it is of generation {self.generation}, "
+                f"the bank is at {bank.generation}; {renew}"
+            )
+        if missing := [name for name in tests if name not in self.recorded]:
+            return f"the calibration of {bank.path} is of a version that did not record {', '.join(missing)}; {renew}"
+        return ""
 
 
 def calibration_facts(calibration: Calibration) -> dict[str, Any]:
@@ -294,7 +364,7 @@ def flag_below_p(bank: Snapshot, recipe: Recipe, method: Method, p: float) -> Me
         raise BankError(f"flag_below_p needs a calibration, {bank.path} has none; make it with: {remedy}")
     if outdated := calibration.outdated(bank):
         raise BankError(outdated)
-    return replace(method, localize="flagged", flag_above=threshold(calibration.scores[:, 0], p))
+    return replace(method, localize="flagged", flag_above=threshold(calibration.scores["knn"], p))
 
 
 def stored_calibrations(bank: Snapshot) -> list[Calibration]:

@@ -7,8 +7,10 @@ Falkman, "Conformal prediction for distribution-independent anomaly detection in
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +71,17 @@ def p_values(calibration: Values, scores: Values) -> Doubles:
     return np.where(np.isnan(scores), np.nan, (1 + reached) / (len(ordered) + 1))
 
 
-def combined_p_values(calibration: Values, scores: Values) -> Doubles:
+def p_values_in_bags(bags: Iterable[Doubles]) -> Doubles:
+    """(m,) p-values of images whose calibration scores depend on the image.
+
+    Args:
+        bags: for each of m images, (n + 1,): the scores of the n calibration images and, last, its own, such that they would be
+            the same in another order if the images were; NaN for an image that was not scored, whose p-value is NaN.
+    """
+    return np.array([math.nan if np.isnan(bag[-1]) else (bag >= bag[-1]).sum() / len(bag) for bag in bags], np.float64)
+
+
+def combined_p_values(calibration: Values, scores: Values, bags: Iterable[Doubles] | None = None) -> Doubles:
     """(m,) p-values of several tests together, which are as valid as those of one test.
 
     The image is put among the calibration images. Each of the n + 1 gets its rank in every test, and the best of these ranks is
@@ -83,17 +95,26 @@ def combined_p_values(calibration: Values, scores: Values) -> Doubles:
     Args:
         calibration: (n, t) scores of normal images in t tests.
         scores: (m, t); NaN if a test was not made: the image counts as normal in it.
+        bags: one more test, whose calibration scores depend on the image, see `p_values_in_bags`; None if there is none. For an
+            image that is NaN in it, the p-value is the largest that it may have, whatever its score would have been.
     """
     calibration = np.asarray(calibration, np.float64)
     scores = np.where(np.isnan(scores), -np.inf, np.asarray(scores, np.float64))
     n = len(calibration)
-    ordered = np.sort(calibration, axis=0)
-    reached = np.stack([n - np.searchsorted(line, own) for line, own in zip(ordered.T, calibration.T, strict=True)], axis=1)
+    ordered, reached = np.sort(calibration, axis=0), np.empty(calibration.shape, np.int64)
+    for test, line in enumerate(ordered.T):
+        reached[:, test] = n - np.searchsorted(line, calibration[:, test])
     found = np.empty(len(scores))
-    for i, score in enumerate(scores):
-        own = 1 + (calibration >= score).sum(axis=0)
-        best = (reached + (calibration <= score)).min(axis=1)
-        found[i] = (1 + (best <= own.min()).sum()) / (n + 1)
+    for i, (score, bag) in enumerate(zip(scores, itertools.repeat(None) if bags is None else bags, strict=bags is not None)):
+        own = (1 + (calibration >= score).sum(axis=0)).min(initial=n + 1)
+        best = (reached + (calibration <= score)).min(axis=1, initial=n + 1)
+        more = 0
+        if bag is not None and np.isnan(bag[-1]):
+            more = own  # of n + 1 images, at most so many have a rank in the test that is as good
+        elif bag is not None:
+            ranks = n + 1 - np.searchsorted(np.sort(bag), bag, side="left")
+            own, best = min(own, ranks[-1]), np.minimum(best, ranks[:-1])
+        found[i] = min(n + 1, 1 + (best <= own).sum() + more) / (n + 1)
     return found
 
 
@@ -111,12 +132,13 @@ def threshold(calibration: Values, alpha: float) -> float:
     return float(np.sort(calibration)[n - allowed(alpha, n)])
 
 
-def alarm_thresholds(calibration: Values, alpha: float) -> tuple[float, ...]:
+def alarm_thresholds(calibration: Values, alpha: float, *, bags: bool = False) -> tuple[float, ...]:
     """For each of t tests, the score above which it alone makes `combined_p_values` at most alpha; infinite if no score does.
 
     Args:
         calibration: (n, t) scores of normal images.
         alpha: the false-alarm rate.
+        bags: whether there is one more test, by `bags`: thresholds then hold whatever its scores are.
 
     Raises:
         InputError: for an alpha that n images cannot promise.
@@ -124,6 +146,7 @@ def alarm_thresholds(calibration: Values, alpha: float) -> tuple[float, ...]:
     calibration = np.asarray(calibration, np.float64)
     n, tests = calibration.shape
     level = allowed(alpha, n) / (n + 1)
+    unknown = [np.full(n + 1, np.nan)] if bags else None
     found = []
     for test in range(tests):
         steps: Doubles = np.unique(calibration[:, test])  # the p-value changes only there, and never rises with the score
@@ -131,7 +154,7 @@ def alarm_thresholds(calibration: Values, alpha: float) -> tuple[float, ...]:
         def passes(place: int, test: int = test, steps: Doubles = steps) -> bool:
             alone = np.full((1, tests), -np.inf)
             alone[0, test] = np.nextafter(steps[place], np.inf)
-            return bool(combined_p_values(calibration, alone)[0] <= level * (1 + _ROUNDING))
+            return bool(combined_p_values(calibration, alone, unknown)[0] <= level * (1 + _ROUNDING))
 
         first = bisect_left(range(len(steps)), True, key=passes)
         found.append(float(steps[first]) if first < len(steps) else math.inf)

@@ -14,7 +14,7 @@ from spade_faiss.decisions.conformal import Doubles, p_values
 
 LEVEL = 0.01
 DEFECTS = 0.05
-# The scores that are tested, in the order of the columns of `Calibration.scores`, and what people call them.
+# The scores that are tested, and what people call them.
 TESTED_SCORES = {"image": "image score", "map": "map maximum"}
 
 # How many numbers of defects are tried, from none to as many as are allowed.
@@ -82,7 +82,7 @@ def find_drift(
         defects: the share of recent images, those with the highest scores, that may be defects without counting as drift.
         outdated: why the calibration does not hold for the bank as it is now, for the result.
     """
-    before = dict(zip(TESTED_SCORES, calibration.scores.T, strict=True))
+    before = {"image": calibration.scores["knn"], "map": calibration.scores["max"]}
     p = {name: p_values(before[name], scores) for name, scores in recent.items()}
     tests = {
         name: ScoreShift(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,11 +30,13 @@ class DecisionRule:
 
     Args:
         calibration: the calibration.
+        tests: which image scores decide together.
         thresholds: the scores that correspond to alpha. Regions always use them; under `fdr`, alpha is the calibration's own.
         fdr: the share of false alarms among the alarms that is promised in place of alpha, or None.
     """
 
     calibration: Calibration
+    tests: tuple[str, ...]
     thresholds: Thresholds
     fdr: float | None
 
@@ -43,18 +45,21 @@ class DecisionRule:
         """The decision rule of a run, or None and the reason why there is none.
 
         Raises:
-            BankError: if a rate is asked for and there is no calibration, or one that is out of date.
+            BankError: if a rate or the score `structure` is asked for and there is no calibration, or one out of date.
             InputError: for a rate out of range, or one that so few calibration images cannot promise.
         """
         alpha, fdr = decision.alpha, decision.fdr
-        bank, config = detector.bank, detector.scoring_config
+        bank, config, tests = detector.bank, detector.scoring_config, detector.method.image_scores
+        asked = tuple(dict.fromkeys((*tests, *(["structure"] if detector.method.score == "structure" else []))))
         calibration = find_calibration(bank, config)
         if calibration is None:
             notice = f"no p-values and no verdicts: {bank.path} has no calibration for these settings; make one with: "
             notice += calibrate_command(bank.path, config.options)
         else:
-            notice = calibration.outdated(bank)
+            notice = calibration.outdated(bank, asked)
         if calibration is None or notice:
+            if "structure" in asked:
+                raise BankError(f"the score structure compares maps with those of a calibration: {notice}")
             if alpha is not None or fdr is not None:
                 raise BankError(notice)
             if calibration is not None:
@@ -63,18 +68,19 @@ class DecisionRule:
         if fdr is not None:
             check_rate("fdr", fdr)
         alpha = calibration.alpha if alpha is None else alpha
-        thresholds = calibration.thresholds(alpha, maps=detector.method.localize != "none")
-        return DecisionRule(calibration=calibration, thresholds=thresholds, fdr=fdr), ""
+        if detector.method.localize == "none":
+            tests = ("knn",)
+        thresholds = calibration.thresholds(alpha, tests=tests)
+        return DecisionRule(calibration=calibration, tests=tests, thresholds=thresholds, fdr=fdr), ""
 
-    def __call__(self, image_score: npt.NDArray[Any], map_score: npt.NDArray[Any] | None) -> Verdicts:
-        """The verdicts on all images of the run; `map_score` is None if no image has a map."""
-        return self.calibration.decide(
-            image_score, map_score, alpha=self.thresholds.alpha if self.fdr is None else None, fdr=self.fdr
-        )
+    def __call__(self, scores: Mapping[str, npt.NDArray[Any]], statistics: npt.NDArray[Any]) -> Verdicts:
+        """The verdicts on all images of the run, from their scores by name and the statistics of their maps."""
+        alpha = self.thresholds.alpha if self.fdr is None else None
+        return self.calibration.decide(scores, statistics, tests=self.tests, alpha=alpha, fdr=self.fdr)
 
     def p_of_pixel(self, scores: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """(n,) p-values of pixel scores among the maxima of normal maps."""
-        return p_values(self.calibration.scores[:, 1], scores)
+        return p_values(self.calibration.scores["max"], scores)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -99,6 +105,7 @@ class Decisions:
         return {
             **calibration_facts(calibration),
             "rule": {verdicts.rule: verdicts.level},
+            "image_scores": self.rule.tests,
             "rate_bound_90": rate_bound(self.rule.thresholds.alpha, len(calibration)),
             "thresholds": asdict(self.rule.thresholds),
             "alarms": int(verdicts.alarm.sum()),
@@ -111,6 +118,8 @@ class Decisions:
         return {
             "p_image": verdicts.p_image[i],
             "p_map": verdicts.p_map[i],
+            "p_top": verdicts.p_top[i],
+            "p_structure": verdicts.p_structure[i],
             "p_value": verdicts.p_value[i],
             "alarm": bool(verdicts.alarm[i]),
             "regions": [region.numbers() for region in self.regions[i]],

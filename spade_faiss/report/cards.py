@@ -22,7 +22,7 @@ def card_groups(inputs: ReportInputs, rows: Sequence[ImageRow], shown: int) -> I
         rows: the row of each image in the table of all images.
         shown: how many images to show.
     """
-    for selection in select_images(inputs.scores.image_score, inputs.scores.localized, inputs.defective, shown):
+    for selection in select_images(inputs.ranked, inputs.scores.localized, inputs.defective, shown):
         cards = tuple(_card(inputs, i, rows[i]) for i in selection.images)
         yield CardGroup(title=selection.title, cards=cards, note=selection.note)
 

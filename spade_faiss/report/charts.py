@@ -20,12 +20,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's blue, vermilion and green: told apart by every kind of color vision.
-NORMAL, DEFECTIVE, THIRD = "#0072b2", "#d55e00", "#009e73"
+# Okabe and Ito's blue, vermilion, green, purple and orange: told apart by every kind of color vision.
+NORMAL, DEFECTIVE, THIRD, _FOURTH, _FIFTH = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"
 # Ink, muted ink and hairlines follow the page: the page may set these CSS variables for a dark ground.
 _INK, _MUTED, _LINE = "#1d2127", "#5b6470", "#d9dde3"
-_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line", NORMAL: "--normal", DEFECTIVE: "--defective", THIRD: "--third"}
-_STYLES = ((NORMAL, "-"), (DEFECTIVE, "--"), (THIRD, "-."))
+_VARIABLES = {
+    _INK: "--ink",
+    _MUTED: "--muted",
+    _LINE: "--line",
+    NORMAL: "--normal",
+    DEFECTIVE: "--defective",
+    THIRD: "--third",
+    _FOURTH: "--fourth",
+    _FIFTH: "--fifth",
+}
+_STYLES = ((NORMAL, "-"), (DEFECTIVE, "--"), (THIRD, "-."), (_FOURTH, ":"), (_FIFTH, (0, (7, 2))))
 _WIDTH, _HEIGHT = 5.0, 2.8  # inches; small, so that text stays readable on a phone
 
 Values = npt.NDArray[np.floating[Any]]

@@ -19,6 +19,8 @@ def verdict_columns(verdicts: Verdicts) -> Columns:
     return {
         "p_image": verdicts.p_image,
         "p_map": verdicts.p_map,
+        "p_top": verdicts.p_top,
+        "p_structure": verdicts.p_structure,
         "p_value": verdicts.p_value,
         "alarm": verdicts.alarm.astype(np.uint8),
     }

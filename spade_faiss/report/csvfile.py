@@ -15,8 +15,11 @@ import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import atomic_path
+from spade_faiss.core.settings import Method
 from spade_faiss.decisions.run_lengths import to_text
 from spade_faiss.report.cells import csv_line, defused, text_cell
+from spade_faiss.report.metric_labels import SCORE_COLUMNS
+from spade_faiss.report.selection import lowest_for_nan
 
 if TYPE_CHECKING:
     from spade_faiss.decisions.calibration import Verdicts
@@ -30,36 +33,44 @@ def write_csv(
     scores: Scores | ScoreFile,
     kinds: Sequence[str] | None = None,
     verdicts: Verdicts | None = None,
+    score: str = Method.score,
 ) -> None:
-    """Write id, image_score, map_score, rank (1: highest image_score), kind if there is one, neighbor_1, dist_1, and so on.
+    """Write id, image_score, map_score, top_score, rank (1: the highest), kind if there is one, neighbor_1, dist_1, and so on.
 
-    With verdicts, p_image, p_map, p_value and alarm (1 or 0) come before the neighbors; p_map is empty without a map.
+    With verdicts, p_image, p_map, p_top, p_structure, p_value and alarm (1 or 0) come before the neighbors; those of maps are
+    empty without a map. structure_score comes before rank if there is one.
 
     Args:
         path: the file to make or replace, atomically; its folder exists.
         scores: the scores of n images.
         kinds: n names, such as `good` or the kind of defect; None if the images have no labels.
         verdicts: the verdicts on the n images, or None.
+        score: the image score that they are ranked by.
 
     Raises:
         InputError: if there is not one kind for each image.
     """
     if kinds is not None and len(kinds) != len(scores):
         raise InputError(f"{len(kinds)} kinds for {len(scores)} images")
-    ranks, map_score = rank(scores.image_score), scores.map_score
+    of_image = scores.image_scores
+    ranks = rank(of_image[score])
     neighbor_names = [name for i in range(1, scores.neighbor_ids.shape[1] + 1) for name in (f"neighbor_{i}", f"dist_{i}")]
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         kind_name = ["kind"] if kinds is not None else []
-        verdict_names = ["p_image", "p_map", "p_value", "alarm"] if verdicts is not None else []
-        file.write(csv_line(["id", "image_score", "map_score", "rank", *kind_name, *verdict_names, *neighbor_names]))
+        verdict_names = ["p_image", "p_map", "p_top", "p_structure", "p_value", "alarm"] if verdicts is not None else []
+        file.write(
+            csv_line(["id", *(SCORE_COLUMNS[name] for name in of_image), "rank", *kind_name, *verdict_names, *neighbor_names])
+        )
         for i, image in enumerate(scores.ids):
             neighbors = map(text_cell, scores.neighbor_ids[i].tolist())
             pairs = zip(neighbors, scores.neighbor_dist[i], strict=True)
             # str() of a float32 is the shortest text that reads back as the same float32.
-            line: list[object] = [text_cell(image), scores.image_score[i], map_score[i], ranks[i]]
+            line: list[object] = [text_cell(image), *(values[i] for values in of_image.values()), ranks[i]]
             line += [text_cell(kinds[i])] if kinds is not None else []
             if verdicts is not None:
-                found = (verdicts.p_image[i], verdicts.p_map[i], verdicts.p_value[i])
+                found = [
+                    p[i] for p in (verdicts.p_image, verdicts.p_map, verdicts.p_top, verdicts.p_structure, verdicts.p_value)
+                ]
                 line += ["" if math.isnan(p) else p for p in found]
                 line.append(int(verdicts.alarm[i]))
             file.write(csv_line(line + [cell for pair in pairs for cell in pair]))
@@ -91,6 +102,6 @@ def write_regions_csv(path: str | os.PathLike[str], ids: Sequence[str], regions:
 
 
 def rank(scores: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """(n,) ranks by falling score, 1 for the highest; equal scores share the smaller rank."""
-    values = np.asarray(scores)
+    """(n,) ranks by falling score, 1 for the highest; equal scores share the smaller rank, NaN is below all."""
+    values = lowest_for_nan(np.asarray(scores))
     return len(values) + 1 - np.searchsorted(np.sort(values), values, side="right").astype(np.int64)

@@ -18,6 +18,7 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import write_bytes
 from spade_faiss.core.text import printable
 from spade_faiss.report.csvfile import rank
+from spade_faiss.report.metric_labels import SCORE_LABELS
 from spade_faiss.report.model import Card, Cell, ImageRow, Match, Report, Table
 from spade_faiss.report.pictures import (
     OUTLINE,
@@ -69,13 +70,18 @@ class _View:
             raise InputError("a report with cards needs `colors`, the range of their heat maps; see pictures.color_range")
         if bad := next((chart for chart in report.charts if not chart.svg.startswith("<svg")), None):
             raise InputError(f"the chart {bad.title!r} is no <svg> element; make it with report.charts")
-        ranks = rank([image.image_score for image in report.images]).tolist()
+        self._by = report.score
+        ranks = rank([image.scores[self._by] for image in report.images]).tolist()
         order = sorted(zip(ranks, report.images, strict=True), key=lambda pair: (pair[0], pair[1].id))
         self._ranks = {image.id: place for place, image in order}
         self.rows = [image for _, image in order[:MAX_ROWS]]
-        self.score = _number_format(value for image in report.images for value in (image.image_score, image.neighbor_dist))
-        self.map_score = _number_format([image.map_score for image in report.images])
-        self._top = max((image.image_score for image in self.rows if math.isfinite(image.image_score)), default=0.0)
+        self.score = _number_format(value for image in report.images for value in (image.scores["knn"], image.neighbor_dist))
+        self.map_score = _number_format([image.scores["max"] for image in report.images])
+        self.score_labels = {name: SCORE_LABELS[name] for image in report.images[:1] for name in image.scores}
+        structure = _number_format(image.scores.get("structure", math.nan) for image in report.images)
+        self._formats = {"knn": self.score, "max": self.map_score, "top": self.map_score, "structure": structure}
+        ranked = [image.scores[self._by] for image in self.rows]
+        self._highest = max(filter(math.isfinite, ranked), default=0.0)
         self._anchors = {card.image.id: anchor for anchor, card in reversed(cards)}  # the first card of each image
         self.levels = {level: _css(color) for level, color in level_colors(report.levels).items()}
         self.outline = _css(OUTLINE)
@@ -93,9 +99,13 @@ class _View:
         """An image's p-value as text."""
         return _DASH if image.p_value is None else f"{image.p_value:.2g}"
 
+    def of_image(self, image: ImageRow, score: str) -> str:
+        """One of an image's scores as text."""
+        return self._formats[score](image.scores[score])
+
     def share(self, image: ImageRow) -> str:
-        """An image's score as a percentage of the highest, for the bar behind it."""
-        share = image.image_score / self._top if self._top > 0 else 0.0
+        """The score that ranks an image as a percentage of the highest, for the bar behind it."""
+        share = image.scores[self._by] / self._highest if self._highest > 0 else 0.0
         return f"{100 * min(max(share, 0.0), 1.0):.1f}%" if math.isfinite(share) else "0%"
 
     def anchor(self, image: ImageRow) -> str | None:

@@ -100,6 +100,11 @@ class ReportInputs:
     normal_picture: Callable[[str], Shown]
 
     @property
+    def ranked(self) -> npt.NDArray[np.float32]:
+        """(n,) the image scores that images are ranked by; NaN for an image that has none."""
+        return self.scores.image_scores[self.facts.method.score]
+
+    @property
     def defective(self) -> npt.NDArray[np.bool_] | None:
         """(n,) labels; None without labels."""
         return None if self.results.metrics is None else np.array([bool(record.defective) for record in self.records])

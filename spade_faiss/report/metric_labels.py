@@ -1,4 +1,4 @@
-"""The names of rankings and metrics: the one table that pages, charts and the terminal take them from."""
+"""The names of image scores, rankings and metrics: the one table that files, pages, charts and the terminal take them from."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ if TYPE_CHECKING:
     from spade_faiss.scoring.evaluation import KindMetrics
     from spade_faiss.scoring.metrics import Detection
 
+# By the names in `IMAGE_SCORES`: what people call them, their columns in files, their attributes of `KindMetrics`.
+SCORE_LABELS = {"knn": "image score", "max": "map maximum", "top": "top mean", "structure": "structure"}
+SCORE_COLUMNS = {"knn": "image_score", "max": "map_score", "top": "top_score", "structure": "structure_score"}
+SCORE_RANKINGS = {"knn": "by_knn", "max": "by_map", "top": "by_top", "structure": "by_structure"}
 # By the attributes of `KindMetrics`.
-RANKINGS = {"by_knn": "image, by kNN", "by_map": "image, by map maximum", "pixel": "pixel"}
+RANKINGS = {
+    "by_knn": "image, by kNN",
+    "by_map": "image, by map maximum",
+    "by_top": "image, by top mean",
+    "by_structure": "image, by structure",
+    "pixel": "pixel",
+}
 # By the attributes of `Detection` and `Localization`.
 METRICS = {"auroc": "AUROC", "ap": "AP", "f1_max": "F1-max", "aupro": "AUPRO"}
 

@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from spade_faiss.report import charts
-from spade_faiss.report.metric_labels import METRICS, metric_values, rankings
+from spade_faiss.report.metric_labels import METRICS, SCORE_RANKINGS, metric_values, rankings
 from spade_faiss.report.model import Chart, Headline, Table
 from spade_faiss.scoring.evaluation import Metrics
 
 _AUROC, _AUPRO = METRICS["auroc"], METRICS["aupro"]
 
 
-def metric_headlines(metrics: Metrics) -> Iterator[Headline]:
-    """The few numbers that say how good the scores are."""
-    yield Headline(label=f"Image {_AUROC}", value=metrics.by_knn.auroc, note="by distance to the nearest normals")
-    yield Headline(label=f"Image {_AUROC}", value=metrics.by_map.auroc, note="by the map's maximum")
+# By the names in `IMAGE_SCORES`.
+_NOTES = {
+    "knn": "by distance to the nearest normals",
+    "max": "by the map's maximum",
+    "top": "by the mean of the map's top pixels",
+    "structure": "by how the map is spread",
+}
+_SHORT = {"knn": "kNN", "max": "map", "top": "top", "structure": "structure"}
+
+
+def metric_headlines(metrics: Metrics, score: str) -> Iterator[Headline]:
+    """The few numbers that say how good the scores are: the one that ranks images, and one more."""
+    for name in list(dict.fromkeys((score, "knn", "max")))[:2]:
+        yield Headline(label=f"Image {_AUROC}", value=getattr(metrics, SCORE_RANKINGS[name]).auroc, note=_NOTES[name])
     if metrics.pixel is not None:
         yield Headline(label=f"Pixel {_AUROC}", value=metrics.pixel.auroc)
         note = f"to a false positive rate of {metrics.pixel.aupro_fpr_limit:g}"
@@ -30,16 +40,17 @@ def metric_tables(metrics: Metrics) -> Iterator[Table]:
         rows.append((label, found.auroc, found.ap, found.f1_max, found.f1_threshold, values.get("aupro")))
     header = ("ranking", _AUROC, METRICS["ap"], METRICS["f1_max"], "at threshold", _AUPRO)
     yield Table(title="Metrics", header=header, rows=tuple(rows))
+    by = {name: attribute for name, attribute in SCORE_RANKINGS.items() if getattr(metrics, attribute) is not None}
+    headings = [f"{_AUROC} by {_SHORT[name]}" for name in by]
     yield Table(
         title="By kind of defect",
-        header=("kind", "images", "not visible", f"{_AUROC} by kNN", f"{_AUROC} by map", f"pixel {_AUROC}", _AUPRO),
+        header=("kind", "images", "not visible", *headings, f"pixel {_AUROC}", _AUPRO),
         rows=tuple(
             (
                 kind,
                 found.images,
                 found.not_visible,
-                found.by_knn.auroc,
-                found.by_map.auroc,
+                *(getattr(found, attribute).auroc for attribute in by.values()),
                 found.pixel.auroc if found.pixel else None,
                 found.pixel.aupro if found.pixel else None,
             )

@@ -48,12 +48,12 @@ class Chart:
 class ImageRow:
     """One scored image.
 
-    `kind` and `defective` are its label, None without labels; `p_value` and `alarm` are its verdict, None without one.
+    `scores` are its image scores by their names in `IMAGE_SCORES`; `kind` and `defective` are its label, None without labels;
+    `p_value` and `alarm` are its verdict, None without one.
     """
 
     id: str
-    image_score: float
-    map_score: float
+    scores: dict[str, float]
     neighbor_id: str
     neighbor_dist: float
     kind: str | None = None
@@ -137,7 +137,8 @@ class Report:
         groups: the images shown in full.
         colors: the (low, high) scores of all their heat maps, see `pictures.color_range`; needed if there are cards.
         levels: the names of the levels that the cards show matches of, finest first; they get their colors in this order.
-        images: every scored image, in any order.
+        images: every scored image, in any order, all with the same scores.
+        score: the image score that they are ranked by.
         details: the tables at the end, such as settings and skipped files.
         run: tells the run from all others; empty if there is none.
     """
@@ -152,5 +153,6 @@ class Report:
     colors: tuple[float, float] | None = None
     levels: tuple[str, ...] = ()
     images: tuple[ImageRow, ...] = ()
+    score: str = "knn"
     details: tuple[Table, ...] = ()
     run: str = ""

@@ -7,6 +7,7 @@ from typing import Any
 
 from spade_faiss.report.csvfile import rank
 from spade_faiss.report.inputs import ReportInputs
+from spade_faiss.report.metric_labels import RANKINGS, SCORE_COLUMNS
 from spade_faiss.scoring.evaluation import Metrics
 
 
@@ -14,7 +15,7 @@ def run_numbers(inputs: ReportInputs) -> dict[str, Any]:
     """Every number of a run, as nested plain values."""
     results, scores = inputs.results, inputs.scores
     metrics, decisions = results.metrics, results.decisions
-    ranks = rank(scores.image_score)
+    ranks = rank(inputs.ranked)
     return {
         "method": inputs.facts.settings,
         "bank": inputs.facts.bank,
@@ -31,8 +32,7 @@ def run_numbers(inputs: ReportInputs) -> dict[str, Any]:
             {
                 "id": record.id,
                 "kind": record.kind,
-                "image_score": scores.image_score[i],
-                "map_score": scores.map_score[i],
+                **{SCORE_COLUMNS[name]: values[i] for name, values in scores.image_scores.items()},
                 "rank": ranks[i],
                 **({} if decisions is None else decisions.image_numbers(i)),
                 "neighbors": [
@@ -49,7 +49,7 @@ def _metric_numbers(metrics: Metrics) -> dict[str, Any]:
     """All metrics; the curves only of all defects together, as the page draws them."""
     numbers = asdict(metrics)
     for kind in numbers["kinds"].values():
-        for found in filter(None, (kind["by_knn"], kind["by_map"], kind["pixel"])):
+        for found in filter(None, (kind[name] for name in RANKINGS)):
             for curve in ("roc", "precision_recall", "pro"):
                 found.pop(curve, None)
     return numbers

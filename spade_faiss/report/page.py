@@ -13,6 +13,7 @@ from spade_faiss.features.pictures import Picture
 from spade_faiss.report import charts
 from spade_faiss.report.cards import card_groups
 from spade_faiss.report.inputs import ReportInputs
+from spade_faiss.report.metric_labels import SCORE_LABELS
 from spade_faiss.report.metric_tables import metric_charts, metric_headlines, metric_tables
 from spade_faiss.report.model import Cell, Chart, ImageRow, Report, Table
 from spade_faiss.report.pictures import color_range, overlay
@@ -33,7 +34,7 @@ def run_page(inputs: ReportInputs, shown: int) -> Report:
         subtitle=f"{len(scores)} images against {inputs.facts.bank['images']} normal ones in {inputs.facts.bank_name}",
         notices=tuple(_notices(inputs)),
         headlines=(
-            *(metric_headlines(metrics) if metrics else ()),
+            *(metric_headlines(metrics, inputs.facts.method.score) if metrics else ()),
             *(verdict_headlines(decisions) if decisions else ()),
         ),
         summary=(*(metric_tables(metrics) if metrics else ()), *(verdict_tables(decisions) if decisions else ())),
@@ -42,6 +43,7 @@ def run_page(inputs: ReportInputs, shown: int) -> Report:
         colors=_colors(inputs),
         levels=tuple(scores.match),
         images=tuple(rows),
+        score=inputs.facts.method.score,
         details=tuple(_details(inputs)),
     )
 
@@ -58,8 +60,7 @@ def _row(inputs: ReportInputs, i: int) -> ImageRow:
     scores, record, decisions = inputs.scores, inputs.records[i], inputs.results.decisions
     return ImageRow(
         id=record.id,
-        image_score=float(scores.image_score[i]),
-        map_score=float(scores.map_score[i]),
+        scores={name: float(values[i]) for name, values in scores.image_scores.items()},
         neighbor_id=str(scores.neighbor_ids[i, 0]),
         neighbor_dist=float(scores.neighbor_dist[i, 0]),
         kind=record.kind,
@@ -114,6 +115,14 @@ def _charts(inputs: ReportInputs) -> Iterator[Chart]:
         labels = None if defective is None else defective[localized]
         by_map = charts.histogram("map maximum", scores.map_score[localized], labels, at_map)
         yield Chart(title="Map maxima", svg=by_map, note="Highest pixel score of each image.")
+        if "top" in (inputs.facts.method.score, *inputs.facts.method.image_scores):
+            at_top = {} if limits is None else {f"alarm, alpha={limits.alpha:g}": limits.top}
+            by_top = charts.histogram(SCORE_LABELS["top"], scores.top_score[localized], labels, at_top)
+            yield Chart(title="Top means", svg=by_top, note="Mean of the highest pixel scores of each image.")
+        structure = scores.structure_score
+        if structure is not None and "structure" in (inputs.facts.method.score, *inputs.facts.method.image_scores):
+            by_structure = charts.histogram(SCORE_LABELS["structure"], structure[localized], labels)
+            yield Chart(title="Structure", svg=by_structure, note="Distance of each map's statistics to those of normal maps.")
     if decisions is not None:
         yield from verdict_charts(decisions)
     if inputs.results.metrics is not None:

@@ -2,16 +2,19 @@
 
 The layout of `scores.h5`, for n images with k neighbors each and score maps of H x W pixels:
 
-    /image_score (n,)  /map_score (n,)  /peak (n, 2)  /neighbor_dist (n, k)  /maps (n, H, W)
+    /image_score (n,)  /map_score (n,)  /top_score (n,)  /peak (n, 2)  /neighbor_dist (n, k)  /maps (n, H, W)
     /match/<level> (n, 4): neighbor column, y, x and bank row of the location that the level's cell under the strongest
         pixel was matched to (column -1: of an image that is none of the neighbors; row -1: the image was not localized);
         its attribute `grid` is the (height, width) of the level
-    /verdict/p_image, p_map, p_value (n,), alarm (n,): if there was a calibration
+    /image_scores/structure (n,): if there was a calibration
+    /verdict/p_image, p_map, p_top, p_structure, p_value (n,), alarm (n,): if there was a calibration
     /regions/image (r,): the image of each of r regions; score, p_value (r,); and, with `input_` and `original_` before them,
         box (r, 4): x, y, width, height; area (r,); peak (r, 2): y, x; size (r, 2): height, width of the picture;
         counts: the run lengths of all masks, one mask after the other; runs (r,): how many of them each mask has
     /ids, /neighbor_ids: bytes, the n, or n * k, names in UTF-8, each followed by a NUL
     attributes: schema, distance, settings (JSON text), run (of the files that are of one run, each says so)
+
+Files of versions before had no `top_score`, `image_scores`, `p_top` and `p_structure`.
 
 Names are bytes because HDF5's text of variable length has no checksum, and one flipped bit in it can send HDF5 into an
 endless loop; everything in this file has one, so damage is an error and never a different score.
@@ -41,6 +44,9 @@ SCHEMA = 2
 
 IntArray = npt.NDArray[np.int64]
 
+# The image scores, each a column.
+_SCORES = ("image_score", "map_score", "top_score")
+_STRUCTURE = "image_scores/structure"
 _ROWS = 1024  # rows a chunk, of everything but maps and names
 _BYTES = 1 << 16  # bytes of names a chunk
 # Measured on SPADE's maps of 224 x 224: gzip 1 with shuffle compresses a map to 67 % in 3.5 ms, lzf to 72 % in 1.9 ms; every
@@ -119,7 +125,7 @@ class ScoreWriter:
         peak, size = scores.peak, scores.maps.shape[1:]
         self._add("ids", ids)
         self._add("neighbor_ids", neighbor_ids)
-        for name in ("image_score", "map_score", "neighbor_dist", "maps"):
+        for name in (*_SCORES, "neighbor_dist", "maps"):
             self._add(name, getattr(scores, name))
         self._add("peak", peak)
         for level, nearest in scores.nearest.items():
@@ -154,8 +160,8 @@ class ScoreWriter:
         k = form.neighbors
         for name in ("ids", "neighbor_ids"):
             self._new(name, (), np.uint8, chunk=_BYTES, **_PACKED)
-        self._new("image_score", (), np.float32)
-        self._new("map_score", (), np.float32)
+        for name in _SCORES:
+            self._new(name, (), np.float32)
         self._new("neighbor_dist", (k,), np.float32)
         self._new("peak", (2,), np.int64)
         self._new("maps", form.size, np.float32, chunk=1, **_PACKED)
@@ -183,6 +189,8 @@ class ScoreFile:
         path: the file.
         ids: n image names.
         image_score: (n,); map_score: (n,), each map's maximum; peak: (n, 2), row and column of that maximum.
+        top_score: (n,), the mean of each map's highest pixels; NaN in a file of a version that did not record it.
+        structure_score: (n,); None if there was no calibration.
         neighbor_ids: (n, k), nearest first; neighbor_dist: (n, k).
         match: for each level, (n, 4): neighbor column, y, x, bank row of the location that the cell under the peak matched.
         grid: for each level, (height, width).
@@ -196,6 +204,8 @@ class ScoreFile:
     ids: tuple[str, ...]
     image_score: FloatArray
     map_score: FloatArray
+    top_score: FloatArray
+    structure_score: FloatArray | None
     peak: IntArray
     neighbor_ids: npt.NDArray[np.str_]
     neighbor_dist: FloatArray
@@ -235,6 +245,8 @@ class ScoreFile:
             path=path,
             ids=tuple(_decoded(file["ids"])),
             **{name: file[name][...] for name in ("image_score", "map_score", "peak")},
+            top_score=file["top_score"][...] if "top_score" in file else np.full(len(neighbor_dist), np.nan, np.float32),
+            structure_score=file[_STRUCTURE][...] if _STRUCTURE in file else None,
             neighbor_dist=neighbor_dist,
             neighbor_ids=np.array(_decoded(file["neighbor_ids"]), dtype=np.str_).reshape(neighbor_dist.shape),
             match={level: dataset[...] for level, dataset in levels.items()},
@@ -245,13 +257,19 @@ class ScoreFile:
             run=file.attrs.get("run", b"").decode(),
             _maps=file["maps"],
         )
-        columns = [result.image_score, result.map_score, result.peak, result.neighbor_ids, result.neighbor_dist, file["maps"]]
+        columns = [*result.image_scores.values(), result.peak, result.neighbor_ids, result.neighbor_dist, file["maps"]]
         if counts := {len(column) for column in [*columns, *result.match.values()]} - {len(result)}:
             raise ValueError(f"{len(result)} ids, but other columns hold {sorted(counts)}")
         return result
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def image_scores(self) -> dict[str, FloatArray]:
+        """The (n,) image scores by their names in `IMAGE_SCORES`, those that there are."""
+        found = {"knn": self.image_score, "max": self.map_score, "top": self.top_score}
+        return found if self.structure_score is None else {**found, "structure": self.structure_score}
 
     @property
     def localized(self) -> npt.NDArray[np.bool_]:

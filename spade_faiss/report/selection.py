@@ -74,8 +74,13 @@ def shortlist(image_score: Values, defective: Bools | None, shown: int) -> Ints:
     return np.unique(np.concatenate([order[:share], hardest[:share], suspected[: 2 * share]]))
 
 
+def lowest_for_nan(scores: Values) -> Values:
+    """(n,) scores to rank by: NaN, of an image that has none, is below all others."""
+    return np.where(np.isnan(scores), -np.inf, scores)
+
+
 def _by_score(image_score: Values) -> Ints:
-    return np.argsort(-image_score, kind="stable")
+    return np.argsort(-lowest_for_nan(image_score), kind="stable")
 
 
 def _share(shown: int) -> int:

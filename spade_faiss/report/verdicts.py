@@ -9,8 +9,11 @@ from spade_faiss.decisions.calibration import LEAVE_ONE_OUT
 from spade_faiss.decisions.conformal import images_needed, rate_bound
 from spade_faiss.decisions.rule import Decisions
 from spade_faiss.report import charts
+from spade_faiss.report.metric_labels import SCORE_LABELS
 from spade_faiss.report.model import Chart, Headline, Table
 
+# What the scores are made of that have an approximate rate where images are left out, by their names in `IMAGE_SCORES`.
+_OF_MAPS = {"max": "the map's maximum", "top": "the mean of its top pixels", "structure": "its structure"}
 # The rates that the chart of alarms shows.
 _HIGHEST_RATE = 0.2
 
@@ -35,8 +38,10 @@ def verdict_notices(decisions: Decisions) -> Iterator[str]:
         promise += f"{rate_bound(level, n):.3g})"
     else:
         promise = f"at most {level:.3g} of this batch's alarms are expected to be false"
+    by_map = [_OF_MAPS[name] for name in decisions.rule.tests if name in _OF_MAPS]
     how = (
-        f"{n} of the bank's {calibration.available} images, each against the others: approximate for the map's maximum"
+        f"{n} of the bank's {calibration.available} images, each against the others"
+        + (f": approximate for {_listed(by_map)}" if by_map else "")
         if calibration.mode == LEAVE_ONE_OUT
         else f"{n} held-out normal images"
     )
@@ -58,17 +63,21 @@ def verdict_charts(decisions: Decisions) -> Iterator[Chart]:
 
 def verdict_tables(decisions: Decisions) -> Iterator[Table]:
     """The thresholds, and the promised rates beside the observed ones."""
-    found = decisions.rule.thresholds
+    found, tests = decisions.rule.thresholds, decisions.rule.tests
+    at = {"knn": found.image, "max": found.map, "top": found.top, "structure": math.inf}
+    others = {**dict.fromkeys(at, "the other scores"), "knn": "the map"}
+    means = {name: f"an alarm, whatever {others[name]}" if len(tests) > 1 else "an alarm" for name in at}
+    means["structure"] = "an alarm by its p-value alone: what it is compared with depends on the image"
     yield Table(
         title="Thresholds",
         header=("score", "above which", "means"),
         rows=(
-            ("image score", _finite(found.image), "an alarm, whatever the map"),
-            ("map maximum", _finite(found.map), "an alarm, whatever the image score"),
+            *((SCORE_LABELS[name], _finite(at[name]), means[name]) for name in tests),
             ("pixel", found.pixel, f"a region: at most {found.alpha:g} of normal images have one"),
             ("pixel", found.pixel_share, f"at most {found.alpha:g} of a normal image's pixels"),
         ),
-        note=f"At alpha={found.alpha:g}. Both tests together keep it, so that each alone has a higher threshold.",
+        note=f"At alpha={found.alpha:g}."
+        + (" All tests together keep it, so that each alone has a higher threshold." if len(tests) > 1 else ""),
     )
     rows = []
     for row in decisions.achieved():
@@ -83,6 +92,11 @@ def verdict_tables(decisions: Decisions) -> Iterator[Table]:
         if decisions.defective is not None
         else "Without labels: alarms among all images, defects and false alarms alike.",
     )
+
+
+def _listed(names: list[str]) -> str:
+    """Names as a sentence lists them."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _finite(threshold: float) -> float | None:

@@ -12,7 +12,9 @@ from spade_faiss.search.protocol import ResolvedRecipe, resolve_recipe
 from spade_faiss.search.recipe import Settings, load_recipe, recipe_names
 
 _KEY_LENGTH = 16
-_OF_METHOD = ("k_image", "k_gallery", "kappa", "levels", "fusion", "distance", "sigma")
+_OF_METHOD = ("k_image", "k_gallery", "kappa", "levels", "fusion", "distance", "sigma", "top_share")
+# Settings that scoring configs had not at first: at their defaults the key is what it was, and calibrations stay valid.
+_ADDED = ("top_share",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class ScoringConfig:
     fusion: str
     distance: str
     sigma: float
+    top_share: float = Method.top_share
 
     @staticmethod
     def of(resolved: ResolvedRecipe, method: Method) -> ScoringConfig:
@@ -54,7 +57,8 @@ class ScoringConfig:
     @property
     def key(self) -> str:
         """A hash that names it."""
-        return hash_json(asdict(self))[:_KEY_LENGTH]
+        named = {name: value for name, value in asdict(self).items() if name not in _ADDED or value != getattr(Method, name)}
+        return hash_json(named)[:_KEY_LENGTH]
 
     @property
     def options(self) -> str:

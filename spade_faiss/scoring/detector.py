@@ -27,6 +27,7 @@ from spade_faiss.features.layout import prepare
 from spade_faiss.index.image_index import ImageIndex
 from spade_faiss.scoring.config import ScoringConfig
 from spade_faiss.scoring.fusion import score_maps, to_distance
+from spade_faiss.scoring.image_scores import map_statistics
 from spade_faiss.scoring.level_search import gallery_sizes, open_level_searches
 from spade_faiss.scoring.memory import DECODE_BYTES, float32_bytes, working_bytes
 from spade_faiss.scoring.scores import Scores, join
@@ -301,11 +302,13 @@ class Detector:
                 maps[localized] = score_maps([dist[localized] for dist in level_dist.values()], size, self.method.sigma)
             if query.valid is not None:
                 maps *= query.valid
+            statistics = map_statistics(maps, query.valid, self.method.top_share)
         ids = self.bank.ids
         return Scores(
             ids=list(query.ids),
             image_score=image_score,
             maps=maps,
+            statistics=statistics,
             neighbor_ids=np.array([[ids[row] for row in line] for line in rows]),
             neighbor_dist=neighbor_dist,
             level_dist=level_dist,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ class KindMetrics:
         not_visible: the number of those whose mask has no pixel inside the region that was scored.
         by_knn: ranks images by SPADE's image score.
         by_map: ranks images by the map's maximum.
+        by_top: ranks images by the mean of the map's highest pixels.
+        by_structure: ranks images by the structure score; None without a calibration.
         pixel: ranks the pixels of the region that was scored; None without masks.
     """
 
@@ -26,6 +29,8 @@ class KindMetrics:
     not_visible: int
     by_knn: Detection
     by_map: Detection
+    by_top: Detection
+    by_structure: Detection | None
     pixel: Localization | None
 
 
@@ -51,16 +56,13 @@ class PixelTruth:
     maps: FloatArray
 
 
-def measure(
-    kinds: list[str], defective: Bools, image_score: FloatArray, map_score: FloatArray, pixels: PixelTruth | None
-) -> Metrics:
+def measure(kinds: list[str], defective: Bools, scores: Mapping[str, FloatArray], pixels: PixelTruth | None) -> Metrics:
     """Compute the metrics of n scored images.
 
     Args:
         kinds: the kind of each image.
         defective: (n,) labels.
-        image_score: (n,) image scores.
-        map_score: (n,) map maxima.
+        scores: (n,) image scores by their names in `IMAGE_SCORES`; `structure` may be missing.
         pixels: the ground truth and the scores of all pixels; None for a set without masks.
 
     Raises:
@@ -76,8 +78,10 @@ def measure(
         return KindMetrics(
             images=int(defective[chosen].sum()),
             not_visible=not_visible,
-            by_knn=detection_metrics(defective[chosen], image_score[chosen]),
-            by_map=detection_metrics(defective[chosen], map_score[chosen]),
+            by_knn=detection_metrics(defective[chosen], scores["knn"][chosen]),
+            by_map=detection_metrics(defective[chosen], scores["max"][chosen]),
+            by_top=detection_metrics(defective[chosen], scores["top"][chosen]),
+            by_structure=detection_metrics(defective[chosen], scores["structure"][chosen]) if "structure" in scores else None,
             pixel=pixel,
         )
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.types import FloatArray
+from spade_faiss.scoring.image_scores import STATISTICS
 
 # Where a location's nearest gallery vector comes from: the column of `neighbor_ids` (-1: not one of them), the cell in that
 # image's map, and the image's row in the bank.
@@ -24,7 +25,8 @@ class Scores:
         ids: n image names.
         image_score: (n,), mean distance to the `k_image` nearest normals.
         maps: (n, H, W), smoothed pixel scores at the size of the backbone's input; 0 in the margins around an image. An image
-            that was not localized has NaN here and in `level_dist`, and neighbor -1 in `nearest`.
+            that was not localized has NaN here, in `statistics` and in `level_dist`, and neighbor -1 in `nearest`.
+        statistics: (n, 3), statistics of the maps without their margins, see `image_scores.map_statistics`.
         neighbor_ids: (n, k), names of the nearest normals, nearest first; k is the larger of `k_image` and
             `k_gallery`, or `k_image` if the gallery is the whole bank.
         neighbor_dist: (n, k), their distances.
@@ -40,6 +42,7 @@ class Scores:
     ids: Sequence[str]
     image_score: FloatArray
     maps: FloatArray
+    statistics: FloatArray
     neighbor_ids: npt.NDArray[np.str_]
     neighbor_dist: FloatArray
     level_dist: dict[str, FloatArray]
@@ -54,6 +57,16 @@ class Scores:
     def map_score(self) -> FloatArray:
         """(n,), the maximum of each map, the other image score in common use."""
         return self.maps.max(axis=(1, 2)) if len(self) else np.zeros(0, np.float32)
+
+    @property
+    def top_score(self) -> FloatArray:
+        """(n,), the mean of each map's highest pixels."""
+        return self.statistics[:, STATISTICS.index("top")]
+
+    @property
+    def image_scores(self) -> dict[str, FloatArray]:
+        """The (n,) image scores by their names in `IMAGE_SCORES`, without `structure`: that takes a calibration."""
+        return {"knn": self.image_score, "max": self.map_score, "top": self.top_score}
 
     @property
     def peak(self) -> npt.NDArray[np.int64]:
@@ -72,6 +85,7 @@ def join(parts: Sequence[Scores]) -> Scores:
         ids=[name for part in parts for name in part.ids],
         image_score=np.concatenate([part.image_score for part in parts]),
         maps=np.concatenate([part.maps for part in parts]),
+        statistics=np.concatenate([part.statistics for part in parts]),
         neighbor_ids=np.concatenate([part.neighbor_ids for part in parts]),
         neighbor_dist=np.concatenate([part.neighbor_dist for part in parts]),
         level_dist={level: np.concatenate([part.level_dist[level] for part in parts]) for level in first.level_dist},

@@ -6,8 +6,8 @@ There are two modes, and both need normal images only:
 - `leave_one_out` scores the bank's own images, each against all the others, so that no image is spent on calibration. With an
   exact search the p-values of image scores are valid as well, and slightly too high: if the new image were in the bank and each
   image were scored against all the others, the scores would be exchangeable. The calibration images are scored without the new
-  one among their neighbors, which can only raise their scores. This does not hold for the map's maximum, whose gallery would be
-  another one: its rate is approximate. `benchmarks/calibration.py` measures by how much.
+  one among their neighbors, which can only raise their scores. This does not hold for scores of maps, whose gallery would be
+  another one: their rate is approximate. `benchmarks/calibration.py` measures by how much.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def calibrate(
         holdout: normal images that are not in the bank, or their features (mode `split`); None for the bank's own images, each
             against the others (mode `leave_one_out`).
         alpha: the false-alarm rate that verdicts promise unless another one is asked for; by default 0.01, or the smallest that
-            so few images can promise for each test by itself, 2 / (n + 1).
+            so few images can promise for each of the t scores by itself that the detector's method combines, t / (n + 1).
         sample: the most images of the bank to score, drawn at random; 200 by default.
         seed: the seed of that draw.
 
@@ -97,15 +97,18 @@ def calibrate(
     names: list[str] = []
     image_score: list[float] = []
     map_score: list[float] = []
+    statistics: list[list[float]] = []
     pixels = PixelCounts(keys=(), counts=())
     for scores in parts:
         names += scores.ids
         image_score += scores.image_score.tolist()
         map_score += scores.map_score.tolist()
+        statistics += scores.statistics.tolist()
         pixels += PixelCounts.of(scores.maps)
     if alpha is None:
-        alpha = max(DEFAULT_ALPHA, min(0.5, 2 / (len(names) + 1)))
+        alpha = max(DEFAULT_ALPHA, min(0.5, len(detector.method.image_scores) / (len(names) + 1)))
     allowed(alpha, len(names))
+    top_score, map_std, map_variation = zip(*statistics, strict=True)
     calibration = Calibration(
         mode=LEAVE_ONE_OUT if holdout is None else SPLIT,
         scoring_config=detector.scoring_config,
@@ -116,6 +119,9 @@ def calibrate(
         image_score=tuple(image_score),
         map_score=tuple(map_score),
         pixels=pixels,
+        top_score=top_score,
+        map_std=map_std,
+        map_variation=map_variation,
         **state_of(detector.bank),
     )
     write_calibration(detector.bank, calibration)

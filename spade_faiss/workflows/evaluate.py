@@ -73,7 +73,7 @@ def _measure(scored: Scored, scores: ScoreFile, *, with_masks: bool) -> Evaluate
     kinds = [str(record.kind) for record in scored.records]
     defective = np.array([bool(record.defective) for record in scored.records])
     pixels = _read_pixels(scored, scores) if with_masks else None
-    metrics = measure(kinds, defective, scores.image_score, scores.map_score, pixels)
+    metrics = measure(kinds, defective, scores.image_scores, pixels)
     return Evaluated(metrics=metrics, masks=None if pixels is None else pixels.masks)
 
 

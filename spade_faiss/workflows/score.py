@@ -173,7 +173,8 @@ def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
     read: list[ImageRecord] = []
     placements: list[Placement] = []
     regions: list[list[Region]] = []
-    image_score, map_score, passed_over = [], [], []
+    of_images: list[dict[str, FloatArray]] = []
+    statistics, passed_over = [], []
     normal_of = {digest: name for name, digest in detector.bank.sha256_of.items()}
     in_bank: list[Duplicate] = []
     stream = detector.stream(timings, "score")
@@ -185,14 +186,16 @@ def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
                     regions += _find_regions(rule, scores, batch)
             with timings("write"):
                 writer.append(scores)
-            image_score.append(scores.image_score)
-            map_score.append(scores.map_score)
+            of_images.append(scores.image_scores)
+            statistics.append(scores.statistics)
+            if rule is not None and (structure := rule.calibration.structure(scores.statistics)) is not None:
+                of_images[-1]["structure"] = structure
             passed_over.append(scores.passed_over)
             labels = [record.defective for record in extracted.records]
             pictures.add(
                 [item.picture for item in extracted.loaded],
-                image_score[-1],
-                np.isfinite(map_score[-1]),
+                of_images[-1][detector.method.score],
+                np.isfinite(of_images[-1]["max"]),
                 None if None in labels else np.array(labels, np.bool_),
             )
             in_bank += (
@@ -204,8 +207,10 @@ def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
             placements += batch
         verdicts = None
         if rule is not None:
-            maps = None if detector.method.localize == "none" else np.concatenate(map_score)
-            verdicts = rule(np.concatenate(image_score), maps)
+            whole = {name: np.concatenate([batch[name] for batch in of_images]) for name in of_images[0]}
+            verdicts = rule(whole, np.concatenate(statistics))
+            if "structure" in whole:
+                writer.add_table("image_scores", {"structure": whole["structure"]})
             writer.add_table("verdict", verdict_columns(verdicts))
             writer.add_table("regions", region_columns(regions))
     return Scored(
@@ -270,7 +275,7 @@ def write_results(
     )
     kinds = None if evaluated is None else [str(record.kind) for record in scored.records]
     staged = job.folder.staged
-    write_csv(staged / "scores.csv", scores, kinds, scored.verdicts)
+    write_csv(staged / "scores.csv", scores, kinds, scored.verdicts, job.detector.method.score)
     if results.decisions is not None:
         write_regions_csv(staged / "regions.csv", scores.ids, scored.regions)
     page = run_page(inputs, report.shown)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import atomic_path
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.schema import check_at_least
@@ -53,11 +54,14 @@ def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOpti
         report: how many of the least normal ones get a map and are shown.
 
     Raises:
-        InputError: for a bank with too few images; if `out` is no place for results, as for `score_folder`.
+        InputError: for a bank with too few images, or a detector whose `score` is not `knn`; if `out` is no place for results,
+            as for `score_folder`.
     """
     check_at_least("shown", report.shown, 1)
     timings = Timings()
     detector = bank if isinstance(bank, Detector) else Detector.open(bank)
+    if detector.method.score != "knn":
+        raise InputError(f"score={detector.method.score!r} would take the maps of all normal images; suspects ranks by 'knn'")
     detector.check_leave_one_out()
     check_place(out, bank=detector.bank)
     with output_folder(out, "suspects") as folder:

@@ -138,8 +138,12 @@ TAKES: dict[str, list[tuple[type, set[str]]]] = {
     "add": [(Run, {"memory"})],
     "score": [(Method, set()), (Run, set()), (Decision, set()), (ReportOptions, set())],
     "evaluate": [(Method, set()), (Run, set()), (Decision, set()), (ReportOptions, set())],
-    "calibrate": [(Method, LOCALIZING), (Run, set())],
-    "suspects": [(Method, LOCALIZING), (Run, {"max_skipped", "engine"}), (ReportOptions, {"overlays"})],
+    "calibrate": [(Method, {*LOCALIZING, "score"}), (Run, set())],
+    "suspects": [
+        (Method, {*LOCALIZING, "score", "image_scores"}),
+        (Run, {"max_skipped", "engine"}),
+        (ReportOptions, {"overlays"}),
+    ],
 }
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from spade_faiss import Bank, Detector
 from spade_faiss.core.errors import BankError, InputError
-from spade_faiss.core.settings import Method
+from spade_faiss.core.settings import Decision, Method
 from spade_faiss.decisions.calibration import (
     Calibration,
     find_calibration,
@@ -24,12 +24,15 @@ from spade_faiss.decisions.calibration import (
     stored_calibrations,
     write_calibration,
 )
-from spade_faiss.decisions.conformal import PixelCounts, p_values
+from spade_faiss.decisions.conformal import PixelCounts, combined_p_values, p_values
+from spade_faiss.decisions.rule import DecisionRule
 from spade_faiss.scoring.config import ScoringConfig
 from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.workflows.calibrate import calibrate
 from tests.support.calibrations import N, file_of, make_bank, others
+
+ALONE = ("knn",)
 
 
 @pytest.fixture
@@ -50,37 +53,63 @@ class TestVerdicts:
         found = find_calibration(bank := Bank.open(calibrated), Detector.open(calibrated).scoring_config)
         assert found is not None
         scores = Detector.open(calibrated).score_features(others(6, defect=True))
-        verdicts = found.decide(scores.image_score, scores.map_score, alpha=0.1)
+        verdicts = found.decide(scores.image_scores, alpha=0.1)
         np.testing.assert_array_equal(verdicts.p_image, p_values(np.array(found.image_score), scores.image_score))
         np.testing.assert_array_equal(verdicts.p_map, p_values(np.array(found.map_score), scores.map_score))
         assert verdicts.alarm.tolist() == (verdicts.p_value <= 0.1).tolist()
         assert verdicts.alarm.any()
         assert (verdicts.rule, verdicts.level) == ("alpha", 0.1)
-        assert found.decide(scores.image_score, scores.map_score).level == found.alpha == 2 / 25
-        batch = found.decide(scores.image_score, scores.map_score, fdr=0.2)
+        assert found.decide(scores.image_scores).level == found.alpha == 2 / 25
+        batch = found.decide(scores.image_scores, fdr=0.2)
         assert (batch.rule, batch.level) == ("fdr", 0.2)
         limits = found.thresholds(0.1)
         assert ((scores.map_score > limits.pixel) == (verdicts.p_map <= 0.1)).all()
         assert verdicts.alarm[(scores.image_score > limits.image) | (scores.map_score > limits.map)].all()
         assert bank.generation == found.generation
 
+    def test_chosen_scores_decide_together(self, calibrated: Path) -> None:
+        found = find_calibration(Bank.open(calibrated), Detector.open(calibrated).scoring_config)
+        assert found is not None
+        scores = Detector.open(calibrated).score_features(others(6, defect=True))
+        named, columns = scores.image_scores, {"knn": found.image_score, "max": found.map_score, "top": found.top_score}
+        for tests in (("top",), ("knn", "top"), ("knn", "max", "top")):
+            verdicts = found.decide(named, tests=tests, alpha=0.2)
+            np.testing.assert_array_equal(verdicts.p_top, p_values(np.array(found.top_score), scores.top_score))
+            calibration = np.array([columns[name] for name in tests]).T
+            together = combined_p_values(calibration, np.array([named[name] for name in tests]).T)
+            np.testing.assert_array_equal(verdicts.p_value, together)
+            limits = found.thresholds(0.2, tests=tests)
+            assert np.isinf([limits.image, limits.map, limits.top]).tolist() == [
+                name not in tests for name in ("knn", "max", "top")
+            ]
+            assert verdicts.alarm[scores.top_score > limits.top].all()
+        assert found.decide(named, tests=("top",)).p_value.tolist() == verdicts.p_top.tolist()
+
+    def test_the_default_alpha_lets_each_test_raise_an_alarm_alone(self, bank: Bank) -> None:
+        for tests in (("knn",), ("knn", "max"), ("knn", "max", "top")):
+            made = calibrate(Detector.open(bank.path, method=Method(image_scores=tests)))
+            assert made.alpha == pytest.approx(len(tests) / 25)
+            limits = made.thresholds(made.alpha, tests=tests)
+            assert np.isfinite([limits.image, limits.map, limits.top]).sum() == len(tests)
+
     def test_without_maps_the_image_score_decides_alone(self, calibrated: Path) -> None:
         found = find_calibration(Bank.open(calibrated), Detector.open(calibrated).scoring_config)
         assert found is not None
-        scores = np.array([0.0, np.median(found.image_score), 1e6])
-        verdicts = found.decide(scores, None, alpha=0.04)
+        values, none = np.array([0.0, np.median(found.image_score), 1e6]), np.full(3, np.nan)
+        scores = {"knn": values, "max": none, "top": none}
+        verdicts = found.decide(scores, tests=ALONE, alpha=0.04)
         assert verdicts.p_value.tolist() == verdicts.p_image.tolist()
         assert np.isnan(verdicts.p_map).all()
         assert verdicts.alarm.tolist() == [False, False, True]
         for alpha in (0.04, 0.2, 0.5):
-            limit = found.thresholds(alpha, maps=False).image
-            assert [score > limit for score in scores] == found.decide(scores, None, alpha=alpha).alarm.tolist()
-        assert found.thresholds(0.2, maps=False).image < found.thresholds(0.2).image, "two tests share alpha"
+            limit = found.thresholds(alpha, tests=ALONE).image
+            assert [score > limit for score in values] == found.decide(scores, tests=ALONE, alpha=alpha).alarm.tolist()
+        assert found.thresholds(0.2, tests=ALONE).image < found.thresholds(0.2).image, "two tests share alpha"
 
     def test_too_small_an_alpha(self, calibrated: Path) -> None:
         found = find_calibration(Bank.open(calibrated), Detector.open(calibrated).scoring_config)
         assert found is not None
-        for ask in (lambda: found.decide(np.ones(1), None, alpha=0.03), lambda: found.thresholds(0.03)):
+        for ask in (lambda: found.decide({"knn": np.ones(1), "max": np.ones(1)}, alpha=0.03), lambda: found.thresholds(0.03)):
             with pytest.raises(InputError, match="takes 33 of them"):
                 ask()
 
@@ -90,12 +119,12 @@ class TestVerdicts:
         found = find_calibration(Bank.open(calibrated), Detector.open(calibrated).scoring_config)
         assert found is not None
         for limit in (0.04, 0.3, 0.8):
-            p = found.decide(every.image_score, None).p_image
+            p = found.decide(every.image_scores, tests=ALONE).p_image
             flagged = Detector.open(calibrated, method=flagging(calibrated, limit)).score_features(batch)
             assert np.isfinite(flagged.map_score).tolist() == (p <= limit).tolist()
             # Images without a map count as normal in its test: their p-values are never lower than with a map.
-            full = found.decide(every.image_score, every.map_score)
-            assert (found.decide(every.image_score, flagged.map_score).p_value >= full.p_value).all()
+            full = found.decide(every.image_scores)
+            assert (found.decide(flagged.image_scores).p_value >= full.p_value).all()
         assert 0 < (p <= 0.8).sum() < 20
         with pytest.raises(InputError, match=r"takes 33 of them"):
             flagging(calibrated, 0.0301)
@@ -146,8 +175,48 @@ class TestFiles:
 
         found = _read(path, "")
         assert (found.mode, found.images, found.image_score) == ("split", ("a", "b", "c"), (1.0, 2.5, 2.0))
-        assert found.decide(np.array([2.2]), np.array([9.0]), alpha=0.5).p_image.tolist() == [0.5]
+        assert found.decide({"knn": np.array([2.2]), "max": np.array([9.0])}, alpha=0.5).p_image.tolist() == [0.5]
         assert found.scoring_config.key == path.stem
+        assert ScoringConfig.of(resolve_recipe(load_recipe("exact")), Method()) == found.scoring_config
+        with pytest.raises(InputError, match="did not record top; calibrate again"):
+            found.decide({name: np.ones(1) for name in ("knn", "max", "top")}, tests=("knn", "top"), alpha=0.5)
+        with pytest.raises(InputError, match="need the statistics of maps"):
+            found.decide({name: np.ones(1) for name in ("knn", "max")}, np.ones((1, 3)), tests=("structure",), alpha=0.5)
+
+    def test_what_changes_no_score_shares_a_calibration(self) -> None:
+        def key(**settings: Any) -> str:
+            return ScoringConfig.of(resolve_recipe(load_recipe("exact")), Method(**settings)).key
+
+        assert key() == key(score="top", image_scores=("top",)) == "ba157434204eddcc"
+        assert len({key(), key(top_share=0.02), key(top_share=0.5)}) == 3
+        config = ScoringConfig.of(resolve_recipe(load_recipe("exact")), Method(top_share=0.02))
+        assert config.options == "--top-share 0.02"
+
+    def test_statistics_that_an_older_version_did_not_record(self, bank: Bank) -> None:
+        """Its calibration holds where it always did; where it does not, the message says how to make another."""
+        made = calibrate(Detector.open(bank.path))
+        old = replace(made, top_score=(), map_std=(), map_variation=())
+        content = {name: value for name, value in asdict(old).items() if name not in ("top_score", "map_std", "map_variation")}
+        content["scoring_config"].pop("top_share")
+        path = file_of(bank.path)
+        signed = {"format": "spade_faiss calibration", "schema": 3, **json.loads(json.dumps(content))}
+        signed["sha256"] = hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()
+        path.write_text(json.dumps(signed))
+        rule, notice = DecisionRule.of(Detector.open(bank.path), Decision(alpha=0.1))
+        assert (rule is not None, notice) == (True, "")
+        by_top = Detector.open(bank.path, method=Method(image_scores=("knn", "top")))
+        rule, notice = DecisionRule.of(by_top, Decision())
+        assert rule is None
+        assert "did not record top; renew it with: spade-faiss calibrate" in notice
+        by_structure = Detector.open(bank.path, method=Method(score="structure"))
+        with pytest.raises(BankError, match="did not record structure; renew it with"):
+            DecisionRule.of(by_structure, Decision())
+        assert old.structure(np.ones((2, 3))) is None
+        assert np.isnan(old.decide({"knn": np.ones(1), "max": np.ones(1)}, np.ones((1, 3)), alpha=0.1).p_structure).all()
+        with pytest.raises(BankError, match="did not record top"):
+            DecisionRule.of(by_top, Decision(alpha=0.1))
+        calibrate(by_top)
+        assert DecisionRule.of(by_top, Decision(alpha=0.2))[0] is not None
 
     @given(data=st.data())
     def test_damaged_files_are_refused(
@@ -193,6 +262,10 @@ class TestFiles:
             ({"map_score": [float("inf")] * N}, "not finite"),
             ({"image_score": [float("nan")] * N}, "not finite"),
             ({"image_score": ["1"] * N}, "expected float"),
+            ({"top_score": [1.0]}, "24 images has 1, 24, 24 statistics"),
+            ({"map_std": []}, "24 images has 24, 0, 24 statistics"),
+            ({"map_variation": [1e39] * N}, "beyond 1e"),
+            ({"top_score": [float("inf")] * N}, "not finite"),
             ({"mode": "guess"}, "mode='guess'"),
             ({"alpha": 0.001}, "takes 999 of them"),
             ({"alpha": 2}, "alpha=2"),

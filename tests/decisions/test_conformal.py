@@ -156,6 +156,40 @@ class TestBothTests:
         assert calibration.tolist() == [[1, 2], [3, 4]]
 
 
+class TestSeveralTests:
+    """Three image scores or four decide together."""
+
+    @pytest.mark.parametrize("tests", [1, 3, 4])
+    @given(data=st.data())
+    def test_whichever_of_the_images_is_new_at_most_alpha_of_them_are_alarms(self, tests: int, data: st.DataObject) -> None:
+        row = st.tuples(*[small] * tests)
+        images = np.array(data.draw(st.lists(row, min_size=2, max_size=8)), np.float64)
+        alpha = data.draw(st.sampled_from([0.1, 0.2, 0.25, 1 / 3, 0.5, 0.8]))
+        p = [combined_p_values(np.delete(images, new, axis=0), images[new : new + 1])[0] for new in range(len(images))]
+        assert alarms(np.array(p), alpha=alpha).sum() <= alpha * len(images) + 1e-6
+        new = images[-1:]
+        least = min(p_values(images[:-1, t], new[:, t])[0] for t in range(tests))
+        assert least - 1e-12 <= p[-1] <= tests * least + 1e-12
+        if tests == 1:
+            assert p[-1] == p_values(images[:-1, 0], new[:, 0])[0]
+
+    @pytest.mark.parametrize("tests", [3, 4])
+    def test_simulated_false_alarms_stay_below_alpha(self, tests: int) -> None:
+        """Scores that depend on each other, with heavy tails and ties; the smallest p-value by itself would not pass."""
+        rng, alpha, alarmed, alone, repetitions, new = np.random.default_rng(8), 0.1, 0, 0, 1500, 4
+        for _ in range(repetitions):
+            common = rng.standard_t(2, (39 + new, 1))
+            images = (common + rng.standard_t(2, (39 + new, tests))).round(1)
+            alarmed += int((combined_p_values(images[:39], images[39:]) <= alpha).sum())
+            best = np.min([p_values(images[:39, t], images[39:, t]) for t in range(tests)], axis=0)
+            alone += int((best <= alpha).sum())
+        # Images that share a calibration are not independent: the repetitions are.
+        margin = 3 * math.sqrt(alpha * (1 - alpha) / repetitions)
+        assert alarmed / (repetitions * new) <= alpha + margin
+        assert alarmed / (repetitions * new) >= alpha / 2, "no test that alarms nobody"
+        assert alone / (repetitions * new) > alpha + 2 * margin
+
+
 class TestBatches:
     def test_benjamini_hochberg_by_hand(self) -> None:
         # Sorted p times 5 / rank: 0.05, 0.0375, 0.0667, 0.5, 0.9: the largest rank that is at most 0.05 is 2.

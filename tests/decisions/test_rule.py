@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shutil
 from html import unescape
@@ -18,10 +19,12 @@ from scipy import stats
 from spade_faiss import Bank, Detector, FeatureBatch, score_folder
 from spade_faiss.cli import main
 from spade_faiss.core.errors import BankError, InputError
-from spade_faiss.core.settings import Decision
+from spade_faiss.core.settings import Decision, Method
 from spade_faiss.decisions.calibration import find_calibration, stored_calibrations
 from spade_faiss.decisions.run_lengths import decode, from_text
 from spade_faiss.report.scorefile import ScoreFile
+from spade_faiss.scoring.image_scores import map_statistics
+from spade_faiss.workflows.suspects import suspects
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ class TestScoring:
         found = find_calibration(Bank.open(bank), Detector.open(bank).scoring_config)
         assert found is not None
         with ScoreFile.open(out / "scores.h5") as scores:
-            expected = found.decide(scores.image_score, scores.map_score, alpha=0.08)
+            expected = found.decide(scores.image_scores, alpha=0.08)
             verdict, regions = scores.table("verdict"), scores.table("regions")
             maps, ids = list(scores.maps()), list(scores.ids)
             settings = json.loads(scores.settings)
@@ -220,6 +223,110 @@ class TestScoring:
             assert re.search(r"\(an image score of at most [\d.]+\)", (out / "report.html").read_text())
         assert {line["id"] for line in lines(out / "regions.csv")} <= {line["id"] for line in localized}
         assert any(line["alarm"] == "1" for line in listed)
+
+
+class TestImageScores:
+    @pytest.mark.parametrize("tests", [("top",), ("knn", "max", "top")])
+    def test_chosen_scores_rank_and_decide_in_every_file(
+        self, bank: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tests: tuple[str, ...]
+    ) -> None:
+        out = tmp_path / "out"
+        words = ("--alpha", "0.2", "--score", "top", "--image-scores", ",".join(tests))
+        done = run_json(capsys, "evaluate", dataset_folder, "--bank", bank, "--out", out, *words)
+        found = find_calibration(Bank.open(bank), Detector.open(bank).scoring_config)
+        assert found is not None
+        with ScoreFile.open(out / "scores.h5") as scores:
+            expected = found.decide(scores.image_scores, tests=tests, alpha=0.2)
+            tops, verdict = scores.top_score, scores.table("verdict")
+        listed, numbers = lines(out / "scores.csv"), report(out)
+        np.testing.assert_array_equal(np.array([line["top_score"] for line in listed], np.float32), tops)
+        np.testing.assert_array_equal(np.array([item["top_score"] for item in numbers["scores"]], np.float32), tops)
+        by_top = stats.rankdata(-tops, method="min").tolist()
+        assert [float(line["rank"]) for line in listed] == [item["rank"] for item in numbers["scores"]] == by_top
+        for name in ("p_top", "p_value", "alarm"):
+            np.testing.assert_array_equal(verdict[name], getattr(expected, name))
+            assert [float(line[name]) for line in listed] == getattr(expected, name).tolist()
+            assert [item[name] for item in numbers["scores"]] == getattr(expected, name).tolist()
+        assert numbers["calibration"]["image_scores"] == list(tests)
+        assert numbers["calibration"]["thresholds"]["top"] == found.thresholds(0.2, tests=tests).top
+        assert done["metrics"]["image, by top mean"]["auroc"] == numbers["metrics"]["by_top"]["auroc"]
+        page = (out / "report.html").read_text()
+        assert re.search(r'<th scope="col" class="n bar"><button type="button">top mean</button>', page)
+        assert page.count('class="n bar" style="--share:100.0%"') == 1
+        rows = re.findall(r'<tr><td class="n">(\d+)</td><td>(?:<a[^>]*>)?([^<]+)<', page)
+        assert next(name for _, name in rows) == listed[by_top.index(1)]["id"]
+        assert "Top means" in page
+        assert ("approximate for the map's maximum and the mean of its top pixels" in unescape(page)) == (len(tests) == 3)
+
+    def test_structure_in_every_file(
+        self, bank: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out, tests = tmp_path / "out", ("knn", "max", "top", "structure")
+        words = ("--alpha", "0.2", "--score", "structure", "--image-scores", ",".join(tests))
+        done = run_json(capsys, "evaluate", dataset_folder, "--bank", bank, "--out", out, *words)
+        found = find_calibration(Bank.open(bank), Detector.open(bank).scoring_config)
+        assert found is not None
+        with ScoreFile.open(out / "scores.h5") as scores:
+            maps = map_statistics(np.stack(list(scores.maps())), None, 0.01)
+            expected = found.decide(scores.image_scores, maps, tests=tests, alpha=0.2)
+            structure, verdict = scores.structure_score, scores.table("verdict")
+        assert structure is not None
+        np.testing.assert_array_equal(structure, found.structure(maps))
+        listed, numbers = lines(out / "scores.csv"), report(out)
+        np.testing.assert_array_equal(np.array([line["structure_score"] for line in listed], np.float32), structure)
+        np.testing.assert_array_equal(np.array([item["structure_score"] for item in numbers["scores"]], np.float32), structure)
+        by_structure = stats.rankdata(-structure, method="min").tolist()
+        assert [float(line["rank"]) for line in listed] == [item["rank"] for item in numbers["scores"]] == by_structure
+        for name in ("p_structure", "p_value", "alarm"):
+            np.testing.assert_array_equal(verdict[name], getattr(expected, name))
+            assert [float(line[name]) for line in listed] == getattr(expected, name).tolist()
+            assert [item[name] for item in numbers["scores"]] == getattr(expected, name).tolist()
+        defective = np.array([line["kind"] != "good" for line in listed])
+        auroc = numbers["metrics"]["by_structure"]["auroc"]
+        assert auroc == pytest.approx(stats.mannwhitneyu(structure[defective], structure[~defective]).statistic / (5 * 6))
+        assert done["metrics"]["image, by structure"]["auroc"] == auroc
+        page = unescape((out / "report.html").read_text())
+        for text in (
+            "AUROC by structure",
+            "what it is compared with depends on the image",
+            'bar"><button type="button">structure<',
+        ):
+            assert text in page
+        assert re.search(r"approximate for the map's maximum, the mean of its top pixels and its structure", page)
+
+    def test_structure_needs_a_calibration(
+        self, bank: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shutil.rmtree(bank / "calibration")
+        words = ("score", dataset_folder / "test", "--bank", bank, "--out", tmp_path / "out")
+        for more in (("--score", "structure"), ("--image-scores", "knn,structure")):
+            error = run_error(capsys, *words, *more)
+            assert re.search(
+                r"structure compares maps with those of a calibration: .*make one with: spade-faiss calibrate", error
+            )
+        run_json(capsys, *words)
+        assert "structure_score" not in lines(tmp_path / "out" / "scores.csv")[0]
+        assert "structure_score" not in report(tmp_path / "out")["scores"][0]
+
+    def test_images_without_a_map_rank_below_all_others(
+        self, bank: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "out"
+        words = ("--localize", "flagged", "--flag-below-p", "0.3", "--score", "max", "--image-scores", "knn,top,structure")
+        run_json(capsys, "score", dataset_folder / "test", "--bank", bank, "--out", out, "--alpha", "0.2", *words)
+        listed = lines(out / "scores.csv")
+        mapped = [int(line["rank"]) for line in listed if line["p_map"]]
+        assert sorted(mapped) == list(range(1, len(mapped) + 1))
+        assert {int(line["rank"]) for line in listed if not line["p_map"]} == {len(mapped) + 1}
+        assert 0 < len(mapped) < len(listed)
+        for line in listed:
+            assert bool(line["p_top"]) == bool(line["p_structure"]) == bool(line["p_map"])
+            assert math.isnan(float(line["structure_score"])) == (not line["p_map"])
+            assert line["p_map"] or line["alarm"] == "0"
+
+    def test_suspects_rank_by_the_image_score(self, bank: Path, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="score='top' would take the maps"):
+            suspects(Detector.open(bank, method=Method(score="top")), out=tmp_path / "out")
 
 
 class TestEvaluating:

@@ -45,9 +45,9 @@ class TestCharts:
         assert "nowhere" not in marked
         assert ">4<" in marked, "the axis reaches a threshold above all scores"
 
-    def test_rates_of_three_groups_at_most(self) -> None:
-        p = {name: np.array([0.01, 0.5]) for name in "abcd"}
-        with pytest.raises(InputError, match="tells 3 groups apart, got 4"):
+    def test_rates_of_five_groups_at_most(self) -> None:
+        p = {name: np.array([0.01, 0.5]) for name in "abcdef"}
+        with pytest.raises(InputError, match="tells 5 groups apart, got 6"):
             charts.rate_chart(p, 0.2)
         assert all(f">{text}<" in charts.rate_chart({"a": p["a"]}, 0.2) for text in ("a", "alpha", "observed = promised"))
 
@@ -79,5 +79,7 @@ class TestCharts:
             charts.histogram("x", np.array([1.0, np.nan]))
         with pytest.raises(InputError, match="as many x as y"):
             charts.roc_chart([charts.Curve("x", np.zeros(2), np.zeros(3), 0.0)])
-        with pytest.raises(InputError, match="3 curves"):
-            charts.roc_chart([self.curve(str(i)) for i in range(4)])
+        with pytest.raises(InputError, match="5 curves"):
+            charts.roc_chart([self.curve(str(i)) for i in range(6)])
+        five = charts.roc_chart([self.curve(str(i)) for i in range(5)])
+        assert len(set(re.findall(r"stroke: var\((--\w+)", five))) >= 5

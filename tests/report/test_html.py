@@ -55,8 +55,7 @@ def make_report(n: int = 10, cards: int = 4, normals: int = 2, labels: bool = Tr
     images = tuple(
         ImageRow(
             id=NASTY[i % len(NASTY)] + str(i),
-            image_score=float(rng.random() * 10),
-            map_score=float(rng.random() * 50),
+            scores={name: float(rng.random() * most) for name, most in {"knn": 10, "max": 50, "top": 40}.items()},
             neighbor_id=f"<u>normal {i}",
             neighbor_dist=float(rng.random() * 10),
             kind=("good", "<b>scratch</b>")[i % 2] if labels else None,
@@ -148,17 +147,22 @@ class TestHtml:
     def test_every_number_is_there(self, tmp_path: Path) -> None:
         report = make_report()
         page = self.page(tmp_path, report)
-        ranks = rank([image.image_score for image in report.images])
+        ranks = rank([image.scores["knn"] for image in report.images])
         rows = [text for text in page.texts if text]
         start = rows.index("its distance")
         for place, image in sorted(zip(ranks, report.images, strict=True), key=lambda pair: int(pair[0])):
-            expected = [str(place), printable(image.id), str(image.kind), f"{image.image_score:.3f}", f"{image.map_score:.2f}"]
-            expected += [image.neighbor_id, f"{image.neighbor_dist:.3f}"]
-            assert rows[start + 1 : start + 8] == expected
-            start += 7
+            expected = [str(place), printable(image.id), str(image.kind), f"{image.scores['knn']:.3f}"]
+            expected += [
+                f"{image.scores['max']:.2f}",
+                f"{image.scores['top']:.2f}",
+                image.neighbor_id,
+                f"{image.neighbor_dist:.3f}",
+            ]
+            assert rows[start + 1 : start + 9] == expected
+            start += 8
         values = page.values("data-v")
         for image in report.images:  # sorting compares all digits, not the ones that are shown
-            assert {repr(image.image_score), repr(image.map_score), repr(image.neighbor_dist)} <= set(values)
+            assert {*map(repr, image.scores.values()), repr(image.neighbor_dist)} <= set(values)
         for text in ("12,345", "–", "0.988", "5", "mean", "4", "3 files skipped"):
             assert text in page.texts
         for card in report.groups[0].cards:
@@ -227,7 +231,7 @@ class TestHtml:
         report = make_report()
         page = self.page(tmp_path, report)
         assert "The 4 most anomalous of 10; the rest is in scores.csv." in page.texts
-        lowest = min(report.images, key=lambda image: image.image_score)
+        lowest = min(report.images, key=lambda image: image.scores["knn"])
         assert lowest.neighbor_id not in page.texts
 
     def test_contradictions_are_refused(self, tmp_path: Path) -> None:

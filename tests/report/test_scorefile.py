@@ -21,6 +21,7 @@ def content(path: Path) -> tuple[object, ...]:
         arrays: list[Any] = [
             file.image_score,
             file.map_score,
+            file.top_score,
             file.peak,
             file.neighbor_dist,
             *file.match.values(),
@@ -164,3 +165,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(SpadeError, match=message):
             ScoreFile.open(tmp_path / name)
+
+
+def test_a_file_of_before_top_scores_is_read(tmp_path: Path) -> None:
+    """Results of last year are compared with today's by `drift`."""
+    scores = make_scores(5)
+    path = write_scores(tmp_path / "s.h5", scores)
+    with h5py.File(path, "r+") as file:
+        del file["top_score"]
+    with ScoreFile.open(path) as found:
+        assert np.isnan(found.top_score).tolist() == [True] * 5
+        np.testing.assert_array_equal(found.map_score, scores.map_score)

@@ -32,14 +32,15 @@ class TestCsv:
         write_csv(tmp_path / "s.csv", scores, kinds)
         header, *lines = self.read(tmp_path / "s.csv")
         pairs = ["neighbor_1", "dist_1", "neighbor_2", "dist_2", "neighbor_3", "dist_3"]
-        assert header == ["id", "image_score", "map_score", "rank", "kind", *pairs]
+        assert header == ["id", "image_score", "map_score", "top_score", "rank", "kind", *pairs]
         assert [line[0] for line in lines] == scores.ids
-        assert [line[3] for line in lines] == [str(place) for place in rank(scores.image_score)]
-        assert [line[4] for line in lines] == kinds
+        assert [line[4] for line in lines] == [str(place) for place in rank(scores.image_score)]
+        assert [line[5] for line in lines] == kinds
         np.testing.assert_array_equal(np.array([line[1] for line in lines], np.float32), scores.image_score)
         np.testing.assert_array_equal(np.array([line[2] for line in lines], np.float32), scores.map_score)
-        assert [line[5::2] for line in lines] == scores.neighbor_ids.tolist()
-        np.testing.assert_array_equal(np.array([line[6::2] for line in lines], np.float32), scores.neighbor_dist)
+        np.testing.assert_array_equal(np.array([line[3] for line in lines], np.float32), scores.top_score)
+        assert [line[6::2] for line in lines] == scores.neighbor_ids.tolist()
+        np.testing.assert_array_equal(np.array([line[7::2] for line in lines], np.float32), scores.neighbor_dist)
         assert leftovers(tmp_path) == ["s.csv"]
 
     def test_a_score_file_gives_the_same_lines_as_its_scores_and_no_labels_no_kind(self, tmp_path: Path) -> None:

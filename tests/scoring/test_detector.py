@@ -26,6 +26,7 @@ from spade_faiss.features.layout import Layout
 from spade_faiss.index import image_index
 from spade_faiss.index.built_index import index_folder
 from spade_faiss.index.image_index import ImageIndex, build_image_index
+from spade_faiss.scoring.image_scores import map_statistics
 from spade_faiss.search.recipe import Build, Query, Recipe, load_recipe
 from tests.support.detectors import open_detector
 from tests.support.oracle import Features, bank_of, batch_of, names, product, sq_distances
@@ -400,6 +401,7 @@ def test_maps_are_zero_where_the_input_shows_no_image(folder: Path) -> None:
     masked = detector.score_features(batch_of(queries(), valid=valid))
     assert plain.maps.all()
     np.testing.assert_array_equal(masked.maps, np.where(valid, plain.maps, 0))
+    np.testing.assert_array_equal(masked.statistics, map_statistics(plain.maps, valid, 0.01))
     for level, dist in plain.level_dist.items():
         np.testing.assert_array_equal(masked.level_dist[level], dist)
 

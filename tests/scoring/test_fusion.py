@@ -108,6 +108,7 @@ def scores_of(n: int, seed: int = 0) -> Scores:
         ids=[f"{seed}-{image}" for image in range(n)],
         image_score=floats(),
         maps=floats(5, 7),
+        statistics=floats(3),
         neighbor_ids=np.array([["a", "bb"]] * n, dtype=f"<U{2 + seed}").reshape(n, 2),
         neighbor_dist=floats(2),
         level_dist={"x": floats(3, 4), "y": floats(2, 2)},
@@ -124,7 +125,7 @@ def test_join_keeps_the_order_and_every_field() -> None:
 
     def fields(scores: Scores) -> dict[str, npt.NDArray[Any]]:
         levels = {f"{name}.{x}": getattr(scores, name)[x] for name in ("level_dist", "nearest") for x in scores.level_dist}
-        names = ("image_score", "maps", "neighbor_ids", "neighbor_dist", "map_score", "peak")
+        names = ("image_score", "maps", "statistics", "neighbor_ids", "neighbor_dist", "map_score", "top_score", "peak")
         return {**levels, **{name: getattr(scores, name) for name in names}}
 
     for name, values in fields(whole).items():

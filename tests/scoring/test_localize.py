@@ -35,7 +35,7 @@ Floats = npt.NDArray[np.float32]
 SHAPES = {"fine": (9, 11, 4), "coarse": (5, 6, 6)}
 INPUT = (40, 43)
 # Of what is written of an image, what its map has a part in.
-OF_MAP = ("map_score", "p_map", "p_value", "alarm", "regions")
+OF_MAP = ("map_score", "top_score", "structure_score", "p_map", "p_top", "p_structure", "p_value", "alarm", "regions")
 DIM = 16
 
 
@@ -203,6 +203,7 @@ class Written:
     lines: list[dict[str, str]]
     maps: Floats
     map_score: Floats
+    top_score: Floats
     image_score: Floats
     match: dict[str, npt.NDArray[np.int32]]
     ids: tuple[str, ...]
@@ -237,6 +238,7 @@ def run(dataset_folder: Path, fitted_bank: Path, backbone: Backbone, tmp_path: P
                 lines=list(csv.DictReader(file)),
                 maps=np.stack(list(scores.maps())),
                 map_score=scores.map_score,
+                top_score=scores.top_score,
                 image_score=scores.image_score,
                 match=scores.match,
                 ids=scores.ids,
@@ -250,7 +252,7 @@ def check_written(found: Written, full: Written, flagged: npt.NDArray[np.bool_])
     others = [name for name in full.ids if name not in names]
     assert found.ids == full.ids
     np.testing.assert_array_equal(found.image_score, full.image_score)
-    for array in ("maps", "map_score"):
+    for array in ("maps", "map_score", "top_score"):
         np.testing.assert_array_equal(getattr(found, array)[flagged], getattr(full, array)[flagged])
         assert np.isnan(getattr(found, array)[~flagged]).all()
     for level, match in full.match.items():
@@ -271,11 +273,12 @@ def check_written(found: Written, full: Written, flagged: npt.NDArray[np.bool_])
     # The page.
     assert sorted(found.cards()) == sorted(names)
     for name in full.ids:
-        place = 3  # rank, image, image score, map maximum
-        expected = full.row(name) if name in names else [*full.row(name)[:place], "–", *full.row(name)[place + 1 :]]
+        place = 3  # rank, image, image score, map maximum, top mean, structure
+        expected = full.row(name)
         assert [cell.strip() for cell in found.row(name)][:place] == expected[:place]
-        assert (found.row(name)[place] == "–") == (name in others)
-        assert found.row(name)[place + 3 :] == expected[place + 3 :]  # after p-value and verdict
+        assert [cell == "–" for cell in found.row(name)[place : place + 3]] == [name in others] * 3
+        assert name in others or found.row(name)[place : place + 3] == expected[place : place + 3]
+        assert found.row(name)[place + 5 :] == expected[place + 5 :]  # after p-value and verdict
     notices = [notice for notice in found.notices() if "no map" in notice]
     assert [notice.split(" images")[0] for notice in notices] == ([f"{len(others)} of {len(full.ids)}"] if others else [])
     # What a browser shows of NaN or an infinity would be garbage.

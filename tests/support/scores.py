@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from spade_faiss.report.scorefile import ScoreWriter
+from spade_faiss.scoring.image_scores import map_statistics
 from spade_faiss.scoring.scores import NEAREST_DTYPE, Scores
 
 NASTY = [
@@ -33,7 +34,8 @@ def make_scores(n: int = 8, seed: int = 0) -> Scores:
     return Scores(
         ids=[NASTY[i % len(NASTY)] + str(i // len(NASTY)) for i in range(n)],
         image_score=rng.random(n, dtype=np.float32),
-        maps=rng.random((n, 20, 24), dtype=np.float32),
+        maps=(maps := rng.random((n, 20, 24), dtype=np.float32)),
+        statistics=map_statistics(maps, None, 0.01),
         neighbor_ids=np.array([[NASTY[(i + j) % len(NASTY)] for j in range(3)] for i in range(n)], dtype=np.str_),
         neighbor_dist=rng.random((n, 3), dtype=np.float32),
         level_dist={},
@@ -44,7 +46,7 @@ def make_scores(n: int = 8, seed: int = 0) -> Scores:
 
 def part(scores: Scores, rows: slice) -> Scores:
     """The scores of some of the images."""
-    names = ("ids", "image_score", "maps", "neighbor_ids", "neighbor_dist")
+    names = ("ids", "image_score", "maps", "statistics", "neighbor_ids", "neighbor_dist")
     changed = {name: getattr(scores, name)[rows] for name in names}
     return replace(scores, **changed, nearest={level: nearest[rows] for level, nearest in scores.nearest.items()})
 

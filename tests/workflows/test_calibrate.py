@@ -39,6 +39,7 @@ class TestModes:
         assert (made.mode, made.images, made.available, made.seed) == ("leave_one_out", tuple(bank.ids), N, 0)
         assert list(made.image_score) == expected.image_score.tolist()
         assert list(made.map_score) == expected.map_score.tolist()
+        np.testing.assert_array_equal(made.statistics, expected.statistics)
         assert sum(made.pixels.counts) == N * INPUT[0] * INPUT[1]
         assert (made.scoring_config.k_image, made.generation) == (3, bank.generation)
         limit = made.pixels.threshold(0.2, N)

@@ -33,6 +33,7 @@ def test_metrics_are_those_of_the_scores_written(dataset_folder: Path, fitted_ba
         defective = np.array(["good" not in name for name in scores.ids])
         assert metrics.by_knn.auroc == pytest.approx(roc_auc_score(defective, scores.image_score))
         assert metrics.by_map.ap == pytest.approx(average_precision_score(defective, scores.map_score))
+        assert metrics.by_top.auroc == pytest.approx(roc_auc_score(defective, scores.top_score))
         masks = []
         for name in scores.ids:
             path = dataset_folder / "ground_truth" / Path(name).parent.name / f"{Path(name).stem}_mask.png"
@@ -49,6 +50,8 @@ def test_metrics_are_those_of_the_scores_written(dataset_folder: Path, fitted_ba
         assert metrics.pixel.auroc == pytest.approx(roc_auc_score(truth.ravel(), np.stack(list(scores.maps())).ravel()))
     report = json.loads((tmp_path / "report.json").read_bytes())
     assert report["metrics"]["by_knn"]["auroc"] == metrics.by_knn.auroc
+    assert report["metrics"]["by_top"]["auroc"] == metrics.by_top.auroc
+    assert "roc" not in report["metrics"]["kinds"]["spot"]["by_top"], "curves only of all defects together"
     assert report["metrics"]["pixel"]["aupro"] == metrics.pixel.aupro
     assert list(metrics.kinds) == ["spot"]
     page = (tmp_path / "report.html").read_text()
@@ -158,7 +161,7 @@ def test_cards_show_what_the_detector_found(
             assert card.mask is None
         else:
             np.testing.assert_array_equal(card.mask, to_mask(mask, loaded.placement))
-        assert (card.image.image_score, card.image.map_score) == (direct.image_score[i], direct.map_score[i])
+        assert card.image.scores == {name: values[i] for name, values in direct.image_scores.items()}
         y, x = card.peak
         assert direct.maps[i, y, x] == direct.maps[i].max()
         shown = {normal.place: normal for normal in card.normals if normal.place is not None}
@@ -172,7 +175,7 @@ def test_cards_show_what_the_detector_found(
             corners = (match["y"] * cell, match["x"] * cell, (match["y"] + 1) * cell, (match["x"] + 1) * cell)
             found = [(item.level, item.corners) for item in shown[match["neighbor"] + 1].matches]
             assert (level, corners) in found
-    hardest = [card.image.image_score for card in report.groups[1].cards]
+    hardest = [card.image.scores["knn"] for card in report.groups[1].cards]
     assert hardest == sorted(hardest)
 
 
