@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.schema import check_at_least, check_choice, is_finite
+from spade_faiss.core.schema import check_at_least, check_choice, is_finite, shorten
 
 RESIZE_MODES = ("crop", "stretch", "letterbox")
 FUSIONS = ("mean", "concat")
@@ -87,6 +87,19 @@ def level_names(text: str) -> tuple[str, ...]:
     return tuple(text.split(",")) if text else ()
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """Convert numbers that are separated by commas."""
+    return tuple(map(int, text.split(","))) if text else ()
+
+
+def check_blocks(blocks: tuple[int, ...]) -> None:
+    """Raise InputError unless a choice of blocks is of numbers from 0, in ascending order."""
+    if not isinstance(blocks, tuple) or any(isinstance(block, bool) or not isinstance(block, int) for block in blocks):
+        raise InputError(f"blocks={shorten(blocks)} must be a tuple of whole numbers, such as (3, 6, 9, 11)")
+    if list(blocks) != sorted(set(blocks)) or min(blocks, default=0) < 0:
+        raise InputError(f"blocks={shorten(blocks)} must name each block once, counted from 0 and in ascending order")
+
+
 def check_indexed_levels(names: tuple[str, ...]) -> None:
     """Raise InputError if a choice of levels to index is empty in places, or names one twice."""
     if "" in [part for name in names for part in name.split("+")] or len(set(names)) < len(names):
@@ -131,6 +144,11 @@ class Preprocess:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the backbone's input, in pixels."""
+        return self.crop, self.crop
+
     def __post_init__(self) -> None:
         check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
         for name in ("crop", "resize"):
@@ -155,6 +173,8 @@ class Preprocess:
 class Source:
     """What made the features of a bank. Distances between features of sources that differ in anything else than `engine` mean
     nothing; those of engines in float32 differ by rounding, in another precision by more.
+
+    `blocks` are those of a transformer that its levels are; empty for any other network.
     """
 
     backbone: str
@@ -162,9 +182,11 @@ class Source:
     preprocess: Preprocess
     precision: str = "float32"
     engine: str = "torch"
+    blocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, PRECISIONS)
+        check_blocks(self.blocks)
         check_choice("engine", self.engine, ENGINES[1:])
 
     def comparable(self) -> Source:
@@ -178,11 +200,19 @@ class Extraction:
     query.
 
     `backbone` is a name that `load_backbone` knows, or a `Backbone` of your own, which has its own precision and preprocess.
-    `network` says whether the bank carries the network, so that it can be used without torch and without the weights.
+    `blocks` are for transformers alone, see `Network.from_timm`. `network` says whether the bank carries the network, so that
+    it can be used without torch and without the weights.
     """
 
     backbone: object = setting(
         DEFAULT_BACKBONE, "the network: a torchvision ResNet, efficientnet_lite0, or timm:NAME", metavar="NAME", kind=str
+    )
+    blocks: tuple[int, ...] = setting(
+        (),
+        "the blocks of a transformer that become its levels, counted from 0, such as 2,5,8 (default: 3,6,9,11 of 12, as deep "
+        "in others)",
+        metavar="NUMBERS",
+        kind=numbers,
     )
     precision: str = setting("float32", "the number format of the forward pass", choices=PRECISIONS)
     preprocess: Preprocess = field(default_factory=Preprocess)
@@ -204,6 +234,9 @@ class Extraction:
         "zeros (zero), so that the border weighs less",
         choices=POOL_BORDERS,
     )
+
+    def __post_init__(self) -> None:
+        check_blocks(self.blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
