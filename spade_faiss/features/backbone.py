@@ -72,7 +72,7 @@ class Backbone:
                 level,
                 channels=m.shape[3],
                 # Patches divide the input; from the sizes alone, 4 of 14 pixels look like 4 of 16.
-                stride=height // m.shape[1] if network.blocks else _stride(height, m.shape[1]),
+                stride=height // m.shape[1] if network.blocks else _stride((height, width), m.shape[1:3]),
                 height=m.shape[1],
                 width=m.shape[2],
             )
@@ -176,12 +176,16 @@ def _check_memory(preprocess: Preprocess) -> None:
     needed, there = forward_bytes(1, preprocess.input_size), physical_bytes()
     if there is not None and needed > there:
         raise InputError(
-            f"crop={preprocess.crop} is too large: one image takes about {format_bytes(needed)}, this machine has "
+            f"size={preprocess.size} is too large: one image takes about {format_bytes(needed)}, this machine has "
             f"{format_bytes(there)}; lower it"
         )
 
 
-def _stride(side: int, size: int) -> int:
-    """The input pixels between two locations of a map: networks halve, rounding up, or cut the input into equal patches."""
+def _stride(input_size: tuple[int, int], shape: tuple[int, ...]) -> int:
+    """The input pixels between two locations of a map: networks halve, rounding up, or cut the input into equal patches.
+
+    Both are (height, width). The longer side tells: of few locations, many strides leave as many.
+    """
+    side, size = max(zip(input_size, shape, strict=True))
     halved = 1 << (math.ceil(side / size) - 1).bit_length()
     return halved if math.ceil(side / halved) == size else round(side / size)

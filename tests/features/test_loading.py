@@ -166,10 +166,10 @@ def test_a_timm_network_with_weights_from_a_file(tmp_path: Path) -> None:
 
 
 def test_the_resize_mode_is_the_callers_and_the_normalization_is_the_networks(tiny_file: Path) -> None:
-    asked = Preprocess(resize_mode="letterbox", resize=9, crop=64, mean=(0.1, 0.2, 0.3), std=(9.0, 9.0, 9.0))
+    asked = Preprocess(resize_mode="letterbox", resize=9, size=64, mean=(0.1, 0.2, 0.3), std=(9.0, 9.0, 9.0))
     made = load_backbone(TINY, weights=tiny_file, preprocess=asked).source.preprocess
     config: Any = timm.create_model("test_resnet", pretrained=False).pretrained_cfg
-    assert made == Preprocess(resize_mode="letterbox", resize=9, crop=64, mean=tuple(config["mean"]), std=tuple(config["std"]))
+    assert made == Preprocess(resize_mode="letterbox", resize=9, size=64, mean=tuple(config["mean"]), std=tuple(config["std"]))
 
 
 def test_torchvision_networks_take_imagenets_normalization(odd: Backbone) -> None:

@@ -75,7 +75,7 @@ def test_levels_and_embedding_are_those_of_timm_by_every_engine(name: str) -> No
     expected = timms_own(model, x, list(default_blocks(depth)))
     with torch.inference_mode():
         tokens = model.forward_features(torch.from_numpy(x)).numpy()
-    backbone = Backbone(Network.from_timm(model, name), preprocess=Preprocess(resize=side, crop=side))
+    backbone = Backbone(Network.from_timm(model, name), preprocess=Preprocess(resize=side, size=side))
     names = [f"blocks.{block}" for block in default_blocks(depth)]
     assert backbone.levels == tuple(
         Level(level, channels=m.shape[3], stride=patch, height=4, width=4) for level, m in zip(names, expected, strict=True)
@@ -143,15 +143,20 @@ def test_only_transformers_have_blocks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "side"),
-    [("test_vit", 64), ("test_vit3", 96), ("vit_small_patch14_reg4_dinov2", 56), ("vit_small_patch16_dinov3", 64)],
+    ("name", "size"),
+    [
+        ("test_vit", (64, 96)),
+        ("test_vit3", (96, 96)),
+        ("vit_small_patch14_reg4_dinov2", (56, 84)),
+        ("vit_small_patch16_dinov3", (96, 64)),
+    ],
 )
-def test_positions_are_interpolated_for_the_input(tmp_path: Path, name: str, side: int) -> None:
+def test_positions_are_interpolated_for_the_input(tmp_path: Path, name: str, size: tuple[int, int]) -> None:
     """Weights of the native size, read from a file: equal to timm's own interpolation, which it does as it runs."""
     model = made(name, dynamic_img_size=True)
     torch.save(model.state_dict(), tmp_path / "w.pt")
-    backbone = load_backbone(f"timm:{name}", weights=tmp_path / "w.pt", preprocess=Preprocess(resize=side, crop=side))
-    x = inputs(2, side)
+    backbone = load_backbone(f"timm:{name}", weights=tmp_path / "w.pt", preprocess=Preprocess(size=size))
+    x = inputs(2, max(size))[:, :, : size[0], : size[1]].copy()
     _, maps = backbone(x)
     expected = timms_own(model, x, list(default_blocks(len(model.blocks))))
     for m, own in zip(maps.values(), expected, strict=True):
@@ -178,7 +183,9 @@ def test_an_input_that_is_no_multiple_of_the_patch_names_the_nearest() -> None:
         match=r"timm:vit_small_patch14_dinov2 cuts its input into patches of 14 x 14 pixels, and 256 x 256 is no multiple of "
         r"that; the nearest are 252 x 252 and 266 x 266",
     ):
-        load_backbone("timm:vit_small_patch14_dinov2", preprocess=Preprocess(resize=300, crop=256))
+        load_backbone("timm:vit_small_patch14_dinov2", preprocess=Preprocess(size=256))
+    with pytest.raises(InputError, match="and 320 x 644 is no multiple of that; the nearest are 308 x 644 and 322 x 644"):
+        load_backbone("timm:vit_small_patch14_dinov2", preprocess=Preprocess(size=(320, 644)))
     with pytest.raises(InputError, match=r"backbone 'vit' does not take inputs of 64 x 64 pixels: Input height"):
         Backbone(Network.from_timm(made("vit_base_patch16_clip_224", **TINY), "vit"), preprocess=SMALL)
 

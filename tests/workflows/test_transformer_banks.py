@@ -28,7 +28,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bank(weights: Path, dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bank") / "vit.bank"
-    words = ["--backbone", NAME, "--weights", str(weights), "--blocks", "1,4", "--resize", "72", "--crop", "64"]
+    words = ["--backbone", NAME, "--weights", str(weights), "--blocks", "1,4", "--resize", "72", "--size", "64"]
     assert main(["extract", str(dataset_folder / "train/good"), "--bank", str(path), *words]) == 0
     return path
 
@@ -47,7 +47,7 @@ def test_the_blocks_are_recorded_and_used_by_queries(bank: Path, dataset_folder:
 
 
 def test_other_blocks_are_another_source(bank: Path, weights: Path, dataset_folder: Path) -> None:
-    other = Extraction(backbone=NAME, preprocess=Preprocess(resize=72, crop=64))
+    other = Extraction(backbone=NAME, preprocess=Preprocess(resize=72, size=64))
     with pytest.raises(InputError, match=r"was extracted with blocks=\(1, 4\), these features with \(1, 3, 4, 5\)"):
         extract(dataset_folder / "train/good", bank=bank, extraction=other, run=Run(weights=weights))
 
