@@ -108,8 +108,10 @@ def requirements() -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     optional = project["optional-dependencies"]
     tools = [text for text in optional["dev"] if _name_of(text) in (*_TOOLS, *_INSTALLERS)]
-    named = [*project["dependencies"], *optional["cpu"], *optional["demo"], *tools, "pip"]
-    return [text for text in named if _name_of(text) not in ("torch", *_NOT_CARRIED)]
+    # `cpu` names the other two.
+    extras = [text for extra in ("cpu", "torch", "onnxruntime", "demo") for text in optional[extra]]
+    named = [*project["dependencies"], *extras, *tools, "pip"]
+    return [text for text in named if _name_of(text) not in ("torch", "spade-faiss", *_NOT_CARRIED)]
 
 
 def read_pins() -> dict[str, str]:

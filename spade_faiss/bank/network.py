@@ -30,7 +30,7 @@ NETWORK = "network"
 _REMEDY = "restore it from a backup, or pass --engine torch"
 # Protobuf's own limit.
 _MOST_GRAPH_BYTES = (1 << 31) - 1
-_MOST_LIMIT = 0.1
+_MOST_LIMIT = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,16 +59,17 @@ def _run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
     logging.getLogger().handlers[0].setFormatter(_OneLine("%(levelname)s %(message)s"))
     logging.getLogger("spade_faiss").setLevel(logging.DEBUG if arguments.debug else logging.NOTSET)
+    signals = _Signals()
     try:
-        with _signals_as_interrupts():
+        with _signals_as_interrupts(signals):
             if arguments.command in _COMPUTING:
                 check_libraries_fit(torch=_loads_torch(arguments))
             numbers, lines, *failed = arguments.run(arguments)
         output = to_json(numbers) if arguments.json else "\n".join(map(printable, lines))
-    except KeyboardInterrupt as error:
-        write_error(f"interrupted; {_what_remains(arguments)}")
-        return 128 + (error.number if isinstance(error, _Ended) else signal.SIGINT)
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        if signals.received or isinstance(error, KeyboardInterrupt):
+            write_error(f"interrupted; {_what_remains(arguments)}")
+            return 128 + (signals.received or signal.SIGINT)
         if arguments.debug:
             raise
         write_error(f"error: {_describe(error)}")
@@ -118,29 +119,33 @@ def _what_remains(arguments: argparse.Namespace) -> str:
 class _Ended(KeyboardInterrupt):
     """A signal that ends the process, as Ctrl-C does: what is open is cleared first."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
+class _Signals:
+    """Which signal ended a command. Some libraries make another error of what is raised while they are imported."""
 
-def _end(number: int, _: FrameType | None) -> None:
-    raise _Ended(number)
+    received = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> NoReturn:
+        self.received = number
+        raise _Ended
 
 
 @contextmanager
-def _signals_as_interrupts() -> Iterator[None]:
-    """Raise `_Ended` on SIGTERM and SIGHUP, unless whoever runs the process has other plans for them."""
+def _signals_as_interrupts(signals: _Signals) -> Iterator[None]:
+    """Raise `_Ended` on SIGINT, SIGTERM and SIGHUP, unless whoever runs the process has other plans for them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    ours = {number: handler for number, handler in before.items() if handler in usual}
     for number in ours:
-        signal.signal(number, _end)
+        signal.signal(number, signals)
     try:
         yield
     finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in ours.items():
+            signal.signal(number, handler)
 
 
 class _OneLine(logging.Formatter):

@@ -6,7 +6,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,8 @@ from spade_faiss.features.frames import Frame
 from spade_faiss.features.memory import MemoryGate
 from spade_faiss.features.pictures import LoadedImage, load_bytes, load_image, to_input
 
-_BATCHES_AHEAD = 3
+# Beside the batch that is used and the one that the network computes.
+_BATCHES_AHEAD = 2
 
 _log = logging.getLogger(__name__)
 
@@ -102,8 +103,12 @@ class FeatureStream:
         Raises:
             InputError: if more images than allowed were skipped, or all of them.
         """
-        with progress_bar(len(records), label, self._run.progress) as bar, closing(self._decode_ahead(records)) as batches:
-            for futures, extracted in self._compute_ahead(batches, root):
+        with (
+            progress_bar(len(records), label, self._run.progress) as bar,
+            closing(self._decode_ahead(records)) as batches,
+            closing(self._compute_ahead(batches, root)) as computed,
+        ):
+            for futures, extracted in computed:
                 if extracted is not None:
                     yield extracted.result()
                 bar.update(len(futures))
@@ -117,6 +122,7 @@ class FeatureStream:
         which no image is left.
         """
         ahead: deque[tuple[_Decoding, Future[Extracted] | None]] = deque()
+        last: Future[Extracted] | None = None
         with ThreadPoolExecutor(1, thread_name_prefix="forward") as pool:
             for futures in batches:
                 try:
@@ -124,7 +130,9 @@ class FeatureStream:
                 except BaseException:
                     yield from ahead  # what was computed before an error is used before it is raised
                     raise
-                ahead.append((futures, pool.submit(self._compute, decoded, root) if decoded else None))
+                if decoded:
+                    last = pool.submit(self._compute_after, last, decoded, root)
+                ahead.append((futures, last if decoded else None))
                 if len(ahead) > 1:
                     yield ahead.popleft()
             yield from ahead
@@ -168,6 +176,12 @@ class FeatureStream:
                 else:
                     decoded.append(image)
         return decoded
+
+    def _compute_after(self, before: Future[Extracted] | None, decoded: Sequence[_Decoded], root: Path) -> Extracted:
+        """Compute the features of a batch, unless the batch before it failed: then nobody will ask for them."""
+        if before is not None and before.exception() is not None:
+            raise CancelledError
+        return self._compute(decoded, root)
 
     def _compute(self, decoded: Sequence[_Decoded], root: Path) -> Extracted:
         with self._timings("forward"):

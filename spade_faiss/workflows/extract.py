@@ -202,6 +202,8 @@ def _make_network(
         if is_given or not is_same or opened.manifest.network is None:
             return _MadeNetwork(backbone)
         return _MadeNetwork(backbone_of(opened, None, replace(run, weights=None)))
+    if backbone.engine != "torch":
+        return _MadeNetwork(backbone)  # opened from a bank: there is no torch network to export
     engine = "torch" if is_given else choose_engine(run.engine, precision, device)
     # In another precision than float32, a bank is of use to the engine that made it, and torch loads its networks by name.
     if (engine == "torch" and (precision != "float32" or not extraction.network)) or not (

@@ -648,6 +648,24 @@ def test_an_interruption_says_what_is_true_of_the_command(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_a_library_is_imported_is_no_bug(
+    number: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fault: a signal in the import of onnxruntime ended as ImportError, which was reported as a bug."""
+
+    def interrupt(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except BaseException:
+            raise ImportError("initialization failed") from None
+
+    monkeypatch.setattr("spade_faiss.cli.upkeep._verify", interrupt)
+    assert main(["verify", "b"]) == code
+    assert capsys.readouterr().err == "spade-faiss: interrupted; the same command starts anew\n"
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_names_give_a_terminal_no_orders(
     dataset_folder: Path, fitted_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], as_json: bool

@@ -492,7 +492,7 @@ def test_a_stream_that_is_left_early_ends_its_threads_and_decodes_no_more(
     next(parts)
     parts.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
-    assert len(decoded) < 9  # three batches were waiting
+    assert len(decoded) <= 9 < NORMALS  # three batches were waiting
 
 
 def test_the_stream_allows_nothing_readable_only_where_told(tmp_path: Path, backbone: Backbone) -> None:
