@@ -101,7 +101,7 @@ def _extract(folder: Path, images: Path) -> None:
         torch.nn.Conv2d(3, 4, 3, stride=4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
     )
     small = Network.from_module(network, name="small", taps={"x": "1"}, embedding="3")
-    backbone = Backbone(small, preprocess=Preprocess(resize=16, crop=16))
+    backbone = Backbone(small, preprocess=Preprocess(resize=16, size=16))
     done = extract(images, bank=folder.with_name(folder.name + " extracted"), extraction=Extraction(backbone=backbone))
     build_index(done.bank, RECIPES[0])
 

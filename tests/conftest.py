@@ -32,7 +32,7 @@ def backbone() -> Backbone:
     """efficientnet_lite0 at an input of 64 x 64: its levels are 16 x 16, 8 x 8 and 4 x 4."""
     from spade_faiss import Preprocess, load_backbone
 
-    return load_backbone("efficientnet_lite0", preprocess=Preprocess(resize=72, crop=64))
+    return load_backbone("efficientnet_lite0", preprocess=Preprocess(resize=72, size=64))
 
 
 @pytest.fixture(scope="session")

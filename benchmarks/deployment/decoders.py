@@ -100,7 +100,7 @@ def _by_pillow(data: bytes) -> Image.Image:
 
 def _by_draft(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data))
-    image.draft("RGB", (_preprocess().resize,) * 2)
+    image.draft("RGB", (_preprocess().shorter_side,) * 2)
     return image.convert("RGB")
 
 

@@ -31,7 +31,7 @@ def equality(places: Places) -> Iterator[Row]:
             rule, notice = DecisionRule.of(detector, Decision())
             assert rule is not None, notice
             scores[engine] = detector.score(test)
-            alarm[engine] = rule(scores[engine].image_score, scores[engine].map_score).alarm
+            alarm[engine] = rule(scores[engine].image_scores, scores[engine].statistics).alarm
         for engine in ENGINES:
             if engine != BASE:
                 yield {

@@ -50,12 +50,12 @@ def backbone_of(bank: Snapshot, backbone: str | Backbone | None, run: Run, devic
         raise InputError(f"the bank {bank.path} was made by another extractor; hand it features, or pass a Backbone")
     else:
         is_own = backbone in (None, source.backbone) and run.weights is None
-        side = source.preprocess.crop
-        if is_own and bank.layout.input_size != (side, side):
+        height, width = source.preprocess.input_size
+        if is_own and bank.layout.input_size != (height, width):
             # Inputs of another size would take memory that no file of the bank accounts for.
             raise BankError(
                 f"the bank {bank.path} is damaged: its maps are of inputs of {bank.layout.input_size} pixels, its settings say "
-                f"{side} x {side}; restore it from a backup"
+                f"{height} x {width}; restore it from a backup"
             )
         found = find_device(device or run.device)
         if is_own and bank.manifest.network is not None and (carried := _carried(bank, source, run.engine, found)):
@@ -106,7 +106,12 @@ def _loaded(bank: Snapshot, source: Source, name: str | None, run: Run, device: 
     if weights is None and recorded is not None:
         weights = _recorded_weights(bank, recorded)
     backbone = load_backbone(
-        name or source.backbone, weights=weights, precision=source.precision, preprocess=source.preprocess, device=device
+        name or source.backbone,
+        weights=weights,
+        precision=source.precision,
+        preprocess=source.preprocess,
+        blocks=source.blocks,
+        device=device,
     )
     bank.check_source(replace(backbone.source, engine=source.engine))
     network, layout = bank.manifest.network, bank.layout

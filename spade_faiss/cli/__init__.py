@@ -85,7 +85,7 @@ def _describe(error: Exception) -> str:
     """Say in a line what went wrong, and what to do."""
     if is_out_of_memory(error) and not isinstance(error, SpadeError):
         return (
-            f"there is not enough memory ({_line(error)}); allow the process more, or ask for less (--memory, --crop, --kappa)"
+            f"there is not enough memory ({_line(error)}); allow the process more, or ask for less (--memory, --size, --kappa)"
         )
     if isinstance(error, SpadeError | OSError):
         return str(error)

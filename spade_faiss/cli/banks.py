@@ -276,9 +276,11 @@ def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str
 
 
 def _resizing(preprocess: Preprocess) -> str:
-    resized = f"shorter side to {preprocess.resize}, " if preprocess.resize_mode == "crop" else ""
+    height, width = preprocess.input_size
+    to = "shorter side" if height == width else f"to cover {height} x {width} with its shorter side"
+    resized = f"{to} to {preprocess.resize}, " if preprocess.resize_mode == "crop" else ""
     depth = "" if preprocess.bit_depth is None else f"{preprocess.bit_depth} of 16 bits, "
-    return f"{depth}{resized}{preprocess.resize_mode} to {preprocess.crop} x {preprocess.crop}"
+    return f"{depth}{resized}{preprocess.resize_mode} to {height} x {width}"
 
 
 def _add_extraction(command: argparse.ArgumentParser) -> None:

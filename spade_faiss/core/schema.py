@@ -48,7 +48,8 @@ def is_finite(value: object) -> bool:
 def from_mapping(cls: type[T], mapping: object, where: str) -> T:
     """Build the dataclass `cls` from a parsed YAML or JSON mapping.
 
-    Nested dataclasses are built the same way, and a list becomes a tuple where the field is a tuple.
+    Nested dataclasses are built the same way, and a list becomes a tuple where the field is a tuple. A field that had another
+    name is found under that, too: the metadata of the field hold it as `formerly`.
 
     Args:
         cls: the dataclass.
@@ -62,6 +63,9 @@ def from_mapping(cls: type[T], mapping: object, where: str) -> T:
         raise InputError(f"{where}: expected a mapping, got {type(mapping).__name__}")
     fields, hints = dataclasses.fields(cls), _type_hints(cls)  # type: ignore[arg-type]
     known = [field.name for field in fields]
+    renamed: dict[str, str] = {field.metadata["formerly"]: field.name for field in fields if field.metadata.get("formerly")}
+    if any(old in mapping and new not in mapping for old, new in renamed.items()):
+        mapping = {renamed.get(str(name), str(name)): value for name, value in mapping.items()}
     if unknown := sorted(set(map(str, mapping)) - set(known)):
         raise InputError(f"{where}: unknown key {shorten(unknown[0])}; known are {', '.join(known)}")
     values = {name: _checked(hints[name], value, f"{where}: {name}") for name, value in mapping.items()}

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.schema import check_at_least, check_choice, is_finite
+from spade_faiss.core.schema import check_at_least, check_choice, is_finite, shorten
 
 RESIZE_MODES = ("crop", "stretch", "letterbox")
 FUSIONS = ("mean", "concat")
@@ -31,6 +31,8 @@ ALL = "all"
 
 # The longest side of a network's input, and of an image that it is cut out of, in pixels.
 LARGEST_SIDE = 10_000
+# The paper's: the shorter side is resized to 256 pixels, 224 are cut out.
+_RESIZE, _CROP = 256, 224
 DEFAULT_BACKBONE = "wide_resnet50_2"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -43,6 +45,7 @@ def setting(
     choices: tuple[str, ...] = (),
     metavar: str | None = None,
     kind: Callable[[str], Any] | None = None,
+    formerly: str = "",
 ) -> Any:
     """Declare a field of a settings dataclass that has an option on the command line.
 
@@ -52,8 +55,10 @@ def setting(
         choices: the values that are allowed, if they are few.
         metavar: the placeholder for the value in the help text.
         kind: what the command line converts the text with; the type of the field unless given.
+        formerly: the name under which files hold it that were written before it had this one, see `from_mapping`.
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "metavar": metavar, "kind": kind})
+    metadata = {"help": help, "choices": choices, "metavar": metavar, "kind": kind, "formerly": formerly}
+    return field(default=default, metadata=metadata)
 
 
 def int_or_all(text: str) -> int | str:
@@ -89,6 +94,25 @@ def level_names(text: str) -> tuple[str, ...]:
     return tuple(text.split(",")) if text else ()
 
 
+def pixels(text: str) -> int | tuple[int, int]:
+    """Convert the side of a square, or `HEIGHTxWIDTH`."""
+    height, by, width = text.partition("x")
+    return (int(height), int(width)) if by else int(text)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Convert numbers that are separated by commas."""
+    return tuple(map(int, text.split(","))) if text else ()
+
+
+def check_blocks(blocks: tuple[int, ...]) -> None:
+    """Raise InputError unless a choice of blocks is of numbers from 0, in ascending order."""
+    if not isinstance(blocks, tuple) or any(isinstance(block, bool) or not isinstance(block, int) for block in blocks):
+        raise InputError(f"blocks={shorten(blocks)} must be a tuple of whole numbers, such as (3, 6, 9, 11)")
+    if list(blocks) != sorted(set(blocks)) or min(blocks, default=0) < 0:
+        raise InputError(f"blocks={shorten(blocks)} must name each block once, counted from 0 and in ascending order")
+
+
 def check_indexed_levels(names: tuple[str, ...]) -> None:
     """Raise InputError if a choice of levels to index is empty in places, or names one twice."""
     if "" in [part for name in names for part in name.split("+")] or len(set(names)) < len(names):
@@ -107,10 +131,14 @@ class Preprocess:
     """How an image becomes the backbone's input; it is recorded in the bank, and applied to every query.
 
     `resize_mode` says which part of an image is scored:
-    - `crop`: the shorter side is resized to `resize` pixels and the central `crop` x `crop` square is cut out, as in the paper;
-    - `stretch`: the whole image is resized to `crop` x `crop` pixels, whatever its aspect ratio;
-    - `letterbox`: the whole image is resized at its own aspect ratio, its longer side to `crop` pixels; the margins repeat its
-      border and are not scored.
+    - `crop`: the image is resized at its own aspect ratio until it just covers `size`, enlarged so that its shorter side is
+      `resize` pixels; the center is cut out. Of a square that is the paper's: the shorter side is resized to `resize` pixels;
+    - `stretch`: the whole image is resized to `size`, whatever its aspect ratio;
+    - `letterbox`: the whole image is resized at its own aspect ratio to the largest that fits into `size`; the margins repeat
+      its border and are not scored.
+
+    `size` is the side of a square, or (height, width); `input_size` gives both. Unless given, `resize` is to its shorter side
+    as 256 is to 224.
 
     `bit_depth` says how many of the 16 bits of a channel the camera uses; all images are scaled alike by it. None says that no
     normal image has 16 bits; a new bank finds the depth from its normal images.
@@ -118,12 +146,24 @@ class Preprocess:
 
     resize_mode: str = setting(
         "crop",
-        "which part of an image is scored: its central square (crop), the whole image stretched to a square (stretch), or the "
-        "whole image at its own aspect ratio (letterbox)",
+        "which part of an image is scored: its center (crop), the whole image stretched to the size of the input (stretch), or "
+        "the whole image at its own aspect ratio (letterbox)",
         choices=RESIZE_MODES,
     )
-    resize: int = setting(256, "the shorter side of an image before its central square is cut out", metavar="PIXELS")
-    crop: int = setting(224, "the side of the backbone's input", metavar="PIXELS")
+    resize: int | None = setting(
+        None,
+        "the shorter side of an image before its central square is cut out; of an input that is no square, its shorter side "
+        "enlarged to so much must just be covered (default: 256 for an input of 224, as much more for others)",
+        metavar="PIXELS",
+        kind=int,
+    )
+    size: int | tuple[int, int] = setting(
+        224,
+        "the size of the backbone's input: the side of a square, such as 448, or height and width, such as 320x640",
+        metavar="PIXELS",
+        kind=pixels,
+        formerly="crop",
+    )
     bit_depth: int | None = setting(
         None,
         "how many of the 16 bits stored per channel the camera uses, such as 12; found from the normal images unless given",
@@ -133,16 +173,31 @@ class Preprocess:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
+    @property
+    def shorter_side(self) -> int:
+        """`resize`, in pixels; it is set, whether it was given or not."""
+        assert self.resize is not None
+        return self.resize
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the backbone's input, in pixels."""
+        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
+
     def __post_init__(self) -> None:
         check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
-        for name in ("crop", "resize"):
-            check_at_least(name, getattr(self, name), 1)
-            if getattr(self, name) > LARGEST_SIDE:
-                raise InputError(
-                    f"{name}={getattr(self, name)} is too large: at most {LARGEST_SIDE} pixels; the usual is 224 to 1024"
-                )
-        if self.resize_mode == "crop" and self.resize < self.crop:
-            raise InputError(f"resize={self.resize} is smaller than crop={self.crop}; the crop must fit into the resized image")
+        if isinstance(self.size, tuple) and len(self.size) != 2:
+            raise InputError(f"size={shorten(self.size)} must be the side of a square, or (height, width)")
+        for side in self.input_size:
+            _check_side("size", side)
+        if isinstance(self.size, tuple) and self.size[0] == self.size[1]:
+            object.__setattr__(self, "size", self.size[0])
+        shorter = min(self.input_size)
+        if self.resize is None:
+            object.__setattr__(self, "resize", min(LARGEST_SIDE, round(shorter * _RESIZE / _CROP)))
+        _check_side("resize", self.resize)
+        if self.resize_mode == "crop" and self.shorter_side < shorter:
+            raise InputError(f"resize={self.resize} is smaller than size={shorter}; the input must fit into the resized image")
         if self.bit_depth is not None:
             check_choice("bit_depth", self.bit_depth, tuple(range(8, 17)))
         for name in ("mean", "std"):
@@ -153,10 +208,18 @@ class Preprocess:
             raise InputError(f"std must be positive, got {self.std}")
 
 
+def _check_side(name: str, value: object) -> None:
+    check_at_least(name, value, 1)
+    if cast(int, value) > LARGEST_SIDE:
+        raise InputError(f"{name}={value} is too large: at most {LARGEST_SIDE} pixels; the usual is 224 to 1024")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """What made the features of a bank. Distances between features of sources that differ in anything else than `engine` mean
     nothing; those of engines in float32 differ by rounding, in another precision by more.
+
+    `blocks` are those of a transformer that its levels are; empty for any other network.
     """
 
     backbone: str
@@ -164,9 +227,11 @@ class Source:
     preprocess: Preprocess
     precision: str = "float32"
     engine: str = "torch"
+    blocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, PRECISIONS)
+        check_blocks(self.blocks)
         check_choice("engine", self.engine, ENGINES[1:])
 
     def comparable(self) -> Source:
@@ -180,11 +245,19 @@ class Extraction:
     query.
 
     `backbone` is a name that `load_backbone` knows, or a `Backbone` of your own, which has its own precision and preprocess.
-    `network` says whether the bank carries the network, so that it can be used without torch and without the weights.
+    `blocks` are for transformers alone, see `Network.from_timm`. `network` says whether the bank carries the network, so that
+    it can be used without torch and without the weights.
     """
 
     backbone: object = setting(
         DEFAULT_BACKBONE, "the network: a torchvision ResNet, efficientnet_lite0, or timm:NAME", metavar="NAME", kind=str
+    )
+    blocks: tuple[int, ...] = setting(
+        (),
+        "the blocks of a transformer that become its levels, counted from 0, such as 2,5,8 (default: 3,6,9,11 of 12, as deep "
+        "in others)",
+        metavar="NUMBERS",
+        kind=numbers,
     )
     precision: str = setting("float32", "the number format of the forward pass", choices=PRECISIONS)
     preprocess: Preprocess = field(default_factory=Preprocess)
@@ -206,6 +279,9 @@ class Extraction:
         "zeros (zero), so that the border weighs less",
         choices=POOL_BORDERS,
     )
+
+    def __post_init__(self) -> None:
+        check_blocks(self.blocks)
 
 
 @dataclass(frozen=True, kw_only=True)

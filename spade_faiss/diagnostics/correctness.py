@@ -49,7 +49,7 @@ def check_network(device: Device) -> Check:
             torch.manual_seed(0)
             module = models.get_model("resnet18", weights=None)
         network = Network.from_module(module, name="test", taps=taps, embedding="avgpool")
-        backbone = Backbone(network, preprocess=Preprocess(resize=72, crop=64), device=name)
+        backbone = Backbone(network, preprocess=Preprocess(resize=72, size=64), device=name)
         embedding, levels = backbone(np.random.default_rng(0).random((2, 3, 64, 64), np.float32))
         features.append([embedding, *levels.values()])
     error = max(float(np.abs(here - there).max() / np.abs(here).max()) for here, there in zip(*features, strict=True))

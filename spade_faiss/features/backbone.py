@@ -56,23 +56,31 @@ class Backbone:
         check_choice("precision", precision, PRECISIONS)
         preprocess = preprocess or Preprocess()
         found_device = find_device(device)
-        _check_memory(preprocess.crop)
+        height, width = preprocess.input_size
+        _check_memory(preprocess)
         forward = TorchForward(network, precision, found_device)
-        side = preprocess.crop
-        embedding, maps = forward(np.zeros((1, 3, side, side), np.float32))
+        embedding, maps = forward(np.zeros((1, 3, height, width), np.float32))
         source = Source(
             backbone=network.name,
             weights_sha256=hash_weights(network.module.state_dict()),
             precision=precision,
             preprocess=preprocess,
+            blocks=network.blocks,
         )
         levels = tuple(
-            Level(level, channels=m.shape[3], stride=_stride(side, m.shape[1]), height=m.shape[1], width=m.shape[2])
+            Level(
+                level,
+                channels=m.shape[3],
+                # Patches divide the input; from the sizes alone, 4 of 14 pixels look like 4 of 16.
+                stride=height // m.shape[1] if network.blocks else _stride((height, width), m.shape[1:3]),
+                height=m.shape[1],
+                width=m.shape[2],
+            )
             for level, m in maps.items()
         )
         self._set(forward, source, levels, embedding.shape[1])
         self._network: Network | None = network
-        self._exported = Once(partial(_export, network, side, tuple(maps)))
+        self._exported = Once(partial(_export, network, (height, width), tuple(maps)))
 
     @classmethod
     def by_engine(cls, forward: Forward, source: Source, levels: tuple[Level, ...], embedding_dim: int) -> Backbone:
@@ -94,7 +102,7 @@ class Backbone:
         self.source = source
         self.levels = levels
         self.embedding_dim = embedding_dim
-        self.input_size = (source.preprocess.crop,) * 2
+        self.input_size = source.preprocess.input_size
 
     @property
     def engine(self) -> str:
@@ -157,23 +165,27 @@ class Backbone:
         )
 
 
-def _export(network: Network, side: int, levels: tuple[str, ...]) -> bytes:
+def _export(network: Network, input_size: tuple[int, int], levels: tuple[str, ...]) -> bytes:
     from spade_faiss.features.forward.export import export
 
-    return export(network, side, levels)
+    return export(network, input_size, levels)
 
 
-def _check_memory(side: int) -> None:
+def _check_memory(preprocess: Preprocess) -> None:
     """Raise InputError if one input is more than this machine can hold: the system would end the process without a word."""
-    needed, there = forward_bytes(1, (side, side)), physical_bytes()
+    needed, there = forward_bytes(1, preprocess.input_size), physical_bytes()
     if there is not None and needed > there:
         raise InputError(
-            f"crop={side} is too large: one image takes about {format_bytes(needed)}, this machine has "
+            f"size={preprocess.size} is too large: one image takes about {format_bytes(needed)}, this machine has "
             f"{format_bytes(there)}; lower it"
         )
 
 
-def _stride(side: int, size: int) -> int:
-    """The input pixels between two locations of a map: networks halve, rounding up, or cut the input into equal patches."""
+def _stride(input_size: tuple[int, int], shape: tuple[int, ...]) -> int:
+    """The input pixels between two locations of a map: networks halve, rounding up, or cut the input into equal patches.
+
+    Both are (height, width). The longer side tells: of few locations, many strides leave as many.
+    """
+    side, size = max(zip(input_size, shape, strict=True))
     halved = 1 << (math.ceil(side / size) - 1).bit_length()
     return halved if math.ceil(side / halved) == size else round(side / size)

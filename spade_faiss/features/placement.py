@@ -19,7 +19,7 @@ _NEARLY_ALL = 0.995
 
 @dataclass(frozen=True)
 class Placement:
-    """How an image lies in the backbone's input, a square with sides of `size` pixels.
+    """How an image lies in the backbone's input, of `size` (width, height) pixels.
 
     The upright image, of `original` (width, height) pixels, is resized to `resized` (width, height), and its top left corner
     is put at `offset` (x, y): where that is negative, the image is cut off; where it is positive, a margin is left.
@@ -28,13 +28,13 @@ class Placement:
     original: tuple[int, int]
     resized: tuple[int, int]
     offset: tuple[int, int]
-    size: int
+    size: tuple[int, int]
 
     @property
     def visible(self) -> tuple[int, int, int, int]:
         """The part of the resized image that the input shows: (left, top, right, bottom)."""
         (width, height), (x, y) = self.resized, self.offset
-        return max(0, -x), max(0, -y), min(width, self.size - x), min(height, self.size - y)
+        return max(0, -x), max(0, -y), min(width, self.size[0] - x), min(height, self.size[1] - y)
 
     @property
     def visible_share(self) -> float:
@@ -47,7 +47,7 @@ class Placement:
         """The rows and columns of the input around that part: ((above, below), (left, right)), for `numpy.pad`."""
         left, top, right, bottom = self.visible
         x, y = max(0, self.offset[0]), max(0, self.offset[1])
-        return (y, self.size - y - (bottom - top)), (x, self.size - x - (right - left))
+        return (y, self.size[1] - y - (bottom - top)), (x, self.size[0] - x - (right - left))
 
     @property
     def valid(self) -> npt.NDArray[np.bool_]:
@@ -87,26 +87,34 @@ class Visible:
 def place(width: int, height: int, preprocess: Preprocess) -> Placement:
     """Compute how an image of `width` x `height` pixels lies in the input.
 
-    `crop` computes what torchvision does for PIL images: `Resize(resize)`, then `CenterCrop(crop)`, their rounding included
+    For a square, `crop` computes what torchvision does for PIL images: `Resize(resize)`, then `CenterCrop`, rounding included
     (https://github.com/pytorch/vision/blob/v0.21.0/torchvision/transforms/functional.py).
 
     Raises:
-        InputError: for `crop` and an image so long and thin that resizing its shorter side would take more than `MAX_PIXELS`.
+        InputError: for `crop` and an image so long and thin that covering the input would take more than `MAX_PIXELS`.
     """
     check_at_least("width", width, 1)
     check_at_least("height", height, 1)
-    original, size = (width, height), preprocess.crop
+    original, (input_height, input_width) = (width, height), preprocess.input_size
+    size = input_width, input_height
     if preprocess.resize_mode == "stretch":
-        return Placement(original, (size, size), (0, 0), size)
+        return Placement(original, size, (0, 0), size)
+    # Whether the image is longer, for its height, than the input.
+    is_longer = width * input_height >= height * input_width
     if preprocess.resize_mode == "letterbox":
-        longer = max(width, height)
-        resized = max(1, round(size * width / longer)), max(1, round(size * height / longer))
-        return Placement(original, resized, ((size - resized[0]) // 2, (size - resized[1]) // 2), size)
-    shorter = min(width, height)
-    resized = int(preprocess.resize * width / shorter), int(preprocess.resize * height / shorter)
+        if is_longer:
+            resized = input_width, max(1, round(input_width * height / width))
+        else:
+            resized = max(1, round(input_height * width / height)), input_height
+        return Placement(original, resized, ((size[0] - resized[0]) // 2, (size[1] - resized[1]) // 2), size)
+    # The side that just covers the input, and how many of its pixels become how many: both are multiplied by the input's
+    # shorter side, so that all of it is computed in whole numbers.
+    side, covered = (height, input_height) if is_longer else (width, input_width)
+    to, by = preprocess.shorter_side * covered, side * min(size)
+    resized = to * width // by, to * height // by
     if resized[0] * resized[1] > MAX_PIXELS:
         raise InputError(
             f"{width} x {height} pixels are too thin for resize mode crop: resized to {resized[0]} x {resized[1]}, more than "
             f"{MAX_PIXELS} pixels; use --resize-mode letterbox or stretch, or cut it up"
         )
-    return Placement(original, resized, (-round((resized[0] - size) / 2), -round((resized[1] - size) / 2)), size)
+    return Placement(original, resized, (-round((resized[0] - size[0]) / 2), -round((resized[1] - size[1]) / 2)), size)

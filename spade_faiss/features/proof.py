@@ -47,8 +47,8 @@ class ExportedNetwork:
 
     def open(self, engine: str) -> Backbone:
         """Run it by one of the engines that were proven."""
-        names, side = [level.name for level in self.levels], self.source.preprocess.crop
-        forward = open_forward(engine, partial(_given, self.graph), names, self.source.precision, (side, side))
+        names, size = [level.name for level in self.levels], self.source.preprocess.input_size
+        forward = open_forward(engine, partial(_given, self.graph), names, self.source.precision, size)
         return Backbone.by_engine(forward, replace(self.source, engine=engine), self.levels, self.embedding_dim)
 
 

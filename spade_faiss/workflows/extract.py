@@ -280,10 +280,11 @@ def _check_backbone(extraction: Extraction, run: Run) -> None:
     if isinstance(backbone, Backbone) and (
         run.weights is not None
         or (run.device, run.engine) != (Run.device, Run.engine)
-        or (extraction.precision, extraction.preprocess) != (defaults.precision, defaults.preprocess)
+        or (extraction.precision, extraction.preprocess, extraction.blocks)
+        != (defaults.precision, defaults.preprocess, defaults.blocks)
     ):
         raise InputError(
-            "weights, precision, preprocess, device and engine belong to a backbone given by name; this one has its own"
+            "weights, precision, preprocess, blocks, device and engine belong to a backbone given by name; this one has its own"
         )
 
 
@@ -298,6 +299,7 @@ def _load_backbone(extraction: Extraction, run: Run) -> Backbone:
         weights=run.weights,
         precision=extraction.precision,
         preprocess=extraction.preprocess,
+        blocks=extraction.blocks,
         device=run.device,
     )
 

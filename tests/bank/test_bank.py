@@ -340,13 +340,13 @@ def test_open_or_create_wants_the_same_layout(tmp_path: Path) -> None:
         (replace(SOURCE, backbone="other"), "backbone='net', these features with 'other'"),
         (replace(SOURCE, weights_sha256="cd34"), "weights_sha256='ab12', these features with 'cd34'"),
         (replace(SOURCE, precision="bfloat16"), "precision='float32', these features with 'bfloat16'"),
-        (replace(SOURCE, preprocess=Preprocess(resize=80, crop=64)), "preprocess.resize=72, these features with 80"),
+        (replace(SOURCE, preprocess=Preprocess(resize=80, size=64)), "preprocess.resize=72, these features with 80"),
         (
-            replace(SOURCE, preprocess=Preprocess(resize=72, crop=64, resize_mode="letterbox")),
+            replace(SOURCE, preprocess=Preprocess(resize=72, size=64, resize_mode="letterbox")),
             "preprocess.resize_mode='crop', these features with 'letterbox'",
         ),
         (
-            replace(SOURCE, preprocess=Preprocess(resize=72, crop=64, std=(1.0, 1.0, 1.0))),
+            replace(SOURCE, preprocess=Preprocess(resize=72, size=64, std=(1.0, 1.0, 1.0))),
             r"preprocess.std=\(0.229, 0.224, 0.225\), these features with \(1.0, 1.0, 1.0\)",
         ),
     ],

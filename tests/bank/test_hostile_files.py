@@ -524,7 +524,7 @@ def test_arrays_of_no_level_are_refused_or_left_alone(path: Path, file: Callable
 
 # ---- pictures of normal images
 
-PIXELS = Preprocess(resize=16, crop=16)
+PIXELS = Preprocess(resize=16, size=16)
 
 
 def bank_of_pictures(folder: Path, picture: Path | str, sha256: str) -> Bank:
@@ -568,8 +568,8 @@ def test_no_other_file_is_read_waited_for_or_quoted(tmp_path: Path, name: str) -
 # ---- the backbone
 
 
-def bank_from(folder: Path, backbone: str, weights: str | None = None, *, crop: int = 64) -> Bank:
-    source = Source(backbone=backbone, weights_sha256="ab12", preprocess=Preprocess(resize=crop, crop=crop))
+def bank_from(folder: Path, backbone: str, weights: str | None = None, *, size: int = 64) -> Bank:
+    source = Source(backbone=backbone, weights_sha256="ab12", preprocess=Preprocess(resize=size, size=size))
     layout = Layout(levels=(FINE, COARSE), embedding_dim=6, input_size=(64, 64), dtype="float32")
     return Bank.create(folder / "bank", layout, source=source, weights_file=weights)
 
@@ -600,4 +600,4 @@ def test_recorded_weights_that_are_something_else_are_not_quoted(tmp_path: Path)
 def test_inputs_of_another_size_than_the_maps_are_refused(tmp_path: Path) -> None:
     """Their features would take memory that no file of the bank accounts for."""
     with pytest.raises(BankError, match=r"inputs of \(64, 64\) pixels, its settings say 9000 x 9000"):
-        backbone_of(bank_from(tmp_path, "resnet18", crop=9000), None, Run())
+        backbone_of(bank_from(tmp_path, "resnet18", size=9000), None, Run())

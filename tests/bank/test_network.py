@@ -162,7 +162,7 @@ def resnet_bank(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from spade_faiss.core.settings import Preprocess
 
     path = tmp_path_factory.mktemp("lite0") / "bank"
-    extract(good, bank=path, extraction=Extraction(backbone="efficientnet_lite0", preprocess=Preprocess(resize=64, crop=64)))
+    extract(good, bank=path, extraction=Extraction(backbone="efficientnet_lite0", preprocess=Preprocess(resize=64, size=64)))
     return path
 
 
@@ -177,7 +177,7 @@ def test_the_same_command_goes_on_with_the_network_of_the_bank(resnet_bank: Path
     from spade_faiss.core.settings import Preprocess
 
     before = Bank.open(resnet_bank).manifest
-    extraction = Extraction(backbone="efficientnet_lite0", preprocess=Preprocess(resize=64, crop=64))
+    extraction = Extraction(backbone="efficientnet_lite0", preprocess=Preprocess(resize=64, size=64))
     done = extract(good, bank=resnet_bank, extraction=extraction, run=Run(engine="openvino"))
     assert (done.added, done.present) == (0, 8)
     assert Bank.open(resnet_bank).manifest == before

@@ -33,7 +33,7 @@ COMMANDS = (
     *("fit", "extract", "index", "info", "add", "remove", "restore", "compact", "verify", "suspects", "score", "evaluate"),
     *("calibrate", "drift", "doctor", "recommend"),
 )
-SMALL = ("--backbone", "efficientnet_lite0", "--resize", "72", "--crop", "64")
+SMALL = ("--backbone", "efficientnet_lite0", "--resize", "72", "--size", "64")
 
 
 def run_json(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:

@@ -252,7 +252,7 @@ def test_query_settings_beyond_sense_are_refused(
     [
         (("--pool", str(10**9 + 1)), "pool=1000000001 is too large: 33 covers the largest map"),
         (("--pool", str(10**30 + 1)), "is too large: 33 covers the largest map"),
-        (("--crop", "100000", "--resize", "100000"), "crop=100000 is too large: at most 10000 pixels"),
+        (("--size", "100000", "--resize", "100000"), "size=100000 is too large: at most 10000 pixels"),
         (("--resize", str(10**30)), f"resize={10**30} is too large: at most 10000 pixels"),
     ],
 )
@@ -260,7 +260,7 @@ def test_bank_settings_beyond_sense_are_refused(
     dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], said: str
 ) -> None:
     words = ["extract", str(dataset_folder / "train"), "--bank", str(tmp_path / "b"), "--backbone", "efficientnet_lite0"]
-    sizes = ["--resize", "72", "--crop", "64"] if "--pool" in options else []
+    sizes = ["--resize", "72", "--size", "64"] if "--pool" in options else []
     assert main([*words, *sizes, *options]) == 1
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
@@ -279,22 +279,22 @@ def test_query_settings_at_the_edge_of_sense_work(
 
 
 @pytest.mark.parametrize(
-    ("crop", "machine", "said"),
+    ("size", "machine", "said"),
     [
-        (4000, 1 << 30, "crop=4000 is too large: one image takes about 4.54 GiB, this machine has 1 GiB"),
-        (10000, 24 << 30, "crop=10000 is too large: one image takes about 28.01 GiB, this machine has 24 GiB"),
+        (4000, 1 << 30, "size=4000 is too large: one image takes about 4.54 GiB, this machine has 1 GiB"),
+        (10000, 24 << 30, "size=10000 is too large: one image takes about 28.01 GiB, this machine has 24 GiB"),
     ],
 )
-def test_a_crop_beyond_the_memory_of_the_machine_is_refused(
+def test_a_size_beyond_the_memory_of_the_machine_is_refused(
     dataset_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    crop: int,
+    size: int,
     machine: int,
     said: str,
 ) -> None:
     monkeypatch.setattr("spade_faiss.features.backbone.physical_bytes", lambda: machine)
     words = ["extract", str(dataset_folder / "train"), "--bank", str(tmp_path / "b"), "--backbone", "efficientnet_lite0"]
-    assert main([*words, "--resize-mode", "stretch", "--crop", str(crop)]) == 1
+    assert main([*words, "--resize-mode", "stretch", "--size", str(size)]) == 1
     assert said in capsys.readouterr().err

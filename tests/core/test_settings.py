@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import from_mapping
-from spade_faiss.core.settings import DISTANCES, FUSIONS, LOCALIZE, PRECISIONS, RESIZE_MODES, Method, Preprocess, Source
+from spade_faiss.core.settings import (
+    DISTANCES,
+    FUSIONS,
+    LARGEST_SIDE,
+    LOCALIZE,
+    PRECISIONS,
+    RESIZE_MODES,
+    Method,
+    Preprocess,
+    Source,
+    pixels,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +122,7 @@ def test_a_value_out_of_range_is_named_with_its_place() -> None:
     with pytest.raises(InputError, match=r"^settings: k_image=0 must be an integer of at least 1$"):
         from_mapping(Method, {"k_image": 0}, "settings")
     source = {"backbone": "b", "weights_sha256": "w", "preprocess": {"resize": 100, "crop": 224}}
-    with pytest.raises(InputError, match=r"^m\.json: preprocess: resize=100 is smaller than crop=224"):
+    with pytest.raises(InputError, match=r"^m\.json: preprocess: resize=100 is smaller than size=224"):
         from_mapping(Source, source, "m.json")
 
 
@@ -121,11 +132,11 @@ positive = st.floats(1e-6, 1e6)
 
 @given(
     preprocess=st.builds(
-        lambda resize_mode, crop, more, mean, std: Preprocess(
-            resize_mode=resize_mode, resize=crop + more, crop=crop, mean=mean, std=std
+        lambda resize_mode, size, more, mean, std: Preprocess(
+            resize_mode=resize_mode, resize=min(size) + more, size=size, mean=mean, std=std
         ),
         st.sampled_from(RESIZE_MODES),
-        st.integers(1, 1000),
+        st.tuples(st.integers(1, 1000), st.integers(1, 1000)),
         st.integers(0, 1000),
         st.tuples(numbers, numbers, numbers),
         st.tuples(positive, positive, positive),
@@ -142,10 +153,14 @@ def test_a_round_trip_through_json_is_the_identity(preprocess: Preprocess, names
     ("values", "message"),
     [
         ({"resize_mode": "squash"}, "resize_mode='squash' is not one of crop, stretch, letterbox"),
-        ({"crop": 0}, "crop=0 must be an integer of at least 1"),
-        ({"crop": 64.0, "resize": 72}, "crop=64.0 must be an integer"),
-        ({"crop": True}, "crop=True must be an integer"),
-        ({"resize": 223}, "resize=223 is smaller than crop=224"),
+        ({"size": 0}, "size=0 must be an integer of at least 1"),
+        ({"size": 64.0, "resize": 72}, "size=64.0 must be an integer"),
+        ({"size": True}, "size=True must be an integer"),
+        ({"size": (64,)}, "size=(64,) must be the side of a square, or (height, width)"),
+        ({"size": (64, 0)}, "size=0 must be an integer of at least 1"),
+        ({"size": (64, 10_001)}, "size=10001 is too large: at most 10000 pixels"),
+        ({"size": (320, 640), "resize": 300}, "resize=300 is smaller than size=320"),
+        ({"resize": 223}, "resize=223 is smaller than size=224"),
         ({"resize": "256"}, "resize='256' must be an integer"),
         ({"resize_mode": "stretch", "resize": -1}, "resize=-1 must be an integer of at least 1"),
         ({"std": (1.0, 0.0, 1.0)}, "std must be positive"),
@@ -166,8 +181,34 @@ def test_preprocess_ranges(values: dict[str, Any], message: str) -> None:
 
 
 def test_a_resize_mode_without_a_crop_does_not_need_room_for_one() -> None:
-    assert Preprocess(resize_mode="letterbox", resize=1, crop=320).crop == 320
-    assert Preprocess(resize=224, crop=224).resize_mode == "crop"
+    assert Preprocess(resize_mode="letterbox", resize=1, size=320).size == 320
+    assert Preprocess(resize=224, size=224).resize_mode == "crop"
+
+
+def test_the_size_of_the_input() -> None:
+    assert (Preprocess().input_size, Preprocess().resize) == ((224, 224), 256)  # the paper's
+    assert Preprocess(size=(320, 640)).input_size == (320, 640)
+    assert (Preprocess(size=448).resize, Preprocess(size=(320, 640)).resize) == (512, 366)
+    assert Preprocess(size=(64, 64)) == Preprocess(size=64)
+    assert Preprocess(resize_mode="stretch", size=LARGEST_SIDE).resize == LARGEST_SIDE
+
+
+def test_a_bank_that_calls_the_size_crop_is_read_with_its_meaning() -> None:
+    """Banks from before inputs of any size."""
+    old = {"resize_mode": "stretch", "resize": 300, "crop": 96}
+    assert from_mapping(Preprocess, old, "m.json") == Preprocess(resize_mode="stretch", resize=300, size=96)
+    with pytest.raises(InputError, match=r"^m\.json: unknown key 'crop'"):
+        from_mapping(Preprocess, {**old, "size": 96}, "m.json")
+    with pytest.raises(InputError, match=r"^m\.json: size='96' is of type str"):
+        from_mapping(Preprocess, {"crop": "96"}, "m.json")
+
+
+@pytest.mark.parametrize("text", ["448", "320x640"])
+def test_sizes_are_read_from_texts(text: str) -> None:
+    assert pixels(text) == {"448": 448, "320x640": (320, 640)}[text]
+    for wrong in ("", "x", "320x", "x640", "320x640x3", "a", "3.5"):
+        with pytest.raises(ValueError, match="invalid literal"):
+            pixels(wrong)
 
 
 def test_source_precision() -> None:

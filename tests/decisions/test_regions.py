@@ -22,7 +22,7 @@ from spade_faiss.features.placement import Placement, place
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
-SAME = Placement(original=(12, 8), resized=(12, 8), offset=(0, 0), size=12)
+SAME = Placement(original=(12, 8), resized=(12, 8), offset=(0, 0), size=(12, 12))
 
 
 def regions_of(scores: Floats, threshold: float, placement: Placement = SAME) -> list[Region]:
@@ -54,11 +54,13 @@ def test_none() -> None:
 
 @pytest.mark.parametrize("resize_mode", ["crop", "stretch", "letterbox"])
 @pytest.mark.parametrize("size", [(64, 48), (300, 200), (30, 90), (17, 23), (224, 224)])
-def test_back_in_the_original(resize_mode: str, size: tuple[int, int]) -> None:
-    preprocess = Preprocess(resize_mode=resize_mode, resize=40, crop=32)
+@pytest.mark.parametrize("input_size", [(32, 32), (32, 56), (40, 24)])
+def test_back_in_the_original(resize_mode: str, size: tuple[int, int], input_size: tuple[int, int]) -> None:
+    preprocess = Preprocess(resize_mode=resize_mode, resize=40, size=input_size)
     placement = place(*size, preprocess)
-    scores = np.zeros((32, 32), np.float32)
-    scores[14:20, 12:18] = 1 + np.arange(36).reshape(6, 6)
+    scores = np.zeros(input_size, np.float32)
+    y, x = input_size[0] // 2, input_size[1] // 2
+    scores[y - 2 : y + 4, x - 4 : x + 2] = 1 + np.arange(36).reshape(6, 6)
     (region,) = find_regions(scores, 0.5, lambda values: values, placement)
     assert region.original.size == (size[1], size[0])
     mask = decode(region.original.counts, region.original.size)
@@ -71,12 +73,12 @@ def test_back_in_the_original(resize_mode: str, size: tuple[int, int]) -> None:
     for y, x in np.ndindex(*mask.shape):
         at_y = int(np.floor((y + 0.5) * placement.resized[1] / size[1])) + placement.offset[1]
         at_x = int(np.floor((x + 0.5) * placement.resized[0] / size[0])) + placement.offset[0]
-        expected[y, x] = 0 <= at_y < 32 and 0 <= at_x < 32 and scores[at_y, at_x] > 0.5
+        expected[y, x] = 0 <= at_y < input_size[0] and 0 <= at_x < input_size[1] and scores[at_y, at_x] > 0.5
     np.testing.assert_array_equal(mask, expected)
 
 
 def test_framed_as_an_image_it_is_the_region_again(tmp_path: Path) -> None:
-    preprocess = Preprocess(resize=36, crop=32)
+    preprocess = Preprocess(resize=36, size=32)
     scores = np.zeros((32, 32), np.float32)
     scores[5:11, 20:29] = 2
     (region,) = find_regions(scores, 1, lambda values: values, place(180, 144, preprocess))
@@ -88,7 +90,7 @@ def test_framed_as_an_image_it_is_the_region_again(tmp_path: Path) -> None:
 def test_a_region_smaller_than_a_pixel_of_the_original() -> None:
     scores = np.zeros((32, 32), np.float32)
     scores[9, 9] = 1
-    placement = place(8, 8, Preprocess(resize_mode="stretch", crop=32))
+    placement = place(8, 8, Preprocess(resize_mode="stretch", size=32))
     (region,) = find_regions(scores, 0.5, lambda values: values, placement)
     assert (region.original.area, region.original.box, region.original.peak) == (1, (2, 2, 1, 1), (2, 2))
 
@@ -109,7 +111,7 @@ def test_regions_are_what_is_above_and_nothing_twice(scores: Floats, threshold: 
 
 def test_a_region_of_a_large_image_takes_little_memory() -> None:
     """Fault: of 81 megapixels, finding the regions took 3 GiB, whatever --memory said."""
-    placement = place(9000, 9000, Preprocess(resize=72, crop=64))
+    placement = place(9000, 9000, Preprocess(resize=72, size=64))
     tracemalloc.start()
     (region,) = find_regions(np.ones((64, 64), np.float32), 0.5, lambda scores: scores, placement)
     _, most = tracemalloc.get_traced_memory()

@@ -90,5 +90,5 @@ def test_the_stride_does_not_depend_on_what_the_input_leaves_over(side: int, str
         nn.Conv2d(3, 2, stride, stride=stride, padding=0 if side % stride == 0 else stride // 2), nn.Flatten(2)
     )
     network = Network.from_module(patch, name="patch", taps={"x": "0"}, embedding="1")
-    (level,) = Backbone(network, preprocess=Preprocess(resize=side, crop=side)).levels
+    (level,) = Backbone(network, preprocess=Preprocess(resize=side, size=side)).levels
     assert (level.stride, level.height) == (stride, size)

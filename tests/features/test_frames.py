@@ -172,11 +172,11 @@ def test_the_given_depth_is_taken(tmp_path: Path) -> None:
 
     (tmp_path / "dark").mkdir()
     (tmp_path / "dark" / "0.png").write_bytes(png16(np.full((80, 90, 1), 300, np.uint16)))
-    given = Extraction(backbone="efficientnet_lite0", preprocess=Preprocess(resize=72, crop=64))
+    given = Extraction(backbone="efficientnet_lite0", preprocess=Preprocess(resize=72, size=64))
     with pytest.raises(InputError, match="say how many bits the camera gives: --bit-depth"):
         fit(tmp_path / "dark", bank=tmp_path / "bank", extraction=given)
     assert not (tmp_path / "bank").exists()
-    backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize=72, crop=64, bit_depth=9))
+    backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize=72, size=64, bit_depth=9))
     bank = fit(tmp_path / "dark", bank=tmp_path / "bank", extraction=Extraction(backbone=backbone), calibrate=False).bank
     assert bank.manifest.source is not None
     assert bank.manifest.source.preprocess.bit_depth == 9

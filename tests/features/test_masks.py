@@ -21,7 +21,7 @@ from tests.support.image_files import save
 Values = npt.NDArray[Any]
 SIZE = (320, 240)
 # Every pixel of a mask, none resized.
-WHOLE = Preprocess(resize_mode="stretch", crop=240)
+WHOLE = Preprocess(resize_mode="stretch", size=240)
 
 
 def read(path: Path, size: tuple[int, int] = (240, 240)) -> npt.NDArray[np.bool_]:
@@ -122,12 +122,12 @@ def test_resized_edges_of_a_binary_mask_are_cut_in_the_middle(
 ) -> None:
     image = Image.fromarray(drawn([255] * 4, thin=thin, seed=seed)).resize(size, Image.Resampling[filtered])
     values = np.asarray(image)
-    small = to_mask(save(image, tmp_path / "m.png"), place(*size, Preprocess(resize_mode="stretch", crop=size[0])))
+    small = to_mask(save(image, tmp_path / "m.png"), place(*size, Preprocess(resize_mode="stretch", size=size[0])))
     if size[0] == size[1]:
         np.testing.assert_array_equal(small, values > 127)
     deep = to_mask(
         save(Image.fromarray(values.astype(np.uint16) * 257), tmp_path / "deep.png"),
-        place(*size, Preprocess(resize_mode="stretch", crop=size[0])),
+        place(*size, Preprocess(resize_mode="stretch", size=size[0])),
     )
     np.testing.assert_array_equal(deep, small)
 
@@ -141,7 +141,7 @@ def test_classes_survive_jpeg_and_resizing(tmp_path: Path, classes: list[int], s
         mask = read(save(Image.fromarray(as_jpeg(values, quality)), tmp_path / "m.png"))
         assert (mask != (values > 0)).sum() <= 0.04 * (values > 0).sum()
     image = Image.fromarray(values).resize((150, 150), Image.Resampling.BILINEAR)
-    mask = to_mask(save(image, tmp_path / "m.png"), place(150, 150, Preprocess(resize_mode="stretch", crop=150)))
+    mask = to_mask(save(image, tmp_path / "m.png"), place(150, 150, Preprocess(resize_mode="stretch", size=150)))
     whole = Image.fromarray(((values > 0) * 255).astype(np.uint8)).resize((150, 150), Image.Resampling.BILINEAR)
     assert (mask != (np.asarray(whole) > 127)).sum() <= 0.04 * mask.sum()
 

@@ -36,7 +36,7 @@ class Custom(nn.Module):
 def custom(module: nn.Module | None = None, **changes: Any) -> Backbone:
     settings: dict[str, Any] = {"name": "mine", "taps": {"fine": "first", "coarse": "second"}, "embedding": "pool"}
     network = Network.from_module(module or Custom(), **{**settings, **changes})
-    return Backbone(network, preprocess=Preprocess(resize=21, crop=21))
+    return Backbone(network, preprocess=Preprocess(resize=21, size=21))
 
 
 def test_any_module_with_taps() -> None:
@@ -59,7 +59,7 @@ def test_any_module_with_taps() -> None:
 def test_maps_are_contiguous_whatever_layout_the_network_puts_out() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(1), nn.Unflatten(1, (4, 8, 8)), nn.AdaptiveAvgPool2d(1))
     network = Network.from_module(module, name="mine", taps={"x": "2"}, embedding="3")
-    _, maps = Backbone(network, preprocess=Preprocess(resize=8, crop=8))(inputs(2, 8))
+    _, maps = Backbone(network, preprocess=Preprocess(resize=8, size=8))(inputs(2, 8))
     assert maps["x"].flags.c_contiguous
     assert_close(maps["x"], by_hooks(module, ["0"], inputs(2, 8))[0].transpose(0, 2, 3, 1))
 

@@ -57,7 +57,7 @@ def test_crop_is_torchvisions(size: tuple[int, int], resize: int, crop: int) -> 
     image = noise(*size)
     resized = transforms.Resize(resize, interpolation=transforms.InterpolationMode.LANCZOS)(image)
     expected = np.asarray(transforms.CenterCrop(crop)(resized))
-    preprocess = Preprocess(resize=resize, crop=crop)
+    preprocess = Preprocess(resize=resize, size=crop)
     assert place(*size, preprocess).resized == resized.size
     np.testing.assert_array_equal(to_picture(image, place(*image.size, preprocess)), expected)
 
@@ -65,7 +65,7 @@ def test_crop_is_torchvisions(size: tuple[int, int], resize: int, crop: int) -> 
 def test_stretch_resizes_the_whole_image() -> None:
     image = noise(60, 30)
     expected = np.asarray(image.resize((32, 32), Image.Resampling.LANCZOS))
-    np.testing.assert_array_equal(to_picture(image, place(*image.size, Preprocess(resize_mode="stretch", crop=32))), expected)
+    np.testing.assert_array_equal(to_picture(image, place(*image.size, Preprocess(resize_mode="stretch", size=32))), expected)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -75,7 +75,7 @@ def test_letterbox_repeats_the_border(turned: bool) -> None:
     assert expected[0].tolist() == np.asarray(image)[0].tolist()
     if turned:
         image, expected = image.transpose(Image.Transpose.TRANSPOSE), expected.transpose(1, 0, 2)
-    np.testing.assert_array_equal(to_picture(image, place(*image.size, Preprocess(resize_mode="letterbox", crop=16))), expected)
+    np.testing.assert_array_equal(to_picture(image, place(*image.size, Preprocess(resize_mode="letterbox", size=16))), expected)
 
 
 def test_input_is_what_torchvision_computes() -> None:
@@ -157,14 +157,14 @@ def palette_mask(color: tuple[int, int, int]) -> Callable[[npt.NDArray[np.uint8]
 def test_masks_may_be_stored_in_many_ways(tmp_path: Path, store: Callable[[npt.NDArray[np.uint8]], Image.Image]) -> None:
     defect = np.random.default_rng(0).integers(0, 2, (16, 16), dtype=np.uint8)
     path = save(store(defect), tmp_path / "mask.png")
-    mask = to_mask(path, place(16, 16, Preprocess(resize_mode="stretch", crop=16)))
+    mask = to_mask(path, place(16, 16, Preprocess(resize_mode="stretch", size=16)))
     assert mask.dtype == np.bool_
     np.testing.assert_array_equal(mask, defect == 1)
 
 
 def test_soft_outline_is_cut_in_the_middle(tmp_path: Path) -> None:
     path = save(Image.fromarray(np.array([[0, 127], [128, 255]], dtype=np.uint8)), tmp_path / "mask.png")
-    assert to_mask(path, place(2, 2, Preprocess(resize_mode="stretch", crop=2))).tolist() == [[False, False], [True, True]]
+    assert to_mask(path, place(2, 2, Preprocess(resize_mode="stretch", size=2))).tolist() == [[False, False], [True, True]]
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "RGB", "I;16"])

@@ -22,7 +22,7 @@ FINE = Level("blocks.1", channels=3, stride=4, height=5, width=7)
 COARSE = Level("blocks.2", channels=5, stride=8, height=3, width=3)
 DIM = 6
 INPUT = (20, 28)
-SOURCE = Source(backbone="net", weights_sha256="ab12", preprocess=Preprocess(resize=72, crop=64))
+SOURCE = Source(backbone="net", weights_sha256="ab12", preprocess=Preprocess(resize=72, size=64))
 
 
 def make_bank(path: Path, *, source: Source | None = None, weights_file: str | None = None, **settings: Any) -> Bank:

@@ -16,8 +16,8 @@ from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.loading import load_backbone
 
-SMALL = Preprocess(resize=72, crop=64)
-ODD = Preprocess(resize=72, crop=72)
+SMALL = Preprocess(resize=72, size=64)
+ODD = Preprocess(resize=72, size=72)
 
 # A network of half a million weights, for what does not depend on the network.
 TINY = "timm:test_resnet"

@@ -109,7 +109,7 @@ def test_the_report_survives_moved_images(dataset_folder: Path, backbone: Backbo
 
 
 def test_letterbox_metrics_count_only_what_shows_the_image(dataset_folder: Path, tmp_path: Path) -> None:
-    preprocess = Preprocess(resize_mode="letterbox", crop=64)
+    preprocess = Preprocess(resize_mode="letterbox", size=64)
     fit(
         dataset_folder / "train/good",
         bank=tmp_path / "b",

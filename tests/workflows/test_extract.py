@@ -263,7 +263,7 @@ def test_other_settings_on_a_bank_are_refused_with_both_values(
     for settings, message in wanted:
         with pytest.raises(InputError, match=message):
             fit(good, bank=path, extraction=Extraction(backbone=backbone, **settings))
-    other = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode="stretch", resize=72, crop=64))
+    other = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode="stretch", resize=72, size=64))
     with pytest.raises(InputError, match=r"preprocess\.resize_mode='crop', these features with 'stretch'"):
         fit(good, bank=path, extraction=Extraction(backbone=other))
     assert Bank.open(path).manifest == Bank.open(fitted_bank).manifest
@@ -276,7 +276,7 @@ def test_a_name_with_weights_and_settings_of_its_own(good: Path, tmp_path: Path)
         [good / "000.png"],
         bank=tmp_path / "bank",
         extraction=Extraction(
-            backbone="timm:test_resnet", precision="bfloat16", preprocess=Preprocess(resize_mode="stretch", resize=64, crop=64)
+            backbone="timm:test_resnet", precision="bfloat16", preprocess=Preprocess(resize_mode="stretch", resize=64, size=64)
         ),
         run=Run(weights=tmp_path / "w.pt"),
     ).bank
@@ -410,7 +410,7 @@ def stream_of(folder: Path, backbone: Backbone, **settings: Any) -> tuple[Featur
 
 
 def test_letterboxed_images_come_with_their_valid_region(tmp_path: Path) -> None:
-    preprocess = Preprocess(resize_mode="letterbox", resize=64, crop=64)
+    preprocess = Preprocess(resize_mode="letterbox", resize=64, size=64)
     backbone = load_backbone("efficientnet_lite0", preprocess=preprocess)
     rng = np.random.default_rng(0)
     sizes = {"flat.png": (90, 30), "high.png": (20, 60), "square.png": (50, 50)}
@@ -432,14 +432,14 @@ def test_letterboxed_images_go_into_a_bank_of_several_batches(
     good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extract, "SHARD_BYTES", 1 << 30)
-    backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode="letterbox", resize=64, crop=64))
+    backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode="letterbox", resize=64, size=64))
     bank = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone)).bank
     assert [shard.count for shard in bank.manifest.shards] == [NORMALS]
 
 
 @pytest.mark.parametrize("resize_mode", ["crop", "stretch"])
 def test_other_resize_modes_show_the_image_everywhere(dataset_folder: Path, resize_mode: str) -> None:
-    backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode=resize_mode, resize=72, crop=64))
+    backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode=resize_mode, resize=72, size=64))
     (extracted,) = stream_of(dataset_folder / "test" / "good", backbone)[1]
     assert extracted.batch.valid is None
     assert len(extracted.batch) == len(extracted.records) == 6

@@ -19,7 +19,7 @@ from spade_faiss.workflows.calibrate import calibrate
 from spade_faiss.workflows.extract import add, extract
 from tests.support.image_files import touch
 
-SMALL = ("--backbone", "efficientnet_lite0", "--resize", "72", "--crop", "64", "--quiet")
+SMALL = ("--backbone", "efficientnet_lite0", "--resize", "72", "--size", "64", "--quiet")
 # 96 x 80 pixels become 86 x 72, of which 64 x 64 are shown.
 SHARE = 64 * 64 / (86 * 72)
 HIDES = "the resize mode crop shows 66 % of the pictures on average; a bank made with --resize-mode letterbox shows all"
@@ -102,7 +102,7 @@ def test_making_a_bank_says_what_it_left_out_and_hides(
 
 @pytest.mark.parametrize("mode", ["letterbox", "stretch"])
 def test_nothing_is_said_where_all_is_shown(mode: str, dataset_folder: Path, new: Path, tmp_path: Path) -> None:
-    backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode=mode, crop=64))
+    backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode=mode, size=64))
     made = fit(dataset_folder / "train/good", bank=tmp_path / "b", extraction=Extraction(backbone=backbone), calibrate=False)
     found = score_folder(new, bank=Detector.open(tmp_path / "b", backbone=backbone), out=tmp_path / "out")
     assert made.visible.share == found.visible.share == 1

@@ -25,7 +25,7 @@ from tests.support.scores import leftovers
 
 
 def test_letterbox_scores_the_whole_image_and_nothing_else(dataset_folder: Path, tmp_path: Path) -> None:
-    preprocess = Preprocess(resize_mode="letterbox", crop=64)
+    preprocess = Preprocess(resize_mode="letterbox", size=64)
     fit(
         dataset_folder / "train/good",
         bank=tmp_path / "b",
@@ -47,7 +47,7 @@ def test_weights_are_loaded_from_where_they_were(dataset_folder: Path, tmp_path:
     torch.manual_seed(0)
     weights = tmp_path / "resnet18.pt"
     torch.save(torchvision.models.resnet18().state_dict(), weights)
-    small = Preprocess(resize=72, crop=64)
+    small = Preprocess(resize=72, size=64)
     fit(
         dataset_folder / "train/good",
         bank=tmp_path / "b",

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from spade_faiss.core.errors import DependencyError, InputError
@@ -23,16 +24,16 @@ _OPSET = 17
 _SHOWN = 300
 
 
-def export(network: Network, side: int, levels: Sequence[str]) -> bytes:
+def export(network: Network, input_size: tuple[int, int], levels: Sequence[str]) -> bytes:
     """Export a network for inputs of one size, any number at a time.
 
     Args:
         network: the network, in evaluation mode.
-        side: the height and width of its inputs.
+        input_size: the height and width of its inputs.
         levels: the names of its levels, finest first.
 
     Returns:
-        An ONNX file: `input` (n, 3, side, side) to `embedding` (n, d) and the levels (n, H, W, C), all float32.
+        An ONNX file: `input` (n, 3, height, width) to `embedding` (n, d) and the levels (n, H, W, C), all float32.
 
     Raises:
         InputError: if the network cannot be exported.
@@ -51,7 +52,7 @@ def export(network: Network, side: int, levels: Sequence[str]) -> bytes:
         try:
             torch.onnx.export(
                 _ChannelsLast(network).eval(),  # left in training mode, the network would be switched to it afterwards
-                (torch.zeros(2, 3, side, side, device=device),),
+                (torch.zeros(2, 3, *input_size, device=device),),
                 file,  # type: ignore[arg-type]  # the type is that of the exporter to come
                 dynamo=False,
                 input_names=[INPUT],
@@ -84,11 +85,21 @@ class _ChannelsLast(nn.Module):
 class _FixedSizes(TorchFunctionMode):
     """Makes numbers of all sizes but the first: only the number of images is left open.
 
-    The trace would hold how margins follow from the input's size otherwise, operator by operator.
+    The trace would hold how margins follow from the input's size otherwise, operator by operator. The norm by the root of the
+    mean square, which this set of operators lacks, is written out.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.rms_norm:
+            return _rms_norm(*args, **(kwargs or {}))
         found = func(*args, **(kwargs or {}))
         if func is torch.Tensor.shape.__get__ or (func is torch.Tensor.size and isinstance(found, tuple)):  # type: ignore[attr-defined]
             return (found[0], *map(int, found[1:])) if found else found
         return found
+
+
+def _rms_norm(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """What `torch.nn.functional.rms_norm` computes."""
+    dims = tuple(range(-len(normalized_shape), 0))
+    scaled = x * torch.rsqrt(x.square().mean(dims, keepdim=True) + (torch.finfo(x.dtype).eps if eps is None else eps))
+    return scaled if weight is None else scaled * weight

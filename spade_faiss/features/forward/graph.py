@@ -25,7 +25,10 @@ _ARITIES = {
     (1, 3): "Clip",
     (1, 4): "Resize",
     (1, 64): "Concat Einsum Max Min Sum",
-    (2, 2): "Add And Div Equal Expand Gather Greater GreaterOrEqual Less LessOrEqual MatMul Mul Or PRelu Pow Reshape Sub Tile "
+    (
+        2,
+        2,
+    ): "Add And Div Equal Expand Gather Greater GreaterOrEqual Less LessOrEqual MatMul Mod Mul Or PRelu Pow Reshape Sub Tile "
     "Unsqueeze",
     (2, 3): "Conv Gemm LayerNormalization",
     (2, 4): "Pad",
