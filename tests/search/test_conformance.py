@@ -147,6 +147,7 @@ class TestGlobal(RecipeTests):
     recipe = GLOBAL
 
 
+@pytest.mark.slow
 class TestGlobalWithAllLists(RecipeTests):
     """Whose candidates are all vectors."""
 
