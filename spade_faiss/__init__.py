@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 # torch and FAISS each bring a pool of OpenMP threads. Idle threads of the one that spin take the cores from the other; this
 # makes them sleep. It counts only before the first of the two is imported, and never overrides what the user has set.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# The same for the threads of OpenBLAS, in NumPy and in FAISS: 2 ** 4 turns before they sleep, where 2 ** 26 are the default.
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+# The same for the threads of OpenBLAS, in NumPy and in FAISS: they sleep after 2 ** 20 cycles without work, half a millisecond,
+# where 2 ** 26 are the default: the two that start when NumPy is imported would take most of what a single picture costs.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
 
 
 def _best_blas_kernels() -> str | None:
