@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spade_faiss._version import __version__ as __version__
-from spade_faiss.core import process as _process  # noqa: F401  # now, so that it can tell a fork of this process later
+from spade_faiss.core import process as _process  # now, so that it can tell a fork of this process later
 
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
@@ -48,11 +47,7 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
 
 def _best_blas_kernels() -> str | None:
     """OpenBLAS's name for the kernels that this processor can run, where Linux tells what it can do."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
-            can = set(file.read(1 << 13).split())
-    except OSError:
-        return None
+    can = _process.processor_flags()
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= can:
         return "SkylakeX"
     return "Haswell" if {"avx2", "fma"} <= can else None

@@ -77,19 +77,17 @@ def _carried(bank: Snapshot, source: Source, asked: str, device: Device) -> Back
             f"use --engine {source.engine}, or make a new bank"
         )
     asked = asked if source.precision == "float32" else source.engine
-    engine = choose_engine(asked, source.precision, device)
-    network, failed = bank.manifest.network, []
+    network, engine = bank.manifest.network, choose_engine(asked, source.precision, device)
     assert network is not None
-    for candidate in usable_engines(source.precision) if asked == "auto" and engine != "torch" else [engine]:
-        if candidate == "torch":
-            break
+    if engine == "torch":
+        return None
+    for candidate in usable_engines(source.precision) if asked == "auto" else (engine,):
         try:
             return open_network(bank.path, network, source, bank.layout, candidate)
         except InputError as error:
+            if asked != "auto":
+                raise
             _log.warning("%s", error)
-            failed.append(error)
-    if failed and asked != "auto":
-        raise failed[0]
     return None
 
 

@@ -84,11 +84,11 @@ def write_network(folder: Path, exported: ExportedNetwork) -> NetworkEntry:
     )
 
 
-def check_network(folder: Path, entry: NetworkEntry) -> None:
-    """Raise BankError if a file of the network is not the one that the manifest records; see `check_file`."""
-    for file in (entry.graph, entry.probe):
-        path = check_inside(folder, NETWORK, file.file)
-        check_file(path, file, f"the network {path}", "the manifest", _REMEDY)
+def _checked(folder: Path, entry: FileEntry) -> Path:
+    """Return a file of the network; raise BankError if it is not the one that the manifest records, see `check_file`."""
+    path = check_inside(folder, NETWORK, entry.file)
+    check_file(path, entry, f"the network {path}", "the manifest", _REMEDY)
+    return path
 
 
 def open_network(folder: Path, entry: NetworkEntry, source: Source, layout: Layout, engine: str) -> Backbone:
@@ -100,7 +100,6 @@ def open_network(folder: Path, entry: NetworkEntry, source: Source, layout: Layo
         BankError: if the files are missing, damaged, or hold anything but a network that makes features of the bank's layout.
         InputError: if the engine does not take it, or computes other features than the bank's.
     """
-    check_network(folder, entry)
     names = tuple(level.name for level in layout.levels)
     forward = open_forward(engine, partial(_read_graph, folder, entry, names), names, source.precision, layout.input_size)
     backbone = Backbone.by_engine(forward, replace(source, engine=engine), layout.levels, layout.embedding_dim)
@@ -129,8 +128,7 @@ def read_probe(folder: Path, entry: NetworkEntry, layout: Layout) -> Probe:
     Raises:
         BankError: if it is missing or damaged.
     """
-    check_network(folder, entry)
-    path = check_inside(folder, NETWORK, entry.probe.file)
+    path = _checked(folder, entry.probe)
     shapes = [(1, 3, *layout.input_size), (1, layout.embedding_dim), *((1, *level.shape) for level in layout.levels)]
     sizes = [math.prod(shape) for shape in shapes]
     data = read_regular(path, 4 * sum(sizes), _REMEDY)
@@ -143,7 +141,7 @@ def read_probe(folder: Path, entry: NetworkEntry, layout: Layout) -> Probe:
 
 
 def _read_graph(folder: Path, entry: NetworkEntry, levels: tuple[str, ...]) -> bytes:
-    path = check_inside(folder, NETWORK, entry.graph.file)
+    path = _checked(folder, entry.graph)
     data = read_regular(path, _MOST_GRAPH_BYTES, _REMEDY)
     try:
         check_graph(data, levels)

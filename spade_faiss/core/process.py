@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -37,11 +38,24 @@ class PerProcess(Generic[T]):
         return self._made[pid]
 
 
+def cores() -> int:
+    """The number of cores that the system gives this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def usable_cores() -> int:
     """The number of cores that this process may use: those that the system gives it, and no more than `OMP_NUM_THREADS`."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(there, int(asked)) if asked.isdecimal() and int(asked) else there
+    return min(cores(), int(asked)) if asked.isdecimal() and int(asked) else cores()
+
+
+def processor_flags() -> frozenset[str]:
+    """What this processor can do, by Linux's names; empty where the system does not tell."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            return frozenset(file.read(1 << 13).split())
+    except OSError:
+        return frozenset()
 
 
 def is_fork() -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,9 @@ from spade_faiss.bank.network import open_network, read_probe
 from spade_faiss.core.errors import SpadeError
 from spade_faiss.core.memory import BATCH_SIZE
 from spade_faiss.diagnostics.checks import AMBER, GREEN, RED, Check
+from spade_faiss.diagnostics.speed import least_seconds
 from spade_faiss.features.forward.choice import usable_engines
 
-_RUNS = 5
 # What is faster by less is not worth a setting.
 _MUCH = 0.9
 
@@ -67,17 +65,6 @@ def _measured(bank: Bank, engine: str) -> dict[str, Any]:
     batch = np.repeat(probe.inputs, BATCH_SIZE, axis=0)
     return {
         "difference": probe.difference(backbone),
-        "ms_single": _milliseconds(lambda: backbone(probe.inputs)),
-        "ms_batch": _milliseconds(lambda: backbone(batch)) / BATCH_SIZE,
+        "ms_single": 1000 * least_seconds(lambda: backbone(probe.inputs)),
+        "ms_batch": 1000 * least_seconds(lambda: backbone(batch)) / BATCH_SIZE,
     }
-
-
-def _milliseconds(task: Callable[[], object]) -> float:
-    """The median of a few runs; the first, which warms up, does not count."""
-    task()
-    seconds = []
-    for _ in range(_RUNS):
-        start = time.perf_counter()
-        task()
-        seconds.append(time.perf_counter() - start)
-    return 1000 * float(np.median(seconds))

@@ -8,6 +8,7 @@ from typing import Any
 
 from spade_faiss.core.device import Device
 from spade_faiss.core.memory import format_bytes, parse_bytes
+from spade_faiss.core.process import cores
 from spade_faiss.core.settings import Run
 from spade_faiss.diagnostics.checks import AMBER, GREEN, Check
 from spade_faiss.features.forward.choice import is_installed
@@ -16,19 +17,19 @@ from spade_faiss.search.distances import import_faiss
 
 def check_processor() -> Check:
     """Check that there are no more threads than cores, and that idle ones sleep."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    there = cores()
     threads = import_faiss().omp_get_max_threads()
     policy = os.environ.get("OMP_WAIT_POLICY", "")
-    numbers: dict[str, Any] = {"cores": cores, "faiss_threads": threads, "wait_policy": policy}
-    result = f"{cores} cores, {threads} threads of FAISS"
+    numbers: dict[str, Any] = {"cores": there, "faiss_threads": threads, "wait_policy": policy}
+    result = f"{there} cores, {threads} threads of FAISS"
     if is_installed("torch"):
         import torch
 
         numbers["torch_threads"] = torch.get_num_threads()
         result += f", {numbers['torch_threads']} of torch"
     result += f"; OMP_WAIT_POLICY is {policy or 'not set'}"
-    if threads > cores:
-        state, advice = AMBER, f"more threads than cores slow each other down: set OMP_NUM_THREADS={cores}"
+    if threads > there:
+        state, advice = AMBER, f"more threads than cores slow each other down: set OMP_NUM_THREADS={there}"
     elif policy.upper() != "PASSIVE":
         state, advice = AMBER, "idle threads spin and take cores from the others: set OMP_WAIT_POLICY=PASSIVE"
     else:

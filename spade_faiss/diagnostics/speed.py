@@ -59,7 +59,7 @@ def check_speed(device: Device, engines: tuple[str, ...]) -> Check:
     """
     load = _CPU_LOAD if device.kind == "cpu" else _CARD_LOAD
     product, wait = _product(device, load.side)
-    peak = 2 * load.side**3 / _least_seconds(product, wait)
+    peak = 2 * load.side**3 / least_seconds(product, wait)
     speeds = {engine: _measure_engine(engine, device, load, peak, wait) for engine in engines}
     numbers: dict[str, Any] = {"peak_flops": peak, "engines": speeds}
     ran = {engine: speed for engine, speed in speeds.items() if "flops" in speed}
@@ -98,7 +98,7 @@ def _measure_engine(engine: str, device: Device, load: _Load, peak: float, wait:
     workers = Workers(device=device)
     try:
         search = _open(engine, Blocks(level, ArraySource(maps)), workers)
-        seconds = _least_seconds(lambda: search(xq, neighbors, 1), wait)
+        seconds = least_seconds(lambda: search(xq, neighbors, 1), wait)
     except (SpadeError, RuntimeError) as error:
         return {"problem": str(error)[:300]}
     return {
@@ -114,8 +114,8 @@ def _open(engine: str, blocks: Blocks, workers: Workers) -> GallerySearch:
     return chosen.method.open(blocks, workers, chosen.build, chosen.query, None)
 
 
-def _least_seconds(task: Callable[[], object], wait: Callable[[], object]) -> float:
-    """Seconds of the fastest of a few runs; the first, which warms up, does not count."""
+def least_seconds(task: Callable[[], object], wait: Callable[[], object] = lambda: None) -> float:
+    """Seconds of the fastest of a few runs; the first, which warms up, does not count. `wait` waits for the end of one."""
     seconds = []
     for _ in range(_RUNS):
         wait()

@@ -7,39 +7,30 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from spade_faiss.bank.backbone import backbone_of
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.places import MANIFEST
 from spade_faiss.bank.shards import SHARD_BYTES
-from spade_faiss.core.device import find_device
-from spade_faiss.core.errors import DependencyError, InputError
+from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import BATCH_SIZE, parse_bytes
-from spade_faiss.core.settings import Extraction, Preprocess, Run
+from spade_faiss.core.settings import Extraction, Run
 from spade_faiss.core.timing import Timings
-from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch, concatenate
 from spade_faiss.features.datasets import Duplicate, ImageRecord, Images, Skipped, Survey, survey
 from spade_faiss.features.depth import find_bit_depth
 from spade_faiss.features.folders import LeftOut
-from spade_faiss.features.forward.choice import check_torch, choose_engine
+from spade_faiss.features.forward.choice import check_torch
 from spade_faiss.features.kinds import check_normals
 from spade_faiss.features.layout import Layout, prepare
 from spade_faiss.features.memory import forward_bytes
 from spade_faiss.features.pages import hash_image
-from spade_faiss.features.pictures import load_bytes, load_image, to_input
 from spade_faiss.features.placement import Placement, Visible
-from spade_faiss.features.proof import ExportedNetwork, prove
 from spade_faiss.features.stream import FeatureStream
 from spade_faiss.index.build import check_recipe
 from spade_faiss.search.recipe import Recipe
-
-# On how many images the engines for the forward pass are compared.
-_PROBES = 4
+from spade_faiss.workflows.network import make_network
 
 
 class _ShardBuffer:
@@ -165,7 +156,7 @@ def extract(
         check_recipe(recipe, layout.embedding_dim)
     timings = Timings()
     with timings("network"):
-        made = _make_network(Path(bank), backbone, found.records, extraction, run)
+        made = make_network(Path(bank), backbone, found.records, extraction, run)
     with timings("check"):
         target = Bank.open_or_create(
             bank,
@@ -175,64 +166,6 @@ def extract(
             network=made.carried,
         )
     return replace(_add_records(target, made.backbone, found, run, timings), no_network=made.why_none)
-
-
-class _MadeNetwork(NamedTuple):
-    """The backbone by the engine that will make a bank, the network that the bank will carry, and why it will carry none."""
-
-    backbone: Backbone
-    carried: ExportedNetwork | None = None
-    why_none: str = ""
-
-
-def _make_network(
-    bank: Path, backbone: Backbone, records: Sequence[ImageRecord], extraction: Extraction, run: Run
-) -> _MadeNetwork:
-    """Export the backbone, which is torch's, for the bank and for the engine that will run it.
-
-    Raises:
-        InputError: if the engine that was asked for cannot run it; where any engine will do, torch takes its place.
-        DependencyError: if the engine that was asked for, or what it takes to export, is not installed.
-    """
-    is_given, precision = isinstance(extraction.backbone, Backbone), backbone.source.precision
-    device = find_device(run.device)
-    if (bank / MANIFEST).is_file() and Bank.open(bank).generation > 0:
-        opened = Bank.open(bank)
-        is_same = opened.manifest.source is not None and backbone.source.comparable() == opened.manifest.source.comparable()
-        if is_given or not is_same or opened.manifest.network is None:
-            return _MadeNetwork(backbone)
-        return _MadeNetwork(backbone_of(opened, None, replace(run, weights=None)))
-    if backbone.engine != "torch":
-        return _MadeNetwork(backbone)  # opened from a bank: there is no torch network to export
-    engine = "torch" if is_given else choose_engine(run.engine, precision, device)
-    # In another precision than float32, a bank is of use to the engine that made it, and torch loads its networks by name.
-    if (engine == "torch" and (precision != "float32" or not extraction.network)) or not (
-        inputs := _first_inputs(records, backbone.source.preprocess, run)
-    ):
-        return _MadeNetwork(backbone)
-    try:
-        exported = prove(backbone, np.stack(inputs), engine)
-        used = backbone if engine == "torch" else exported.open(engine)
-    except (InputError, DependencyError) as error:
-        if engine != "torch" and run.engine != "auto":
-            raise
-        return _MadeNetwork(backbone, why_none=f"the bank carries no network: {error}")
-    return _MadeNetwork(used, exported if extraction.network else None)
-
-
-def _first_inputs(records: Sequence[ImageRecord], preprocess: Preprocess, run: Run) -> list[FloatArray]:
-    """The inputs of a few images that can be read."""
-    found: list[FloatArray] = []
-    limit = parse_bytes(run.memory)
-    for record in records[: run.max_skipped + _PROBES]:
-        try:
-            if load_bytes(record, preprocess) <= limit:
-                found.append(to_input(load_image(record, preprocess).picture, preprocess))
-        except InputError:  # the stream will say so
-            continue
-        if len(found) == _PROBES:
-            break
-    return found
 
 
 def add(images: Images, *, bank: str | Path, backbone: Backbone | None = None, run: Run = Run()) -> Added:

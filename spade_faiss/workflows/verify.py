@@ -11,7 +11,7 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.network import NETWORK
 from spade_faiss.bank.places import SHARDS
 from spade_faiss.core.errors import BankError, InputError
-from spade_faiss.core.files import hash_file
+from spade_faiss.core.files import FileEntry, hash_file
 from spade_faiss.core.inside import is_regular
 from spade_faiss.core.process import fork_safe
 from spade_faiss.core.progress import progress_bar
@@ -78,20 +78,21 @@ def _shard_problems(bank: Bank, index: int, deep: bool) -> Iterator[str]:
     """Say what is wrong with a shard's file, or, if nothing is and `deep` is given, with its features."""
     entry = bank.manifest.shards[index]
     path = bank.path / SHARDS / entry.file
-    if not is_regular(path):
-        yield f"shard {path} is missing; restore it from a backup or extract its images again"
-    elif (size := path.lstat().st_size) != entry.bytes:
-        yield (
-            f"shard {path} is of {size} bytes, the manifest says {entry.bytes}; "
-            f"restore it from a backup or extract its images again"
-        )
-    elif (found := hash_file(path)) != entry.sha256:
-        yield (
-            f"shard {path} has sha256 {found}, the manifest says {entry.sha256}; "
-            f"restore it from a backup or extract its images again"
-        )
+    if problem := _file_problem(path, entry, f"shard {path}", "restore it from a backup or extract its images again"):
+        yield problem
     elif deep:
         yield from _feature_problems(bank, index)
+
+
+def _file_problem(path: Path, entry: FileEntry, name: str, remedy: str) -> str:
+    """Say what is wrong with a file that is written once, all of which is read; empty if nothing is."""
+    if not is_regular(path):
+        return f"{name} is missing; {remedy}"
+    if (size := path.lstat().st_size) != entry.bytes:
+        return f"{name} is of {size} bytes, the manifest says {entry.bytes}; {remedy}"
+    if (found := hash_file(path)) != entry.sha256:
+        return f"{name} has sha256 {found}, the manifest says {entry.sha256}; {remedy}"
+    return ""
 
 
 def _feature_problems(bank: Bank, index: int) -> Iterator[str]:
@@ -151,13 +152,9 @@ def _network_problems(bank: Bank) -> Iterator[str]:
     network = bank.manifest.network
     for entry in () if network is None else (network.graph, network.probe):
         path = bank.path / NETWORK / entry.file
-        if not is_regular(path):
-            yield f"the network {path} is missing; restore it from a backup, or use the bank with --engine torch"
-        elif (found := hash_file(path)) != entry.sha256:
-            yield (
-                f"the network {path} has sha256 {found}, the manifest says {entry.sha256}; restore it from a backup, or use "
-                f"the bank with --engine torch"
-            )
+        remedy = "restore it from a backup, or use the bank with --engine torch"
+        if problem := _file_problem(path, entry, f"the network {path}", remedy):
+            yield problem
 
 
 def _calibration_problems(bank: Bank) -> Iterator[str]:

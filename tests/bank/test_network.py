@@ -93,9 +93,14 @@ def test_images_are_added_by_another_engine(bank: Path, tmp_path: Path) -> None:
     assert done.added == 1
     opened = Bank.open(bank)
     assert opened.manifest.network is not None
-    row = opened.ids.index("more.png")
-    own, _ = tiny_backbone()(np.zeros((1, 3, 24, 24), np.float32))
-    assert opened.embedding(np.array([row])).shape == own.shape
+    found = opened.read(np.array([opened.ids.index("more.png")]))
+    by_torch = tmp_path / "by torch"
+    extract(tmp_path / "more", bank=by_torch, extraction=Extraction(backbone=tiny_backbone(), network=False))
+    expected = Bank.open(by_torch).read(np.array([0]))
+    np.testing.assert_allclose(found.embedding, expected.embedding, rtol=1e-4, atol=1e-6)
+    for level, maps in expected.levels.items():
+        # Stored as float16: one unit in the last place.
+        np.testing.assert_allclose(found.levels[level].astype(np.float64), maps.astype(np.float64), rtol=1e-3, atol=1e-4)
 
 
 def test_a_bank_without_a_network_is_loaded_by_name(good: Path, tmp_path: Path) -> None:

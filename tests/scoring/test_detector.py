@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,6 +26,7 @@ from spade_faiss.index.image_index import ImageIndex, build_image_index
 from spade_faiss.scoring.image_scores import map_statistics
 from spade_faiss.search.recipe import Build, Query, Recipe, load_recipe
 from tests.support.detectors import open_detector
+from tests.support.missing import NO_TORCH, run_without
 from tests.support.oracle import Features, bank_of, batch_of, names, product, sq_distances
 
 SHAPES = {"fine": (9, 11, 4), "coarse": (5, 6, 6)}
@@ -419,14 +417,6 @@ def test_a_detector_may_be_shared_by_threads(folder: Path) -> None:
 
 
 WITHOUT_TORCH = """
-import sys
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "torchvision", "timm"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Missing())
 import numpy as np
 from spade_faiss import Bank, Detector, FeatureBatch, Layout, Level, Method
 
@@ -445,14 +435,5 @@ print("scored")
 
 
 def test_features_are_scored_without_torch(tmp_path: Path) -> None:
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", WITHOUT_TORCH, str(tmp_path / "b")],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_without(NO_TORCH, WITHOUT_TORCH, tmp_path, str(tmp_path / "b"))
     assert (done.returncode, done.stdout) == (0, "scored\n"), done.stderr

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
+from tests.support.missing import NO_TORCH, run_without
+
 RUN = """
-import sys
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {missing!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Missing())
-import importlib.util
-found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name.partition(".")[0] in {missing!r} else found(name, *rest)
-
 from spade_faiss.cli import main
 
 code = main(sys.argv[1:])
@@ -30,22 +19,13 @@ loaded = sorted({unwanted!r} & set(sys.modules))
 assert not loaded, loaded
 raise SystemExit(code)
 """
-NO_TORCH = {"torch", "torchvision", "timm", "onnx", "safetensors"}
 
 
 def run(
-    folder: Path, *words: str, missing: set[str] = NO_TORCH, unwanted: set[str] | None = None
+    folder: Path, *words: str, missing: Collection[str] = NO_TORCH, unwanted: Collection[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    code = RUN.format(missing=missing, unwanted=(missing | (unwanted or set())) - {"onnxruntime", "openvino"})
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    """Run a command without some packages, and check that it loads neither these nor others that are not wanted."""
+    return run_without(missing, RUN.format(unwanted={*missing, *unwanted}), folder, *words)
 
 
 @pytest.fixture

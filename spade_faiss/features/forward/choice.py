@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spade_faiss.core.device import Device
 from spade_faiss.core.errors import DependencyError, InputError
+from spade_faiss.core.process import processor_flags
 
 if TYPE_CHECKING:  # numpy is not imported before a command runs
     from spade_faiss.features.forward.protocol import Forward
@@ -17,12 +17,12 @@ if TYPE_CHECKING:  # numpy is not imported before a command runs
 _EXPORTED = {"float32": ("onnxruntime", "openvino"), "bfloat16": ("openvino",)}
 _INSTALL = {"onnxruntime": "spade-faiss[onnxruntime]", "openvino": "spade-faiss[openvino]", "torch": "spade-faiss[torch]"}
 # What Linux calls the instructions for bfloat16.
-_BFLOAT16 = ("avx512_bf16", "amx_bf16")
+_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
 
 
 def usable_engines(precision: str) -> tuple[str, ...]:
     """The engines for exported networks that are installed and compute in a precision on this machine, the fastest first."""
-    if precision == "bfloat16" and not _has_bfloat16():
+    if precision == "bfloat16" and not processor_flags() & _BFLOAT16:
         return ()
     return tuple(engine for engine in _EXPORTED[precision] if is_installed(engine))
 
@@ -91,12 +91,3 @@ def open_forward(
     from spade_faiss.features.forward.openvino import OpenVinoForward
 
     return OpenVinoForward(read, levels, precision, input_size)
-
-
-def _has_bfloat16() -> bool:
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
-            can = set(file.read(1 << 13).split())
-    except OSError:
-        return False
-    return any(name in can for name in _BFLOAT16)

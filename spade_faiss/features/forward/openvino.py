@@ -84,8 +84,9 @@ def _compile(read: Callable[[], bytes], precision: str, input_size: tuple[int, i
     }
     graph = read()
     try:
-        _check_memory(core.read_model(graph), most_network_bytes(len(graph), input_size), input_size)
-        return core.compile_model(core.read_model(graph), "CPU", settings)
+        network = core.read_model(graph)
+        _check_memory(network.clone(), most_network_bytes(len(graph), input_size), input_size)
+        return core.compile_model(network, "CPU", settings)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
@@ -93,7 +94,7 @@ def _compile(read: Callable[[], bytes], precision: str, input_size: tuple[int, i
 
 
 def _check_memory(network: openvino.Model, limit: int, input_size: tuple[int, int]) -> None:
-    """Raise InputError if all that a network computes of one image would take more than `limit` bytes."""
+    """Raise InputError if all that a network computes of one image would take more than `limit` bytes; reshapes it."""
     network.reshape([1, 3, *input_size])
     outputs = [output for operator in network.get_ops() for output in operator.outputs()]
     if any(output.get_partial_shape().is_dynamic for output in outputs):

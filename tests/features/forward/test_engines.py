@@ -165,12 +165,12 @@ def test_auto_takes_the_fastest_that_is_installed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_only_openvino_and_torch_compute_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_has_bfloat16", lambda: True)
+    monkeypatch.setattr(choice, "processor_flags", lambda: frozenset({"avx512_bf16"}))
     assert usable_engines("bfloat16") == ("openvino",)
     assert choose_engine("auto", "bfloat16", CPU) == "openvino"
     with pytest.raises(InputError, match="engine='onnxruntime' does not compute in bfloat16"):
         choose_engine("onnxruntime", "bfloat16", CPU)
-    monkeypatch.setattr(choice, "_has_bfloat16", lambda: False)
+    monkeypatch.setattr(choice, "processor_flags", frozenset)
     assert choose_engine("auto", "bfloat16", CPU) == "torch"
     with pytest.raises(InputError, match="this processor does not compute in bfloat16"):
         choose_engine("openvino", "bfloat16", CPU)
