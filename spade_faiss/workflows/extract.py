@@ -30,7 +30,7 @@ from spade_faiss.features.placement import Placement, Visible
 from spade_faiss.features.stream import FeatureStream
 from spade_faiss.index.build import check_recipe
 from spade_faiss.search.recipe import Recipe
-from spade_faiss.workflows.network import make_network
+from spade_faiss.workflows.bank_network import make_network
 
 
 class _ShardBuffer:
