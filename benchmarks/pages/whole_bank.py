@@ -8,7 +8,6 @@ from typing import Any
 
 from benchmarks.pages.text import Figures, markdown_table, mebibytes
 
-_PEER = "PatchCore 1 %"
 _METRICS = ("image_auroc", "pixel_auroc", "aupro")
 _OTHERS = {"five": "K=5", "scan": "scan", "global": "`global`", "faiss": "faiss.knn"}
 
@@ -88,13 +87,14 @@ def quality(figures: Figures) -> str:
 
 
 def _means(rows: list[Mapping[str, Any]]) -> str:
-    """Each search's mean over the sets that PatchCore was measured on."""
+    """Each search's mean over the sets that have masks, as far as it was measured on all of them."""
     by_search: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
-        by_search.setdefault(row["search"], {})[row["set"]] = row
-    sets = list(by_search[_PEER])
+        if "aupro" in row:
+            by_search.setdefault(row["search"], {})[row["set"]] = row
+    sets = list(dict.fromkeys(name for found in by_search.values() for name in found))
     lines = [
-        (name, *(f"{statistics.mean(found[of][metric] for of in sets):.3f}" for metric in _METRICS))
+        (name, *(f"{statistics.mean(found[of][metric] for of in sets):.4f}" for metric in _METRICS))
         for name, found in by_search.items()
         if set(sets) <= set(found)
     ]

@@ -1,12 +1,15 @@
 """Runs anomalib's PatchCore on given feature maps. `peers` starts it with a Python that has anomalib; it is never imported.
 
-Its arguments are the maps (.npz), where to write the results (.npz), the share of patches to keep, and the number of threads.
+Its arguments are the maps (.npz), where to write the results (.npz), the share of patches to keep, and the number of threads;
+then, where the coreset is picked by somebody else, a file. If it does not exist, the vectors that are picked from are written
+to it (.npy), and nothing else is done; if it does, it holds the numbers of those that were picked.
 """
 
 import resource
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,7 @@ class Given(torch.nn.Module):
 def main() -> None:
     """Fit, score image by image, and save raw scores, which are not normalized."""
     given, taken, ratio, threads = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
+    picked = Path(sys.argv[5]) if len(sys.argv) > 5 else None
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     with np.load(given) as arrays:
@@ -48,7 +52,14 @@ def main() -> None:
         for first in range(0, count, BATCH):
             model.feature_extractor.part = slice(first, first + BATCH)
             model(torch.zeros(min(BATCH, count - first), 3, INPUT, INPUT))
-        model.subsample_embedding(ratio)
+        if picked is None:
+            model.subsample_embedding(ratio)
+        elif not picked.exists():
+            np.save(picked, torch.vstack(model.embedding_store).numpy())
+            return
+        else:
+            model.memory_bank = torch.vstack(model.embedding_store)[torch.from_numpy(np.load(picked))]
+            model.embedding_store.clear()
     train_s = time.perf_counter() - start
     model.eval()
     model.feature_extractor = Given(parts["test"], names)

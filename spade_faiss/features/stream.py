@@ -92,7 +92,7 @@ class FeatureStream:
         self._known = known
         self._gate = MemoryGate(parse_bytes(run.memory))
 
-    def __call__(self, root: Path, records: Sequence[ImageRecord], label: str) -> Iterator[Extracted]:
+    def __call__(self, root: Path, records: Sequence[ImageRecord], label: str) -> Generator[Extracted, None, None]:
         """Yield the features of `records`.
 
         Args:

@@ -32,6 +32,7 @@ from spade_faiss.scoring.level_search import gallery_sizes, open_level_searches
 from spade_faiss.scoring.memory import DECODE_BYTES, float32_bytes, working_bytes
 from spade_faiss.scoring.scores import Scores, join
 from spade_faiss.search.cache import BlockCache
+from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.levels import searched_levels
 from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Recipe, load_recipe
@@ -188,7 +189,9 @@ class Detector:
 
         run = replace(self.run, memory=self.decode_bytes)
         features = FeatureStream(self.backbone, run, batch_size=self.plan.batch, timings=timings)
-        return ScoreStream(features, partial(self.score_features, timings=timings), label)
+        # The thread that scores has as many of FAISS's threads as the one that opened the detector.
+        prepare = partial(import_faiss().omp_set_num_threads, self._workers.threads)
+        return ScoreStream(features, partial(self.score_features, timings=timings), label, prepare)
 
     @fork_safe
     def score_features(self, batch: FeatureBatch, *, timings: Timings | None = None) -> Scores:

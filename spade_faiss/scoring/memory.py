@@ -34,6 +34,7 @@ def working_bytes(images: int, layout: Layout, searched: Sequence[Level], search
     network = forward_bytes(images, layout.input_size) if forward else 0
     # As they are computed and as they are searched, and those of the next images.
     features = images * sum((3 if forward else 2) * float32_bytes(level.shape) for level in layout.levels)
-    # Distances and where they come from; score maps before and after smoothing.
-    results = images * sum(10 * float32_bytes((level.height, level.width)) for level in searched) + images * 2 * image
+    # Distances and where they come from; score maps before and after smoothing. Those of the last images are being written.
+    results = (2 if forward else 1) * images * sum(10 * float32_bytes((level.height, level.width)) for level in searched)
+    results += (3 if forward else 2) * images * image
     return network + search_bytes + features + results  # the network computes the next images meanwhile

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 from spade_faiss.features.batch import FeatureBatch
@@ -18,12 +20,16 @@ class ScoreStream:
         features: reads the images and computes their features.
         score: scores a batch of features.
         label: what the progress bar says.
+        prepare: called once in the thread that scores, before it does.
     """
 
-    def __init__(self, features: FeatureStream, score: Callable[[FeatureBatch], Scores], label: str) -> None:
+    def __init__(
+        self, features: FeatureStream, score: Callable[[FeatureBatch], Scores], label: str, prepare: Callable[[], None]
+    ) -> None:
         self._features = features
         self._score = score
         self._label = label
+        self._prepare = prepare
 
     @property
     def skipped(self) -> Sequence[Skipped]:
@@ -31,7 +37,7 @@ class ScoreStream:
         return self._features.skipped
 
     def __call__(self, root: Path, records: Sequence[ImageRecord]) -> Iterator[tuple[Extracted, Scores]]:
-        """Yield the pictures and features of each batch with its scores.
+        """Yield the pictures and features of each batch with its scores, while the next one is scored.
 
         Args:
             root: the folder that the ids of the records start from.
@@ -40,5 +46,14 @@ class ScoreStream:
         Raises:
             InputError: when more images than allowed were skipped, or all of them.
         """
-        for extracted in self._features(root, records, self._label):
-            yield extracted, self._score(extracted.batch)
+        with (
+            ThreadPoolExecutor(1, "score", initializer=self._prepare) as pool,
+            closing(self._features(root, records, self._label)) as batches,
+        ):
+            last: tuple[Extracted, Future[Scores]] | None = None
+            for extracted in batches:
+                before, last = last, (extracted, pool.submit(self._score, extracted.batch))
+                if before is not None:
+                    yield before[0], before[1].result()
+            if last is not None:
+                yield last[0], last[1].result()
