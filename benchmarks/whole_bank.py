@@ -71,7 +71,7 @@ HOSTILE_QUERIES = 460_000
 LABELED = 160
 # What PatchCore keeps of a set.
 PATCHCORE_SHARES = (0.01, 0.1)
-# Where anomalib picks that share itself. On two cores it takes minutes for 1 % of these sets, hours for others and for 10 %: there
+# Where anomalib picks that share itself. On two cores it takes minutes for 1 % of these sets, hours for others and for 10 %; then
 # this project's greedy k-center picks as many from the very same vectors.
 PICKED_BY_ANOMALIB = {
     "aws_cookies": (0.01, 0.1),
@@ -255,20 +255,20 @@ def quality(places: Places) -> Iterator[Row]:
     for name in QUALITY_SETS:
         plain, pooled = pixel_set(name, places), pixel_set(name + POOLED, places)
         mixed = pixel_set(name + COARSE_POOLED, places)
-        searches: dict[str, tuple[PixelSet, tuple[str, ...], KGallery]] = {
-            "K=5": (plain, (), 5),
-            "K=5, averaged": (pooled, (), 5),
-            "all, averaged, apart": (pooled, APART, ALL),
-            "all, averaged, joined": (pooled, JOINED, ALL),
-            "finest as it is, K=20; all, averaged, joined": (mixed, ("blocks.1", *JOINED), (20, ALL)),
+        searches: dict[str, tuple[PixelSet, tuple[str, ...], KGallery, str]] = {
+            "K=5": (plain, (), 5, "exact"),
+            "K=5, averaged": (pooled, (), 5, "exact"),
+            "all, averaged, apart": (pooled, APART, ALL, "clusters"),
+            "all, averaged, joined": (pooled, JOINED, ALL, "clusters"),
+            "all, averaged, joined, by `global`": (pooled, JOINED, ALL, "global"),
+            "finest as it is, K=20; all, averaged, joined": (mixed, ("blocks.1", *JOINED), (20, ALL), "clusters"),
         }
-        for label, (chosen, levels, k_gallery) in searches.items():
-            compared = Compared(chosen.bank, chosen.tests, levels)
+        for label, (chosen, levels, k_gallery, name_of_recipe) in searches.items():
+            compared, recipe = Compared(chosen.bank, chosen.tests, levels), load_recipe(name_of_recipe).with_levels(levels)
             start = time.perf_counter()
-            if k_gallery != 5:
-                build_index(Bank.open(compared.bank), compared.recipe, rebuild=True)
+            build_index(Bank.open(compared.bank), recipe, rebuild=True)
             fit_s = time.perf_counter() - start
-            detector = compared.open("exact" if k_gallery == 5 else compared.recipe, k_gallery)
+            detector = compared.open(recipe, k_gallery)
             timings = Timings()
             maps = detector.score_features(compared.tests, timings=timings).maps
             cost = {"fit_s": fit_s, "ms": 1000 * timings.seconds["pixel search"] / len(maps)}
@@ -282,7 +282,9 @@ def patchcore(places: Places) -> Iterator[Row]:
         points = [(ratio, "kernel") for ratio in PATCHCORE_SHARES]
         points += [(ratio, "anomalib") for ratio in PICKED_BY_ANOMALIB.get(name, ())]
         for ratio, picked_by in points:
-            raw = peers.measure(PeerPoint(set=name, peer="patchcore", settings={"ratio": ratio, "picked_by": picked_by}), places)
+            raw = peers.measure(
+                PeerPoint(set=name, peer="patchcore", settings={"ratio": ratio, "picked_by": picked_by}), places
+            )
             cost = {"fit_s": raw.facts["train_s"], "ms": 1000 * float(np.median(raw.arrays["latency_s"]))}
             found = _measured(chosen, raw.arrays.get("maps"), raw.arrays["map_score"])
             label = f"PatchCore {100 * ratio:g} %" + (", our k-center" if picked_by == "kernel" else "")
