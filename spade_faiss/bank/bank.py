@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from spade_faiss.bank.compaction import Compaction, join_shards, plan_compaction
 from spade_faiss.bank.locks import LOCK, READERS, WRITER, Lease, WriterLock, readers
@@ -165,7 +167,8 @@ class Bank(Snapshot):
         """Store a batch as one new shard and commit it. After this returns, the batch survives a crash.
 
         Raises:
-            InputError: for a batch that does not fit the bank's layout or source, or an id that the bank holds already.
+            InputError: for a batch that does not fit the bank's layout or source, an id that the bank holds already, or an
+                entry of a picture that was removed.
             BankError: if another process is writing to the bank.
         """
         self.check_source(batch.source)
@@ -175,17 +178,22 @@ class Bank(Snapshot):
         """Do what `append` does for a batch that `prepare` returned and that is from this bank's source."""
         with self.writing(), self._committing():
             state = self._state
-            if held := [name for name in batch.ids if state.holds(name)]:
-                removed = " (it was removed: restore it, or compact the bank first)" if held[0] in state.removed else ""
+            gone = state.removed.pictures
+            of = zip(batch.ids, batch.picture_ids, strict=True)
+            if held := [(name, picture) for name, picture in of if state.holds(name) or picture in gone]:
+                removed = " (it was removed: restore it, or compact the bank first)" if held[0][1] in gone else ""
                 raise InputError(
-                    f"the bank {self.path} already holds {len(held)} of these images, the first is {held[0]!r}{removed}"
+                    f"the bank {self.path} already holds {len(held)} of these images, the first is {held[0][0]!r}{removed}"
                 )
             shard = write_shard(self._new_shard(f"{self.generation + 1:06d}.h5"), batch)
-            manifest = self._commit("add", len(batch), (*state.manifest.shards, shard))
+            manifest = self._commit("add", len(set(batch.picture_ids)), (*state.manifest.shards, shard))
             self._state = state.appended(manifest, batch.ids)
 
     def remove(self, ids: Sequence[str]) -> int:
         """Remove images, for all who open the bank from now on. `restore` brings them back until the bank is compacted.
+
+        Args:
+            ids: of pictures; each is removed with all of its entries.
 
         Returns:
             How many images were removed; those that were removed before are not counted.
@@ -196,16 +204,19 @@ class Bank(Snapshot):
         """
         with self.writing(), self._committing():
             state = self._state
-            if missing := [name for name in ids if not state.holds(name)]:
+            live = {name: state.places(name) for name in ids}
+            if missing := [name for name in ids if not live[name] and name not in state.removed.pictures]:
                 raise InputError(
-                    f"the bank {self.path} does not hold {len(missing)} of these images, the first is {missing[0]!r}; "
-                    f"nothing was removed"
+                    f"the bank {self.path} does not hold {len(missing)} of these images, the first is {missing[0]!r}"
+                    f"{_whose(state, missing[0])}; nothing was removed"
                 )
-            rows = [row for name in ids if (row := state.ids.row(name)) is not None]
-            return self._mark("remove", [state.locate(row) for row in rows])
+            return self._mark("remove", {name: places for name, places in live.items() if places})
 
     def restore(self, ids: Sequence[str]) -> int:
         """Bring removed images back.
+
+        Args:
+            ids: of pictures; each is brought back with all of its entries.
 
         Returns:
             How many images were restored; those that were not removed are not counted.
@@ -216,12 +227,13 @@ class Bank(Snapshot):
         """
         with self.writing(), self._committing():
             state = self._state
-            if missing := [name for name in ids if not state.holds(name)]:
+            gone = state.removed.pictures
+            if missing := [name for name in ids if name not in gone and state.pictures.number(name) is None]:
                 raise InputError(
                     f"the bank {self.path} does not hold {len(missing)} of these images (any more), the first is "
-                    f"{missing[0]!r}; nothing was restored"
+                    f"{missing[0]!r}{_whose(state, missing[0])}; nothing was restored"
                 )
-            return self._mark("restore", [state.removed[name] for name in ids if name in state.removed])
+            return self._mark("restore", {name: gone[name] for name in ids if name in gone})
 
     def compact(self, *, target_bytes: int = SHARD_BYTES) -> Compaction:
         """Rewrite shards that hold removed images without them, and join small neighbors. The order of images stays.
@@ -234,7 +246,7 @@ class Bank(Snapshot):
         """
         with self.writing(), self._committing():
             state, before = self._state, self.bytes_on_disk
-            old, dropped, shards = state.manifest.shards, len(state.removed), []
+            old, dropped, shards = state.manifest.shards, len(state.removed.pictures), []
             for number, group in enumerate(groups := plan_compaction(old, target_bytes)):
                 if len(group) == 1 and not old[group[0]].removed:
                     shards.append(old[group[0]])
@@ -256,9 +268,9 @@ class Bank(Snapshot):
             )
         return path
 
-    def _mark(self, action: str, places: Sequence[Place]) -> int:
-        """Commit that the images at some places are removed, or restored; return how many there are."""
-        marked = set(places)
+    def _mark(self, action: str, pictures: Mapping[str, Sequence[Place]]) -> int:
+        """Commit that pictures, whose entries are at some places, are removed or restored; return how many there are."""
+        marked = {place for places in pictures.values() for place in places}
         shards = list(self.manifest.shards)
         for number in {number for number, _ in marked}:
             positions = {position for of, position in marked if of == number}
@@ -266,8 +278,8 @@ class Bank(Snapshot):
             removed = removed | positions if action == "remove" else removed - positions
             shards[number] = replace(shards[number], removed=tuple(sorted(removed)))
         if marked:
-            self._state = BankState(self.path, self._commit(action, len(marked), tuple(shards)))
-        return len(marked)
+            self._state = BankState(self.path, self._commit(action, len(pictures), tuple(shards)))
+        return len(pictures)
 
     def _commit(self, action: str, images: int, shards: tuple[ShardEntry, ...]) -> Manifest:
         """Write the next manifest; whoever opens the bank from now on sees it."""
@@ -308,6 +320,14 @@ def _first_manifest(
         shards=(),
         versions=versions(),
     )
+
+
+def _whose(state: BankState, name: str) -> str:
+    """Say which picture has an entry of this name; empty if none has."""
+    if (row := state.ids.row(name)) is None:
+        return ""
+    (picture,) = state.pictures.names(np.array([row]))
+    return f", an entry of {picture!r}: name that image, which is removed and restored as a whole"
 
 
 def _check_new(folder: Path) -> None:

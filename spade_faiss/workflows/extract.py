@@ -262,14 +262,14 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
             allow_none=len(new) < len(records),
             known=known,
         )
-        before = len(target)
+        before = len(target.pictures)
         with _ShardBuffer(target, timings) as buffer:
             for extracted in stream(found.root, new, "extract"):
                 buffer.add(extracted.batch)
                 placements += (image.placement for image in extracted.loaded)
         return Added(
             bank=target,
-            added=len(target) - before,
+            added=len(target.pictures) - before,
             present=len(records) - len(new) - len(removed),
             removed=tuple(removed),
             duplicates=tuple(stream.duplicates),
