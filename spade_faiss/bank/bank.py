@@ -20,6 +20,7 @@ from spade_faiss.bank.places import MANIFEST, SHARDS, check_places, leftovers
 from spade_faiss.bank.shards import SHARD_BYTES, ShardEntry, check_shard, write_shard
 from spade_faiss.bank.snapshot import Snapshot, first_difference
 from spade_faiss.bank.state import BankState, Place
+from spade_faiss.core.augmentation import Augmentation
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import TEMPORARY_PATTERN
 from spade_faiss.core.inside import check_inside, files_in, is_regular
@@ -55,6 +56,7 @@ class Bank(Snapshot):
         source: Source | None = None,
         weights_file: str | None = None,
         network: ExportedNetwork | None = None,
+        augment: Augmentation | None = None,
     ) -> Bank:
         """Create an empty bank in a new or empty folder.
 
@@ -64,6 +66,7 @@ class Bank(Snapshot):
             source: what makes the features; queries must have the same source.
             weights_file: where the backbone's weights were loaded from, so that they can be loaded again.
             network: the exported network, which the bank will carry.
+            augment: the views that it will hold of each picture.
 
         Raises:
             InputError: for a folder that holds a bank, or anything else.
@@ -73,7 +76,7 @@ class Bank(Snapshot):
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
         with WriterLock(folder, f"the bank {folder}")():
             _check_new(folder)  # another process may have created it since
-            manifest = _first_manifest(folder, layout, source, weights_file, network)
+            manifest = _first_manifest(folder, layout, source, weights_file, network, augment)
             write_manifest(folder, manifest)
             return cls(folder, manifest, Lease(folder, 0))
 
@@ -116,19 +119,20 @@ class Bank(Snapshot):
         source: Source | None = None,
         weights_file: str | None = None,
         network: ExportedNetwork | None = None,
+        augment: Augmentation | None = None,
     ) -> Bank:
         """Open the bank at `path`, or create it if there is none.
 
         Raises:
-            InputError: if there is a bank of another layout or source; the message has both values.
+            InputError: if there is a bank of another layout, source or augmentation; the message has both values.
         """
         if not is_regular(Path(path) / MANIFEST):
-            return cls.create(path, layout, source=source, weights_file=weights_file, network=network)
+            return cls.create(path, layout, source=source, weights_file=weights_file, network=network, augment=augment)
         bank = cls.open(path)
         if bank.generation == 0:  # nothing was ever stored, so its settings may still change
             with bank.writing():
                 if bank.generation == 0:
-                    manifest = _first_manifest(bank.path, layout, source, weights_file, network)
+                    manifest = _first_manifest(bank.path, layout, source, weights_file, network, augment)
                     write_manifest(bank.path, manifest)
                     bank._state = BankState(bank.path, manifest)
         if source is not None and bank.manifest.source is None:
@@ -140,6 +144,11 @@ class Bank(Snapshot):
             name, ours, theirs = difference
             raise InputError(
                 f"the bank {path} has {name}={ours!r}, asked for {theirs!r}; use the bank's setting, or make a new bank"
+            )
+        if augment != bank.manifest.augment:
+            raise InputError(
+                f"the bank {path} has augment={bank.manifest.augment or 'none'}, asked for {augment or 'none'}; use the bank's "
+                f"setting, or make a new bank"
             )
         return bank
 
@@ -308,7 +317,12 @@ class Bank(Snapshot):
 
 
 def _first_manifest(
-    folder: Path, layout: Layout, source: Source | None, weights_file: str | None, network: ExportedNetwork | None
+    folder: Path,
+    layout: Layout,
+    source: Source | None,
+    weights_file: str | None,
+    network: ExportedNetwork | None,
+    augment: Augmentation | None,
 ) -> Manifest:
     """Return the manifest of an empty bank; the network that it names is written."""
     return Manifest(
@@ -319,6 +333,7 @@ def _first_manifest(
         network=None if network is None else write_network(folder, network),
         shards=(),
         versions=versions(),
+        augment=augment,
     )
 
 

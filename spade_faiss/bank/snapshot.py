@@ -85,6 +85,7 @@ class Snapshot:
             "bytes_per_image": round(self.bytes_on_disk / max(1, len(self.pictures))),
             **asdict(self.layout),
             "source": None if source is None else asdict(source),
+            "augment": None if self.manifest.augment is None else asdict(self.manifest.augment),
             "network": None if self.manifest.network is None else asdict(self.manifest.network),
             "versions": self.manifest.versions,
         }

@@ -263,6 +263,8 @@ def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str
     for level in layout.levels:
         yield f"  level      {level.name}: {level.height} x {level.width} locations, {level.channels} channels"
     yield f"  features   {layout.dtype}, normalize {layout.normalize}, pool {pool}"
+    if (augment := manifest.augment) is not None:
+        yield f"  views      {augment}: {augment.views} entries of each image"
     yield f"  disk       {format_bytes(bank.bytes_on_disk)} in {len(manifest.shards)} shards"
     for image, stale in found.images:
         yield f"  index      {image.recipe}: {image.factory}, {stale}, {format_bytes(image.bytes)}"
