@@ -108,4 +108,5 @@ def _inside(
 
 def _scaled(picture: npt.NDArray[np.uint8], factor: float) -> npt.NDArray[np.uint8]:
     """Multiply all values; those beyond white are white."""
-    return np.rint(picture * np.float32(factor)).clip(0, 255).astype(np.uint8)
+    found: npt.NDArray[np.uint8] = np.rint(picture * np.float32(factor)).clip(0, 255).astype(np.uint8)
+    return found

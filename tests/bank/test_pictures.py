@@ -116,8 +116,8 @@ def test_all_pictures_may_be_removed(bank: Bank) -> None:
 
 def test_files_belong_to_pictures(tmp_path: Path) -> None:
     bank = make_bank(tmp_path / "bank")
-    names = {"paths": ["a.png", "a.png", "b.png"], "sha256": ["12", "12", "34"], "root": "/data"}
-    bank.append(batch("a//0", "a//1", "b", pictures=["a", "a", "b"], **names))
+    paths, digests = ["a.png", "a.png", "b.png"], ["12", "12", "34"]
+    bank.append(batch("a//0", "a//1", "b", pictures=["a", "a", "b"], paths=paths, sha256=digests, root="/data"))
     assert bank.sha256_of == {"a": "12", "b": "34"}
     assert bank.image_path("a") == Path("/data/a.png")
     with pytest.raises(KeyError):

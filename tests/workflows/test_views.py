@@ -10,6 +10,7 @@ import pytest
 
 from spade_faiss import Bank, Detector, Extraction, InputError, Method, Run, add, fit, score_folder
 from spade_faiss.core.augmentation import Augmentation
+from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.pictures import load_views, to_input
@@ -106,9 +107,14 @@ def test_views_of_a_picture_stay_together(
     """However few inputs the network takes at once, a shard holds whole pictures: an interruption leaves no half ones."""
     taken: list[int] = []
     call = Backbone.__call__
+
+    def noted(self: Backbone, x: FloatArray) -> tuple[FloatArray, dict[str, FloatArray]]:
+        taken.append(len(x))
+        return call(self, x)
+
     monkeypatch.setattr(extract, "BATCH_SIZE", batch)
     monkeypatch.setattr(extract, "SHARD_BYTES", 1)
-    monkeypatch.setattr(Backbone, "__call__", lambda self, x: (taken.append(len(x)), call(self, x))[1])
+    monkeypatch.setattr(Backbone, "__call__", noted)
     bank = bank_of(tmp_path / "bank", [good / name for name in NAMES], tiny)
     assert max(taken[-4:]) <= batch
     assert [shard.count % VIEWS for shard in bank.manifest.shards] == [0] * len(bank.manifest.shards)
@@ -141,8 +147,8 @@ def test_the_report_shows_the_view_that_was_matched(good: Path, tmp_path: Path, 
     shown = NormalPictures(bank)
     loaded, views = load_views(ImageRecord("a.png", good / "a.png"), tiny.source.preprocess, Augmentation.parse(AUGMENT))
     for row, picture in enumerate([loaded.picture, *(view.picture for view in views)]):
-        np.testing.assert_array_equal(shown("a.png", row).picture, picture)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(shown("a.png").picture, loaded.picture)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(shown("a.png", row).picture, picture)
+    np.testing.assert_array_equal(shown("a.png").picture, loaded.picture)
 
 
 def test_a_picture_that_is_removed_takes_its_views_along(good: Path, tmp_path: Path, tiny: Backbone) -> None:
