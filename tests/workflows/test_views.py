@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from spade_faiss import Bank, Detector, Extraction, InputError, Method, Run, add, fit, score_folder
+from spade_faiss.cli import main
 from spade_faiss.core.augmentation import Augmentation
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
@@ -159,3 +161,24 @@ def test_a_picture_that_is_removed_takes_its_views_along(good: Path, tmp_path: P
     assert (again.added, again.removed) == (0, ("b.png",))
     bank.compact()
     assert add([good / "b.png"], bank=bank.path, backbone=tiny).added == 1
+
+
+def test_info_counts_images_and_entries(good: Path, tmp_path: Path, tiny: Backbone, capsys: pytest.CaptureFixture[str]) -> None:
+    bank = bank_of(tmp_path / "bank", [good / name for name in NAMES], tiny)
+    assert main(["info", str(bank.path)]) == 0
+    text = capsys.readouterr().out
+    assert f"4 normal images ({4 * VIEWS} entries)" in text
+    assert f"views      {AUGMENT}: {VIEWS} entries of each image" in text
+    assert "add 4 images" in text
+    assert main(["info", str(bank.path), "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert (numbers["images"], numbers["entries"]) == (4, 4 * VIEWS)
+    assert numbers["augment"] == {"rotate": 3, "flip": True, "brightness": [0.8, 1.2]}
+
+
+def test_the_command_line_names_what_is_wrong_with_an_augmentation(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["extract", str(good), "--bank", str(tmp_path / "bank"), "--augment", "rotate=8,shear=2"]) != 0
+    assert "'shear=2' is none of rotate=N, flip and brightness=A:B" in capsys.readouterr().err
+    assert not (tmp_path / "bank").exists()
