@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from spade_faiss.bank.compaction import Compaction, join_shards, plan_compaction
 from spade_faiss.bank.locks import LOCK, READERS, WRITER, Lease, WriterLock, readers
@@ -18,6 +20,7 @@ from spade_faiss.bank.places import MANIFEST, SHARDS, check_places, leftovers
 from spade_faiss.bank.shards import SHARD_BYTES, ShardEntry, check_shard, write_shard
 from spade_faiss.bank.snapshot import Snapshot, first_difference
 from spade_faiss.bank.state import BankState, Place
+from spade_faiss.core.augmentation import Augmentation
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import TEMPORARY_PATTERN
 from spade_faiss.core.inside import check_inside, files_in, is_regular
@@ -53,6 +56,7 @@ class Bank(Snapshot):
         source: Source | None = None,
         weights_file: str | None = None,
         network: ExportedNetwork | None = None,
+        augment: Augmentation | None = None,
     ) -> Bank:
         """Create an empty bank in a new or empty folder.
 
@@ -62,6 +66,7 @@ class Bank(Snapshot):
             source: what makes the features; queries must have the same source.
             weights_file: where the backbone's weights were loaded from, so that they can be loaded again.
             network: the exported network, which the bank will carry.
+            augment: the views that it will hold of each picture.
 
         Raises:
             InputError: for a folder that holds a bank, or anything else.
@@ -71,7 +76,7 @@ class Bank(Snapshot):
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
         with WriterLock(folder, f"the bank {folder}")():
             _check_new(folder)  # another process may have created it since
-            manifest = _first_manifest(folder, layout, source, weights_file, network)
+            manifest = _first_manifest(folder, layout, source, weights_file, network, augment)
             write_manifest(folder, manifest)
             return cls(folder, manifest, Lease(folder, 0))
 
@@ -114,19 +119,20 @@ class Bank(Snapshot):
         source: Source | None = None,
         weights_file: str | None = None,
         network: ExportedNetwork | None = None,
+        augment: Augmentation | None = None,
     ) -> Bank:
         """Open the bank at `path`, or create it if there is none.
 
         Raises:
-            InputError: if there is a bank of another layout or source; the message has both values.
+            InputError: if there is a bank of another layout, source or augmentation; the message has both values.
         """
         if not is_regular(Path(path) / MANIFEST):
-            return cls.create(path, layout, source=source, weights_file=weights_file, network=network)
+            return cls.create(path, layout, source=source, weights_file=weights_file, network=network, augment=augment)
         bank = cls.open(path)
         if bank.generation == 0:  # nothing was ever stored, so its settings may still change
             with bank.writing():
                 if bank.generation == 0:
-                    manifest = _first_manifest(bank.path, layout, source, weights_file, network)
+                    manifest = _first_manifest(bank.path, layout, source, weights_file, network, augment)
                     write_manifest(bank.path, manifest)
                     bank._state = BankState(bank.path, manifest)
         if source is not None and bank.manifest.source is None:
@@ -138,6 +144,11 @@ class Bank(Snapshot):
             name, ours, theirs = difference
             raise InputError(
                 f"the bank {path} has {name}={ours!r}, asked for {theirs!r}; use the bank's setting, or make a new bank"
+            )
+        if augment != bank.manifest.augment:
+            raise InputError(
+                f"the bank {path} has augment={bank.manifest.augment or 'none'}, asked for {augment or 'none'}; use the bank's "
+                f"setting, or make a new bank"
             )
         return bank
 
@@ -165,7 +176,8 @@ class Bank(Snapshot):
         """Store a batch as one new shard and commit it. After this returns, the batch survives a crash.
 
         Raises:
-            InputError: for a batch that does not fit the bank's layout or source, or an id that the bank holds already.
+            InputError: for a batch that does not fit the bank's layout or source, an id that the bank holds already, or an
+                entry of a picture that was removed.
             BankError: if another process is writing to the bank.
         """
         self.check_source(batch.source)
@@ -175,17 +187,22 @@ class Bank(Snapshot):
         """Do what `append` does for a batch that `prepare` returned and that is from this bank's source."""
         with self.writing(), self._committing():
             state = self._state
-            if held := [name for name in batch.ids if state.holds(name)]:
-                removed = " (it was removed: restore it, or compact the bank first)" if held[0] in state.removed else ""
+            gone = state.removed.pictures
+            of = zip(batch.ids, batch.picture_ids, strict=True)
+            if held := [(name, picture) for name, picture in of if state.holds(name) or picture in gone]:
+                removed = " (it was removed: restore it, or compact the bank first)" if held[0][1] in gone else ""
                 raise InputError(
-                    f"the bank {self.path} already holds {len(held)} of these images, the first is {held[0]!r}{removed}"
+                    f"the bank {self.path} already holds {len(held)} of these images, the first is {held[0][0]!r}{removed}"
                 )
             shard = write_shard(self._new_shard(f"{self.generation + 1:06d}.h5"), batch)
-            manifest = self._commit("add", len(batch), (*state.manifest.shards, shard))
+            manifest = self._commit("add", len(set(batch.picture_ids)), (*state.manifest.shards, shard))
             self._state = state.appended(manifest, batch.ids)
 
     def remove(self, ids: Sequence[str]) -> int:
         """Remove images, for all who open the bank from now on. `restore` brings them back until the bank is compacted.
+
+        Args:
+            ids: of pictures; each is removed with all of its entries.
 
         Returns:
             How many images were removed; those that were removed before are not counted.
@@ -196,16 +213,19 @@ class Bank(Snapshot):
         """
         with self.writing(), self._committing():
             state = self._state
-            if missing := [name for name in ids if not state.holds(name)]:
+            live = {name: state.places(name) for name in ids}
+            if missing := [name for name in ids if not live[name] and name not in state.removed.pictures]:
                 raise InputError(
-                    f"the bank {self.path} does not hold {len(missing)} of these images, the first is {missing[0]!r}; "
-                    f"nothing was removed"
+                    f"the bank {self.path} does not hold {len(missing)} of these images, the first is {missing[0]!r}"
+                    f"{_whose(state, missing[0])}; nothing was removed"
                 )
-            rows = [row for name in ids if (row := state.ids.row(name)) is not None]
-            return self._mark("remove", [state.locate(row) for row in rows])
+            return self._mark("remove", {name: places for name, places in live.items() if places})
 
     def restore(self, ids: Sequence[str]) -> int:
         """Bring removed images back.
+
+        Args:
+            ids: of pictures; each is brought back with all of its entries.
 
         Returns:
             How many images were restored; those that were not removed are not counted.
@@ -216,12 +236,13 @@ class Bank(Snapshot):
         """
         with self.writing(), self._committing():
             state = self._state
-            if missing := [name for name in ids if not state.holds(name)]:
+            gone = state.removed.pictures
+            if missing := [name for name in ids if name not in gone and state.pictures.number(name) is None]:
                 raise InputError(
                     f"the bank {self.path} does not hold {len(missing)} of these images (any more), the first is "
-                    f"{missing[0]!r}; nothing was restored"
+                    f"{missing[0]!r}{_whose(state, missing[0])}; nothing was restored"
                 )
-            return self._mark("restore", [state.removed[name] for name in ids if name in state.removed])
+            return self._mark("restore", {name: gone[name] for name in ids if name in gone})
 
     def compact(self, *, target_bytes: int = SHARD_BYTES) -> Compaction:
         """Rewrite shards that hold removed images without them, and join small neighbors. The order of images stays.
@@ -234,7 +255,7 @@ class Bank(Snapshot):
         """
         with self.writing(), self._committing():
             state, before = self._state, self.bytes_on_disk
-            old, dropped, shards = state.manifest.shards, len(state.removed), []
+            old, dropped, shards = state.manifest.shards, len(state.removed.pictures), []
             for number, group in enumerate(groups := plan_compaction(old, target_bytes)):
                 if len(group) == 1 and not old[group[0]].removed:
                     shards.append(old[group[0]])
@@ -256,9 +277,9 @@ class Bank(Snapshot):
             )
         return path
 
-    def _mark(self, action: str, places: Sequence[Place]) -> int:
-        """Commit that the images at some places are removed, or restored; return how many there are."""
-        marked = set(places)
+    def _mark(self, action: str, pictures: Mapping[str, Sequence[Place]]) -> int:
+        """Commit that pictures, whose entries are at some places, are removed or restored; return how many there are."""
+        marked = {place for places in pictures.values() for place in places}
         shards = list(self.manifest.shards)
         for number in {number for number, _ in marked}:
             positions = {position for of, position in marked if of == number}
@@ -266,8 +287,8 @@ class Bank(Snapshot):
             removed = removed | positions if action == "remove" else removed - positions
             shards[number] = replace(shards[number], removed=tuple(sorted(removed)))
         if marked:
-            self._state = BankState(self.path, self._commit(action, len(marked), tuple(shards)))
-        return len(marked)
+            self._state = BankState(self.path, self._commit(action, len(pictures), tuple(shards)))
+        return len(pictures)
 
     def _commit(self, action: str, images: int, shards: tuple[ShardEntry, ...]) -> Manifest:
         """Write the next manifest; whoever opens the bank from now on sees it."""
@@ -296,7 +317,12 @@ class Bank(Snapshot):
 
 
 def _first_manifest(
-    folder: Path, layout: Layout, source: Source | None, weights_file: str | None, network: ExportedNetwork | None
+    folder: Path,
+    layout: Layout,
+    source: Source | None,
+    weights_file: str | None,
+    network: ExportedNetwork | None,
+    augment: Augmentation | None,
 ) -> Manifest:
     """Return the manifest of an empty bank; the network that it names is written."""
     return Manifest(
@@ -307,7 +333,16 @@ def _first_manifest(
         network=None if network is None else write_network(folder, network),
         shards=(),
         versions=versions(),
+        augment=augment,
     )
+
+
+def _whose(state: BankState, name: str) -> str:
+    """Say which picture has an entry of this name; empty if none has."""
+    if (row := state.ids.row(name)) is None:
+        return ""
+    (picture,) = state.pictures.names(np.array([row]))
+    return f", an entry of {picture!r}: name that image, which is removed and restored as a whole"
 
 
 def _check_new(folder: Path) -> None:

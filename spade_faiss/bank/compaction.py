@@ -90,5 +90,6 @@ def _live_images(state: BankState, number: int) -> FeatureBatch:
         valid=shard.valid(live, state.manifest.layout.input_size),
         paths=texts("path"),
         sha256=texts("sha256"),
+        pictures=texts("picture"),
         root=shard.root,
     )

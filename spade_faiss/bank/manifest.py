@@ -11,6 +11,7 @@ from pathlib import Path
 from spade_faiss.bank.network import NetworkEntry
 from spade_faiss.bank.places import MANIFEST
 from spade_faiss.bank.shards import ShardEntry
+from spade_faiss.core.augmentation import Augmentation
 from spade_faiss.core.errors import BankError, InputError, NotFoundError
 from spade_faiss.core.files import check_sha256
 from spade_faiss.core.hints import fit_command
@@ -56,6 +57,7 @@ class Manifest:
         versions: the versions of the libraries that wrote this state.
         network: the network that the bank carries; None if it carries none.
         history: what was done to the bank, the newest ten thousand commands of it.
+        augment: the views that it holds of each picture beside the picture; None if it holds none.
     """
 
     generation: int
@@ -66,6 +68,7 @@ class Manifest:
     versions: dict[str, str]
     network: NetworkEntry | None = None
     history: tuple[Event, ...] = ()
+    augment: Augmentation | None = None
 
     def __post_init__(self) -> None:
         check_at_least("generation", self.generation, 0)

@@ -26,7 +26,7 @@ SHARD_BYTES = 256 << 20
 _EMBEDDING = "image/embedding"
 _VALID = "image/valid"
 _ID = "image/id"
-_OPTIONAL = ("image/path", "image/sha256")
+_OPTIONAL = ("image/path", "image/sha256", "image/picture")
 _OPEN_SHARDS = 256
 
 
@@ -122,10 +122,10 @@ class Shard:
         self._mapped.release(f"level/{level}", position)
 
     def texts(self, field: str) -> list[str]:
-        """Return the `id`, `path` or `sha256` of each image; an empty list where the shard has none.
+        """Return the `id`, `path`, `sha256` or `picture` of each entry; an empty list where the shard has none.
 
         Raises:
-            BankError: for text that is not UTF-8 or holds a NUL, and for an id that is empty.
+            BankError: for text that is not UTF-8 or holds a NUL, and for an id or a picture that is empty.
         """
         self._mapped.check_length()
         texts = self._mapped.arrays.get(f"image/{field}")
@@ -133,9 +133,13 @@ class Shard:
             found = [] if texts is None else [text.decode() for text in texts.tolist()]
         except UnicodeDecodeError as error:
             raise BankError(f"shard {self._path} is damaged ({error}); restore it from a backup") from error
-        if any("\0" in text or (not text and field == "id") for text in found):
-            raise BankError(f"shard {self._path} is damaged: an {field} is empty, or holds a NUL; restore it from a backup")
+        if any("\0" in text or (not text and field in ("id", "picture")) for text in found):
+            raise BankError(f"shard {self._path} is damaged: its {field} is empty, or holds a NUL; restore it from a backup")
         return found
+
+    def picture_ids(self) -> list[str]:
+        """Return the id of the picture that each entry was made of; it raises what `texts` raises."""
+        return self.texts("picture") or self.texts("id")
 
     def image_path(self, position: int) -> Path | None:
         """Return the file that an image was read from; None if it did not come from a file."""
@@ -163,7 +167,8 @@ def write_shard(path: Path, batch: FeatureBatch) -> ShardEntry:
     Raises:
         InputError: if the disk has no room for it.
     """
-    texts = {"id": batch.ids, "path": batch.paths, "sha256": batch.sha256}
+    pictures = () if list(batch.pictures) == list(batch.ids) else batch.pictures
+    texts = {"id": batch.ids, "path": batch.paths, "sha256": batch.sha256, "picture": pictures}
     arrays: Arrays = {f"image/{field}": text_array(values) for field, values in texts.items() if len(values)}
     arrays[_EMBEDDING] = batch.embedding
     if batch.valid is not None:

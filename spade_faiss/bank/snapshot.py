@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from spade_faiss.bank.locks import Lease
 from spade_faiss.bank.manifest import Manifest, read_manifest
+from spade_faiss.bank.pictures import Pictures
 from spade_faiss.bank.places import SHARDS
 from spade_faiss.bank.shards import check_shard
 from spade_faiss.bank.state import BankState, Place
@@ -30,7 +31,8 @@ class Snapshot:
     Pickled or copied, it is the folder and the manifest, and holds a lease of its own: the same state is opened again, or
     BankError is raised if a file of that state is gone or has changed since.
 
-    Rows are the images that were not removed, in the order in which they were added.
+    Rows are the entries that were not removed, in the order in which they were added. Most are a picture of their own; of
+    others, several were made of one picture, see `pictures`.
 
     Args:
         path: the bank's folder.
@@ -76,12 +78,14 @@ class Snapshot:
         return {
             "path": str(self.path),
             "generation": self.generation,
-            "images": len(self),
+            "images": len(self.pictures),
+            "entries": len(self),
             "shards": len(self.manifest.shards),
             "bytes": self.bytes_on_disk,
-            "bytes_per_image": round(self.bytes_on_disk / len(self)) if len(self) else 0,
+            "bytes_per_image": round(self.bytes_on_disk / max(1, len(self.pictures))),
             **asdict(self.layout),
             "source": None if source is None else asdict(source),
+            "augment": None if self.manifest.augment is None else asdict(self.manifest.augment),
             "network": None if self.manifest.network is None else asdict(self.manifest.network),
             "versions": self.manifest.versions,
         }
@@ -105,29 +109,40 @@ class Snapshot:
 
     @property
     def ids(self) -> list[str]:
-        """The image ids in row order."""
+        """The entry ids in row order."""
         return self._state.ids.listed()
 
     @property
-    def removed(self) -> dict[str, Place]:
-        """Removed image id -> the number of its shard, and its position in it."""
-        return self._state.removed
+    def pictures(self) -> Pictures:
+        """The pictures that the rows were made of."""
+        return self._state.pictures
+
+    @property
+    def size_text(self) -> str:
+        """How many normal images it holds, in words, and how many entries where there are more of them."""
+        images, entries = len(self.pictures), len(self)
+        return f"{images} normal images" + (f" ({entries} entries)" if entries > images else "")
+
+    @property
+    def removed(self) -> dict[str, tuple[Place, ...]]:
+        """Removed picture id -> where its entries are: the number of the shard, and the position in it."""
+        return self._state.removed.pictures
 
     @property
     def sha256_of(self) -> dict[str, str]:
-        """Image id -> sha256 of its file, where one was recorded."""
+        """Picture id -> sha256 of its file, where one was recorded."""
         return self._state.sha256_of
 
     def image_path(self, image: str) -> Path | None:
-        """Return the file that a normal image was read from; None if it did not come from a file.
+        """Return the file that a picture was read from; None if it did not come from a file.
 
         Raises:
-            KeyError: for an image that is not in a row.
+            KeyError: for a picture that has no row.
         """
         state = self._state
-        if (row := state.ids.row(image)) is None:
+        if not (places := state.places(image)):
             raise KeyError(image)
-        number, position = state.locate(row)
+        number, position = places[0]
         return state.shard(number).image_path(position)
 
     def with_removed(self) -> Snapshot:
@@ -136,7 +151,7 @@ class Snapshot:
         return Snapshot(self.path, replace(self.manifest, shards=shards), self._lease)
 
     def rows_of_shard(self, index: int) -> npt.NDArray[np.int64]:
-        """Return the row of each image of a shard, (count,); -1 for removed images."""
+        """Return the row of each entry of a shard, (count,); -1 for removed ones."""
         return self._state.rows_of_shard(index)
 
     def embeddings_of_shard(self, index: int) -> FloatArray:
@@ -164,7 +179,7 @@ class Snapshot:
 
     def read(self, rows: npt.NDArray[np.integer[Any]]) -> FeatureBatch:
         """Return the features of rows as they are stored, copied."""
-        state, maps, ids = self._state, {}, self.ids
+        state, maps, ids, pictures = self._state, {}, self.ids, self.pictures
         for level in self.layout.levels:
             maps[level.name] = np.empty((len(rows), *level.shape), self.layout.dtype)
             for out, row in zip(maps[level.name], rows, strict=True):
@@ -177,7 +192,14 @@ class Snapshot:
                 break
             assert valid is not None
             valid[place] = of_image[0]
-        return FeatureBatch([ids[row] for row in rows], self.embedding(rows), maps, self.manifest.source, valid=valid)
+        return FeatureBatch(
+            [ids[row] for row in rows],
+            self.embedding(rows),
+            maps,
+            self.manifest.source,
+            valid=valid,
+            pictures=() if pictures.are_rows else pictures.names(np.asarray(rows, np.int64)),
+        )
 
     def level_map(self, level: str, row: int) -> npt.NDArray[np.floating[Any]]:
         """Return one image's map at one level, (H, W, C) of the bank's dtype: a read-only view of the mapped file."""
@@ -223,8 +245,8 @@ class Snapshot:
         return embeddings
 
     def check_texts(self, index: int) -> None:
-        """Raise BankError if the ids, paths or checksums of a shard cannot be read."""
-        for field in ("id", "path", "sha256"):
+        """Raise BankError if the ids, paths, checksums or pictures of a shard cannot be read."""
+        for field in ("id", "path", "sha256", "picture"):
             self._state.shard(index).texts(field)
 
 

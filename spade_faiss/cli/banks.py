@@ -121,7 +121,8 @@ def describe_added(done: Added) -> Output:
     bank = done.bank
     numbers = {
         "bank": str(bank.path),
-        "images": len(bank),
+        "images": len(bank.pictures),
+        "entries": len(bank),
         "added": done.added,
         "present": done.present,
         "removed": list(done.removed),
@@ -132,9 +133,9 @@ def describe_added(done: Added) -> Output:
         "bytes": bank.bytes_on_disk,
         "time": {"total_s": done.total_s, "timing_s": done.timing_s},
     }
-    each = format_bytes(bank.bytes_on_disk / max(1, len(bank)))
+    each = format_bytes(bank.bytes_on_disk / max(1, len(bank.pictures)))
     lines = [
-        f"{bank.path}: {len(bank)} normal images, {format_bytes(bank.bytes_on_disk)} ({each} each)",
+        f"{bank.path}: {bank.size_text}, {format_bytes(bank.bytes_on_disk)} ({each} each)",
         f"  added {done.added}, already there {done.present}, skipped {len(done.skipped)}",
         *(f"  left out {item.id}: it is the same image as {item.of}" for item in done.duplicates),
         *(f"  skipped {item.id}: {item.reason}" for item in done.skipped),
@@ -172,7 +173,7 @@ def _index(arguments: argparse.Namespace) -> Output:
         nothing = f"recipe {recipe.name!r} needs no index: {bank.path} can be searched as it is"
     numbers = {
         "bank": str(bank.path),
-        "images": len(bank),
+        "images": len(bank.pictures),
         "bank_bytes": bank.bytes_on_disk,
         "built": [
             {
@@ -192,7 +193,8 @@ def _describe_built(built: Built, bank: Bank) -> list[str]:
     sizes = (
         f"{format_bytes(built.bytes)}, before {format_bytes(built.bytes_before)}; the bank {format_bytes(bank.bytes_on_disk)}"
     )
-    lines = [f"{bank.path}: index {built.recipe!r} over {len(bank)} images, {built.total_s:.2f} s", f"  on disk {sizes}"]
+    of = f"{len(bank)} {'images' if bank.pictures.are_rows else 'entries'}"
+    lines = [f"{bank.path}: index {built.recipe!r} over {of}, {built.total_s:.2f} s", f"  on disk {sizes}"]
     if (image := built.image) is not None:
         lines.append(f"  image    {image.factory}: {format_bytes(image.bytes)}, {built.done['image']}")
     if (gallery := built.gallery) is not None:
@@ -250,7 +252,7 @@ def _info_numbers(found: BankInfo, calibrations: list[tuple[dict[str, object], s
 def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str]]) -> Iterator[str]:
     bank, manifest, layout = found.bank, found.bank.manifest, found.bank.layout
     removed = f", {len(bank.removed)} removed ones until it is compacted" if bank.removed else ""
-    yield f"{bank.path}: {len(bank)} normal images{removed}, generation {bank.generation}"
+    yield f"{bank.path}: {bank.size_text}{removed}, generation {bank.generation}"
     if (source := manifest.source) is None:
         yield "  backbone   the features came from another extractor"
     else:
@@ -261,6 +263,8 @@ def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str
     for level in layout.levels:
         yield f"  level      {level.name}: {level.height} x {level.width} locations, {level.channels} channels"
     yield f"  features   {layout.dtype}, normalize {layout.normalize}, pool {pool}"
+    if (augment := manifest.augment) is not None:
+        yield f"  views      {augment}: {augment.views} entries of each image"
     yield f"  disk       {format_bytes(bank.bytes_on_disk)} in {len(manifest.shards)} shards"
     for image, stale in found.images:
         yield f"  index      {image.recipe}: {image.factory}, {stale}, {format_bytes(image.bytes)}"

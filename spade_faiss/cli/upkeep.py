@@ -79,7 +79,7 @@ def _remove(arguments: argparse.Namespace) -> Output:
     bank, ids = _open(arguments)
     count = bank.remove(ids)
     return {**_counts(bank), "done": count}, [
-        f"{bank.path}: removed {count} of {names(ids)}; {len(bank)} normal images are left",
+        f"{bank.path}: removed {count} of {names(ids)}; {bank.size_text} are left",
         f"  bring them back: {restore_command(bank.path)}; drop them for good: {compact_command(bank.path)}",
     ]
 
@@ -87,7 +87,7 @@ def _remove(arguments: argparse.Namespace) -> Output:
 def _restore(arguments: argparse.Namespace) -> Output:
     bank, ids = _open(arguments)
     count = bank.restore(ids)
-    return {**_counts(bank), "done": count}, [f"{bank.path}: restored {count} of {names(ids)}; {len(bank)} normal images"]
+    return {**_counts(bank), "done": count}, [f"{bank.path}: restored {count} of {names(ids)}; {bank.size_text}"]
 
 
 def _compact(arguments: argparse.Namespace) -> Output:
@@ -154,7 +154,7 @@ def _open(arguments: argparse.Namespace) -> tuple[Bank, list[str]]:
 
 
 def _counts(bank: Bank) -> dict[str, object]:
-    return {"bank": str(bank.path), "images": len(bank), "removed": len(bank.removed), "generation": bank.generation}
+    return {"bank": str(bank.path), "images": len(bank.pictures), "removed": len(bank.removed), "generation": bank.generation}
 
 
 def _add_bank(command: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+from spade_faiss.core.augmentation import Augmentation
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import check_at_least, check_choice, is_finite, shorten
 
@@ -246,7 +247,7 @@ class Extraction:
 
     `backbone` is a name that `load_backbone` knows, or a `Backbone` of your own, which has its own precision and preprocess.
     `blocks` are for transformers alone, see `Network.from_timm`. `network` says whether the bank carries the network, so that
-    it can be used without torch and without the weights.
+    it can be used without torch and without the weights. `augment` is about normal images alone: queries have no views.
     """
 
     backbone: object = setting(
@@ -279,9 +280,22 @@ class Extraction:
         "zeros (zero), so that the border weighs less",
         choices=POOL_BORDERS,
     )
+    augment: str | None = setting(
+        None,
+        "views of each normal image that the bank holds as well, such as rotate=8,flip,brightness=0.8:1.2: the image in 8 "
+        "positions of a full turn, each mirrored, and one darker and one brighter, 18 in all; for banks of a few images "
+        "(default: none)",
+        metavar="VIEWS",
+    )
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """What `augment` says."""
+        return None if self.augment is None else Augmentation.parse(self.augment)
 
     def __post_init__(self) -> None:
         check_blocks(self.blocks)
+        _ = self.augmentation  # raises for what it cannot be
 
 
 @dataclass(frozen=True, kw_only=True)

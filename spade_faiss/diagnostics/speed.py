@@ -142,7 +142,7 @@ def check_disk(path: Path) -> Check:
     return Check(
         name="disk",
         state=AMBER if is_slow else GREEN,
-        result=f"{bank.path}: {len(bank)} images, {format_bytes(bank.bytes_on_disk)}, read at {speed / 1e6:.0f} MB/s"
+        result=f"{bank.path}: {len(bank.pictures)} images, {format_bytes(bank.bytes_on_disk)}, read at {speed / 1e6:.0f} MB/s"
         + ("" if is_cold else ", perhaps from the system's cache"),
         advice="put the bank on a local SSD, or give the machine memory to cache it" if is_slow else "",
         numbers={"bytes_per_s": speed, "bytes": count, "cold": is_cold},

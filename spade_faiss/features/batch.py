@@ -54,6 +54,8 @@ class FeatureBatch:
         paths: n image paths, relative to `root`; empty where there are no files.
         sha256: n hex digests of the image files; empty where there are no files.
         root: the folder that `paths` start from.
+        pictures: n ids of the pictures that the entries were made of, where one picture may have several entries: views of it,
+            or parts. The first entry of a picture is the original. Empty where each entry is a picture of its own.
     """
 
     ids: Sequence[str]
@@ -64,6 +66,12 @@ class FeatureBatch:
     paths: Sequence[str] = field(default=(), kw_only=True)
     sha256: Sequence[str] = field(default=(), kw_only=True)
     root: str = field(default="", kw_only=True)
+    pictures: Sequence[str] = field(default=(), kw_only=True)
+
+    @property
+    def picture_ids(self) -> Sequence[str]:
+        """The n ids of the pictures that the entries were made of: their own ids, unless `pictures` says otherwise."""
+        return self.pictures or self.ids
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,7 +86,17 @@ class FeatureBatch:
             valid=None if self.valid is None else self.valid[part],
             paths=self.paths[part],
             sha256=self.sha256[part],
+            pictures=self.pictures[part],
         )
+
+
+def originals(batch: FeatureBatch) -> FeatureBatch:
+    """The first entry of each picture under the picture's id; the batch itself where each entry is a picture of its own."""
+    if not batch.pictures:
+        return batch
+    first = {name: place for place, name in reversed(list(enumerate(batch.pictures)))}
+    found = concatenate([batch[place : place + 1] for place in sorted(first.values())])
+    return replace(found, ids=found.pictures, pictures=())
 
 
 def concatenate(batches: Sequence[FeatureBatch]) -> FeatureBatch:
@@ -92,6 +110,7 @@ def concatenate(batches: Sequence[FeatureBatch]) -> FeatureBatch:
         valid=np.concatenate(valid) if valid else None,
         paths=[path for batch in batches for path in batch.paths],
         sha256=[digest for batch in batches for digest in batch.sha256],
+        pictures=[name for batch in batches for name in batch.picture_ids] if any(batch.pictures for batch in batches) else (),
     )
 
 

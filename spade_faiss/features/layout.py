@@ -86,19 +86,21 @@ def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
         The batch with a float32 embedding and maps that are pooled, normalized and of `layout.dtype`.
 
     Raises:
-        InputError: for shapes that differ from the layout, missing or unknown levels, ids that are empty or repeated, ids or
-            paths that hold a NUL or are not valid Unicode, values that are not finite, or values beyond the range of float32,
-            or of float16 if maps are stored in it.
+        InputError: for shapes that differ from the layout, missing or unknown levels, ids that are empty or repeated, pictures
+            without an id, ids or paths that hold a NUL or are not valid Unicode, values that are not finite, or values beyond
+            the range of float32, or of float16 if maps are stored in it.
     """
     n = len(batch)
     if n == 0:
         raise InputError("a feature batch needs at least one image")
     check_ids(batch.ids)
-    for name in ("paths", "sha256"):
+    for name in ("paths", "sha256", "pictures"):
         if len(getattr(batch, name)) not in (0, n):
             raise InputError(f"a batch of {n} images has {len(getattr(batch, name))} {name}")
         check_strings(name, getattr(batch, name))
     check_strings("root", [batch.root])
+    if "" in batch.pictures:
+        raise InputError("the id of a picture is empty; each entry is made of a picture that has an id")
     shape = (n, *layout.input_size)
     if batch.valid is not None and (batch.valid.dtype != np.bool_ or batch.valid.shape != shape):
         raise InputError(f"valid is {batch.valid.dtype} of shape {batch.valid.shape}, expected bool of shape {shape}")

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from spade_faiss.core.augmentation import Augmentation
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Preprocess
 from spade_faiss.core.types import FloatArray
@@ -26,6 +27,7 @@ from spade_faiss.features.masks import find_defective
 from spade_faiss.features.pages import page_digest, split_page
 from spade_faiss.features.pixels import FULL_DEPTH, to_rgb
 from spade_faiss.features.placement import Placement, place
+from spade_faiss.features.views import View, make_views
 
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -52,6 +54,13 @@ def load_image(record: ImageRecord, preprocess: Preprocess, *, max_pixels: int =
     Raises:
         InputError: as `read_image` and `place`; it names the path and the reason.
     """
+    return load_views(record, preprocess, None, max_pixels=max_pixels)[0]
+
+
+def load_views(
+    record: ImageRecord, preprocess: Preprocess, augmentation: Augmentation | None, *, max_pixels: int = MAX_PIXELS
+) -> tuple[LoadedImage, list[View]]:
+    """Do what `load_image` does, and make the views of the picture, see `make_views`; none without an augmentation."""
     with naming_file(record.path):
         if isinstance(record, Frame):
             decoded, digest = record.decode(max_pixels), ""
@@ -62,11 +71,17 @@ def load_image(record: ImageRecord, preprocess: Preprocess, *, max_pixels: int =
             digest = page_digest(hashlib.sha256(data).hexdigest(), page)
         image = to_rgb(decoded, preprocess.bit_depth)
         placement = place(*image.size, preprocess)
-        return LoadedImage(to_picture(image, placement), placement, digest)
+        loaded = LoadedImage(to_picture(image, placement), placement, digest)
+        if augmentation is None:
+            return loaded, []
+        whole = np.asarray(image.resize(placement.resized, Image.Resampling.LANCZOS))
+        return loaded, make_views(whole, placement, augmentation)
 
 
-def load_bytes(record: ImageRecord, preprocess: Preprocess, *, max_pixels: int = MAX_PIXELS) -> int:
-    """About how many bytes of memory `load_image` takes while it runs.
+def load_bytes(
+    record: ImageRecord, preprocess: Preprocess, *, max_pixels: int = MAX_PIXELS, augmentation: Augmentation | None = None
+) -> int:
+    """About how many bytes of memory `load_image` takes while it runs, or `load_views` with an augmentation.
 
     Raises:
         InputError: as `load_image`, for what is wrong with the header of the file.
@@ -82,7 +97,10 @@ def load_bytes(record: ImageRecord, preprocess: Preprocess, *, max_pixels: int =
                 size, count = header.size, header.decode_bytes + stream.seek(0, os.SEEK_END)
         placement = place(*size, preprocess)
         # Resizing goes over the width first; four bytes a pixel.
-        return count + 4 * placement.resized[0] * (size[1] + 2 * placement.resized[1])
+        count += 4 * placement.resized[0] * (size[1] + 2 * placement.resized[1])
+        if augmentation is not None:  # the resized image, the views, and the coordinates of one
+            count += 3 * math.prod(placement.resized) + (4 * augmentation.views + 64) * math.prod(placement.size)
+        return count
 
 
 def to_picture(image: Image.Image, placement: Placement) -> Picture:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from spade_faiss.core.augmentation import Augmentation
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import parse_bytes
 from spade_faiss.core.progress import progress_bar
@@ -25,7 +27,8 @@ from spade_faiss.features.datasets import Duplicate, ImageRecord, Skipped, check
 from spade_faiss.features.decoding import naming_file
 from spade_faiss.features.frames import Frame
 from spade_faiss.features.memory import MemoryGate
-from spade_faiss.features.pictures import LoadedImage, load_bytes, load_image, to_input
+from spade_faiss.features.pictures import LoadedImage, load_bytes, load_views, to_input
+from spade_faiss.features.views import View, view_id
 
 # Beside the batch that is used and the one that the network computes.
 _BATCHES_AHEAD = 2
@@ -35,7 +38,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Extracted:
-    """The features of some images, with their records and the pictures that the backbone saw."""
+    """The features of some images, with their records and the pictures that the backbone saw.
+
+    With an augmentation, the batch holds the features of their views as well, those of an image one after the other.
+    """
 
     records: list[ImageRecord]
     loaded: list[LoadedImage]
@@ -44,18 +50,38 @@ class Extracted:
 
 @dataclass(frozen=True, eq=False)
 class _Decoded:
-    """An image that is ready for the network: `x` is its input, (3, H, W) float32."""
+    """An image that is ready for the network.
+
+    Args:
+        record: the image.
+        loaded: its picture.
+        views: the views of that.
+        x: (1 + views, 3, H, W) float32, the inputs that are made of the picture and its views.
+    """
 
     record: ImageRecord
     loaded: LoadedImage
+    views: list[View]
     x: FloatArray
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the entries that are made of it."""
+        return [self.record.id, *(view_id(self.record.id, view.name) for view in self.views)]
+
+    @property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """(1 + views, H, W), where the inputs show the image."""
+        return np.stack([self.loaded.placement.valid, *(view.valid for view in self.views)])
 
 
 _Decoding = Sequence[tuple[ImageRecord, "Future[_Decoded]"]]
 
 
 class FeatureStream:
-    """Computes the features of images, in order, `batch_size` at a time.
+    """Computes the features of images, in order, `batch_size` inputs at a time.
+
+    All inputs that are made of an image are in one batch, which is as many larger where `batch_size` are not enough for one.
 
     Images that cannot be read are left out and listed in `skipped`. Images whose content is known already are left out and
     listed in `duplicates`.
@@ -64,7 +90,7 @@ class FeatureStream:
         backbone: computes the features.
         run: says how many images may be skipped, whether progress is shown, and how much memory the images may take that are
             decoded at the same time; an image that takes more by itself is skipped.
-        batch_size: images that the network takes at once; a batch has fewer where some of them were left out.
+        batch_size: inputs that the network takes at once; a batch has fewer where some images were left out.
         timings: takes the seconds of each stage.
         allow_none: whether a stream may end with all of its images skipped.
         known: the id of each known image, by the sha256 of its file. The images of the stream are added to it. With None,
@@ -92,20 +118,23 @@ class FeatureStream:
         self._known = known
         self._gate = MemoryGate(parse_bytes(run.memory))
 
-    def __call__(self, root: Path, records: Sequence[ImageRecord], label: str) -> Generator[Extracted, None, None]:
+    def __call__(
+        self, root: Path, records: Sequence[ImageRecord], label: str, augmentation: Augmentation | None = None
+    ) -> Generator[Extracted, None, None]:
         """Yield the features of `records`.
 
         Args:
             root: the folder that the ids of the records start from.
             records: what to read, in this order.
             label: the title of the progress bar.
+            augmentation: the views that are made of each image; None for the image alone.
 
         Raises:
             InputError: if more images than allowed were skipped, or all of them.
         """
         with (
             progress_bar(len(records), label, self._run.progress) as bar,
-            closing(self._decode_ahead(records)) as batches,
+            closing(self._decode_ahead(records, augmentation)) as batches,
             closing(self._compute_ahead(batches, root)) as computed,
         ):
             for futures, extracted in computed:
@@ -137,14 +166,17 @@ class FeatureStream:
                     yield ahead.popleft()
             yield from ahead
 
-    def _decode_ahead(self, records: Sequence[ImageRecord]) -> Generator[_Decoding, None, None]:
+    def _decode_ahead(
+        self, records: Sequence[ImageRecord], augmentation: Augmentation | None
+    ) -> Generator[_Decoding, None, None]:
         """Yield batch after batch of images that are being decoded, each while the next ones are decoded, too."""
         ahead: deque[_Decoding] = deque()
         with ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="decode") as pool:
             try:
-                for start in range(0, len(records), self._batch_size):
-                    part = records[start : start + self._batch_size]
-                    ahead.append([(record, pool.submit(self._decode, record)) for record in part])
+                size = max(1, self._batch_size // (1 if augmentation is None else augmentation.views))
+                for start in range(0, len(records), size):
+                    part = records[start : start + size]
+                    ahead.append([(record, pool.submit(self._decode, record, augmentation)) for record in part])
                     if len(ahead) == _BATCHES_AHEAD:
                         yield ahead.popleft()
                 while ahead:
@@ -152,11 +184,13 @@ class FeatureStream:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _decode(self, record: ImageRecord) -> _Decoded:
-        needed = load_bytes(record, self._preprocess)
+    def _decode(self, record: ImageRecord, augmentation: Augmentation | None) -> _Decoded:
+        needed = load_bytes(record, self._preprocess, augmentation=augmentation)
         with naming_file(record.path), self._gate.hold(needed), self._timings("decode"):
-            loaded = load_image(record, self._preprocess)
-            return _Decoded(record, loaded, to_input(loaded.picture, self._preprocess))
+            loaded, views = load_views(record, self._preprocess, augmentation)
+            pictures = [loaded.picture, *(view.picture for view in views)]
+            x = np.stack([to_input(picture, self._preprocess) for picture in pictures])
+            return _Decoded(record, loaded, views, x)
 
     def _collect(self, futures: Sequence[tuple[ImageRecord, Future[_Decoded]]]) -> list[_Decoded]:
         """Wait for the images of a batch; those that cannot be read or are known already are left out."""
@@ -185,19 +219,29 @@ class FeatureStream:
 
     def _compute(self, decoded: Sequence[_Decoded], root: Path) -> Extracted:
         with self._timings("forward"):
-            embedding, levels = self._backbone(np.stack([image.x for image in decoded]))
+            embedding, levels = self._forward(np.concatenate([image.x for image in decoded]))
         records, loaded = [image.record for image in decoded], [image.loaded for image in decoded]
         are_files = not any(isinstance(record, Frame) for record in records)
         # Only a letterbox leaves margins.
         has_margins = self._preprocess.resize_mode == "letterbox"
+        of = [image for image in decoded for _ in image.x]  # the image of each entry
         batch = FeatureBatch(
-            [record.id for record in records],
+            [name for image in decoded for name in image.ids],
             embedding,
             levels,
             self._backbone.source,
-            valid=np.stack([image.placement.valid for image in loaded]) if has_margins else None,
-            paths=[os.path.relpath(record.path, root) for record in records] if are_files else (),
-            sha256=[image.sha256 for image in loaded] if are_files else (),
+            valid=np.concatenate([image.valid for image in decoded]) if has_margins else None,
+            paths=[os.path.relpath(image.record.path, root) for image in of] if are_files else (),
+            sha256=[image.loaded.sha256 for image in of] if are_files else (),
             root=str(root.resolve()) if are_files else "",
+            pictures=[image.record.id for image in of] if len(of) > len(decoded) else (),
         )
         return Extracted(records, loaded, batch)
+
+    def _forward(self, x: FloatArray) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """Run the network on any number of inputs, `batch_size` at a time."""
+        if len(x) <= self._batch_size:
+            return self._backbone(x)
+        parts = [self._backbone(x[start : start + self._batch_size]) for start in range(0, len(x), self._batch_size)]
+        embedding = np.concatenate([part[0] for part in parts])
+        return embedding, {name: np.concatenate([part[1][name] for part in parts]) for name in parts[0][1]}

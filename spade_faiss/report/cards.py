@@ -48,15 +48,18 @@ def _normals(inputs: ReportInputs, i: int) -> Iterator[NormalPicture]:
     scores = inputs.scores
     # Neighbors are named by their column, the other images that a level matched by -1 - their row in the bank.
     matches: dict[int, list[Match]] = {}
+    rows: dict[int, int] = {}  # of those that were matched: where that is lies in the entry of the row
     for level, match in scores.match.items():
         column, y, x, row = match[i].tolist()
         corners = cell_box((y, x), scores.grid[level], scores.size)
-        matches.setdefault(column if column >= 0 else -1 - row, []).append(Match(level=level, corners=corners))
+        at = column if column >= 0 else -1 - row
+        matches.setdefault(at, []).append(Match(level=level, corners=corners))
+        rows[at] = row
     nearest = range(min(_NORMALS_SHOWN, scores.neighbor_ids.shape[1]))
     for column in sorted({*nearest, *matches}, key=lambda at: (at < 0, at)):
         is_neighbor = column >= 0
         name = str(scores.neighbor_ids[i, column]) if is_neighbor else inputs.normal_ids[-1 - column]
-        picture, missing = inputs.normal_picture(name)
+        picture, missing = inputs.normal_picture(name, rows.get(column))
         yield NormalPicture(
             id=name,
             place=column + 1 if is_neighbor else None,

@@ -86,8 +86,8 @@ class ReportInputs:
         records: the images, in the order of `scores`.
         masks: (n, H, W), True for a defective pixel; None without masks.
         picture: gives the picture of an image by its number.
-        normal_ids: the names of the bank's images by row.
-        normal_picture: gives the picture of a normal image by its name.
+        normal_ids: the names of the bank's pictures by row.
+        normal_picture: gives the picture of a normal image by its name, or what the entry in a bank row shows of it.
     """
 
     facts: DetectorFacts
@@ -97,7 +97,7 @@ class ReportInputs:
     masks: Mask | None
     picture: Callable[[int], Shown]
     normal_ids: Sequence[str]
-    normal_picture: Callable[[str], Shown]
+    normal_picture: Callable[[str, int | None], Shown]
 
     @property
     def ranked(self) -> npt.NDArray[np.float32]:

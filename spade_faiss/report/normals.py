@@ -10,7 +10,8 @@ from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError, SpadeError
 from spade_faiss.core.inside import open_regular
 from spade_faiss.features.datasets import ImageRecord
-from spade_faiss.features.pictures import load_image
+from spade_faiss.features.pictures import load_views
+from spade_faiss.features.views import view_id
 from spade_faiss.report.inputs import Shown
 
 # A larger file is no picture that a report shows: its bank may have named it to keep the process busy.
@@ -27,15 +28,16 @@ class NormalPictures:
 
     def __init__(self, bank: Snapshot) -> None:
         self._bank = bank
-        self._read: dict[str, Shown] = {}
+        self._read: dict[tuple[str, str], Shown] = {}
 
-    def __call__(self, name: str) -> Shown:
-        """The picture of the normal image `name`."""
-        if name not in self._read:
-            self._read[name] = self._load(name)
-        return self._read[name]
+    def __call__(self, name: str, row: int | None = None) -> Shown:
+        """The picture of the normal image `name`, or what the entry in a row shows of it."""
+        entry = name if row is None else self._bank.ids[row]
+        if (name, entry) not in self._read:
+            self._read[name, entry] = self._load(name, entry)
+        return self._read[name, entry]
 
-    def _load(self, name: str) -> Shown:
+    def _load(self, name: str, entry: str) -> Shown:
         path, source = self._bank.image_path(name), self._bank.manifest.source
         if path is None:
             return Shown(None, "the bank does not know its file")
@@ -51,13 +53,15 @@ class NormalPictures:
             return Shown(None, str(error))
         if found != recorded:
             return Shown(None, f"{path} has changed since the bank took it")
+        augmentation = None if entry == name else self._bank.manifest.augment
         try:
-            loaded = load_image(ImageRecord(name, path), source.preprocess)
+            loaded, views = load_views(ImageRecord(name, path), source.preprocess, augmentation)
         except InputError as error:
             return Shown(None, str(error))
         if loaded.sha256 != recorded:
             return Shown(None, f"{path} has changed since the bank took it")
-        return Shown(loaded.picture)
+        shown = {name: loaded.picture, **{view_id(name, view.name): view.picture for view in views}}
+        return Shown(shown[entry]) if entry in shown else Shown(None, f"the bank does not say how {entry} was made of {path}")
 
 
 def _hash_picture(path: Path) -> str:

@@ -46,7 +46,7 @@ def _check_normal_images(out: Path, bank: Snapshot) -> None:
     above = {folder for folder in (place, *place.parents) if not home.is_relative_to(folder)}
     if not above:
         return
-    for name in bank.ids:
+    for name in bank.pictures.ids:
         path = bank.image_path(name)
         if path is not None and path.parent in above:
             raise InputError(f"out={out} lies inside of {path.parent}, where normal images of the bank are; choose another")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -221,21 +221,23 @@ class Detector:
     def score_rows(self, rows: Sequence[int], *, timings: Timings | None = None) -> Scores:
         """Score normal images of the bank, each against all the others: how normal images score with this detector.
 
+        All entries of the picture that a row was made of are left out.
+
         Args:
-            rows: bank rows.
+            rows: bank rows; their scores are named after their pictures.
             timings: where the seconds of each step are added.
 
         Raises:
-            InputError: for a bank that has no other image for each of the neighbors asked for.
+            InputError: for a bank that has no other entry for each of the neighbors asked for.
         """
         check_fork(self.device)
         self.check_leave_one_out()
         timings = timings or Timings()
-        size, found = self.plan.batch, []
-        for start in range(0, max(1, len(rows)), size):
-            own = np.asarray(rows[start : start + size], np.int64)
+        found = []
+        for own in self._batches_of_one_size(np.asarray(rows, np.int64)):
             with timings("read"):
                 query = self.bank.read(own)
+                query = replace(query, ids=query.picture_ids)
             with timings("image search"):
                 sq_dist, others = self._search_others(query.embedding, own)
             found.append(self._score(query, sq_dist, others, timings, own))
@@ -243,11 +245,18 @@ class Detector:
 
     def check_leave_one_out(self) -> None:
         """Raise InputError if an image of the bank cannot be scored against all the others, see `score_rows`."""
-        if self._neighbors >= len(self.bank):
+        pictures = self.bank.pictures
+        if self._neighbors > (others := len(self.bank) - pictures.largest):
             raise InputError(
-                f"each of the {len(self.bank)} normal images in {self.bank.path} has {len(self.bank) - 1} others, "
+                f"each of the {self.bank.size_text} in {self.bank.path} has {others} others, "
                 f"k={self._neighbors} were asked for; lower k_image and k_gallery, or add images"
             )
+
+    def _batches_of_one_size(self, rows: IntArray) -> Iterator[IntArray]:
+        """Split rows into batches of pictures that have as many entries each, so that as many others are left."""
+        sizes = self.bank.pictures.sizes[self.bank.pictures.of(rows)]
+        for part in np.split(rows, np.flatnonzero(np.diff(sizes)) + 1):
+            yield from (part[start : start + self.plan.batch] for start in range(0, max(1, len(part)), self.plan.batch))
 
     @property
     def _neighbors(self) -> int:
@@ -260,18 +269,20 @@ class Detector:
         return for_each("k_gallery", self.method.k_gallery, len(self._searches))
 
     def _search_others(self, embedding: FloatArray, own: IntArray) -> tuple[FloatArray, IntArray]:
-        """The nearest normal images of normal images, each one itself left out."""
-        k = self._neighbors
-        sq_dist, rows = self._images.search(embedding, k + 1)
-        others = rows != own[:, None]
-        # An approximate index may have missed the image itself, or equal ones may stand before it: leave out the last then.
-        others[others.all(axis=1), -1] = False
+        """The nearest entries of rows `own`, those of the same picture left out."""
+        k, pictures = self._neighbors, self.bank.pictures
+        # As many more as the largest picture has entries: what an index finds must not depend on what is searched with it.
+        sq_dist, rows = self._images.search(embedding, k + pictures.largest)
+        others = pictures.of(rows) != pictures.of(own)[:, None]
+        # There may be more than k: the picture may have fewer entries, and an approximate index may have missed some.
+        others &= np.cumsum(others, axis=1) <= k
         return sq_dist[others].reshape(-1, k), rows[others].reshape(-1, k)
 
     def _gallery(self, k_gallery: int | str, rows: IntArray, own: IntArray | None) -> IntArray:
         """(n, K) the bank rows that n images are searched in; nearest first, as far as the nearest `rows` (n, k) are known.
 
-        `own` (n,) are the rows of the images themselves, if they are the bank's own: they are left out.
+        `own` (n,) are the rows of the images themselves, if they are the bank's own: those of their pictures, of which all have
+        as many, are left out.
         """
         if k_gallery != ALL and not self.resolved.method.whole_bank:
             return rows[:, : int(k_gallery)]
@@ -279,8 +290,10 @@ class Detector:
         if own is None and self.resolved.method.whole_bank:
             # Written out, it would be as large as the bank for each image.
             return np.broadcast_to(every, (len(rows), len(every)))
+        pictures = self.bank.pictures
+        left_out = [] if own is None else [pictures.rows(number) for number in pictures.of(own).tolist()]
         for index, nearest in enumerate(rows):
-            known = nearest if own is None else np.append(nearest, own[index])
+            known = nearest if own is None else np.append(nearest, left_out[index])
             line.append(np.concatenate([nearest, np.delete(every, known)]))
         return np.stack(line)
 
@@ -306,13 +319,12 @@ class Detector:
             if query.valid is not None:
                 maps *= query.valid
             statistics = map_statistics(maps, query.valid, self.method.top_share)
-        ids = self.bank.ids
         return Scores(
             ids=list(query.ids),
             image_score=image_score,
             maps=maps,
             statistics=statistics,
-            neighbor_ids=np.array([[ids[row] for row in line] for line in rows]),
+            neighbor_ids=np.array([self.bank.pictures.names(line) for line in rows]),
             neighbor_dist=neighbor_dist,
             level_dist=level_dist,
             nearest={name: found.nearest for name, found in levels.items()},
@@ -345,14 +357,18 @@ def _load_backbone(bank: Snapshot, backbone: str | Backbone | None, run: Run, de
     return backbone_of(bank, backbone, run, device)
 
 
+def _entries(bank: Snapshot) -> str:
+    """What k counts, and how many there are."""
+    pictures = bank.pictures
+    return f"normal images, {len(bank)}" if pictures.are_rows else f"entries, {len(bank)} of {len(pictures)} normal images"
+
+
 def _check_neighbors(bank: Snapshot, method: Method) -> None:
     levels = searched_levels(bank.layout.levels, method.fusion, method.levels)
     sizes = gallery_sizes(method, len(levels), len(bank))
     for name, k in (("k_image", method.k_image), ("k_gallery", max(sizes))):
         if k > len(bank):
-            raise InputError(
-                f"{name}={k} is larger than the number of normal images, {len(bank)} in {bank.path}; lower it or add images"
-            )
+            raise InputError(f"{name}={k} is larger than the number of {_entries(bank)} in {bank.path}; lower it or add images")
     for level, size in zip(levels, sizes, strict=True):
         if method.kappa > (most := size * level.height * level.width):
             raise InputError(

@@ -27,8 +27,8 @@ class Scores:
         maps: (n, H, W), smoothed pixel scores at the size of the backbone's input; 0 in the margins around an image. An image
             that was not localized has NaN here, in `statistics` and in `level_dist`, and neighbor -1 in `nearest`.
         statistics: (n, 3), statistics of the maps without their margins, see `image_scores.map_statistics`.
-        neighbor_ids: (n, k), names of the nearest normals, nearest first; k is the larger of `k_image` and
-            `k_gallery`, or `k_image` if the gallery is the whole bank.
+        neighbor_ids: (n, k), the pictures of the nearest entries of the bank, nearest first: a picture that has several entries
+            may be named as often; k is the larger of `k_image` and `k_gallery`, or `k_image` if the gallery is the whole bank.
         neighbor_dist: (n, k), their distances.
         level_dist: for each level, (n, h, w), the pixel distances before fusion; levels that were searched as one have one
             entry, `concat` if it is all of them.

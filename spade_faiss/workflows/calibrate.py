@@ -37,7 +37,7 @@ from spade_faiss.decisions.calibration import (
     write_calibration,
 )
 from spade_faiss.decisions.conformal import PixelCounts, allowed, check_rate
-from spade_faiss.features.batch import FeatureBatch
+from spade_faiss.features.batch import FeatureBatch, originals
 from spade_faiss.features.datasets import Images, survey
 from spade_faiss.features.kinds import check_normals
 from spade_faiss.features.pages import hash_image, split_page
@@ -59,6 +59,8 @@ def calibrate(
     seed: int = SEED,
 ) -> Calibration:
     """Score normal images and store their scores beside the bank, for the scoring config of a detector.
+
+    A picture that the bank or `holdout` holds several entries of is scored once, by its original.
 
     Args:
         detector: opened with `localize='all'`.
@@ -85,8 +87,10 @@ def calibrate(
         count = SAMPLE if sample is None else sample
         check_at_least("sample", count, 1)
         check_at_least("seed", seed, 0)
-        available = len(detector.bank)
-        rows = np.sort(np.random.default_rng(seed).permutation(available)[:count])
+        # A picture counts once, however many entries were made of it: they are no independent evidence.
+        pictures = detector.bank.pictures
+        available = len(pictures)
+        rows = pictures.originals[np.sort(np.random.default_rng(seed).permutation(available)[:count])]
         if alpha is not None and len(rows):
             allowed(alpha, len(rows))  # fails before anything is scored
         parts = _score_own(detector, rows.tolist())
@@ -159,6 +163,7 @@ def _score_own(detector: Detector, rows: list[int]) -> Iterator[Scores]:
 def _score_holdout(detector: Detector, holdout: Images | FeatureBatch) -> Iterator[Scores]:
     size = detector.plan.batch
     if isinstance(holdout, FeatureBatch):
+        holdout = originals(holdout)
         _check_new(detector.bank, holdout.ids, holdout.sha256)
         yield from (detector.score_features(holdout[start : start + size]) for start in range(0, len(holdout), size))
         return
@@ -175,7 +180,8 @@ def _score_holdout(detector: Detector, holdout: Images | FeatureBatch) -> Iterat
 def _check_new(bank: Snapshot, names: Sequence[str], digests: Sequence[str]) -> None:
     """Raise InputError for held-out images that are in the bank or given twice, by content or, without files, by name."""
     keys = list(digests) or list(names)
-    in_bank = {digest: name for name, digest in bank.sha256_of.items()} if digests else {name: name for name in bank.ids}
+    of_digest = {digest: name for name, digest in bank.sha256_of.items()}
+    in_bank = of_digest if digests else {name: name for name in bank.pictures.ids}
     if known := [f"{name} (there {in_bank[key]})" for name, key in zip(names, keys, strict=True) if key in in_bank]:
         raise InputError(
             f"{len(known)} held-out images are in the bank {bank.path}: {_first(known)}; hold out images that are not "

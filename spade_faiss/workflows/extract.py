@@ -164,6 +164,7 @@ def extract(
             source=made.backbone.source,
             weights_file=None if run.weights is None else str(Path(run.weights).resolve()),
             network=made.carried,
+            augment=extraction.augmentation,
         )
     return replace(_add_records(target, made.backbone, found, run, timings), no_network=made.why_none)
 
@@ -249,6 +250,8 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
     """Extract the images that the bank does not hold, and commit them shard by shard."""
     records = found.records
     placements: list[Placement] = []
+    augmentation = target.manifest.augment
+    views = 1 if augmentation is None else augmentation.views
     with target.writing():  # from the start: a second run fails at once, not after it has computed a shard
         with timings("check"):
             new, removed = _not_in(target, records)
@@ -257,19 +260,20 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
         stream = FeatureStream(
             backbone,
             run,
-            batch_size=_batch_size(backbone, run),
+            batch_size=_batch_size(backbone, run, views),
             timings=timings,
             allow_none=len(new) < len(records),
             known=known,
         )
-        before = len(target)
+        before = len(target.pictures)
         with _ShardBuffer(target, timings) as buffer:
-            for extracted in stream(found.root, new, "extract"):
+            label = "extract" if augmentation is None else f"extract, {views} views each"
+            for extracted in stream(found.root, new, label, augmentation):
                 buffer.add(extracted.batch)
                 placements += (image.placement for image in extracted.loaded)
         return Added(
             bank=target,
-            added=len(target) - before,
+            added=len(target.pictures) - before,
             present=len(records) - len(new) - len(removed),
             removed=tuple(removed),
             duplicates=tuple(stream.duplicates),
@@ -281,10 +285,13 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
         )
 
 
-def _batch_size(backbone: Backbone, run: Run) -> int:
-    """How many images the network takes at once: as many as fit into the memory, one at least."""
-    memory = parse_bytes(run.memory)
-    fitting = (size for size in range(BATCH_SIZE, 1, -1) if forward_bytes(size, backbone.input_size) <= memory)
+def _batch_size(backbone: Backbone, run: Run, views: int) -> int:
+    """How many inputs the network takes at once: as many as fit into the memory, one at least.
+
+    All `views` of an image are in memory at the same time, even where the network takes fewer at once.
+    """
+    memory, size_of = parse_bytes(run.memory), backbone.input_size
+    fitting = (size for size in range(BATCH_SIZE, 1, -1) if forward_bytes(max(size, views), size_of) <= memory)
     return next(fitting, 1)
 
 

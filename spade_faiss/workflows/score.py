@@ -262,7 +262,7 @@ def write_results(
         report: what the report shows.
         evaluated: the metrics of a labeled set.
     """
-    results = _summarize(job, scored, evaluated)
+    results, bank = _summarize(job, scored, evaluated), job.detector.bank
     inputs = ReportInputs(
         facts=DetectorFacts.of(job.detector),
         results=results,
@@ -270,8 +270,8 @@ def write_results(
         records=scored.records,
         masks=None if evaluated is None else evaluated.masks,
         picture=lambda i: Shown(pictures[i]),
-        normal_ids=job.detector.bank.ids,
-        normal_picture=NormalPictures(job.detector.bank),
+        normal_ids=bank.pictures.names(np.arange(len(bank))),
+        normal_picture=NormalPictures(bank),
     )
     kinds = None if evaluated is None else [str(record.kind) for record in scored.records]
     staged = job.folder.staged

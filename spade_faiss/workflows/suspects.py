@@ -38,7 +38,10 @@ _ROWS_AT_A_TIME = 256
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Suspects:
-    """All normal images of a bank, the least normal one first, with their image scores against the others; files in `out`."""
+    """All normal images of a bank, the least normal one first, with their image scores against the others; files in `out`.
+
+    Where several entries were made of a picture, its score is that of its original.
+    """
 
     out: Path
     ids: list[str]
@@ -65,22 +68,22 @@ def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOpti
     detector.check_leave_one_out()
     check_place(out, bank=detector.bank)
     with output_folder(out, "suspects") as folder:
-        image_score = _score_all(detector, timings)
+        pictures, image_score = detector.bank.pictures, _score_all(detector, timings)
         order = np.argsort(-image_score, kind="stable")
-        found = Suspects(out=folder.out, ids=[detector.bank.ids[row] for row in order], image_score=image_score[order])
+        found = Suspects(out=folder.out, ids=[pictures.ids[number] for number in order], image_score=image_score[order])
         _write_csv(folder.staged, found, detector)
-        _write_scores(folder, detector, order[: report.shown].tolist(), timings)
+        _write_scores(folder, detector, pictures.originals[order[: report.shown]].tolist(), timings)
         _write_page(folder, found, detector, report.shown, timings)
         write_json(folder.staged / REPORT, {"run": folder.stamp(), "bank": detector.bank.facts(), "images": len(found.ids)})
     return found
 
 
 def _score_all(detector: Detector, timings: Timings) -> FloatArray:
-    """(n,) image scores of the bank's images, each against all the others."""
-    by_image, total, parts = detector.with_localize("none"), len(detector.bank), []
-    with progress_bar(total, "suspects", detector.run.progress) as bar:
-        for start in range(0, total, _ROWS_AT_A_TIME):
-            rows = range(start, min(start + _ROWS_AT_A_TIME, total))
+    """(n,) image scores of the bank's pictures, each against all the others."""
+    by_image, originals, parts = detector.with_localize("none"), detector.bank.pictures.originals, []
+    with progress_bar(len(originals), "suspects", detector.run.progress) as bar:
+        for start in range(0, len(originals), _ROWS_AT_A_TIME):
+            rows = originals[start : start + _ROWS_AT_A_TIME].tolist()
             parts.append(by_image.score_rows(rows, timings=timings).image_score)
             bar.update(len(rows))
     return np.concatenate(parts)
@@ -127,13 +130,13 @@ def _write_page(folder: OutputFolder, found: Suspects, detector: Detector, shown
             records=[ImageRecord(name, bank.image_path(name) or Path(name)) for name in names],
             masks=None,
             picture=lambda i: normal_picture(names[i]),
-            normal_ids=bank.ids,
+            normal_ids=bank.pictures.names(np.arange(len(bank))),
             normal_picture=normal_picture,
         )
         page = replace(
             run_page(inputs, shown),
             title="Suspects",
-            subtitle=f"The {len(names)} of {len(bank)} normal images in {bank.path.name} that look least like the others",
+            subtitle=f"The {len(names)} of {bank.size_text} in {bank.path.name} that look least like the others",
             run=folder.run,
         )
         write_html(folder.staged / "report.html", page)

@@ -66,12 +66,20 @@ def verify(bank: str | Path, *, deep: bool = False, progress: bool = False) -> V
         problems += _index_problems(gallery, partial(_check_gallery, gallery, opened, deep and is_whole))
     problems += [*_network_problems(opened), *_calibration_problems(opened)]
     return Verified(
-        images=len(opened),
+        images=_count_images(opened),
         shards=len(entries),
         indexes=len(images) + len(galleries),
         bytes=opened.bytes_on_disk,
         problems=tuple(problems),
     )
+
+
+def _count_images(bank: Bank) -> int:
+    """The number of pictures; that of their entries where damage hides which belong to one."""
+    try:
+        return len(bank.pictures)
+    except BankError:
+        return len(bank)
 
 
 def _shard_problems(bank: Bank, index: int, deep: bool) -> Iterator[str]:

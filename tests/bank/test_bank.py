@@ -115,9 +115,9 @@ def test_embeddings_come_in_any_order_and_by_shard(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate(blocks), whole)
     assert bank.embedding(np.array([], np.int64)).shape == (0, DIM)
     for row in (-1, 6):
-        with pytest.raises(IndexError, match=f"row {row} of a bank of 6 images"):
+        with pytest.raises(IndexError, match=f"row {row} of a bank of 6 rows"):
             bank.embedding(np.array([row]))
-        with pytest.raises(IndexError, match=f"row {row} of a bank of 6 images"):
+        with pytest.raises(IndexError, match=f"row {row} of a bank of 6 rows"):
             bank.level_map(FINE.name, row)
 
 

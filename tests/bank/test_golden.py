@@ -86,7 +86,7 @@ def test_a_bank_of_schema_3_opens(golden: Path) -> None:
     bank = Bank.open(golden)
     assert '"schema": 3' in (golden / "manifest.json").read_text()
     assert_holds(bank, part_of(first, 1, 2), second, dtype="float16")
-    assert bank.removed == {"000.png": (0, 0)}
+    assert bank.removed == {"000.png": ((0, 0),)}
     assert bank.manifest.source == SOURCE
     assert bank.manifest.weights_file == "/w.pth"
     assert (bank.layout.input_size, bank.layout.dtype) == ((5, 7), "float16")

@@ -83,7 +83,7 @@ def test_every_row_is_found_where_images_before_it_were_removed(bank: Bank) -> N
     read = left.read(np.array([2, 0]))
     assert read.ids == ["e", "b"]
     np.testing.assert_array_equal(read.levels[FINE.name][0], DE.levels[FINE.name][1])
-    with pytest.raises(IndexError, match="row 3 of a bank of 3 images"):
+    with pytest.raises(IndexError, match="row 3 of a bank of 3 rows"):
         left.level_map(FINE.name, 3)
     whole = left.with_removed()
     assert whole.ids == list("abcdef")

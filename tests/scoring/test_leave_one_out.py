@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 from spade_faiss import Detector
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Method, Run
+from spade_faiss.core.settings import ALL, Method, Run
 from spade_faiss.features.batch import concatenate
 from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import build_index
-from spade_faiss.search.recipe import Build, Recipe
+from spade_faiss.search.recipe import Build, Query, Recipe
+from spade_faiss.workflows.calibrate import calibrate
+from spade_faiss.workflows.suspects import suspects
 from tests.support.oracle import Features, bank_of, batch_of, levels_of, product
 from tests.support.recipes import queried
 
@@ -117,3 +120,84 @@ def test_where_an_input_shows_no_image_its_map_is_0(tmp_path: Path) -> None:
     found = Detector.open(bank.path).score_rows([4, 2])
     assert (found.maps[~valid[:2]] == 0).all()
     assert (found.maps[valid[:2]] > 0).any()
+
+
+def bank_of_entries(folder: Path, features: Features, pictures: list[str], shards: list[int]) -> Bank:
+    """A bank whose entries were made of these pictures, in shards of so many of them; the rest is the last one."""
+    layout = Layout(levels=tuple(levels_of(features)), embedding_dim=DIM, input_size=INPUT, dtype="float32")
+    bank = Bank.create(folder, layout)
+    entries = replace(batch_of(features), pictures=pictures)
+    for start, stop in itertools.pairwise([0, *np.cumsum(shards).tolist(), len(entries)]):
+        bank.append(entries[start:stop])
+    return bank
+
+
+# Eleven entries of six pictures, some of which lie in several shards, and most of whose entries are no neighbors of each other.
+PICTURES = ["a", "b", "a", "c", "d", "b", "a", "e", "e", "f", "c"]
+
+
+@pytest.mark.parametrize("k_gallery", [2, ALL])
+@pytest.mark.parametrize("memory", ["2GiB", "97MiB"])
+def test_a_picture_is_left_out_with_all_of_its_entries(tmp_path: Path, k_gallery: int | str, memory: str) -> None:
+    """Bit for bit as against a bank that was made without the picture."""
+    method = Method(k_image=3, k_gallery=k_gallery, kappa=2)
+    everything = batch_of(normals())
+    bank = bank_of_entries(tmp_path / "bank", normals(), PICTURES, [5, 3])
+    found = Detector.open(bank.path, method=method, run=Run(memory=memory)).score_rows(range(N))
+    assert found.ids == PICTURES
+    for row, picture in enumerate(PICTURES):
+        kept = [other for other in range(N) if PICTURES[other] != picture]
+        without = bank_of_entries(tmp_path / f"without {row}", normals()[kept], [f"as {PICTURES[other]}" for other in kept], [])
+        expected = Detector.open(without.path, method=method).score_features(replace(everything[row : row + 1], ids=["query"]))
+        np.testing.assert_array_equal(found.image_score[row], expected.image_score[0])
+        np.testing.assert_array_equal(found.maps[row], expected.maps[0])
+        assert [f"as {name}" for name in found.neighbor_ids[row]] == expected.neighbor_ids[0].tolist()
+
+
+@pytest.mark.parametrize("factory", ["HNSW8,Flat", "IVF2,Flat"])
+def test_an_approximate_index_leaves_a_picture_out_with_all_of_its_entries(tmp_path: Path, factory: str) -> None:
+    """It is asked for as many neighbors more as the picture may take the places of."""
+    features = normals()
+    features.embedding[[0, 2, 6]] = features.embedding[0]  # the nearest of each are the entries of its own picture
+    bank = bank_of_entries(tmp_path / "bank", features, PICTURES, [5, 3])
+    query = Query(image="nprobe=2" if "IVF" in factory else "")
+    recipe = Recipe(name="approximate", build=Build(image=factory), query=query)
+    build_index(bank, recipe)
+    method = Method(k_image=5, k_gallery=2, localize="none")
+    found = Detector.open(bank.path, recipe=recipe, method=method).score_rows(range(N))
+    sq_dist = np.square(features.embedding[:, None].astype(np.float64) - features.embedding).sum(axis=-1)
+    for row, picture in enumerate(PICTURES):
+        others = np.array([other for other in range(N) if PICTURES[other] != picture])
+        nearest = others[np.argsort(sq_dist[row, others], kind="stable")[:5]]
+        np.testing.assert_allclose(found.neighbor_dist[row], np.sqrt(sq_dist[row, nearest]), rtol=1e-5)
+        assert set(found.neighbor_ids[row]) == {PICTURES[other] for other in nearest}
+
+
+def test_a_bank_whose_largest_picture_leaves_too_few_entries_is_refused(tmp_path: Path) -> None:
+    bank = bank_of_entries(tmp_path / "bank", normals(), PICTURES, [])
+    detector = Detector.open(bank.path, method=Method(k_image=9, localize="none"))
+    with pytest.raises(InputError, match=r"each of the 6 normal images \(11 entries\) in .* has 8 others, k=9"):
+        detector.score_rows([4])
+    with pytest.raises(InputError, match=r"k_image=12 is larger than the number of entries, 11 of 6 normal images"):
+        Detector.open(bank.path, method=Method(k_image=12))
+
+
+def test_a_picture_is_evidence_once(tmp_path: Path) -> None:
+    """Calibrations and suspects take the original of each picture, held-out pictures included."""
+    bank = bank_of_entries(tmp_path / "bank", normals(), PICTURES, [5, 3])
+    detector = Detector.open(bank.path, method=Method(k_image=2, k_gallery=2))
+    originals = [PICTURES.index(name) for name in "abcdef"]
+    expected = detector.score_rows(originals)
+    made = calibrate(detector)
+    assert (made.images, made.available) == (tuple("abcdef"), 6)
+    assert list(made.image_score) == expected.image_score.tolist()
+    assert list(made.map_score) == expected.map_score.tolist()
+    ranked = suspects(detector, out=tmp_path / "suspects")
+    assert dict(zip(ranked.ids, ranked.image_score, strict=True)) == dict(zip("abcdef", expected.image_score, strict=True))
+    assert "The 6 of 6 normal images (11 entries)" in (tmp_path / "suspects" / "report.html").read_text(encoding="utf-8")
+    held_out = replace(batch_of(product(2, 4, SHAPES, DIM)), pictures=["x", "y", "x", "z"])
+    split = calibrate(detector, holdout=held_out)
+    assert split.images == ("x", "y", "z")
+    assert list(split.image_score) == detector.score_features(held_out).image_score[[0, 1, 3]].tolist()
+    with pytest.raises(InputError, match=r"1 held-out images are in the bank .*: c \(there c\)"):
+        calibrate(detector, holdout=replace(held_out, pictures=["x", "c", "x", "z"]))

@@ -31,9 +31,10 @@ from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.datasets import ImageRecord, find_images
 from spade_faiss.features.layout import Layout, prepare
 from spade_faiss.features.loading import load_backbone
-from spade_faiss.features.pictures import LoadedImage, load_image, to_input, to_picture
+from spade_faiss.features.pictures import LoadedImage, load_views, to_input, to_picture
 from spade_faiss.features.placement import place
 from spade_faiss.features.stream import FeatureStream
+from spade_faiss.features.views import View
 from spade_faiss.index.image_index import ImageIndex
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.workflows.fit import Fit, fit
@@ -462,11 +463,11 @@ def test_decoding_runs_ahead_of_the_network_but_not_far(
     """Three batches at most: a folder of ten million images must not end up in memory."""
     decoded: list[str] = []
 
-    def noted(record: ImageRecord, preprocess: Preprocess) -> LoadedImage:
+    def noted(record: ImageRecord, *settings: Any) -> tuple[LoadedImage, list[View]]:
         decoded.append(record.id)
-        return load_image(record, preprocess)
+        return load_views(record, *settings)
 
-    monkeypatch.setattr(stream, "load_image", noted)
+    monkeypatch.setattr(stream, "load_views", noted)
     _, parts = stream_of(good, backbone)
     first = next(parts)
     assert len(first.batch) == 5
@@ -480,12 +481,12 @@ def test_a_stream_that_is_left_early_ends_its_threads_and_decodes_no_more(
 ) -> None:
     decoded: list[str] = []
 
-    def slow(record: ImageRecord, preprocess: Preprocess) -> LoadedImage:
+    def slow(record: ImageRecord, *settings: Any) -> tuple[LoadedImage, list[View]]:
         time.sleep(0.03)
         decoded.append(record.id)
-        return load_image(record, preprocess)
+        return load_views(record, *settings)
 
-    monkeypatch.setattr(stream, "load_image", slow)
+    monkeypatch.setattr(stream, "load_views", slow)
     monkeypatch.setattr(extract, "BATCH_SIZE", 3)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     _, parts = stream_of(good, backbone)
@@ -522,4 +523,4 @@ def test_the_callers_pictures_reach_the_network_as_they_are_resized(good: Path, 
 @pytest.mark.parametrize(("memory", "size"), [("2GiB", 16), ("80MB", 10), ("69MB", 1), ("1MB", 1)])
 def test_a_network_takes_as_many_images_at_once_as_fit(backbone: Backbone, memory: str, size: int) -> None:
     """64 MiB, and 25 times 64 * 64 * 3 * 4 bytes an image. Before, 16 images at once, of any size."""
-    assert extract._batch_size(backbone, Run(memory=memory)) == size
+    assert extract._batch_size(backbone, Run(memory=memory), views=1) == size
