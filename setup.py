@@ -31,17 +31,17 @@ def kernel() -> list[Pybind11Extension]:
     ]
 
 
-class BuildWithRecipes(build_py):
-    """Copies the recipes, which are at the top level of the repository to be found, into the package of a wheel."""
+class BuildWithSettings(build_py):
+    """Copies recipes and presets, which are at the top level of the repository to be found, into the package of a wheel."""
 
     def run(self) -> None:
-        """Copy the files of the package and the recipes."""
+        """Copy the files of the package, the recipes and the presets."""
         super().run()
-        if not self.editable_mode:
-            for recipe in sorted((ROOT / "indexes").glob("*.yaml")):
-                folder = Path(self.build_lib) / "spade_faiss" / "search" / "indexes"
-                folder.mkdir(parents=True, exist_ok=True)
-                self.copy_file(str(recipe), str(folder / recipe.name))
+        for name in ("indexes", "presets") if not self.editable_mode else ():
+            folder = Path(self.build_lib) / "spade_faiss" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted((ROOT / name).glob("*.yaml")):
+                self.copy_file(str(path), str(folder / path.name))
 
 
 setup(
@@ -53,5 +53,5 @@ setup(
         "spade_faiss.search.native": ["*.pyi"],
     },
     ext_modules=kernel(),
-    cmdclass={"build_py": BuildWithRecipes},
+    cmdclass={"build_py": BuildWithSettings},
 )

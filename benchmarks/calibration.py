@@ -24,6 +24,7 @@ import numpy.typing as npt
 from benchmarks.datasets import write_elpv
 from benchmarks.main_job import cli, machine, script
 from spade_faiss import Bank, Detector, FeatureBatch, Level
+from spade_faiss.bank.origin import Origin
 from spade_faiss.core.settings import Extraction, Method
 from spade_faiss.decisions.calibration import Calibration
 from spade_faiss.decisions.conformal import alarms, rate_interval
@@ -162,7 +163,7 @@ def official(data: Path, scratch: Path) -> list[Figures]:
         for mode in ("leave_one_out", "split"):
             bank, out = scratch / f"{name}-{mode}.bank", scratch / f"{name}-{mode}"
             images = every if mode == "leave_one_out" else [path for path in every if path not in held_out]
-            cli("fit", *images, "--bank", bank, "--backbone", "efficientnet_lite0")
+            cli("fit", *images, "--bank", bank, "--backbone", "efficientnet_lite0", "--preset", "spade")
             if mode == "split":
                 cli("calibrate", bank, "--holdout", *held_out)
             cli("evaluate", data / name, "--bank", bank, "--out", out, "--shown", "0")
@@ -271,7 +272,9 @@ def cost(scratch: Path, normals: int) -> list[Figures]:
 def _extract(dataset: Path, bank: Path) -> Bank:
     """A bank of all images of a set, normal and defective."""
     names = ("train", "test")
-    return extract([dataset / name for name in names], bank=bank, extraction=Extraction(backbone="efficientnet_lite0")).bank
+    return extract(
+        [dataset / name for name in names], bank=bank, extraction=Extraction(backbone="efficientnet_lite0"), preset="spade"
+    ).bank
 
 
 def _kind(image: str) -> str:
@@ -289,7 +292,7 @@ def _read(every: Bank, rows: Ints) -> FeatureBatch:
 
 def _sub_bank(every: Bank, rows: Ints, path: Path) -> Path:
     layout, source = every.layout, every.manifest.source
-    bank = Bank.open_or_create(_empty(path), layout, source=source)
+    bank = Bank.open_or_create(_empty(path), layout, Origin(source=source))
     bank.append(_read(every, np.sort(rows)))
     return bank.path
 

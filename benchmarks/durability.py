@@ -102,7 +102,9 @@ def _extract(folder: Path, images: Path) -> None:
     )
     small = Network.from_module(network, name="small", taps={"x": "1"}, embedding="3")
     backbone = Backbone(small, preprocess=Preprocess(resize=16, size=16))
-    done = extract(images, bank=folder.with_name(folder.name + " extracted"), extraction=Extraction(backbone=backbone))
+    done = extract(
+        images, bank=folder.with_name(folder.name + " extracted"), extraction=Extraction(backbone=backbone), preset="spade"
+    )
     build_index(done.bank, RECIPES[0])
 
 

@@ -71,8 +71,8 @@ HOSTILE_QUERIES = 460_000
 LABELED = 160
 # What PatchCore keeps of a set.
 PATCHCORE_SHARES = (0.01, 0.1)
-# Where anomalib picks that share itself. On two cores it takes minutes for 1 % of these sets, hours for others and for 10 %; then
-# this project's greedy k-center picks as many from the very same vectors.
+# Where anomalib picks that share itself. On two cores it takes minutes for 1 % of these sets, hours for others and for 10 %:
+# there, this project's greedy k-center picks as many from the very same vectors.
 PICKED_BY_ANOMALIB = {
     "aws_cookies": (0.01, 0.1),
     "mvtec_toothbrush": (0.01,),

@@ -12,6 +12,7 @@ from spade_faiss.core import process as _process  # now, so that it can tell a f
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
     from spade_faiss.core.errors import BankError, DependencyError, InputError, NotFoundError, SpadeError
+    from spade_faiss.core.presets import Preset, load_preset
     from spade_faiss.core.settings import Decision, Extraction, Method, Preprocess, ReportOptions, Run, Source
     from spade_faiss.decisions.calibration import Calibration
     from spade_faiss.diagnostics.doctor import doctor
@@ -76,6 +77,7 @@ _HOMES = {
     "Network": "features.network",
     "NotFoundError": "core.errors",
     "Preprocess": "core.settings",
+    "Preset": "core.presets",
     "Recipe": "search.recipe",
     "ReportOptions": "core.settings",
     "Results": "report.results",
@@ -93,6 +95,7 @@ _HOMES = {
     "extract": "workflows.extract",
     "fit": "workflows.fit",
     "load_backbone": "features.loading",
+    "load_preset": "core.presets",
     "load_recipe": "search.recipe",
     "recommend": "diagnostics.recommend",
     "score_folder": "workflows.score",
@@ -118,6 +121,7 @@ __all__ = [
     "Network",
     "NotFoundError",
     "Preprocess",
+    "Preset",
     "Recipe",
     "ReportOptions",
     "Results",
@@ -135,6 +139,7 @@ __all__ = [
     "extract",
     "fit",
     "load_backbone",
+    "load_preset",
     "load_recipe",
     "recommend",
     "score_folder",

@@ -41,5 +41,5 @@ def fitted_bank(dataset_folder: Path, backbone: Backbone, tmp_path_factory: pyte
     from spade_faiss import Extraction, fit
 
     path = tmp_path_factory.mktemp("bank") / "weave.bank"
-    fit(dataset_folder / "train" / "good", bank=path, extraction=Extraction(backbone=backbone))
+    fit(dataset_folder / "train" / "good", bank=path, preset="spade", extraction=Extraction(backbone=backbone))
     return path

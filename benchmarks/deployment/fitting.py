@@ -54,7 +54,7 @@ def fitting(places: Places) -> Iterator[Row]:
 def _extract(images: Path, backbone: Backbone, bank: Path) -> None:
     shutil.rmtree(bank, ignore_errors=True)
     # The network is not exported again: that has been done, and counts as loading.
-    extract(images, bank=bank, extraction=Extraction(backbone=backbone, network=False))
+    extract(images, bank=bank, extraction=Extraction(backbone=backbone, network=False), preset="spade")
 
 
 def _forward(backbone: Backbone, inputs: FloatArray) -> None:

@@ -53,9 +53,9 @@ class Places:
         return load_dataset(folder)
 
     def bank(self, name: str) -> Path:
-        """A calibrated bank of one of `SETS`, as `fit` makes it by default, with the network in it."""
+        """A calibrated bank of one of `SETS`, as `fit` makes it by the preset of the paper, with the network in it."""
         path = self.scratch / f"{name}.bank"
-        fit(self.dataset(name).root / "train" / "good", bank=path, extraction=Extraction(backbone=BACKBONE))
+        fit(self.dataset(name).root / "train" / "good", bank=path, extraction=Extraction(backbone=BACKBONE), preset="spade")
         return path
 
     def detector(self, name: str, engine: str, method: Method | None = None) -> Detector:

@@ -59,7 +59,8 @@ def _content(name: str) -> str:
 
 
 GENERATED: dict[str, Callable[[Figures], str]] = {
-    "readme_quality": quality.summary,
+    "readme_quality": whole_bank.presets,
+    "presets_quality": whole_bank.presets,
     "readme_speed": speed.summary,
     "bottle": quality.bottle,
     "magnetic_tile": quality.magnetic_tile,
@@ -106,5 +107,6 @@ GENERATED: dict[str, Callable[[Figures], str]] = {
     "plans": lambda _: gpu.plans(),
     "command_line": lambda _: reference.command_line(),
     "recipes": lambda _: reference.recipes(),
+    "presets": lambda _: reference.presets(),
     "search_settings": lambda _: reference.search_settings(),
 }

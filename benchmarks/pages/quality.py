@@ -9,23 +9,6 @@ from benchmarks.pages.text import Figures, markdown_table, scores
 _METRICS = ("image_auroc_knn", "image_auroc_map", "pixel_auroc", "aupro")
 
 
-def summary(figures: Figures) -> str:
-    """README's table: a few rows that say what the method does by default, and what the main options change."""
-    bottle = {(row["normalize"], row["pool"], row["k_gallery"]): row for row in figures["bottle"]}
-    tile = {row["resize_mode"]: row for row in figures["magnetic_tile"] if row["kind"] == "all"}
-    rows = (
-        ("MVTec AD bottle", "the defaults", bottle["none", 1, 5]),
-        ("MVTec AD bottle", "`--k-gallery 50`", bottle["none", 1, 50]),
-        ("MVTec AD bottle", "`--normalize l2`", bottle["l2", 1, 5]),
-        ("Magnetic tile defects", "the defaults", tile["crop"]),
-        ("Magnetic tile defects", "`--resize-mode letterbox`", tile["letterbox"]),
-    )
-    return markdown_table(
-        ("set", "options", "image AUROC, kNN", "image AUROC, map", "pixel AUROC", "AUPRO"),
-        ((name, options, *scores(row, *_METRICS)) for name, options, row in rows),
-    )
-
-
 def bottle(figures: Figures) -> str:
     """All combinations of the bank's options on MVTec AD's bottle."""
     return markdown_table(

@@ -1,4 +1,4 @@
-"""Reference pages that are computed from the code: the command line from its parser, the recipes from their files."""
+"""Reference pages that are computed from the code: the command line from its parser, recipes and presets from their files."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import argparse
 import dataclasses
 import importlib
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
 from benchmarks.pages.text import markdown_table
 from spade_faiss.cli import _parser
+from spade_faiss.core.presets import load_preset, preset_names
 from spade_faiss.search.protocol import SearchMethod
 from spade_faiss.search.recipe import gallery_names, load_recipe, recipe_names
 
-_INDEXES = Path(__file__).parents[2] / "indexes"
+_ROOT = Path(__file__).parents[2]
 _COMMON = ("help", "json", "quiet", "debug")
 
 
@@ -34,12 +36,18 @@ def command_line() -> str:
 
 def recipes() -> str:
     """Every recipe: its description, and the rest of its file."""
-    parts = []
-    for name in recipe_names():
-        lines = (_INDEXES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-        text = "\n".join(line for line in lines if not line.startswith("description:"))
-        parts.append(f"### {name}\n\n{load_recipe(name).description}\n\n```yaml\n{text}\n```")
-    return "\n\n".join(parts)
+    return "\n\n".join(_file("indexes", name, load_recipe(name).description) for name in recipe_names())
+
+
+def presets() -> str:
+    """Every preset: its description, and the rest of its file."""
+    return "\n\n".join(_file("presets", name, load_preset(name).description) for name in preset_names())
+
+
+def _file(folder: str, name: str, description: str) -> str:
+    lines = (_ROOT / folder / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    text = "\n".join(line for line in lines if not line.startswith("description:"))
+    return f"### {name}\n\n{description}\n\n```yaml\n{text}\n```"
 
 
 def search_settings() -> str:
@@ -70,5 +78,6 @@ def _name(action: argparse.Action) -> str:
 
 def _meaning(action: argparse.Action) -> str:
     help = str(action.help) % {"default": f"`{action.default}`"} if "%(" in str(action.help) else str(action.help)
+    help = re.sub(r"\(default: ([^\s)]+)\)$", r"(default: `\1`)", help)
     text = help + ("; required" if action.required and action.option_strings else "")
     return text.replace("<", "&lt;").replace("|", "\\|")

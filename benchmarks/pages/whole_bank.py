@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.pages.text import Figures, markdown_table, mebibytes
 
 _METRICS = ("image_auroc", "pixel_auroc", "aupro")
+# What is compared in a few words, and the searches that it is, of which the first that was measured counts.
+_PRESETS = {
+    "preset `default`": ("all, averaged, joined, by `global`",),
+    "preset `spade`": ("K=5",),
+    "anomalib's PatchCore 1 %": ("PatchCore 1 %", "PatchCore 1 %, our k-center"),
+}
 _OTHERS = {"five": "K=5", "scan": "scan", "global": "`global`", "faiss": "faiss.knn"}
 
 
@@ -22,6 +28,27 @@ def summary(figures: Figures) -> str:
         f"{ms['clusters']} with the recipe `clusters` (exact), {ms['global']} with `global`; a scan takes {ms['scan']}, "
         f"five neighbors at three levels {ms['five']}. [All figures](docs/benchmarks/whole-bank.md)."
     )
+
+
+def presets(figures: Figures) -> str:
+    """What banks of two presets are worth, beside PatchCore on the same maps, and the means over the sets that have masks."""
+    found = figures["whole_bank"]
+    rows = {(row["set"], row["search"]): row for part in ("quality", "patchcore") for row in found[part]["rows"]}
+    names = list(dict.fromkeys(name for name, _ in rows))
+    compared = [[_first_of(rows, name, searches) for name in names] for searches in _PRESETS.values()]
+    lines = [(f"{name} ({of_set[0]['normals']})", *map(_three, of_set)) for name, *of_set in zip(names, *compared, strict=True)]
+    with_masks = [place for place, name in enumerate(names) if all("aupro" in found[place] for found in compared)]
+    means = [{metric: statistics.mean(found[i][metric] for i in with_masks) for metric in _METRICS} for found in compared]
+    lines.append((f"mean of {', '.join(names[place] for place in with_masks)}", *map(_three, means)))
+    return markdown_table(("set (normal images)", *_PRESETS), lines)
+
+
+def _first_of(rows: Mapping[tuple[str, str], Mapping[str, Any]], name: str, searches: Sequence[str]) -> Mapping[str, Any]:
+    return next((rows[name, search] for search in searches if (name, search) in rows), {})
+
+
+def _three(row: Mapping[str, Any]) -> str:
+    return " / ".join(f"{row[metric]:.3f}" if metric in row else "–" for metric in _METRICS)
 
 
 def speed(figures: Figures) -> str:

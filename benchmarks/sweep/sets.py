@@ -150,7 +150,9 @@ def _extract(folder: Path, name: str, places: Places, prepared: dict[str, Any]) 
         raise InputError(f"the set {name!r} is not there; say where with: --data FOLDER, the folder that holds {name}")
     preprocess = Preprocess(resize_mode=RESIZE_MODES[name])
     backbone = load_backbone(BACKBONE, preprocess=preprocess)
-    extract(root / "train" / "good", bank=folder / "set.bank", extraction=Extraction(backbone=backbone, **prepared))
+    extract(
+        root / "train" / "good", bank=folder / "set.bank", extraction=Extraction(backbone=backbone, **prepared), preset="spade"
+    )
     dataset = load_dataset(root)
     extracted = list(FeatureStream(backbone, Run(), timings=Timings(), batch_size=_BATCH)(dataset.root, dataset.test, name))
     records = [record for part in extracted for record in part.records]

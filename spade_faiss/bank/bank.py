@@ -16,21 +16,21 @@ from spade_faiss.bank.compaction import Compaction, join_shards, plan_compaction
 from spade_faiss.bank.locks import LOCK, READERS, WRITER, Lease, WriterLock, readers
 from spade_faiss.bank.manifest import Manifest, read_manifest, versions, write_manifest
 from spade_faiss.bank.network import NETWORK, write_network
+from spade_faiss.bank.origin import Origin
 from spade_faiss.bank.places import MANIFEST, SHARDS, check_places, leftovers
 from spade_faiss.bank.shards import SHARD_BYTES, ShardEntry, check_shard, write_shard
 from spade_faiss.bank.snapshot import Snapshot, first_difference
 from spade_faiss.bank.state import BankState, Place
-from spade_faiss.core.augmentation import Augmentation
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import TEMPORARY_PATTERN
 from spade_faiss.core.inside import check_inside, files_in, is_regular
+from spade_faiss.core.presets import Usual
 from spade_faiss.core.process import PerProcess
-from spade_faiss.core.settings import Source
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.layout import Layout, prepare
 
 if TYPE_CHECKING:
-    from spade_faiss.features.proof import ExportedNetwork
+    pass
 
 _log = logging.getLogger(__name__)
 
@@ -52,21 +52,14 @@ class Bank(Snapshot):
         cls,
         path: str | Path,
         layout: Layout,
-        *,
-        source: Source | None = None,
-        weights_file: str | None = None,
-        network: ExportedNetwork | None = None,
-        augment: Augmentation | None = None,
+        origin: Origin = Origin(),
     ) -> Bank:
         """Create an empty bank in a new or empty folder.
 
         Args:
             path: the folder.
             layout: the shapes and settings that all features of the bank share.
-            source: what makes the features; queries must have the same source.
-            weights_file: where the backbone's weights were loaded from, so that they can be loaded again.
-            network: the exported network, which the bank will carry.
-            augment: the views that it will hold of each picture.
+            origin: what it records beside it.
 
         Raises:
             InputError: for a folder that holds a bank, or anything else.
@@ -76,7 +69,7 @@ class Bank(Snapshot):
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
         with WriterLock(folder, f"the bank {folder}")():
             _check_new(folder)  # another process may have created it since
-            manifest = _first_manifest(folder, layout, source, weights_file, network, augment)
+            manifest = _first_manifest(folder, layout, origin)
             write_manifest(folder, manifest)
             return cls(folder, manifest, Lease(folder, 0))
 
@@ -115,11 +108,7 @@ class Bank(Snapshot):
         cls,
         path: str | Path,
         layout: Layout,
-        *,
-        source: Source | None = None,
-        weights_file: str | None = None,
-        network: ExportedNetwork | None = None,
-        augment: Augmentation | None = None,
+        origin: Origin = Origin(),
     ) -> Bank:
         """Open the bank at `path`, or create it if there is none.
 
@@ -127,27 +116,35 @@ class Bank(Snapshot):
             InputError: if there is a bank of another layout, source or augmentation; the message has both values.
         """
         if not is_regular(Path(path) / MANIFEST):
-            return cls.create(path, layout, source=source, weights_file=weights_file, network=network, augment=augment)
+            return cls.create(path, layout, origin)
         bank = cls.open(path)
         if bank.generation == 0:  # nothing was ever stored, so its settings may still change
             with bank.writing():
                 if bank.generation == 0:
-                    manifest = _first_manifest(bank.path, layout, source, weights_file, network, augment)
+                    manifest = _first_manifest(bank.path, layout, origin)
                     write_manifest(bank.path, manifest)
                     bank._state = BankState(bank.path, manifest)
-        if source is not None and bank.manifest.source is None:
+        if origin.source is not None and bank.manifest.source is None:
             raise InputError(
-                f"the bank {path} holds the features of another extractor, not of {source.backbone!r}; make a new bank"
+                f"the bank {path} holds the features of another extractor, not of {origin.source.backbone!r}; make a new bank"
             )
-        bank.check_source(source)
+        bank.check_source(origin.source)
         if difference := first_difference(asdict(bank.layout), asdict(layout)):
             name, ours, theirs = difference
             raise InputError(
                 f"the bank {path} has {name}={ours!r}, asked for {theirs!r}; use the bank's setting, or make a new bank"
             )
-        if augment != bank.manifest.augment:
+        # What a preset is called does not matter.
+        usual = bank.usual if origin.usual is None else replace(origin.usual, preset=bank.usual.preset)
+        if difference := first_difference(asdict(bank.usual), asdict(usual)):
+            name, ours, theirs = difference
             raise InputError(
-                f"the bank {path} has augment={bank.manifest.augment or 'none'}, asked for {augment or 'none'}; use the bank's "
+                f"the bank {path} is searched with {name}={ours!r}, asked for {theirs!r}; leave preset and recipe out, which "
+                f"takes the bank's, and give others when it is indexed and scored; or make a new bank"
+            )
+        if origin.augment != (augment := bank.manifest.augment):
+            raise InputError(
+                f"the bank {path} has augment={augment or 'none'}, asked for {origin.augment or 'none'}; use the bank's "
                 f"setting, or make a new bank"
             )
         return bank
@@ -316,24 +313,18 @@ class Bank(Snapshot):
         return readers(self.path, besides=self._lease)
 
 
-def _first_manifest(
-    folder: Path,
-    layout: Layout,
-    source: Source | None,
-    weights_file: str | None,
-    network: ExportedNetwork | None,
-    augment: Augmentation | None,
-) -> Manifest:
+def _first_manifest(folder: Path, layout: Layout, origin: Origin) -> Manifest:
     """Return the manifest of an empty bank; the network that it names is written."""
     return Manifest(
         generation=0,
         layout=layout,
-        source=source,
-        weights_file=weights_file,
-        network=None if network is None else write_network(folder, network),
+        source=origin.source,
+        weights_file=origin.weights_file,
+        network=None if origin.network is None else write_network(folder, origin.network),
+        usual=origin.usual or Usual(),
+        augment=origin.augment,
         shards=(),
         versions=versions(),
-        augment=augment,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from spade_faiss.core.errors import BankError, InputError, NotFoundError
 from spade_faiss.core.files import check_sha256
 from spade_faiss.core.hints import fit_command
 from spade_faiss.core.inside import is_regular
+from spade_faiss.core.presets import Usual
 from spade_faiss.core.schema import check_at_least, shorten
 from spade_faiss.core.settings import Source
 from spade_faiss.core.signed_json import read_signed, write_signed
@@ -56,6 +57,7 @@ class Manifest:
         shards: the files that hold the features, in the order of their rows.
         versions: the versions of the libraries that wrote this state.
         network: the network that the bank carries; None if it carries none.
+        usual: how the bank is searched unless something else is asked for.
         history: what was done to the bank, the newest ten thousand commands of it.
         augment: the views that it holds of each picture beside the picture; None if it holds none.
     """
@@ -67,6 +69,7 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     versions: dict[str, str]
     network: NetworkEntry | None = None
+    usual: Usual = field(default_factory=Usual)
     history: tuple[Event, ...] = ()
     augment: Augmentation | None = None
 

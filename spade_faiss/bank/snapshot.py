@@ -18,6 +18,7 @@ from spade_faiss.bank.shards import check_shard
 from spade_faiss.bank.state import BankState, Place
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.hints import verify_command
+from spade_faiss.core.presets import Usual
 from spade_faiss.core.schema import shorten
 from spade_faiss.core.settings import Source
 from spade_faiss.core.types import FloatArray
@@ -60,6 +61,11 @@ class Snapshot:
         return self.manifest.layout
 
     @property
+    def usual(self) -> Usual:
+        """How the bank is searched unless something else is asked for."""
+        return self.manifest.usual
+
+    @property
     def generation(self) -> int:
         """The number of commits so far, which identifies the state."""
         return self.manifest.generation
@@ -87,6 +93,7 @@ class Snapshot:
             "source": None if source is None else asdict(source),
             "augment": None if self.manifest.augment is None else asdict(self.manifest.augment),
             "network": None if self.manifest.network is None else asdict(self.manifest.network),
+            "usual": asdict(self.usual),
             "versions": self.manifest.versions,
         }
 

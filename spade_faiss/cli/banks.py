@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from spade_faiss.cli.options import Commands, add_recipe, add_run, add_settings, read_run, read_settings
@@ -15,6 +16,7 @@ from spade_faiss.core.settings import Extraction, Indexing, Preprocess, Source
 
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
+    from spade_faiss.core.presets import Preset
     from spade_faiss.index.build import Built
     from spade_faiss.index.gallery_manifest import GalleryIndexManifest
     from spade_faiss.workflows.extract import Added
@@ -34,7 +36,9 @@ def register(commands: Commands) -> None:
         "spade-faiss fit good/ --bank parts.bank --backbone efficientnet_lite0",
     )
     _add_extraction(fit)
-    add_recipe(fit)
+    fit.add_argument(
+        "--recipe", metavar="NAME", help="the recipe that the bank will be searched by (default: that of the preset)"
+    )
     fit.add_argument(
         "--no-calibrate",
         dest="calibrate",
@@ -72,8 +76,7 @@ def _fit(arguments: argparse.Namespace) -> Output:
     done = fit(
         arguments.images,
         bank=arguments.bank,
-        extraction=read_settings(arguments, Extraction),
-        recipe=arguments.recipe,
+        preset=_preset(arguments),
         calibrate=arguments.calibrate,
         run=read_run(arguments),
     )
@@ -101,10 +104,19 @@ def _extract(arguments: argparse.Namespace) -> Output:
         extract(
             arguments.images,
             bank=arguments.bank,
-            extraction=read_settings(arguments, Extraction),
+            preset=_preset(arguments),
             run=read_run(arguments),
         )
     )
+
+
+def _preset(arguments: argparse.Namespace) -> Preset:
+    """The preset that is asked for, or that of the bank, with the settings that were given in place of its own."""
+    from spade_faiss.workflows.extract import choose_preset
+
+    preset = choose_preset(arguments.bank, arguments.preset)
+    recipe = getattr(arguments, "recipe", None) or preset.recipe
+    return replace(preset, recipe=recipe, extraction=read_settings(arguments, Extraction, preset.extraction))
 
 
 def _describe_network(bank: Bank, source: Source) -> str:
@@ -167,7 +179,7 @@ def _index(arguments: argparse.Namespace) -> Output:
         built = update_indexes(bank, rebuild=arguments.rebuild, progress=progress)
         nothing = f"no index was built beside {bank.path}: there is nothing to update"
     else:
-        recipe = load_recipe(arguments.recipe).with_levels(levels)
+        recipe = load_recipe(arguments.recipe or bank.usual.recipe).with_levels(levels)
         one = build_index(bank, recipe, rebuild=arguments.rebuild, progress=progress)
         built = [] if one is None else [one]
         nothing = f"recipe {recipe.name!r} needs no index: {bank.path} can be searched as it is"
@@ -263,6 +275,11 @@ def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str
     for level in layout.levels:
         yield f"  level      {level.name}: {level.height} x {level.width} locations, {level.channels} channels"
     yield f"  features   {layout.dtype}, normalize {layout.normalize}, pool {pool}"
+    usual, k_gallery = bank.usual, bank.usual.method.k_gallery
+    of_preset = f"preset {usual.preset}: " if usual.preset else ""
+    searched = ",".join(map(str, k_gallery)) if isinstance(k_gallery, tuple) else k_gallery
+    at = f" at {', '.join(usual.method.levels)}" if usual.method.levels else ""
+    yield f"  searched   {of_preset}recipe {usual.recipe}, k_gallery {searched}{at}; score {usual.method.score}"
     if (augment := manifest.augment) is not None:
         yield f"  views      {augment}: {augment.views} entries of each image"
     yield f"  disk       {format_bytes(bank.bytes_on_disk)} in {len(manifest.shards)} shards"
@@ -290,5 +307,11 @@ def _resizing(preprocess: Preprocess) -> str:
 def _add_extraction(command: argparse.ArgumentParser) -> None:
     command.add_argument("images", nargs="+", metavar="IMAGES", help="a folder of normal images, an image, or several")
     command.add_argument("--bank", required=True, help="the bank's folder; made if there is none")
-    add_settings(command, Extraction)
+    command.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="settings that go together, what is stored and how it is searched: default, spade (the method's paper), rad (for "
+        "transformers), or a YAML file; options beside it change single settings (default: that of the bank, or default)",
+    )
+    add_settings(command, Extraction, usual="that of the preset, or ")
     add_run(command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from spade_faiss.cli.options import Commands, add_settings
+from spade_faiss.cli.options import Commands, add_settings, read_settings
 from spade_faiss.cli.text import Finding
 from spade_faiss.core.settings import Run
 
@@ -27,7 +27,7 @@ def _doctor(arguments: argparse.Namespace) -> Finding:
     from spade_faiss.diagnostics.checks import RED
     from spade_faiss.diagnostics.doctor import doctor
 
-    diagnosis = doctor(arguments.device, bank=arguments.bank)
+    diagnosis = doctor(read_settings(arguments, Run).device, bank=arguments.bank)
     lines = []
     for check in diagnosis.checks:
         lines.append(f"{check.state:6} {check.name:22} {check.result}")

@@ -50,50 +50,56 @@ class Commands:
         return command
 
 
-def add_settings(command: argparse._ActionsContainer, cls: type, *, only: tuple[str, ...] = ()) -> None:
-    """Add an option for each setting of a dataclass, those of nested dataclasses included.
+def add_settings(command: argparse._ActionsContainer, cls: type, *, only: tuple[str, ...] = (), usual: str = "") -> None:
+    """Add an option for each setting of a dataclass, those of nested dataclasses included. What is not given, no option sets.
 
     Args:
         command: the parser, or a group of its options.
         cls: the dataclass; fields that are not declared by `core.settings.setting` have no option.
         only: the names of the fields that get an option; all if it is empty.
+        usual: where a value comes from that is not given, if not from the dataclass.
     """
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if only and field.name not in only:
             continue
         if dataclasses.is_dataclass(hints[field.name]):
-            add_settings(command, hints[field.name])
+            add_settings(command, hints[field.name], usual=usual)
         elif "help" in field.metadata:
-            _add_setting(command, field, field.metadata["kind"] or _plain_type(hints[field.name]))
+            _add_setting(command, field, field.metadata["kind"] or _plain_type(hints[field.name]), usual)
 
 
-def read_settings(arguments: argparse.Namespace, cls: type[T]) -> T:
-    """Make the dataclass from the options of `add_settings`; a field without an option has its default."""
+def read_settings(arguments: argparse.Namespace, cls: type[T], base: T | None = None) -> T:
+    """Make the dataclass from the options of `add_settings` that were given; the rest is as in `base`, or at its defaults."""
     hints = get_type_hints(cls)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if dataclasses.is_dataclass(hints[field.name]):
-            values[field.name] = read_settings(arguments, hints[field.name])
+            inner = None if base is None else getattr(base, field.name)
+            values[field.name] = read_settings(arguments, hints[field.name], inner)
         elif "help" in field.metadata and field.name in arguments:
             values[field.name] = getattr(arguments, field.name)
-    return cls(**values)
+    return cls(**values) if base is None else dataclasses.replace(base, **values)  # type: ignore[type-var]
 
 
-def _add_setting(command: argparse._ActionsContainer, field: dataclasses.Field[Any], kind: Callable[[str], Any]) -> None:
+def _add_setting(
+    command: argparse._ActionsContainer, field: dataclasses.Field[Any], kind: Callable[[str], Any], usual: str
+) -> None:
     declared, name = field.metadata, "--" + field.name.replace("_", "-")
     required = field.default is dataclasses.MISSING
-    shown = "" if required or field.default in (None, ()) or kind is bool else " (default: %(default)s)"
+    shown = "" if required or field.default in (None, ()) or kind is bool else f" (default: {usual}{_as_text(field.default)})"
     if kind is bool and field.default:
-        command.add_argument(f"--no-{name[2:]}", dest=field.name, action="store_false", help=declared["help"])
+        command.add_argument(
+            f"--no-{name[2:]}", dest=field.name, action="store_false", default=argparse.SUPPRESS, help=declared["help"]
+        )
     elif kind is bool:
-        command.add_argument(name, action="store_true", help=declared["help"])
+        command.add_argument(name, action="store_true", default=argparse.SUPPRESS, help=declared["help"])
     else:
         command.add_argument(
             name,
             type=kind,
             required=required,
-            default=None if required else field.default,
+            default=argparse.SUPPRESS,
             choices=declared["choices"] or None,
             metavar=declared["metavar"],
             help=declared["help"] + shown,
@@ -125,8 +131,8 @@ def read_run(arguments: argparse.Namespace) -> Run:
 
 
 def add_recipe(command: argparse._ActionsContainer) -> None:
-    """Add `--recipe`."""
-    command.add_argument("--recipe", default="exact", help="the name of a recipe, or a YAML file (default: %(default)s)")
+    """Add `--recipe`, which is None unless given."""
+    command.add_argument("--recipe", help="the name of a recipe, or a YAML file (default: that of the bank)")
 
 
 def add_method(command: argparse.ArgumentParser, *, without: tuple[str, ...] = ()) -> None:
@@ -146,7 +152,7 @@ def add_method(command: argparse.ArgumentParser, *, without: tuple[str, ...] = (
         help="change a query setting of the recipe, such as nprobe=8; may be repeated",
     )
     names = tuple(field.name for field in dataclasses.fields(Method) if field.name not in without)
-    add_settings(command, Method, only=names)
+    add_settings(command, Method, only=names, usual="that of the bank, or ")
     if "localize" in names:
         command.add_argument(
             "--flag-below-p",
@@ -158,20 +164,22 @@ def add_method(command: argparse.ArgumentParser, *, without: tuple[str, ...] = (
 
 def open_detector(arguments: argparse.Namespace) -> Detector:
     """Open the detector that the options of `add_method`, `add_run` and the bank's folder ask for."""
+    from spade_faiss.bank.bank import Bank
     from spade_faiss.scoring.detector import Detector
     from spade_faiss.search.recipe import load_recipe
 
-    recipe = load_recipe(arguments.recipe).with_query(dict(arguments.set))
-    if (p := getattr(arguments, "flag_below_p", None)) is None:
-        method = read_settings(arguments, Method)
-    else:
-        from spade_faiss.bank.bank import Bank
-        from spade_faiss.decisions.calibration import flag_below_p
-
-        if arguments.localize != "flagged" or arguments.flag_above is not None:
+    bank = Bank.open(arguments.bank)
+    recipe = load_recipe(arguments.recipe or bank.usual.recipe).with_query(dict(arguments.set))
+    p = getattr(arguments, "flag_below_p", None)
+    if p is not None:
+        if getattr(arguments, "localize", None) != "flagged" or "flag_above" in arguments:
             raise InputError("--flag-below-p needs --localize flagged, and excludes --flag-above")
         arguments.localize = "all"
-        method = flag_below_p(Bank.open(arguments.bank), recipe, read_settings(arguments, Method), p)
+    method = read_settings(arguments, Method, bank.usual.method_for(len(bank)))
+    if p is not None:
+        from spade_faiss.decisions.calibration import flag_below_p
+
+        method = flag_below_p(bank, recipe, method, p)
     return Detector.open(arguments.bank, recipe=recipe, method=method, run=read_run(arguments))
 
 
@@ -180,3 +188,8 @@ def _assignment(text: str) -> tuple[str, str]:
     if not (name and sign and value):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     return name, value
+
+
+def _as_text(value: object) -> str:
+    """A default as it would be given."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

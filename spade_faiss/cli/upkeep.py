@@ -123,13 +123,14 @@ def _verify(arguments: argparse.Namespace) -> Finding:
 def _suspects(arguments: argparse.Namespace) -> Output:
     from spade_faiss.workflows.suspects import suspects
 
-    found = suspects(open_detector(arguments), out=arguments.out, report=read_settings(arguments, ReportOptions))
+    report = read_settings(arguments, ReportOptions)
+    found = suspects(open_detector(arguments), out=arguments.out, report=report)
     numbers = {
         "out": str(found.out),
         "images": len(found.ids),
         "suspects": [
             {"id": name, "image_score": float(score)}
-            for name, score in zip(found.ids[: arguments.shown], found.image_score, strict=False)
+            for name, score in zip(found.ids[: report.shown], found.image_score, strict=False)
         ],
     }
     lines = [f"{len(found.ids)} normal images, each scored against the others; the least normal:"]

@@ -289,7 +289,7 @@ class Calibration:
 
     def outdated(self, bank: Snapshot, tests: Sequence[str] = ()) -> str:
         """Why the calibration does not hold for the bank as it is now, or for some tests; empty if it does."""
-        renew = f"renew it with: {calibrate_command(bank.path, self.scoring_config.options)}"
+        renew = f"renew it with: {calibrate_command(bank.path, self.scoring_config.options(bank.usual))}"
         if (self.generation, self.shards_sha256) != (bank.generation, _hash_shards(bank)):
             return (
                 f"the calibration of {bank.path} is out of date: it is of generation {self.generation}, "
@@ -340,7 +340,7 @@ def find_calibration(bank: Snapshot, config: ScoringConfig) -> Calibration | Non
     Raises:
         BankError: if it is damaged, or of another scoring config than its file name says.
     """
-    path, remedy = _path(bank, config), calibrate_command(bank.path, config.options)
+    path, remedy = _path(bank, config), calibrate_command(bank.path, config.options(bank.usual))
     if not is_regular(path):
         return None
     found = _read(path, remedy)
@@ -360,7 +360,7 @@ def flag_below_p(bank: Snapshot, recipe: Recipe, method: Method, p: float) -> Me
     config = ScoringConfig.of(resolve_recipe(recipe), method)
     calibration = find_calibration(bank, config)
     if calibration is None:
-        remedy = calibrate_command(bank.path, config.options)
+        remedy = calibrate_command(bank.path, config.options(bank.usual))
         raise BankError(f"flag_below_p needs a calibration, {bank.path} has none; make it with: {remedy}")
     if outdated := calibration.outdated(bank):
         raise BankError(outdated)

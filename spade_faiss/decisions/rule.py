@@ -54,7 +54,7 @@ class DecisionRule:
         calibration = find_calibration(bank, config)
         if calibration is None:
             notice = f"no p-values and no verdicts: {bank.path} has no calibration for these settings; make one with: "
-            notice += calibrate_command(bank.path, config.options)
+            notice += calibrate_command(bank.path, config.options(bank.usual))
         else:
             notice = calibration.outdated(bank, asked)
         if calibration is None or notice:

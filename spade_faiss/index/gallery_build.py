@@ -50,7 +50,8 @@ def build_gallery(
 
     What is there already and fits is kept: an interrupted build goes on, and if images were added, only they are encoded, with
     what was trained before. The index is built anew if it was built with other settings or for other levels, or if its training
-    does not fit the bank any more. It keeps its levels if the recipe names none.
+    does not fit the bank any more. It keeps its levels if the recipe names none; a new one has those that
+    the bank is usually searched at.
 
     Args:
         bank: the bank, not empty.
@@ -70,7 +71,7 @@ def build_gallery(
     folder.files.mkdir(parents=True, exist_ok=True)
     before = folder.read_if_usable()
     # `index BANK --recipe NAME` adds images, whichever levels the index was built for.
-    named = recipe.build.levels or (before.levels if before else ())
+    named = recipe.build.levels or (before.levels if before else bank.usual.method.levels)
     recipe = replace(recipe, build=replace(recipe.build, levels=level_names(bank, named)))
     why_anew = REBUILD_ASKED_FOR if rebuild else _why_anew(bank, recipe, before)
     kept = None if why_anew else before

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from spade_faiss.core.presets import Usual
 from spade_faiss.core.settings import Method
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.search.protocol import ResolvedRecipe, resolve_recipe
@@ -60,12 +61,10 @@ class ScoringConfig:
         named = {name: value for name, value in asdict(self).items() if name not in _ADDED or value != getattr(Method, name)}
         return hash_json(named)[:_KEY_LENGTH]
 
-    @property
-    def options(self) -> str:
-        """The options of the command line that ask for it, as a shell takes them, those left out that are at their defaults."""
-        usual = Method()
-        changed = [name for name in _OF_METHOD if getattr(self, name) != getattr(usual, name)]
-        words = [] if self.recipe == "exact" else ["--recipe", self.recipe]
+    def options(self, usual: Usual) -> str:
+        """The options of the command line that ask for it, as a shell takes them, without those that are usual for the bank."""
+        changed = [name for name in _OF_METHOD if getattr(self, name) != getattr(usual.method, name)]
+        words = [] if self.recipe == usual.recipe else ["--recipe", self.recipe]
         for name, value in self.query.items():
             words += ["--set", f"{name}={value}"] if value != _usual(self.recipe).get(name) else []
         words += ["--set", f"image={self.image_query}"] if self.image_query else []

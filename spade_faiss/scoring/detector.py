@@ -95,8 +95,8 @@ class Detector:
         cls,
         bank: str | Path,
         *,
-        recipe: str | Path | Recipe = "exact",
-        method: Method = Method(),
+        recipe: str | Path | Recipe | None = None,
+        method: Method | None = None,
         run: Run = Run(),
         backbone: str | Backbone | None = None,
     ) -> Detector:
@@ -104,8 +104,8 @@ class Detector:
 
         Args:
             bank: the bank's folder.
-            recipe: a recipe's name or file.
-            method: the parameters of SPADE.
+            recipe: a recipe's name or file; the bank's usual one unless given.
+            method: the parameters of SPADE; the bank's usual ones unless given.
             run: `device` computes the backbone, the image index and the gallery search; the process may grow by `memory` while
                 it scores; `weights` is the file of the backbone's weights, if it is no longer where the bank remembers it.
             backbone: a backbone in place of the one the bank names; it must be the same network with the same weights.
@@ -117,6 +117,8 @@ class Detector:
                 there, or a backbone that is not the bank's.
         """
         opened = Bank.open(bank)
+        recipe = opened.usual.recipe if recipe is None else recipe
+        method = opened.usual.method_for(len(opened)) if method is None else method
         _check_neighbors(opened, method)
         detector = cls(opened, load_recipe(recipe), method, run, backbone)
         if backbone is not None or run.weights is not None:
@@ -131,9 +133,8 @@ class Detector:
         """The recipe that it was opened with."""
         return self.resolved.recipe
 
-    def with_localize(self, localize: str) -> Detector:
-        """A detector with the same settings that localizes `all` images or `none`; it has caches of its own."""
-        method = replace(self.method, localize=localize, flag_above=None)
+    def with_method(self, method: Method) -> Detector:
+        """A detector with other parameters of SPADE and caches of its own."""
         return Detector(self.bank, self.recipe, method, self.run, self._given_backbone)
 
     @property

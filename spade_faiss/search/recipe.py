@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from spade_faiss.core.errors import InputError, NotFoundError
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.named_files import packaged_names, parse_value, read_named
 from spade_faiss.core.schema import check_choice, from_mapping
 from spade_faiss.core.settings import check_indexed_levels
 
-# What YAML's parser raises; ValueError stands for text that is not UTF-8, or for a date that does not exist.
-_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
+# The folder of the package's own.
+_FOLDER = "indexes"
 
 # The settings of a search method.
 Settings = dict[str, int | float | str]
@@ -106,7 +104,7 @@ class Recipe:
         Raises:
             InputError: for a value that is not valid YAML.
         """
-        values = {name: _value(name, text) for name, text in changes.items() if name != "image"}
+        values = {name: parse_value(name, text) for name, text in changes.items() if name != "image"}
         query = Query(image=changes.get("image", self.query.image), settings={**self.query.settings, **values})
         return replace(self, query=query)
 
@@ -120,31 +118,10 @@ def load_recipe(recipe: str | Path | Recipe) -> Recipe:
     """
     if isinstance(recipe, Recipe):
         return recipe
-    is_file = Path(recipe).suffix in (".yaml", ".yml")
-    path = Path(recipe) if is_file else _folder() / f"{recipe}.yaml"
-    # A name is looked up in the list, so that no '../' in it leads elsewhere.
-    if not (path.is_file() if is_file else str(recipe) in recipe_names()):
-        raise NotFoundError(f"no recipe {str(recipe)!r}; known are {', '.join(recipe_names())}, or pass a .yaml file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except _NO_YAML as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
-    return from_mapping(Recipe, content, str(path))
+    content, where = read_named("recipe", _FOLDER, recipe)
+    return from_mapping(Recipe, content, where)
 
 
 def recipe_names() -> list[str]:
     """The names of the recipes that come with the package."""
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
-
-
-def _value(name: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except _NO_YAML as error:
-        raise InputError(f"{name}={text!r} is no value: {' '.join(str(error).split())}") from error
-
-
-def _folder() -> Path:
-    # A wheel carries the recipes inside the package; in a checkout they stand at the top level.
-    packaged = Path(__file__).parent / "indexes"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "indexes"
+    return packaged_names(_FOLDER)

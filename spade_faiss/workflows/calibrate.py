@@ -25,7 +25,7 @@ from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.schema import check_at_least
-from spade_faiss.core.settings import Method, Run
+from spade_faiss.core.settings import Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.decisions.calibration import (
     DEFAULT_ALPHA,
@@ -43,7 +43,7 @@ from spade_faiss.features.kinds import check_normals
 from spade_faiss.features.pages import hash_image, split_page
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
-from spade_faiss.search.recipe import Recipe
+from spade_faiss.search.recipe import load_recipe
 
 # How many images of the bank are scored unless another number is asked for: enough for alpha = 0.005.
 SAMPLE = 200
@@ -132,18 +132,16 @@ def calibrate(
     return calibration
 
 
-def calibrate_if_needed(bank: Bank, recipe: Recipe, run: Run) -> tuple[Calibration | None, str]:
-    """Find the calibration of a bank for a recipe and the default method; make it if there is none, or it is out of date.
+def calibrate_if_needed(bank: Bank, run: Run) -> tuple[Calibration | None, str]:
+    """Find the calibration of a bank for how it is usually searched; make it if there is none, or it is out of date.
 
     Returns:
-        The calibration and an empty text, or None and why there can be none: the bank is too small, or the recipe's index may
-        lack levels that the default method searches. Making such a bank is no error.
+        The calibration and an empty text, or None and why there can be none, such as a bank that is too small. Making such a
+        bank is no error.
     """
-    if recipe.build.levels:
-        levels = ",".join(recipe.build.levels)
-        return None, f"not calibrated: recipe {recipe.name!r} indexes chosen levels; calibrate with --levels, of {levels}"
     try:
-        detector = Detector(bank, recipe, Method(), replace(run, weights=None))
+        recipe, method = load_recipe(bank.usual.recipe), bank.usual.method_for(len(bank))
+        detector = Detector(bank, recipe, method, replace(run, weights=None))
         found = find_calibration(bank, detector.scoring_config)
         if found is not None and not found.outdated(bank):
             return found, ""

@@ -10,11 +10,14 @@ from pathlib import Path
 
 from spade_faiss.bank.backbone import backbone_of
 from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.manifest import read_manifest
+from spade_faiss.bank.origin import Origin
 from spade_faiss.bank.places import MANIFEST
 from spade_faiss.bank.shards import SHARD_BYTES
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import BATCH_SIZE, parse_bytes
-from spade_faiss.core.settings import Extraction, Run
+from spade_faiss.core.presets import DEFAULT, Preset, load_preset
+from spade_faiss.core.settings import Extraction, Preprocess, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch, concatenate
@@ -31,6 +34,9 @@ from spade_faiss.features.stream import FeatureStream
 from spade_faiss.index.build import check_recipe
 from spade_faiss.search.recipe import Recipe
 from spade_faiss.workflows.bank_network import make_network
+
+# How images are placed in the network's input; the rest of the preprocessing is the backbone's own, or found.
+_PLACED = ("resize_mode", "resize", "size")
 
 
 class _ShardBuffer:
@@ -117,6 +123,7 @@ def extract(
     *,
     bank: str | Path,
     extraction: Extraction = Extraction(),
+    preset: str | Path | Preset | None = None,
     recipe: Recipe | None = None,
     run: Run = Run(),
 ) -> Added:
@@ -128,7 +135,9 @@ def extract(
     Args:
         images: a folder, an image, or a list of them.
         bank: the bank's folder.
-        extraction: the backbone, and how its features are stored.
+        extraction: the backbone, and how its features are stored; where a setting is at its default, that of the preset counts.
+        preset: how features are stored, and how the bank is searched unless something else is asked for; that of the bank, or
+            `default` for a new one, unless given.
         recipe: a recipe whose indexes will be built later; it is checked before the work begins.
         run: `device`, `engine` and `weights` are for a backbone that is given by name.
 
@@ -139,6 +148,8 @@ def extract(
         BankError: if the bank is damaged, or another process is writing to it.
     """
     _check_backbone(extraction, run)
+    chosen = choose_preset(bank, preset).with_extraction(extraction)
+    extraction = chosen.extraction
     found = _find_normals(images)
     backbone = _load_backbone(extraction, run)
     if backbone.source.preprocess.bit_depth is None:
@@ -161,12 +172,35 @@ def extract(
         target = Bank.open_or_create(
             bank,
             layout,
-            source=made.backbone.source,
-            weights_file=None if run.weights is None else str(Path(run.weights).resolve()),
-            network=made.carried,
-            augment=extraction.augmentation,
+            Origin(
+                source=made.backbone.source,
+                weights_file=None if run.weights is None else str(Path(run.weights).resolve()),
+                network=made.carried,
+                augment=extraction.augmentation,
+                usual=chosen.usual([level.name for level in layout.levels]),
+            ),
         )
     return replace(_add_records(target, made.backbone, found, run, timings), no_network=made.why_none)
+
+
+def choose_preset(bank: str | Path, preset: str | Path | Preset | None) -> Preset:
+    """The preset that is asked for; else the settings of the bank, or, if there is none, `default`.
+
+    Raises:
+        NotFoundError: for a preset that there is not.
+        InputError: for a file that holds no preset.
+        BankError: if the bank is damaged.
+    """
+    if preset is not None:
+        return load_preset(preset)
+    made = read_manifest(Path(bank)) if (Path(bank) / MANIFEST).is_file() else None
+    if made is None or made.generation == 0:  # nothing was ever stored, so its settings may still change
+        return load_preset(DEFAULT)
+    placed = {} if made.source is None else {name: getattr(made.source.preprocess, name) for name in _PLACED}
+    stored = {name: getattr(made.layout, name) for name in ("dtype", "normalize", "pool", "pool_border")}
+    augment = None if made.augment is None else str(made.augment)
+    extraction = Extraction(**stored, augment=augment, preprocess=Preprocess(**placed))
+    return Preset(name=made.usual.preset, recipe=made.usual.recipe, extraction=extraction, method=made.usual.method)
 
 
 def add(images: Images, *, bank: str | Path, backbone: Backbone | None = None, run: Run = Run()) -> Added:

@@ -6,13 +6,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from spade_faiss.core.presets import Preset
 from spade_faiss.core.settings import Extraction, Run
 from spade_faiss.decisions.calibration import Calibration
 from spade_faiss.features.datasets import Images
 from spade_faiss.index.build import Built, build_index
-from spade_faiss.search.recipe import Recipe, load_recipe
+from spade_faiss.search.recipe import load_recipe
 from spade_faiss.workflows.calibrate import calibrate_if_needed
-from spade_faiss.workflows.extract import Added, extract
+from spade_faiss.workflows.extract import Added, choose_preset, extract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,34 +36,36 @@ def fit(
     *,
     bank: str | Path,
     extraction: Extraction = Extraction(),
-    recipe: str | Path | Recipe = "exact",
+    preset: str | Path | Preset | None = None,
     calibrate: bool = True,
     run: Run = Run(),
 ) -> Fit:
-    """Extract the features of normal images into a bank, build the indexes of a recipe, and calibrate.
+    """Extract the features of normal images into a bank, build the indexes that it is searched by, and calibrate.
 
     What is there already is kept: after an interruption, the same call goes on where it stopped.
 
     Args:
         images: a folder, an image, or a list of them.
         bank: the bank's folder; it is created if there is none.
-        extraction: the backbone, and how its features are stored.
-        recipe: the recipe whose indexes are built.
+        extraction: the backbone, and how its features are stored; where a setting is at its default, that of the preset counts.
+        preset: how features are stored, and how the bank is searched unless something else is asked for; that of the bank, or
+            `default` for a new one, unless given.
         calibrate: whether to score a sample of the images against the others, unless the bank has a calibration that holds.
         run: the device, the weights and the memory budget.
 
     Raises:
         InputError: for bad input, a folder that holds defects or masks beside normal images, too many unreadable images, an
             image that has changed since the bank took it, or an existing bank with other settings.
-        NotFoundError: if a path does not exist.
+        NotFoundError: if a path, the preset or its recipe does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """
-    start, chosen = time.perf_counter(), load_recipe(recipe)
-    done = extract(images, bank=bank, extraction=extraction, recipe=chosen, run=run)
+    start, preset = time.perf_counter(), choose_preset(bank, preset)
+    recipe = load_recipe(preset.recipe)
+    done = extract(images, bank=bank, extraction=extraction, preset=preset, recipe=recipe, run=run)
     extracted = time.perf_counter()
-    index = build_index(done.bank, chosen, progress=run.progress)
+    index = build_index(done.bank, recipe, progress=run.progress)
     built = time.perf_counter()
-    calibration, notice = calibrate_if_needed(done.bank, chosen, run) if calibrate else (None, "")
+    calibration, notice = calibrate_if_needed(done.bank, run) if calibrate else (None, "")
     end = time.perf_counter()
     timing_s = {**done.timing_s, "index": built - extracted, **({"calibrate": end - built} if calibrate else {})}
     return Fit(

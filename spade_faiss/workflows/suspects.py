@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import atomic_path
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.schema import check_at_least
@@ -51,20 +50,21 @@ class Suspects:
 def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOptions = ReportOptions()) -> Suspects:
     """Score every normal image against all the others; write all to suspects.csv, the first to scores.h5 and report.html.
 
+    They are ranked by the distance to their nearest normals, whichever score the detector ranks by: all others are made of
+    maps, which would take long for a whole bank.
+
     Args:
         bank: a bank's folder, to be searched with the default settings, or an opened detector.
         out: the folder to write to; it is made if there is none, and results that are there are replaced as a whole.
         report: how many of the least normal ones get a map and are shown.
 
     Raises:
-        InputError: for a bank with too few images, or a detector whose `score` is not `knn`; if `out` is no place for results,
-            as for `score_folder`.
+        InputError: for a bank with too few images; if `out` is no place for results, as for `score_folder`.
     """
     check_at_least("shown", report.shown, 1)
     timings = Timings()
     detector = bank if isinstance(bank, Detector) else Detector.open(bank)
-    if detector.method.score != "knn":
-        raise InputError(f"score={detector.method.score!r} would take the maps of all normal images; suspects ranks by 'knn'")
+    detector = detector.with_method(replace(detector.method, score="knn"))
     detector.check_leave_one_out()
     check_place(out, bank=detector.bank)
     with output_folder(out, "suspects") as folder:
@@ -80,7 +80,8 @@ def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOpti
 
 def _score_all(detector: Detector, timings: Timings) -> FloatArray:
     """(n,) image scores of the bank's pictures, each against all the others."""
-    by_image, originals, parts = detector.with_localize("none"), detector.bank.pictures.originals, []
+    by_distance = replace(detector.method, localize="none", flag_above=None, image_scores=("knn",))
+    by_image, originals, parts = detector.with_method(by_distance), detector.bank.pictures.originals, []
     with progress_bar(len(originals), "suspects", detector.run.progress) as bar:
         for start in range(0, len(originals), _ROWS_AT_A_TIME):
             rows = originals[start : start + _ROWS_AT_A_TIME].tolist()

@@ -20,6 +20,7 @@ from hypothesis.extra import numpy as hnp
 from spade_faiss.bank import bank as bank_module
 from spade_faiss.bank import shards
 from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.origin import Origin
 from spade_faiss.core import arrays
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import TEMPORARY_PATTERN
@@ -358,21 +359,21 @@ def test_features_from_another_source_are_refused_with_both_values(tmp_path: Pat
     for refused in (
         lambda: bank.check_source(other),
         lambda: bank.append(batch("b", source=other)),
-        lambda: Bank.open_or_create(tmp_path / "b", bank.layout, source=other),
+        lambda: Bank.open_or_create(tmp_path / "b", bank.layout, Origin(source=other)),
     ):
         with pytest.raises(InputError, match=f"was extracted with {message}"):
             refused()
     assert_holds(Bank.open(tmp_path / "b"), batch("a"))
     bank.append(batch("b", source=SOURCE))
     bank.append(batch("c"))  # without a source: the caller knows
-    assert Bank.open_or_create(tmp_path / "b", bank.layout, source=SOURCE).ids == ["a", "b", "c"]
+    assert Bank.open_or_create(tmp_path / "b", bank.layout, Origin(source=SOURCE)).ids == ["a", "b", "c"]
 
 
 def test_a_bank_of_another_extractor_takes_features_on_trust_but_is_not_taken_over(tmp_path: Path) -> None:
     bank = make_bank(tmp_path / "b")
     bank.append(batch("a", source=SOURCE))
     with pytest.raises(InputError, match="holds the features of another extractor, not of 'net'"):
-        Bank.open_or_create(bank.path, bank.layout, source=SOURCE)
+        Bank.open_or_create(bank.path, bank.layout, Origin(source=SOURCE))
 
 
 def test_prepared_batches_are_appended_as_they_are(tmp_path: Path) -> None:

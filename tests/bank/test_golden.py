@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.origin import Origin
 from spade_faiss.core.errors import SpadeError
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.layout import Layout
@@ -63,7 +64,7 @@ def write_golden_bank() -> None:
         Level("layer2", channels=5, stride=8, height=1, width=2),
     ]
     bank = Bank.create(
-        GOLDEN, Layout(levels=tuple(levels), embedding_dim=3, input_size=(5, 7)), source=SOURCE, weights_file="/w.pth"
+        GOLDEN, Layout(levels=tuple(levels), embedding_dim=3, input_size=(5, 7)), Origin(source=SOURCE, weights_file="/w.pth")
     )
     for part in golden_batches():
         bank.append(part)

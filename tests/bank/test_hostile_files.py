@@ -17,6 +17,7 @@ import pytest
 from spade_faiss import Detector, verify
 from spade_faiss.bank.backbone import backbone_of
 from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.origin import Origin
 from spade_faiss.bank.shards import write_shard
 from spade_faiss.core.errors import BankError, InputError, NotFoundError, SpadeError
 from spade_faiss.core.settings import ALL, Method, Preprocess, Run, Source
@@ -571,7 +572,7 @@ def test_no_other_file_is_read_waited_for_or_quoted(tmp_path: Path, name: str) -
 def bank_from(folder: Path, backbone: str, weights: str | None = None, *, size: int = 64) -> Bank:
     source = Source(backbone=backbone, weights_sha256="ab12", preprocess=Preprocess(resize=size, size=size))
     layout = Layout(levels=(FINE, COARSE), embedding_dim=6, input_size=(64, 64), dtype="float32")
-    return Bank.create(folder / "bank", layout, source=source, weights_file=weights)
+    return Bank.create(folder / "bank", layout, Origin(source=source, weights_file=weights))
 
 
 @pytest.mark.parametrize("name", ["timm:hf-hub:somebody/model", "timm:local-dir:/etc", "timm:../../x", "hf-hub:x/y", "x", ""])

@@ -42,7 +42,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bank that was made with a module of the user's own, and carries it."""
     path = tmp_path_factory.mktemp("bank") / "bank"
-    done = extract(good, bank=path, extraction=Extraction(backbone=tiny_backbone()))
+    done = extract(good, bank=path, preset="spade", extraction=Extraction(backbone=tiny_backbone()))
     assert done.no_network == ""
     return path
 
@@ -95,7 +95,7 @@ def test_images_are_added_by_another_engine(bank: Path, tmp_path: Path) -> None:
     assert opened.manifest.network is not None
     found = opened.read(np.array([opened.ids.index("more.png")]))
     by_torch = tmp_path / "by torch"
-    extract(tmp_path / "more", bank=by_torch, extraction=Extraction(backbone=tiny_backbone(), network=False))
+    extract(tmp_path / "more", bank=by_torch, preset="spade", extraction=Extraction(backbone=tiny_backbone(), network=False))
     expected = Bank.open(by_torch).read(np.array([0]))
     np.testing.assert_allclose(found.embedding, expected.embedding, rtol=1e-4, atol=1e-6)
     for level, maps in expected.levels.items():
@@ -104,7 +104,7 @@ def test_images_are_added_by_another_engine(bank: Path, tmp_path: Path) -> None:
 
 
 def test_a_bank_without_a_network_is_loaded_by_name(good: Path, tmp_path: Path) -> None:
-    extract(good, bank=tmp_path / "bank", extraction=Extraction(backbone=tiny_backbone(), network=False))
+    extract(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=tiny_backbone(), network=False))
     assert Bank.open(tmp_path / "bank").manifest.network is None
     assert not (tmp_path / "bank" / "network").exists()
     with pytest.raises(InputError, match="your own backbone"):
@@ -124,7 +124,7 @@ def test_a_network_that_cannot_be_exported_is_left_out_and_said(good: Path, tmp_
         return maps.mean((2, 3)), {"only": maps}
 
     backbone = Backbone(Network("branches", module, forward), preprocess=tiny_backbone().source.preprocess)
-    done = extract(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
+    done = extract(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone))
     assert done.added == 8
     assert done.no_network.startswith("the bank carries no network:")
     assert Bank.open(tmp_path / "bank").manifest.network is None
@@ -167,7 +167,12 @@ def resnet_bank(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from spade_faiss.core.settings import Preprocess
 
     path = tmp_path_factory.mktemp("lite0") / "bank"
-    extract(good, bank=path, extraction=Extraction(backbone="efficientnet_lite0", preprocess=Preprocess(resize=64, size=64)))
+    extract(
+        good,
+        bank=path,
+        preset="spade",
+        extraction=Extraction(backbone="efficientnet_lite0", preprocess=Preprocess(resize=64, size=64)),
+    )
     return path
 
 
@@ -183,7 +188,7 @@ def test_the_same_command_goes_on_with_the_network_of_the_bank(resnet_bank: Path
 
     before = Bank.open(resnet_bank).manifest
     extraction = Extraction(backbone="efficientnet_lite0", preprocess=Preprocess(resize=64, size=64))
-    done = extract(good, bank=resnet_bank, extraction=extraction, run=Run(engine="openvino"))
+    done = extract(good, bank=resnet_bank, preset="spade", extraction=extraction, run=Run(engine="openvino"))
     assert (done.added, done.present) == (0, 8)
     assert Bank.open(resnet_bank).manifest == before
 

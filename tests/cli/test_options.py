@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_type_hints
+from unittest.mock import MagicMock
 
 import pytest
 
 from spade_faiss import cli
+from spade_faiss.bank.bank import Bank
 from spade_faiss.cli import options
 from spade_faiss.cli.options import Commands, add_settings, read_settings
 from spade_faiss.core.settings import Decision, Extraction, Method, ReportOptions, Run, setting
@@ -60,19 +62,19 @@ def test_a_new_field_has_an_option_with_its_help_default_choices_and_type() -> N
     )
     assert (help_of(softness), softness.default, softness.type, softness.metavar) == (
         "how soft the score is (default: 0.5)",
-        0.5,
+        argparse.SUPPRESS,
         float,
         "S",
     )
     assert (help_of(edge_mode), edge_mode.default, edge_mode.choices) == (
         "what becomes of the edges (default: keep)",
-        "keep",
+        argparse.SUPPRESS,
         ("keep", "drop"),
     )
     # Without a default there is none to show; the type is that of the field, or the one that was named.
-    assert (help_of(most), most.default, most.type) == ("the largest score", None, int)
-    assert (either.default, either.type) == ("1", str)
-    assert (help_of(loud), loud.default, loud.nargs) == ("say it aloud", False, 0)
+    assert (help_of(most), most.type) == ("the largest score", int)
+    assert (either.default, either.type) == (argparse.SUPPRESS, str)
+    assert (help_of(loud), loud.default, loud.nargs) == ("say it aloud", argparse.SUPPRESS, 0)
     # A field that is not declared by `setting` has none.
     assert "--internal" not in actions
 
@@ -97,12 +99,17 @@ def test_a_new_field_reaches_the_detector_from_the_command_line(monkeypatch: pyt
     """Nothing but the dataclass names it: neither the command, nor what lies between it and the library."""
     opened: list[dict[str, Any]] = []
     monkeypatch.setattr(options, "Method", WiderMethod)
+    bank = MagicMock()
+    bank.usual.recipe, bank.usual.method_for.return_value = "exact", WiderMethod(edge_mode="drop")
+    monkeypatch.setattr(Bank, "open", lambda _: bank)
     monkeypatch.setattr(Detector, "open", lambda bank, **settings: opened.append(settings))
     words = ["score", "new/", "--bank", "b", "--out", "o", "--softness", "0.25", "--k-image", "3"]
     arguments = cli._parser().parse_args(words)
     options.open_detector(arguments)
     (settings,) = opened
-    assert settings["method"] == WiderMethod(softness=0.25, k_image=3)
+    assert settings["method"] == WiderMethod(
+        softness=0.25, k_image=3, edge_mode="drop"
+    )  # what is not given is as the bank has it
 
 
 def test_options_of_only_some_fields() -> None:
@@ -157,7 +164,8 @@ def test_every_setting_has_its_option_with_its_default(command: str) -> None:
             option = f"--{'no-' if default is True else ''}{name.replace('_', '-')}"
             assert (option in actions) == (name not in unused), (command, option)
             if name not in unused:
-                assert (actions[option].dest, actions[option].default) == (name, default), (command, option)
+                # Only what is given is in the namespace; the rest is at its default, or as the bank or its preset has it.
+                assert (actions[option].dest, actions[option].default) == (name, argparse.SUPPRESS), (command, option)
 
 
 @pytest.mark.parametrize("cls", [Extraction, Method, Decision, ReportOptions, Run])

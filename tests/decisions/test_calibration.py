@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from spade_faiss import Bank, Detector
 from spade_faiss.core.errors import BankError, InputError
+from spade_faiss.core.presets import Usual
 from spade_faiss.core.settings import Decision, Method
 from spade_faiss.decisions.calibration import (
     Calibration,
@@ -190,7 +191,7 @@ class TestFiles:
         assert key() == key(score="top", image_scores=("top",)) == "ba157434204eddcc"
         assert len({key(), key(top_share=0.02), key(top_share=0.5)}) == 3
         config = ScoringConfig.of(resolve_recipe(load_recipe("exact")), Method(top_share=0.02))
-        assert config.options == "--top-share 0.02"
+        assert config.options(Usual()) == "--top-share 0.02"
 
     def test_statistics_that_an_older_version_did_not_record(self, bank: Bank) -> None:
         """Its calibration holds where it always did; where it does not, the message says how to make another."""
@@ -330,4 +331,4 @@ GOLDEN: dict[str, Any] = {
 def test_the_options_in_a_message_are_words_for_a_shell() -> None:
     """A calibration may come from anybody, and its options are shown as a command to copy."""
     config = replace(ScoringConfig.of(resolve_recipe(load_recipe("exact")), Method()), recipe="x; rm -r y", image_query="a b")
-    assert config.options == "--recipe 'x; rm -r y' --set 'image=a b'"
+    assert config.options(Usual()) == "--recipe 'x; rm -r y' --set 'image=a b'"

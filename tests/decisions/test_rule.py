@@ -388,7 +388,16 @@ class TestCommands:
         assert "is damaged" in run_error(capsys, "info", bank)
 
     def test_fit_may_leave_it_out(self, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        words = ("fit", dataset_folder / "train/good", "--bank", tmp_path / "b", "--backbone", "efficientnet_lite0")
+        words = (
+            "fit",
+            dataset_folder / "train/good",
+            "--bank",
+            tmp_path / "b",
+            "--preset",
+            "spade",
+            "--backbone",
+            "efficientnet_lite0",
+        )
         small = ("--resize", "72", "--size", "64")
         assert run_json(capsys, *words, *small, "--no-calibrate")["calibration"] is None
         assert stored_calibrations(Bank.open(tmp_path / "b")) == []

@@ -148,7 +148,13 @@ def test_frames_of_twelve_bits_are_scaled_as_the_bank_says(tmp_path: Path, backb
         save(Image.fromarray(gray.astype(np.uint8)), tmp_path / "8" / f"{i}.png")
         (tmp_path / "12" / f"{i}.png").write_bytes(png16((gray * 16 + 15)[..., None]))
     for name in ("8", "12"):
-        fit(tmp_path / name, bank=tmp_path / f"{name}.bank", extraction=Extraction(backbone=backbone), calibrate=False)
+        fit(
+            tmp_path / name,
+            bank=tmp_path / f"{name}.bank",
+            preset="spade",
+            extraction=Extraction(backbone=backbone),
+            calibrate=False,
+        )
     of_8, of_12 = (Detector.open(tmp_path / f"{name}.bank", backbone=backbone) for name in ("8", "12"))
     assert (of_8.backbone.source.preprocess.bit_depth, of_12.backbone.source.preprocess.bit_depth) == (None, 12)
     gray = rng.integers(0, 256, (80, 90), dtype=np.uint16)
@@ -160,11 +166,13 @@ def test_frames_of_twelve_bits_are_scaled_as_the_bank_says(tmp_path: Path, backb
     with pytest.raises(InputError, match=r"its values reach .* how many bits the camera gives is not known"):
         of_8.score(gray * 16)
     # Adding goes on with the bank's own depth; another one is another bank.
-    again = fit(tmp_path / "12", bank=tmp_path / "12.bank", extraction=Extraction(backbone=backbone), calibrate=False)
+    again = fit(
+        tmp_path / "12", bank=tmp_path / "12.bank", preset="spade", extraction=Extraction(backbone=backbone), calibrate=False
+    )
     assert (again.present, again.added) == (6, 0)
     other = Network.with_bit_depth(backbone, 14)
     with pytest.raises(InputError, match=r"preprocess\.bit_depth=12, these features with 14"):
-        fit(tmp_path / "12", bank=tmp_path / "12.bank", extraction=Extraction(backbone=other), calibrate=False)
+        fit(tmp_path / "12", bank=tmp_path / "12.bank", preset="spade", extraction=Extraction(backbone=other), calibrate=False)
 
 
 def test_the_given_depth_is_taken(tmp_path: Path) -> None:
@@ -174,9 +182,11 @@ def test_the_given_depth_is_taken(tmp_path: Path) -> None:
     (tmp_path / "dark" / "0.png").write_bytes(png16(np.full((80, 90, 1), 300, np.uint16)))
     given = Extraction(backbone="efficientnet_lite0", preprocess=Preprocess(resize=72, size=64))
     with pytest.raises(InputError, match="say how many bits the camera gives: --bit-depth"):
-        fit(tmp_path / "dark", bank=tmp_path / "bank", extraction=given)
+        fit(tmp_path / "dark", bank=tmp_path / "bank", preset="spade", extraction=given)
     assert not (tmp_path / "bank").exists()
     backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize=72, size=64, bit_depth=9))
-    bank = fit(tmp_path / "dark", bank=tmp_path / "bank", extraction=Extraction(backbone=backbone), calibrate=False).bank
+    bank = fit(
+        tmp_path / "dark", bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone), calibrate=False
+    ).bank
     assert bank.manifest.source is not None
     assert bank.manifest.source.preprocess.bit_depth == 9

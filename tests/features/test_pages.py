@@ -147,9 +147,13 @@ def test_pages_go_through_a_bank_and_into_a_report(tmp_path: Path, backbone: Bac
     good = sorted((tmp_path / "set" / "train" / "good").iterdir())[:8]
     first, *others = [Image.open(path).convert("RGB") for path in good]
     save(first, tmp_path / "good" / "all.tif", save_all=True, append_images=others)
-    bank = fit(tmp_path / "good", bank=tmp_path / "bank", extraction=Extraction(backbone=backbone), calibrate=False).bank
+    bank = fit(
+        tmp_path / "good", bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone), calibrate=False
+    ).bank
     assert bank.ids == [f"all.tif#{i}" for i in range(1, 9)]
-    again = fit(tmp_path / "good", bank=tmp_path / "bank", extraction=Extraction(backbone=backbone), calibrate=False)
+    again = fit(
+        tmp_path / "good", bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone), calibrate=False
+    )
     assert (again.present, again.added) == (8, 0)
     alone = save(others[2], tmp_path / "alone.png")
     detector = Detector.open(tmp_path / "bank", backbone=backbone)

@@ -10,6 +10,7 @@ import pytest
 
 from spade_faiss import Bank, Detector, FeatureBatch, Layout, Level
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.presets import Usual
 from spade_faiss.core.settings import ALL, Method, Run
 from spade_faiss.features.layout import prepare
 from spade_faiss.features.resampling import upsample
@@ -132,7 +133,7 @@ def test_the_scoring_config_says_which_levels(folder: Path) -> None:
     usual = Detector.open(folder).scoring_config
     chosen = Detector.open(folder, method=Method(k_gallery=ALL, levels=("fine", "mid+coarse"))).scoring_config
     assert usual.key != chosen.key
-    assert chosen.options == "--k-gallery all --levels fine,mid+coarse"
+    assert chosen.options(Usual()) == "--k-gallery all --levels fine,mid+coarse"
 
 
 def test_zeros_beyond_the_border_by_hand() -> None:

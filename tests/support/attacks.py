@@ -60,7 +60,7 @@ def make(folder: Path) -> Path:
     save(noise(24, 24, 100), folder / "new" / "new.png")
     save(noise(24, 24, 101), folder / "more" / "more.png")
     network, path = tiny_backbone(name=NAME), folder / "bank"
-    extract(folder / "good", bank=path, extraction=Extraction(backbone=network), run=Run(progress=False))
+    extract(folder / "good", bank=path, preset="spade", extraction=Extraction(backbone=network), run=Run(progress=False))
     bank = Bank.open(path)
     bank.remove(["03.png"])
     for name in RECIPES:

@@ -11,6 +11,7 @@ import numpy as np
 
 from spade_faiss.bank import shards
 from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.origin import Origin
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core import arrays
 from spade_faiss.core.settings import Preprocess, Source
@@ -27,7 +28,7 @@ SOURCE = Source(backbone="net", weights_sha256="ab12", preprocess=Preprocess(res
 
 def make_bank(path: Path, *, source: Source | None = None, weights_file: str | None = None, **settings: Any) -> Bank:
     layout = Layout(levels=(FINE, COARSE), embedding_dim=DIM, input_size=INPUT, **{"dtype": "float32", **settings})
-    return Bank.create(path, layout, source=source, weights_file=weights_file)
+    return Bank.create(path, layout, Origin(source=source, weights_file=weights_file))
 
 
 def batch(*names: str, seed: int = 0, **extra: Any) -> FeatureBatch:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
 from spade_faiss import Bank, FeatureBatch, Level
+from spade_faiss.bank.origin import Origin
 from spade_faiss.core.settings import Source
 from spade_faiss.features.layout import Layout
 
@@ -213,7 +214,7 @@ def bank_of(
             input_size=input_size,
             **{"dtype": "float32", **settings},
         ),
-        source=source,
+        Origin(source=source),
     )
     ids, starts = names(len(features)), np.cumsum([0, *shards]).tolist()
     for start, end in zip(starts, [*starts[1:], len(features)], strict=True):

@@ -52,7 +52,7 @@ def good(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fitted(good: Path, tmp_path: Path, tiny: Backbone) -> Bank:
-    return fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=tiny)).bank
+    return fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=tiny)).bank
 
 
 def numbers_of(done: Added) -> tuple[int, int, tuple[str, ...], int]:
@@ -69,7 +69,7 @@ def test_added_images_are_in_the_bank(fitted: Bank, good: Path, tmp_path: Path, 
     assert bank.image_path("e.png") == more.resolve() / "e.png"
     assert bank.sha256_of["e.png"] == hash_file(more / "e.png")
     at_once = save_images(good, "d.png", "e.png")
-    expected = fit(at_once, bank=tmp_path / "at once", extraction=Extraction(backbone=tiny)).bank
+    expected = fit(at_once, bank=tmp_path / "at once", preset="spade", extraction=Extraction(backbone=tiny)).bank
     np.testing.assert_allclose(bank.embedding(np.arange(5)), expected.embedding(np.arange(5)), rtol=1e-5, atol=1e-6)
     for level in ("fine", "coarse"):
         for row in range(5):
@@ -107,10 +107,15 @@ def test_the_same_content_is_taken_once_over_batches_and_in_a_new_bank(
     folder = save_images(tmp_path / "good", "a.png", "d.png")
     for name in ("b.png", "c.png", "e.png"):
         shutil.copy(folder / "a.png", folder / name)
-    done = fit(folder, bank=tmp_path / "bank", extraction=Extraction(backbone=tiny))
+    done = fit(folder, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=tiny))
     assert done.bank.ids == ["a.png", "d.png"]
     assert done.duplicates == tuple(Duplicate(name, "a.png") for name in ("b.png", "c.png", "e.png"))
-    assert numbers_of(fit(folder, bank=tmp_path / "bank", extraction=Extraction(backbone=tiny))) == (0, 2, (), 3)
+    assert numbers_of(fit(folder, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=tiny))) == (
+        0,
+        2,
+        (),
+        3,
+    )
 
 
 def test_what_was_removed_is_not_taken_in_again(fitted: Bank, good: Path, tmp_path: Path, tiny: Backbone) -> None:
@@ -181,7 +186,7 @@ def test_features_of_another_extractors_bank_are_not_mixed_with_a_backbones(tmp_
     bank.append(FeatureBatch(["x"], np.ones((1, tiny.embedding_dim), np.float32), levels))
     images = save_images(tmp_path / "good", "a.png")
     with pytest.raises(InputError, match="holds the features of another extractor, not of 'tiny'"):
-        fit(images, bank=bank.path, extraction=Extraction(backbone=tiny))
+        fit(images, bank=bank.path, preset="spade", extraction=Extraction(backbone=tiny))
     assert Bank.open(bank.path).ids == ["x"]
 
 
@@ -195,21 +200,21 @@ def test_a_fit_that_stored_nothing_binds_nobody(
 
     monkeypatch.setattr(Backbone, "__call__", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=tiny, dtype="float32", normalize="l2"))
+        fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=tiny, dtype="float32", normalize="l2"))
     monkeypatch.setattr(Backbone, "__call__", call)
     assert len(Bank.open(tmp_path / "bank")) == 0
     other = tiny_backbone(seed=1, name="other")
-    done = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=other, pool=3))
+    done = fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=other, pool=3))
     assert done.added == 3
     bank = Bank.open(tmp_path / "bank")
     assert bank.manifest.source == other.source
     assert (bank.layout.dtype, bank.layout.normalize, bank.layout.pool) == ("float16", "none", 3)
     # Now it is bound.
     with pytest.raises(InputError, match="backbone='other', these features with 'tiny'"):
-        fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=tiny))
+        fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=tiny))
     bank.remove(bank.ids)
     with pytest.raises(InputError, match="backbone='other', these features with 'tiny'"):
-        fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=tiny))
+        fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=tiny))
 
 
 def test_what_cannot_be_read_is_left_out_of_an_addition(fitted: Bank, tmp_path: Path, tiny: Backbone) -> None:

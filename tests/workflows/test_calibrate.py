@@ -11,6 +11,7 @@ import pytest
 
 from spade_faiss import Bank, Detector, fit
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.presets import Usual
 from spade_faiss.core.settings import Extraction, Method, Run
 from spade_faiss.decisions.calibration import (
     find_calibration,
@@ -177,9 +178,9 @@ class TestScoringConfigs:
 
     def test_options_that_ask_for_a_config(self) -> None:
         recipe = load_recipe("location").with_query({"radius": "1"})
-        assert ScoringConfig.of(resolve_recipe(load_recipe("exact")), Method()).options == ""
+        assert ScoringConfig.of(resolve_recipe(load_recipe("exact")), Method()).options(Usual()) == ""
         assert (
-            ScoringConfig.of(resolve_recipe(recipe), Method(k_image=3, sigma=2)).options
+            ScoringConfig.of(resolve_recipe(recipe), Method(k_image=3, sigma=2)).options(Usual())
             == "--recipe location --set radius=1 --k-image 3 --sigma 2.0"
         )
 
@@ -203,15 +204,14 @@ class TestState:
         assert "out of date" in made.outdated(other)
 
     def test_only_where_it_is_needed(self, bank: Bank) -> None:
-        recipe = load_recipe("exact")
-        made, notice = calibrate_if_needed(bank, recipe, Run())
+        made, notice = calibrate_if_needed(bank, Run())
         assert made is not None
         assert notice == ""
         before = file_of(bank.path).stat().st_mtime_ns
-        assert calibrate_if_needed(bank, recipe, Run()) == (made, "")
+        assert calibrate_if_needed(bank, Run()) == (made, "")
         assert file_of(bank.path).stat().st_mtime_ns == before
         bank.append(others(1))
-        renewed, _ = calibrate_if_needed(bank, recipe, Run())
+        renewed, _ = calibrate_if_needed(bank, Run())
         assert renewed is not None
         assert renewed.generation == bank.generation
 
@@ -220,19 +220,15 @@ class TestState:
     ) -> None:
         assert len(stored_calibrations(Bank.open(fitted_bank))) == 1
         good = dataset_folder / "train" / "good"
-        done = fit(good, bank=tmp_path / "b", extraction=Extraction(backbone=backbone), calibrate=False)
+        done = fit(good, bank=tmp_path / "b", preset="spade", extraction=Extraction(backbone=backbone), calibrate=False)
         assert (done.calibration, done.notice) == (None, "")
         assert not (tmp_path / "b" / "calibration").exists()
-        done = fit(good, bank=tmp_path / "b", extraction=Extraction(backbone=backbone))
+        done = fit(good, bank=tmp_path / "b", preset="spade", extraction=Extraction(backbone=backbone))
         assert done.calibration is not None
         assert len(done.calibration) == 24
 
     def test_fit_says_why_it_did_not(self, dataset_folder: Path, backbone: Any, tmp_path: Path) -> None:
         images = sorted((dataset_folder / "train" / "good").iterdir())
-        done = fit(images[:5], bank=tmp_path / "few", extraction=Extraction(backbone=backbone))
+        done = fit(images[:5], bank=tmp_path / "few", preset="spade", extraction=Extraction(backbone=backbone))
         assert done.calibration is None
         assert done.notice.startswith("not calibrated: each of the 5 normal images")
-        recipe = Recipe(name="lists", build=Build(gallery="ivf", settings={"lists": 4}, levels=("blocks.2+blocks.4",)))
-        done = fit(images, bank=tmp_path / "lists", extraction=Extraction(backbone=backbone), recipe=recipe)
-        assert done.calibration is None
-        assert done.notice.startswith("not calibrated: recipe 'lists' indexes chosen levels")

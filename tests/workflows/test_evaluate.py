@@ -101,7 +101,7 @@ def test_a_missing_mask_is_an_error(dataset_folder: Path, fitted_bank: Path, tmp
 
 def test_the_report_survives_moved_images(dataset_folder: Path, backbone: Backbone, tmp_path: Path) -> None:
     dataset = shutil.copytree(dataset_folder, tmp_path / "dataset")
-    fit(dataset / "train/good", bank=tmp_path / "b", extraction=Extraction(backbone=backbone))
+    fit(dataset / "train/good", bank=tmp_path / "b", preset="spade", extraction=Extraction(backbone=backbone))
     shutil.rmtree(dataset / "train")
     detector = Detector.open(tmp_path / "b", backbone=backbone)
     evaluate(dataset, bank=detector, out=tmp_path / "out")
@@ -113,6 +113,7 @@ def test_letterbox_metrics_count_only_what_shows_the_image(dataset_folder: Path,
     fit(
         dataset_folder / "train/good",
         bank=tmp_path / "b",
+        preset="spade",
         extraction=Extraction(backbone="efficientnet_lite0", preprocess=preprocess),
     )
     metrics = evaluate(dataset_folder, bank=tmp_path / "b", out=tmp_path / "out").metrics
@@ -132,7 +133,7 @@ def test_letterbox_metrics_count_only_what_shows_the_image(dataset_folder: Path,
 
 def test_a_normal_image_that_has_changed_is_not_shown(dataset_folder: Path, backbone: Backbone, tmp_path: Path) -> None:
     dataset = shutil.copytree(dataset_folder, tmp_path / "dataset")
-    fit(dataset / "train/good", bank=tmp_path / "b", extraction=Extraction(backbone=backbone))
+    fit(dataset / "train/good", bank=tmp_path / "b", preset="spade", extraction=Extraction(backbone=backbone))
     for path in (dataset / "train/good").iterdir():
         Image.new("RGB", (96, 80), (255, 0, 0)).save(path)
     evaluate(dataset, bank=Detector.open(tmp_path / "b", backbone=backbone), out=tmp_path / "out")

@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import spade_faiss.workflows.extract as extract
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.files import hash_file
+from spade_faiss.core.presets import load_preset
 from spade_faiss.core.settings import Extraction, Preprocess, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
@@ -125,7 +127,7 @@ def test_the_bank_holds_the_features_of_every_image(fitted_bank: Path, dataset_f
 @pytest.mark.parametrize("settings", [{"dtype": "float32"}, {"normalize": "l2"}, {"pool": 3}])
 def test_the_banks_settings_are_applied(good: Path, tmp_path: Path, backbone: Backbone, settings: dict[str, Any]) -> None:
     paths = sorted(good.iterdir())[:3]
-    bank = fit(paths, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone, **settings)).bank
+    bank = fit(paths, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone, **settings)).bank
     for name, value in settings.items():
         assert getattr(bank.layout, name) == value
     expected = directly(backbone, paths, bank.layout)
@@ -137,7 +139,7 @@ def test_the_banks_settings_are_applied(good: Path, tmp_path: Path, backbone: Ba
 
 def test_what_fit_reports(good: Path, tmp_path: Path, backbone: Backbone) -> None:
     (good / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
-    result = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
+    result = fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone))
     assert isinstance(result, Fit)
     assert (result.added, result.present, result.index) == (NORMALS, 0, None)
     assert [item.id for item in result.skipped] == ["broken.png"]
@@ -151,7 +153,7 @@ def test_what_fit_reports(good: Path, tmp_path: Path, backbone: Backbone) -> Non
 def test_images_come_in_batches_and_shards_with_a_short_last_one(
     good: Path, tmp_path: Path, backbone: Backbone, forwarded: Forwarded
 ) -> None:
-    bank = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone)).bank
+    bank = fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone)).bank
     assert forwarded.batches == [5, 5, 5, 5, 4]
     assert [shard.count for shard in bank.manifest.shards] == [5, 5, 5, 5, 4]
     assert bank.ids == sorted(path.name for path in good.iterdir())
@@ -161,7 +163,7 @@ def test_small_batches_are_gathered_into_one_shard(
     good: Path, tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, fitted_bank: Path
 ) -> None:
     monkeypatch.setattr(extract, "BATCH_SIZE", 7)
-    bank = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone)).bank
+    bank = fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone)).bank
     assert [shard.count for shard in bank.manifest.shards] == [NORMALS]
     assert_same_features(bank, Bank.open(fitted_bank))
 
@@ -173,7 +175,7 @@ def test_a_second_run_extracts_nothing(
     fitted_bank: Path, good: Path, tmp_path: Path, backbone: Backbone, forwarded: Forwarded
 ) -> None:
     path = Path(shutil.copytree(fitted_bank, tmp_path / "bank"))
-    result = fit(good, bank=path, extraction=Extraction(backbone=backbone))
+    result = fit(good, bank=path, preset="spade", extraction=Extraction(backbone=backbone))
     assert (result.added, result.present, result.skipped) == (0, NORMALS, ())
     assert forwarded.images == 0
     assert result.bank.manifest == Bank.open(fitted_bank).manifest
@@ -185,7 +187,7 @@ def test_images_that_are_new_are_added(
     path = Path(shutil.copytree(fitted_bank, tmp_path / "bank"))
     for image in (dataset_folder / "test" / "good").iterdir():
         shutil.copy(image, good / f"a-{image.name}")
-    result = fit(good, bank=path, extraction=Extraction(backbone=backbone))
+    result = fit(good, bank=path, preset="spade", extraction=Extraction(backbone=backbone))
     assert (result.added, result.present) == (6, NORMALS)
     assert forwarded.images == 6
     assert result.bank.ids[:NORMALS] == Bank.open(fitted_bank).ids
@@ -199,14 +201,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 ) -> None:
     forwarded.interrupt_at = batch
     with pytest.raises(KeyboardInterrupt):
-        fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
+        fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone))
     # What was computed before is committed, not lost.
     assert len(Bank.open(tmp_path / "bank")) == forwarded.images == 5 * (batch - 1)
-    result = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
+    result = fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone))
     assert forwarded.images == NORMALS
     assert (result.added, result.present) == (NORMALS - 5 * (batch - 1), 5 * (batch - 1))
     assert_same_features(result.bank, Bank.open(fitted_bank))
-    fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
+    fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone))
     assert forwarded.images == NORMALS
 
 
@@ -224,11 +226,11 @@ def test_a_shard_that_cannot_be_written_ends_the_run_and_is_made_up_for(
 
     monkeypatch.setattr(Bank, "append_prepared", failing)
     with pytest.raises(OSError, match="no space left"):
-        fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
+        fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone))
     held = Bank.open(tmp_path / "bank").ids
     assert 5 <= len(held) < NORMALS
     assert "005.png" not in held
-    result = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
+    result = fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone))
     assert sorted(result.bank.ids) == sorted(path.name for path in good.iterdir())
 
 
@@ -238,17 +240,17 @@ def test_another_image_of_a_name_that_is_taken_is_an_error(
     bank = shutil.copytree(fitted_bank, tmp_path / "bank")
     shutil.copy(good / "004.png", good / "003.png")
     with pytest.raises(InputError, match=r"holds another image named '003\.png', from .*weave/train/good/003\.png; rename"):
-        fit(good, bank=bank, extraction=Extraction(backbone=backbone))
+        fit(good, bank=bank, preset="spade", extraction=Extraction(backbone=backbone))
 
 
 def test_an_image_that_has_changed_since_is_an_error(good: Path, tmp_path: Path, backbone: Backbone) -> None:
-    path = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone)).bank.path
+    path = fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone)).bank.path
     before, held = hash_file(good / "003.png"), Bank.open(path).manifest
     shutil.copy(good / "004.png", good / "003.png")
     with pytest.raises(
         InputError, match=rf"003\.png has changed since .* \(sha256 {before}, now {hash_file(good / '003.png')}\)"
     ):
-        fit(good, bank=path, extraction=Extraction(backbone=backbone))
+        fit(good, bank=path, preset="spade", extraction=Extraction(backbone=backbone))
     assert Bank.open(path).manifest == held
 
 
@@ -263,10 +265,10 @@ def test_other_settings_on_a_bank_are_refused_with_both_values(
     ]
     for settings, message in wanted:
         with pytest.raises(InputError, match=message):
-            fit(good, bank=path, extraction=Extraction(backbone=backbone, **settings))
+            fit(good, bank=path, preset="spade", extraction=Extraction(backbone=backbone, **settings))
     other = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode="stretch", resize=72, size=64))
     with pytest.raises(InputError, match=r"preprocess\.resize_mode='crop', these features with 'stretch'"):
-        fit(good, bank=path, extraction=Extraction(backbone=other))
+        fit(good, bank=path, preset="spade", extraction=Extraction(backbone=other))
     assert Bank.open(path).manifest == Bank.open(fitted_bank).manifest
 
 
@@ -276,6 +278,7 @@ def test_a_name_with_weights_and_settings_of_its_own(good: Path, tmp_path: Path)
     bank = fit(
         [good / "000.png"],
         bank=tmp_path / "bank",
+        preset="spade",
         extraction=Extraction(
             backbone="timm:test_resnet", precision="bfloat16", preprocess=Preprocess(resize_mode="stretch", resize=64, size=64)
         ),
@@ -290,6 +293,7 @@ def test_a_name_with_weights_and_settings_of_its_own(good: Path, tmp_path: Path)
         fit(
             good,
             bank=tmp_path / "other",
+            preset="spade",
             extraction=Extraction(backbone="timm:test_resnet"),
             run=Run(weights=tmp_path / "missing.pt"),
         )
@@ -297,14 +301,24 @@ def test_a_name_with_weights_and_settings_of_its_own(good: Path, tmp_path: Path)
 
 
 def test_the_recipes_index_is_built(good: Path, tmp_path: Path, backbone: Backbone) -> None:
-    result = fit(sorted(good.iterdir())[:5], bank=tmp_path / "bank", extraction=Extraction(backbone=backbone), recipe="hnsw")
+    result = fit(
+        sorted(good.iterdir())[:5],
+        bank=tmp_path / "bank",
+        preset=replace(load_preset("spade"), recipe="hnsw"),
+        extraction=Extraction(backbone=backbone),
+    )
     assert result.index is not None
     assert result.index.image is not None
     assert result.index.gallery is None
     assert (result.index.recipe, result.index.image.count) == ("hnsw", 5)
     assert ImageIndex.open(Bank.open(tmp_path / "bank"), load_recipe("hnsw")).indexed == 5
     with pytest.raises(NotFoundError, match="no recipe 'nothing'"):
-        fit(good, bank=tmp_path / "other", extraction=Extraction(backbone=backbone), recipe="nothing")
+        fit(
+            good,
+            bank=tmp_path / "other",
+            preset=replace(load_preset("spade"), recipe="nothing"),
+            extraction=Extraction(backbone=backbone),
+        )
     assert not (tmp_path / "other").exists()
 
 
@@ -324,7 +338,7 @@ def test_corrupt_images_are_left_out_counted_and_named(
     broken = ["005.png", "006.png", "007.png", "008.png", "009.png", "023.png"]  # a whole batch, and the last image
     spoil(good, *broken)
     with caplog.at_level(logging.WARNING, logger="spade_faiss"):
-        result = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
+        result = fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone))
     assert [item.id for item in result.skipped] == broken
     for item in result.skipped:
         assert str(good / item.id) in item.reason
@@ -336,33 +350,33 @@ def test_corrupt_images_are_left_out_counted_and_named(
 def test_more_corrupt_images_than_allowed_end_the_run(good: Path, tmp_path: Path, backbone: Backbone) -> None:
     spoil(good, "001.png", "011.png", "021.png")
     with pytest.raises(InputError, match=r"3 images were skipped, at most 2 may be: '001\.png' .*--max-skipped 3"):
-        fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone), run=Run(max_skipped=2))
+        fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone), run=Run(max_skipped=2))
     # What came before is kept; with a higher limit the same run goes on.
     assert len(Bank.open(tmp_path / "bank")) == 14
-    result = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone), run=Run(max_skipped=3))
+    result = fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone), run=Run(max_skipped=3))
     assert (result.present, result.added, len(result.skipped)) == (14, 7, 3)
 
 
 def test_a_second_run_over_corrupt_images_is_no_error(good: Path, tmp_path: Path, backbone: Backbone) -> None:
     """All that is left to extract is what cannot be read: the command that worked once must work again."""
     spoil(good, "002.png", "004.png")
-    first = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
-    second = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
+    first = fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone))
+    second = fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone))
     assert (second.added, second.present) == (0, NORMALS - 2)
     assert second.skipped == first.skipped
     with pytest.raises(InputError, match="2 images were skipped, at most 1 may be"):
-        fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone), run=Run(max_skipped=1))
+        fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone), run=Run(max_skipped=1))
 
 
 def test_nothing_but_corrupt_images_is_an_error(good: Path, tmp_path: Path, backbone: Backbone) -> None:
     paths = [good / "000.png", good / "001.png"]
     spoil(good, "000.png", "001.png")
     with pytest.raises(InputError, match=r"none of the 2 images could be read; the first: cannot use .*000\.png"):
-        fit(paths, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
+        fit(paths, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone))
     for path in good.iterdir():
         path.write_bytes(b"")
     with pytest.raises(InputError, match="11 images were skipped, at most 10 may be"):
-        fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
+        fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone))
 
 
 @pytest.mark.parametrize("content", [[], ["notes.txt"]])
@@ -372,9 +386,9 @@ def test_a_folder_without_images_writes_nothing(tmp_path: Path, backbone: Backbo
     for name in content:
         (folder / name).touch()
     with pytest.raises(InputError, match="no image in"):
-        fit(folder, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
+        fit(folder, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone))
     with pytest.raises(NotFoundError, match="does not exist"):
-        fit(tmp_path / "missing", bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
+        fit(tmp_path / "missing", bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
 
 
@@ -392,7 +406,7 @@ def test_images_of_every_kind_in_one_folder(tmp_path: Path, backbone: Backbone) 
     Image.fromarray(gray).save(folder / "gray.tif")
     Image.fromarray(gray.astype(np.uint16) * 257).save(folder / "deep.tif")
     Image.fromarray(rgb).save(folder / "rgb.bmp")
-    bank = fit(folder, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone, dtype="float32")).bank
+    bank = fit(folder, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone, dtype="float32")).bank
     assert len(bank) == 8
     embedding = bank.embedding(np.arange(8))
     np.testing.assert_allclose(embedding, np.repeat(embedding[:1], 8, axis=0), rtol=1e-4, atol=1e-4)
@@ -434,7 +448,7 @@ def test_letterboxed_images_go_into_a_bank_of_several_batches(
 ) -> None:
     monkeypatch.setattr(extract, "SHARD_BYTES", 1 << 30)
     backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode="letterbox", resize=64, size=64))
-    bank = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone)).bank
+    bank = fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone)).bank
     assert [shard.count for shard in bank.manifest.shards] == [NORMALS]
 
 

@@ -33,7 +33,21 @@ def test_a_transformer_at_448(dataset_folder: Path, tmp_path: Path) -> None:
     model: Any = timm.create_model("test_vit", pretrained=False).eval()
     torch.save(model.state_dict(), tmp_path / "vit.pt")
     words = ["--backbone", "timm:test_vit", "--weights", str(tmp_path / "vit.pt"), "--size", "448", "--blocks", "0,2"]
-    assert main(["fit", str(dataset_folder / "train/good"), "--bank", str(tmp_path / "bank"), *words, "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "fit",
+                str(dataset_folder / "train/good"),
+                "--bank",
+                str(tmp_path / "bank"),
+                "--preset",
+                "spade",
+                *words,
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     bank = Bank.open(tmp_path / "bank")
     preprocess = Preprocess(resize=512, size=448, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert bank.manifest.source is not None
@@ -63,7 +77,7 @@ def wide(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A bank of efficientnet_lite0 at 64 x 96 pixels, of stretched pictures."""
     path = tmp_path_factory.mktemp("wide") / "bank"
     words = ["--backbone", "efficientnet_lite0", "--size", "64x96", "--resize-mode", "stretch", "--quiet"]
-    assert main(["fit", str(dataset_folder / "train/good"), "--bank", str(path), *words]) == 0
+    assert main(["fit", str(dataset_folder / "train/good"), "--bank", str(path), "--preset", "spade", *words]) == 0
     return path
 
 
@@ -89,7 +103,9 @@ def test_the_strongest_region_is_where_the_defect_is(
     """In pixels of the picture, whatever part of it the input shows at whatever scale."""
     preprocess = Preprocess(resize_mode=resize_mode, size=size, resize=min(size))
     backbone = load_backbone("efficientnet_lite0", preprocess=preprocess)
-    made = extract(dataset_folder / "train/good", bank=tmp_path / "bank", extraction=Extraction(backbone=backbone))
+    made = extract(
+        dataset_folder / "train/good", bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone)
+    )
     picture = weave(np.random.default_rng(1))
     top, left = HEIGHT // 2 - 6, WIDTH // 2 + 2
     picture[top : top + 12, left : left + 12] = (70, 75, 90)
@@ -108,7 +124,7 @@ def test_the_strongest_region_is_where_the_defect_is(
 def test_a_bank_of_another_size_is_refused_with_both(wide: Path, dataset_folder: Path) -> None:
     backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode="stretch", size=(96, 64)))
     with pytest.raises(InputError, match=r"preprocess\.size=\(64, 96\), these features with \(96, 64\)"):
-        extract(dataset_folder / "train/good", bank=wide, extraction=Extraction(backbone=backbone))
+        extract(dataset_folder / "train/good", bank=wide, preset="spade", extraction=Extraction(backbone=backbone))
 
 
 @pytest.mark.parametrize("size", ["0", "64x0", "64x", "x64", "axb", "64x64x64"])

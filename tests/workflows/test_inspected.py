@@ -74,9 +74,9 @@ def test_python_gets_the_same_as_fields(fitted_bank: Path, backbone: Backbone, n
     assert found.left_out == LeftOut({".txt": 2, ".raw": 1}, hidden=(".hidden.png",))
     assert found.visible.resize_mode == "crop"
     assert found.visible.share == pytest.approx(SHARE)
-    made = extract(new, bank=tmp_path / "b", extraction=Extraction(backbone=backbone))
+    made = extract(new, bank=tmp_path / "b", preset="spade", extraction=Extraction(backbone=backbone))
     assert (made.left_out, made.visible) == (found.left_out, found.visible)
-    again = extract(new, bank=tmp_path / "b", extraction=Extraction(backbone=backbone))
+    again = extract(new, bank=tmp_path / "b", preset="spade", extraction=Extraction(backbone=backbone))
     assert again.visible.share is None
     assert again.visible.notices() == []
 
@@ -103,7 +103,13 @@ def test_making_a_bank_says_what_it_left_out_and_hides(
 @pytest.mark.parametrize("mode", ["letterbox", "stretch"])
 def test_nothing_is_said_where_all_is_shown(mode: str, dataset_folder: Path, new: Path, tmp_path: Path) -> None:
     backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode=mode, size=64))
-    made = fit(dataset_folder / "train/good", bank=tmp_path / "b", extraction=Extraction(backbone=backbone), calibrate=False)
+    made = fit(
+        dataset_folder / "train/good",
+        bank=tmp_path / "b",
+        preset="spade",
+        extraction=Extraction(backbone=backbone),
+        calibrate=False,
+    )
     found = score_folder(new, bank=Detector.open(tmp_path / "b", backbone=backbone), out=tmp_path / "out")
     assert made.visible.share == found.visible.share == 1
     assert [*made.visible.notices(), *found.visible.notices()] == []

@@ -29,6 +29,7 @@ def test_letterbox_scores_the_whole_image_and_nothing_else(dataset_folder: Path,
     fit(
         dataset_folder / "train/good",
         bank=tmp_path / "b",
+        preset="spade",
         extraction=Extraction(backbone="efficientnet_lite0", preprocess=preprocess),
     )
     wide = tmp_path / "wide.png"
@@ -51,6 +52,7 @@ def test_weights_are_loaded_from_where_they_were(dataset_folder: Path, tmp_path:
     fit(
         dataset_folder / "train/good",
         bank=tmp_path / "b",
+        preset="spade",
         extraction=Extraction(backbone="resnet18", preprocess=small, network=False),
         run=Run(weights=weights, engine="torch"),
     )

@@ -114,7 +114,7 @@ def test_the_report_shows_the_images(tmp_path: Path) -> None:
         values = rng.normal(120, 10, (26, 30, 3)) + (100 if number == 4 else 0)
         save_png(values.clip(0, 255).astype(np.uint8), good / f"part {number}.png")
     backbone = tiny_backbone()
-    bank = fit(good, bank=tmp_path / "bank", extraction=Extraction(backbone=backbone)).bank
+    bank = fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=backbone)).bank
     detector = Detector.open(bank.path, method=Method(k_image=2, k_gallery=2), backbone=backbone)
     found = suspects(detector, out=tmp_path / "out", report=ReportOptions(shown=2))
     assert found.ids[0] == "part 4.png"

@@ -49,9 +49,14 @@ def test_the_blocks_are_recorded_and_used_by_queries(bank: Path, dataset_folder:
 def test_other_blocks_are_another_source(bank: Path, weights: Path, dataset_folder: Path) -> None:
     other = Extraction(backbone=NAME, preprocess=Preprocess(resize=72, size=64))
     with pytest.raises(InputError, match=r"was extracted with blocks=\(1, 4\), these features with \(1, 3, 4, 5\)"):
-        extract(dataset_folder / "train/good", bank=bank, extraction=other, run=Run(weights=weights))
+        extract(dataset_folder / "train/good", bank=bank, preset="spade", extraction=other, run=Run(weights=weights))
 
 
 def test_blocks_belong_to_a_backbone_that_is_given_by_name(backbone: Backbone, dataset_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="blocks, device and engine belong to a backbone given by name"):
-        extract(dataset_folder / "train/good", bank=tmp_path / "b", extraction=Extraction(backbone=backbone, blocks=(1,)))
+        extract(
+            dataset_folder / "train/good",
+            bank=tmp_path / "b",
+            preset="spade",
+            extraction=Extraction(backbone=backbone, blocks=(1,)),
+        )

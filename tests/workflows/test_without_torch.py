@@ -73,7 +73,9 @@ def test_everything_else_goes_on(place: Path, words: tuple[str, ...]) -> None:
 
 
 def test_what_needs_torch_says_how_to_get_it(place: Path) -> None:
-    done = run(place, "fit", "set/train/good", "--bank", "new", "--backbone", "efficientnet_lite0", "--quiet")
+    done = run(
+        place, "fit", "set/train/good", "--bank", "new", "--backbone", "efficientnet_lite0", "--preset", "spade", "--quiet"
+    )
     assert done.returncode == 1
     assert "torch, which is not installed: pip install 'spade-faiss[torch]'" in done.stderr
     assert "pip install 'spade-faiss[edge]'" in done.stderr

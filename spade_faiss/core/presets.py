@@ -1,0 +1,122 @@
+"""Presets: settings that go together, from how features are stored to how they are searched and ranked, see `presets/`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.named_files import packaged_names, read_named
+from spade_faiss.core.schema import from_mapping, shorten
+from spade_faiss.core.settings import ALL, Extraction, Method
+
+T = TypeVar("T")
+
+_FOLDER = "presets"
+# What a new bank is made and searched by unless something else is asked for.
+DEFAULT = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A preset.
+
+    Attributes:
+        name: its name.
+        description: a sentence that says what it is for.
+        recipe: the name of the recipe of the package whose indexes are built and searched.
+        extraction: how features are stored.
+        method: the parameters of SPADE. Levels may be given by their numbers, counted from the finest: `2+3`.
+    """
+
+    name: str
+    description: str = ""
+    recipe: str = "exact"
+    extraction: Extraction = field(default_factory=Extraction)
+    method: Method = field(default_factory=Method)
+
+    def __post_init__(self) -> None:
+        check_recipe_name(self.recipe)
+
+    def with_extraction(self, extraction: Extraction) -> Preset:
+        """The preset with those settings of `extraction` that are not at their defaults."""
+        return replace(self, extraction=_changed(extraction, self.extraction))
+
+    def usual(self, levels: Sequence[str]) -> Usual:
+        """How a bank of this preset is searched, whose levels have these names, finest first."""
+        return Usual(preset=self.name, recipe=self.recipe, method=_with_names(self.method, levels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usual:
+    """How a bank is searched unless something else is asked for; `preset` names what it came from, empty for none."""
+
+    preset: str = ""
+    recipe: str = "exact"
+    method: Method = field(default_factory=Method)
+
+    def __post_init__(self) -> None:
+        check_recipe_name(self.recipe)
+
+    def method_for(self, images: int) -> Method:
+        """The method for a bank of so many images: where it asks for at least as many, all are searched."""
+        k_gallery = self.method.k_gallery
+        several = k_gallery if isinstance(k_gallery, tuple) else (k_gallery,)
+        found = tuple(ALL if k == ALL or int(k) >= images else k for k in several)
+        return replace(self.method, k_gallery=found if isinstance(k_gallery, tuple) else found[0])
+
+
+def load_preset(preset: str | Path | Preset) -> Preset:
+    """Load a preset of the package by its name, or any other from a YAML file.
+
+    Raises:
+        NotFoundError: for a name that is neither one of the package's presets nor a file.
+        InputError: for a file that holds no preset.
+    """
+    if isinstance(preset, Preset):
+        return preset
+    content, where = read_named("preset", _FOLDER, preset)
+    return from_mapping(Preset, content, where)
+
+
+def check_recipe_name(name: str) -> None:
+    """Raise InputError for what cannot be the name of a recipe of the package, such as a path: banks may come from anybody."""
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise InputError(f"recipe={shorten(name)} is not the name of a recipe, such as exact or global")
+
+
+def preset_names() -> list[str]:
+    """The names of the presets that come with the package."""
+    return packaged_names(_FOLDER)
+
+
+def _changed(asked: T, base: T) -> T:
+    """`base` with those fields of `asked` that are not at their defaults."""
+    usual, values = type(asked)(), {}
+    for each in fields(cast(Any, asked)):
+        value, default = getattr(asked, each.name), getattr(usual, each.name)
+        if value == default:
+            continue
+        values[each.name] = _changed(value, getattr(base, each.name)) if is_dataclass(value) else value
+    return cast(T, replace(cast(Any, base), **values))
+
+
+def _with_names(method: Method, levels: Sequence[str]) -> Method:
+    """The method with the names of levels in place of their numbers; a level that the network does not have is left out."""
+
+    def named(part: str) -> str | None:
+        if part in levels or not part.isdecimal():
+            return part
+        number = int(part)
+        if number < 1:
+            raise InputError(f"levels are counted from 1, got {part}")
+        return levels[number - 1] if number <= len(levels) else None
+
+    found = []
+    for name in method.levels:
+        parts = [kept for part in name.split("+") if (kept := named(part)) is not None]
+        if parts:
+            found.append("+".join(parts))
+    return replace(method, levels=tuple(found))

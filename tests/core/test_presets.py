@@ -1,0 +1,101 @@
+"""Presets: which settings they name, and what remains of them beside settings that were given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from spade_faiss.core.errors import InputError, NotFoundError
+from spade_faiss.core.presets import Preset, Usual, load_preset, preset_names
+from spade_faiss.core.settings import ALL, Extraction, Method, Preprocess
+from spade_faiss.search.recipe import recipe_names
+
+LEVELS = ("fine", "mid", "coarse")
+
+
+def test_the_presets_of_the_package_name_recipes_of_the_package() -> None:
+    assert preset_names() == ["default", "rad", "spade"]
+    for name in preset_names():
+        preset = load_preset(name)
+        assert preset.name == name
+        assert preset.description.endswith(".")
+        assert preset.recipe in recipe_names()
+
+
+def test_spade_is_what_settings_are_by_themselves() -> None:
+    preset = load_preset("spade")
+    assert preset.extraction == Extraction()
+    assert preset.usual(LEVELS) == Usual(preset="spade", recipe="exact", method=Method())
+
+
+def test_default_is_the_whole_bank_with_two_levels_joined() -> None:
+    preset = load_preset("default")
+    assert (preset.extraction.pool, preset.extraction.pool_border) == (3, "zero")
+    method = preset.usual(LEVELS).method
+    assert (method.levels, method.k_gallery, method.score) == (("mid+coarse",), ALL, "top")
+
+
+def test_levels_that_a_network_does_not_have_are_left_out() -> None:
+    preset = load_preset("default")
+    assert preset.usual(LEVELS[:2]).method.levels == ("mid",)
+    assert preset.usual(LEVELS[:1]).method.levels == ()
+    # A level that has a number for a name keeps it.
+    assert preset.usual(("3", "2")).method.levels == ("2+3",)
+
+
+def test_levels_are_counted_from_one() -> None:
+    preset = Preset(name="wrong", method=Method(levels=("0+1",)))
+    with pytest.raises(InputError, match="counted from 1, got 0"):
+        preset.usual(LEVELS)
+
+
+def test_settings_that_are_not_at_their_defaults_win() -> None:
+    preset = load_preset("default").with_extraction(
+        Extraction(pool=5, backbone="efficientnet_lite0", preprocess=Preprocess(size=448))
+    )
+    extraction = preset.extraction
+    assert (extraction.pool, extraction.pool_border, extraction.backbone) == (5, "zero", "efficientnet_lite0")
+    assert extraction.preprocess == Preprocess(size=448)
+    own = replace(load_preset("spade"), extraction=Extraction(preprocess=Preprocess(resize_mode="stretch")))
+    assert own.with_extraction(Extraction()).extraction.preprocess.resize_mode == "stretch"
+
+
+@pytest.mark.parametrize(
+    ("k_gallery", "images", "expected"),
+    [(150, 200, 150), (150, 150, ALL), (150, 20, ALL), (ALL, 20, ALL), (5, 3, ALL), (5, 6, 5), ((20, ALL), 20, (ALL, ALL))],
+)
+def test_a_small_bank_is_taken_as_a_whole(k_gallery: object, images: int, expected: object) -> None:
+    usual = Usual(method=Method(k_gallery=k_gallery))  # type: ignore[arg-type]
+    assert usual.method_for(images).k_gallery == expected
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("name: own\nextraction: {pool: [1, 3, 3]}\nmethod: {k_gallery: [20, all], levels: ['1', '2+3']}\n")
+    preset = load_preset(path)
+    assert preset.extraction.pool == (1, 3, 3)
+    assert preset.usual(LEVELS).method == Method(k_gallery=(20, ALL), levels=("fine", "mid+coarse"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: own\nextraction: {pol: 3}\n", "unknown key 'pol'"),
+        ("name: own\nmethod: {score: best}\n", "score='best' is not one of"),
+        ("name: own\nrecipe: ../../other\n", "is not the name of a recipe"),
+        ("name: [\n", "is not valid YAML"),
+        ("- 1\n", "expected a mapping"),
+    ],
+)
+def test_a_file_that_holds_no_preset(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_preset(path)
+
+
+def test_a_name_that_there_is_not() -> None:
+    with pytest.raises(NotFoundError, match=r"no preset '\.\./indexes/exact'; known are default, rad, spade"):
+        load_preset("../indexes/exact")
