@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks import gpu
-from benchmarks.pages import cards, deployment, quality, reference, speed, sweep, upkeep, whole_bank
+from benchmarks.pages import cards, deployment, quality, reference, speed, sweep, upkeep, whole_bank, windows
 from benchmarks.pages.text import Figures
 from benchmarks.sweep import page as sweep_page
 
@@ -20,7 +20,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 _PART = re.compile(r"<!-- (?P<name>[a-z]\w*) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
 # Each of these is a file of benchmarks/results/; main_job.json is the rest.
-_FILES = ("codes", "gpu", "durability", "calibration", "kernel", "gallery", "whole_bank", "deployment")
+_FILES = ("codes", "gpu", "durability", "calibration", "kernel", "gallery", "whole_bank", "windows", "deployment")
 
 
 def pages() -> list[Path]:
@@ -82,6 +82,8 @@ GENERATED: dict[str, Callable[[Figures], str]] = {
     "whole_bank_speed": whole_bank.speed,
     "whole_bank_growth": whole_bank.growth,
     "whole_bank_quality": whole_bank.quality,
+    "windows_speed": windows.speed,
+    "windows_dino": windows.dino,
     "deployment_aims": deployment.aims,
     "deployment_passes": deployment.passes,
     "deployment_cold": deployment.cold,
