@@ -12,6 +12,7 @@ from spade_faiss.core import process as _process  # now, so that it can tell a f
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
     from spade_faiss.core.errors import BankError, DependencyError, InputError, NotFoundError, SpadeError
+    from spade_faiss.core.roi import Roi
     from spade_faiss.core.settings import Decision, Extraction, Method, Preprocess, ReportOptions, Run, Source
     from spade_faiss.decisions.calibration import Calibration
     from spade_faiss.diagnostics.doctor import doctor
@@ -79,6 +80,7 @@ _HOMES = {
     "Recipe": "search.recipe",
     "ReportOptions": "core.settings",
     "Results": "report.results",
+    "Roi": "core.roi",
     "Run": "core.settings",
     "Scores": "scoring.scores",
     "Source": "core.settings",
@@ -121,6 +123,7 @@ __all__ = [
     "Recipe",
     "ReportOptions",
     "Results",
+    "Roi",
     "Run",
     "Scores",
     "Source",

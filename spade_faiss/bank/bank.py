@@ -6,9 +6,9 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spade_faiss.bank.compaction import Compaction, join_shards, plan_compaction
 from spade_faiss.bank.locks import LOCK, READERS, WRITER, Lease, WriterLock, readers
@@ -16,7 +16,7 @@ from spade_faiss.bank.manifest import Manifest, read_manifest, versions, write_m
 from spade_faiss.bank.network import NETWORK, write_network
 from spade_faiss.bank.places import MANIFEST, SHARDS, check_places, leftovers
 from spade_faiss.bank.shards import SHARD_BYTES, ShardEntry, check_shard, write_shard
-from spade_faiss.bank.snapshot import Snapshot, first_difference
+from spade_faiss.bank.snapshot import Snapshot, first_difference, named_layout
 from spade_faiss.bank.state import BankState, Place
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import TEMPORARY_PATTERN
@@ -134,7 +134,7 @@ class Bank(Snapshot):
                 f"the bank {path} holds the features of another extractor, not of {source.backbone!r}; make a new bank"
             )
         bank.check_source(source)
-        if difference := first_difference(asdict(bank.layout), asdict(layout)):
+        if difference := first_difference(_comparable(bank.layout), _comparable(layout)):
             name, ours, theirs = difference
             raise InputError(
                 f"the bank {path} has {name}={ours!r}, asked for {theirs!r}; use the bank's setting, or make a new bank"
@@ -308,6 +308,10 @@ def _first_manifest(
         shards=(),
         versions=versions(),
     )
+
+
+def _comparable(layout: Layout) -> dict[str, Any]:
+    return {"roi": None, **named_layout(layout)}
 
 
 def _check_new(folder: Path) -> None:

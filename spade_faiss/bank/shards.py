@@ -75,7 +75,7 @@ class Shard:
         expected: dict[str, tuple[tuple[int, ...], str]] = {
             _EMBEDDING: ((count, layout.embedding_dim), "float32"),
             _ID: ((count,), "S"),
-            **{f"level/{level.name}": ((count, *level.shape), layout.dtype) for level in layout.levels},
+            **{f"level/{level.name}": ((count, *level.stored_shape), layout.dtype) for level in layout.levels},
         }
         optional = {_VALID: ((count, -(-height * width // 8)), "uint8"), **dict.fromkeys(_OPTIONAL, ((count,), "S"))}
         expected |= {name: of for name, of in optional.items() if name in arrays}
@@ -105,7 +105,7 @@ class Shard:
 
     @property
     def levels(self) -> Arrays:
-        """Level name -> maps, (count, H, W, C), as they are stored; it raises what `embedding` raises."""
+        """Level name -> maps, (count, *stored_shape), as they are stored; it raises what `embedding` raises."""
         self._mapped.check_length()
         return self._levels
 
@@ -148,7 +148,7 @@ class Shard:
         return str(self._mapped.attributes.get("root", "")).replace("\0", "")
 
     def valid(self, positions: npt.NDArray[np.int64], size: tuple[int, int]) -> npt.NDArray[np.bool_] | None:
-        """Return where the inputs at some positions show an image, (n, H, W); None where they do everywhere."""
+        """Return where the inputs at some positions are inspected, (n, H, W); None where they are everywhere."""
         packed = self._mapped.arrays.get(_VALID)
         if packed is None:
             return None

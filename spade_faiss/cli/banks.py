@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from spade_faiss.cli.text import Output, describe_calibration, format_settings, 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.hints import index_command
 from spade_faiss.core.memory import format_bytes
-from spade_faiss.core.settings import Extraction, Indexing, Preprocess, Source
+from spade_faiss.core.settings import Extraction, Indexing, Preprocess, Run, Source
 
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
@@ -75,7 +76,7 @@ def _fit(arguments: argparse.Namespace) -> Output:
         extraction=read_settings(arguments, Extraction),
         recipe=arguments.recipe,
         calibrate=arguments.calibrate,
-        run=read_run(arguments),
+        run=_read_run(arguments),
     )
     calibrated = None if done.calibration is None else describe_calibration(done.bank, done.calibration)
     numbers, added = describe_added(done)
@@ -102,9 +103,14 @@ def _extract(arguments: argparse.Namespace) -> Output:
             arguments.images,
             bank=arguments.bank,
             extraction=read_settings(arguments, Extraction),
-            run=read_run(arguments),
+            run=_read_run(arguments),
         )
     )
+
+
+def _read_run(arguments: argparse.Namespace) -> Run:
+    """The run that makes a bank, where `--roi` is a setting of the bank."""
+    return dataclasses.replace(read_run(arguments), roi=None)
 
 
 def _describe_network(bank: Bank, source: Source) -> str:
@@ -257,9 +263,14 @@ def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str
         yield f"  backbone   {source.backbone}"
         yield f"  weights    sha256 {source.weights_sha256}"
         yield f"  images     {_resizing(source.preprocess)}, {source.precision}"
+    if (roi := layout.roi) is not None:
+        yield f"  inspected  {100 * roi.share:.1f} % of the input: its region of interest"
+    if layout.own_rois:
+        yield "  inspected  a region of interest of each picture's own"
     pool = ",".join(map(str, layout.pool)) if isinstance(layout.pool, tuple) else layout.pool
     for level in layout.levels:
-        yield f"  level      {level.name}: {level.height} x {level.width} locations, {level.channels} channels"
+        part = "" if level.roi is None else f"{level.locations} of "
+        yield f"  level      {level.name}: {part}{level.height} x {level.width} locations, {level.channels} channels"
     yield f"  features   {layout.dtype}, normalize {layout.normalize}, pool {pool}"
     yield f"  disk       {format_bytes(bank.bytes_on_disk)} in {len(manifest.shards)} shards"
     for image, stale in found.images:
@@ -287,4 +298,4 @@ def _add_extraction(command: argparse.ArgumentParser) -> None:
     command.add_argument("images", nargs="+", metavar="IMAGES", help="a folder of normal images, an image, or several")
     command.add_argument("--bank", required=True, help="the bank's folder; made if there is none")
     add_settings(command, Extraction)
-    add_run(command)
+    add_run(command, masks=False)

@@ -106,16 +106,18 @@ def _plain_type(hint: Any) -> type:
     return found
 
 
-def add_run(command: argparse.ArgumentParser, *, scores: bool = False, images: bool = True) -> None:
+def add_run(command: argparse.ArgumentParser, *, scores: bool = False, images: bool = True, masks: bool = True) -> None:
     """Add the options that `read_run` reads.
 
     Args:
         command: the parser.
         scores: whether the command scores images, which takes a memory budget.
         images: whether the command reads images, some of which may be unreadable.
+        masks: whether these images may come with masks of their own.
     """
     names = ("device", *(["engine"] if images else []), "weights", *(["memory"] if scores else []))
     names += ("max_skipped",) if images else ()
+    names += ("roi",) if images and masks else ()
     add_settings(command, Run, only=names)
 
 

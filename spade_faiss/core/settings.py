@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import check_at_least, check_choice, is_finite, shorten
 
 RESIZE_MODES = ("crop", "stretch", "letterbox")
@@ -142,6 +143,10 @@ class Preprocess:
 
     `bit_depth` says how many of the 16 bits of a channel the camera uses; all images are scaled alike by it. None says that no
     normal image has 16 bits; a new bank finds the depth from its normal images.
+
+    `roi` is the part of the pictures that is inspected, in pixels of the pictures; what lies outside is filled with the color
+    `mean` before anything else is done to a picture. None inspects all of it. A new bank reads it from the mask that
+    `Extraction` names. `own_rois` says that each picture has a region of its own instead, from a mask that comes with it.
     """
 
     resize_mode: str = setting(
@@ -172,6 +177,8 @@ class Preprocess:
     )
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    roi: Roi | None = None
+    own_rois: bool = False
 
     @property
     def shorter_side(self) -> int:
@@ -198,6 +205,8 @@ class Preprocess:
         _check_side("resize", self.resize)
         if self.resize_mode == "crop" and self.shorter_side < shorter:
             raise InputError(f"resize={self.resize} is smaller than size={shorter}; the input must fit into the resized image")
+        if self.own_rois and self.roi is not None:
+            raise InputError("own_rois=True says that pictures have regions of interest of their own, roi that they share one")
         if self.bit_depth is not None:
             check_choice("bit_depth", self.bit_depth, tuple(range(8, 17)))
         for name in ("mean", "std"):
@@ -246,7 +255,8 @@ class Extraction:
 
     `backbone` is a name that `load_backbone` knows, or a `Backbone` of your own, which has its own precision and preprocess.
     `blocks` are for transformers alone, see `Network.from_timm`. `network` says whether the bank carries the network, so that
-    it can be used without torch and without the weights.
+    it can be used without torch and without the weights. `roi` is a mask, a file, of the pictures' aspect ratio, or a folder
+    of masks, one for each picture, by their ids.
     """
 
     backbone: object = setting(
@@ -261,6 +271,13 @@ class Extraction:
     )
     precision: str = setting("float32", "the number format of the forward pass", choices=PRECISIONS)
     preprocess: Preprocess = field(default_factory=Preprocess)
+    roi: str | Path | None = setting(
+        None,
+        "a black and white picture whose white part is inspected, or a folder with one for each picture; what lies outside has "
+        "no vectors in the bank, no score and no part in metrics (default: all of each picture is inspected)",
+        metavar="MASK",
+        kind=str,
+    )
     network: bool = setting(
         True, "leave the network out of the bank; it can then be used only where torch and the weights are", kind=bool
     )
@@ -429,7 +446,8 @@ class Run:
     """How work is done on this machine. Results do not depend on it.
 
     `weights` is a file of weights to use in place of the published ones; a bank records its place and its hash. `progress`
-    shows bars on stderr if that is a terminal.
+    shows bars on stderr if that is a terminal. `roi` is no choice: a bank that was made with a folder of masks needs those of
+    the pictures that it meets, and no other bank takes them.
     """
 
     device: str = setting("cpu", "where computations run: cpu, cuda, cuda:NUMBER, or auto")
@@ -446,6 +464,12 @@ class Run:
     )
     weights: str | Path | None = setting(
         None, "the backbone's weights: a state dict, as .safetensors or saved by torch", metavar="FILE", kind=str
+    )
+    roi: str | Path | None = setting(
+        None,
+        "for a bank that was made with a folder of masks: the folder with those of these pictures",
+        metavar="MASKS",
+        kind=str,
     )
     max_skipped: int = setting(10, "how many unreadable images are skipped before the command gives up", metavar="N")
     progress: bool = False

@@ -11,8 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import check_at_least, shorten
 from spade_faiss.core.settings import Source
+from spade_faiss.core.types import IntArray
+from spade_faiss.features.roi import cells_of
 
 # The most bytes of an id, a path or a checksum: those of the longest path of any system. A report names an image many times.
 LONGEST_TEXT = 1 << 15
@@ -20,24 +23,49 @@ LONGEST_TEXT = 1 << 15
 
 @dataclass(frozen=True)
 class Level:
-    """One pyramid level: `channels` values at each of `height` x `width` locations, `stride` input pixels apart."""
+    """One pyramid level: `channels` values at each of `height` x `width` locations, `stride` input pixels apart.
+
+    `roi` says which of them are inspected, in a bank that has a region of interest: the others are neither stored nor searched.
+    None inspects all.
+    """
 
     name: str
     channels: int
     stride: int
     height: int
     width: int
+    roi: Roi | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isprintable() or "/" in self.name or self.name[:1] in ("", "."):
             raise InputError(f"level name {self.name!r} must be non-empty and printable, hold no '/', and not start with '.'")
         for name in ("channels", "stride", "height", "width"):
             check_at_least(f"level {self.name}: {name}", getattr(self, name), 1)
+        if self.roi is not None and (self.roi.height, self.roi.width) != (self.height, self.width):
+            raise InputError(
+                f"level {self.name} has {self.height} x {self.width} locations, its region of interest "
+                f"{self.roi.height} x {self.roi.width}"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of one image's map."""
+        """(height, width, channels) of one image's map, as the backbone makes it."""
         return self.height, self.width, self.channels
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of one image's map as it is stored: `shape`, or (locations, channels) where a part is inspected."""
+        return self.shape if self.roi is None else (self.locations, self.channels)
+
+    @property
+    def locations(self) -> int:
+        """The number of locations that are inspected, of which each image has a vector."""
+        return self.height * self.width if self.roi is None else len(cells_of(self.roi))
+
+    @property
+    def cells(self) -> IntArray:
+        """(locations,), where they are in the map: `y * W + x`, ascending."""
+        return np.arange(self.locations) if self.roi is None else cells_of(self.roi)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +75,11 @@ class FeatureBatch:
     Args:
         ids: n distinct, non-empty names.
         embedding: (n, d), the pooled feature of each image.
-        levels: the maps of each pyramid level by its name, (n, H, W, C), channels last.
+        levels: the maps of each pyramid level by its name, (n, H, W, C), channels last; once prepared for a bank that has a
+            region of interest, (n, locations, C).
         source: what made the features; if a bank knows its own source, the two must be equal.
-        valid: (n, H, W) at the size of the input, False where the input shows no image, in the margins of a letterbox; score
-            maps are 0 there. None says that the input shows the image everywhere.
+        valid: (n, H, W) at the size of the input, False where nothing is inspected: in the margins of a letterbox, and, once
+            prepared, outside of the bank's region of interest; score maps are 0 there. None says that everything is.
         paths: n image paths, relative to `root`; empty where there are no files.
         sha256: n hex digests of the image files; empty where there are no files.
         root: the folder that `paths` start from.

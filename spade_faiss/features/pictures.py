@@ -26,6 +26,7 @@ from spade_faiss.features.masks import find_defective
 from spade_faiss.features.pages import page_digest, split_page
 from spade_faiss.features.pixels import FULL_DEPTH, to_rgb
 from spade_faiss.features.placement import Placement, place
+from spade_faiss.features.roi_files import fill_outside
 
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -36,7 +37,7 @@ class LoadedImage:
     """A decoded image.
 
     Args:
-        picture: (H, W, 3), the image as the backbone sees it.
+        picture: (H, W, 3), the image as the backbone sees it: outside of a region of interest, in one color.
         placement: how the image lies in the picture.
         sha256: the hex digest of the file, or of the page, see `hash_image`; empty for a frame from memory.
     """
@@ -49,8 +50,10 @@ class LoadedImage:
 def load_image(record: ImageRecord, preprocess: Preprocess, *, max_pixels: int = MAX_PIXELS) -> LoadedImage:
     """Read a record's file once: hash it, decode it as `read_image` does, and put it into its place as `to_picture` does.
 
+    What lies outside of a region of interest is filled before anything is resized.
+
     Raises:
-        InputError: as `read_image` and `place`; it names the path and the reason.
+        InputError: as `read_image`, `place` and `fill_outside`; it names the path and the reason.
     """
     with naming_file(record.path):
         if isinstance(record, Frame):
@@ -62,7 +65,7 @@ def load_image(record: ImageRecord, preprocess: Preprocess, *, max_pixels: int =
             digest = page_digest(hashlib.sha256(data).hexdigest(), page)
         image = to_rgb(decoded, preprocess.bit_depth)
         placement = place(*image.size, preprocess)
-        return LoadedImage(to_picture(image, placement), placement, digest)
+        return LoadedImage(to_picture(fill_outside(image, placement, preprocess), placement), placement, digest)
 
 
 def load_bytes(record: ImageRecord, preprocess: Preprocess, *, max_pixels: int = MAX_PIXELS) -> int:
@@ -81,6 +84,8 @@ def load_bytes(record: ImageRecord, preprocess: Preprocess, *, max_pixels: int =
                 header = read_header(stream, page, max_pixels=max_pixels, cut=cut)
                 size, count = header.size, header.decode_bytes + stream.seek(0, os.SEEK_END)
         placement = place(*size, preprocess)
+        if preprocess.roi is not None or preprocess.own_rois:
+            count += 4 * size[0] * size[1]  # the filled picture, and its mask
         # Resizing goes over the width first; four bytes a pixel.
         return count + 4 * placement.resized[0] * (size[1] + 2 * placement.resized[1])
 

@@ -16,6 +16,7 @@ import numpy as np
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import parse_bytes
 from spade_faiss.core.progress import progress_bar
+from spade_faiss.core.roi import Roi
 from spade_faiss.core.settings import Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
@@ -26,6 +27,9 @@ from spade_faiss.features.decoding import naming_file
 from spade_faiss.features.frames import Frame
 from spade_faiss.features.memory import MemoryGate
 from spade_faiss.features.pictures import LoadedImage, load_bytes, load_image, to_input
+from spade_faiss.features.roi import Bools, mask_of
+from spade_faiss.features.roi_files import place_roi
+from spade_faiss.features.roi_folder import find_rois
 
 # Beside the batch that is used and the one that the network computes.
 _BATCHES_AHEAD = 2
@@ -44,11 +48,18 @@ class Extracted:
 
 @dataclass(frozen=True, eq=False)
 class _Decoded:
-    """An image that is ready for the network: `x` is its input, (3, H, W) float32."""
+    """An image that is ready for the network: `x` is its input, (3, H, W) float32; `own_roi` what of it is its own region."""
 
     record: ImageRecord
     loaded: LoadedImage
     x: FloatArray
+    own_roi: Roi | None
+
+    @property
+    def inspected(self) -> Bools:
+        """(H, W), where the input is inspected."""
+        valid = self.loaded.placement.valid
+        return valid if self.own_roi is None else valid & mask_of(self.own_roi)
 
 
 _Decoding = Sequence[tuple[ImageRecord, "Future[_Decoded]"]]
@@ -69,6 +80,11 @@ class FeatureStream:
         allow_none: whether a stream may end with all of its images skipped.
         known: the id of each known image, by the sha256 of its file. The images of the stream are added to it. With None,
             images are not compared.
+
+    Raises:
+        InputError: if images of the backbone's bank have regions of interest of their own, and `run.roi` is missing, or the
+            other way round.
+        NotFoundError: if `run.roi` is no folder.
     """
 
     def __init__(
@@ -90,6 +106,7 @@ class FeatureStream:
         self._timings = timings
         self._allow_none = allow_none
         self._known = known
+        self._rois = find_rois(self._preprocess, run.roi)
         self._gate = MemoryGate(parse_bytes(run.memory))
 
     def __call__(self, root: Path, records: Sequence[ImageRecord], label: str) -> Iterator[Extracted]:
@@ -101,8 +118,10 @@ class FeatureStream:
             label: the title of the progress bar.
 
         Raises:
-            InputError: if more images than allowed were skipped, or all of them.
+            InputError: if more images than allowed were skipped, or all of them, or if one has no mask in `run.roi`.
         """
+        if self._rois is not None:
+            self._rois.check(records)
         with (
             progress_bar(len(records), label, self._run.progress) as bar,
             closing(self._decode_ahead(records)) as batches,
@@ -155,8 +174,10 @@ class FeatureStream:
     def _decode(self, record: ImageRecord) -> _Decoded:
         needed = load_bytes(record, self._preprocess)
         with naming_file(record.path), self._gate.hold(needed), self._timings("decode"):
-            loaded = load_image(record, self._preprocess)
-            return _Decoded(record, loaded, to_input(loaded.picture, self._preprocess))
+            preprocess = self._preprocess if self._rois is None else self._rois.preprocess(record, self._preprocess)
+            loaded = load_image(record, preprocess)
+            own_roi = None if self._rois is None else place_roi(preprocess)
+            return _Decoded(record, loaded, to_input(loaded.picture, preprocess), own_roi)
 
     def _collect(self, futures: Sequence[tuple[ImageRecord, Future[_Decoded]]]) -> list[_Decoded]:
         """Wait for the images of a batch; those that cannot be read or are known already are left out."""
@@ -189,13 +210,13 @@ class FeatureStream:
         records, loaded = [image.record for image in decoded], [image.loaded for image in decoded]
         are_files = not any(isinstance(record, Frame) for record in records)
         # Only a letterbox leaves margins.
-        has_margins = self._preprocess.resize_mode == "letterbox"
+        in_part = self._preprocess.resize_mode == "letterbox" or self._rois is not None
         batch = FeatureBatch(
             [record.id for record in records],
             embedding,
             levels,
             self._backbone.source,
-            valid=np.stack([image.placement.valid for image in loaded]) if has_margins else None,
+            valid=np.stack([image.inspected for image in decoded]) if in_part else None,
             paths=[os.path.relpath(record.path, root) for record in records] if are_files else (),
             sha256=[image.sha256 for image in loaded] if are_files else (),
             root=str(root.resolve()) if are_files else "",

@@ -6,11 +6,13 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
+
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError, SpadeError
 from spade_faiss.core.inside import open_regular
 from spade_faiss.features.datasets import ImageRecord
-from spade_faiss.features.pictures import load_image
+from spade_faiss.features.pictures import Picture, load_image
 from spade_faiss.report.inputs import Shown
 
 # A larger file is no picture that a report shows: its bank may have named it to keep the process busy.
@@ -57,7 +59,16 @@ class NormalPictures:
             return Shown(None, str(error))
         if loaded.sha256 != recorded:
             return Shown(None, f"{path} has changed since the bank took it")
-        return Shown(loaded.picture)
+        return Shown(self._inspected(name, loaded.picture))
+
+    def _inspected(self, name: str, picture: Picture) -> Picture:
+        """What the backbone saw of a picture: where it has a region of interest of its own, nothing outside of that."""
+        source = self._bank.manifest.source
+        if source is None or not source.preprocess.own_rois:
+            return picture
+        color = np.rint(255 * np.array(source.preprocess.mean)).astype(np.uint8)
+        inspected = self._bank.inspected(self._bank.ids.index(name))
+        return np.where(inspected[..., np.newaxis], picture, color)
 
 
 def _hash_picture(path: Path) -> str:

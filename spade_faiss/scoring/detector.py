@@ -40,6 +40,7 @@ from spade_faiss.search.workers import Workers
 if TYPE_CHECKING:
     from spade_faiss.features.backbone import Backbone
     from spade_faiss.features.frames import Pixels
+    from spade_faiss.features.roi_folder import RoiFolder
     from spade_faiss.scoring.stream import ScoreStream
 
 
@@ -82,7 +83,7 @@ class Detector:
         self._workers = Workers(device=self.device)
         self._cache: BlockCache[FloatArray] = BlockCache()
         self._searches = open_level_searches(bank, self.resolved, method, self._workers, self._cache)
-        cacheable = len(bank) * sum(float32_bytes(search.level.shape) for search in self._searches.values())
+        cacheable = len(bank) * sum(float32_bytes(search.level.stored_shape) for search in self._searches.values())
         decodes = bank.manifest.source is not None
         self.plan = plan_memory(parse_bytes(run.memory), self._working_bytes, cacheable, decodes=decodes)
         self._cache.capacity = self.plan.cache_bytes
@@ -143,6 +144,18 @@ class Detector:
             InputError: if the bank was made by another extractor, or the weights that load now are not those it was made with.
         """
         return self._backbone()
+
+    @property
+    def rois(self) -> RoiFolder | None:
+        """The regions of interest of pictures, if each has one of its own.
+
+        Raises:
+            InputError: if `run.roi` is missing, or is given without need.
+            NotFoundError: if it is no folder.
+        """
+        from spade_faiss.features.roi_folder import find_rois  # imports Pillow, which scoring features does not need
+
+        return find_rois(self.backbone.source.preprocess, self.run.roi)
 
     @property
     def decode_bytes(self) -> int:
@@ -315,6 +328,7 @@ class Detector:
             nearest={name: found.nearest for name, found in levels.items()},
             distance=self.method.distance,
             passed_over={name: found.passed_over for name, found in levels.items() if found.passed_over is not None},
+            valid=query.valid,
         )
 
     def _is_localized(self, image_score: FloatArray) -> npt.NDArray[np.bool_]:
@@ -351,7 +365,7 @@ def _check_neighbors(bank: Snapshot, method: Method) -> None:
                 f"{name}={k} is larger than the number of normal images, {len(bank)} in {bank.path}; lower it or add images"
             )
     for level, size in zip(levels, sizes, strict=True):
-        if method.kappa > (most := size * level.height * level.width):
+        if method.kappa > (most := size * level.locations):
             raise InputError(
                 f"kappa={method.kappa} is larger than the gallery, {most} vectors at level {level.name!r}; lower it"
             )

@@ -24,17 +24,19 @@ class Scores:
     Args:
         ids: n image names.
         image_score: (n,), mean distance to the `k_image` nearest normals.
-        maps: (n, H, W), smoothed pixel scores at the size of the backbone's input; 0 in the margins around an image. An image
-            that was not localized has NaN here, in `statistics` and in `level_dist`, and neighbor -1 in `nearest`.
-        statistics: (n, 3), statistics of the maps without their margins, see `image_scores.map_statistics`.
+        maps: (n, H, W), smoothed pixel scores at the size of the backbone's input; 0 where nothing is inspected: in the
+            margins around an image and outside of the region of interest. An image that was not localized has NaN here, in
+            `statistics` and in `level_dist`, and neighbor -1 in `nearest`.
+        statistics: (n, 3), statistics of the maps where they are inspected, see `image_scores.map_statistics`.
         neighbor_ids: (n, k), names of the nearest normals, nearest first; k is the larger of `k_image` and
             `k_gallery`, or `k_image` if the gallery is the whole bank.
         neighbor_dist: (n, k), their distances.
-        level_dist: for each level, (n, h, w), the pixel distances before fusion; levels that were searched as one have one
-            entry, `concat` if it is all of them.
+        level_dist: for each level, (n, h, w), the pixel distances before fusion, NaN outside of the region of interest; levels
+            that were searched as one have one entry, `concat` if it is all of them.
         nearest: for each level, (n, h, w) of `NEAREST_DTYPE`, the gallery vector each distance was measured to (with kappa > 1,
             the nearest of them).
         distance: `l2` or `squared_l2`.
+        valid: (n, H, W), where the maps are inspected; None for everywhere.
         passed_over: for each level whose search counts it, (n,) the share of the gallery's vectors that it ruled out without a
             look at their codes; NaN for an image that was not localized.
     """
@@ -49,6 +51,7 @@ class Scores:
     nearest: dict[str, NearestArray]
     distance: str
     passed_over: dict[str, FloatArray] = field(default_factory=dict)
+    valid: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -92,4 +95,5 @@ def join(parts: Sequence[Scores]) -> Scores:
         nearest={level: np.concatenate([part.nearest[level] for part in parts]) for level in first.nearest},
         distance=first.distance,
         passed_over={level: np.concatenate([part.passed_over[level] for part in parts]) for level in first.passed_over},
+        valid=None if first.valid is None else np.concatenate([part.valid for part in parts if part.valid is not None]),
     )

@@ -88,14 +88,17 @@ def window_of(level: Level, radius: int) -> IntArray:
     """The window of each location.
 
     Returns:
-        (H*W, cells) int64, the locations `y * W + x` within `radius` of each; -1 where they would lie outside of the map.
+        (locations, cells) int64, the numbers of the locations within `radius` of each; -1 where they would lie outside of the
+        map, or of the region of interest.
     """
     reach_y, reach_x = min(radius, level.height - 1), min(radius, level.width - 1)
-    y, x = np.divmod(np.arange(level.height * level.width), level.width)
+    y, x = np.divmod(level.cells, level.width)
     dy, dx = (step.ravel() for step in np.mgrid[-reach_y : reach_y + 1, -reach_x : reach_x + 1])
     ys, xs = y[:, None] + dy, x[:, None] + dx
     inside = (ys >= 0) & (ys < level.height) & (xs >= 0) & (xs < level.width)
-    return np.where(inside, ys * level.width + xs, -1)
+    number = np.full(level.height * level.width, -1)
+    number[level.cells] = np.arange(level.locations)
+    return np.where(inside, number[np.where(inside, ys * level.width + xs, 0)], -1)
 
 
 def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: Query, encoded: Encoded | None) -> LocationSearch:

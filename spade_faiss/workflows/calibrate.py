@@ -99,12 +99,13 @@ def calibrate(
     map_score: list[float] = []
     statistics: list[list[float]] = []
     pixels = PixelCounts(keys=(), counts=())
+    has_roi = detector.bank.layout.roi is not None or detector.bank.layout.own_rois
     for scores in parts:
         names += scores.ids
         image_score += scores.image_score.tolist()
         map_score += scores.map_score.tolist()
         statistics += scores.statistics.tolist()
-        pixels += PixelCounts.of(scores.maps)
+        pixels += PixelCounts.of(scores.maps if scores.valid is None or not has_roi else scores.maps[scores.valid])
     if alpha is None:
         alpha = max(DEFAULT_ALPHA, min(0.5, len(detector.method.image_scores) / (len(names) + 1)))
     allowed(alpha, len(names))

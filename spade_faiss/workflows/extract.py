@@ -27,8 +27,10 @@ from spade_faiss.features.layout import Layout, prepare
 from spade_faiss.features.memory import forward_bytes
 from spade_faiss.features.pages import hash_image
 from spade_faiss.features.placement import Placement, Visible
+from spade_faiss.features.roi_files import place_roi, read_roi
 from spade_faiss.features.stream import FeatureStream
 from spade_faiss.index.build import check_recipe
+from spade_faiss.search.protocol import check_own_rois
 from spade_faiss.search.recipe import Recipe
 from spade_faiss.workflows.bank_network import make_network
 
@@ -143,6 +145,11 @@ def extract(
     backbone = _load_backbone(extraction, run)
     if backbone.source.preprocess.bit_depth is None:
         backbone = backbone.with_bit_depth(_find_bit_depth(Path(bank), found.records, run))
+    if extraction.roi is not None:
+        own_rois = Path(extraction.roi).is_dir()
+        backbone = backbone.with_roi(None if own_rois else read_roi(extraction.roi), own_rois=own_rois)
+    preprocess = backbone.source.preprocess
+    run = replace(run, roi=extraction.roi if preprocess.own_rois else run.roi)
     layout = Layout(
         levels=backbone.levels,
         embedding_dim=backbone.embedding_dim,
@@ -151,9 +158,13 @@ def extract(
         normalize=extraction.normalize,
         pool=extraction.pool,
         pool_border=extraction.pool_border,
+        roi=place_roi(preprocess),
+        own_rois=preprocess.own_rois,
     )
     if recipe is not None:
         check_recipe(recipe, layout.embedding_dim)
+        if layout.own_rois:
+            check_own_rois(recipe)
     timings = Timings()
     with timings("network"):
         made = make_network(Path(bank), backbone, found.records, extraction, run)
@@ -179,7 +190,7 @@ def add(images: Images, *, bank: str | Path, backbone: Backbone | None = None, r
         backbone: the backbone that the bank was made with; needed if it is a module of your own, and the bank carries no
             network.
         run: `engine` is what runs the backbone; `weights` is the file of its weights, if they are not where they were and
-            cannot be downloaded.
+            cannot be downloaded; `roi` is the folder of the images' masks, if the bank was made with one.
 
     Raises:
         InputError: for bad input, a folder that holds defects or masks beside normal images, too many unreadable images, an

@@ -23,7 +23,9 @@ def map_gallery(blocks: Blocks) -> Gallery | None:
     parts = blocks.parts()
     if parts is None or not len(blocks):
         return None
-    height, width, _ = blocks.level.shape
+    level = blocks.level
+    # Of a region of interest, each map has its inspected locations in one row.
+    height, width = (level.height, level.width) if level.roi is None else (1, level.locations)
     made: list[tuple[object, ...]] = []
     for part in parts:
         maps = [part.stored(row) for row in range(len(blocks))]
