@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from spade_faiss.decisions.regions import Region
 from spade_faiss.report.inputs import ReportInputs
 from spade_faiss.report.model import Card, CardGroup, ImageRow, Match, NormalPicture
-from spade_faiss.report.pictures import Box, cell_box
+from spade_faiss.report.pictures import Box, cell_box, shrink, shrink_box, shrink_factor, shrink_map, shrink_mask
 from spade_faiss.report.selection import select_images
 
 _NORMALS_SHOWN = 5
@@ -30,16 +30,20 @@ def card_groups(inputs: ReportInputs, rows: Sequence[ImageRow], shown: int) -> I
 def _card(inputs: ReportInputs, i: int, row: ImageRow) -> Card:
     scores, decisions = inputs.scores, inputs.results.decisions
     picture, missing = inputs.picture(i)
+    own_map = scores.map(i)
+    mask = None if inputs.masks is None or inputs.records[i].mask is None else inputs.masks[i]
     peak_y, peak_x = scores.peak[i].tolist()
+    regions = [] if decisions is None else [_corners(region) for region in decisions.regions[i]]
     return Card(
         image=row,
-        map=scores.map(i),
+        map=shrink_map(own_map),
         peak=(peak_y, peak_x),
-        picture=picture,
-        mask=None if inputs.masks is None or inputs.records[i].mask is None else inputs.masks[i],
+        picture=None if picture is None else shrink(picture),
+        mask=None if mask is None else shrink_mask(mask),
         normals=tuple(_normals(inputs, i)),
         missing=missing,
-        regions=() if decisions is None else tuple(map(_corners, decisions.regions[i])),
+        regions=tuple(shrink_box(box, own_map.shape) for box in regions),
+        shrunk=shrink_factor(own_map.shape),
     )
 
 
@@ -51,7 +55,7 @@ def _normals(inputs: ReportInputs, i: int) -> Iterator[NormalPicture]:
     rows: dict[int, int] = {}  # of those that were matched: where that is lies in the entry of the row
     for level, match in scores.match.items():
         column, y, x, row = match[i].tolist()
-        corners = cell_box((y, x), scores.grid[level], scores.size)
+        corners = shrink_box(cell_box((y, x), scores.grid[level], scores.size), scores.size)
         at = column if column >= 0 else -1 - row
         matches.setdefault(at, []).append(Match(level=level, corners=corners))
         rows[at] = row

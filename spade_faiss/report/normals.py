@@ -13,6 +13,7 @@ from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.pictures import load_views
 from spade_faiss.features.views import view_id
 from spade_faiss.report.inputs import Shown
+from spade_faiss.report.pictures import shrink
 
 # A larger file is no picture that a report shows: its bank may have named it to keep the process busy.
 _MOST_BYTES = 512 << 20
@@ -20,7 +21,8 @@ _READ_BYTES = 1 << 20
 
 
 class NormalPictures:
-    """Reads each picture once, as the backbone saw it; a file that is not the one that the bank was made from is missing.
+    """Reads each picture once, as the backbone saw it, see `pictures.shrink`; a file that is not the one that the bank was made
+    from is missing.
 
     A bank may come from anybody, and may name any file of this machine. So a file is decoded only if its content is that which
     the bank was made from: whoever knows its checksum knows the picture.
@@ -61,7 +63,9 @@ class NormalPictures:
         if loaded.sha256 != recorded:
             return Shown(None, f"{path} has changed since the bank took it")
         shown = {name: loaded.picture, **{view_id(name, view.name): view.picture for view in views}}
-        return Shown(shown[entry]) if entry in shown else Shown(None, f"the bank does not say how {entry} was made of {path}")
+        if entry not in shown:
+            return Shown(None, f"the bank does not say how {entry} was made of {path}")
+        return Shown(shrink(shown[entry]))
 
 
 def _hash_picture(path: Path) -> str:
