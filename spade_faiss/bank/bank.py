@@ -181,6 +181,7 @@ class Bank(Snapshot):
             BankError: if another process is writing to the bank.
         """
         self.check_source(batch.source)
+        self.check_tiles(batch)
         self.append_prepared(prepare(batch, self.layout))
 
     def append_prepared(self, batch: FeatureBatch) -> None:

@@ -26,6 +26,7 @@ SHARD_BYTES = 256 << 20
 _EMBEDDING = "image/embedding"
 _VALID = "image/valid"
 _ID = "image/id"
+_PLACE = "image/place"
 _OPTIONAL = ("image/path", "image/sha256", "image/picture")
 _OPEN_SHARDS = 256
 
@@ -77,7 +78,11 @@ class Shard:
             _ID: ((count,), "S"),
             **{f"level/{level.name}": ((count, *level.shape), layout.dtype) for level in layout.levels},
         }
-        optional = {_VALID: ((count, -(-height * width // 8)), "uint8"), **dict.fromkeys(_OPTIONAL, ((count,), "S"))}
+        optional = {
+            _VALID: ((count, -(-height * width // 8)), "uint8"),
+            _PLACE: ((count, 4), "int32"),
+            **dict.fromkeys(_OPTIONAL, ((count,), "S")),
+        }
         expected |= {name: of for name, of in optional.items() if name in arrays}
         found = {
             name: (array.shape, "S" if array.dtype.kind == "S" and array.itemsize <= LONGEST_TEXT else array.dtype.name)
@@ -147,6 +152,13 @@ class Shard:
         return Path(self.root, paths[position]) if paths and paths[position] else None
 
     @property
+    def places(self) -> npt.NDArray[np.int32] | None:
+        """(count, 4) where the entries lie in their pictures, see `tiles.TILE_COLUMNS`; None where they are whole pictures."""
+        self._mapped.check_length()
+        found: npt.NDArray[np.int32] | None = self._mapped.arrays.get(_PLACE)
+        return found
+
+    @property
     def root(self) -> str:
         """The folder that each `path` is relative to."""
         return str(self._mapped.attributes.get("root", "")).replace("\0", "")
@@ -173,6 +185,8 @@ def write_shard(path: Path, batch: FeatureBatch) -> ShardEntry:
     arrays[_EMBEDDING] = batch.embedding
     if batch.valid is not None:
         arrays[_VALID] = np.packbits(batch.valid.reshape(len(batch), -1), axis=1)
+    if batch.places is not None:
+        arrays[_PLACE] = batch.places
     arrays |= {f"level/{level}": maps for level, maps in batch.levels.items()}
     digest = write_arrays(path, arrays, attributes={"schema": SCHEMA, "root": batch.root})
     return ShardEntry(**vars(FileEntry.of(path, digest)), count=len(batch))

@@ -23,6 +23,7 @@ from spade_faiss.core.settings import Source
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.layout import LARGEST, Layout, within_range
+from spade_faiss.features.tiles import Places, check_places
 
 
 class Snapshot:
@@ -108,6 +109,33 @@ class Snapshot:
         )
 
     @property
+    def is_tiled(self) -> bool:
+        """Whether its entries are tiles of pictures."""
+        source = self.manifest.source
+        return source is not None and source.preprocess.tile is not None
+
+    def check_tiles(self, batch: FeatureBatch) -> None:
+        """Raise InputError if features are of tiles and the bank's are not, or the other way round."""
+        if batch.places is None and not self.is_tiled:
+            return
+        if batch.places is None:
+            raise InputError(
+                f"the bank {self.path} holds tiles of images, these features are of whole images; say in `places` and "
+                f"`pictures` where each tile lies in which image"
+            )
+        source = self.manifest.source
+        check_places(batch.places, None if source is None else source.preprocess)
+
+    @property
+    def tile_places(self) -> Places | None:
+        """(n, 4) int32, where each row's tile lies in its picture, see `TILE_COLUMNS`; None where rows are whole pictures.
+
+        Raises:
+            BankError: if a tile lies where no picture has one.
+        """
+        return self._state.tile_places
+
+    @property
     def ids(self) -> list[str]:
         """The entry ids in row order."""
         return self._state.ids.listed()
@@ -179,7 +207,7 @@ class Snapshot:
 
     def read(self, rows: npt.NDArray[np.integer[Any]]) -> FeatureBatch:
         """Return the features of rows as they are stored, copied."""
-        state, maps, ids, pictures = self._state, {}, self.ids, self.pictures
+        state, maps, ids, pictures, places = self._state, {}, self.ids, self.pictures, self.tile_places
         for level in self.layout.levels:
             maps[level.name] = np.empty((len(rows), *level.shape), self.layout.dtype)
             for out, row in zip(maps[level.name], rows, strict=True):
@@ -199,6 +227,7 @@ class Snapshot:
             self.manifest.source,
             valid=valid,
             pictures=() if pictures.are_rows else pictures.names(np.asarray(rows, np.int64)),
+            places=None if places is None else places[rows],
         )
 
     def level_map(self, level: str, row: int) -> npt.NDArray[np.floating[Any]]:

@@ -284,6 +284,9 @@ def _resizing(preprocess: Preprocess) -> str:
     to = "shorter side" if height == width else f"to cover {height} x {width} with its shorter side"
     resized = f"{to} to {preprocess.resize}, " if preprocess.resize_mode == "crop" else ""
     depth = "" if preprocess.bit_depth is None else f"{preprocess.bit_depth} of 16 bits, "
+    if preprocess.tile is not None:
+        resized = "" if preprocess.resize is None else resized
+        return f"{depth}{resized}tiles of {height} x {width} that share {preprocess.overlap} pixels or more"
     return f"{depth}{resized}{preprocess.resize_mode} to {height} x {width}"
 
 

@@ -19,6 +19,7 @@ RESIZE_MODES = ("crop", "stretch", "letterbox")
 FUSIONS = ("mean", "concat")
 DISTANCES = ("l2", "squared_l2")
 LOCALIZE = ("all", "flagged", "none")
+TILE_NEIGHBORS = ("anywhere", "same-place")
 PRECISIONS = ("float32", "bfloat16")
 # What runs the forward pass of a network.
 ENGINES = ("auto", "torch", "openvino", "onnxruntime")
@@ -32,6 +33,8 @@ ALL = "all"
 
 # The longest side of a network's input, and of an image that it is cut out of, in pixels.
 LARGEST_SIDE = 10_000
+# A large image has too many tiles that are smaller.
+_SMALLEST_TILE = 8
 # The paper's: the shorter side is resized to 256 pixels, 224 are cut out.
 _RESIZE, _CROP = 256, 224
 DEFAULT_BACKBONE = "wide_resnet50_2"
@@ -141,6 +144,9 @@ class Preprocess:
     `size` is the side of a square, or (height, width); `input_size` gives both. Unless given, `resize` is to its shorter side
     as 256 is to 224.
 
+    With `tile`, an image is scored in overlapping squares of so many of its own pixels, each of which is one input: `size` is
+    then `tile`, there is no resize mode, and an image is resized before only if `resize` is given.
+
     `bit_depth` says how many of the 16 bits of a channel the camera uses; all images are scaled alike by it. None says that no
     normal image has 16 bits; a new bank finds the depth from its normal images.
     """
@@ -165,6 +171,19 @@ class Preprocess:
         kind=pixels,
         formerly="crop",
     )
+    tile: int | None = setting(
+        None,
+        "score large images in overlapping squares of so many of their own pixels, each of which is an input; it takes the "
+        "place of --size and --resize-mode (an image is resized before only if --resize says to what shorter side)",
+        metavar="PIXELS",
+        kind=int,
+    )
+    overlap: int | None = setting(
+        None,
+        "how many pixels neighboring tiles share, at least (default: a seventh of the tile)",
+        metavar="PIXELS",
+        kind=int,
+    )
     bit_depth: int | None = setting(
         None,
         "how many of the 16 bits stored per channel the camera uses, such as 12; found from the normal images unless given",
@@ -176,9 +195,14 @@ class Preprocess:
 
     @property
     def shorter_side(self) -> int:
-        """`resize`, in pixels; it is set, whether it was given or not."""
+        """`resize`, in pixels; without tiles it is set, whether it was given or not."""
         assert self.resize is not None
         return self.resize
+
+    @property
+    def input_mode(self) -> str:
+        """Which part of an image becomes an input, in a word: its resize mode, or `tiles`."""
+        return self.resize_mode if self.tile is None else "tiles"
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -187,6 +211,7 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
+        self._check_tiles()
         if isinstance(self.size, tuple) and len(self.size) != 2:
             raise InputError(f"size={shorten(self.size)} must be the side of a square, or (height, width)")
         for side in self.input_size:
@@ -194,10 +219,11 @@ class Preprocess:
         if isinstance(self.size, tuple) and self.size[0] == self.size[1]:
             object.__setattr__(self, "size", self.size[0])
         shorter = min(self.input_size)
-        if self.resize is None:
+        if self.resize is None and self.tile is None:
             object.__setattr__(self, "resize", min(LARGEST_SIDE, round(shorter * _RESIZE / _CROP)))
-        _check_side("resize", self.resize)
-        if self.resize_mode == "crop" and self.shorter_side < shorter:
+        if self.resize is not None:
+            _check_side("resize", self.resize)
+        if self.tile is None and self.resize_mode == "crop" and self.shorter_side < shorter:
             raise InputError(f"resize={self.resize} is smaller than size={shorter}; the input must fit into the resized image")
         if self.bit_depth is not None:
             check_choice("bit_depth", self.bit_depth, tuple(range(8, 17)))
@@ -207,6 +233,25 @@ class Preprocess:
                 raise InputError(f"{name}={values!r} must be a tuple of three finite numbers, one for each color")
         if not all(value > 0 for value in self.std):
             raise InputError(f"std must be positive, got {self.std}")
+
+    def _check_tiles(self) -> None:
+        """Check `tile` and `overlap`, and set what follows from them."""
+        if self.tile is None:
+            if self.overlap is not None:
+                raise InputError(f"overlap={self.overlap} is of tiles; give the side of a tile, too, such as tile=448")
+            return
+        check_at_least("tile", self.tile, _SMALLEST_TILE)
+        _check_side("tile", self.tile)
+        if self.size not in (type(self).size, self.tile):
+            raise InputError(f"size={shorten(self.size)} and tile={self.tile} are two sizes for one input; give tile alone")
+        if self.resize_mode != type(self).resize_mode:
+            raise InputError(f"resize_mode={self.resize_mode!r} is of whole images; tiles show all of an image: leave it out")
+        object.__setattr__(self, "size", self.tile)
+        if self.overlap is None:
+            object.__setattr__(self, "overlap", self.tile // 7)
+        check_at_least("overlap", self.overlap, 0)
+        if 2 * cast(int, self.overlap) > self.tile:
+            raise InputError(f"overlap={self.overlap} is more than half of tile={self.tile}; lower it")
 
 
 def _check_side(name: str, value: object) -> None:
@@ -354,8 +399,15 @@ class Method:
     top_share: float = setting(
         0.01, "the share of the map's pixels, the highest, that the scores top and structure average", metavar="SHARE"
     )
+    tile_neighbors: str = setting(
+        "anywhere",
+        "where the neighbors of a tile may lie in normal images: anywhere, or in its own place, of images of its image's size "
+        "(same-place)",
+        choices=TILE_NEIGHBORS,
+    )
 
     def __post_init__(self) -> None:
+        check_choice("tile_neighbors", self.tile_neighbors, TILE_NEIGHBORS)
         for name in ("k_image", "kappa"):
             check_at_least(name, getattr(self, name), 1)
         for k in self.k_gallery if isinstance(self.k_gallery, tuple) else (self.k_gallery,):

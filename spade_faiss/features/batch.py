@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,6 +57,8 @@ class FeatureBatch:
         root: the folder that `paths` start from.
         pictures: n ids of the pictures that the entries were made of, where one picture may have several entries: views of it,
             or parts. The first entry of a picture is the original. Empty where each entry is a picture of its own.
+        places: (n, 4) int32, where the entries are tiles of pictures: see `tiles.TILE_COLUMNS`. All tiles of a picture follow
+            each other, row by row. None where entries are whole pictures.
     """
 
     ids: Sequence[str]
@@ -67,6 +70,7 @@ class FeatureBatch:
     sha256: Sequence[str] = field(default=(), kw_only=True)
     root: str = field(default="", kw_only=True)
     pictures: Sequence[str] = field(default=(), kw_only=True)
+    places: npt.NDArray[np.int32] | None = field(default=None, kw_only=True)
 
     @property
     def picture_ids(self) -> Sequence[str]:
@@ -87,6 +91,7 @@ class FeatureBatch:
             paths=self.paths[part],
             sha256=self.sha256[part],
             pictures=self.pictures[part],
+            places=None if self.places is None else self.places[part],
         )
 
 
@@ -99,9 +104,19 @@ def originals(batch: FeatureBatch) -> FeatureBatch:
     return replace(found, ids=found.pictures, pictures=())
 
 
+def by_picture(batch: FeatureBatch) -> Iterator[FeatureBatch]:
+    """Yield the entries of one picture after the other; arrays are views."""
+    start = 0
+    for _, entries in itertools.groupby(batch.picture_ids):
+        end = start + len(list(entries))
+        yield batch[start:end]
+        start = end
+
+
 def concatenate(batches: Sequence[FeatureBatch]) -> FeatureBatch:
-    """Join batches that share their levels, source and root, and of which all or none have `valid`."""
+    """Join batches that share their levels, source and root, and of which all or none have `valid`, and `places`."""
     valid = [batch.valid for batch in batches if batch.valid is not None]
+    places = [batch.places for batch in batches if batch.places is not None]
     return replace(
         batches[0],
         ids=[name for batch in batches for name in batch.ids],
@@ -111,6 +126,7 @@ def concatenate(batches: Sequence[FeatureBatch]) -> FeatureBatch:
         paths=[path for batch in batches for path in batch.paths],
         sha256=[digest for batch in batches for digest in batch.sha256],
         pictures=[name for batch in batches for name in batch.picture_ids] if any(batch.pictures for batch in batches) else (),
+        places=np.concatenate(places) if places else None,
     )
 
 

@@ -104,6 +104,8 @@ def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
     shape = (n, *layout.input_size)
     if batch.valid is not None and (batch.valid.dtype != np.bool_ or batch.valid.shape != shape):
         raise InputError(f"valid is {batch.valid.dtype} of shape {batch.valid.shape}, expected bool of shape {shape}")
+    if batch.places is not None and (batch.places.dtype != np.int32 or batch.places.shape != (n, 4)):
+        raise InputError(f"places is {batch.places.dtype} of shape {batch.places.shape}, expected int32 of shape {(n, 4)}")
     embedding = _to_float32("embedding", np.asarray(batch.embedding), (n, layout.embedding_dim))
     if set(batch.levels) != {level.name for level in layout.levels}:
         expected = [level.name for level in layout.levels]

@@ -24,6 +24,7 @@ from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.decoding import MAX_PIXELS, decode, naming_file, read_header
 from spade_faiss.features.frames import Frame
 from spade_faiss.features.masks import find_defective
+from spade_faiss.features.memory import tiled_bytes
 from spade_faiss.features.pages import page_digest, split_page
 from spade_faiss.features.pixels import FULL_DEPTH, to_rgb
 from spade_faiss.features.placement import Placement, place
@@ -38,7 +39,7 @@ class LoadedImage:
     """A decoded image.
 
     Args:
-        picture: (H, W, 3), the image as the backbone sees it.
+        picture: (H, W, 3), the image as the backbone sees it; whole, if it is scored in tiles.
         placement: how the image lies in the picture.
         sha256: the hex digest of the file, or of the page, see `hash_image`; empty for a frame from memory.
     """
@@ -81,7 +82,8 @@ def load_views(
 def load_bytes(
     record: ImageRecord, preprocess: Preprocess, *, max_pixels: int = MAX_PIXELS, augmentation: Augmentation | None = None
 ) -> int:
-    """About how many bytes of memory `load_image` takes while it runs, or `load_views` with an augmentation.
+    """About how many bytes of memory `load_image` takes while it runs, or `load_views` with an augmentation; with what scoring
+    takes later, if it is in tiles.
 
     Raises:
         InputError: as `load_image`, for what is wrong with the header of the file.
@@ -100,6 +102,8 @@ def load_bytes(
         count += 4 * placement.resized[0] * (size[1] + 2 * placement.resized[1])
         if augmentation is not None:  # the resized image, the views, and the coordinates of one
             count += 3 * math.prod(placement.resized) + (4 * augmentation.views + 64) * math.prod(placement.size)
+        if preprocess.tile is not None:
+            count += tiled_bytes(math.prod(placement.size))
         return count
 
 

@@ -34,7 +34,7 @@ class NormalPictures:
 
     def __call__(self, name: str, row: int | None = None) -> Shown:
         """The picture of the normal image `name`, or what the entry in a row shows of it."""
-        entry = name if row is None else self._bank.ids[row]
+        entry = name if row is None or self._bank.is_tiled else self._bank.ids[row]
         if (name, entry) not in self._read:
             self._read[name, entry] = self._load(name, entry)
         return self._read[name, entry]

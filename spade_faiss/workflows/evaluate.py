@@ -78,9 +78,13 @@ def _measure(scored: Scored, scores: ScoreFile, *, with_masks: bool) -> Evaluate
 
 
 def _read_pixels(scored: Scored, scores: ScoreFile) -> PixelTruth:
-    masks = np.zeros((len(scored.records), *scores.size), np.bool_)
-    for mask, record, placement in zip(masks, scored.records, scored.placements, strict=True):
+    # Images that were scored in tiles have maps of their own sizes.
+    width, height = np.max([placement.size for placement in scored.placements], axis=0)
+    shape = (len(scored.records), int(height), int(width))
+    masks, valid, maps = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_), np.zeros(shape, np.float32)
+    for i, (record, placement) in enumerate(zip(scored.records, scored.placements, strict=True)):
+        own = i, slice(placement.size[1]), slice(placement.size[0])
+        valid[own], maps[own] = placement.valid, scores.map(i)
         if record.mask is not None:
-            mask[:] = to_mask(record.mask, placement)
-    valid = np.stack([placement.valid for placement in scored.placements])
-    return PixelTruth(masks=masks, valid=valid, maps=np.stack(list(scores.maps())))
+            masks[own] = to_mask(record.mask, placement)
+    return PixelTruth(masks=masks, valid=valid, maps=maps)

@@ -41,23 +41,26 @@ class _ShardBuffer:
         self._timings = timings
         self._batches: list[FeatureBatch] = []
         self._bytes = 0
+        self._whole = 0  # how many of the batches are of whole pictures
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="write")
         self._pending: Future[None] | None = None
 
-    def add(self, batch: FeatureBatch) -> None:
+    def add(self, batch: FeatureBatch, *, is_whole: bool) -> None:
+        """Take a batch; `is_whole` says whether all entries of its pictures are there with it, so that a shard may end."""
         with self._timings("prepare"):
             prepared = prepare(batch, self._bank.layout)
         self._batches.append(prepared)
         self._bytes += prepared.embedding.nbytes + sum(maps.nbytes for maps in prepared.levels.values())
-        if self._bytes >= SHARD_BYTES:
+        self._whole = len(self._batches) if is_whole else self._whole
+        if is_whole and self._bytes >= SHARD_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Commit what was gathered, once the shard before has been written."""
+        """Commit the pictures that were gathered, once the shard before has been written; a part of one is dropped."""
         self._wait()
-        if self._batches:
-            self._pending = self._pool.submit(self._commit, self._batches)
-            self._batches, self._bytes = [], 0
+        if whole := self._batches[: self._whole]:
+            self._pending = self._pool.submit(self._commit, whole)
+        self._batches, self._bytes, self._whole = [], 0, 0
 
     def _commit(self, batches: list[FeatureBatch]) -> None:
         with self._timings("write"):
@@ -134,13 +137,16 @@ def extract(
 
     Raises:
         InputError: for bad input, a folder that holds defects or masks beside normal images, too many unreadable images, an
-            image that has changed since the bank took it, or an existing bank with other settings.
+            image that has changed since the bank took it, views of images that are cut into tiles, or an existing bank with
+            other settings.
         NotFoundError: if a path does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """
     _check_backbone(extraction, run)
     found = _find_normals(images)
     backbone = _load_backbone(extraction, run)
+    if extraction.augment is not None and backbone.source.preprocess.tile is not None:
+        raise InputError(f"augment={extraction.augment!r} is of whole images, and tile cuts them up; leave one of them out")
     if backbone.source.preprocess.bit_depth is None:
         backbone = backbone.with_bit_depth(_find_bit_depth(Path(bank), found.records, run))
     layout = Layout(
@@ -269,7 +275,7 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
         with _ShardBuffer(target, timings) as buffer:
             label = "extract" if augmentation is None else f"extract, {views} views each"
             for extracted in stream(found.root, new, label, augmentation):
-                buffer.add(extracted.batch)
+                buffer.add(extracted.batch, is_whole=bool(extracted.records))
                 placements += (image.placement for image in extracted.loaded)
         return Added(
             bank=target,
@@ -279,7 +285,7 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
             duplicates=tuple(stream.duplicates),
             skipped=tuple(stream.skipped),
             left_out=found.left_out,
-            visible=Visible.of(placements, backbone.source.preprocess.resize_mode),
+            visible=Visible.of(placements, backbone.source.preprocess.input_mode),
             timing_s=timings.seconds,
             total_s=timings.total_s,
         )
