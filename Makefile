@@ -59,6 +59,7 @@ figures: $(INSTALLED)
 	$(BIN)/python -m benchmarks.main_job --data $(DATA) --out benchmarks/results
 	$(BIN)/python -m benchmarks.gallery --data $(DATA) --out benchmarks/results --recipes exact ivf compact location history
 	$(BIN)/python -m benchmarks.kernel --data $(DATA) --out benchmarks/results
+	$(BIN)/python -m benchmarks.windows --data $(DATA) --out benchmarks/results
 	$(BIN)/python -m benchmarks.codes --out benchmarks/results
 	$(BIN)/python -m benchmarks.durability --out benchmarks/results
 	$(BIN)/python -m benchmarks.calibration --data $(DATA) --out benchmarks/results

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
     from spade_faiss.core.errors import BankError, DependencyError, InputError, NotFoundError, SpadeError
     from spade_faiss.core.presets import Preset, load_preset
+    from spade_faiss.core.roi import Roi
     from spade_faiss.core.settings import Decision, Extraction, Method, Preprocess, ReportOptions, Run, Source
     from spade_faiss.decisions.calibration import Calibration
     from spade_faiss.diagnostics.doctor import doctor
@@ -81,6 +82,7 @@ _HOMES = {
     "Recipe": "search.recipe",
     "ReportOptions": "core.settings",
     "Results": "report.results",
+    "Roi": "core.roi",
     "Run": "core.settings",
     "Scores": "scoring.scores",
     "Source": "core.settings",
@@ -125,6 +127,7 @@ __all__ = [
     "Recipe",
     "ReportOptions",
     "Results",
+    "Roi",
     "Run",
     "Scores",
     "Source",

@@ -12,11 +12,13 @@ from spade_faiss.bank.network import check_features, open_network
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.device import Device, find_device
 from spade_faiss.core.errors import BankError, InputError, NotFoundError
+from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import shorten
 from spade_faiss.core.settings import Run, Source
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.forward.choice import check_torch, choose_engine, usable_engines
 from spade_faiss.features.names import is_known
+from spade_faiss.features.roi_files import place_roi
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ def backbone_of(bank: Snapshot, backbone: str | Backbone | None, run: Run, devic
         depth = None if source is None else source.preprocess.bit_depth
         if depth is not None and backbone.source.preprocess.bit_depth is None:
             backbone = backbone.with_bit_depth(depth)
+        if source is not None and _rois(backbone.source) == (None, False) != _rois(source):
+            backbone = backbone.with_roi(source.preprocess.roi, own_rois=source.preprocess.own_rois)
     elif source is None:
         raise InputError(f"the bank {bank.path} was made by another extractor; hand it features, or pass a Backbone")
     else:
@@ -57,6 +61,12 @@ def backbone_of(bank: Snapshot, backbone: str | Backbone | None, run: Run, devic
                 f"the bank {bank.path} is damaged: its maps are of inputs of {bank.layout.input_size} pixels, its settings say "
                 f"{height} x {width}; restore it from a backup"
             )
+        rois = place_roi(source.preprocess), source.preprocess.own_rois
+        if is_own and rois != (bank.layout.roi, bank.layout.own_rois):
+            raise BankError(
+                f"the bank {bank.path} is damaged: its maps and its pictures have different regions of interest; restore it "
+                "from a backup"
+            )
         found = find_device(device or run.device)
         if is_own and bank.manifest.network is not None and (carried := _carried(bank, source, run.engine, found)):
             backbone = carried
@@ -64,6 +74,10 @@ def backbone_of(bank: Snapshot, backbone: str | Backbone | None, run: Run, devic
             backbone = _loaded(bank, source, backbone, run, device or run.device)
     bank.check_source(backbone.source)
     return backbone
+
+
+def _rois(source: Source) -> tuple[Roi | None, bool]:
+    return source.preprocess.roi, source.preprocess.own_rois
 
 
 def _carried(bank: Snapshot, source: Source, asked: str, device: Device) -> Backbone | None:
@@ -118,7 +132,7 @@ def _loaded(bank: Snapshot, source: Source, name: str | None, run: Run, device: 
 
         noise = np.random.default_rng(0).standard_normal((2, 3, *layout.input_size)).astype(np.float32)
         backbone = prove(backbone, noise, engine).open(engine)
-    if network is not None and backbone.levels == layout.levels:
+    if network is not None and backbone.levels == layout.whole_levels:
         check_features(bank.path, network, layout, backbone)
     return backbone
 

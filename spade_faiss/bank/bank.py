@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from spade_faiss.bank.network import NETWORK, write_network
 from spade_faiss.bank.origin import Origin
 from spade_faiss.bank.places import MANIFEST, SHARDS, check_places, leftovers
 from spade_faiss.bank.shards import SHARD_BYTES, ShardEntry, check_shard, write_shard
-from spade_faiss.bank.snapshot import Snapshot, first_difference
+from spade_faiss.bank.snapshot import Snapshot, first_difference, named_layout
 from spade_faiss.bank.state import BankState, Place
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import TEMPORARY_PATTERN
@@ -129,7 +129,7 @@ class Bank(Snapshot):
                 f"the bank {path} holds the features of another extractor, not of {origin.source.backbone!r}; make a new bank"
             )
         bank.check_source(origin.source)
-        if difference := first_difference(asdict(bank.layout), asdict(layout)):
+        if difference := first_difference(_comparable(bank.layout), _comparable(layout)):
             name, ours, theirs = difference
             raise InputError(
                 f"the bank {path} has {name}={ours!r}, asked for {theirs!r}; use the bank's setting, or make a new bank"
@@ -178,6 +178,7 @@ class Bank(Snapshot):
             BankError: if another process is writing to the bank.
         """
         self.check_source(batch.source)
+        self.check_tiles(batch)
         self.append_prepared(prepare(batch, self.layout))
 
     def append_prepared(self, batch: FeatureBatch) -> None:
@@ -326,6 +327,10 @@ def _first_manifest(folder: Path, layout: Layout, origin: Origin) -> Manifest:
         shards=(),
         versions=versions(),
     )
+
+
+def _comparable(layout: Layout) -> dict[str, Any]:
+    return {"roi": None, **named_layout(layout)}
 
 
 def _whose(state: BankState, name: str) -> str:

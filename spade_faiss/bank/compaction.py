@@ -91,5 +91,6 @@ def _live_images(state: BankState, number: int) -> FeatureBatch:
         paths=texts("path"),
         sha256=texts("sha256"),
         pictures=texts("picture"),
+        places=None if shard.places is None else shard.places[live],
         root=shard.root,
     )

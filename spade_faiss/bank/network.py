@@ -102,7 +102,7 @@ def open_network(folder: Path, entry: NetworkEntry, source: Source, layout: Layo
     """
     names = tuple(level.name for level in layout.levels)
     forward = open_forward(engine, partial(_read_graph, folder, entry, names), names, source.precision, layout.input_size)
-    backbone = Backbone.by_engine(forward, replace(source, engine=engine), layout.levels, layout.embedding_dim)
+    backbone = Backbone.by_engine(forward, replace(source, engine=engine), layout.whole_levels, layout.embedding_dim)
     check_features(folder, entry, layout, backbone)
     return backbone
 

@@ -26,6 +26,7 @@ SHARD_BYTES = 256 << 20
 _EMBEDDING = "image/embedding"
 _VALID = "image/valid"
 _ID = "image/id"
+_PLACE = "image/place"
 _OPTIONAL = ("image/path", "image/sha256", "image/picture")
 _OPEN_SHARDS = 256
 
@@ -75,9 +76,13 @@ class Shard:
         expected: dict[str, tuple[tuple[int, ...], str]] = {
             _EMBEDDING: ((count, layout.embedding_dim), "float32"),
             _ID: ((count,), "S"),
-            **{f"level/{level.name}": ((count, *level.shape), layout.dtype) for level in layout.levels},
+            **{f"level/{level.name}": ((count, *level.stored_shape), layout.dtype) for level in layout.levels},
         }
-        optional = {_VALID: ((count, -(-height * width // 8)), "uint8"), **dict.fromkeys(_OPTIONAL, ((count,), "S"))}
+        optional = {
+            _VALID: ((count, -(-height * width // 8)), "uint8"),
+            _PLACE: ((count, 4), "int32"),
+            **dict.fromkeys(_OPTIONAL, ((count,), "S")),
+        }
         expected |= {name: of for name, of in optional.items() if name in arrays}
         found = {
             name: (array.shape, "S" if array.dtype.kind == "S" and array.itemsize <= LONGEST_TEXT else array.dtype.name)
@@ -105,7 +110,7 @@ class Shard:
 
     @property
     def levels(self) -> Arrays:
-        """Level name -> maps, (count, H, W, C), as they are stored; it raises what `embedding` raises."""
+        """Level name -> maps, (count, *stored_shape), as they are stored; it raises what `embedding` raises."""
         self._mapped.check_length()
         return self._levels
 
@@ -147,12 +152,19 @@ class Shard:
         return Path(self.root, paths[position]) if paths and paths[position] else None
 
     @property
+    def places(self) -> npt.NDArray[np.int32] | None:
+        """(count, 4) where the entries lie in their pictures, see `tiles.TILE_COLUMNS`; None where they are whole pictures."""
+        self._mapped.check_length()
+        found: npt.NDArray[np.int32] | None = self._mapped.arrays.get(_PLACE)
+        return found
+
+    @property
     def root(self) -> str:
         """The folder that each `path` is relative to."""
         return str(self._mapped.attributes.get("root", "")).replace("\0", "")
 
     def valid(self, positions: npt.NDArray[np.int64], size: tuple[int, int]) -> npt.NDArray[np.bool_] | None:
-        """Return where the inputs at some positions show an image, (n, H, W); None where they do everywhere."""
+        """Return where the inputs at some positions are inspected, (n, H, W); None where they are everywhere."""
         packed = self._mapped.arrays.get(_VALID)
         if packed is None:
             return None
@@ -173,6 +185,8 @@ def write_shard(path: Path, batch: FeatureBatch) -> ShardEntry:
     arrays[_EMBEDDING] = batch.embedding
     if batch.valid is not None:
         arrays[_VALID] = np.packbits(batch.valid.reshape(len(batch), -1), axis=1)
+    if batch.places is not None:
+        arrays[_PLACE] = batch.places
     arrays |= {f"level/{level}": maps for level, maps in batch.levels.items()}
     digest = write_arrays(path, arrays, attributes={"schema": SCHEMA, "root": batch.root})
     return ShardEntry(**vars(FileEntry.of(path, digest)), count=len(batch))

@@ -24,6 +24,7 @@ from spade_faiss.core.settings import Source
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.layout import LARGEST, Layout, within_range
+from spade_faiss.features.tiles import Places, check_places
 
 
 class Snapshot:
@@ -89,8 +90,8 @@ class Snapshot:
             "shards": len(self.manifest.shards),
             "bytes": self.bytes_on_disk,
             "bytes_per_image": round(self.bytes_on_disk / max(1, len(self.pictures))),
-            **asdict(self.layout),
-            "source": None if source is None else asdict(source),
+            **named_layout(self.layout),
+            "source": None if source is None else _named_source(source),
             "augment": None if self.manifest.augment is None else asdict(self.manifest.augment),
             "network": None if self.manifest.network is None else asdict(self.manifest.network),
             "usual": asdict(self.usual),
@@ -105,7 +106,7 @@ class Snapshot:
         ours = self.manifest.source
         if source is None or ours is None:
             return
-        difference = first_difference(asdict(ours.comparable()), asdict(source.comparable()))
+        difference = first_difference(_named_source(ours.comparable()), _named_source(source.comparable()))
         if difference is None:
             return
         name, value, theirs = difference
@@ -113,6 +114,33 @@ class Snapshot:
             f"the bank {self.path} was extracted with {name}={shorten(value)}, these features with {shorten(theirs)}; "
             f"distances between them mean nothing. Use the bank's setting, or extract a new bank"
         )
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether its entries are tiles of pictures."""
+        source = self.manifest.source
+        return source is not None and source.preprocess.tile is not None
+
+    def check_tiles(self, batch: FeatureBatch) -> None:
+        """Raise InputError if features are of tiles and the bank's are not, or the other way round."""
+        if batch.places is None and not self.is_tiled:
+            return
+        if batch.places is None:
+            raise InputError(
+                f"the bank {self.path} holds tiles of images, these features are of whole images; say in `places` and "
+                f"`pictures` where each tile lies in which image"
+            )
+        source = self.manifest.source
+        check_places(batch.places, None if source is None else source.preprocess)
+
+    @property
+    def tile_places(self) -> Places | None:
+        """(n, 4) int32, where each row's tile lies in its picture, see `TILE_COLUMNS`; None where rows are whole pictures.
+
+        Raises:
+            BankError: if a tile lies where no picture has one.
+        """
+        return self._state.tile_places
 
     @property
     def ids(self) -> list[str]:
@@ -186,19 +214,15 @@ class Snapshot:
 
     def read(self, rows: npt.NDArray[np.integer[Any]]) -> FeatureBatch:
         """Return the features of rows as they are stored, copied."""
-        state, maps, ids, pictures = self._state, {}, self.ids, self.pictures
+        maps, ids, pictures, places = {}, self.ids, self.pictures, self.tile_places
         for level in self.layout.levels:
-            maps[level.name] = np.empty((len(rows), *level.shape), self.layout.dtype)
+            maps[level.name] = np.empty((len(rows), *level.stored_shape), self.layout.dtype)
             for out, row in zip(maps[level.name], rows, strict=True):
                 self.read_map(level.name, int(row), out)
-        valid: npt.NDArray[np.bool_] | None = np.ones((len(rows), *self.layout.input_size), np.bool_)
-        for place, row in enumerate(rows):
-            number, position = state.locate(int(row))
-            if (of_image := state.shard(number).valid(np.array([position]), self.layout.input_size)) is None:
-                valid = None  # the extractor did not say where its inputs show an image
-                break
-            assert valid is not None
-            valid[place] = of_image[0]
+        parts = [self._inspected(int(row)) for row in rows]
+        # Where one is None, the extractor did not say where its inputs show an image.
+        known = [part for part in parts if part is not None]
+        valid = np.array(known, np.bool_).reshape(len(rows), *self.layout.input_size) if len(known) == len(rows) else None
         return FeatureBatch(
             [ids[row] for row in rows],
             self.embedding(rows),
@@ -206,17 +230,37 @@ class Snapshot:
             self.manifest.source,
             valid=valid,
             pictures=() if pictures.are_rows else pictures.names(np.asarray(rows, np.int64)),
+            places=None if places is None else places[rows],
         )
 
+    def inspected(self, row: int) -> npt.NDArray[np.bool_]:
+        """Return where the input of one image is inspected, (H, W).
+
+        Raises:
+            BankError: if images have regions of interest of their own, and this one's is missing or empty.
+        """
+        found = self._inspected(row)
+        return np.ones(self.layout.input_size, np.bool_) if found is None else found
+
+    def _inspected(self, row: int) -> npt.NDArray[np.bool_] | None:
+        state, layout = self._state, self.layout
+        number, position = state.locate(row)
+        found = layout.inspected(1, state.shard(number).valid(np.array([position]), layout.input_size))
+        if layout.own_rois and (found is None or not found.any()):
+            raise BankError(
+                f"the bank {self.path} is damaged: the image in row {row} has no region of interest; extract a new bank"
+            )
+        return None if found is None else found[0]
+
     def level_map(self, level: str, row: int) -> npt.NDArray[np.floating[Any]]:
-        """Return one image's map at one level, (H, W, C) of the bank's dtype: a read-only view of the mapped file."""
+        """Return one image's map at one level, of `Level.stored_shape` and the bank's dtype: a read-only view of the file."""
         state = self._state
         number, position = state.locate(row)
         found: npt.NDArray[np.floating[Any]] = state.shard(number).levels[level][position]
         return found
 
     def read_map(self, level: str, row: int, out: npt.NDArray[np.floating[Any]]) -> None:
-        """Copy one image's map at one level into `out`, (H, W, C) of the bank's dtype and contiguous."""
+        """Copy one image's map at one level into `out`, of `Level.stored_shape` and the bank's dtype, contiguous."""
         state = self._state
         number, position = state.locate(row)
         state.shard(number).read_map(level, position, out)
@@ -274,9 +318,23 @@ def _open_again(kind: type[Snapshot], path: Path, manifest: Manifest) -> Snapsho
 def first_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, Any, Any] | None:
     """Return the name of the first setting that differs, and both values; None if all are equal."""
     for name, value in ours.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and isinstance(theirs[name], dict):
             if difference := first_difference(value, theirs[name]):
                 return f"{name}.{difference[0]}", *difference[1:]
         elif value != theirs[name]:
             return name, value, theirs[name]
     return None
+
+
+def named_layout(layout: Layout) -> dict[str, Any]:
+    """Return a layout as plain values, its region of interest by what names it: how it is written down may be long."""
+    found = replace(layout, roi=None).named()
+    return found if layout.roi is None else {"roi": layout.roi.facts(), **found}
+
+
+def _named_source(source: Source) -> dict[str, Any]:
+    """Return a source as plain values, its region of interest by what names it."""
+    found = asdict(source)
+    if (roi := source.preprocess.roi) is not None:
+        found["preprocess"]["roi"] = roi.facts()
+    return found

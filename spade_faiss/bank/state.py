@@ -15,9 +15,10 @@ from spade_faiss.bank.pictures import Pictures
 from spade_faiss.bank.places import SHARDS
 from spade_faiss.bank.row_ids import RowIds
 from spade_faiss.bank.shards import Shard, ShardEntry, map_shard
-from spade_faiss.core.errors import BankError
+from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.once import Once
 from spade_faiss.core.types import IntArray
+from spade_faiss.features.tiles import Places, check_places
 
 T = TypeVar("T")
 
@@ -58,6 +59,7 @@ class BankState:
         self._ids = Once(partial(_read_ids, path, manifest) if ids is None else partial(_given, ids))
         self._removed = Once(partial(_read_removed, path, manifest) if removed is None else partial(_given, removed))
         self._pictures = Once(partial(_read_pictures, path, manifest, self._ids))
+        self._places = Once(partial(_read_places, path, manifest))
         self._sha256_of = Once(partial(_read_sha256, path, manifest))
 
     def __len__(self) -> int:
@@ -72,6 +74,11 @@ class BankState:
     def pictures(self) -> Pictures:
         """The pictures that the rows were made of."""
         return self._pictures()
+
+    @property
+    def tile_places(self) -> Places | None:
+        """(rows, 4) where each row's tile lies in its picture; None where rows are whole pictures."""
+        return self._places()
 
     @property
     def removed(self) -> Removed:
@@ -155,6 +162,24 @@ def _read_pictures(path: Path, manifest: Manifest, ids: Once[RowIds]) -> Picture
         return Pictures(sum(entry.live_count for entry in manifest.shards), ids)
     live = [_live(shard.picture_ids(), entry) for shard, entry in zip(shards, manifest.shards, strict=True)]
     return Pictures.named([name for names in live for name in names])
+
+
+def _read_places(path: Path, manifest: Manifest) -> Places | None:
+    preprocess = None if manifest.source is None else manifest.source.preprocess
+    if preprocess is None or preprocess.tile is None:
+        return None
+    found = [_map(path, manifest, number).places for number in range(len(manifest.shards))]
+    live = [places[entry.live] for places, entry in zip(found, manifest.shards, strict=True) if places is not None]
+    if len(live) < len(found):
+        raise BankError(f"the bank {path} is damaged: it does not say where its tiles lie; extract a new bank")
+    places = np.concatenate([np.empty((0, 4), np.int32), *live])
+    try:
+        if manifest.layout.input_size != preprocess.input_size:
+            raise InputError(f"its maps are of {manifest.layout.input_size} pixels, its tiles of {preprocess.input_size}")
+        check_places(places, preprocess)
+    except InputError as error:
+        raise BankError(f"the bank {path} is damaged: {error}; extract a new bank") from error
+    return places
 
 
 def _read_sha256(path: Path, manifest: Manifest) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from spade_faiss.cli.text import Output, describe_calibration, format_settings, 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.hints import index_command
 from spade_faiss.core.memory import format_bytes
-from spade_faiss.core.settings import Extraction, Indexing, Preprocess, Source
+from spade_faiss.core.settings import Extraction, Indexing, Preprocess, Run, Source
 
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
@@ -78,7 +79,7 @@ def _fit(arguments: argparse.Namespace) -> Output:
         bank=arguments.bank,
         preset=_preset(arguments),
         calibrate=arguments.calibrate,
-        run=read_run(arguments),
+        run=_read_run(arguments),
     )
     calibrated = None if done.calibration is None else describe_calibration(done.bank, done.calibration)
     numbers, added = describe_added(done)
@@ -105,7 +106,7 @@ def _extract(arguments: argparse.Namespace) -> Output:
             arguments.images,
             bank=arguments.bank,
             preset=_preset(arguments),
-            run=read_run(arguments),
+            run=_read_run(arguments),
         )
     )
 
@@ -117,6 +118,11 @@ def _preset(arguments: argparse.Namespace) -> Preset:
     preset = choose_preset(arguments.bank, arguments.preset)
     recipe = getattr(arguments, "recipe", None) or preset.recipe
     return replace(preset, recipe=recipe, extraction=read_settings(arguments, Extraction, preset.extraction))
+
+
+def _read_run(arguments: argparse.Namespace) -> Run:
+    """The run that makes a bank, where `--roi` is a setting of the bank."""
+    return dataclasses.replace(read_run(arguments), roi=None)
 
 
 def _describe_network(bank: Bank, source: Source) -> str:
@@ -271,9 +277,14 @@ def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str
         yield f"  backbone   {source.backbone}"
         yield f"  weights    sha256 {source.weights_sha256}"
         yield f"  images     {_resizing(source.preprocess)}, {source.precision}"
+    if (roi := layout.roi) is not None:
+        yield f"  inspected  {100 * roi.share:.1f} % of the input: its region of interest"
+    if layout.own_rois:
+        yield "  inspected  a region of interest of each picture's own"
     pool = ",".join(map(str, layout.pool)) if isinstance(layout.pool, tuple) else layout.pool
     for level in layout.levels:
-        yield f"  level      {level.name}: {level.height} x {level.width} locations, {level.channels} channels"
+        part = "" if level.roi is None else f"{level.locations} of "
+        yield f"  level      {level.name}: {part}{level.height} x {level.width} locations, {level.channels} channels"
     yield f"  features   {layout.dtype}, normalize {layout.normalize}, pool {pool}"
     usual, k_gallery = bank.usual, bank.usual.method.k_gallery
     of_preset = f"preset {usual.preset}: " if usual.preset else ""
@@ -301,6 +312,9 @@ def _resizing(preprocess: Preprocess) -> str:
     to = "shorter side" if height == width else f"to cover {height} x {width} with its shorter side"
     resized = f"{to} to {preprocess.resize}, " if preprocess.resize_mode == "crop" else ""
     depth = "" if preprocess.bit_depth is None else f"{preprocess.bit_depth} of 16 bits, "
+    if preprocess.tile is not None:
+        resized = "" if preprocess.resize is None else resized
+        return f"{depth}{resized}tiles of {height} x {width} that share {preprocess.overlap} pixels or more"
     return f"{depth}{resized}{preprocess.resize_mode} to {height} x {width}"
 
 
@@ -314,4 +328,4 @@ def _add_extraction(command: argparse.ArgumentParser) -> None:
         "transformers), or a YAML file; options beside it change single settings (default: that of the bank, or default)",
     )
     add_settings(command, Extraction, usual="that of the preset, or ")
-    add_run(command)
+    add_run(command, masks=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from spade_faiss.cli.text import Finding, Output
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Method, Run
+from spade_faiss.core.settings import Method, Run, changed
 
 if TYPE_CHECKING:
     from spade_faiss.scoring.detector import Detector
@@ -79,7 +79,7 @@ def read_settings(arguments: argparse.Namespace, cls: type[T], base: T | None = 
             values[field.name] = read_settings(arguments, hints[field.name], inner)
         elif "help" in field.metadata and field.name in arguments:
             values[field.name] = getattr(arguments, field.name)
-    return cls(**values) if base is None else dataclasses.replace(base, **values)  # type: ignore[type-var]
+    return cls(**values) if base is None else changed(base, values)
 
 
 def _add_setting(
@@ -112,16 +112,18 @@ def _plain_type(hint: Any) -> type:
     return found
 
 
-def add_run(command: argparse.ArgumentParser, *, scores: bool = False, images: bool = True) -> None:
+def add_run(command: argparse.ArgumentParser, *, scores: bool = False, images: bool = True, masks: bool = True) -> None:
     """Add the options that `read_run` reads.
 
     Args:
         command: the parser.
         scores: whether the command scores images, which takes a memory budget.
         images: whether the command reads images, some of which may be unreadable.
+        masks: whether these images may come with masks of their own.
     """
     names = ("device", *(["engine"] if images else []), "weights", *(["memory"] if scores else []))
     names += ("max_skipped",) if images else ()
+    names += ("roi",) if images and masks else ()
     add_settings(command, Run, only=names)
 
 

@@ -116,7 +116,14 @@ class MemoryPlan:
     cache_bytes: int
 
 
-def plan_memory(budget: int, working_bytes: Callable[[int], int], cacheable_bytes: int, *, decodes: bool = False) -> MemoryPlan:
+def plan_memory(
+    budget: int,
+    working_bytes: Callable[[int], int],
+    cacheable_bytes: int,
+    *,
+    decodes: bool = False,
+    picture_bytes: int = 0,
+) -> MemoryPlan:
     """Choose the largest batch that fits, up to `BATCH_SIZE` images, and give the rest of the budget to the cache.
 
     Args:
@@ -124,15 +131,17 @@ def plan_memory(budget: int, working_bytes: Callable[[int], int], cacheable_byte
         working_bytes: the bytes that a batch of a given number of images needs; it increases with that number.
         cacheable_bytes: the bytes of everything that could be cached.
         decodes: whether images are decoded meanwhile: then the cache takes at most half of the rest.
+        picture_bytes: what images take that are cut into tiles, whose tiles are what is scored; it is left free.
 
     Raises:
         InputError: if not even one image fits; the message names a budget that is large enough.
     """
-    if (least := working_bytes(1)) > budget:
+    if (least := picture_bytes + working_bytes(1)) > budget:
         raise InputError(
-            f"memory={format_bytes(budget)} is too small: scoring image by image takes {format_bytes(least)}; "
-            f"allow at least that, or lower k_gallery or kappa"
+            f"memory={format_bytes(budget)} is too small: scoring {'tile by tile' if picture_bytes else 'image by image'} "
+            f"takes {format_bytes(least)}; allow at least that, or lower k_gallery or kappa"
         )
+    budget -= picture_bytes
     batch = max(size for size in range(1, BATCH_SIZE + 1) if working_bytes(size) <= budget)
     rest = budget - working_bytes(batch)
     cache_bytes = min(rest // 2 if decodes else rest, cacheable_bytes)

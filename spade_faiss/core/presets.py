@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.named_files import packaged_names, read_named
 from spade_faiss.core.schema import from_mapping, shorten
-from spade_faiss.core.settings import ALL, Extraction, Method
+from spade_faiss.core.settings import ALL, Extraction, Method, changed
 
 T = TypeVar("T")
 
@@ -97,10 +97,10 @@ def _changed(asked: T, base: T) -> T:
     usual, values = type(asked)(), {}
     for each in fields(cast(Any, asked)):
         value, default = getattr(asked, each.name), getattr(usual, each.name)
-        if value == default:
+        if value == default or each.name in getattr(asked, "derived", ()):
             continue
         values[each.name] = _changed(value, getattr(base, each.name)) if is_dataclass(value) else value
-    return cast(T, replace(cast(Any, base), **values))
+    return changed(base, values)
 
 
 def _with_names(method: Method, levels: Sequence[str]) -> Method:

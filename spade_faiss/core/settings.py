@@ -6,19 +6,23 @@ a setting, add a field here; the code that acts on it reads it from the dataclas
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from spade_faiss.core.augmentation import Augmentation
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import check_at_least, check_choice, is_finite, shorten
+
+T = TypeVar("T")
 
 RESIZE_MODES = ("crop", "stretch", "letterbox")
 FUSIONS = ("mean", "concat")
 DISTANCES = ("l2", "squared_l2")
 LOCALIZE = ("all", "flagged", "none")
+TILE_NEIGHBORS = ("anywhere", "same-place")
 PRECISIONS = ("float32", "bfloat16")
 # What runs the forward pass of a network.
 ENGINES = ("auto", "torch", "openvino", "onnxruntime")
@@ -32,6 +36,8 @@ ALL = "all"
 
 # The longest side of a network's input, and of an image that it is cut out of, in pixels.
 LARGEST_SIDE = 10_000
+# A large image has too many tiles that are smaller.
+_SMALLEST_TILE = 8
 # The paper's: the shorter side is resized to 256 pixels, 224 are cut out.
 _RESIZE, _CROP = 256, 224
 DEFAULT_BACKBONE = "wide_resnet50_2"
@@ -90,6 +96,14 @@ def for_each(name: str, value: object, levels: int) -> tuple[Any, ...]:
     return values
 
 
+def changed(settings: T, changes: Mapping[str, Any]) -> T:
+    """Settings with some of them changed; those whose values follow from others, see `Preprocess.derived`, follow anew."""
+    kept = {each.name: getattr(settings, each.name) for each in fields(cast(Any, settings))}
+    for name in getattr(settings, "derived", ()):
+        del kept[name]
+    return type(settings)(**{**kept, **changes})
+
+
 def level_names(text: str) -> tuple[str, ...]:
     """Convert names of levels that are separated by commas."""
     return tuple(text.split(",")) if text else ()
@@ -141,8 +155,15 @@ class Preprocess:
     `size` is the side of a square, or (height, width); `input_size` gives both. Unless given, `resize` is to its shorter side
     as 256 is to 224.
 
+    With `tile`, an image is scored in overlapping squares of so many of its own pixels, each of which is one input: `size` is
+    then `tile`, there is no resize mode, and an image is resized before only if `resize` is given.
+
     `bit_depth` says how many of the 16 bits of a channel the camera uses; all images are scaled alike by it. None says that no
     normal image has 16 bits; a new bank finds the depth from its normal images.
+
+    `roi` is the part of the pictures that is inspected, in pixels of the pictures; what lies outside is filled with the color
+    `mean` before anything else is done to a picture. None inspects all of it. A new bank reads it from the mask that
+    `Extraction` names. `own_rois` says that each picture has a region of its own instead, from a mask that comes with it.
     """
 
     resize_mode: str = setting(
@@ -165,6 +186,19 @@ class Preprocess:
         kind=pixels,
         formerly="crop",
     )
+    tile: int | None = setting(
+        None,
+        "score large images in overlapping squares of so many of their own pixels, each of which is an input; it takes the "
+        "place of --size and --resize-mode (an image is resized before only if --resize says to what shorter side)",
+        metavar="PIXELS",
+        kind=int,
+    )
+    overlap: int | None = setting(
+        None,
+        "how many pixels neighboring tiles share, at least (default: a seventh of the tile)",
+        metavar="PIXELS",
+        kind=int,
+    )
     bit_depth: int | None = setting(
         None,
         "how many of the 16 bits stored per channel the camera uses, such as 12; found from the normal images unless given",
@@ -173,12 +207,26 @@ class Preprocess:
     )
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    roi: Roi | None = None
+    own_rois: bool = False
 
     @property
     def shorter_side(self) -> int:
-        """`resize`, in pixels; it is set, whether it was given or not."""
+        """`resize`, in pixels; without tiles it is set, whether it was given or not."""
         assert self.resize is not None
         return self.resize
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """The names of the settings whose values follow from others."""
+        if self.tile is not None:
+            return ("size", "overlap") if self.overlap == self.tile // 7 else ("size",)
+        return ("resize",) if self.resize == _usual_resize(self.input_size) else ()
+
+    @property
+    def input_mode(self) -> str:
+        """Which part of an image becomes an input, in a word: its resize mode, or `tiles`."""
+        return self.resize_mode if self.tile is None else "tiles"
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -187,6 +235,7 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         check_choice("resize_mode", self.resize_mode, RESIZE_MODES)
+        self._check_tiles()
         if isinstance(self.size, tuple) and len(self.size) != 2:
             raise InputError(f"size={shorten(self.size)} must be the side of a square, or (height, width)")
         for side in self.input_size:
@@ -194,11 +243,14 @@ class Preprocess:
         if isinstance(self.size, tuple) and self.size[0] == self.size[1]:
             object.__setattr__(self, "size", self.size[0])
         shorter = min(self.input_size)
-        if self.resize is None:
-            object.__setattr__(self, "resize", min(LARGEST_SIDE, round(shorter * _RESIZE / _CROP)))
-        _check_side("resize", self.resize)
-        if self.resize_mode == "crop" and self.shorter_side < shorter:
+        if self.resize is None and self.tile is None:
+            object.__setattr__(self, "resize", _usual_resize(self.input_size))
+        if self.resize is not None:
+            _check_side("resize", self.resize)
+        if self.tile is None and self.resize_mode == "crop" and self.shorter_side < shorter:
             raise InputError(f"resize={self.resize} is smaller than size={shorter}; the input must fit into the resized image")
+        if self.own_rois and self.roi is not None:
+            raise InputError("own_rois=True says that pictures have regions of interest of their own, roi that they share one")
         if self.bit_depth is not None:
             check_choice("bit_depth", self.bit_depth, tuple(range(8, 17)))
         for name in ("mean", "std"):
@@ -207,6 +259,31 @@ class Preprocess:
                 raise InputError(f"{name}={values!r} must be a tuple of three finite numbers, one for each color")
         if not all(value > 0 for value in self.std):
             raise InputError(f"std must be positive, got {self.std}")
+
+    def _check_tiles(self) -> None:
+        """Check `tile` and `overlap`, and set what follows from them."""
+        if self.tile is None:
+            if self.overlap is not None:
+                raise InputError(f"overlap={self.overlap} is of tiles; give the side of a tile, too, such as tile=448")
+            return
+        check_at_least("tile", self.tile, _SMALLEST_TILE)
+        _check_side("tile", self.tile)
+        if self.size not in (type(self).size, self.tile):
+            raise InputError(f"size={shorten(self.size)} and tile={self.tile} are two sizes for one input; give tile alone")
+        if self.resize_mode != type(self).resize_mode:
+            raise InputError(f"resize_mode={self.resize_mode!r} is of whole images; tiles show all of an image: leave it out")
+        if self.roi is not None or self.own_rois:
+            raise InputError("tile and roi exclude each other: a region is of whole pictures; leave one of them out")
+        object.__setattr__(self, "size", self.tile)
+        if self.overlap is None:
+            object.__setattr__(self, "overlap", self.tile // 7)
+        check_at_least("overlap", self.overlap, 0)
+        if 2 * cast(int, self.overlap) > self.tile:
+            raise InputError(f"overlap={self.overlap} is more than half of tile={self.tile}; lower it")
+
+
+def _usual_resize(size: tuple[int, int]) -> int:
+    return min(LARGEST_SIDE, round(min(size) * _RESIZE / _CROP))
 
 
 def _check_side(name: str, value: object) -> None:
@@ -247,7 +324,8 @@ class Extraction:
 
     `backbone` is a name that `load_backbone` knows, or a `Backbone` of your own, which has its own precision and preprocess.
     `blocks` are for transformers alone, see `Network.from_timm`. `network` says whether the bank carries the network, so that
-    it can be used without torch and without the weights. `augment` is about normal images alone: queries have no views.
+    it can be used without torch and without the weights. `augment` is about normal images alone: queries have no views. `roi`
+    is a mask, a file, of the pictures' aspect ratio, or a folder of masks, one for each picture, by their ids.
     """
 
     backbone: object = setting(
@@ -262,6 +340,13 @@ class Extraction:
     )
     precision: str = setting("float32", "the number format of the forward pass", choices=PRECISIONS)
     preprocess: Preprocess = field(default_factory=Preprocess)
+    roi: str | Path | None = setting(
+        None,
+        "a black and white picture whose white part is inspected, or a folder with one for each picture; what lies outside has "
+        "no vectors in the bank, no score and no part in metrics (default: all of each picture is inspected)",
+        metavar="MASK",
+        kind=str,
+    )
     network: bool = setting(
         True, "leave the network out of the bank; it can then be used only where torch and the weights are", kind=bool
     )
@@ -296,6 +381,10 @@ class Extraction:
     def __post_init__(self) -> None:
         check_blocks(self.blocks)
         _ = self.augmentation  # raises for what it cannot be
+        if self.roi is not None and self.preprocess.tile is not None:
+            raise InputError("tile and roi exclude each other: a region is of whole pictures; leave one of them out")
+        if self.augment is not None and (self.roi is not None or self.preprocess.roi is not None or self.preprocess.own_rois):
+            raise InputError("augment and roi exclude each other: a turned view would need a turned region; leave one out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,8 +443,15 @@ class Method:
     top_share: float = setting(
         0.01, "the share of the map's pixels, the highest, that the scores top and structure average", metavar="SHARE"
     )
+    tile_neighbors: str = setting(
+        "anywhere",
+        "where the neighbors of a tile may lie in normal images: anywhere, or in its own place, of images of its image's size "
+        "(same-place)",
+        choices=TILE_NEIGHBORS,
+    )
 
     def __post_init__(self) -> None:
+        check_choice("tile_neighbors", self.tile_neighbors, TILE_NEIGHBORS)
         for name in ("k_image", "kappa"):
             check_at_least(name, getattr(self, name), 1)
         for k in self.k_gallery if isinstance(self.k_gallery, tuple) else (self.k_gallery,):
@@ -443,7 +539,8 @@ class Run:
     """How work is done on this machine. Results do not depend on it.
 
     `weights` is a file of weights to use in place of the published ones; a bank records its place and its hash. `progress`
-    shows bars on stderr if that is a terminal.
+    shows bars on stderr if that is a terminal. `roi` is no choice: a bank that was made with a folder of masks needs those of
+    the pictures that it meets, and no other bank takes them.
     """
 
     device: str = setting("cpu", "where computations run: cpu, cuda, cuda:NUMBER, or auto")
@@ -460,6 +557,12 @@ class Run:
     )
     weights: str | Path | None = setting(
         None, "the backbone's weights: a state dict, as .safetensors or saved by torch", metavar="FILE", kind=str
+    )
+    roi: str | Path | None = setting(
+        None,
+        "for a bank that was made with a folder of masks: the folder with those of these pictures",
+        metavar="MASKS",
+        kind=str,
     )
     max_skipped: int = setting(10, "how many unreadable images are skipped before the command gives up", metavar="N")
     progress: bool = False

@@ -216,7 +216,7 @@ class PixelCounts:
 
     @staticmethod
     def of(maps: npt.NDArray[np.float32]) -> PixelCounts:
-        """Count (n, H, W) scores, none of which is negative or NaN."""
+        """Count the scores of n maps, (n, ...), none of which is negative or NaN."""
         # The bits of non-negative floats rise with their values. Adding 0 turns -0, whose bits do not, into 0.
         keys, counts = np.unique((maps.ravel() + np.float32(0)).view(np.uint32) >> _DROPPED_BITS, return_counts=True)
         return PixelCounts(keys=tuple(keys.tolist()), counts=tuple(counts.tolist()))

@@ -14,6 +14,7 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import format_bytes, physical_bytes
 from spade_faiss.core.once import Once
 from spade_faiss.core.process import fork_safe
+from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import check_choice
 from spade_faiss.core.settings import PRECISIONS, Preprocess, Run, Source
 from spade_faiss.core.types import FloatArray
@@ -148,9 +149,16 @@ class Backbone:
 
     def with_bit_depth(self, bit_depth: int | None) -> Backbone:
         """The same network for images of another bit depth, see `Preprocess`."""
+        return self._with_preprocess(replace(self.source.preprocess, bit_depth=bit_depth))
+
+    def with_roi(self, roi: Roi | None, *, own_rois: bool = False) -> Backbone:
+        """The same network for images with another region of interest, or with regions of their own, see `Preprocess`."""
+        return self._with_preprocess(replace(self.source.preprocess, roi=roi, own_rois=own_rois))
+
+    def _with_preprocess(self, preprocess: Preprocess) -> Backbone:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other.source = replace(self.source, preprocess=replace(self.source.preprocess, bit_depth=bit_depth))
+        other.source = replace(self.source, preprocess=preprocess)
         return other
 
     def __copy__(self) -> Backbone:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,8 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import check_at_least, shorten
 from spade_faiss.core.settings import Source
+from spade_faiss.core.types import IntArray
+from spade_faiss.features.roi import cells_of
 
 # The most bytes of an id, a path or a checksum: those of the longest path of any system. A report names an image many times.
 LONGEST_TEXT = 1 << 15
@@ -20,24 +24,49 @@ LONGEST_TEXT = 1 << 15
 
 @dataclass(frozen=True)
 class Level:
-    """One pyramid level: `channels` values at each of `height` x `width` locations, `stride` input pixels apart."""
+    """One pyramid level: `channels` values at each of `height` x `width` locations, `stride` input pixels apart.
+
+    `roi` says which of them are inspected, in a bank that has a region of interest: the others are neither stored nor searched.
+    None inspects all.
+    """
 
     name: str
     channels: int
     stride: int
     height: int
     width: int
+    roi: Roi | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isprintable() or "/" in self.name or self.name[:1] in ("", "."):
             raise InputError(f"level name {self.name!r} must be non-empty and printable, hold no '/', and not start with '.'")
         for name in ("channels", "stride", "height", "width"):
             check_at_least(f"level {self.name}: {name}", getattr(self, name), 1)
+        if self.roi is not None and (self.roi.height, self.roi.width) != (self.height, self.width):
+            raise InputError(
+                f"level {self.name} has {self.height} x {self.width} locations, its region of interest "
+                f"{self.roi.height} x {self.roi.width}"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of one image's map."""
+        """(height, width, channels) of one image's map, as the backbone makes it."""
         return self.height, self.width, self.channels
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of one image's map as it is stored: `shape`, or (locations, channels) where a part is inspected."""
+        return self.shape if self.roi is None else (self.locations, self.channels)
+
+    @property
+    def locations(self) -> int:
+        """The number of locations that are inspected, of which each image has a vector."""
+        return self.height * self.width if self.roi is None else len(cells_of(self.roi))
+
+    @property
+    def cells(self) -> IntArray:
+        """(locations,), where they are in the map: `y * W + x`, ascending."""
+        return np.arange(self.locations) if self.roi is None else cells_of(self.roi)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +76,18 @@ class FeatureBatch:
     Args:
         ids: n distinct, non-empty names.
         embedding: (n, d), the pooled feature of each image.
-        levels: the maps of each pyramid level by its name, (n, H, W, C), channels last.
+        levels: the maps of each pyramid level by its name, (n, H, W, C), channels last; once prepared for a bank that has a
+            region of interest, (n, locations, C).
         source: what made the features; if a bank knows its own source, the two must be equal.
-        valid: (n, H, W) at the size of the input, False where the input shows no image, in the margins of a letterbox; score
-            maps are 0 there. None says that the input shows the image everywhere.
+        valid: (n, H, W) at the size of the input, False where nothing is inspected: in the margins of a letterbox, and, once
+            prepared, outside of the bank's region of interest; score maps are 0 there. None says that everything is.
         paths: n image paths, relative to `root`; empty where there are no files.
         sha256: n hex digests of the image files; empty where there are no files.
         root: the folder that `paths` start from.
         pictures: n ids of the pictures that the entries were made of, where one picture may have several entries: views of it,
             or parts. The first entry of a picture is the original. Empty where each entry is a picture of its own.
+        places: (n, 4) int32, where the entries are tiles of pictures: see `tiles.TILE_COLUMNS`. All tiles of a picture follow
+            each other, row by row. None where entries are whole pictures.
     """
 
     ids: Sequence[str]
@@ -67,6 +99,7 @@ class FeatureBatch:
     sha256: Sequence[str] = field(default=(), kw_only=True)
     root: str = field(default="", kw_only=True)
     pictures: Sequence[str] = field(default=(), kw_only=True)
+    places: npt.NDArray[np.int32] | None = field(default=None, kw_only=True)
 
     @property
     def picture_ids(self) -> Sequence[str]:
@@ -87,6 +120,7 @@ class FeatureBatch:
             paths=self.paths[part],
             sha256=self.sha256[part],
             pictures=self.pictures[part],
+            places=None if self.places is None else self.places[part],
         )
 
 
@@ -99,9 +133,19 @@ def originals(batch: FeatureBatch) -> FeatureBatch:
     return replace(found, ids=found.pictures, pictures=())
 
 
+def by_picture(batch: FeatureBatch) -> Iterator[FeatureBatch]:
+    """Yield the entries of one picture after the other; arrays are views."""
+    start = 0
+    for _, entries in itertools.groupby(batch.picture_ids):
+        end = start + len(list(entries))
+        yield batch[start:end]
+        start = end
+
+
 def concatenate(batches: Sequence[FeatureBatch]) -> FeatureBatch:
-    """Join batches that share their levels, source and root, and of which all or none have `valid`."""
+    """Join batches that share their levels, source and root, and of which all or none have `valid`, and `places`."""
     valid = [batch.valid for batch in batches if batch.valid is not None]
+    places = [batch.places for batch in batches if batch.places is not None]
     return replace(
         batches[0],
         ids=[name for batch in batches for name in batch.ids],
@@ -111,6 +155,7 @@ def concatenate(batches: Sequence[FeatureBatch]) -> FeatureBatch:
         paths=[path for batch in batches for path in batch.paths],
         sha256=[digest for batch in batches for digest in batch.sha256],
         pictures=[name for batch in batches for name in batch.picture_ids] if any(batch.pictures for batch in batches) else (),
+        places=np.concatenate(places) if places else None,
     )
 
 

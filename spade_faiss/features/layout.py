@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,12 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import check_at_least, check_choice
 from spade_faiss.core.settings import DTYPES, NORMALIZE, POOL_BORDERS, for_each
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level, check_ids, check_strings
+from spade_faiss.features.roi import Bools, cells_with_any, mask_of, on_grid
 
 # No value of a feature may be larger: the squared distance of two vectors must stay within float32.
 LARGEST = 2e16
@@ -33,7 +35,11 @@ class Layout:
         dtype: the type of stored level maps, `float16` or `float32`.
         normalize: `l2` scales the vector of each location to unit length, `none` leaves it.
         pool: the side of the square neighborhood that each location is averaged over, or one for each level; 1 leaves it alone.
-        pool_border: `valid` averages over the locations that exist, `zero` counts those outside of the map as zeros.
+        pool_border: `valid` averages over the locations that exist, `zero` counts those outside of the map as zeros; those
+            outside of the region of interest are outside of the map.
+        roi: the part of the input that is inspected; None for all of it. The levels get what it is on their grids.
+        own_rois: whether each image has a part of its own that is inspected, which its `valid` says. Its maps are stored whole,
+            and searched in part.
 
     Raises:
         InputError: for a value out of its range.
@@ -46,12 +52,43 @@ class Layout:
     normalize: str = "none"
     pool: int | tuple[int, ...] = 1
     pool_border: str = "valid"
+    roi: Roi | None = None
+    own_rois: bool = False
 
     @property
     def image_bytes(self) -> int:
         """The bytes that the features of an image take where they are stored."""
-        values = sum(math.prod(level.shape) for level in self.levels)
+        values = sum(math.prod(level.stored_shape) for level in self.levels)
         return 4 * self.embedding_dim + values * np.dtype(self.dtype).itemsize
+
+    @property
+    def whole_levels(self) -> tuple[Level, ...]:
+        """The levels as the backbone makes them, whatever part of them is inspected."""
+        return tuple(replace(level, roi=None) for level in self.levels)
+
+    def named(self) -> dict[str, Any]:
+        """The layout as plain values to take a checksum of; without a region of interest, they are what they always were."""
+        values = asdict(self)
+        for part in (values, *values["levels"]) if self.roi is None else ():
+            del part["roi"]
+        if not self.own_rois:
+            del values["own_rois"]
+        return values
+
+    def inspected(self, n: int, valid: Bools | None) -> Bools | None:
+        """(n, H, W), where the inputs of n images are inspected: where they show the image, and in the region of interest.
+
+        Args:
+            n: the number of images.
+            valid: (n, H, W), where the inputs show the image; None for everywhere.
+
+        Returns:
+            The mask; None where all is inspected.
+        """
+        if self.roi is None:
+            return valid
+        mask = mask_of(self.roi)
+        return np.broadcast_to(mask, (n, *mask.shape)) if valid is None else valid & mask
 
     def __post_init__(self) -> None:
         if not self.levels:
@@ -65,6 +102,14 @@ class Layout:
             raise InputError(f"input_size={self.input_size!r} must be a tuple (height, width)")
         for side in self.input_size:
             check_at_least("input_size", side, 1)
+        if self.roi is not None and (self.roi.height, self.roi.width) != self.input_size:
+            raise InputError(
+                f"the region of interest is {self.roi.height} x {self.roi.width}, the input {self.input_size}: both are "
+                "(height, width) in pixels and must be equal"
+            )
+        if self.roi is not None and self.own_rois:
+            raise InputError("own_rois=True says that images have regions of interest of their own, roi that they share one")
+        object.__setattr__(self, "levels", tuple(_with_roi(level, self.roi) for level in self.levels))
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("normalize", self.normalize, NORMALIZE)
         check_choice("pool_border", self.pool_border, POOL_BORDERS)
@@ -79,11 +124,17 @@ class Layout:
                 )
 
 
+def _with_roi(level: Level, roi: Roi | None) -> Level:
+    found = None if roi is None else on_grid(roi, level.height, level.width)
+    return level if level.roi == found else replace(level, roi=found)
+
+
 def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
     """Check a batch against a bank's layout and bring it into the form that is stored and searched.
 
     Returns:
-        The batch with a float32 embedding and maps that are pooled, normalized and of `layout.dtype`.
+        The batch with a float32 embedding and maps that are pooled, normalized and of `layout.dtype`. If the layout has a
+        region of interest, the maps are (n, locations, C), and `valid` is False outside of it.
 
     Raises:
         InputError: for shapes that differ from the layout, missing or unknown levels, ids that are empty or repeated, pictures
@@ -104,16 +155,20 @@ def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
     shape = (n, *layout.input_size)
     if batch.valid is not None and (batch.valid.dtype != np.bool_ or batch.valid.shape != shape):
         raise InputError(f"valid is {batch.valid.dtype} of shape {batch.valid.shape}, expected bool of shape {shape}")
+    if layout.own_rois:
+        _check_own_rois(batch)
+    if batch.places is not None and (batch.places.dtype != np.int32 or batch.places.shape != (n, 4)):
+        raise InputError(f"places is {batch.places.dtype} of shape {batch.places.shape}, expected int32 of shape {(n, 4)}")
     embedding = _to_float32("embedding", np.asarray(batch.embedding), (n, layout.embedding_dim))
     if set(batch.levels) != {level.name for level in layout.levels}:
         expected = [level.name for level in layout.levels]
         raise InputError(f"the batch has levels {sorted(batch.levels)}, the bank has {expected}")
     pools = for_each("pool", layout.pool, len(layout.levels))
     maps = {
-        level.name: _prepare_maps(level, np.asarray(batch.levels[level.name]), n, layout, pool)
+        level.name: _prepare_maps(level, np.asarray(batch.levels[level.name]), n, batch.valid, layout, pool)
         for level, pool in zip(layout.levels, pools, strict=True)
     }
-    return replace(batch, embedding=embedding, levels=maps)
+    return replace(batch, embedding=embedding, levels=maps, valid=layout.inspected(n, batch.valid))
 
 
 def within_range(values: npt.NDArray[np.floating[Any]]) -> bool:
@@ -121,17 +176,38 @@ def within_range(values: npt.NDArray[np.floating[Any]]) -> bool:
     return not values.size or (float(values.max()) <= LARGEST and float(values.min()) >= -LARGEST)  # false for NaN
 
 
-def _prepare_maps(level: Level, maps: npt.NDArray[Any], n: int, layout: Layout, pool: int) -> npt.NDArray[Any]:
+def _check_own_rois(batch: FeatureBatch) -> None:
+    if batch.valid is None:
+        raise InputError(
+            "each image of this bank has a region of interest of its own, and the batch has none: give it as valid="
+        )
+    if empty := [name for name, inspected in zip(batch.ids, batch.valid, strict=True) if not inspected.any()]:
+        raise InputError(f"nothing of {empty[0]!r} is inspected, valid is False everywhere; leave the image out")
+
+
+def _prepare_maps(
+    level: Level, maps: npt.NDArray[Any], n: int, valid: Bools | None, layout: Layout, pool: int
+) -> npt.NDArray[Any]:
     values = _to_float32(f"level {level.name!r}", maps, (n, *level.shape))
     if pool > 1:
         size = (1, pool, pool, 1)
+        exists = np.ones((1, *level.shape[:2], 1), np.float32)
+        if layout.own_rois and valid is not None:
+            exists = cells_with_any(valid, level.height, level.width)[..., np.newaxis].astype(np.float32)
+        elif level.roi is not None:
+            exists *= mask_of(level.roi)[:, :, np.newaxis]
+        if not exists.all():
+            values = values * exists
         values = ndimage.uniform_filter(values, size, mode="constant")
         if layout.pool_border == "valid":
             # The mean is over the neighbors that exist: at the border the window is smaller, not padded.
-            values /= ndimage.uniform_filter(np.ones((1, *level.shape[:2], 1), np.float32), size, mode="constant")
+            weight = ndimage.uniform_filter(exists, size, mode="constant")
+            values = np.divide(values, weight, out=values, where=exists > 0)
+    if level.roi is not None:
+        values = values.reshape(n, -1, level.channels).take(level.cells, axis=1)
     if layout.normalize == "l2":
         # The norm is computed in float64: the squares of values below 1e-22 leave the range of float32.
-        norm = np.sqrt(np.einsum("nhwc,nhwc->nhw", values, values, dtype=np.float64))[..., np.newaxis]
+        norm = np.sqrt(np.einsum("...c,...c->...", values, values, dtype=np.float64))[..., np.newaxis]
         norm[norm == 0] = 1
         values = np.divide(values, norm, out=np.empty_like(values), casting="same_kind")
     if layout.dtype == "float32":

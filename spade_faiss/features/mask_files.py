@@ -18,11 +18,11 @@ MASK_NAMES = "<stem>_mask.png (or _label, _gt, _seg, or the stem alone, with any
 _ENDING = re.compile(r"[-_. ](mask|label|gt|ground[-_]?truth|seg|segmentation)s?$", re.IGNORECASE)
 
 
-class MaskFinder:
-    """Finds masks in the `ground_truth` folder of a labeled set; each of its folders is listed once.
+class MaskFolder:
+    """Finds masks in a folder by the paths of their images; each of its folders is listed once.
 
     Args:
-        root: the folder of the set.
+        root: the folder.
     """
 
     def __init__(self, root: Path) -> None:
@@ -30,13 +30,11 @@ class MaskFinder:
         self._by_stem: dict[Path, dict[str, list[Path]]] = {}
         self._owner: dict[Path, Path] = {}
 
-    @once
-    def exists(self) -> bool:
-        """Whether the set has masks."""
-        return (self._root / FOLDER).is_dir()
-
     def __call__(self, image: Path) -> Path | None:
-        """The mask of an image below `test`; None if there is none.
+        """The mask of an image, which lies below the folder as the image lies below its own; None if there is none.
+
+        Args:
+            image: the path of the image below its own folder.
 
         Raises:
             InputError: if two files could be its mask, or one file the masks of two images.
@@ -66,7 +64,7 @@ class MaskFinder:
         return f"{self._name(folder)} holds {name_some(entries) if entries else 'nothing'}"
 
     def _folder_of(self, image: Path) -> Path:
-        return self._root / FOLDER / image.relative_to(self._root / "test").parent
+        return self._root / image.parent
 
     def _in(self, folder: Path) -> dict[str, list[Path]]:
         """The masks of a folder by the stems of the images that they could belong to."""
@@ -80,7 +78,23 @@ class MaskFinder:
         return self._by_stem[folder]
 
     def _name(self, path: Path) -> str:
-        return os.path.relpath(path, self._root)
+        return os.path.relpath(path, self._root) if path.is_absolute() else str(path)
+
+
+class MaskFinder(MaskFolder):
+    """Finds masks in the `ground_truth` folder of a labeled set, by the paths of images below its `test` folder.
+
+    Args:
+        root: the folder of the set.
+    """
+
+    @once
+    def exists(self) -> bool:
+        """Whether the set has masks."""
+        return (self._root / FOLDER).is_dir()
+
+    def _folder_of(self, image: Path) -> Path:
+        return self._root / FOLDER / image.relative_to(self._root / "test").parent
 
 
 def _stems(stem: str) -> Sequence[str]:

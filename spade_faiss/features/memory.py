@@ -16,12 +16,27 @@ from spade_faiss.core.memory import BATCH_SIZE, format_bytes
 _FORWARD_BYTES = 64 << 20
 _FORWARD_INPUTS = 25
 _MOST_FORWARD_BYTES = 1 << 30
+# Of images that are cut into tiles, for each of their pixels: four images of 8 bits, the one whose results are written, the one
+# that is scored and two that are decoded ahead; two maps, and what smoothing, reducing and writing one take beside it.
+_TILED_PIXEL_BYTES = 4 * 3 + 5 * 4
+# What decoding it takes meanwhile, see `pictures.load_bytes`; rare formats take more.
+_DECODED_PIXEL_BYTES = 28
 
 
 def forward_bytes(images: int, input_size: tuple[int, int]) -> int:
     """About how many bytes it takes to run a network on so many images at a time, of a height and width."""
     height, width = input_size
     return _FORWARD_BYTES + images * _FORWARD_INPUTS * 3 * height * width * np.dtype(np.float32).itemsize
+
+
+def tiled_bytes(pixels: int) -> int:
+    """About how many bytes images of so many pixels take while they are scored in tiles, decoding not counted."""
+    return _TILED_PIXEL_BYTES * pixels
+
+
+def most_tiled_bytes(pixels: int) -> int:
+    """The same, with what decoding one takes meanwhile."""
+    return (_TILED_PIXEL_BYTES + _DECODED_PIXEL_BYTES) * pixels
 
 
 def most_network_bytes(graph_bytes: int, input_size: tuple[int, int]) -> int:

@@ -24,9 +24,11 @@ from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.decoding import MAX_PIXELS, decode, naming_file, read_header
 from spade_faiss.features.frames import Frame
 from spade_faiss.features.masks import find_defective
+from spade_faiss.features.memory import tiled_bytes
 from spade_faiss.features.pages import page_digest, split_page
 from spade_faiss.features.pixels import FULL_DEPTH, to_rgb
 from spade_faiss.features.placement import Placement, place
+from spade_faiss.features.roi_files import fill_outside
 from spade_faiss.features.views import View, make_views
 
 Picture = npt.NDArray[np.uint8]
@@ -38,7 +40,8 @@ class LoadedImage:
     """A decoded image.
 
     Args:
-        picture: (H, W, 3), the image as the backbone sees it.
+        picture: (H, W, 3), the image as the backbone sees it: outside of a region of interest, in one color; whole, if it is
+            scored in tiles.
         placement: how the image lies in the picture.
         sha256: the hex digest of the file, or of the page, see `hash_image`; empty for a frame from memory.
     """
@@ -51,8 +54,10 @@ class LoadedImage:
 def load_image(record: ImageRecord, preprocess: Preprocess, *, max_pixels: int = MAX_PIXELS) -> LoadedImage:
     """Read a record's file once: hash it, decode it as `read_image` does, and put it into its place as `to_picture` does.
 
+    What lies outside of a region of interest is filled before anything is resized.
+
     Raises:
-        InputError: as `read_image` and `place`; it names the path and the reason.
+        InputError: as `read_image`, `place` and `fill_outside`; it names the path and the reason.
     """
     return load_views(record, preprocess, None, max_pixels=max_pixels)[0]
 
@@ -71,7 +76,7 @@ def load_views(
             digest = page_digest(hashlib.sha256(data).hexdigest(), page)
         image = to_rgb(decoded, preprocess.bit_depth)
         placement = place(*image.size, preprocess)
-        loaded = LoadedImage(to_picture(image, placement), placement, digest)
+        loaded = LoadedImage(to_picture(fill_outside(image, placement, preprocess), placement), placement, digest)
         if augmentation is None:
             return loaded, []
         whole = np.asarray(image.resize(placement.resized, Image.Resampling.LANCZOS))
@@ -81,7 +86,8 @@ def load_views(
 def load_bytes(
     record: ImageRecord, preprocess: Preprocess, *, max_pixels: int = MAX_PIXELS, augmentation: Augmentation | None = None
 ) -> int:
-    """About how many bytes of memory `load_image` takes while it runs, or `load_views` with an augmentation.
+    """About how many bytes of memory `load_image` takes while it runs, or `load_views` with an augmentation; with what scoring
+    takes later, if it is in tiles.
 
     Raises:
         InputError: as `load_image`, for what is wrong with the header of the file.
@@ -96,10 +102,14 @@ def load_bytes(
                 header = read_header(stream, page, max_pixels=max_pixels, cut=cut)
                 size, count = header.size, header.decode_bytes + stream.seek(0, os.SEEK_END)
         placement = place(*size, preprocess)
+        if preprocess.roi is not None or preprocess.own_rois:
+            count += 4 * size[0] * size[1]  # the filled picture, and its mask
         # Resizing goes over the width first; four bytes a pixel.
         count += 4 * placement.resized[0] * (size[1] + 2 * placement.resized[1])
         if augmentation is not None:  # the resized image, the views, and the coordinates of one
             count += 3 * math.prod(placement.resized) + (4 * augmentation.views + 64) * math.prod(placement.size)
+        if preprocess.tile is not None:
+            count += tiled_bytes(math.prod(placement.size))
         return count
 
 

@@ -19,7 +19,7 @@ _NEARLY_ALL = 0.995
 
 @dataclass(frozen=True)
 class Placement:
-    """How an image lies in the backbone's input, of `size` (width, height) pixels.
+    """How an image lies in the backbone's input, of `size` (width, height) pixels; in what is cut into tiles, if there are any.
 
     The upright image, of `original` (width, height) pixels, is resized to `resized` (width, height), and its top left corner
     is put at `offset` (x, y): where that is negative, the image is cut off; where it is positive, a margin is left.
@@ -61,7 +61,7 @@ class Visible:
     """How much of the pictures the resize mode shows.
 
     Args:
-        resize_mode: see `Preprocess`.
+        resize_mode: see `Preprocess.input_mode`.
         share: the mean share of a picture's area that is shown, from 0 to 1; None if there was no picture.
     """
 
@@ -90,11 +90,16 @@ def place(width: int, height: int, preprocess: Preprocess) -> Placement:
     For a square, `crop` computes what torchvision does for PIL images: `Resize(resize)`, then `CenterCrop`, rounding included
     (https://github.com/pytorch/vision/blob/v0.21.0/torchvision/transforms/functional.py).
 
+    With tiles, the whole image is shown at its own size, or at that which `resize` gives it.
+
     Raises:
-        InputError: for `crop` and an image so long and thin that covering the input would take more than `MAX_PIXELS`.
+        InputError: for an image that would take more than `MAX_PIXELS` once it is resized: for `crop`, one that is so long and
+            thin that covering the input takes as many.
     """
     check_at_least("width", width, 1)
     check_at_least("height", height, 1)
+    if preprocess.tile is not None:
+        return _place_for_tiles(width, height, preprocess.resize)
     original, (input_height, input_width) = (width, height), preprocess.input_size
     size = input_width, input_height
     if preprocess.resize_mode == "stretch":
@@ -118,3 +123,15 @@ def place(width: int, height: int, preprocess: Preprocess) -> Placement:
             f"{MAX_PIXELS} pixels; use --resize-mode letterbox or stretch, or cut it up"
         )
     return Placement(original, resized, (-round((resized[0] - size[0]) / 2), -round((resized[1] - size[1]) / 2)), size)
+
+
+def _place_for_tiles(width: int, height: int, resize: int | None) -> Placement:
+    """The placement of an image whose tiles are inputs: what it shows is as large as the resized image."""
+    shorter = min(width, height)
+    resized = (width, height) if resize is None else (resize * width // shorter, resize * height // shorter)
+    if resized[0] * resized[1] > MAX_PIXELS:
+        raise InputError(
+            f"{width} x {height} pixels resized to {resized[0]} x {resized[1]} are more than the {MAX_PIXELS} allowed; lower "
+            f"resize, or cut it up"
+        )
+    return Placement((width, height), resized, (0, 0), resized)

@@ -32,7 +32,7 @@ from spade_faiss.index.gallery_manifest import (
 from spade_faiss.index.staleness import why_train_anew
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.levels import open_checked_blocks
-from spade_faiss.search.protocol import resolve_recipe
+from spade_faiss.search.protocol import check_own_rois, resolve_recipe
 from spade_faiss.search.recipe import Recipe
 
 # The attribute of a file that says what it was made of: an interrupted build goes on with the files that were made of the same.
@@ -66,6 +66,8 @@ def build_gallery(
         InputError: for an empty bank, settings or levels that do not fit it, or a full disk.
     """
     check_not_empty(bank)
+    if bank.layout.own_rois:
+        check_own_rois(recipe)
     start = time.perf_counter()
     folder = IndexFolder(GalleryIndexManifest, bank, recipe.name)
     folder.files.mkdir(parents=True, exist_ok=True)
@@ -132,7 +134,7 @@ class _Build:
                 "schema": GalleryIndexManifest.SCHEMA,
                 "gallery": self._recipe.build.gallery,
                 "settings": asdict(self.resolved.build),
-                "layout": asdict(self._bank.layout),
+                "layout": self._bank.layout.named(),
                 # Only where they are not the bank's own: indexes from before levels could be chosen are still good.
                 **({"levels": self._recipe.build.levels} if self._recipe.build.levels else {}),
             }
@@ -184,7 +186,7 @@ class _Build:
         if self.resolved.method.pack is None:
             return [[found] for found in rest.values()]
         groups = [[rest.pop(sha256) for sha256 in group] for group in self._groups if rest.keys() >= set(group)]
-        most = _PACKED_VECTORS // max(level.height * level.width for level in self._levels.values())
+        most = _PACKED_VECTORS // max(level.locations for level in self._levels.values())
         begun = 0
         for found in rest.values():
             if not begun or begun + found[1].count > most:

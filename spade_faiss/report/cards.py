@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from spade_faiss.decisions.regions import Region
 from spade_faiss.report.inputs import ReportInputs
 from spade_faiss.report.model import Card, CardGroup, ImageRow, Match, NormalPicture
-from spade_faiss.report.pictures import Box, cell_box
+from spade_faiss.report.pictures import Box, cell_box, shrink, shrink_box, shrink_factor, shrink_map, shrink_mask
 from spade_faiss.report.selection import select_images
 
 _NORMALS_SHOWN = 5
@@ -30,16 +30,21 @@ def card_groups(inputs: ReportInputs, rows: Sequence[ImageRow], shown: int) -> I
 def _card(inputs: ReportInputs, i: int, row: ImageRow) -> Card:
     scores, decisions = inputs.scores, inputs.results.decisions
     picture, missing = inputs.picture(i)
+    own_map = scores.map(i)
+    height, width = own_map.shape
+    mask = None if inputs.masks is None or inputs.records[i].mask is None else inputs.masks[i, :height, :width]
     peak_y, peak_x = scores.peak[i].tolist()
+    regions = [] if decisions is None else [_corners(region) for region in decisions.regions[i]]
     return Card(
         image=row,
-        map=scores.map(i),
+        map=shrink_map(own_map),
         peak=(peak_y, peak_x),
-        picture=picture,
-        mask=None if inputs.masks is None or inputs.records[i].mask is None else inputs.masks[i],
+        picture=None if picture is None else shrink(picture),
+        mask=None if mask is None else shrink_mask(mask),
         normals=tuple(_normals(inputs, i)),
         missing=missing,
-        regions=() if decisions is None else tuple(map(_corners, decisions.regions[i])),
+        regions=tuple(shrink_box(box, own_map.shape) for box in regions),
+        shrunk=shrink_factor(own_map.shape),
     )
 
 
@@ -48,14 +53,19 @@ def _normals(inputs: ReportInputs, i: int) -> Iterator[NormalPicture]:
     scores = inputs.scores
     # Neighbors are named by their column, the other images that a level matched by -1 - their row in the bank.
     matches: dict[int, list[Match]] = {}
+    # Several tiles of one normal image are shown as one, at the place of the nearest.
+    is_tiled, names = inputs.normal_places is not None, scores.neighbor_ids[i].tolist()
+    first = {name: column for column, name in reversed(list(enumerate(names)))} if is_tiled else {}
     rows: dict[int, int] = {}  # of those that were matched: where that is lies in the entry of the row
     for level, match in scores.match.items():
         column, y, x, row = match[i].tolist()
-        corners = cell_box((y, x), scores.grid[level], scores.size)
+        corners = _matched(inputs, level, (y, x), row)
         at = column if column >= 0 else -1 - row
+        if is_tiled:
+            at = first.get(inputs.normal_ids[row], -1 - list(inputs.normal_ids).index(inputs.normal_ids[row]))
         matches.setdefault(at, []).append(Match(level=level, corners=corners))
         rows[at] = row
-    nearest = range(min(_NORMALS_SHOWN, scores.neighbor_ids.shape[1]))
+    nearest = (sorted(first.values()) if is_tiled else range(len(names)))[:_NORMALS_SHOWN]
     for column in sorted({*nearest, *matches}, key=lambda at: (at < 0, at)):
         is_neighbor = column >= 0
         name = str(scores.neighbor_ids[i, column]) if is_neighbor else inputs.normal_ids[-1 - column]
@@ -68,6 +78,19 @@ def _normals(inputs: ReportInputs, i: int) -> Iterator[NormalPicture]:
             matches=tuple(matches.get(column, ())),
             missing=missing,
         )
+
+
+def _matched(inputs: ReportInputs, level: str, cell: tuple[int, int], row: int) -> Box:
+    """The pixels that a cell of a row's map covers, in the picture of the normal image as it is shown."""
+    box = cell_box(cell, inputs.scores.grid[level], inputs.scores.size)
+    if inputs.normal_places is None:
+        return shrink_box(box, inputs.scores.size)
+    y0, x0, y1, x1 = box
+    left, top, width, height = inputs.normal_places[row].tolist()
+    # A tile may be larger than its picture, and the cell lie in its margins.
+    y0, x0 = min(max(0, top + y0), height - 1), min(max(0, left + x0), width - 1)
+    y1, x1 = max(y0 + 1, min(height, top + y1)), max(x0 + 1, min(width, left + x1))
+    return shrink_box((y0, x0, y1, x1), (height, width))
 
 
 def _corners(region: Region) -> Box:

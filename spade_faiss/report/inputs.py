@@ -13,6 +13,7 @@ import numpy.typing as npt
 from spade_faiss.core.memory import MemoryPlan
 from spade_faiss.core.settings import Method, Preprocess
 from spade_faiss.features.datasets import ImageRecord
+from spade_faiss.features.tiles import Places
 from spade_faiss.report.pictures import Mask, Picture
 from spade_faiss.report.results import Results
 from spade_faiss.report.scorefile import ScoreFile
@@ -72,6 +73,8 @@ class DetectorFacts:
     def resize_mode(self) -> str:
         """Which part of an image is scored."""
         source = self.bank["source"]
+        if source and source["preprocess"]["tile"] is not None:
+            return "tiles"
         return str(source["preprocess"]["resize_mode"]) if source else Preprocess().resize_mode
 
 
@@ -87,7 +90,9 @@ class ReportInputs:
         masks: (n, H, W), True for a defective pixel; None without masks.
         picture: gives the picture of an image by its number.
         normal_ids: the names of the bank's pictures by row.
-        normal_picture: gives the picture of a normal image by its name, or what the entry in a bank row shows of it.
+        normal_picture: gives the picture of a normal image by its name, or what the entry in a bank row shows of it; of a tile,
+            that is the whole picture. It is shrunk, if it is large, see `pictures.shrink`.
+        normal_places: (rows, 4) where the tiles of the bank lie in its pictures, by row; None if it holds whole pictures.
     """
 
     facts: DetectorFacts
@@ -98,6 +103,7 @@ class ReportInputs:
     picture: Callable[[int], Shown]
     normal_ids: Sequence[str]
     normal_picture: Callable[[str, int | None], Shown]
+    normal_places: Places | None = None
 
     @property
     def ranked(self) -> npt.NDArray[np.float32]:

@@ -96,12 +96,13 @@ class Card:
 
     Args:
         image: its row; equal to the one in `Report.images`.
-        map: (H, W), its score map.
-        peak: (y, x) of the strongest pixel.
+        map: (H, W), its score map, as it is shown.
+        peak: (y, x) of the strongest pixel, in the map's own pixels.
         picture: (H, W, 3) uint8 as the backbone saw it, or None: then `missing` says why there is none.
         mask: (H, W) ground truth, or None.
         normals: the normal images shown beside it, nearest first; those that a level matched are among them.
         regions: (y0, x0, y1, x1) of the parts of the map above the threshold.
+        shrunk: how many of the map's own pixels are shown as one, along each axis; see `pictures.shrink`.
     """
 
     image: ImageRow
@@ -112,6 +113,7 @@ class Card:
     normals: tuple[NormalPicture, ...] = ()
     missing: str = ""
     regions: tuple[Box, ...] = ()
+    shrunk: int = 1
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -6,13 +6,16 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
+
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError, SpadeError
 from spade_faiss.core.inside import open_regular
 from spade_faiss.features.datasets import ImageRecord
-from spade_faiss.features.pictures import load_views
+from spade_faiss.features.pictures import Picture, load_views
 from spade_faiss.features.views import view_id
 from spade_faiss.report.inputs import Shown
+from spade_faiss.report.pictures import shrink
 
 # A larger file is no picture that a report shows: its bank may have named it to keep the process busy.
 _MOST_BYTES = 512 << 20
@@ -20,7 +23,8 @@ _READ_BYTES = 1 << 20
 
 
 class NormalPictures:
-    """Reads each picture once, as the backbone saw it; a file that is not the one that the bank was made from is missing.
+    """Reads each picture once, as the backbone saw it, see `pictures.shrink`; a file that is not the one that the bank was made
+    from is missing.
 
     A bank may come from anybody, and may name any file of this machine. So a file is decoded only if its content is that which
     the bank was made from: whoever knows its checksum knows the picture.
@@ -32,7 +36,7 @@ class NormalPictures:
 
     def __call__(self, name: str, row: int | None = None) -> Shown:
         """The picture of the normal image `name`, or what the entry in a row shows of it."""
-        entry = name if row is None else self._bank.ids[row]
+        entry = name if row is None or self._bank.is_tiled else self._bank.ids[row]
         if (name, entry) not in self._read:
             self._read[name, entry] = self._load(name, entry)
         return self._read[name, entry]
@@ -60,8 +64,19 @@ class NormalPictures:
             return Shown(None, str(error))
         if loaded.sha256 != recorded:
             return Shown(None, f"{path} has changed since the bank took it")
-        shown = {name: loaded.picture, **{view_id(name, view.name): view.picture for view in views}}
-        return Shown(shown[entry]) if entry in shown else Shown(None, f"the bank does not say how {entry} was made of {path}")
+        shown = {name: self._inspected(name, loaded.picture), **{view_id(name, view.name): view.picture for view in views}}
+        if entry not in shown:
+            return Shown(None, f"the bank does not say how {entry} was made of {path}")
+        return Shown(shrink(shown[entry]))
+
+    def _inspected(self, name: str, picture: Picture) -> Picture:
+        """What the backbone saw of a picture: where it has a region of interest of its own, nothing outside of that."""
+        source = self._bank.manifest.source
+        if source is None or not source.preprocess.own_rois:
+            return picture
+        color = np.rint(255 * np.array(source.preprocess.mean)).astype(np.uint8)
+        inspected = self._bank.inspected(self._bank.ids.index(name))
+        return np.where(inspected[..., np.newaxis], picture, color)
 
 
 def _hash_picture(path: Path) -> str:

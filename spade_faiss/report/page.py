@@ -95,10 +95,11 @@ def _notices(inputs: ReportInputs) -> Iterator[str]:
     if results.skipped:
         yield f"{len(results.skipped)} images could not be read and were left out; they are listed at the end."
     if (metrics := results.metrics) is not None and metrics.not_visible:
+        where = f"resize mode {facts.resize_mode}{', in the region of interest' if 'roi' in facts.bank else ''}"
         remedy = " To score whole images, extract a bank with --resize-mode letterbox." if facts.resize_mode == "crop" else ""
         yield (
             f"{metrics.not_visible} of {metrics.images} defective images show no defect in the region that was scored "
-            f"(resize mode {facts.resize_mode}), yet count as defective.{remedy}"
+            f"({where}), yet count as defective.{remedy}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from spade_faiss.report.pictures import Picture
+from spade_faiss.report.pictures import Picture, shrink
 from spade_faiss.report.selection import Bools, Values, shortlist
 
 
@@ -39,7 +40,7 @@ class PictureStore(Protocol):
 
 
 class ShortlistedPictures:
-    """Holds the pictures in memory that a report of `shown` images may show, see `selection.shortlist`."""
+    """Holds the pictures in memory that a report of `shown` images may show, see `selection.shortlist`; shrunk, if large."""
 
     def __init__(self, shown: int) -> None:
         self._shown = shown
@@ -51,7 +52,7 @@ class ShortlistedPictures:
     def add(self, pictures: Sequence[Picture], image_score: Values, localized: Bools, defective: Bools | None) -> None:
         """See `PictureStore.add`."""
         for i in np.flatnonzero(localized).tolist():
-            self._pictures[self._count + i] = pictures[i]
+            self._pictures[self._count + i] = shrink(pictures[i])
             self._score[self._count + i] = float(image_score[i])
             if defective is not None:
                 self._defective[self._count + i] = bool(defective[i])
@@ -76,27 +77,26 @@ class ShortlistedPictures:
 
 
 class SpooledPictures:
-    """Holds the pictures of all images that have a map, in a temporary file in `folder`; they are of one size."""
+    """Holds the pictures of all images that have a map, in a temporary file in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         # Beside the results, which take as much room: a system's folder for temporary files is often in memory.
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed by __exit__
-        self._shape: tuple[int, ...] = ()
         self._count = 0
-        self._place: dict[int, int] = {}
+        # Where the picture of each image begins, and its shape.
+        self._place: dict[int, tuple[int, tuple[int, ...]]] = {}
 
     def add(self, pictures: Sequence[Picture], image_score: Values, localized: Bools, defective: Bools | None) -> None:
         """See `PictureStore.add`."""
         for i in np.flatnonzero(localized).tolist():
-            self._shape = pictures[i].shape
-            self._place[self._count + i] = self._file.seek(0, os.SEEK_END)
+            self._place[self._count + i] = self._file.seek(0, os.SEEK_END), pictures[i].shape
             self._file.write(np.ascontiguousarray(pictures[i]).data)
         self._count += len(pictures)
 
     def __getitem__(self, i: int) -> Picture:
-        self._file.seek(self._place[i])
-        data = self._file.read(int(np.prod(self._shape)))
-        return np.frombuffer(data, np.uint8).reshape(self._shape)
+        start, shape = self._place[i]
+        self._file.seek(start)
+        return np.frombuffer(self._file.read(math.prod(shape)), np.uint8).reshape(shape)
 
     def __enter__(self) -> Self:
         return self

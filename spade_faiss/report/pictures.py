@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,8 @@ Mask = npt.NDArray[np.bool_]
 Color = tuple[int, int, int]
 Box = tuple[int, int, int, int]
 
+# The longest side of a picture that the report shows, in pixels; of a larger one it shows squares of pixels as one.
+LARGEST_SHOWN = 1024
 OUTLINE: Color = (90, 230, 255)
 _HALO: Color = (0, 0, 0)
 _ALPHA = 0.85  # the opacity of the highest score: the picture stays visible below it
@@ -99,6 +102,36 @@ def outline(picture: Picture, mask: Mask) -> Picture:
     return result
 
 
+def shrink_factor(size: Sequence[int]) -> int:
+    """How many pixels of a picture of `size` (H, W) the report shows as one, along each axis: 1 up to `LARGEST_SHOWN`."""
+    return -(-max(size) // LARGEST_SHOWN)
+
+
+def shrink(picture: Picture) -> Picture:
+    """A picture (H, W, 3) as small as the report shows it; a pixel is the mean of those that it stands for."""
+    factor = shrink_factor(picture.shape[:2])
+    return picture if factor == 1 else np.asarray(Image.fromarray(picture).reduce(factor))
+
+
+def shrink_map(scores: FloatArray) -> FloatArray:
+    """A map (H, W) as small as `shrink` makes its picture; a pixel is the highest of those that it stands for."""
+    factor = shrink_factor(scores.shape)
+    return scores if factor == 1 else _reduced(np.maximum, scores, factor)
+
+
+def shrink_mask(mask: Mask) -> Mask:
+    """A mask (H, W) as small as `shrink` makes its picture; a pixel is in it if one of those is that it stands for."""
+    factor = shrink_factor(mask.shape)
+    return mask if factor == 1 else _reduced(np.logical_or, mask, factor)
+
+
+def shrink_box(box: Box, size: Sequence[int]) -> Box:
+    """(y0, x0, y1, x1) in a picture of `size` (H, W) as the pixels that show it where `shrink` was applied."""
+    factor = shrink_factor(size)
+    y0, x0, y1, x1 = box
+    return y0 // factor, x0 // factor, -(-y1 // factor), -(-x1 // factor)
+
+
 def cell_box(cell: tuple[int, int], grid: Sequence[int], size: Sequence[int]) -> Box:
     """(y0, x0, y1, x1): the pixels of a `size` (H, W) picture that location `cell` (y, x) of a level's `grid` (h, w) covers."""
     (y, x), (h, w), (height, width) = cell, grid, size
@@ -137,6 +170,13 @@ def _strength(scores: FloatArray, low: float, high: float) -> npt.NDArray[np.flo
     if not low < high:
         raise InputError(f"the color range must rise, got {low} to {high}")
     return np.clip((scores.astype(np.float64) - low) / (high - low), 0, 1)
+
+
+def _reduced(function: np.ufunc, values: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
+    """Reduce squares of `factor` x `factor` of (H, W) values; those at the end may be smaller."""
+    rows = function.reduceat(values, np.arange(0, values.shape[0], factor), axis=0)
+    reduced: npt.NDArray[Any] = function.reduceat(rows, np.arange(0, values.shape[1], factor), axis=1)
+    return reduced
 
 
 def _grown(mask: Mask, pixels: int) -> Mask:

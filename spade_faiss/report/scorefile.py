@@ -6,6 +6,8 @@ The layout of `scores.h5`, for n images with k neighbors each and score maps of 
     /match/<level> (n, 4): neighbor column, y, x and bank row of the location that the level's cell under the strongest
         pixel was matched to (column -1: of an image that is none of the neighbors; row -1: the image was not localized);
         its attribute `grid` is the (height, width) of the level
+    Of images that were scored in tiles, /maps is a group: its arrays `0`, `1` ... are each of its image's own size, and its
+        attribute `tile` is the (height, width) of a tile, in which the cells of /match lie
     /image_scores/structure (n,): if there was a calibration
     /verdict/p_image, p_map, p_top, p_structure, p_value (n,), alarm (n,): if there was a calibration
     /regions/image (r,): the image of each of r regions; score, p_value (r,); and, with `input_` and `original_` before them,
@@ -49,6 +51,7 @@ _SCORES = ("image_score", "map_score", "top_score")
 _STRUCTURE = "image_scores/structure"
 _ROWS = 1024  # rows a chunk, of everything but maps and names
 _BYTES = 1 << 16  # bytes of names a chunk
+_SIDE = 512  # rows and columns a chunk, of a map of an image that was scored in tiles
 # Measured on SPADE's maps of 224 x 224: gzip 1 with shuffle compresses a map to 67 % in 3.5 ms, lzf to 72 % in 1.9 ms; every
 # HDF5 reader knows gzip, only h5py knows lzf.
 _PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
@@ -60,7 +63,7 @@ class _Form(NamedTuple):
 
     distance: str
     neighbors: int
-    size: tuple[int, ...]
+    size: tuple[int, ...] | None
     levels: dict[str, tuple[int, ...]]
 
     @classmethod
@@ -70,7 +73,8 @@ class _Form(NamedTuple):
         if shapes != [(n,), (n, k), (n, k), (n,)] or any(len(nearest) != n for nearest in scores.nearest.values()):
             raise InputError(f"{n} ids do not fit image scores, neighbors and maps of shapes {shapes}")
         levels = {level: nearest.shape[1:] for level, nearest in scores.nearest.items()}
-        return cls(scores.distance, k, scores.maps.shape[1:], levels)
+        # Images that were scored in tiles have maps of any size.
+        return cls(scores.distance, k, None if scores.sizes is not None else scores.maps.shape[1:], levels)
 
 
 class ScoreWriter:
@@ -80,14 +84,23 @@ class ScoreWriter:
         path: the file to make or replace; its folder exists.
         settings: JSON text that says how the images were scored; stored as it is.
         run: tells the run from all others.
+        tile: (height, width) of the tiles that images are scored in; None for whole images.
 
     Raises:
         InputError: if `settings` is no JSON, or the block ended without a batch.
     """
 
-    def __init__(self, path: str | os.PathLike[str], settings: str = "{}", *, run: str = "") -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        settings: str = "{}",
+        *,
+        run: str = "",
+        tile: tuple[int, int] | None = None,
+    ) -> None:
         self._path = Path(path)
         self._run = run
+        self._tile = tile
         try:
             json.loads(settings)
         except ValueError as error:
@@ -115,6 +128,8 @@ class ScoreWriter:
         if self._file is None:
             raise InputError(f"{self._path} is not open; use: with ScoreWriter(path) as writer: writer.append(scores)")
         form = _Form.of(scores)
+        if (self._tile is None) != (form.size is not None):
+            raise InputError(f"{self._path} is of {'tiles' if self._tile else 'whole images'}, these scores are not")
         ids, neighbor_ids = _encoded(scores.ids), _encoded(scores.neighbor_ids.ravel())
         if self._form is None:
             self._create(form)
@@ -122,14 +137,19 @@ class ScoreWriter:
         for name, now, before in zip(form._fields, form, self._form, strict=True):
             if now != before:
                 raise InputError(f"{self._path}: this batch has {name}={now}, the batches before it have {name}={before}")
-        peak, size = scores.peak, scores.maps.shape[1:]
+        peak, size = scores.peak, self._tile or scores.maps.shape[1:]
         self._add("ids", ids)
         self._add("neighbor_ids", neighbor_ids)
-        for name in (*_SCORES, "neighbor_dist", "maps"):
+        for name in (*_SCORES, "neighbor_dist"):
             self._add(name, getattr(scores, name))
+        if self._tile is None:
+            self._add("maps", scores.maps)
+        else:
+            self._add_maps(scores)
         self._add("peak", peak)
+        cells = peak if scores.corners is None else peak - scores.corners
         for level, nearest in scores.nearest.items():
-            self._add(f"match/{level}", _match_at(peak, size, nearest))
+            self._add(f"match/{level}", _match_at(cells, size, nearest))
 
     def add_table(self, group: str, columns: Mapping[str, npt.NDArray[Any]]) -> None:
         """Add a named group of arrays, such as the verdicts on all images; see `ScoreFile.table`."""
@@ -164,7 +184,10 @@ class ScoreWriter:
             self._new(name, (), np.float32)
         self._new("neighbor_dist", (k,), np.float32)
         self._new("peak", (2,), np.int64)
-        self._new("maps", form.size, np.float32, chunk=1, **_PACKED)
+        if form.size is not None:
+            self._new("maps", form.size, np.float32, chunk=1, **_PACKED)
+        else:
+            self._file.create_group("maps").attrs["tile"] = self._tile
         self._file.create_group("match", track_order=True)  # levels come back finest first, not by name
         for level, grid in form.levels.items():
             self._new(f"match/{level}", (4,), np.int32)
@@ -173,6 +196,13 @@ class ScoreWriter:
     def _new(self, name: str, shape: tuple[int, ...], dtype: Any, *, chunk: int = _ROWS, **packing: Any) -> None:
         chunks = (chunk, *(max(1, side) for side in shape))
         self._file.create_dataset(name, (0, *shape), dtype, maxshape=(None, *shape), chunks=chunks, fletcher32=True, **packing)
+
+    def _add_maps(self, scores: Scores) -> None:
+        """Add maps that are each of their own size."""
+        group = self._file["maps"]
+        for scored in scores.own_maps():
+            chunks = tuple(min(side, _SIDE) for side in scored.shape)
+            group.create_dataset(str(len(group)), data=scored, chunks=chunks, fletcher32=True, **_PACKED)
 
     def _add(self, name: str, rows: npt.NDArray[Any]) -> None:
         dataset = self._file[name]
@@ -194,7 +224,7 @@ class ScoreFile:
         neighbor_ids: (n, k), nearest first; neighbor_dist: (n, k).
         match: for each level, (n, 4): neighbor column, y, x, bank row of the location that the cell under the peak matched.
         grid: for each level, (height, width).
-        size: (H, W) of the maps.
+        size: (H, W) of the maps; of a tile, where images were scored in tiles: then each map is of its image's own size.
         distance: of all scores, `l2` or `squared_l2`.
         settings: the JSON text given to the writer.
         run: the run given to the writer; empty if there was none.
@@ -240,7 +270,7 @@ class ScoreFile:
     def _read(cls, path: Path, file: Any) -> ScoreFile:
         if (schema := file.attrs.get("schema")) != SCHEMA:
             raise InputError(f"{path} has score file schema {schema}, this version reads {SCHEMA}; score the images again")
-        levels, neighbor_dist = file["match"], file["neighbor_dist"][...]
+        levels, neighbor_dist, maps = file["match"], file["neighbor_dist"][...], file["maps"]
         result = cls(
             path=path,
             ids=tuple(_decoded(file["ids"])),
@@ -251,13 +281,13 @@ class ScoreFile:
             neighbor_ids=np.array(_decoded(file["neighbor_ids"]), dtype=np.str_).reshape(neighbor_dist.shape),
             match={level: dataset[...] for level, dataset in levels.items()},
             grid={level: tuple(map(int, dataset.attrs["grid"])) for level, dataset in levels.items()},
-            size=file["maps"].shape[1:],
+            size=tuple(map(int, maps.attrs["tile"])) if isinstance(maps, h5py.Group) else maps.shape[1:],
             distance=file.attrs["distance"].decode(),
             settings=file.attrs["settings"].decode(),
             run=file.attrs.get("run", b"").decode(),
-            _maps=file["maps"],
+            _maps=maps,
         )
-        columns = [*result.image_scores.values(), result.peak, result.neighbor_ids, result.neighbor_dist, file["maps"]]
+        columns = [*result.image_scores.values(), result.peak, result.neighbor_ids, result.neighbor_dist, maps]
         if counts := {len(column) for column in [*columns, *result.match.values()]} - {len(result)}:
             raise ValueError(f"{len(result)} ids, but other columns hold {sorted(counts)}")
         return result
@@ -272,19 +302,24 @@ class ScoreFile:
         return found if self.structure_score is None else {**found, "structure": self.structure_score}
 
     @property
+    def is_tiled(self) -> bool:
+        """Whether images were scored in tiles."""
+        return isinstance(self._maps, h5py.Group)
+
+    @property
     def localized(self) -> npt.NDArray[np.bool_]:
         """(n,) which images have a map."""
         found: npt.NDArray[np.bool_] = np.isfinite(self.map_score)
         return found
 
     def map(self, i: int) -> FloatArray:
-        """(H, W), the score map of image `i`."""
+        """(H, W), the score map of image `i`; of its own size if it was scored in tiles."""
         if not 0 <= i < len(self):
             raise InputError(f"there is no map {i} in {self.path}: it holds {len(self)}")
         if not self._maps:
             raise InputError(f"{self.path} was closed; its maps can no longer be read")
         with _damage_named(self.path):
-            scores: FloatArray = self._maps[i]
+            scores: FloatArray = self._maps[str(i)][...] if self.is_tiled else self._maps[i]
             return scores
 
     def maps(self) -> Iterator[FloatArray]:

@@ -13,9 +13,9 @@ from spade_faiss.search.protocol import ResolvedRecipe, resolve_recipe
 from spade_faiss.search.recipe import Settings, load_recipe, recipe_names
 
 _KEY_LENGTH = 16
-_OF_METHOD = ("k_image", "k_gallery", "kappa", "levels", "fusion", "distance", "sigma", "top_share")
+_OF_METHOD = ("k_image", "k_gallery", "kappa", "levels", "fusion", "distance", "sigma", "top_share", "tile_neighbors")
 # Settings that scoring configs had not at first: at their defaults the key is what it was, and calibrations stay valid.
-_ADDED = ("top_share",)
+_ADDED = ("top_share", "tile_neighbors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class ScoringConfig:
     distance: str
     sigma: float
     top_share: float = Method.top_share
+    tile_neighbors: str = Method.tile_neighbors
 
     @staticmethod
     def of(resolved: ResolvedRecipe, method: Method) -> ScoringConfig:

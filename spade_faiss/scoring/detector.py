@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,16 +21,20 @@ from spade_faiss.core.process import fork_safe
 from spade_faiss.core.settings import ALL, Method, Run, for_each
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray, IntArray
-from spade_faiss.features.batch import FeatureBatch, check_ids
+from spade_faiss.features.batch import FeatureBatch, by_picture, check_ids
 from spade_faiss.features.datasets import Images, find_images
 from spade_faiss.features.layout import prepare
+from spade_faiss.features.memory import most_tiled_bytes
+from spade_faiss.features.tiles import largest_image
 from spade_faiss.index.image_index import ImageIndex
 from spade_faiss.scoring.config import ScoringConfig
 from spade_faiss.scoring.fusion import score_maps, to_distance
-from spade_faiss.scoring.image_scores import map_statistics
+from spade_faiss.scoring.image_scores import STATISTICS, map_statistics
 from spade_faiss.scoring.level_search import gallery_sizes, open_level_searches
 from spade_faiss.scoring.memory import DECODE_BYTES, float32_bytes, working_bytes
+from spade_faiss.scoring.same_place import SamePlace
 from spade_faiss.scoring.scores import Scores, join
+from spade_faiss.scoring.stitching import Stitcher, check_tiling
 from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.levels import searched_levels
@@ -41,6 +45,7 @@ from spade_faiss.search.workers import Workers
 if TYPE_CHECKING:
     from spade_faiss.features.backbone import Backbone
     from spade_faiss.features.frames import Pixels
+    from spade_faiss.features.roi_folder import RoiFolder
     from spade_faiss.scoring.stream import ScoreStream
 
 
@@ -77,15 +82,23 @@ class Detector:
             raise InputError(
                 f"sigma={method.sigma:g} is wider than the input, {most} pixels: it would level all maps; lower it"
             )
+        check_tiling(bank, method, whole_bank=self.resolved.method.whole_bank)
         self.scoring_config = ScoringConfig.of(self.resolved, method)
         self.device = find_device(run.device)
         self._images = ImageIndex.open(bank, recipe, self.device)
+        self._same_place = None if method.tile_neighbors == Method.tile_neighbors else SamePlace(bank)
         self._workers = Workers(device=self.device)
         self._cache: BlockCache[FloatArray] = BlockCache()
         self._searches = open_level_searches(bank, self.resolved, method, self._workers, self._cache)
-        cacheable = len(bank) * sum(float32_bytes(search.level.shape) for search in self._searches.values())
+        cacheable = len(bank) * sum(float32_bytes(search.level.stored_shape) for search in self._searches.values())
         decodes = bank.manifest.source is not None
-        self.plan = plan_memory(parse_bytes(run.memory), self._working_bytes, cacheable, decodes=decodes)
+        self.plan = plan_memory(
+            parse_bytes(run.memory),
+            self._working_bytes,
+            cacheable,
+            decodes=decodes,
+            picture_bytes=0 if bank.tile_places is None else most_tiled_bytes(largest_image(bank.tile_places)),
+        )
         self._cache.capacity = self.plan.cache_bytes
         self._given_backbone = backbone
         self._backbone = Once(partial(_load_backbone, bank, backbone, run, self.device.torch_name))
@@ -104,7 +117,7 @@ class Detector:
 
         Args:
             bank: the bank's folder.
-            recipe: a recipe's name or file; the bank's usual one unless given.
+            recipe: a recipe's name or file; the bank's usual one unless given, or `exact` if a method is.
             method: the parameters of SPADE; the bank's usual ones unless given.
             run: `device` computes the backbone, the image index and the gallery search; the process may grow by `memory` while
                 it scores; `weights` is the file of the backbone's weights, if it is no longer where the bank remembers it.
@@ -117,7 +130,8 @@ class Detector:
                 there, or a backbone that is not the bank's.
         """
         opened = Bank.open(bank)
-        recipe = opened.usual.recipe if recipe is None else recipe
+        if recipe is None:
+            recipe = opened.usual.recipe if method is None else "exact"
         method = opened.usual.method_for(len(opened)) if method is None else method
         _check_neighbors(opened, method)
         detector = cls(opened, load_recipe(recipe), method, run, backbone)
@@ -147,9 +161,26 @@ class Detector:
         return self._backbone()
 
     @property
+    def rois(self) -> RoiFolder | None:
+        """The regions of interest of pictures, if each has one of its own.
+
+        Raises:
+            InputError: if `run.roi` is missing, or is given without need.
+            NotFoundError: if it is no folder.
+        """
+        from spade_faiss.features.roi_folder import find_rois  # imports Pillow, which scoring features does not need
+
+        return find_rois(self.backbone.source.preprocess, self.run.roi)
+
+    @property
     def decode_bytes(self) -> int:
         """How much memory the images may take that are decoded at the same time: what the plan leaves of the budget."""
         return max(DECODE_BYTES, parse_bytes(self.run.memory) - self.plan.working_bytes - self.plan.cache_bytes)
+
+    @property
+    def images_at_a_time(self) -> int:
+        """How many images are scored together: as many as the plan says, and one whose tiles are."""
+        return 1 if self.bank.is_tiled else self.plan.batch
 
     def score(self, images: Images | Pixels | Sequence[Pixels], *, ids: Sequence[str] | None = None) -> Scores:
         """Score images: those of a folder in the order of their ids, those of a list in the list's order.
@@ -192,14 +223,17 @@ class Detector:
         features = FeatureStream(self.backbone, run, batch_size=self.plan.batch, timings=timings)
         # The thread that scores has as many of FAISS's threads as the one that opened the detector.
         prepare = partial(import_faiss().omp_set_num_threads, self._workers.threads)
-        return ScoreStream(features, partial(self.score_features, timings=timings), label, prepare)
+        score: Callable[[FeatureBatch], Scores | None] = partial(self.score_features, timings=timings)
+        if self.bank.is_tiled:
+            score = partial(self._score_tiles, stitcher=self._stitcher(), timings=timings)
+        return ScoreStream(features, score, label, prepare)
 
     @fork_safe
     def score_features(self, batch: FeatureBatch, *, timings: Timings | None = None) -> Scores:
         """Score images by their features, from any extractor.
 
         Args:
-            batch: features of n images, of the bank's levels and source.
+            batch: features of n images, of the bank's levels and source; of all of their tiles, if the bank holds tiles.
             timings: where the seconds of each step are added.
 
         Raises:
@@ -208,15 +242,43 @@ class Detector:
         check_fork(self.device)
         timings = timings or Timings()
         self.bank.check_source(batch.source)
+        self.bank.check_tiles(batch)
         check_ids(batch.ids)
-        size, found = self.plan.batch, []
-        for start in range(0, max(1, len(batch)), size):
-            with timings("prepare"):
-                query = prepare(batch[start : start + size], self.bank.layout)
-            with timings("image search"):
+        size = self.plan.batch
+        if not self.bank.is_tiled or not len(batch):
+            parts = (batch[start : start + size] for start in range(0, max(1, len(batch)), size))
+            return join([self._score_entries(part, timings) for part in parts])
+        stitcher, found = self._stitcher(), []
+        for image in by_picture(batch):
+            parts = (image[start : start + size] for start in range(0, len(image), size))
+            found += [self._score_tiles(part, stitcher, timings) for part in parts]
+        stitcher.check_complete()
+        return join([scores for scores in found if scores is not None])
+
+    def _stitcher(self) -> Stitcher:
+        source = self.bank.manifest.source
+        assert source is not None
+        return Stitcher(source.preprocess, self.method)
+
+    @fork_safe
+    def _score_tiles(self, tiles: FeatureBatch, stitcher: Stitcher, timings: Timings) -> Scores | None:
+        """Score tiles of one image, at most as many as are scored together; see `Stitcher.add`."""
+        check_fork(self.device)
+        scores = self._score_entries(tiles, timings)
+        assert tiles.places is not None
+        with timings("fusion"):
+            return stitcher.add(tiles.picture_ids[0], tiles.places, scores)
+
+    def _score_entries(self, batch: FeatureBatch, timings: Timings) -> Scores:
+        """Score images, or tiles, at most as many as are scored together."""
+        with timings("prepare"):
+            query = prepare(batch, self.bank.layout)
+        with timings("image search"):
+            if self._same_place is not None:
+                sq_dist, rows = self._same_place.search(query, self._neighbors)
+            else:
                 sq_dist, rows = self._images.search(query.embedding, self._neighbors)
-            found.append(self._score(query, sq_dist, rows, timings))
-        return join(found)
+        return self._score(query, sq_dist, rows, timings)
 
     @fork_safe
     def score_rows(self, rows: Sequence[int], *, timings: Timings | None = None) -> Scores:
@@ -225,7 +287,8 @@ class Detector:
         All entries of the picture that a row was made of are left out.
 
         Args:
-            rows: bank rows; their scores are named after their pictures.
+            rows: bank rows; their scores are named after their pictures. In a bank of tiles, a row stands for its picture, all
+                tiles of which are scored.
             timings: where the seconds of each step are added.
 
         Raises:
@@ -234,15 +297,30 @@ class Detector:
         check_fork(self.device)
         self.check_leave_one_out()
         timings = timings or Timings()
-        found = []
-        for own in self._batches_of_one_size(np.asarray(rows, np.int64)):
-            with timings("read"):
-                query = self.bank.read(own)
-                query = replace(query, ids=query.picture_ids)
-            with timings("image search"):
+        if not self.bank.is_tiled:
+            return join([self._score_own(own, timings) for own in self._batches_of_one_size(np.asarray(rows, np.int64))])
+        pictures, stitcher, size, found = self.bank.pictures, self._stitcher(), self.plan.batch, []
+        places = self.bank.tile_places
+        assert places is not None
+        for number in pictures.of(np.asarray(rows, np.int64)).tolist():
+            tiles = pictures.rows(number)
+            for start in range(0, len(tiles), size):
+                own = tiles[start : start + size]
+                found.append(stitcher.add(pictures.ids[number], places[own], self._score_own(own, timings)))
+            stitcher.check_complete()
+        return join([scores for scores in found if scores is not None])
+
+    def _score_own(self, own: IntArray, timings: Timings) -> Scores:
+        """Score rows, at most as many as are scored together, each against all that are of other pictures."""
+        with timings("read"):
+            query = self.bank.read(own)
+            query = replace(query, ids=query.picture_ids)
+        with timings("image search"):
+            if self._same_place is not None:
+                sq_dist, others = self._same_place.search(query, self._neighbors, own)
+            else:
                 sq_dist, others = self._search_others(query.embedding, own)
-            found.append(self._score(query, sq_dist, others, timings, own))
-        return join(found)
+        return self._score(query, sq_dist, others, timings, own)
 
     def check_leave_one_out(self) -> None:
         """Raise InputError if an image of the bank cannot be scored against all the others, see `score_rows`."""
@@ -279,7 +357,7 @@ class Detector:
         others &= np.cumsum(others, axis=1) <= k
         return sq_dist[others].reshape(-1, k), rows[others].reshape(-1, k)
 
-    def _gallery(self, k_gallery: int | str, rows: IntArray, own: IntArray | None) -> IntArray:
+    def _gallery(self, k_gallery: int | str, query: FeatureBatch, rows: IntArray, own: IntArray | None) -> IntArray:
         """(n, K) the bank rows that n images are searched in; nearest first, as far as the nearest `rows` (n, k) are known.
 
         `own` (n,) are the rows of the images themselves, if they are the bank's own: those of their pictures, of which all have
@@ -287,6 +365,8 @@ class Detector:
         """
         if k_gallery != ALL and not self.resolved.method.whole_bank:
             return rows[:, : int(k_gallery)]
+        if self._same_place is not None:
+            return self._same_place.gallery(query, rows, own)
         every, line = np.arange(len(self.bank)), []
         if own is None and self.resolved.method.whole_bank:
             # Written out, it would be as large as the bank for each image.
@@ -306,7 +386,7 @@ class Detector:
         image_score = neighbor_dist[:, : self.method.k_image].mean(axis=1)
         localized = np.flatnonzero(self._is_localized(image_score))
         with timings("pixel search"):
-            galleries = {k: self._gallery(k, rows, own) for k in dict.fromkeys(self._k_gallery)}
+            galleries = {k: self._gallery(k, query, rows, own) for k in dict.fromkeys(self._k_gallery)}
             levels = {
                 name: search(query, rows, galleries[k], localized)
                 for (name, search), k in zip(self._searches.items(), self._k_gallery, strict=True)
@@ -315,11 +395,17 @@ class Detector:
         with timings("fusion"):
             size = self.bank.layout.input_size
             maps = np.full((len(query), *size), np.nan, np.float32)
+            # Those of tiles are smoothed and reduced once they are one map.
+            is_tile = self.bank.is_tiled
             if len(localized):
-                maps[localized] = score_maps([dist[localized] for dist in level_dist.values()], size, self.method.sigma)
+                sigma = 0.0 if is_tile else self.method.sigma
+                maps[localized] = score_maps([dist[localized] for dist in level_dist.values()], size, sigma)
             if query.valid is not None:
                 maps *= query.valid
-            statistics = map_statistics(maps, query.valid, self.method.top_share)
+            if is_tile:
+                statistics = np.full((len(query), len(STATISTICS)), np.nan, np.float32)
+            else:
+                statistics = map_statistics(maps, query.valid, self.method.top_share)
         return Scores(
             ids=list(query.ids),
             image_score=image_score,
@@ -331,6 +417,7 @@ class Detector:
             nearest={name: found.nearest for name, found in levels.items()},
             distance=self.method.distance,
             passed_over={name: found.passed_over for name, found in levels.items() if found.passed_over is not None},
+            valid=query.valid,
         )
 
     def _is_localized(self, image_score: FloatArray) -> npt.NDArray[np.bool_]:
@@ -371,7 +458,7 @@ def _check_neighbors(bank: Snapshot, method: Method) -> None:
         if k > len(bank):
             raise InputError(f"{name}={k} is larger than the number of {_entries(bank)} in {bank.path}; lower it or add images")
     for level, size in zip(levels, sizes, strict=True):
-        if method.kappa > (most := size * level.height * level.width):
+        if method.kappa > (most := size * level.locations):
             raise InputError(
                 f"kappa={method.kappa} is larger than the gallery, {most} vectors at level {level.name!r}; lower it"
             )

@@ -43,11 +43,11 @@ class Metrics(KindMetrics):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PixelTruth:
-    """The ground truth of n images' pixels, and their scores.
+    """The ground truth of n images' pixels and their scores. Those of an image that is smaller than others lie at the top left.
 
     Args:
         masks: (n, H, W), True for a defective pixel.
-        valid: (n, H, W), False for pixels that were not scored.
+        valid: (n, H, W), False for pixels that were not scored, or that an image does not have.
         maps: (n, H, W) score maps.
     """
 

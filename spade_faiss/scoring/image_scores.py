@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -27,6 +29,8 @@ STATISTICS = ("top", "std", "total_variation")
 # The least standard deviation of a statistic over normal maps, as a share of the largest value: where they all agree, a map
 # that does not is far away, and its distance is still a number.
 _LEAST_STD = 1e-6
+# Pixels that are in float64 at a time: an image that is scored in tiles has many.
+_BLOCK = 1 << 20
 # top_share * pixels may be a whole number that floating point misses by a little.
 _ROUNDING = 1e-9
 
@@ -54,7 +58,7 @@ def map_statistics(maps: FloatArray, valid: Bools | None, top_share: float) -> F
         inspected = None if valid is None or valid[i].all() else valid[i]
         pixels = scores.ravel() if inspected is None else scores[inspected]
         if pixels.size and not np.isnan(pixels).any():
-            found[i] = _top_mean(pixels, top_share), pixels.std(dtype=np.float64), _total_variation(scores, inspected)
+            found[i] = _top_mean(pixels, top_share), _std(pixels), _total_variation(scores, inspected)
     return found
 
 
@@ -65,13 +69,26 @@ def _top_mean(pixels: FloatArray, share: float) -> float:
     return float(np.sort(highest).mean(dtype=np.float64))
 
 
+def _std(pixels: FloatArray) -> float:
+    """The standard deviation of the population, as NumPy computes it, with a block of the pixels in float64 at a time."""
+    starts = range(0, pixels.size, _BLOCK)
+    mean = sum(float(pixels[at : at + _BLOCK].sum(dtype=np.float64)) for at in starts) / pixels.size
+    squares = (np.square(pixels[at : at + _BLOCK] - np.float64(mean)) for at in starts)
+    return math.sqrt(sum(float(block.sum()) for block in squares) / pixels.size)
+
+
 def _total_variation(scores: FloatArray, inspected: Bools | None) -> float:
     total, pairs = 0.0, 0
     for axis in (0, 1):
-        steps = np.abs(np.diff(scores.astype(np.float64), axis=axis))
-        if inspected is not None:
-            steps = steps[inspected[1:] & inspected[:-1] if axis == 0 else inspected[:, 1:] & inspected[:, :-1]]
-        total, pairs = total + float(steps.sum()), pairs + steps.size
+        # A few rows at a time, and the first of the next ones where it is the neighbor of the last.
+        rows = max(1, _BLOCK // scores.shape[1])
+        for start in range(0, len(scores), rows):
+            block = slice(start, start + rows + (axis == 0))
+            steps = np.abs(np.diff(scores[block].astype(np.float64), axis=axis))
+            if inspected is not None:
+                of_block = inspected[block]
+                steps = steps[of_block[1:] & of_block[:-1] if axis == 0 else of_block[:, 1:] & of_block[:, :-1]]
+            total, pairs = total + float(steps.sum()), pairs + steps.size
     return total / pairs if pairs else 0.0
 
 

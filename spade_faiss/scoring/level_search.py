@@ -9,16 +9,18 @@ from typing import NamedTuple
 import numpy as np
 
 from spade_faiss.bank.snapshot import Snapshot
+from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import ALL, Method, for_each
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import FeatureBatch, Level
+from spade_faiss.features.roi import cells_with_any
 from spade_faiss.index.opened_gallery import EncodedLevel, open_gallery
 from spade_faiss.scoring.fusion import to_distance
 from spade_faiss.scoring.memory import float32_bytes
 from spade_faiss.scoring.scores import NEAREST_DTYPE, NearestArray
 from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.levels import open_blocks, searched_levels, vectors_of
-from spade_faiss.search.protocol import GallerySearch, ResolvedRecipe
+from spade_faiss.search.protocol import GallerySearch, ResolvedRecipe, check_own_rois
 from spade_faiss.search.workers import Workers
 
 
@@ -46,6 +48,7 @@ class LevelSearch:
         method: the parameters of SPADE.
         k_gallery: how many normal images each image is searched in.
         search: finds the nearest vectors; None if no image is to be localized.
+        own_rois: whether images have regions of interest of their own, see `Layout`.
     """
 
     level: Level
@@ -53,6 +56,7 @@ class LevelSearch:
     method: Method
     k_gallery: int
     search: GallerySearch | None
+    own_rois: bool = False
 
     def __call__(self, query: FeatureBatch, neighbors: IntArray, gallery: IntArray, localized: IntArray) -> LevelScores:
         """Search for the nearest gallery vector of each location.
@@ -64,25 +68,37 @@ class LevelSearch:
             localized: (m,), the images to search for.
 
         Returns:
-            What was found; distances are NaN for the images that are not searched for.
+            What was found; distances are NaN for the images that are not searched for, and outside of the region of interest.
         """
-        level, shape = self.level, (len(query), self.level.height, self.level.width)
+        level = self.level
+        shape = (len(query), level.height, level.width)
         dist, nearest = np.full(shape, np.nan, np.float32), np.zeros(shape, NEAREST_DTYPE)
         nearest["neighbor"] = nearest["row"] = -1
         if len(localized) == 0:
             return LevelScores(dist, nearest)
         assert self.search is not None
-        gallery, neighbors, shape = gallery[localized], neighbors[localized], (len(localized), *shape[1:])
+        gallery, neighbors = gallery[localized], neighbors[localized]
         every = len(localized) == len(query)  # the usual case, without a copy
         xq = vectors_of(level, self.bank_levels, lambda name: query.levels[name] if every else query.levels[name][localized])
-        hits = self.search(xq.reshape(len(localized), -1, level.channels), gallery, self.method.kappa)
-        dist[localized] = to_distance(hits.sq_dist, self.method.distance).mean(axis=-1).reshape(shape)
-        found = np.empty(shape, NEAREST_DTYPE)
+        hits = self.search(xq, gallery, self.method.kappa)
+        if self.own_rois and np.isinf(hits.sq_dist).any():
+            raise InputError(
+                f"kappa={self.method.kappa} is larger than what is inspected of an image's gallery at level {level.name!r}; "
+                "lower it, or raise k_gallery"
+            )
+        at = localized[:, None], level.cells
+        dist.reshape(len(query), -1)[at] = to_distance(hits.sq_dist, self.method.distance).mean(axis=-1)
+        found = np.empty(hits.row.shape, NEAREST_DTYPE)
         is_column = neighbors[:, None, :] == hits.row[..., None]
-        found["neighbor"] = np.where(is_column.any(axis=-1), is_column.argmax(axis=-1), -1).reshape(shape)
-        found["row"] = hits.row.reshape(shape)
-        found["y"], found["x"] = np.divmod(hits.location.reshape(shape), level.width)
-        nearest[localized] = found
+        found["neighbor"] = np.where(is_column.any(axis=-1), is_column.argmax(axis=-1), -1)
+        found["row"] = hits.row
+        found["y"], found["x"] = np.divmod(level.cells[hits.location], level.width)
+        nearest.reshape(len(query), -1)[at] = found
+        if self.own_rois:
+            assert query.valid is not None
+            outside = ~cells_with_any(query.valid, level.height, level.width)
+            dist[outside] = np.nan
+            nearest["neighbor"][outside] = nearest["row"][outside] = -1
         if hits.passed_over is None:
             return LevelScores(dist, nearest)
         passed_over = np.full(len(query), np.nan, np.float32)
@@ -122,10 +138,14 @@ def open_level_searches(
         The searches by the name of their level, in the order of the bank's levels.
 
     Raises:
-        InputError: for a level that the bank does not have.
+        InputError: for a level that the bank does not have, and for a recipe or levels that cannot be searched where images
+            have regions of interest of their own.
         BankError: if the index of the recipe is damaged or missing, or does not hold a level.
     """
     levels = searched_levels(bank.layout.levels, method.fusion, method.levels)
+    if bank.layout.own_rois and method.localize != "none":
+        check_own_rois(recipe.recipe)
+        _check_not_joined(bank, levels)
     index = None
     if method.localize != "none" and recipe.method.train is not None:
         index = open_gallery(bank, recipe.recipe, levels)
@@ -142,6 +162,15 @@ def open_level_searches(
             method=method,
             k_gallery=len(bank) if recipe.method.whole_bank else k_gallery,
             search=None if method.localize == "none" else open_search(level),
+            own_rois=bank.layout.own_rois,
         )
         for level, k_gallery in zip(levels, gallery_sizes(method, len(levels), len(bank)), strict=True)
     }
+
+
+def _check_not_joined(bank: Snapshot, levels: Sequence[Level]) -> None:
+    if joined := [level.name for level in levels if level not in bank.layout.levels]:
+        raise InputError(
+            f"levels {joined[0]!r} would be searched as one, which takes one region of interest for all images, those of "
+            f"{bank.path} have their own; search each level by itself, or make a bank with one mask"
+        )

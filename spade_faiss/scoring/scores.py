@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from spade_faiss.core.types import FloatArray
+from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.scoring.image_scores import STATISTICS
 
 # Where a location's nearest gallery vector comes from: the column of `neighbor_ids` (-1: not one of them), the cell in that
@@ -24,19 +24,25 @@ class Scores:
     Args:
         ids: n image names.
         image_score: (n,), mean distance to the `k_image` nearest normals.
-        maps: (n, H, W), smoothed pixel scores at the size of the backbone's input; 0 in the margins around an image. An image
-            that was not localized has NaN here, in `statistics` and in `level_dist`, and neighbor -1 in `nearest`.
-        statistics: (n, 3), statistics of the maps without their margins, see `image_scores.map_statistics`.
+        maps: (n, H, W), smoothed pixel scores at the size of the backbone's input; 0 where nothing is inspected: in the
+            margins around an image and outside of the region of interest. An image that was not localized has NaN here, in
+            `statistics` and in `level_dist`, and neighbor -1 in `nearest`.
+        statistics: (n, 3), statistics of the maps where they are inspected, see `image_scores.map_statistics`.
         neighbor_ids: (n, k), the pictures of the nearest entries of the bank, nearest first: a picture that has several entries
             may be named as often; k is the larger of `k_image` and `k_gallery`, or `k_image` if the gallery is the whole bank.
         neighbor_dist: (n, k), their distances.
-        level_dist: for each level, (n, h, w), the pixel distances before fusion; levels that were searched as one have one
-            entry, `concat` if it is all of them.
+        level_dist: for each level, (n, h, w), the pixel distances before fusion, NaN outside of the region of interest; levels
+            that were searched as one have one entry, `concat` if it is all of them.
         nearest: for each level, (n, h, w) of `NEAREST_DTYPE`, the gallery vector each distance was measured to (with kappa > 1,
             the nearest of them).
         distance: `l2` or `squared_l2`.
+        valid: (n, H, W), where the maps are inspected; None for everywhere.
         passed_over: for each level whose search counts it, (n,) the share of the gallery's vectors that it ruled out without a
             look at their codes; NaN for an image that was not localized.
+        sizes: (n, 2), where images were scored in tiles: the height and width of each one's own map, which is the top left part
+            of its array in `maps`; the rest is 0. `image_score`, `neighbor_ids` and `neighbor_dist` are then those of the tile
+            with the highest image score, `level_dist` and `nearest` those of the tile that has the map's strongest pixel.
+        corners: (n, 2), likewise: top and left of that tile in the map.
     """
 
     ids: Sequence[str]
@@ -49,6 +55,9 @@ class Scores:
     nearest: dict[str, NearestArray]
     distance: str
     passed_over: dict[str, FloatArray] = field(default_factory=dict)
+    valid: npt.NDArray[np.bool_] | None = None
+    sizes: IntArray | None = None
+    corners: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,6 +77,11 @@ class Scores:
         """The (n,) image scores by their names in `IMAGE_SCORES`, without `structure`: that takes a calibration."""
         return {"knn": self.image_score, "max": self.map_score, "top": self.top_score}
 
+    def own_maps(self) -> Iterator[FloatArray]:
+        """The (h, w) map of each image, of its own size."""
+        for i, scores in enumerate(self.maps):
+            yield scores if self.sizes is None else scores[: self.sizes[i, 0], : self.sizes[i, 1]]
+
     @property
     def peak(self) -> npt.NDArray[np.int64]:
         """(n, 2), row and column of each map's strongest pixel."""
@@ -84,7 +98,7 @@ def join(parts: Sequence[Scores]) -> Scores:
     return Scores(
         ids=[name for part in parts for name in part.ids],
         image_score=np.concatenate([part.image_score for part in parts]),
-        maps=np.concatenate([part.maps for part in parts]),
+        maps=_joined_maps(parts),
         statistics=np.concatenate([part.statistics for part in parts]),
         neighbor_ids=np.concatenate([part.neighbor_ids for part in parts]),
         neighbor_dist=np.concatenate([part.neighbor_dist for part in parts]),
@@ -92,4 +106,25 @@ def join(parts: Sequence[Scores]) -> Scores:
         nearest={level: np.concatenate([part.nearest[level] for part in parts]) for level in first.nearest},
         distance=first.distance,
         passed_over={level: np.concatenate([part.passed_over[level] for part in parts]) for level in first.passed_over},
+        valid=None if first.valid is None else np.concatenate([part.valid for part in parts if part.valid is not None]),
+        sizes=_joined(part.sizes for part in parts),
+        corners=_joined(part.corners for part in parts),
     )
+
+
+def _joined_maps(parts: Sequence[Scores]) -> FloatArray:
+    """The maps of all parts, as large as the largest of them."""
+    if len({part.maps.shape[1:] for part in parts}) == 1:
+        return np.concatenate([part.maps for part in parts])
+    size = np.max([part.maps.shape[1:] for part in parts], axis=0)
+    maps, start = np.zeros((sum(map(len, parts)), *size), np.float32), 0
+    for part in parts:
+        maps[start : start + len(part), : part.maps.shape[1], : part.maps.shape[2]] = part.maps
+        start += len(part)
+    return maps
+
+
+def _joined(parts: Iterable[IntArray | None]) -> IntArray | None:
+    """The rows of all parts; None if they have none."""
+    found = [part for part in parts if part is not None]
+    return np.concatenate(found) if found else None

@@ -18,13 +18,17 @@ class ScoreStream:
 
     Args:
         features: reads the images and computes their features.
-        score: scores a batch of features.
+        score: scores a batch of features; returns None for tiles after which others of their image follow.
         label: what the progress bar says.
         prepare: called once in the thread that scores, before it does.
     """
 
     def __init__(
-        self, features: FeatureStream, score: Callable[[FeatureBatch], Scores], label: str, prepare: Callable[[], None]
+        self,
+        features: FeatureStream,
+        score: Callable[[FeatureBatch], Scores | None],
+        label: str,
+        prepare: Callable[[], None],
     ) -> None:
         self._features = features
         self._score = score
@@ -39,6 +43,8 @@ class ScoreStream:
     def __call__(self, root: Path, records: Sequence[ImageRecord]) -> Iterator[tuple[Extracted, Scores]]:
         """Yield the pictures and features of each batch with its scores, while the next one is scored.
 
+        Of images that are scored in tiles, it is one at a time, with the features of its last tiles.
+
         Args:
             root: the folder that the ids of the records start from.
             records: the images to score, in this order.
@@ -50,10 +56,10 @@ class ScoreStream:
             ThreadPoolExecutor(1, "score", initializer=self._prepare) as pool,
             closing(self._features(root, records, self._label)) as batches,
         ):
-            last: tuple[Extracted, Future[Scores]] | None = None
+            last: tuple[Extracted, Future[Scores | None]] | None = None
             for extracted in batches:
                 before, last = last, (extracted, pool.submit(self._score, extracted.batch))
-                if before is not None:
-                    yield before[0], before[1].result()
-            if last is not None:
-                yield last[0], last[1].result()
+                if before is not None and (scores := before[1].result()) is not None:
+                    yield before[0], scores
+            if last is not None and (scores := last[1].result()) is not None:
+                yield last[0], scores

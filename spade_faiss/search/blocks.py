@@ -41,9 +41,11 @@ class BlockSource:
 
     Attributes:
         decodes: whether `read` computes the block. Where it returns a view of what is stored, caching gains nothing.
+        partial: whether blocks hold some of the level's locations, which differ from row to row: their number is m, not H*W.
     """
 
     decodes = True
+    partial = False
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -63,6 +65,10 @@ class BlockSource:
     def stored(self, row: int) -> StoredArray | None:
         """The block as it is stored, (H*W, C) float16 or float32, as a view; None where it is not stored as one array."""
         return None
+
+    def cells(self, row: int) -> IntArray:
+        """The locations that the block of a bank row holds, ascending numbers; asked for where a source is `partial` alone."""
+        raise NotImplementedError
 
     def parts(self) -> tuple[MapPart, ...] | None:
         """The stored maps whose channels, side by side, are the blocks; None where blocks are made in another way."""
@@ -126,6 +132,10 @@ class _DerivedSource(BlockSource):
 class Blocks:
     """One level of a bank: `blocks(row)` is the map of the normal image at a bank row, (H*W, C) float32, not to be changed.
 
+    Where a bank has a region of interest, H*W stands for the number of inspected locations, here and in all searches: there
+    are no other vectors. `level.cells` says where they are in the map. Where images have regions of their own, a block holds
+    those of its image, and `located` says where they are; only exact search takes such blocks.
+
     Args:
         level: the level's name and shape.
         source: where blocks are read from.
@@ -162,6 +172,15 @@ class Blocks:
     def parts(self) -> tuple[MapPart, ...] | None:
         """See `BlockSource.parts`."""
         return self._source.parts()
+
+    @property
+    def partial(self) -> bool:
+        """See `BlockSource`."""
+        return self._source.partial
+
+    def located(self, row: int, numbers: IntArray) -> IntArray:
+        """The locations of vectors that have some numbers in the block of a bank row; -1 stays what it is."""
+        return np.where(numbers < 0, -1, self._source.cells(row)[numbers]) if self.partial else numbers
 
     def check(self) -> None:
         """See `BlockSource.check`."""
@@ -200,12 +219,12 @@ class Blocks:
             (n, C) float32.
         """
         rng = np.random.default_rng(seed)
-        height, width, _ = self.level.shape
+        locations = self.level.locations
         rows = np.sort(rng.permutation(len(self))[:_SAMPLE_BLOCKS])
-        each = min(height * width, -(-count // len(rows)))
+        each = min(locations, -(-count // len(rows)))
         parts = []
         for row in rows.tolist():
-            parts.append(self.read(row)[np.sort(rng.permutation(height * width)[:each])])
+            parts.append(self.read(row)[np.sort(rng.permutation(locations)[:each])])
             self.release(row)
         return np.concatenate(parts)
 
@@ -232,8 +251,7 @@ class Blocks:
     @property
     def block_bytes(self) -> int:
         """Bytes of one decoded block."""
-        height, width, channels = self.level.shape
-        return height * width * channels * np.dtype(np.float32).itemsize
+        return self.level.locations * self.level.channels * np.dtype(np.float32).itemsize
 
     @once
     def center(self) -> FloatArray:

@@ -40,7 +40,7 @@ class Build:
 
 
 def _train(blocks: Blocks, build: Build) -> Arrays:
-    vectors = len(blocks) * blocks.level.height * blocks.level.width
+    vectors = len(blocks) * blocks.level.locations
     count = min(vectors, build.clusters or max(1, round(_PER_ROOT * math.sqrt(vectors))))
     if build.clusters > vectors:
         raise InputError(
@@ -89,7 +89,7 @@ def _check_trained(level: Level, trained: Arrays, build: Build) -> None:
 
 
 def _check_encoded(level: Level, encoded: Arrays, trained: Arrays, build: Build) -> None:
-    cells = level.height * level.width
+    cells = level.locations
     check_arrays(encoded, {CLUSTER: ((cells,), "int32"), DISTANCE: ((cells,), "float32")})
     if encoded[CLUSTER].min() < 0 or encoded[CLUSTER].max() >= len(trained["centers"]):
         raise InputError(f"{CLUSTER} does not name one of {len(trained['centers'])} clusters")

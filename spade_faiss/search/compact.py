@@ -77,8 +77,7 @@ class CompactSearch:
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""
-        height, width, dims = self._codes.level.shape
-        queries, value = height * width, np.dtype(np.float32).itemsize
+        queries, dims, value = self._codes.level.locations, self._codes.level.channels, np.dtype(np.float32).itemsize
         listed = min(kappa, queries)
         candidates = self._candidates(k_gallery, listed, kappa)
         found = RunningBest.nbytes(images, queries, candidates) + RunningBest.nbytes(images, queries, kappa)
@@ -93,7 +92,7 @@ class CompactSearch:
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
-        (n, queries, _), locations = xq.shape, self._codes.level.height * self._codes.level.width
+        (n, queries, _), locations = xq.shape, self._codes.level.locations
         jobs = block_jobs(neighbors)
         row, location = self._choose(xq, jobs, self._candidates(neighbors.shape[1], min(kappa, locations), kappa), kappa)
         sq_dist = self._evaluate(xq, jobs, row, location)
@@ -110,7 +109,7 @@ class CompactSearch:
         """Bank rows and locations of the candidates, (n, HW, candidates) each."""
         projected = np.stack([project(x, self._trained) for x in xq])
         n, queries, dims = projected.shape
-        locations = self._codes.level.height * self._codes.level.width
+        locations = self._codes.level.locations
         best = RunningBest(n, queries, candidates, locations)
 
         def search(image: int, row: int, part: slice, codes: FloatArray) -> None:
@@ -197,7 +196,7 @@ def _check_trained(level: Level, trained: Arrays, build: Build) -> None:
 
 
 def _check_encoded(level: Level, encoded: Arrays, trained: Arrays, build: Build) -> None:
-    shape = (level.height * level.width, trained["components"].shape[1] + 1) if trained else ()
+    shape = (level.locations, trained["components"].shape[1] + 1) if trained else ()
     check_arrays(encoded, {_CODES: (shape, "float16")} if trained else {})
 
 

@@ -69,4 +69,5 @@ METHOD = SearchMethod(
     build=NoSettings,
     query=ExactQuery,
     open=_open,
+    own_rois=True,
 )

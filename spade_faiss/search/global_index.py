@@ -109,7 +109,7 @@ class GlobalSearch:
         self._centroids = Centroids(encoded.trained["centroids"], encoded.trained["groups"])
         self._nprobe = min(query.nprobe, self._centroids.count)
         self._rerank = query.rerank
-        self._locations = blocks.level.height * blocks.level.width
+        self._locations = blocks.level.locations
         self._lists = [InvertedLists(pack, self._locations, self._ranges) for pack in encoded.packs()]
         self._gallery = None if usable_simd_level() is None else map_gallery(blocks)
 
@@ -206,7 +206,7 @@ def _projection(trained: Arrays) -> Callable[[FloatArray], FloatArray]:
 def _train(blocks: Blocks, build: Build) -> Arrays:
     xt = blocks.sample(build.train_vectors, _SEED)
     share = 1.0 if build.thin == "none" else build.share
-    lists = build.lists or _lists_for(int(share * len(blocks) * blocks.level.height * blocks.level.width), len(xt))
+    lists = build.lists or _lists_for(int(share * len(blocks) * blocks.level.locations), len(xt))
     if len(xt) < lists:
         raise InputError(
             f"lists={lists} is more than the {len(xt)} vectors of level {blocks.level.name!r}; lower it or add images"
@@ -287,7 +287,7 @@ def _check_trained(level: Level, trained: Arrays, build: Build) -> None:
 
 
 def _check_packed(level: Level, packed: Arrays, trained: Arrays, images: int) -> None:
-    check_lists(packed, trained["ranges"].shape[1], len(trained["centroids"]), images * level.height * level.width)
+    check_lists(packed, trained["ranges"].shape[1], len(trained["centroids"]), images * level.locations)
 
 
 def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, encoded: Encoded | None) -> GlobalSearch:

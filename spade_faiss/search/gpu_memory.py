@@ -143,7 +143,7 @@ def plan_gpu(machine: Machine, job: Job, group: int) -> GpuPlan:
     index_bytes = job.normals * job.embedding_dim * _FLOAT
     if not index_fits(index_bytes, machine.memory_bytes):
         index_bytes = 0
-    locations = [(level.height * level.width, level.channels) for level in job.levels]
+    locations = [(level.locations, level.channels) for level in job.levels]
     image_bytes = _HALF * sum(rows * channels for rows, channels in locations)
     rows, channels = max(locations)
     batch = BATCH_SIZE

@@ -127,13 +127,13 @@ def _train(blocks: Blocks, build: Build) -> Arrays:
     if len(rows) < build.lists:
         raise InputError(f"lists={build.lists} is more than the {len(rows)} images of the bank; lower it or add images")
     faiss = import_faiss()
-    height, width, channels = blocks.level.shape
-    centroids = np.empty((height * width, build.lists, channels), np.float32)
+    count, channels = blocks.level.locations, blocks.level.channels
+    centroids = np.empty((count, build.lists, channels), np.float32)
     kmeans = faiss.Kmeans(
         channels, build.lists, niter=_ITERATIONS, seed=_SEED, min_points_per_centroid=1, max_points_per_centroid=len(rows)
     )
-    for start in range(0, height * width, _LOCATIONS_AT_A_TIME):
-        locations = np.arange(start, min(start + _LOCATIONS_AT_A_TIME, height * width))
+    for start in range(0, count, _LOCATIONS_AT_A_TIME):
+        locations = np.arange(start, min(start + _LOCATIONS_AT_A_TIME, count))
         xt = np.stack([blocks.take(row, locations) for row in rows], axis=1)
         for location, history in zip(locations, xt, strict=True):
             kmeans.train(np.ascontiguousarray(history))
@@ -147,11 +147,11 @@ def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
 
 
 def _check_trained(level: Level, trained: Arrays, build: Build) -> None:
-    check_arrays(trained, {"centroids": ((level.height * level.width, build.lists, level.channels), "float32")})
+    check_arrays(trained, {"centroids": ((level.locations, build.lists, level.channels), "float32")})
 
 
 def _check_encoded(level: Level, encoded: Arrays, trained: Arrays, build: Build) -> None:
-    check_arrays(encoded, {"list": ((level.height * level.width,), "uint8")})
+    check_arrays(encoded, {"list": ((level.locations,), "uint8")})
     if (largest := int(encoded["list"].max())) >= build.lists:
         raise InputError(f"a location is in list {largest} of {build.lists}")
 

@@ -71,8 +71,8 @@ class IvfSearch:
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""
-        height, width, channels = self._blocks.level.shape
-        queries, value = height * width, np.dtype(np.float32).itemsize
+        queries, channels = self._blocks.level.locations, self._blocks.level.channels
+        value = np.dtype(np.float32).itemsize
         rows = _BLOCKS_AT_A_TIME * queries
         # At worst everything lies in one list: all blocks of a task, as they are and centered, and all queries.
         vectors = (3 * rows + 2 * queries) * channels * value
@@ -96,7 +96,7 @@ class IvfSearch:
 
     @property
     def _locations(self) -> int:
-        return self._blocks.level.height * self._blocks.level.width
+        return self._blocks.level.locations
 
     def _probed(self, x: FloatArray, rows: IntArray, kappa: int) -> npt.NDArray[np.bool_]:
         """(lists, HW), whether a list is among those that a query searches."""
@@ -158,7 +158,7 @@ def _check_trained(level: Level, trained: Arrays, build: Build) -> None:
 
 
 def _check_encoded(level: Level, encoded: Arrays, trained: Arrays, build: Build) -> None:
-    cells = level.height * level.width
+    cells = level.locations
     check_arrays(encoded, {"order": ((cells,), "uint32"), "starts": ((build.lists + 1,), "uint32")})
     order, starts = encoded["order"], encoded["starts"].astype(np.int64)
     if order.max() >= cells or np.bincount(order, minlength=cells).max() > 1:

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.hints import verify_command
-from spade_faiss.core.types import FloatArray
+from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import Level
 from spade_faiss.features.layout import LARGEST, within_range
 from spade_faiss.features.resampling import upsample
+from spade_faiss.features.roi import cells_with_any, nearest_cells
 from spade_faiss.search.blocks import Blocks, BlockSource, MapPart, StoredArray
 from spade_faiss.search.cache import BlockCache
 
@@ -68,16 +69,28 @@ def vectors_of(level: Level, levels: Sequence[Level], maps_of: Callable[[str], n
     Args:
         level: one of `levels`, or several of them as one, see `searched_levels`.
         levels: the bank's levels.
-        maps_of: returns the maps (n, H, W, C) of the level of a name.
+        maps_of: returns the maps of the level of a name as they are stored, (n, *stored_shape).
 
     Returns:
-        (n, H, W, C) float32.
+        (n, locations, C) float32.
     """
     if level in levels:
-        return maps_of(level.name).astype(np.float32, copy=False)
-    size = (level.height, level.width)
-    parts = [maps_of(part.name).astype(np.float32, copy=False) for part in parts_of(level, levels)]
-    return np.concatenate([part if part.shape[1:3] == size else upsample(part, size) for part in parts], axis=-1)
+        maps = maps_of(level.name).astype(np.float32, copy=False)
+        return maps.reshape(len(maps), -1, level.channels)
+    parts = [_at_size_of(level, part, maps_of(part.name).astype(np.float32, copy=False)) for part in parts_of(level, levels)]
+    return np.concatenate(parts, axis=-1)
+
+
+def _at_size_of(level: Level, part: Level, maps: FloatArray) -> FloatArray:
+    """The stored maps of one of the levels that are searched as one, (n, locations, C) of the joined level."""
+    n, size = len(maps), (level.height, level.width)
+    if (part.height, part.width) == size:
+        return maps.reshape(n, -1, part.channels)
+    if part.roi is not None:
+        # Between two locations of which one is not inspected, it counts as the inspected one that is nearest to it.
+        maps = maps.take(nearest_cells(part.roi), axis=1).reshape(n, *part.shape)
+    resized = upsample(maps, size).reshape(n, -1, part.channels)
+    return resized if level.roi is None else resized.take(level.cells, axis=1)
 
 
 def _parts_of_name(name: str, by_name: Mapping[str, Level]) -> list[str]:
@@ -89,7 +102,7 @@ def _joined(name: str, parts: Sequence[Level]) -> Level:
     """Several levels as one, at the size of the finest; one level is itself."""
     if len(parts) == 1:
         return parts[0]
-    finest = max(parts, key=lambda part: part.height * part.width)
+    finest = max(parts, key=lambda part: part.height * part.width)  # with its region of interest
     return replace(finest, name=name, channels=sum(part.channels for part in parts))
 
 
@@ -101,6 +114,8 @@ def open_blocks(bank: Snapshot, level: Level, cache: BlockCache[FloatArray] | No
         level: one of its levels, or several of them as one, see `searched_levels`.
         cache: where decoded blocks are cached.
     """
+    if bank.layout.own_rois:
+        return Blocks(level, _PartialSource(bank, level), cache)
     source = _LevelSource(bank, level) if level in bank.layout.levels else _JoinedSource(bank, level)
     return Blocks(level, source, cache)
 
@@ -128,7 +143,7 @@ class _LevelSource(BlockSource):
     def read(self, row: int, out: FloatArray | None = None) -> FloatArray:
         if not self.decodes:
             return self.stored(row).astype(np.float32, copy=False)
-        shape = (self._level.height * self._level.width, self._level.channels)
+        shape = (self._level.locations, self._level.channels)
         if out is None:
             out = np.empty(shape, np.float32)
         if not hasattr(self._scratch, "map"):
@@ -140,7 +155,7 @@ class _LevelSource(BlockSource):
     def stored(self, row: int) -> StoredArray:
         return self._bank.level_map(self._level.name, row).reshape(-1, self._level.channels)
 
-    def parts(self) -> tuple[MapPart, ...]:
+    def parts(self) -> tuple[MapPart, ...] | None:
         return (MapPart(self.stored),)
 
     def check(self) -> None:
@@ -151,6 +166,29 @@ class _LevelSource(BlockSource):
 
     def release(self, row: int) -> None:
         self._bank.release_map(self._level.name, row)
+
+
+class _PartialSource(_LevelSource):
+    """One of the bank's own levels, of images that have regions of interest of their own: a block holds what lies inside."""
+
+    partial = True
+
+    def __init__(self, bank: Snapshot, level: Level) -> None:
+        super().__init__(bank, level)
+        self.decodes = True
+
+    def read(self, row: int, out: FloatArray | None = None) -> FloatArray:
+        return self.stored(row).astype(np.float32, copy=False)
+
+    def stored(self, row: int) -> StoredArray:
+        return super().stored(row).take(self.cells(row), axis=0)
+
+    def cells(self, row: int) -> IntArray:
+        inspected = cells_with_any(self._bank.inspected(row)[np.newaxis], self._level.height, self._level.width)
+        return np.flatnonzero(inspected)
+
+    def parts(self) -> None:
+        return None
 
 
 class _JoinedSource(BlockSource):
@@ -168,9 +206,11 @@ class _JoinedSource(BlockSource):
         maps = vectors_of(self._level, self._bank.layout.levels, lambda name: self._bank.level_map(name, row)[None])
         return maps.reshape(-1, self._level.channels)
 
-    def parts(self) -> tuple[MapPart, ...]:
+    def parts(self) -> tuple[MapPart, ...] | None:
         grid = (self._level.height, self._level.width)
         sizes = [(part.height, part.width) for part in self._parts]
+        if self._level.roi is not None and any(size != grid for size in sizes):
+            return None  # what is stored of a region of interest is no grid that could be resized
         return tuple(
             MapPart(_LevelSource(self._bank, part).stored, None if size == grid else size)
             for part, size in zip(self._parts, sizes, strict=True)

@@ -14,12 +14,18 @@ from spade_faiss.features.batch import Level
 from spade_faiss.search.block_jobs import BlockJob, Task, block_jobs, in_flight, run_block_jobs, slices
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import direct_sq_dist
-from spade_faiss.search.protocol import Encoded, Hits, NoSettings, SearchMethod
+from spade_faiss.search.engines.windows import WindowSearch
+from spade_faiss.search.native.extension import usable_simd_level
+from spade_faiss.search.native.gallery import can_be_mapped
+from spade_faiss.search.native.sums import STEP_BYTES, kernel_sq_dist
+from spade_faiss.search.protocol import Encoded, GallerySearch, Hits, NoSettings, SearchMethod
 from spade_faiss.search.running_best import RunningBest
 from spade_faiss.search.workers import Workers
 
 # The most distances that one call evaluates: with the places that they are for, they take a few megabytes.
 _CALL_DISTANCES = 1 << 18
+# The most that one float32 operation is off by, relative to its result, and the largest number that may count as 0.
+_HALF_UNIT, _VANISHING = 2.0**-24, 2.0**-125
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +39,47 @@ class Query:
 
 
 class LocationSearch:
-    """The nearest vectors within a window, by direct distances, see `GallerySearch`.
+    """The nearest vectors within a window, see `GallerySearch`.
 
     It is exact for a definition of its own: what is normal at a place. Where images of a product are not aligned to within the
     window, distances are larger than those of exact search; they are never smaller.
+
+    The kernel searches where it runs, and NumPy elsewhere; both find the same, to the bit.
+
+    Args:
+        blocks: the blocks of one level.
+        workers: the threads that search.
+        radius: see `Query`.
+    """
+
+    def __init__(self, blocks: Blocks, workers: Workers, radius: int) -> None:
+        level = blocks.level
+        self._level = level
+        self._least = min(radius + 1, level.height) * min(radius + 1, level.width)
+        if level.roi is not None:
+            self._least = int((window_of(level, radius) >= 0).sum(axis=1).min())
+        # The kernel reads the rows of a map, and of a region of interest there are none.
+        is_native = usable_simd_level(level.channels) is not None and level.roi is None and can_be_mapped(blocks)
+        self._search: GallerySearch = (
+            WindowSearch(blocks, workers, radius) if is_native else BlockWindowSearch(blocks, workers, radius)
+        )
+
+    def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
+        """See `GallerySearch`."""
+        return self._search.working_bytes(images, k_gallery, kappa)
+
+    def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
+        """See `GallerySearch`."""
+        if kappa > (least := neighbors.shape[1] * self._least):
+            raise InputError(
+                f"kappa={kappa} is larger than the smallest window, {least} vectors at level {self._level.name!r}; "
+                f"raise radius or k_gallery, or lower kappa"
+            )
+        return self._search(xq, neighbors, kappa)
+
+
+class BlockWindowSearch:
+    """The same as `WindowSearch`, block by block: FAISS says which vectors may be nearest, and NumPy evaluates those.
 
     Args:
         blocks: the blocks of one level.
@@ -54,24 +97,19 @@ class LocationSearch:
         queries, cells = map(int, self._window.shape)
         blocks = in_flight(self._workers.threads) * self._blocks.block_bytes
         part = min(queries, 1 + _CALL_DISTANCES // cells)
-        each = 12 * part * cells + RunningBest.merge_bytes(part, cells, kappa)
+        each = 48 * part * cells + STEP_BYTES + RunningBest.merge_bytes(part, cells, kappa)
         return RunningBest.nbytes(images, queries, kappa) + blocks + self._workers.threads * each
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
         n, queries, channels = xq.shape
         cells = self._window.shape[1]
-        if kappa > (least := neighbors.shape[1] * int((self._window >= 0).sum(axis=1).min())):
-            raise InputError(
-                f"kappa={kappa} is larger than the window of a corner, {least} vectors at level {self._blocks.level.name!r}; "
-                f"raise radius or k_gallery, or lower kappa"
-            )
         best = RunningBest(n, queries, kappa, locations=queries)
         parts = slices(queries, -(-queries * cells // _CALL_DISTANCES))
 
         def search(image: int, row: int, part: slice, xb: FloatArray) -> None:
-            places = self._window[part]
-            best.merge(image, part, row, places, direct_sq_dist(xq[image, part], xb, places))
+            places, bound = self._window[part], best.bound(image, part, row)
+            best.merge(image, part, row, places, _sq_dist_within(xq[image, part], xb, places, bound, kappa))
 
         def searches(job: BlockJob) -> list[Task[FloatArray]]:
             return [
@@ -84,18 +122,47 @@ class LocationSearch:
         return best.hits()
 
 
+def _sq_dist_within(xq: FloatArray, xb: FloatArray, places: IntArray, bound: FloatArray, kappa: int) -> FloatArray:
+    """The kernel's squared distances to those vectors that may be among the `kappa` nearest.
+
+    Args:
+        xq: (nq, C), the queries.
+        xb: (HW, C), the block.
+        places: (nq, cells), the rows of the block that each query is compared with; negative for none.
+        bound: (nq,), the squared distance beyond which no vector is wanted.
+        kappa: number of vectors to find.
+
+    Returns:
+        (nq, cells) float32, infinite where a vector is none of them.
+    """
+    sq_dist = direct_sq_dist(np.ascontiguousarray(xq), xb, places)
+    if kappa <= sq_dist.shape[1]:
+        bound = np.fmin(bound, np.partition(sq_dist, kappa - 1, axis=1)[:, kappa - 1])
+    # FAISS adds up in another order: both sums of C squares are off by their rounding, and by what vanishes below float32.
+    channels = xq.shape[1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        bound = bound * np.float32(1 + 6 * (channels + 2) * _HALF_UNIT) + np.float32(channels * _VANISHING)
+    query, cell = np.nonzero((places >= 0) & ~(sq_dist > bound[:, None]))
+    sq_dist.fill(np.inf)
+    sq_dist[query, cell] = kernel_sq_dist(xq, xb, query, places[query, cell])
+    return sq_dist
+
+
 def window_of(level: Level, radius: int) -> IntArray:
     """The window of each location.
 
     Returns:
-        (H*W, cells) int64, the locations `y * W + x` within `radius` of each; -1 where they would lie outside of the map.
+        (locations, cells) int64, the numbers of the locations within `radius` of each; -1 where they would lie outside of the
+        map, or of the region of interest.
     """
     reach_y, reach_x = min(radius, level.height - 1), min(radius, level.width - 1)
-    y, x = np.divmod(np.arange(level.height * level.width), level.width)
+    y, x = np.divmod(level.cells, level.width)
     dy, dx = (step.ravel() for step in np.mgrid[-reach_y : reach_y + 1, -reach_x : reach_x + 1])
     ys, xs = y[:, None] + dy, x[:, None] + dx
     inside = (ys >= 0) & (ys < level.height) & (xs >= 0) & (xs < level.width)
-    return np.where(inside, ys * level.width + xs, -1)
+    number = np.full(level.height * level.width, -1)
+    number[level.cells] = np.arange(level.locations)
+    return np.where(inside, number[np.where(inside, ys * level.width + xs, 0)], -1)
 
 
 def _open(blocks: Blocks, workers: Workers, build: NoSettings, query: Query, encoded: Encoded | None) -> LocationSearch:

@@ -37,7 +37,8 @@ class Hits:
     Attributes:
         sq_dist: (n, HW, kappa) float32, squared L2 distances, ascending.
         row: (n, HW) int64, the bank row of the normal image that holds the nearest vector.
-        location: (n, HW) int64, the location of that vector in the image's map, `y * W + x`.
+        location: (n, HW) int64, the location of that vector in the image's map, `y * W + x`; where a part of the map is
+            inspected, its number among `level.cells`.
         passed_over: (n,), the share of the gallery's vectors that a search ruled out without a look at their codes; None for a
             search that looks at all of them, or does not count them.
     """
@@ -55,6 +56,8 @@ class GallerySearch(Protocol):
     other test images of the batch are, breaks ties between normal images by the smaller bank row (of equal vectors in one image
     it may name any), and never changes its arguments, which may be read-only. It may be approximate, but the distances that it
     returns are those of the vectors that it names.
+
+    HW is the number of locations that are inspected, `level.locations`; in a bank without a region of interest, it is all.
     """
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
@@ -138,6 +141,7 @@ class SearchMethod(Generic[B, Q]):
             stored in their place; None for a method whose images are stored one by one.
         whole_bank: whether the method searches all normal images, whichever are nearest. Its neighbors are then all bank rows
             that may be found: an image that is itself in the bank is missing from its own.
+        own_rois: whether it takes blocks that are `partial`, of images that have regions of interest of their own.
         check_trained: raises InputError if arrays are not what `train` can have returned for a level with these settings; what
             was stored may come from anybody, and is searched without further checks.
         check_encoded: likewise for `encode`, given what was trained; called whenever an encoding is read.
@@ -152,6 +156,7 @@ class SearchMethod(Generic[B, Q]):
     encode: Callable[[FloatArray, Arrays, B], Arrays] | None = None
     pack: Callable[[Arrays, Arrays, B], Arrays] | None = None
     whole_bank: bool = False
+    own_rois: bool = False
     check_trained: Callable[[Level, Arrays, B], None] | None = None
     check_encoded: Callable[[Level, Arrays, Arrays, B], None] | None = None
     check_packed: Callable[[Level, Arrays, Arrays, int], None] | None = None
@@ -175,6 +180,15 @@ def check_arrays(found: Arrays, expected: Mapping[str, tuple[tuple[int, ...], st
             raise InputError(f"{name} is {shape}, expected {wanted}")
         if found[name].dtype.kind == "f" and not np.isfinite(found[name]).all():
             raise InputError(f"{name} holds values that are not finite")
+
+
+def check_own_rois(recipe: Recipe) -> None:
+    """Raise InputError for a recipe that cannot be exact where images have regions of interest of their own."""
+    if not resolve_recipe(recipe).method.own_rois:
+        raise InputError(
+            f"recipe {recipe.name!r} takes one region of interest for all images, and each has one of its own here; use "
+            "--recipe exact, or make a bank with one mask"
+        )
 
 
 def resolve_recipe(recipe: Recipe) -> ResolvedRecipe:

@@ -13,7 +13,7 @@ A complete example, a search of all vectors by direct distances, with its tests:
     class DirectSearch:
         def __init__(self, blocks, workers, build, query, encoded):
             self.blocks = blocks
-            self.locations = blocks.level.height * blocks.level.width
+            self.locations = blocks.level.locations
 
         def __call__(self, xq, neighbors, kappa):
             best = RunningBest(len(xq), xq.shape[1], kappa, self.locations)

@@ -22,6 +22,7 @@ from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.forward.choice import choose_engine
 from spade_faiss.features.pictures import load_bytes, load_image, to_input
 from spade_faiss.features.proof import ExportedNetwork, prove
+from spade_faiss.features.tiles import TileGrid, cut_out
 
 # On how many images the engines for the forward pass are compared.
 _PROBES = 4
@@ -84,7 +85,11 @@ def _first_inputs(records: Sequence[ImageRecord], preprocess: Preprocess, run: R
     for record in records[: run.max_skipped + _PROBES]:
         try:
             if load_bytes(record, preprocess) <= limit:
-                found.append(to_input(load_image(record, preprocess).picture, preprocess))
+                picture = load_image(record, preprocess).picture
+                if preprocess.tile is not None:
+                    tile = next(iter(TileGrid.of((picture.shape[1], picture.shape[0]), preprocess)))
+                    picture = cut_out(picture, tile.left, tile.top, preprocess.tile)
+                found.append(to_input(picture, preprocess))
         except InputError:  # the stream will say so
             continue
         if len(found) == _PROBES:

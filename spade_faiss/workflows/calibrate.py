@@ -37,7 +37,7 @@ from spade_faiss.decisions.calibration import (
     write_calibration,
 )
 from spade_faiss.decisions.conformal import PixelCounts, allowed, check_rate
-from spade_faiss.features.batch import FeatureBatch, originals
+from spade_faiss.features.batch import FeatureBatch, by_picture, originals
 from spade_faiss.features.datasets import Images, survey
 from spade_faiss.features.kinds import check_normals
 from spade_faiss.features.pages import hash_image, split_page
@@ -60,7 +60,7 @@ def calibrate(
 ) -> Calibration:
     """Score normal images and store their scores beside the bank, for the scoring config of a detector.
 
-    A picture that the bank or `holdout` holds several entries of is scored once, by its original.
+    A picture that the bank or `holdout` holds several entries of is scored once, by its original, or by all of its tiles.
 
     Args:
         detector: opened with `localize='all'`.
@@ -103,12 +103,14 @@ def calibrate(
     map_score: list[float] = []
     statistics: list[list[float]] = []
     pixels = PixelCounts(keys=(), counts=())
+    has_roi = detector.bank.layout.roi is not None or detector.bank.layout.own_rois
     for scores in parts:
         names += scores.ids
         image_score += scores.image_score.tolist()
         map_score += scores.map_score.tolist()
         statistics += scores.statistics.tolist()
-        pixels += PixelCounts.of(scores.maps)
+        for scored in scores.own_maps() if detector.bank.is_tiled else [scores.maps]:
+            pixels += PixelCounts.of(scored if scores.valid is None or not has_roi else scored[scores.valid])
     if alpha is None:
         alpha = max(DEFAULT_ALPHA, min(0.5, len(detector.method.image_scores) / (len(names) + 1)))
     allowed(alpha, len(names))
@@ -151,7 +153,7 @@ def calibrate_if_needed(bank: Bank, run: Run) -> tuple[Calibration | None, str]:
 
 
 def _score_own(detector: Detector, rows: list[int]) -> Iterator[Scores]:
-    size = detector.plan.batch
+    size = detector.images_at_a_time
     with progress_bar(len(rows), "calibrate", detector.run.progress) as bar:
         for start in range(0, max(1, len(rows)), size):
             yield detector.score_rows(rows[start : start + size])
@@ -161,9 +163,10 @@ def _score_own(detector: Detector, rows: list[int]) -> Iterator[Scores]:
 def _score_holdout(detector: Detector, holdout: Images | FeatureBatch) -> Iterator[Scores]:
     size = detector.plan.batch
     if isinstance(holdout, FeatureBatch):
-        holdout = originals(holdout)
-        _check_new(detector.bank, holdout.ids, holdout.sha256)
-        yield from (detector.score_features(holdout[start : start + size]) for start in range(0, len(holdout), size))
+        whole = originals(holdout)
+        _check_new(detector.bank, whole.ids, whole.sha256)
+        parts = (whole[start : start + size] for start in range(0, len(whole), size))
+        yield from map(detector.score_features, by_picture(holdout) if detector.bank.is_tiled else parts)
         return
     found = survey(holdout)
     found.warn()

@@ -12,6 +12,8 @@ from spade_faiss.core.settings import Decision, LabeledSet, ReportOptions
 from spade_faiss.features.datasets import Dataset, load_dataset
 from spade_faiss.features.folders import name_some
 from spade_faiss.features.pictures import to_mask
+from spade_faiss.features.roi import mask_of
+from spade_faiss.features.roi_files import place_roi
 from spade_faiss.report.exchange import SCORES
 from spade_faiss.report.results import Results
 from spade_faiss.report.scorefile import ScoreFile
@@ -55,7 +57,7 @@ def evaluate(
         scored = score_images(job, loaded.found, pictures)
         with ScoreFile.open(job.folder.staged / SCORES) as scores:
             with job.timings("metrics"):
-                evaluated = _measure(scored, scores, with_masks=loaded.has_masks)
+                evaluated = _measure(scored, scores, job.detector, with_masks=loaded.has_masks)
             return write_results(job, scored, scores, pictures, report, evaluated)
 
 
@@ -69,18 +71,30 @@ def _check_classes(dataset: Dataset, normal_kind: str) -> None:
             )
 
 
-def _measure(scored: Scored, scores: ScoreFile, *, with_masks: bool) -> Evaluated:
+def _measure(scored: Scored, scores: ScoreFile, detector: Detector, *, with_masks: bool) -> Evaluated:
     kinds = [str(record.kind) for record in scored.records]
     defective = np.array([bool(record.defective) for record in scored.records])
-    pixels = _read_pixels(scored, scores) if with_masks else None
+    pixels = _read_pixels(scored, scores, detector) if with_masks else None
     metrics = measure(kinds, defective, scores.image_scores, pixels)
     return Evaluated(metrics=metrics, masks=None if pixels is None else pixels.masks)
 
 
-def _read_pixels(scored: Scored, scores: ScoreFile) -> PixelTruth:
-    masks = np.zeros((len(scored.records), *scores.size), np.bool_)
-    for mask, record, placement in zip(masks, scored.records, scored.placements, strict=True):
+def _read_pixels(scored: Scored, scores: ScoreFile, detector: Detector) -> PixelTruth:
+    # Images that were scored in tiles have maps of their own sizes.
+    width, height = np.max([placement.size for placement in scored.placements], axis=0)
+    shape = (len(scored.records), int(height), int(width))
+    masks, shown, maps = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_), np.zeros(shape, np.float32)
+    for i, (record, placement) in enumerate(zip(scored.records, scored.placements, strict=True)):
+        own = i, slice(placement.size[1]), slice(placement.size[0])
+        shown[own], maps[own] = placement.valid, scores.map(i)
         if record.mask is not None:
-            mask[:] = to_mask(record.mask, placement)
-    valid = np.stack([placement.valid for placement in scored.placements])
-    return PixelTruth(masks=masks, valid=valid, maps=np.stack(list(scores.maps())))
+            masks[own] = to_mask(record.mask, placement)
+    valid = detector.bank.layout.inspected(len(masks), shown)
+    assert valid is not None
+    if (rois := detector.rois) is not None:
+        for inspected, record in zip(valid, scored.records, strict=True):
+            roi = place_roi(rois.preprocess(record, detector.backbone.source.preprocess))
+            assert roi is not None
+            inspected &= mask_of(roi)
+    masks &= valid  # a defect that lies outside of what is inspected is none
+    return PixelTruth(masks=masks, valid=valid, maps=maps)

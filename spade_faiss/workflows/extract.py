@@ -30,13 +30,15 @@ from spade_faiss.features.layout import Layout, prepare
 from spade_faiss.features.memory import forward_bytes
 from spade_faiss.features.pages import hash_image
 from spade_faiss.features.placement import Placement, Visible
+from spade_faiss.features.roi_files import place_roi, read_roi
 from spade_faiss.features.stream import FeatureStream
 from spade_faiss.index.build import check_recipe
+from spade_faiss.search.protocol import check_own_rois
 from spade_faiss.search.recipe import Recipe
 from spade_faiss.workflows.bank_network import make_network
 
 # How images are placed in the network's input; the rest of the preprocessing is the backbone's own, or found.
-_PLACED = ("resize_mode", "resize", "size")
+_PLACED = ("resize_mode", "resize", "size", "tile", "overlap", "roi", "own_rois")
 
 
 class _ShardBuffer:
@@ -47,23 +49,26 @@ class _ShardBuffer:
         self._timings = timings
         self._batches: list[FeatureBatch] = []
         self._bytes = 0
+        self._whole = 0  # how many of the batches are of whole pictures
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="write")
         self._pending: Future[None] | None = None
 
-    def add(self, batch: FeatureBatch) -> None:
+    def add(self, batch: FeatureBatch, *, is_whole: bool) -> None:
+        """Take a batch; `is_whole` says whether all entries of its pictures are there with it, so that a shard may end."""
         with self._timings("prepare"):
             prepared = prepare(batch, self._bank.layout)
         self._batches.append(prepared)
         self._bytes += prepared.embedding.nbytes + sum(maps.nbytes for maps in prepared.levels.values())
-        if self._bytes >= SHARD_BYTES:
+        self._whole = len(self._batches) if is_whole else self._whole
+        if is_whole and self._bytes >= SHARD_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Commit what was gathered, once the shard before has been written."""
+        """Commit the pictures that were gathered, once the shard before has been written; a part of one is dropped."""
         self._wait()
-        if self._batches:
-            self._pending = self._pool.submit(self._commit, self._batches)
-            self._batches, self._bytes = [], 0
+        if whole := self._batches[: self._whole]:
+            self._pending = self._pool.submit(self._commit, whole)
+        self._batches, self._bytes, self._whole = [], 0, 0
 
     def _commit(self, batches: list[FeatureBatch]) -> None:
         with self._timings("write"):
@@ -143,7 +148,8 @@ def extract(
 
     Raises:
         InputError: for bad input, a folder that holds defects or masks beside normal images, too many unreadable images, an
-            image that has changed since the bank took it, or an existing bank with other settings.
+            image that has changed since the bank took it, views of images that are cut into tiles, or an existing bank with
+            other settings.
         NotFoundError: if a path does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """
@@ -152,8 +158,17 @@ def extract(
     extraction = chosen.extraction
     found = _find_normals(images)
     backbone = _load_backbone(extraction, run)
+    if extraction.augment is not None and backbone.source.preprocess.tile is not None:
+        raise InputError(f"augment={extraction.augment!r} is of whole images, and tile cuts them up; leave one of them out")
     if backbone.source.preprocess.bit_depth is None:
         backbone = backbone.with_bit_depth(_find_bit_depth(Path(bank), found.records, run))
+    if extraction.roi is not None:
+        own_rois = Path(extraction.roi).is_dir()
+        backbone = backbone.with_roi(None if own_rois else read_roi(extraction.roi), own_rois=own_rois)
+    elif (placed := extraction.preprocess).roi is not None or placed.own_rois:  # the bank's own
+        backbone = backbone.with_roi(placed.roi, own_rois=placed.own_rois)
+    preprocess = backbone.source.preprocess
+    run = replace(run, roi=extraction.roi if preprocess.own_rois else run.roi)
     layout = Layout(
         levels=backbone.levels,
         embedding_dim=backbone.embedding_dim,
@@ -162,9 +177,13 @@ def extract(
         normalize=extraction.normalize,
         pool=extraction.pool,
         pool_border=extraction.pool_border,
+        roi=place_roi(preprocess),
+        own_rois=preprocess.own_rois,
     )
     if recipe is not None:
         check_recipe(recipe, layout.embedding_dim)
+        if layout.own_rois:
+            check_own_rois(recipe)
     timings = Timings()
     with timings("network"):
         made = make_network(Path(bank), backbone, found.records, extraction, run)
@@ -214,7 +233,7 @@ def add(images: Images, *, bank: str | Path, backbone: Backbone | None = None, r
         backbone: the backbone that the bank was made with; needed if it is a module of your own, and the bank carries no
             network.
         run: `engine` is what runs the backbone; `weights` is the file of its weights, if they are not where they were and
-            cannot be downloaded.
+            cannot be downloaded; `roi` is the folder of the images' masks, if the bank was made with one.
 
     Raises:
         InputError: for bad input, a folder that holds defects or masks beside normal images, too many unreadable images, an
@@ -303,7 +322,7 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
         with _ShardBuffer(target, timings) as buffer:
             label = "extract" if augmentation is None else f"extract, {views} views each"
             for extracted in stream(found.root, new, label, augmentation):
-                buffer.add(extracted.batch)
+                buffer.add(extracted.batch, is_whole=bool(extracted.records))
                 placements += (image.placement for image in extracted.loaded)
         return Added(
             bank=target,
@@ -313,7 +332,7 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
             duplicates=tuple(stream.duplicates),
             skipped=tuple(stream.skipped),
             left_out=found.left_out,
-            visible=Visible.of(placements, backbone.source.preprocess.resize_mode),
+            visible=Visible.of(placements, backbone.source.preprocess.input_mode),
             timing_s=timings.seconds,
             total_s=timings.total_s,
         )

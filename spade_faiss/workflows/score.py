@@ -133,7 +133,7 @@ class Scored:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluated:
-    """The metrics of a labeled set, and the (n, H, W) masks that they were measured with, if it has masks."""
+    """The metrics of a labeled set, and the masks (n, H, W) that they were measured with, if it has masks; see `PixelTruth`."""
 
     metrics: Metrics
     masks: Mask | None
@@ -178,7 +178,8 @@ def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
     normal_of = {digest: name for name, digest in detector.bank.sha256_of.items()}
     in_bank: list[Duplicate] = []
     stream = detector.stream(timings, "score")
-    with ScoreWriter(job.folder.staged / SCORES, _settings_text(detector), run=job.folder.run) as writer:
+    tile = detector.bank.layout.input_size if detector.bank.is_tiled else None
+    with ScoreWriter(job.folder.staged / SCORES, _settings_text(detector), run=job.folder.run, tile=tile) as writer:
         for extracted, scores in stream(found.root, found.records):
             batch = [item.placement for item in extracted.loaded]
             if rule is not None:
@@ -240,7 +241,7 @@ def _settings_text(detector: Detector) -> str:
 def _find_regions(rule: DecisionRule, scores: Scores, placements: Sequence[Placement]) -> list[list[Region]]:
     return [
         find_regions(scored, rule.thresholds.pixel, rule.p_of_pixel, placement)
-        for scored, placement in zip(scores.maps, placements, strict=True)
+        for scored, placement in zip(scores.own_maps(), placements, strict=True)
     ]
 
 
@@ -272,6 +273,7 @@ def write_results(
         picture=lambda i: Shown(pictures[i]),
         normal_ids=bank.pictures.names(np.arange(len(bank))),
         normal_picture=NormalPictures(bank),
+        normal_places=bank.tile_places,
     )
     kinds = None if evaluated is None else [str(record.kind) for record in scored.records]
     staged = job.folder.staged
@@ -302,7 +304,7 @@ def _summarize(job: Job, scored: Scored, evaluated: Evaluated | None) -> Results
         images=len(scored.records),
         skipped=scored.skipped,
         left_out=scored.found.left_out,
-        visible=Visible.of(scored.placements, job.detector.backbone.source.preprocess.resize_mode),
+        visible=Visible.of(scored.placements, job.detector.backbone.source.preprocess.input_mode),
         in_bank=scored.in_bank,
         metrics=None if evaluated is None else evaluated.metrics,
         decisions=decisions,

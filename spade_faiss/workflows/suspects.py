@@ -39,7 +39,7 @@ _ROWS_AT_A_TIME = 256
 class Suspects:
     """All normal images of a bank, the least normal one first, with their image scores against the others; files in `out`.
 
-    Where several entries were made of a picture, its score is that of its original.
+    Where several entries were made of a picture, its score is that of its original; of its tiles, the highest.
     """
 
     out: Path
@@ -83,8 +83,9 @@ def _score_all(detector: Detector, timings: Timings) -> FloatArray:
     by_distance = replace(detector.method, localize="none", flag_above=None, image_scores=("knn",))
     by_image, originals, parts = detector.with_method(by_distance), detector.bank.pictures.originals, []
     with progress_bar(len(originals), "suspects", detector.run.progress) as bar:
-        for start in range(0, len(originals), _ROWS_AT_A_TIME):
-            rows = originals[start : start + _ROWS_AT_A_TIME].tolist()
+        size = 1 if detector.bank.is_tiled else _ROWS_AT_A_TIME
+        for start in range(0, len(originals), size):
+            rows = originals[start : start + size].tolist()
             parts.append(by_image.score_rows(rows, timings=timings).image_score)
             bar.update(len(rows))
     return np.concatenate(parts)
@@ -100,7 +101,8 @@ def _write_csv(staged: Path, found: Suspects, detector: Detector) -> None:
 
 def _write_scores(folder: OutputFolder, detector: Detector, rows: Sequence[int], timings: Timings) -> None:
     settings = json.dumps({**asdict(detector.method), "recipe": detector.recipe.name})
-    with ScoreWriter(folder.staged / SCORES, settings, run=folder.run) as writer:
+    tile = detector.bank.layout.input_size if detector.bank.is_tiled else None
+    with ScoreWriter(folder.staged / SCORES, settings, run=folder.run, tile=tile) as writer:
         for row in rows:
             writer.append(detector.score_rows([row], timings=timings))
 
@@ -133,6 +135,7 @@ def _write_page(folder: OutputFolder, found: Suspects, detector: Detector, shown
             picture=lambda i: normal_picture(names[i]),
             normal_ids=bank.pictures.names(np.arange(len(bank))),
             normal_picture=normal_picture,
+            normal_places=bank.tile_places,
         )
         page = replace(
             run_page(inputs, shown),

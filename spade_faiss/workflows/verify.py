@@ -124,9 +124,10 @@ def _feature_problems(bank: Bank, index: int) -> Iterator[str]:
 
 
 def _id_problems(bank: Bank) -> Iterator[str]:
-    """Say whether ids occur more than once, removed ones included."""
+    """Say whether ids occur more than once, removed ones included, and whether tiles lie where none can be."""
     try:
         _ = bank.with_removed().ids
+        _ = bank.with_removed().tile_places
     except BankError as error:
         yield str(error)
 

@@ -99,3 +99,11 @@ def test_a_file_that_holds_no_preset(tmp_path: Path, text: str, message: str) ->
 def test_a_name_that_there_is_not() -> None:
     with pytest.raises(NotFoundError, match=r"no preset '\.\./indexes/exact'; known are default, rad, spade"):
         load_preset("../indexes/exact")
+
+
+def test_what_follows_from_a_size_follows_anew() -> None:
+    preset = Preset(name="large", extraction=Extraction(preprocess=Preprocess(size=448)))
+    assert preset.with_extraction(Extraction(preprocess=Preprocess(size=224 * 3))).extraction.preprocess == Preprocess(size=672)
+    tiled = load_preset("default").with_extraction(Extraction(preprocess=Preprocess(tile=448)))
+    assert tiled.extraction.preprocess == Preprocess(tile=448)
+    assert tiled.extraction.preprocess.resize is None  # a picture keeps its own pixels

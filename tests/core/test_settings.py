@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from spade_faiss.core.settings import (
     LOCALIZE,
     PRECISIONS,
     RESIZE_MODES,
+    Extraction,
     Method,
     Preprocess,
     Source,
@@ -172,6 +173,14 @@ def test_a_round_trip_through_json_is_the_identity(preprocess: Preprocess, names
         ({"mean": ("a", 0.5, 0.5)}, "mean=('a', 0.5, 0.5) must be a tuple of three finite numbers"),
         # A list would be equal to no tuple that was read back from a bank.
         ({"mean": [0.5, 0.5, 0.5]}, "mean=[0.5, 0.5, 0.5] must be a tuple of three"),
+        ({"tile": 0}, "tile=0 must be an integer of at least 8"),
+        ({"tile": 10_001}, "tile=10001 is too large"),
+        ({"tile": 448, "size": 320}, "size=320 and tile=448 are two sizes for one input; give tile alone"),
+        ({"tile": 448, "resize_mode": "letterbox"}, "resize_mode='letterbox' is of whole images"),
+        ({"tile": 448, "resize": 0}, "resize=0 must be an integer of at least 1"),
+        ({"tile": 448, "overlap": -1}, "overlap=-1 must be an integer of at least 0"),
+        ({"tile": 448, "overlap": 225}, "overlap=225 is more than half of tile=448"),
+        ({"overlap": 64}, "overlap=64 is of tiles; give the side of a tile, too"),
     ],
 )
 def test_preprocess_ranges(values: dict[str, Any], message: str) -> None:
@@ -191,6 +200,16 @@ def test_the_size_of_the_input() -> None:
     assert (Preprocess(size=448).resize, Preprocess(size=(320, 640)).resize) == (512, 366)
     assert Preprocess(size=(64, 64)) == Preprocess(size=64)
     assert Preprocess(resize_mode="stretch", size=LARGEST_SIDE).resize == LARGEST_SIDE
+
+
+def test_the_tiles_of_an_image() -> None:
+    tiled = Preprocess(tile=448)
+    assert (tiled.size, tiled.input_size, tiled.overlap, tiled.resize) == (448, (448, 448), 64, None)
+    assert (Preprocess(tile=224).overlap, Preprocess(tile=224, overlap=0).overlap) == (32, 0)
+    assert replace(tiled, mean=(0.5, 0.5, 0.5)).tile == 448
+    assert from_mapping(Preprocess, asdict(Preprocess(tile=448, resize=1000)), "m.json") == Preprocess(tile=448, resize=1000)
+    assert (Preprocess().tile, Preprocess().overlap) == (None, None)
+    assert (tiled.input_mode, Preprocess(resize_mode="stretch").input_mode) == ("tiles", "stretch")
 
 
 def test_a_bank_that_calls_the_size_crop_is_read_with_its_meaning() -> None:
@@ -262,3 +281,15 @@ def test_a_threshold_that_would_do_nothing_is_refused(localize: str, above: floa
     message = f"^flag_above={above!r} does nothing with localize='{localize}'; use localize='flagged'"
     with pytest.raises(InputError, match=message):
         Method(localize=localize, flag_above=above)
+
+
+def test_views_and_a_region_of_interest_exclude_each_other() -> None:
+    with pytest.raises(InputError, match="augment and roi exclude each other"):
+        Extraction(augment="flip", roi="mask.png")
+
+
+def test_tiles_and_a_region_of_interest_exclude_each_other() -> None:
+    with pytest.raises(InputError, match="tile and roi exclude each other"):
+        Extraction(preprocess=Preprocess(tile=64), roi="mask.png")
+    with pytest.raises(InputError, match="tile and roi exclude each other"):
+        Preprocess(tile=64, own_rois=True)

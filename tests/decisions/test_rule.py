@@ -324,9 +324,10 @@ class TestImageScores:
             assert math.isnan(float(line["structure_score"])) == (not line["p_map"])
             assert line["p_map"] or line["alarm"] == "0"
 
-    def test_suspects_rank_by_the_image_score(self, bank: Path, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="score='top' would take the maps"):
-            suspects(Detector.open(bank, method=Method(score="top")), out=tmp_path / "out")
+    def test_suspects_rank_by_the_distance_to_normals(self, bank: Path, tmp_path: Path) -> None:
+        found = suspects(Detector.open(bank, method=Method(score="top")), out=tmp_path / "out")
+        assert found.ids == suspects(Detector.open(bank, method=Method()), out=tmp_path / "knn").ids
+        assert (np.diff(found.image_score) <= 0).all()
 
 
 class TestEvaluating:

@@ -29,9 +29,14 @@ LEAVES = {
     "docs/tutorial/first-report.md": ["results/overlays", "evaluated/report.html"],
     "docs/how-to/calibrate.md": ["results/drift.html", "results/regions.csv"],
     "docs/how-to/maintain-a-bank.md": ["suspects/report.html"],
+    "docs/how-to/region-of-interest.md": ["results/overlays"],
     "docs/how-to/choose-a-recipe.md": ["parts.bank/indexes/ivf/gallery.json"],
 }
-PRINTS = {"docs/tutorial/own-features.md": "(1, 16, 16)", "docs/reference/images.md": "['camera 1', 'camera 2']"}
+PRINTS = {
+    "docs/tutorial/own-features.md": "(1, 16, 16)",
+    "docs/reference/images.md": "['camera 1', 'camera 2']",
+    "docs/how-to/region-of-interest.md": "64",
+}
 
 
 def blocks(name: str) -> list[tuple[str, str]]:

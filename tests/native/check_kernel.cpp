@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -15,6 +16,7 @@
 #include "clusters.hpp"
 #include "distance.hpp"
 #include "search.hpp"
+#include "windows.hpp"
 
 using namespace spade;
 
@@ -209,6 +211,49 @@ void check_clusters(const SimdLevel& level, int nq, int nb, int d, ElementType t
     }
 }
 
+// Windows find the nearest of what they hold; the maps are read from memory that ends where they do.
+void check_windows(const SimdLevel& level, int height, int width, int d, ElementType type, int radius, int k) {
+    const int locations = height * width, images = 3, tests = 2;
+    std::normal_distribution<float> normal;
+    std::vector<float> around(static_cast<std::size_t>(4) * d);
+    for (float& value : around) value = 1 + normal(rng);
+    Gallery gallery{d, width, locations, static_cast<std::int64_t>(images) * locations, {MapPart{type, d, width, {}, {}, {}}}};
+    std::vector<TestVectors> maps;
+    for (int image = 0; image < images; ++image) maps.push_back(make_vectors(locations, d, type, 1, around));
+    for (const TestVectors& map : maps) gallery.parts[0].maps.push_back(map.vectors.row(0));
+    const TestVectors queries = make_vectors(tests * locations, d, ElementType::kFloat32, 1, around);
+    const Vectors xq{queries.values.data(), ElementType::kFloat32, tests * locations, d};
+    const std::int64_t rows[images] = {9, 4, 6};
+    const std::uint8_t wanted[images * tests] = {1, 1, 1, 0, 0, 1};
+    const int middle = (locations + 1) / 2;
+    for (const auto& [first, last] : {std::pair{0, middle}, std::pair{middle, locations}}) {
+        if (first == last) continue;
+        const WindowQueries asked{xq, tests, first, last};
+        const std::size_t size = static_cast<std::size_t>(tests) * asked.count() * k;
+        std::vector<float> D(size, std::numeric_limits<float>::infinity());
+        std::vector<std::int64_t> I(size, -1);
+        search_windows(gallery, rows, wanted, asked, radius, {k, D.data(), I.data()});
+        for (int test = 0; test < tests; ++test)
+            for (int at = first; at < last; ++at) {
+                const float* q = queries.values.data() + static_cast<std::size_t>(test * locations + at) * d;
+                std::vector<std::pair<float, std::int64_t>> best;
+                for (int image = 0; image < images; ++image)
+                    for (int l = 0; wanted[image * tests + test] && l < locations; ++l)
+                        if (std::abs(l / width - at / width) <= radius && std::abs(l % width - at % width) <= radius)
+                            best.emplace_back(sq_distance(q, maps[image].vectors.row(l), type, d), rows[image] * locations + l);
+                std::sort(best.begin(), best.end());
+                best.resize(k, {std::numeric_limits<float>::infinity(), -1});
+                for (int j = 0; j < k; ++j) {
+                    const std::size_t place = (static_cast<std::size_t>(test) * asked.count() + at - first) * k + j;
+                    if (D[place] != best[j].first || I[place] != best[j].second) {
+                        fail(level, "a search of windows is wrong", tests * locations, images * locations, d);
+                        return;
+                    }
+                }
+            }
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -234,6 +279,12 @@ int main() {
                         for (bool packed : {false, true})
                             for (ElementType type : {ElementType::kFloat16, ElementType::kFloat32})
                                 check_clusters(level, nq, nb, d, type, k, packed), ++checked;
+        for (int d : {1, 24, 40, 130})
+            for (const auto& [height, width] : {std::pair{1, 1}, std::pair{5, 3}, std::pair{4, 9}})
+                for (int radius : {0, 1, 2, 20})
+                    for (int k : {1, 4})
+                        for (ElementType type : {ElementType::kFloat16, ElementType::kFloat32})
+                            check_windows(level, height, width, d, type, radius, k), ++checked;
         for (int components : {0, 31}) check(level, 40, 300, 1800, components, ElementType::kFloat16, 1, 3), ++checked;
         std::printf("%s: %d cases checked\n", level.name, checked);
     }

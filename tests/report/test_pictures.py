@@ -80,6 +80,27 @@ class TestPictures:
         with pytest.raises(InputError, match="1 labels for 2 maps"):
             pictures.color_range(maps(1, 2), [True])
 
+    @pytest.mark.parametrize("size", [(1024, 1000), (1500, 2049), (3, 1025)])
+    def test_what_is_shown_of_large_pictures(self, size: tuple[int, int]) -> None:
+        """A pixel is the mean of a square of the picture, and the highest of it in the map: a small defect is still seen."""
+        factor = -(-max(size) // 1024)
+        assert pictures.shrink_factor(size) == factor
+        rng = np.random.default_rng(2)
+        picture, scores = self.picture(size), rng.random(size, dtype=np.float32)
+        mask = rng.random(size) > 0.99
+        shown, shown_map, shown_mask = pictures.shrink(picture), pictures.shrink_map(scores), pictures.shrink_mask(mask)
+        height, width = -(-size[0] // factor), -(-size[1] // factor)
+        assert shown.shape == (height, width, 3)
+        assert shown_map.shape == shown_mask.shape == (height, width)
+        assert pictures.shrink(shown) is shown
+        for y, x in [(0, 0), (height - 1, width - 1), (height // 2, width // 3)]:
+            square = np.s_[y * factor : (y + 1) * factor, x * factor : (x + 1) * factor]
+            np.testing.assert_allclose(shown[y, x], picture[square].mean(axis=(0, 1)), atol=1)
+            assert shown_map[y, x] == scores[square].max()
+            assert shown_mask[y, x] == mask[square].any()
+        box = pictures.shrink_box((1, 7, 3, 1000), size)
+        assert box == (1 // factor, 7 // factor, -(-3 // factor), -(-1000 // factor))
+
     def test_pictures_that_do_not_fit_are_refused(self) -> None:
         scores = np.zeros((12, 16), np.float32)
         for bad in (self.picture((16, 12)), self.picture().astype(np.float32), self.picture()[..., 0]):

@@ -176,3 +176,31 @@ def test_a_file_of_before_top_scores_is_read(tmp_path: Path) -> None:
     with ScoreFile.open(path) as found:
         assert np.isnan(found.top_score).tolist() == [True] * 5
         np.testing.assert_array_equal(found.map_score, scores.map_score)
+
+
+def test_maps_of_pictures_that_were_scored_in_tiles_are_each_of_its_own_size(tmp_path: Path) -> None:
+    scores, sizes = make_scores(5), np.array([[20, 24], [7, 24], [20, 3], [1, 1], [12, 9]])
+    for found, (height, width) in zip(scores.maps, sizes, strict=True):
+        found[height:] = 0
+        found[:, width:] = 0
+    corners = np.minimum(scores.peak, 2)
+    tiled = replace(scores, sizes=sizes, corners=corners)
+    with ScoreWriter(tmp_path / "s.h5", tile=(30, 30)) as writer:
+        for rows in (slice(0, 2), slice(2, 5)):
+            writer.append(replace(part(tiled, rows), sizes=sizes[rows], corners=corners[rows]))
+    with ScoreFile.open(tmp_path / "s.h5") as file:
+        assert (file.is_tiled, file.size, len(file)) == (True, (30, 30), 5)
+        for found, expected, (height, width) in zip(file.maps(), scores.maps, sizes, strict=True):
+            np.testing.assert_array_equal(found, expected[:height, :width])
+        np.testing.assert_array_equal(file.map_score, scores.map_score)
+        np.testing.assert_array_equal(file.peak, scores.peak)
+        for level, nearest in scores.nearest.items():
+            for i, (y, x) in enumerate(scores.peak - corners):
+                cell = nearest[i, int(y * nearest.shape[1] / 30), int(x * nearest.shape[2] / 30)]
+                assert file.match[level][i].tolist() == [cell["neighbor"], cell["y"], cell["x"], cell["row"]]
+    with pytest.raises(InputError, match="closed"):
+        file.map(0)
+    with pytest.raises(InputError, match="is of whole images, these scores are not"), ScoreWriter(tmp_path / "w.h5") as writer:
+        writer.append(tiled)
+    with pytest.raises(InputError, match="is of tiles"), ScoreWriter(tmp_path / "w.h5", tile=(30, 30)) as writer:
+        writer.append(scores)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from spade_faiss import Detector
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Method
+from spade_faiss.scoring import image_scores
 from spade_faiss.scoring.image_scores import STATISTICS, map_statistics
 from tests.support.oracle import bank_of, batch_of, product
 
@@ -101,6 +102,17 @@ def test_beside_the_definitions_written_out(data: st.DataObject) -> None:
     for i in range(n):
         assert map_statistics(scores[i : i + 1], valid[i : i + 1], share)[0].tolist() == found[i].tolist()
     assert map_statistics(scores[:, ::-1, ::-1], valid[:, ::-1, ::-1], share)[:, 0].tolist() == found[:, 0].tolist()
+
+
+@pytest.mark.parametrize("block", [1, 5, 7, 64])
+def test_a_large_map_is_reduced_block_by_block(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    maps, valid = rng.random((2, 13, 9), dtype=np.float32), rng.random((2, 13, 9)) > 0.3
+    whole = map_statistics(maps, None, 0.1), map_statistics(maps, valid, 0.1)
+    assert whole[0][0, 1] == np.float32(maps[0].std(dtype=np.float64))
+    monkeypatch.setattr(image_scores, "_BLOCK", block)
+    np.testing.assert_allclose(map_statistics(maps, None, 0.1), whole[0], rtol=1e-6)
+    np.testing.assert_allclose(map_statistics(maps, valid, 0.1), whole[1], rtol=1e-6)
 
 
 def test_of_a_detector(tmp_path: Any) -> None:

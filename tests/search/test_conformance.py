@@ -14,6 +14,7 @@ import pytest
 
 from spade_faiss import testing
 from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.search import location
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import direct_sq_dist
 from spade_faiss.search.native.extension import usable_simd_level
@@ -92,6 +93,12 @@ class TestLocation(WindowTests):
 class TestLocationItself(WindowTests):
     recipe = queried(LOCATION, radius=0)
     radius = 0
+
+
+class TestLocationWithoutTheKernel(TestLocation):
+    @pytest.fixture(autouse=True)
+    def _no_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(location, "usable_simd_level", lambda channels: None)
 
 
 class TestIvf(RecipeTests):

@@ -154,7 +154,7 @@ def test_a_query_setting_needs_no_building(folder: Path) -> None:
 
 def test_kappa_of_a_corner_behind_the_detector(folder: Path) -> None:
     detector = Detector.open(folder, recipe=queried(LOCATION, radius=0), method=Method(kappa=6))
-    with pytest.raises(InputError, match="kappa=6 is larger than the window of a corner, 5 vectors at level 'fine'"):
+    with pytest.raises(InputError, match="kappa=6 is larger than the smallest window, 5 vectors at level 'fine'"):
         detector.score_features(batch_of(queries()))
 
 

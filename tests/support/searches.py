@@ -9,7 +9,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from spade_faiss.features.batch import Level
-from spade_faiss.search.blocks import ArraySource, Blocks, BlockSource, StoredArray
+from spade_faiss.search.blocks import ArraySource, Blocks, BlockSource, MapPart, StoredArray
 from spade_faiss.search.protocol import GallerySearch, resolve_recipe
 from spade_faiss.search.recipe import Query, Recipe
 from spade_faiss.search.workers import Workers
@@ -93,6 +93,9 @@ class CountingSource(BlockSource):
         self.stored_rows.append(row)
         block: Floats = self._maps[row]
         return block
+
+    def parts(self) -> tuple[MapPart, ...] | None:
+        return (MapPart(self.stored),) if self._is_stored else None  # type: ignore[arg-type]  # it returns no None then
 
     def prefetch(self, row: int) -> None:
         self.prefetched.append(row)

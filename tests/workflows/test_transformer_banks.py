@@ -28,7 +28,20 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bank(weights: Path, dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bank") / "vit.bank"
-    words = ["--backbone", NAME, "--weights", str(weights), "--blocks", "1,4", "--resize", "72", "--size", "64"]
+    words = [
+        "--backbone",
+        NAME,
+        "--preset",
+        "spade",
+        "--weights",
+        str(weights),
+        "--blocks",
+        "1,4",
+        "--resize",
+        "72",
+        "--size",
+        "64",
+    ]
     assert main(["extract", str(dataset_folder / "train/good"), "--bank", str(path), *words]) == 0
     return path
 

@@ -44,7 +44,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bank_of(folder: Path, paths: list[Path], tiny: Backbone, augment: str | None = AUGMENT) -> Bank:
     extraction = Extraction(backbone=tiny, augment=augment, dtype="float32")
-    return fit(paths, bank=folder, extraction=extraction, calibrate=False).bank
+    return fit(paths, bank=folder, preset="spade", extraction=extraction, calibrate=False).bank
 
 
 def test_the_bank_holds_each_picture_and_its_views(good: Path, tmp_path: Path, tiny: Backbone) -> None:

@@ -71,13 +71,13 @@ class ClusterSearch:
         by_block = self._by_block.working_bytes(images, k_gallery, kappa)
         if not self._is_nearly_all(k_gallery):
             return by_block
-        height, width, channels = self._blocks.level.shape
-        queries, rows = images * height * width, len(self._blocks) * height * width
+        locations, channels = self._blocks.level.locations, self._blocks.level.channels
+        queries, rows = images * locations, len(self._blocks) * locations
         # Each task packs the queries, holds them padded, and returns what it found; clusters may hold all vectors at worst, but
         # hold about as many each.
         packed = pack_bytes(queries, channels) + queries * (4 * channels + 64 + 12 * kappa)
         cluster = 4 * -(-rows // self._count) * (8 * channels + 64)
-        found = RunningBest.nbytes(images, height * width, kappa) + RunningBest.merge_bytes(height * width, kappa, kappa)
+        found = RunningBest.nbytes(images, locations, kappa) + RunningBest.merge_bytes(locations, kappa, kappa)
         opened = rows * 2 * np.dtype(np.float32).itemsize
         # What is no number is searched block by block.
         return max(by_block, (self._workers.threads + 1) * (packed + cluster) + found + opened)
@@ -87,7 +87,7 @@ class ClusterSearch:
         if not self._is_nearly_all(neighbors.shape[1]) or not np.isfinite(xq).all():
             return self._by_block(xq, neighbors, kappa)
         n, queries, channels = xq.shape
-        locations = self._blocks.level.height * self._blocks.level.width
+        locations = self._blocks.level.locations
         clusters = self._opened().clusters
         self._blocks.check()  # the kernel keeps the addresses of all maps
         excluded = _others(neighbors, len(self._blocks))

@@ -27,11 +27,11 @@ _FUSED_CHANNELS = 32
 
 
 class _Block(NamedTuple):
-    """A block as it is and less the center; `memory` is what it was decoded into, unless the cache holds it."""
+    """A block as it is and less the center; `memory` is what both were made in, unless the cache holds the block."""
 
     xb: FloatArray
     centered: FloatArray
-    memory: FloatArray
+    memory: tuple[FloatArray, FloatArray]
 
 
 class _BlockPool:
@@ -39,17 +39,16 @@ class _BlockPool:
 
     def __init__(self, blocks: Blocks) -> None:
         self._blocks = blocks
-        self._shape = (blocks.level.height * blocks.level.width, blocks.level.channels)
+        self._shape = (blocks.level.locations, blocks.level.channels)
         self._free: deque[_Block] = deque()
 
     def make(self, row: int) -> _Block:
         try:
-            _, centered, memory = self._free.pop()
+            memory = self._free.pop().memory
         except IndexError:
-            centered, memory = np.empty(self._shape, np.float32), np.empty(self._shape, np.float32)
-        xb = self._blocks(row, memory)
-        np.subtract(xb, self._blocks.center, out=centered)
-        return _Block(xb, centered, memory)
+            memory = np.empty(self._shape, np.float32), np.empty(self._shape, np.float32)
+        xb = self._blocks(row, memory[0])
+        return _Block(xb, np.subtract(xb, self._blocks.center, out=memory[1][: len(xb)]), memory)
 
     def free(self, block: _Block) -> None:
         self._free.append(block)
@@ -75,8 +74,8 @@ class FaissSearch:
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""
-        height, width, channels = self._blocks.level.shape
-        queries, value = height * width, np.dtype(np.float32).itemsize
+        queries, channels = self._blocks.level.locations, self._blocks.level.channels
+        value = np.dtype(np.float32).itemsize
         strips = strips_of(queries, channels)
         centered = images * queries * (channels + 1) * value
         found = RunningBest.nbytes(images, queries, kappa)
@@ -90,24 +89,24 @@ class FaissSearch:
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
         (n, queries, channels), k_gallery = xq.shape, neighbors.shape[1]
-        rows = self._blocks.level.height * self._blocks.level.width
+        rows = self._blocks.level.locations
         center = self._blocks.center
         centered = xq - center
-        strips = strips_of(rows, channels)
         best = RunningBest(n, queries, kappa, rows)
         # The product's distance of the last vector that a query listed in a strip; infinite where all vectors were listed.
-        last = np.full((n, k_gallery, len(strips), queries), np.inf, np.float32)
+        last = np.full((n, k_gallery, len(strips_of(rows, channels)), queries), np.inf, np.float32)
 
         def search(job: BlockJob, image: int, column: int, part: slice, block: _Block) -> None:
             locations, sq_dist = [], []
-            for index, strip in enumerate(strips):
+            for index, strip in enumerate(strips_of(len(block.xb), channels)):
                 listed = min(kappa, strip.stop - strip.start)
                 product, I = product_knn(centered[image, part], block.centered[strip], listed)
                 sq_dist.append(direct_sq_dist(xq[image, part], block.xb[strip], I))
                 locations.append(_in_block(I, strip))
                 if listed < strip.stop - strip.start:
                     last[image, column, index, part] = product[:, -1]
-            best.merge(image, part, job.row, np.concatenate(locations, axis=1), np.concatenate(sq_dist, axis=1))
+            found = self._blocks.located(job.row, np.concatenate(locations, axis=1))
+            best.merge(image, part, job.row, found, np.concatenate(sq_dist, axis=1))
 
         def searches(job: BlockJob) -> list[Task[_Block]]:
             return [
@@ -129,16 +128,16 @@ class FaissSearch:
         doubts = doubtful.sum(axis=(2, 3))
 
         def refine(job: BlockJob, image: int, column: int, block: _Block) -> None:
-            for index, strip in enumerate(strips):
+            for index, strip in enumerate(strips_of(len(block.xb), channels)):
                 (which,) = np.nonzero(doubtful[image, column, index])
                 if len(which):
                     pair = block.xb[strip], block.centered[strip]
                     D, I = _settle(xq[image, which], centered[image, which], pair, kappa, furthest[image, which])
-                    best.merge(image, which, job.row, _in_block(I, strip), D)
+                    best.merge(image, which, job.row, self._blocks.located(job.row, _in_block(I, strip)), D)
 
         def refinements(job: BlockJob) -> list[Task[_Block]]:
             return [
-                Task(partial(refine, job, image, column), int(doubts[image, column]) * rows // len(strips) * channels)
+                Task(partial(refine, job, image, column), int(doubts[image, column]) * rows // last.shape[2] * channels)
                 for image, column in job.requests
                 if doubts[image, column]
             ]

@@ -58,8 +58,7 @@ class NativeSearch:
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""
-        height, width, channels = self._blocks.level.shape
-        queries = height * width
+        queries, channels = self._blocks.level.locations, self._blocks.level.channels
         packed = images * pack_bytes(queries, channels)
         found = RunningBest.nbytes(images, queries, kappa)
         # Each block is packed, and decoded where the bank does not store vectors in the form that is searched.
@@ -72,7 +71,7 @@ class NativeSearch:
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
         n, queries, channels = xq.shape
-        rows = self._blocks.level.height * self._blocks.level.width
+        rows = self._blocks.level.locations
         xq = np.ascontiguousarray(xq)
         parts = slices(queries, max(1, round(queries / _PART_QUERIES)))
         packing = self._packing()
@@ -83,10 +82,9 @@ class NativeSearch:
         def search(image: int, number: int, row: int, block: _Block) -> None:
             part = parts[number]
             bound = best.bound(image, part, row)
-            D, I, _, _ = self._native.search(
-                packs[image][number], xq[image, part], block.pack, block.rows, bound, min(kappa, rows)
-            )
-            best.merge(image, part, row, I, D)
+            listed = min(kappa, len(block.rows))
+            D, I, _, _ = self._native.search(packs[image][number], xq[image, part], block.pack, block.rows, bound, listed)
+            best.merge(image, part, row, self._blocks.located(row, I), D)
 
         def searches(job: BlockJob) -> list[Task[_Block]]:
             return [

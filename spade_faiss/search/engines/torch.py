@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,12 +119,12 @@ class TorchSearch:
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""
-        height, width, channels = self._blocks.level.shape
+        locations, channels = self._blocks.level.locations, self._blocks.level.channels
         # Beside the arguments: distances, rows and locations, and blocks on their way.
-        held = images * height * width * (_FLOAT * (kappa + 2) + 2 * 8) + (_AHEAD + 2) * 2 * self._blocks.block_bytes
+        held = images * locations * (_FLOAT * (kappa + 2) + 2 * 8) + (_AHEAD + 2) * 2 * self._blocks.block_bytes
         if self._accelerator.device.type == "cuda":
-            return held + images * height * width * channels * _FLOAT  # the copy that goes to the card
-        return held + 3 * images * height * width * channels * _FLOAT + 2 * self._accelerator.tile_bytes
+            return held + images * locations * channels * _FLOAT  # the copy that goes to the card
+        return held + 3 * images * locations * channels * _FLOAT + 2 * self._accelerator.tile_bytes
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`; an InputError says that the device is out of memory."""
@@ -144,11 +145,11 @@ class TorchSearch:
             for job, block in self._uploaded(block_jobs(neighbors)):
                 images = torch.from_numpy(job.images).to(device)
                 self._search(q, (images[:, None] * queries + places).flatten(), block, job.row, best)
-            return Hits(
-                best.sq_dist.cpu().numpy().reshape(n, queries, kappa),
-                best.row.cpu().numpy().reshape(n, queries),
-                best.location.cpu().numpy().reshape(n, queries),
-            )
+            row, location = best.row.cpu().numpy(), best.location.cpu().numpy()
+            for found in np.unique(row[row >= 0]).tolist() if self._blocks.partial else ():
+                location[row == found] = self._blocks.located(found, location[row == found])
+            sq_dist = best.sq_dist.cpu().numpy().reshape(n, queries, kappa)
+            return Hits(sq_dist, row.reshape(n, queries), location.reshape(n, queries))
 
     def _uploaded(self, jobs: Sequence[BlockJob]) -> Iterator[tuple[BlockJob, Tensor]]:
         """Each job with its block on the device; the next blocks are read and copied meanwhile."""

@@ -68,6 +68,16 @@ def k_center(
     slack: float,
     threads: int = 1,
 ) -> tuple[npt.NDArray[np.int64], float]: ...
+def search_windows(
+    gallery: Gallery,
+    rows: npt.NDArray[np.int64],
+    wanted: npt.NDArray[np.bool_],
+    queries: npt.NDArray[np.float32],
+    range: tuple[int, int],
+    radius: int,
+    sq_dist: npt.NDArray[np.float32],
+    id: npt.NDArray[np.int64],
+) -> None: ...
 def search(
     query_pack: QueryPack,
     queries: npt.NDArray[np.float32],

@@ -1,38 +1,60 @@
-"""The vectors of all normal images at one level, for the kernel: it reads them one by one, where the bank stores them."""
+"""The vectors of normal images at one level, for the kernel: it reads them one by one, where the bank stores them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from spade_faiss.features.batch import Level
 from spade_faiss.features.resampling import taps
-from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.blocks import Blocks, MapPart
 from spade_faiss.search.native.extension import import_native
 
 if TYPE_CHECKING:
     from spade_faiss.search.native._native import Gallery
 
 
-def map_gallery(blocks: Blocks) -> Gallery | None:
-    """Let the kernel read a level's vectors; the vector of a bank row at a location has the id `row * H * W + location`.
+def can_be_mapped(blocks: Blocks) -> bool:
+    """Whether blocks are put together from stored maps, in a way that the kernel knows."""
+    return _how_resized(blocks) is not None
+
+
+def map_gallery(blocks: Blocks, rows: Sequence[int] | None = None) -> Gallery | None:
+    """Let the kernel read a level's vectors; that of the i-th image at a location has the id `i * H * W + location`.
 
     A vector is, to the bit, the one in the block of its row.
 
+    Args:
+        blocks: the blocks of the level.
+        rows: the bank rows of the images; all of them, if None.
+
     Returns:
-        The gallery; None where blocks are not put together from stored maps, or in a way that the kernel does not know.
+        The gallery; None where the kernel cannot read the blocks, see `can_be_mapped`, or there is no image.
     """
-    parts = blocks.parts()
-    if parts is None or not len(blocks):
+    resized, rows = _how_resized(blocks), range(len(blocks)) if rows is None else rows
+    if resized is None or not len(rows):
         return None
-    height, width, _ = blocks.level.shape
-    made: list[tuple[object, ...]] = []
-    for part in parts:
-        maps = [part.stored(row) for row in range(len(blocks))]
-        if part.size is None:
-            made.append((maps, None))
-            continue
-        rows, columns = taps(part.size[0], height), taps(part.size[1], width)
-        if rows is None or columns is None:
-            return None
-        made.append((maps, part.size, rows, columns))
-    gallery: Gallery = import_native().Gallery(height, width, made)
+    made = [([part.stored(row) for row in rows], *how) for part, how in resized]
+    gallery: Gallery = import_native().Gallery(*_grid(blocks.level), made)
     return gallery
+
+
+def _how_resized(blocks: Blocks) -> list[tuple[MapPart, tuple[object, ...]]] | None:
+    """Each of the stored maps, with what `Gallery` takes to resize it; None where it cannot."""
+    parts = blocks.parts()
+    resized = [] if parts is None else [(part, _how(part, blocks.level)) for part in parts]
+    known = [(part, how) for part, how in resized if how is not None]
+    return known if known and len(known) == len(resized) else None
+
+
+def _how(part: MapPart, level: Level) -> tuple[object, ...] | None:
+    if part.size is None:
+        return (None,)
+    height, width = _grid(level)
+    rows, columns = taps(part.size[0], height), taps(part.size[1], width)
+    return None if rows is None or columns is None else (part.size, rows, columns)
+
+
+def _grid(level: Level) -> tuple[int, int]:
+    """Height and width of the maps as they are stored: of a region of interest, the inspected locations are in one row."""
+    return (level.height, level.width) if level.roi is None else (1, level.locations)

@@ -13,4 +13,7 @@ void define_clusters(pybind11::module_& module);
 // Greedy k-center.
 void define_k_center(pybind11::module_& module);
 
+// Searches in windows.
+void define_windows(pybind11::module_& module);
+
 }  // namespace spade

@@ -1,0 +1,241 @@
+#include "windows.hpp"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "buffer.hpp"
+#include "floats.hpp"
+#include "nearest.hpp"
+#include "packs.hpp"
+#include "target.hpp"
+
+namespace spade {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// Eight channels are computed with at a time, and eight vectors are compared at a time.
+constexpr int kChannels = 8, kVectors = 8;
+// A distance is made of four sums of eight lanes each: chunk c of the channels is added to sum c % 4, see `sq_distances`.
+constexpr int kSums = 4;
+// A sum of so many chunks is worth a look at what it says already.
+constexpr int kWorthALook = 4;
+
+// How a vector is laid out here: in chunks of eight channels, those of one sum side by side, so that each sum is read in one
+// go.
+struct Layout {
+    explicit Layout(int d) : chunks((d + kChannels - 1) / kChannels) {
+        for (int sum = 0; sum < kSums; ++sum) begin[sum + 1] = begin[sum] + (chunks - sum + kSums - 1) / kSums;
+    }
+    std::size_t length() const { return static_cast<std::size_t>(chunks) * kChannels; }
+
+    // Lays out a vector of float32 or float16 numbers; up to seven zeros follow them.
+    SPADE_TARGET_AVX2 void arrange(const void* vector, ElementType type, int d, float* to) const {
+        if (type == ElementType::kFloat16)
+            arrange<ElementType::kFloat16>(static_cast<const char*>(vector), d, to);
+        else
+            arrange<ElementType::kFloat32>(static_cast<const char*>(vector), d, to);
+    }
+
+    template <ElementType Type>
+    SPADE_TARGET_AVX2 SPADE_INLINE void arrange(const char* vector, int d, float* to) const {
+        constexpr int bytes = kChannels * (Type == ElementType::kFloat16 ? 2 : 4);
+        const int full = d / kChannels;
+        int chunk = 0;
+        for (int place = 0; chunk < full; place += kChannels)
+            for (int sum = 0; sum < kSums && chunk < full; ++sum, ++chunk, vector += bytes)
+                _mm256_store_ps(to + kChannels * begin[sum] + place, load<Type>(vector));
+        if (chunk < chunks)
+            decode(vector, Type, d % kChannels, kChannels, to + kChannels * (begin[chunk % kSums] + chunk / kSums));
+    }
+
+    template <ElementType Type>
+    static SPADE_TARGET_AVX2 SPADE_INLINE __m256 load(const char* numbers) {
+        if (Type == ElementType::kFloat16) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(numbers)));
+        return _mm256_loadu_ps(reinterpret_cast<const float*>(numbers));
+    }
+
+    int chunks;
+    int begin[kSums + 1] = {};  // the first chunk of each sum
+};
+
+// Adds the lanes of R registers up, each as `sum_of_lanes` does; what follows them in the result means nothing.
+template <int R>
+SPADE_TARGET_AVX2 SPADE_INLINE __m256 sums_of_lanes(__m256* eight) {
+    if (R == 1) return _mm256_castps128_ps256(_mm_set_ss(sum_of_lanes(eight[0])));
+    for (int r = R; r < kVectors; ++r) eight[r] = _mm256_setzero_ps();
+    __m256 four[kVectors / 2];  // of vectors i and i + 4, one in each half
+    for (int i = 0; i < kVectors / 2; ++i)
+        four[i] = _mm256_add_ps(_mm256_permute2f128_ps(eight[i], eight[i + 4], 0x20),
+                                _mm256_permute2f128_ps(eight[i], eight[i + 4], 0x31));
+    __m256 two[2];
+    for (int i = 0; i < 2; ++i)
+        two[i] = _mm256_add_ps(_mm256_shuffle_ps(four[2 * i], four[2 * i + 1], 0x44),
+                               _mm256_shuffle_ps(four[2 * i], four[2 * i + 1], 0xEE));
+    return _mm256_add_ps(_mm256_shuffle_ps(two[0], two[1], 0x88), _mm256_shuffle_ps(two[0], two[1], 0xDD));
+}
+
+// A search of all queries in all images.
+class WindowSearch {
+public:
+    WindowSearch(const Gallery& gallery, const WindowQueries& queries, int radius, const WindowHits& hits)
+        : gallery_(gallery),
+          queries_(queries),
+          hits_(hits),
+          width_(gallery.width),
+          height_(gallery.locations / gallery.width),
+          reach_y_(std::min(radius, height_ - 1)),
+          reach_x_(std::min(radius, width_ - 1)),
+          kept_(std::min(height_, 2 * reach_y_ + 1)),
+          layout_(gallery.d),
+          plain_(layout_.length() + kChannels),
+          xq_(layout_.length() * queries.images * queries.count()),
+          map_(layout_.length() * kept_ * width_) {
+        for (int image = 0; image < queries.images; ++image)
+            for (int i = 0; i < queries.count(); ++i)
+                layout_.arrange(queries.xq.row(image * gallery.locations + queries.first + i), ElementType::kFloat32, gallery.d,
+                                query(image, i));
+    }
+
+    SPADE_TARGET_AVX2 void run(int image, std::int64_t row, const std::uint8_t* wanted) {
+        if (std::none_of(wanted, wanted + queries_.images, [](std::uint8_t is_wanted) { return is_wanted; })) return;
+        first_id_ = row * gallery_.locations;
+        int decoded = 0;  // up to this row of the map
+        for (int y = queries_.first / width_; y * width_ < queries_.last; ++y) {
+            top_ = std::max(0, y - reach_y_);
+            bottom_ = std::min(height_ - 1, y + reach_y_);
+            for (decoded = std::max(decoded, top_); decoded <= bottom_; ++decoded) decode_map_row(image, decoded);
+            const int first = std::max(queries_.first, y * width_), last = std::min(queries_.last, (y + 1) * width_);
+            for (int test = 0; test < queries_.images; ++test)
+                for (int location = first; wanted[test] && location < last; ++location) search(test, location);
+        }
+    }
+
+private:
+    float* query(int image, int i) { return xq_.data() + layout_.length() * (image * queries_.count() + i); }
+
+    // The vector of a cell of the map, whose row is decoded.
+    float* vector(int y, int x) { return map_.data() + layout_.length() * (y % kept_ * width_ + x); }
+
+    void decode_map_row(int image, int y) {
+        const MapPart& part = gallery_.parts.front();
+        if (gallery_.parts.size() == 1 && part.rows.empty()) {  // vectors as they are stored
+            const Vectors map{part.maps[image], part.type, gallery_.locations, gallery_.d};
+            for (int x = 0; x < width_; ++x) layout_.arrange(map.row(y * width_ + x), part.type, gallery_.d, vector(y, x));
+            return;
+        }
+        const int padded = static_cast<int>(layout_.length());
+        for (int x = 0; x < width_; ++x) {
+            gallery_.decode(static_cast<std::int64_t>(image) * gallery_.locations + y * width_ + x, padded, plain_.data());
+            layout_.arrange(plain_.data(), ElementType::kFloat32, gallery_.d, vector(y, x));
+        }
+    }
+
+    // Compares a query with its window.
+    SPADE_TARGET_AVX2 void search(int image, int location) {
+        const int i = location - queries_.first, x = location % width_;
+        const std::size_t place = (static_cast<std::size_t>(image) * queries_.count() + i) * hits_.k;
+        Nearest nearest{hits_.sq_dist + place, hits_.id + place, hits_.k, kInfinity};
+        const float* const q = query(image, i);
+        const int left = std::max(0, x - reach_x_), right = std::min(width_ - 1, x + reach_x_);
+        const float* vectors[kVectors];
+        int locations[kVectors], count = 0;
+        for (int v = top_; v <= bottom_; ++v)
+            for (int u = left; u <= right; ++u) {
+                vectors[count] = vector(v, u);
+                locations[count++] = v * width_ + u;
+                if (count == kVectors) {
+                    compare<kVectors>(q, vectors, locations, nearest);
+                    count = 0;
+                }
+            }
+        switch (count) {
+            case 7:
+                return compare<7>(q, vectors, locations, nearest);
+            case 6:
+                return compare<6>(q, vectors, locations, nearest);
+            case 5:
+                return compare<5>(q, vectors, locations, nearest);
+            case 4:
+                return compare<4>(q, vectors, locations, nearest);
+            case 3:
+                return compare<3>(q, vectors, locations, nearest);
+            case 2:
+                return compare<2>(q, vectors, locations, nearest);
+            case 1:
+                return compare<1>(q, vectors, locations, nearest);
+        }
+    }
+
+    // Offers R vectors, unless a part of their sums is further than the nearest already: no sum becomes smaller by what is
+    // added to it, rounded or not.
+    template <int R>
+    SPADE_TARGET_AVX2 SPADE_INLINE void compare(const float* q, const float* const* x, const int* locations,
+                                                Nearest& nearest) const {
+        const __m256 limit = _mm256_set1_ps(nearest.limit());
+        __m256 even[kVectors], odd[kVectors], more[kVectors];
+        add_chunks<R>(q, x, 0, even);
+        if (layout_.begin[1] >= kWorthALook && !which_within<R>(sums_of_lanes<R>(even), limit)) return;
+        add_chunks<R>(q, x, 2, more);
+        for (int r = 0; r < R; ++r) even[r] = _mm256_add_ps(even[r], more[r]);
+        if (layout_.begin[1] >= kWorthALook && !which_within<R>(sums_of_lanes<R>(even), limit)) return;
+        add_chunks<R>(q, x, 1, odd);
+        add_chunks<R>(q, x, 3, more);
+        for (int r = 0; r < R; ++r) even[r] = _mm256_add_ps(even[r], _mm256_add_ps(odd[r], more[r]));
+        const __m256 found = sums_of_lanes<R>(even);
+        unsigned which = which_within<R>(found, limit);
+        if (!which) return;
+        alignas(32) float sq_dist[kVectors];
+        _mm256_store_ps(sq_dist, found);
+        for (; which; which &= which - 1) {
+            const int r = __builtin_ctz(which);
+            nearest.offer(sq_dist[r], first_id_ + locations[r]);
+        }
+    }
+
+    // Computes one of the four sums of R vectors.
+    template <int R>
+    SPADE_TARGET_AVX2 SPADE_INLINE void add_chunks(const float* q, const float* const* x, int sum, __m256* sums) const {
+        for (int r = 0; r < R; ++r) sums[r] = _mm256_setzero_ps();
+        for (int c = kChannels * layout_.begin[sum]; c < kChannels * layout_.begin[sum + 1]; c += kChannels) {
+            const __m256 query = _mm256_load_ps(q + c);
+            for (int r = 0; r < R; ++r) {
+                const __m256 difference = _mm256_sub_ps(query, _mm256_load_ps(x[r] + c));
+                sums[r] = _mm256_fmadd_ps(difference, difference, sums[r]);
+            }
+        }
+    }
+
+    // Which of R squared distances are not beyond the limit, as bits.
+    template <int R>
+    static SPADE_TARGET_AVX2 SPADE_INLINE unsigned which_within(__m256 sq_dist, __m256 limit) {
+        return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(sq_dist, limit, _CMP_LE_OQ))) & ((1u << R) - 1);
+    }
+
+    const Gallery& gallery_;
+    const WindowQueries& queries_;
+    const WindowHits& hits_;
+    const int width_, height_, reach_y_, reach_x_;
+    const int kept_;  // how many rows of a map are decoded at a time
+    const Layout layout_;
+    Buffer<float> plain_;  // a vector that is put together, before it is laid out
+    Buffer<float> xq_;     // (images, queries, length)
+    Buffer<float> map_;    // (kept, width, length): row y of the map is at y % kept
+    int top_ = 0, bottom_ = 0;
+    std::int64_t first_id_ = 0;  // of the image that is searched
+};
+
+}  // namespace
+
+void search_windows(const Gallery& gallery, const std::int64_t* rows, const std::uint8_t* wanted, const WindowQueries& queries,
+                    int radius, const WindowHits& hits) {
+    const ScopedDefaultFloatMode float_mode;
+    WindowSearch search(gallery, queries, radius, hits);
+    const auto images = static_cast<int>(gallery.count / gallery.locations);
+    for (int image = 0; image < images; ++image)
+        search.run(image, rows[image], wanted + static_cast<std::size_t>(image) * queries.images);
+}
+
+}  // namespace spade
