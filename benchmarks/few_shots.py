@@ -79,7 +79,8 @@ def _score(chosen: PixelSet, paths: list[Path], backbone: Backbone, augment: str
     folder = places.scratch / "few.bank"
     shutil.rmtree(folder, ignore_errors=True)
     start = time.perf_counter()
-    bank = extract(paths, bank=folder, extraction=Extraction(backbone=backbone, augment=augment, network=False)).bank
+    extraction = Extraction(backbone=backbone, augment=augment, network=False)
+    bank = extract(paths, bank=folder, preset="spade", extraction=extraction).bank
     fit_s, timings = time.perf_counter() - start, Timings()
     scores = Detector(bank, load_recipe("exact"), METHOD, RUN).score_features(chosen.tests, timings=timings)
     assert chosen.defective is not None

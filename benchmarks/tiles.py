@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks.process import machine, peak_bytes, resident_bytes, seconds, spread
 from spade_faiss import Detector, evaluate, fit
-from spade_faiss.core.settings import DEFAULT_BACKBONE, Extraction, Method, Preprocess, Run
+from spade_faiss.core.settings import Extraction, Method, Preprocess, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.datasets import find_images, survey
 from spade_faiss.features.tiles import TileGrid
@@ -35,7 +35,7 @@ WAYS = {
     "tiles": Preprocess(tile=224, overlap=32),
 }
 NEIGHBORS = ("anywhere", "same-place")
-BACKBONES = ("efficientnet_lite0", DEFAULT_BACKBONE)
+BACKBONES = ("efficientnet_lite0",)
 TIMED, REPEATS = 12, 5
 
 # Pictures of 0.75, 3 and 12 megapixels: a quarter, a half and all of 4000 x 3000.
@@ -73,9 +73,8 @@ def quality(data: Path, scratch: Path, backbones: Sequence[str] = BACKBONES) -> 
         detectors: dict[tuple[str, str], Detector] = {}
         for way, preprocess in WAYS.items():
             bank = scratch / f"{backbone}-{way}.bank"
-            fit(
-                data / "train/good", bank=bank, extraction=Extraction(backbone=backbone, preprocess=preprocess), calibrate=False
-            )
+            extraction = Extraction(backbone=backbone, preprocess=preprocess)
+            fit(data / "train/good", bank=bank, preset="spade", extraction=extraction, calibrate=False)
             for neighbors in NEIGHBORS if way == "tiles" else NEIGHBORS[:1]:
                 detectors[way, neighbors] = Detector.open(bank, method=Method(tile_neighbors=neighbors))
         ms = _ms_in_turn(detectors, data)
@@ -122,7 +121,7 @@ def large(data: Path, scratch: Path) -> Iterator[Row]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(enlarged(path, width, height)).save(folder / name)
         bank, extraction = folder / "bank", Extraction(backbone=LARGE_BACKBONE, preprocess=LARGE_TILES)
-        fit(folder / "good", bank=bank, extraction=extraction, calibrate=False)
+        fit(folder / "good", bank=bank, preset="spade", extraction=extraction, calibrate=False)
         command = [sys.executable, "-m", "benchmarks.tiles", "--child", str(bank), str(folder / "new/query.png")]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         tiles = len(TileGrid.of((width, height), LARGE_TILES))

@@ -118,7 +118,8 @@ def dino(places: Places) -> Iterator[Row]:
     records = [dataset.test[place] for place in chosen]
     backbone = _random_backbone()
     path = places.scratch / "dino.bank"
-    extracted = extract(normals, bank=path, extraction=Extraction(backbone=backbone, normalize="l2", network=False))
+    extraction = Extraction(backbone=backbone, normalize="l2", network=False)
+    extracted = extract(normals, bank=path, preset="spade", extraction=extraction)
     stream = FeatureStream(backbone, Run(), timings=Timings(), batch_size=1)
     tests = concatenate([part.batch for part in stream(dataset.root, records, "tests")])
     bank = Bank.open(path)

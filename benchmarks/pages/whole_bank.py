@@ -34,7 +34,7 @@ def presets(figures: Figures) -> str:
     """What banks of two presets are worth, beside PatchCore on the same maps, and the means over the sets that have masks."""
     found = figures["whole_bank"]
     rows = {(row["set"], row["search"]): row for part in ("quality", "patchcore") for row in found[part]["rows"]}
-    names = list(dict.fromkeys(name for name, _ in rows))
+    names = [name for name in dict.fromkeys(name for name, _ in rows) if (name, _PRESETS["preset `default`"][0]) in rows]
     compared = [[_first_of(rows, name, searches) for name in names] for searches in _PRESETS.values()]
     lines = [(f"{name} ({of_set[0]['normals']})", *map(_three, of_set)) for name, *of_set in zip(names, *compared, strict=True)]
     with_masks = [place for place, name in enumerate(names) if all("aupro" in found[place] for found in compared)]
