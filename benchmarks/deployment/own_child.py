@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from spade_faiss import Detector, Extraction, Method, Run, fit, score_folder
+from spade_faiss import Detector, Extraction, Run, fit, score_folder
 from spade_faiss._version import __version__
 
 
@@ -34,7 +34,7 @@ def _fit(data: Path, made: Path) -> dict[str, Any]:
 def _score(engine: str, made: Path) -> dict[str, Any]:
     paths = json.loads((made / "paths.json").read_bytes())
     start = time.perf_counter()
-    detector = Detector.open(made / "own.bank", method=Method(), run=Run(engine=engine))
+    detector = Detector.open(made / "own.bank", run=Run(engine=engine))
     detector.score(paths[0])
     open_s = time.perf_counter() - start
     latency, scores, maps = [], [], []
@@ -42,7 +42,7 @@ def _score(engine: str, made: Path) -> dict[str, Any]:
         begun = time.perf_counter()
         found = detector.score(path)
         latency.append(time.perf_counter() - begun)
-        scores.append(found.map_score)
+        scores.append(found.image_scores[detector.method.score])
         maps.append(found.maps)
     start = time.perf_counter()
     score_folder(paths, bank=detector, out=made / "own")

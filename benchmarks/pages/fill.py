@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks import gpu
-from benchmarks.pages import cards, deployment, few_shots, quality, reference, speed, sweep, upkeep, whole_bank, windows
+from benchmarks.pages import cards, deployment, few_shots, quality, reference, speed, sweep, tiles, upkeep, whole_bank, windows
 from benchmarks.pages.text import Figures
 from benchmarks.sweep import page as sweep_page
 
@@ -21,7 +21,19 @@ RESULTS = ROOT / "benchmarks" / "results"
 _PART = re.compile(r"<!-- (?P<name>[a-z]\w*) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
 # Each of these is a file of benchmarks/results/; main_job.json is the rest.
 _FILES = (
-    *("codes", "gpu", "durability", "calibration", "kernel", "gallery", "whole_bank", "few_shots", "windows", "deployment"),
+    *(
+        "codes",
+        "gpu",
+        "durability",
+        "calibration",
+        "kernel",
+        "gallery",
+        "whole_bank",
+        "few_shots",
+        "windows",
+        "tiles",
+        "deployment",
+    ),
 )
 
 
@@ -86,6 +98,8 @@ GENERATED: dict[str, Callable[[Figures], str]] = {
     "whole_bank_growth": whole_bank.growth,
     "whole_bank_quality": whole_bank.quality,
     "few_shots": few_shots.table,
+    "tiles_quality": tiles.quality,
+    "tiles_large": tiles.large,
     "windows_speed": windows.speed,
     "windows_dino": windows.dino,
     "deployment_aims": deployment.aims,

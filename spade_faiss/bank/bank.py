@@ -134,13 +134,13 @@ class Bank(Snapshot):
             raise InputError(
                 f"the bank {path} has {name}={ours!r}, asked for {theirs!r}; use the bank's setting, or make a new bank"
             )
-        # What a preset is called does not matter.
-        usual = bank.usual if origin.usual is None else replace(origin.usual, preset=bank.usual.preset)
-        if difference := first_difference(asdict(bank.usual), asdict(usual)):
+        # What a preset is called does not matter, and a bank may have the indexes of many recipes.
+        method = bank.manifest.usual.method
+        if difference := first_difference(asdict(method), asdict(method if origin.usual is None else origin.usual.method)):
             name, ours, theirs = difference
             raise InputError(
-                f"the bank {path} is searched with {name}={ours!r}, asked for {theirs!r}; leave preset and recipe out, which "
-                f"takes the bank's, and give others when it is indexed and scored; or make a new bank"
+                f"the bank {path} is searched with {name}={ours!r}, asked for {theirs!r}; leave the preset out, which takes "
+                f"the bank's, and give other settings when it is scored; or make a new bank"
             )
         if origin.augment != (augment := bank.manifest.augment):
             raise InputError(

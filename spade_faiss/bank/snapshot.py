@@ -63,8 +63,11 @@ class Snapshot:
 
     @property
     def usual(self) -> Usual:
-        """How the bank is searched unless something else is asked for."""
-        return self.manifest.usual
+        """How the bank is searched unless something else is asked for; as a whole, if it has no more images than that takes.
+
+        One picture is left out where a bank's own images are scored, with all of its entries.
+        """
+        return self.manifest.usual.within(len(self) - self.pictures.largest + 1)
 
     @property
     def generation(self) -> int:

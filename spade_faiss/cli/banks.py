@@ -115,7 +115,7 @@ def _preset(arguments: argparse.Namespace) -> Preset:
     """The preset that is asked for, or that of the bank, with the settings that were given in place of its own."""
     from spade_faiss.workflows.extract import choose_preset
 
-    preset = choose_preset(arguments.bank, arguments.preset)
+    preset = choose_preset(arguments.bank, arguments.preset, getattr(arguments, "roi", None))
     recipe = getattr(arguments, "recipe", None) or preset.recipe
     return replace(preset, recipe=recipe, extraction=read_settings(arguments, Extraction, preset.extraction))
 

@@ -177,7 +177,7 @@ def open_detector(arguments: argparse.Namespace) -> Detector:
         if getattr(arguments, "localize", None) != "flagged" or "flag_above" in arguments:
             raise InputError("--flag-below-p needs --localize flagged, and excludes --flag-above")
         arguments.localize = "all"
-    method = read_settings(arguments, Method, bank.usual.method_for(len(bank)))
+    method = read_settings(arguments, Method, bank.usual.method)
     if p is not None:
         from spade_faiss.decisions.calibration import flag_below_p
 

@@ -15,8 +15,8 @@ from spade_faiss.core.settings import ALL, Extraction, Method, changed
 T = TypeVar("T")
 
 _FOLDER = "presets"
-# What a new bank is made and searched by unless something else is asked for.
-DEFAULT = "default"
+# What a new bank is made and searched by unless something else is asked for, and the method as its paper has it.
+DEFAULT, PAPER = "default", "spade"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Preset:
         description: a sentence that says what it is for.
         recipe: the name of the recipe of the package whose indexes are built and searched.
         extraction: how features are stored.
-        method: the parameters of SPADE. Levels may be given by their numbers, counted from the finest: `2+3`.
+        method: the parameters of SPADE. Levels may be given by their numbers, counted from the finest: `#2+#3`.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Preset:
     method: Method = field(default_factory=Method)
 
     def __post_init__(self) -> None:
-        check_recipe_name(self.recipe)
+        _check(self.recipe, self.method)
 
     def with_extraction(self, extraction: Extraction) -> Preset:
         """The preset with those settings of `extraction` that are not at their defaults."""
@@ -58,14 +58,14 @@ class Usual:
     method: Method = field(default_factory=Method)
 
     def __post_init__(self) -> None:
-        check_recipe_name(self.recipe)
+        _check(self.recipe, self.method)
 
-    def method_for(self, images: int) -> Method:
-        """The method for a bank of so many images: where it asks for at least as many, all are searched."""
+    def within(self, images: int) -> Usual:
+        """The same for a bank of so many images: where the method asks for at least as many, all are searched."""
         k_gallery = self.method.k_gallery
         several = k_gallery if isinstance(k_gallery, tuple) else (k_gallery,)
         found = tuple(ALL if k == ALL or int(k) >= images else k for k in several)
-        return replace(self.method, k_gallery=found if isinstance(k_gallery, tuple) else found[0])
+        return replace(self, method=replace(self.method, k_gallery=found if isinstance(k_gallery, tuple) else found[0]))
 
 
 def load_preset(preset: str | Path | Preset) -> Preset:
@@ -81,10 +81,15 @@ def load_preset(preset: str | Path | Preset) -> Preset:
     return from_mapping(Preset, content, where)
 
 
-def check_recipe_name(name: str) -> None:
-    """Raise InputError for what cannot be the name of a recipe of the package, such as a path: banks may come from anybody."""
-    if not name.replace("-", "").replace("_", "").isalnum():
-        raise InputError(f"recipe={shorten(name)} is not the name of a recipe, such as exact or global")
+def _check(recipe: str, method: Method) -> None:
+    """Raise InputError for what no bank can remember: a bank may come from anybody, and calibrations need all maps."""
+    if not recipe.replace("-", "").replace("_", "").isalnum():
+        raise InputError(
+            f"recipe={shorten(recipe)} is not the name of a recipe of the package, such as exact; build that of a file "
+            f"with: spade-faiss index BANK --recipe FILE, and name it when you score"
+        )
+    if method.localize != "all":
+        raise InputError(f"localize={method.localize!r} is no setting of a preset: give it when you score")
 
 
 def preset_names() -> list[str]:
@@ -107,16 +112,18 @@ def _with_names(method: Method, levels: Sequence[str]) -> Method:
     """The method with the names of levels in place of their numbers; a level that the network does not have is left out."""
 
     def named(part: str) -> str | None:
-        if part in levels or not part.isdecimal():
+        if not part.startswith("#"):
             return part
-        number = int(part)
-        if number < 1:
-            raise InputError(f"levels are counted from 1, got {part}")
+        if not part[1:].isdecimal() or int(part[1:]) < 1:
+            raise InputError(f"levels: {shorten(part)} is no number of a level; they are counted from the finest, #1")
+        number = int(part[1:])
         return levels[number - 1] if number <= len(levels) else None
 
-    found = []
-    for name in method.levels:
-        parts = [kept for part in name.split("+") if (kept := named(part)) is not None]
-        if parts:
+    several = isinstance(method.k_gallery, tuple) and len(method.k_gallery) == len(method.levels)
+    found, k_gallery = [], []
+    for place, name in enumerate(method.levels):
+        if parts := [kept for part in name.split("+") if (kept := named(part)) is not None]:
             found.append("+".join(parts))
-    return replace(method, levels=tuple(found))
+            k_gallery += [cast(tuple[int | str, ...], method.k_gallery)[place]] if several else []
+    kept_k = tuple(k_gallery) if several and found else method.k_gallery
+    return replace(method, levels=tuple(found), k_gallery=kept_k)

@@ -132,7 +132,7 @@ class Detector:
         opened = Bank.open(bank)
         if recipe is None:
             recipe = opened.usual.recipe if method is None else "exact"
-        method = opened.usual.method_for(len(opened)) if method is None else method
+        method = opened.usual.method if method is None else method
         _check_neighbors(opened, method)
         detector = cls(opened, load_recipe(recipe), method, run, backbone)
         if backbone is not None or run.weights is not None:

@@ -142,7 +142,7 @@ def calibrate_if_needed(bank: Bank, run: Run) -> tuple[Calibration | None, str]:
         bank is no error.
     """
     try:
-        recipe, method = load_recipe(bank.usual.recipe), bank.usual.method_for(len(bank))
+        recipe, method = load_recipe(bank.usual.recipe), bank.usual.method
         detector = Detector(bank, recipe, method, replace(run, weights=None))
         found = find_calibration(bank, detector.scoring_config)
         if found is not None and not found.outdated(bank):

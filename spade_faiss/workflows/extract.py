@@ -16,8 +16,8 @@ from spade_faiss.bank.places import MANIFEST
 from spade_faiss.bank.shards import SHARD_BYTES
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import BATCH_SIZE, parse_bytes
-from spade_faiss.core.presets import DEFAULT, Preset, load_preset
-from spade_faiss.core.settings import Extraction, Preprocess, Run
+from spade_faiss.core.presets import DEFAULT, PAPER, Preset, Usual, load_preset
+from spade_faiss.core.settings import Extraction, Preprocess, Run, for_each
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch, concatenate
@@ -33,8 +33,9 @@ from spade_faiss.features.placement import Placement, Visible
 from spade_faiss.features.roi_files import place_roi, read_roi
 from spade_faiss.features.stream import FeatureStream
 from spade_faiss.index.build import check_recipe
+from spade_faiss.search.levels import searched_levels
 from spade_faiss.search.protocol import check_own_rois
-from spade_faiss.search.recipe import Recipe
+from spade_faiss.search.recipe import Recipe, load_recipe
 from spade_faiss.workflows.bank_network import make_network
 
 # How images are placed in the network's input; the rest of the preprocessing is the backbone's own, or found.
@@ -154,7 +155,7 @@ def extract(
         BankError: if the bank is damaged, or another process is writing to it.
     """
     _check_backbone(extraction, run)
-    chosen = choose_preset(bank, preset).with_extraction(extraction)
+    chosen = choose_preset(bank, preset, extraction.roi).with_extraction(extraction)
     extraction = chosen.extraction
     found = _find_normals(images)
     backbone = _load_backbone(extraction, run)
@@ -180,10 +181,10 @@ def extract(
         roi=place_roi(preprocess),
         own_rois=preprocess.own_rois,
     )
+    usual = chosen.usual([level.name for level in layout.levels])
+    _check_usual(usual, layout)
     if recipe is not None:
         check_recipe(recipe, layout.embedding_dim)
-        if layout.own_rois:
-            check_own_rois(recipe)
     timings = Timings()
     with timings("network"):
         made = make_network(Path(bank), backbone, found.records, extraction, run)
@@ -196,14 +197,36 @@ def extract(
                 weights_file=None if run.weights is None else str(Path(run.weights).resolve()),
                 network=made.carried,
                 augment=extraction.augmentation,
-                usual=chosen.usual([level.name for level in layout.levels]),
+                usual=usual,
             ),
         )
     return replace(_add_records(target, made.backbone, found, run, timings), no_network=made.why_none)
 
 
-def choose_preset(bank: str | Path, preset: str | Path | Preset | None) -> Preset:
+def _check_usual(usual: Usual, layout: Layout) -> None:
+    """Raise InputError for a way to search that a bank of this layout could not remember; before the work begins."""
+    recipe, method = load_recipe(usual.recipe), usual.method
+    check_recipe(recipe, layout.embedding_dim)
+    levels = searched_levels(layout.levels, method.fusion, method.levels)
+    for_each("k_gallery", method.k_gallery, len(levels))
+    if layout.own_rois:
+        check_own_rois(recipe)
+        if method.fusion == "concat" or any("+" in name for name in method.levels):
+            raise InputError(
+                "levels that are joined take one region of interest for all images, and each has one of its own here; use "
+                "--preset spade, or make a bank with one mask"
+            )
+
+
+def choose_preset(bank: str | Path, preset: str | Path | Preset | None, roi: str | Path | None = None) -> Preset:
     """The preset that is asked for; else the settings of the bank, or, if there is none, `default`.
+
+    Where each image has a region of interest of its own, which `default` has no way to search, a new bank is made by `spade`.
+
+    Args:
+        bank: the bank's folder.
+        preset: the preset that is asked for.
+        roi: the mask, or the folder of masks.
 
     Raises:
         NotFoundError: for a preset that there is not.
@@ -214,11 +237,14 @@ def choose_preset(bank: str | Path, preset: str | Path | Preset | None) -> Prese
         return load_preset(preset)
     made = read_manifest(Path(bank)) if (Path(bank) / MANIFEST).is_file() else None
     if made is None or made.generation == 0:  # nothing was ever stored, so its settings may still change
-        return load_preset(DEFAULT)
+        return load_preset(DEFAULT if roi is None or not Path(roi).is_dir() else PAPER)
     placed = {} if made.source is None else {name: getattr(made.source.preprocess, name) for name in _PLACED}
     stored = {name: getattr(made.layout, name) for name in ("dtype", "normalize", "pool", "pool_border")}
     augment = None if made.augment is None else str(made.augment)
     extraction = Extraction(**stored, augment=augment, preprocess=Preprocess(**placed))
+    if made.source is not None:
+        network = {name: getattr(made.source, name) for name in ("backbone", "precision", "blocks")}
+        extraction = replace(extraction, **network)
     return Preset(name=made.usual.preset, recipe=made.usual.recipe, extraction=extraction, method=made.usual.method)
 
 

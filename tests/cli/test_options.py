@@ -100,7 +100,7 @@ def test_a_new_field_reaches_the_detector_from_the_command_line(monkeypatch: pyt
     opened: list[dict[str, Any]] = []
     monkeypatch.setattr(options, "Method", WiderMethod)
     bank = MagicMock()
-    bank.usual.recipe, bank.usual.method_for.return_value = "exact", WiderMethod(edge_mode="drop")
+    bank.usual.recipe, bank.usual.method = "exact", WiderMethod(edge_mode="drop")
     monkeypatch.setattr(Bank, "open", lambda _: bank)
     monkeypatch.setattr(Detector, "open", lambda bank, **settings: opened.append(settings))
     words = ["score", "new/", "--bank", "b", "--out", "o", "--softness", "0.25", "--k-image", "3"]

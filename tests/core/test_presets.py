@@ -41,13 +41,17 @@ def test_levels_that_a_network_does_not_have_are_left_out() -> None:
     preset = load_preset("default")
     assert preset.usual(LEVELS[:2]).method.levels == ("mid",)
     assert preset.usual(LEVELS[:1]).method.levels == ()
-    # A level that has a number for a name keeps it.
-    assert preset.usual(("3", "2")).method.levels == ("2+3",)
+    # Names that are numbers are no numbers.
+    assert preset.usual(("3", "2", "1")).method.levels == ("2+1",)
+    named = Preset(name="own", method=Method(levels=("3+2", "#1"), k_gallery=(5, 7)))
+    assert named.usual(("1", "2", "3")).method == Method(levels=("3+2", "1"), k_gallery=(5, 7))
+    fewer = Preset(name="own", method=Method(levels=("#1", "#2+#3", "#4"), k_gallery=(5, ALL, 3)))
+    assert fewer.usual(LEVELS).method == Method(levels=("fine", "mid+coarse"), k_gallery=(5, ALL))
 
 
 def test_levels_are_counted_from_one() -> None:
-    preset = Preset(name="wrong", method=Method(levels=("0+1",)))
-    with pytest.raises(InputError, match="counted from 1, got 0"):
+    preset = Preset(name="wrong", method=Method(levels=("#0+#1",)))
+    with pytest.raises(InputError, match="'#0' is no number of a level"):
         preset.usual(LEVELS)
 
 
@@ -68,12 +72,12 @@ def test_settings_that_are_not_at_their_defaults_win() -> None:
 )
 def test_a_small_bank_is_taken_as_a_whole(k_gallery: object, images: int, expected: object) -> None:
     usual = Usual(method=Method(k_gallery=k_gallery))  # type: ignore[arg-type]
-    assert usual.method_for(images).k_gallery == expected
+    assert usual.within(images).method.k_gallery == expected
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
-    path.write_text("name: own\nextraction: {pool: [1, 3, 3]}\nmethod: {k_gallery: [20, all], levels: ['1', '2+3']}\n")
+    path.write_text("name: own\nextraction: {pool: [1, 3, 3]}\nmethod: {k_gallery: [20, all], levels: ['#1', '#2+#3']}\n")
     preset = load_preset(path)
     assert preset.extraction.pool == (1, 3, 3)
     assert preset.usual(LEVELS).method == Method(k_gallery=(20, ALL), levels=("fine", "mid+coarse"))
@@ -85,6 +89,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ("name: own\nextraction: {pol: 3}\n", "unknown key 'pol'"),
         ("name: own\nmethod: {score: best}\n", "score='best' is not one of"),
         ("name: own\nrecipe: ../../other\n", "is not the name of a recipe"),
+        ("name: own\nmethod: {localize: none}\n", "is no setting of a preset"),
         ("name: [\n", "is not valid YAML"),
         ("- 1\n", "expected a mapping"),
     ],

@@ -22,7 +22,7 @@ from spade_faiss.workflows.extract import add
 from tests.support.pictures import HEIGHT, WIDTH, save_png, weave
 
 Bools = npt.NDArray[np.bool_]
-SMALL = ("--backbone", "efficientnet_lite0", "--size", "64", "--resize-mode", "stretch", "--preset", "spade", "--quiet")
+SMALL = ("--backbone", "efficientnet_lite0", "--size", "64", "--resize-mode", "stretch", "--quiet")
 
 
 def region_of(name: str) -> Bools:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.layout import Layout
 from spade_faiss.scoring.detector import Detector
-from spade_faiss.workflows.extract import add
+from spade_faiss.workflows.extract import add, choose_preset
 from spade_faiss.workflows.fit import fit
 
 SMALL = ("--backbone", "efficientnet_lite0", "--resize", "72", "--size", "64")
@@ -80,12 +81,58 @@ def test_another_preset_is_refused(default_bank: Path, dataset_folder: Path, bac
     good = dataset_folder / "train" / "good"
     with pytest.raises(InputError, match=r"has pool=3, asked for 1"):
         fit(good, bank=default_bank, preset="spade", extraction=Extraction(backbone=backbone))
-    other = replace(load_preset("default"), recipe="clusters")
-    with pytest.raises(
-        InputError, match=r"is searched with recipe='global', asked for 'clusters'; leave preset and recipe out"
-    ):
+    other = replace(load_preset("default"), method=replace(load_preset("default").method, k_gallery=7))
+    with pytest.raises(InputError, match=r"is searched with k_gallery='all', asked for 7; leave the preset out"):
         fit(good, bank=default_bank, preset=other, extraction=Extraction(backbone=backbone))
     assert Bank.open(default_bank).manifest == before
+
+
+def test_a_bank_may_have_indexes_of_other_recipes(
+    default_bank: Path, dataset_folder: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    path = tmp_path / "b"
+    shutil.copytree(default_bank, path)
+    other = replace(load_preset("default"), recipe="clusters")
+    done = fit(dataset_folder / "train" / "good", bank=path, preset=other, extraction=Extraction(backbone=backbone))
+    assert done.index is not None
+    assert (done.index.recipe, done.bank.usual.recipe) == ("clusters", "global")
+    asked = Detector.open(path, recipe="clusters", method=done.bank.usual.method)
+    assert asked.recipe.name == "clusters"
+
+
+def test_what_a_bank_could_not_be_searched_by_is_refused_before_the_work(
+    dataset_folder: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    preset = load_preset("default")
+    for wrong, message in (
+        (replace(preset, method=replace(preset.method, levels=("layer1",))), "there is no level 'layer1'"),
+        (replace(preset, method=replace(preset.method, k_gallery=(5, 6, 7))), "has 3 values for 1 levels"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fit(dataset_folder / "train/good", bank=tmp_path / "b", preset=wrong, extraction=Extraction(backbone=backbone))
+        assert not (tmp_path / "b").exists()
+
+
+def test_a_second_fit_needs_no_settings_of_the_first(dataset_folder: Path, tmp_path: Path) -> None:
+    images = sorted((dataset_folder / "train" / "good").iterdir())
+    words = ["--bank", str(tmp_path / "b"), "--no-calibrate", "--quiet"]
+    assert main(["fit", *map(str, images[:6]), *words, *SMALL]) == 0
+    assert main(["fit", *map(str, images[:8]), *words]) == 0
+    assert len(Bank.open(tmp_path / "b")) == 8
+
+
+def test_masks_by_picture_are_searched_as_the_paper_has_it(tmp_path: Path, backbone: Backbone, dataset_folder: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    assert choose_preset(tmp_path / "b", None, masks).name == "spade"
+    with pytest.raises(InputError, match="for a new bank: --preset spade"):
+        fit(
+            dataset_folder / "train/good",
+            bank=tmp_path / "b",
+            preset="default",
+            extraction=Extraction(backbone=backbone, roi=masks),
+        )
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_bank_without_a_preset_is_searched_as_the_paper_has_it(tmp_path: Path) -> None:
