@@ -29,7 +29,7 @@ from benchmarks.process import machine, resident_bytes, spread
 from benchmarks.sweep import peers
 from benchmarks.sweep.measures import exponent, share_as_near
 from benchmarks.sweep.points import PeerPoint
-from benchmarks.sweep.sets import COARSE_POOLED, POOLED, PixelSet, Places, pixel_set
+from benchmarks.sweep.sets import COARSE_POOLED, NORMALIZED, POOLED, POOLED_NORMALIZED, PixelSet, Places, pixel_set
 from spade_faiss import Bank, Detector, FeatureBatch, Scores
 from spade_faiss.core.settings import ALL, Method, Run
 from spade_faiss.core.timing import Timings
@@ -258,6 +258,8 @@ def quality(places: Places) -> Iterator[Row]:
         searches: dict[str, tuple[PixelSet, tuple[str, ...], KGallery, str]] = {
             "K=5": (plain, (), 5, "exact"),
             "K=5, averaged": (pooled, (), 5, "exact"),
+            "K=5, unit length": (pixel_set(name + NORMALIZED, places), (), 5, "exact"),
+            "K=5, averaged, unit length": (pixel_set(name + POOLED_NORMALIZED, places), (), 5, "exact"),
             "all, averaged, apart": (pooled, APART, ALL, "clusters"),
             "all, averaged, joined": (pooled, JOINED, ALL, "clusters"),
             "all, averaged, joined, by `global`": (pooled, JOINED, ALL, "global"),
