@@ -182,7 +182,7 @@ def open_detector(arguments: argparse.Namespace) -> Detector:
         from spade_faiss.decisions.calibration import flag_below_p
 
         method = flag_below_p(bank, recipe, method, p)
-    return Detector.open(arguments.bank, recipe=recipe, method=method, run=read_run(arguments))
+    return Detector.open(bank, recipe=recipe, method=method, run=read_run(arguments))
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -106,7 +106,7 @@ class Detector:
     @classmethod
     def open(
         cls,
-        bank: str | Path,
+        bank: str | Path | Bank,
         *,
         recipe: str | Path | Recipe | None = None,
         method: Method | None = None,
@@ -116,7 +116,7 @@ class Detector:
         """Open a bank for scoring.
 
         Args:
-            bank: the bank's folder.
+            bank: the bank's folder, or the opened bank.
             recipe: a recipe's name or file; the bank's usual one unless given, or `exact` if a method is.
             method: the parameters of SPADE; the bank's usual ones unless given.
             run: `device` computes the backbone, the image index and the gallery search; the process may grow by `memory` while
@@ -129,7 +129,7 @@ class Detector:
             InputError: for a setting out of range, more neighbors than normal images, too little memory, a device that is not
                 there, or a backbone that is not the bank's.
         """
-        opened = Bank.open(bank)
+        opened = bank if isinstance(bank, Bank) else Bank.open(bank)
         if recipe is None:
             recipe = opened.usual.recipe if method is None else "exact"
         method = opened.usual.method if method is None else method

@@ -35,7 +35,7 @@ from spade_faiss.features.stream import FeatureStream
 from spade_faiss.index.build import check_recipe
 from spade_faiss.search.levels import searched_levels
 from spade_faiss.search.protocol import check_own_rois
-from spade_faiss.search.recipe import Recipe, load_recipe
+from spade_faiss.search.recipe import load_recipe
 from spade_faiss.workflows.bank_network import make_network
 
 # How images are placed in the network's input; the rest of the preprocessing is the backbone's own, or found.
@@ -130,7 +130,6 @@ def extract(
     bank: str | Path,
     extraction: Extraction = Extraction(),
     preset: str | Path | Preset | None = None,
-    recipe: Recipe | None = None,
     run: Run = Run(),
 ) -> Added:
     """Extract the features of normal images into a bank, which is created if there is none.
@@ -144,7 +143,6 @@ def extract(
         extraction: the backbone, and how its features are stored; where a setting is at its default, that of the preset counts.
         preset: how features are stored, and how the bank is searched unless something else is asked for; that of the bank, or
             `default` for a new one, unless given.
-        recipe: a recipe whose indexes will be built later; it is checked before the work begins.
         run: `device`, `engine` and `weights` are for a backbone that is given by name.
 
     Raises:
@@ -183,8 +181,6 @@ def extract(
     )
     usual = chosen.usual([level.name for level in layout.levels])
     _check_usual(usual, layout)
-    if recipe is not None:
-        check_recipe(recipe, layout.embedding_dim)
     timings = Timings()
     with timings("network"):
         made = make_network(Path(bank), backbone, found.records, extraction, run)

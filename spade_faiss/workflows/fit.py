@@ -61,7 +61,7 @@ def fit(
     """
     start, preset = time.perf_counter(), choose_preset(bank, preset)
     recipe = load_recipe(preset.recipe)
-    done = extract(images, bank=bank, extraction=extraction, preset=preset, recipe=recipe, run=run)
+    done = extract(images, bank=bank, extraction=extraction, preset=preset, run=run)
     extracted = time.perf_counter()
     index = build_index(done.bank, recipe, progress=run.progress)
     built = time.perf_counter()
