@@ -23,6 +23,7 @@ from spade_faiss.workflows.verify import verify
 from tests.support import oracle
 from tests.support.oracle import Features, batch_of, levels_of, product
 from tests.support.recipes import ALL, ENCODING, EXACT, FAISS, by_name, queried
+from tests.support.regions import inspected_cells
 
 SHAPES = {"fine": (9, 11, 40), "coarse": (5, 6, 24)}
 INPUT = (40, 43)
@@ -65,12 +66,7 @@ def queries() -> Features:
 def inspected(masks: Bools, name: str) -> Bools:
     """(n, h, w), the locations whose cells hold a pixel that is inspected."""
     height, width, _ = SHAPES[name]
-    found = np.zeros((len(masks), height, width), np.bool_)
-    for y, x in np.ndindex(height, width):
-        rows = slice(y * INPUT[0] // height, -(-(y + 1) * INPUT[0] // height))
-        columns = slice(x * INPUT[1] // width, -(-(x + 1) * INPUT[1] // width))
-        found[:, y, x] = masks[:, rows, columns].any(axis=(1, 2))
-    return found
+    return inspected_cells(masks, height, width)
 
 
 def make_bank(path: Path, features: Features, masks: Bools, **settings: Any) -> Bank:

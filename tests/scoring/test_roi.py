@@ -25,6 +25,7 @@ from spade_faiss.workflows.verify import verify
 from tests.support import oracle
 from tests.support.oracle import Features, batch_of, levels_of, product
 from tests.support.recipes import ALL, CLUSTERS, ENCODING, EXACT, FAISS, GLOBAL, HISTORY, LOCATION, by_name, queried
+from tests.support.regions import inspected_cells
 
 SHAPES = {"fine": (9, 11, 16), "coarse": (5, 6, 24)}
 INPUT = (40, 43)
@@ -49,11 +50,7 @@ def region() -> Bools:
 def inspected(name: str) -> Bools:
     """Which locations of a level are inspected: those whose cell holds a pixel that is."""
     height, width, _ = SHAPES[name]
-    found = np.zeros((height, width), np.bool_)
-    for y, x in np.ndindex(height, width):
-        rows = slice(y * INPUT[0] // height, -(-(y + 1) * INPUT[0] // height))
-        columns = slice(x * INPUT[1] // width, -(-(x + 1) * INPUT[1] // width))
-        found[y, x] = region()[rows, columns].any()
+    found: Bools = inspected_cells(region()[np.newaxis], height, width)[0]
     assert 0 < found.sum() < found.size
     return found
 
