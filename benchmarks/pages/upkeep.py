@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.pages.text import Figures, interval, markdown_table, mebibytes, percent
 
-_MODES = {"split": "split", "leave_one_out": "leave one out"}
+_MODES = {"split": "split", "leave_one_out": "leave one out", "groups": "leave out all exposures of a part"}
 
 
 def durability(figures: Figures) -> str:
@@ -60,6 +60,8 @@ def calibration_facts(figures: Figures) -> str:
         parts = []
         for mode, text in _MODES.items():
             rows = [row for row in found["official"] if (row["set"], row["mode"]) == (name, mode)]
+            if not rows:
+                continue
             rates = (f"{percent(row['normal']['rate'])} ({interval(row['normal'])})" for row in rows if row["alpha"] >= 0.05)
             parts.append(f"{text}, n={rows[0]['calibration']}: {', '.join(rates)}")
         lines.append(f"- On the published split of {name}, false alarms in % at alpha 5 and 10 %: {'; '.join(parts)}.")

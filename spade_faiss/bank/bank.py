@@ -142,6 +142,11 @@ class Bank(Snapshot):
                 f"the bank {path} is searched with {name}={ours!r}, asked for {theirs!r}; leave the preset out, which takes "
                 f"the bank's, and give other settings when it is scored; or make a new bank"
             )
+        if origin.grouping is not None and origin.grouping != (grouping := bank.manifest.grouping):
+            raise InputError(
+                f"the bank {path} has group_by={grouping or 'none'}, asked for {origin.grouping}; use the bank's, "
+                f"or make a new bank"
+            )
         if origin.augment != (augment := bank.manifest.augment):
             raise InputError(
                 f"the bank {path} has augment={augment or 'none'}, asked for {origin.augment or 'none'}; use the bank's "
@@ -324,6 +329,7 @@ def _first_manifest(folder: Path, layout: Layout, origin: Origin) -> Manifest:
         network=None if origin.network is None else write_network(folder, origin.network),
         usual=origin.usual or Usual(),
         augment=origin.augment,
+        grouping=origin.grouping,
         shards=(),
         versions=versions(),
     )

@@ -91,6 +91,7 @@ def _live_images(state: BankState, number: int) -> FeatureBatch:
         paths=texts("path"),
         sha256=texts("sha256"),
         pictures=texts("picture"),
+        groups=texts("group"),
         places=None if shard.places is None else shard.places[live],
         root=shard.root,
     )

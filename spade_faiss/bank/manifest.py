@@ -14,6 +14,7 @@ from spade_faiss.bank.shards import ShardEntry
 from spade_faiss.core.augmentation import Augmentation
 from spade_faiss.core.errors import BankError, InputError, NotFoundError
 from spade_faiss.core.files import check_sha256
+from spade_faiss.core.grouping import Grouping
 from spade_faiss.core.hints import fit_command
 from spade_faiss.core.inside import is_regular
 from spade_faiss.core.presets import Usual
@@ -60,6 +61,7 @@ class Manifest:
         usual: how the bank is searched unless something else is asked for.
         history: what was done to the bank, the newest ten thousand commands of it.
         augment: the views that it holds of each picture beside the picture; None if it holds none.
+        grouping: what says which pictures belong together; None if each is by itself.
     """
 
     generation: int
@@ -72,6 +74,7 @@ class Manifest:
     usual: Usual = field(default_factory=Usual)
     history: tuple[Event, ...] = ()
     augment: Augmentation | None = None
+    grouping: Grouping | None = None
 
     def __post_init__(self) -> None:
         check_at_least("generation", self.generation, 0)

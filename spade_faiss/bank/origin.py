@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spade_faiss.core.augmentation import Augmentation
+from spade_faiss.core.grouping import Grouping
 from spade_faiss.core.presets import Usual
 from spade_faiss.core.settings import Source
 
@@ -22,6 +23,7 @@ class Origin:
         weights_file: where the backbone's weights were loaded from, so that they can be loaded again.
         network: the exported network, which the bank will carry.
         augment: the views that it will hold of each picture.
+        grouping: what says which of its pictures belong together; None says nothing, as `usual`.
         usual: how the bank is searched unless something else is asked for. None says nothing: a new bank is then searched as
             the paper has it, and one that exists as it remembers.
     """
@@ -30,4 +32,5 @@ class Origin:
     weights_file: str | None = None
     network: ExportedNetwork | None = None
     augment: Augmentation | None = None
+    grouping: Grouping | None = None
     usual: Usual | None = None

@@ -27,7 +27,7 @@ _EMBEDDING = "image/embedding"
 _VALID = "image/valid"
 _ID = "image/id"
 _PLACE = "image/place"
-_OPTIONAL = ("image/path", "image/sha256", "image/picture")
+_OPTIONAL = ("image/path", "image/sha256", "image/picture", "image/group")
 _OPEN_SHARDS = 256
 
 
@@ -127,7 +127,7 @@ class Shard:
         self._mapped.release(f"level/{level}", position)
 
     def texts(self, field: str) -> list[str]:
-        """Return the `id`, `path`, `sha256` or `picture` of each entry; an empty list where the shard has none.
+        """Return the `id`, `path`, `sha256`, `picture` or `group` of each entry; an empty list where the shard has none.
 
         Raises:
             BankError: for text that is not UTF-8 or holds a NUL, and for an id or a picture that is empty.
@@ -180,7 +180,7 @@ def write_shard(path: Path, batch: FeatureBatch) -> ShardEntry:
         InputError: if the disk has no room for it.
     """
     pictures = () if list(batch.pictures) == list(batch.ids) else batch.pictures
-    texts = {"id": batch.ids, "path": batch.paths, "sha256": batch.sha256, "picture": pictures}
+    texts = {"id": batch.ids, "path": batch.paths, "sha256": batch.sha256, "picture": pictures, "group": batch.groups}
     arrays: Arrays = {f"image/{field}": text_array(values) for field, values in texts.items() if len(values)}
     arrays[_EMBEDDING] = batch.embedding
     if batch.valid is not None:

@@ -65,9 +65,9 @@ class Snapshot:
     def usual(self) -> Usual:
         """How the bank is searched unless something else is asked for; as a whole, if it has no more images than that takes.
 
-        One picture is left out where a bank's own images are scored, with all of its entries.
+        One picture is left out where a bank's own images are scored, with all of its siblings.
         """
-        return self.manifest.usual.within(len(self) - self.pictures.largest + 1)
+        return self.manifest.usual.within(len(self) - self.siblings.largest + 1)
 
     @property
     def generation(self) -> int:
@@ -96,6 +96,8 @@ class Snapshot:
             **named_layout(self.layout),
             "source": None if source is None else _named_source(source),
             "augment": None if self.manifest.augment is None else asdict(self.manifest.augment),
+            "group_by": None if self.manifest.grouping is None else str(self.manifest.grouping),
+            "groups": None if self.siblings is self.pictures else len(self.siblings),
             "network": None if self.manifest.network is None else asdict(self.manifest.network),
             "usual": asdict(self.usual),
             "versions": self.manifest.versions,
@@ -154,6 +156,16 @@ class Snapshot:
     def pictures(self) -> Pictures:
         """The pictures that the rows were made of."""
         return self._state.pictures
+
+    @property
+    def siblings(self) -> Pictures:
+        """The groups that the rows belong to, as `pictures` are what they were made of; a picture without one is by itself."""
+        return self._state.siblings
+
+    @property
+    def group_of(self) -> dict[str, str]:
+        """Picture id -> the group that it belongs to, where it belongs to one."""
+        return self._state.group_of
 
     @property
     def size_text(self) -> str:
@@ -233,6 +245,7 @@ class Snapshot:
             self.manifest.source,
             valid=valid,
             pictures=() if pictures.are_rows else pictures.names(np.asarray(rows, np.int64)),
+            groups=self._state.groups_at(rows),
             places=None if places is None else places[rows],
         )
 
@@ -299,8 +312,8 @@ class Snapshot:
         return embeddings
 
     def check_texts(self, index: int) -> None:
-        """Raise BankError if the ids, paths, checksums or pictures of a shard cannot be read."""
-        for field in ("id", "path", "sha256", "picture"):
+        """Raise BankError if the ids, paths, checksums, pictures or groups of a shard cannot be read."""
+        for field in ("id", "path", "sha256", "picture", "group"):
             self._state.shard(index).texts(field)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,8 @@ class BankState:
         self._ids = Once(partial(_read_ids, path, manifest) if ids is None else partial(_given, ids))
         self._removed = Once(partial(_read_removed, path, manifest) if removed is None else partial(_given, removed))
         self._pictures = Once(partial(_read_pictures, path, manifest, self._ids))
+        self._groups = Once(partial(_read_groups, path, manifest))
+        self._siblings = Once(partial(_find_siblings, self._pictures, self._groups))
         self._places = Once(partial(_read_places, path, manifest))
         self._sha256_of = Once(partial(_read_sha256, path, manifest))
 
@@ -74,6 +76,23 @@ class BankState:
     def pictures(self) -> Pictures:
         """The pictures that the rows were made of."""
         return self._pictures()
+
+    @property
+    def siblings(self) -> Pictures:
+        """The groups of pictures that the rows belong to; the pictures themselves where there are no groups."""
+        return self._siblings()
+
+    def groups_at(self, rows: npt.NDArray[np.integer[Any]]) -> list[str]:
+        """Return the group of each row, empty for none; an empty list where there are no groups."""
+        groups = self._groups()
+        return [groups[row] for row in rows.tolist()] if groups else []
+
+    @property
+    def group_of(self) -> dict[str, str]:
+        """Picture id -> its group, where it has one: that of its original."""
+        pictures = self.pictures
+        groups = self.groups_at(pictures.originals)
+        return {name: group for name, group in zip(pictures.ids, groups, strict=False) if group}
 
     @property
     def tile_places(self) -> Places | None:
@@ -162,6 +181,24 @@ def _read_pictures(path: Path, manifest: Manifest, ids: Once[RowIds]) -> Picture
         return Pictures(sum(entry.live_count for entry in manifest.shards), ids)
     live = [_live(shard.picture_ids(), entry) for shard, entry in zip(shards, manifest.shards, strict=True)]
     return Pictures.named([name for names in live for name in names])
+
+
+def _read_groups(path: Path, manifest: Manifest) -> list[str]:
+    """The group of each row, empty for none; an empty list where no row has one."""
+    found: list[str] = []
+    for number, entry in enumerate(manifest.shards):
+        found += _live(_map(path, manifest, number).texts("group"), entry) or [""] * entry.live_count
+    return found if any(found) else []
+
+
+def _find_siblings(pictures: Once[Pictures], groups: Once[list[str]]) -> Pictures:
+    of_picture, of_row = pictures(), groups()
+    if not of_row:
+        return of_picture
+    firsts = zip(of_picture.ids, of_picture.originals.tolist(), strict=True)
+    # No name of a group is that of a picture which has none.
+    names = [f"group {of_row[row]}" if of_row[row] else f"picture {name}" for name, row in firsts]
+    return Pictures.named([names[number] for number in of_picture.of(np.arange(len(of_row))).tolist()])
 
 
 def _read_places(path: Path, manifest: Manifest) -> Places | None:

@@ -121,8 +121,8 @@ def _preset(arguments: argparse.Namespace) -> Preset:
 
 
 def _read_run(arguments: argparse.Namespace) -> Run:
-    """The run that makes a bank, where `--roi` is a setting of the bank."""
-    return dataclasses.replace(read_run(arguments), roi=None)
+    """The run that makes a bank, where `--roi` and `--group-by` are settings of the bank."""
+    return dataclasses.replace(read_run(arguments), roi=None, group_by=None)
 
 
 def _describe_network(bank: Bank, source: Source) -> str:
@@ -293,6 +293,8 @@ def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str
     yield f"  searched   {of_preset}recipe {usual.recipe}, k_gallery {searched}{at}; score {usual.method.score}"
     if (augment := manifest.augment) is not None:
         yield f"  views      {augment}: {augment.views} entries of each image"
+    if (grouping := manifest.grouping) is not None:
+        yield f"  groups     {grouping}: {len(bank.siblings)} groups; the largest has {bank.siblings.largest} entries"
     yield f"  disk       {format_bytes(bank.bytes_on_disk)} in {len(manifest.shards)} shards"
     for image, stale in found.images:
         yield f"  index      {image.recipe}: {image.factory}, {stale}, {format_bytes(image.bytes)}"

@@ -112,7 +112,9 @@ def _plain_type(hint: Any) -> type:
     return found
 
 
-def add_run(command: argparse.ArgumentParser, *, scores: bool = False, images: bool = True, masks: bool = True) -> None:
+def add_run(
+    command: argparse.ArgumentParser, *, scores: bool = False, images: bool = True, masks: bool = True, groups: bool = False
+) -> None:
     """Add the options that `read_run` reads.
 
     Args:
@@ -120,10 +122,12 @@ def add_run(command: argparse.ArgumentParser, *, scores: bool = False, images: b
         scores: whether the command scores images, which takes a memory budget.
         images: whether the command reads images, some of which may be unreadable.
         masks: whether these images may come with masks of their own.
+        groups: whether they are normal images, which may belong together.
     """
     names = ("device", *(["engine"] if images else []), "weights", *(["memory"] if scores else []))
     names += ("max_skipped",) if images else ()
     names += ("roi",) if images and masks else ()
+    names += ("group_by",) if groups else ()
     add_settings(command, Run, only=names)
 
 

@@ -34,7 +34,7 @@ def register(commands: Commands) -> None:
     calibrate.add_argument("--sample", type=int, metavar="N", help="the most images of the bank to score (default: 200)")
     calibrate.add_argument("--seed", type=int, default=0, help="seed that they are drawn with (default: %(default)s)")
     add_method(calibrate, without=("localize", "flag_above", "score"))
-    add_run(calibrate, scores=True)
+    add_run(calibrate, scores=True, groups=True)
     drift = commands.add(
         "drift",
         _drift,

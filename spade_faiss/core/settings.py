@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 from spade_faiss.core.augmentation import Augmentation
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.grouping import NONE, Grouping
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import check_at_least, check_choice, is_finite, shorten
 
@@ -325,7 +326,8 @@ class Extraction:
     `backbone` is a name that `load_backbone` knows, or a `Backbone` of your own, which has its own precision and preprocess.
     `blocks` are for transformers alone, see `Network.from_timm`. `network` says whether the bank carries the network, so that
     it can be used without torch and without the weights. `augment` is about normal images alone: queries have no views. `roi`
-    is a mask, a file, of the pictures' aspect ratio, or a folder of masks, one for each picture, by their ids.
+    is a mask, a file, of the pictures' aspect ratio, or a folder of masks, one for each picture, by their ids. `group_by` says
+    which pictures belong together; these are left out together where normal images are scored.
     """
 
     backbone: object = setting(
@@ -373,6 +375,21 @@ class Extraction:
         metavar="VIEWS",
     )
 
+    group_by: str | None = setting(
+        None,
+        "which pictures belong together, such as several shots of one part, so that no picture is a normal neighbor of its "
+        "own part where calibrations and suspects compare the bank's pictures with the others: folder, for those of each "
+        "folder; regex=PATTERN, for those whose paths have the parts in common that the pattern has in parentheses; or a CSV "
+        "with the columns id and group (default: none)",
+        metavar="GROUPS",
+        kind=str,
+    )
+
+    @property
+    def grouping(self) -> Grouping | None:
+        """What `group_by` says, apart from the table that it may name."""
+        return None if self.group_by in (None, NONE) else Grouping.parse(str(self.group_by))[0]
+
     @property
     def augmentation(self) -> Augmentation | None:
         """What `augment` says."""
@@ -380,7 +397,7 @@ class Extraction:
 
     def __post_init__(self) -> None:
         check_blocks(self.blocks)
-        _ = self.augmentation  # raises for what it cannot be
+        _ = self.augmentation, self.grouping  # raise for what they cannot be
         if self.roi is not None and self.preprocess.tile is not None:
             raise InputError("tile and roi exclude each other: a region is of whole pictures; leave one of them out")
         if self.augment is not None and (self.roi is not None or self.preprocess.roi is not None or self.preprocess.own_rois):
@@ -540,7 +557,7 @@ class Run:
 
     `weights` is a file of weights to use in place of the published ones; a bank records its place and its hash. `progress`
     shows bars on stderr if that is a terminal. `roi` is no choice: a bank that was made with a folder of masks needs those of
-    the pictures that it meets, and no other bank takes them.
+    the pictures that it meets, and no other bank takes them. Nor is `group_by`, for a bank whose normal pictures have groups.
     """
 
     device: str = setting("cpu", "where computations run: cpu, cuda, cuda:NUMBER, or auto")
@@ -562,6 +579,13 @@ class Run:
         None,
         "for a bank that was made with a folder of masks: the folder with those of these pictures",
         metavar="MASKS",
+        kind=str,
+    )
+    group_by: str | None = setting(
+        None,
+        "for a bank whose pictures are grouped by a pattern or a table: how these normal pictures belong together, by the same "
+        "pattern or a table of theirs, or none if each is by itself",
+        metavar="GROUPS",
         kind=str,
     )
     max_skipped: int = setting(10, "how many unreadable images are skipped before the command gives up", metavar="N")

@@ -86,6 +86,8 @@ class FeatureBatch:
         root: the folder that `paths` start from.
         pictures: n ids of the pictures that the entries were made of, where one picture may have several entries: views of it,
             or parts. The first entry of a picture is the original. Empty where each entry is a picture of its own.
+        groups: n names of groups of pictures that belong together, such as several shots of one part; empty text for a picture
+            that belongs to none. All entries of a picture have one group. Empty where no picture has one.
         places: (n, 4) int32, where the entries are tiles of pictures: see `tiles.TILE_COLUMNS`. All tiles of a picture follow
             each other, row by row. None where entries are whole pictures.
     """
@@ -99,6 +101,7 @@ class FeatureBatch:
     sha256: Sequence[str] = field(default=(), kw_only=True)
     root: str = field(default="", kw_only=True)
     pictures: Sequence[str] = field(default=(), kw_only=True)
+    groups: Sequence[str] = field(default=(), kw_only=True)
     places: npt.NDArray[np.int32] | None = field(default=None, kw_only=True)
 
     @property
@@ -120,6 +123,7 @@ class FeatureBatch:
             paths=self.paths[part],
             sha256=self.sha256[part],
             pictures=self.pictures[part],
+            groups=self.groups[part],
             places=None if self.places is None else self.places[part],
         )
 
@@ -155,6 +159,9 @@ def concatenate(batches: Sequence[FeatureBatch]) -> FeatureBatch:
         paths=[path for batch in batches for path in batch.paths],
         sha256=[digest for batch in batches for digest in batch.sha256],
         pictures=[name for batch in batches for name in batch.picture_ids] if any(batch.pictures for batch in batches) else (),
+        groups=[name for batch in batches for name in batch.groups or [""] * len(batch)]
+        if any(batch.groups for batch in batches)
+        else (),
         places=np.concatenate(places) if places else None,
     )
 

@@ -145,7 +145,7 @@ def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
     if n == 0:
         raise InputError("a feature batch needs at least one image")
     check_ids(batch.ids)
-    for name in ("paths", "sha256", "pictures"):
+    for name in ("paths", "sha256", "pictures", "groups"):
         if len(getattr(batch, name)) not in (0, n):
             raise InputError(f"a batch of {n} images has {len(getattr(batch, name))} {name}")
         check_strings(name, getattr(batch, name))

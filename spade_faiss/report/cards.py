@@ -77,6 +77,7 @@ def _normals(inputs: ReportInputs, i: int) -> Iterator[NormalPicture]:
             picture=picture,
             matches=tuple(matches.get(column, ())),
             missing=missing,
+            group=inputs.normal_group.get(name, ""),
         )
 
 

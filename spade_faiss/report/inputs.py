@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -92,6 +92,7 @@ class ReportInputs:
         normal_ids: the names of the bank's pictures by row.
         normal_picture: gives the picture of a normal image by its name, or what the entry in a bank row shows of it; of a tile,
             that is the whole picture. It is shrunk, if it is large, see `pictures.shrink`.
+        normal_group: the group of each of the bank's pictures that belongs to one.
         normal_places: (rows, 4) where the tiles of the bank lie in its pictures, by row; None if it holds whole pictures.
     """
 
@@ -103,6 +104,7 @@ class ReportInputs:
     picture: Callable[[int], Shown]
     normal_ids: Sequence[str]
     normal_picture: Callable[[str, int | None], Shown]
+    normal_group: Mapping[str, str] = field(default_factory=dict)
     normal_places: Places | None = None
 
     @property

@@ -80,6 +80,7 @@ class NormalPicture:
         distance: its distance to the image; NaN for an image that is not among the neighbors.
         picture: (H, W, 3) uint8 as the backbone saw it, or None: then `missing` says why there is none.
         matches: the levels that matched the strongest pixel to this image.
+        group: the group that it belongs to; empty for none.
     """
 
     id: str
@@ -88,6 +89,7 @@ class NormalPicture:
     picture: Picture | None
     matches: tuple[Match, ...] = ()
     missing: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

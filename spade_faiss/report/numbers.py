@@ -36,7 +36,11 @@ def run_numbers(inputs: ReportInputs) -> dict[str, Any]:
                 "rank": ranks[i],
                 **({} if decisions is None else decisions.image_numbers(i)),
                 "neighbors": [
-                    {"id": str(name), "dist": dist}
+                    {
+                        "id": str(name),
+                        "dist": dist,
+                        **({"group": inputs.normal_group.get(str(name))} if inputs.normal_group else {}),
+                    }
                     for name, dist in zip(scores.neighbor_ids[i], scores.neighbor_dist[i], strict=True)
                 ],
             }

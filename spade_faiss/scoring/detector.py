@@ -284,7 +284,7 @@ class Detector:
     def score_rows(self, rows: Sequence[int], *, timings: Timings | None = None) -> Scores:
         """Score normal images of the bank, each against all the others: how normal images score with this detector.
 
-        All entries of the picture that a row was made of are left out.
+        All entries of the picture that a row was made of, and of all pictures of its group, are left out.
 
         Args:
             rows: bank rows; their scores are named after their pictures. In a bank of tiles, a row stands for its picture, all
@@ -311,7 +311,7 @@ class Detector:
         return join([scores for scores in found if scores is not None])
 
     def _score_own(self, own: IntArray, timings: Timings) -> Scores:
-        """Score rows, at most as many as are scored together, each against all that are of other pictures."""
+        """Score rows, at most as many as are scored together, each against all that are no siblings of it."""
         with timings("read"):
             query = self.bank.read(own)
             query = replace(query, ids=query.picture_ids)
@@ -324,16 +324,15 @@ class Detector:
 
     def check_leave_one_out(self) -> None:
         """Raise InputError if an image of the bank cannot be scored against all the others, see `score_rows`."""
-        pictures = self.bank.pictures
-        if self._neighbors > (others := len(self.bank) - pictures.largest):
+        if self._neighbors > (others := len(self.bank) - self.bank.siblings.largest):
             raise InputError(
                 f"each of the {self.bank.size_text} in {self.bank.path} has {others} others, "
                 f"k={self._neighbors} were asked for; lower k_image and k_gallery, or add images"
             )
 
     def _batches_of_one_size(self, rows: IntArray) -> Iterator[IntArray]:
-        """Split rows into batches of pictures that have as many entries each, so that as many others are left."""
-        sizes = self.bank.pictures.sizes[self.bank.pictures.of(rows)]
+        """Split rows into batches of those that have as many siblings each, so that as many others are left."""
+        sizes = self.bank.siblings.sizes[self.bank.siblings.of(rows)]
         for part in np.split(rows, np.flatnonzero(np.diff(sizes)) + 1):
             yield from (part[start : start + self.plan.batch] for start in range(0, max(1, len(part)), self.plan.batch))
 
@@ -348,20 +347,20 @@ class Detector:
         return for_each("k_gallery", self.method.k_gallery, len(self._searches))
 
     def _search_others(self, embedding: FloatArray, own: IntArray) -> tuple[FloatArray, IntArray]:
-        """The nearest entries of rows `own`, those of the same picture left out."""
-        k, pictures = self._neighbors, self.bank.pictures
-        # As many more as the largest picture has entries: what an index finds must not depend on what is searched with it.
-        sq_dist, rows = self._images.search(embedding, k + pictures.largest)
-        others = pictures.of(rows) != pictures.of(own)[:, None]
-        # There may be more than k: the picture may have fewer entries, and an approximate index may have missed some.
+        """The nearest entries of rows `own`, their siblings left out."""
+        k, siblings = self._neighbors, self.bank.siblings
+        # As many more as the largest group has entries: what an index finds must not depend on what is searched with it.
+        sq_dist, rows = self._images.search(embedding, k + siblings.largest)
+        others = siblings.of(rows) != siblings.of(own)[:, None]
+        # There may be more than k: the group may have fewer entries, and an approximate index may have missed some.
         others &= np.cumsum(others, axis=1) <= k
         return sq_dist[others].reshape(-1, k), rows[others].reshape(-1, k)
 
     def _gallery(self, k_gallery: int | str, query: FeatureBatch, rows: IntArray, own: IntArray | None) -> IntArray:
         """(n, K) the bank rows that n images are searched in; nearest first, as far as the nearest `rows` (n, k) are known.
 
-        `own` (n,) are the rows of the images themselves, if they are the bank's own: those of their pictures, of which all have
-        as many, are left out.
+        `own` (n,) are the rows of the images themselves, if they are the bank's own: their siblings, of which all have as
+        many, are left out.
         """
         if k_gallery != ALL and not self.resolved.method.whole_bank:
             return rows[:, : int(k_gallery)]
@@ -371,8 +370,8 @@ class Detector:
         if own is None and self.resolved.method.whole_bank:
             # Written out, it would be as large as the bank for each image.
             return np.broadcast_to(every, (len(rows), len(every)))
-        pictures = self.bank.pictures
-        left_out = [] if own is None else [pictures.rows(number) for number in pictures.of(own).tolist()]
+        siblings = self.bank.siblings
+        left_out = [] if own is None else [siblings.rows(number) for number in siblings.of(own).tolist()]
         for index, nearest in enumerate(rows):
             known = nearest if own is None else np.append(nearest, left_out[index])
             line.append(np.concatenate([nearest, np.delete(every, known)]))

@@ -30,7 +30,7 @@ class SamePlace:
         Args:
             query: n tiles.
             k: the number of neighbors.
-            own: (n,) the rows of the tiles, if they are the bank's own: the tiles of their images are left out.
+            own: (n,) the rows of the tiles, if they are the bank's own: the tiles of their siblings are left out.
 
         Returns:
             Squared L2 distances (n, k), ascending, and rows (n, k).
@@ -64,8 +64,8 @@ class SamePlace:
         found = [self._rows_at.get(place, _NONE) for place in map(tuple, query.places.tolist())]
         if own is None:
             return found
-        pictures = self._bank.pictures
-        return [rows[pictures.of(rows) != of] for rows, of in zip(found, pictures.of(own), strict=True)]
+        siblings = self._bank.siblings
+        return [rows[siblings.of(rows) != of] for rows, of in zip(found, siblings.of(own), strict=True)]
 
     @once
     def _rows_at(self) -> dict[tuple[int, ...], IntArray]:

@@ -39,6 +39,7 @@ from spade_faiss.decisions.calibration import (
 from spade_faiss.decisions.conformal import PixelCounts, allowed, check_rate
 from spade_faiss.features.batch import FeatureBatch, by_picture, originals
 from spade_faiss.features.datasets import Images, survey
+from spade_faiss.features.grouping import find_groups
 from spade_faiss.features.kinds import check_normals
 from spade_faiss.features.pages import hash_image, split_page
 from spade_faiss.scoring.detector import Detector
@@ -64,8 +65,8 @@ def calibrate(
 
     Args:
         detector: opened with `localize='all'`.
-        holdout: normal images that are not in the bank, or their features (mode `split`); None for the bank's own images, each
-            against the others (mode `leave_one_out`).
+        holdout: normal images that are not in the bank, and none of whose group is, or their features (mode `split`); None for
+            the bank's own images, each against those of other groups (mode `leave_one_out`).
         alpha: the false-alarm rate that verdicts promise unless another one is asked for; by default 0.01, or the smallest that
             so few images can promise for each of the t scores by itself that the detector's method combines, t / (n + 1).
         sample: the most images of the bank to score, drawn at random; 200 by default.
@@ -75,8 +76,9 @@ def calibrate(
         The calibration, which is also stored.
 
     Raises:
-        InputError: for an alpha that so few images cannot promise, held-out images that are in the bank or given twice, a bank
-            with too few images, or a recipe that cannot leave an image out (see `Detector.score_rows`).
+        InputError: for an alpha that so few images cannot promise, held-out images that are in the bank, have siblings in it,
+            or are given twice, a bank with too few images, or a recipe that cannot leave an image out (see
+            `Detector.score_rows`).
     """
     if detector.method.localize != "all":
         raise InputError(f"localize={detector.method.localize!r} leaves images without a map; calibrate with localize='all'")
@@ -165,6 +167,7 @@ def _score_holdout(detector: Detector, holdout: Images | FeatureBatch) -> Iterat
     if isinstance(holdout, FeatureBatch):
         whole = originals(holdout)
         _check_new(detector.bank, whole.ids, whole.sha256)
+        _check_no_siblings(detector.bank, whole.ids, whole.groups)
         parts = (whole[start : start + size] for start in range(0, len(whole), size))
         yield from map(detector.score_features, by_picture(holdout) if detector.bank.is_tiled else parts)
         return
@@ -175,6 +178,8 @@ def _score_holdout(detector: Detector, holdout: Images | FeatureBatch) -> Iterat
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         digests = list(pool.map(hash_image, [record.path for record in readable]))
     _check_new(detector.bank, [record.id for record in readable], digests)
+    names = [record.id for record in found.records]
+    _check_no_siblings(detector.bank, names, find_groups(names, detector.bank.manifest.grouping, detector.run.group_by))
     yield from (scores for _, scores in detector.stream(Timings(), "calibrate")(found.root, found.records))
 
 
@@ -191,6 +196,18 @@ def _check_new(bank: Snapshot, names: Sequence[str], digests: Sequence[str]) -> 
     counts = Counter(keys)
     if twice := [name for name, key in zip(names, keys, strict=True) if counts[key] > 1]:
         raise InputError(f"held-out images have the same content: {_first(twice)}; hold out each image once")
+
+
+def _check_no_siblings(bank: Snapshot, names: Sequence[str], groups: Sequence[str]) -> None:
+    """Raise InputError for held-out images whose siblings are in the bank: they are nearer to it than a new part would be."""
+    if not groups:
+        return
+    held = {group: name for name, group in bank.group_of.items()}
+    if near := [f"{name} (like {held[group]})" for name, group in zip(names, groups, strict=True) if group in held]:
+        raise InputError(
+            f"{len(near)} held-out images belong to groups that the bank {bank.path} holds: {_first(near)}; hold out whole "
+            f"groups, or calibrate without holdout"
+        )
 
 
 def _first(names: Sequence[str], count: int = 5) -> str:

@@ -25,6 +25,7 @@ from spade_faiss.features.datasets import Duplicate, ImageRecord, Images, Skippe
 from spade_faiss.features.depth import find_bit_depth
 from spade_faiss.features.folders import LeftOut
 from spade_faiss.features.forward.choice import check_torch
+from spade_faiss.features.grouping import find_groups
 from spade_faiss.features.kinds import check_normals
 from spade_faiss.features.layout import Layout, prepare
 from spade_faiss.features.memory import forward_bytes
@@ -167,7 +168,7 @@ def extract(
     elif (placed := extraction.preprocess).roi is not None or placed.own_rois:  # the bank's own
         backbone = backbone.with_roi(placed.roi, own_rois=placed.own_rois)
     preprocess = backbone.source.preprocess
-    run = replace(run, roi=extraction.roi if preprocess.own_rois else run.roi)
+    run = replace(run, roi=extraction.roi if preprocess.own_rois else run.roi, group_by=extraction.group_by)
     layout = Layout(
         levels=backbone.levels,
         embedding_dim=backbone.embedding_dim,
@@ -193,6 +194,7 @@ def extract(
                 weights_file=None if run.weights is None else str(Path(run.weights).resolve()),
                 network=made.carried,
                 augment=extraction.augmentation,
+                grouping=extraction.grouping,
                 usual=usual,
             ),
         )
@@ -255,7 +257,8 @@ def add(images: Images, *, bank: str | Path, backbone: Backbone | None = None, r
         backbone: the backbone that the bank was made with; needed if it is a module of your own, and the bank carries no
             network.
         run: `engine` is what runs the backbone; `weights` is the file of its weights, if they are not where they were and
-            cannot be downloaded; `roi` is the folder of the images' masks, if the bank was made with one.
+            cannot be downloaded; `roi` is the folder of the images' masks, if the bank was made with one; `group_by` says
+            how these images belong together, if the bank needs to be told.
 
     Raises:
         InputError: for bad input, a folder that holds defects or masks beside normal images, too many unreadable images, an
@@ -330,6 +333,8 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
     with target.writing():  # from the start: a second run fails at once, not after it has computed a shard
         with timings("check"):
             new, removed = _not_in(target, records)
+            groups = find_groups([record.id for record in new], target.manifest.grouping, run.group_by)
+            group_of = {record.id: group for record, group in zip(new, groups, strict=True)} if groups else {}
             known = {digest: name for name, digest in target.with_removed().sha256_of.items()}
         # In a second run, the images that are left may be those that could not be read in the first.
         stream = FeatureStream(
@@ -344,7 +349,10 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
         with _ShardBuffer(target, timings) as buffer:
             label = "extract" if augmentation is None else f"extract, {views} views each"
             for extracted in stream(found.root, new, label, augmentation):
-                buffer.add(extracted.batch, is_whole=bool(extracted.records))
+                batch = extracted.batch
+                if group_of:
+                    batch = replace(batch, groups=[group_of[name] for name in batch.picture_ids])
+                buffer.add(batch, is_whole=bool(extracted.records))
                 placements += (image.placement for image in extracted.loaded)
         return Added(
             bank=target,

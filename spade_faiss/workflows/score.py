@@ -273,6 +273,7 @@ def write_results(
         picture=lambda i: Shown(pictures[i]),
         normal_ids=bank.pictures.names(np.arange(len(bank))),
         normal_picture=NormalPictures(bank),
+        normal_group=bank.group_of,
         normal_places=bank.tile_places,
     )
     kinds = None if evaluated is None else [str(record.kind) for record in scored.records]

@@ -48,7 +48,7 @@ class Suspects:
 
 
 def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOptions = ReportOptions()) -> Suspects:
-    """Score every normal image against all the others; write all to suspects.csv, the first to scores.h5 and report.html.
+    """Score every normal image against those of other groups; write all to suspects.csv, the first to scores.h5, report.html.
 
     They are ranked by the distance to their nearest normals, whichever score the detector ranks by: all others are made of
     maps, which would take long for a whole bank.
@@ -93,10 +93,12 @@ def _score_all(detector: Detector, timings: Timings) -> FloatArray:
 
 def _write_csv(staged: Path, found: Suspects, detector: Detector) -> None:
     with atomic_path(staged / "suspects.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(csv_line(["id", "image_score", "rank", "path"]))
+        groups = detector.bank.group_of
+        file.write(csv_line(["id", "image_score", "rank", "path", *(["group"] if groups else [])]))
         for place, (name, score) in enumerate(zip(found.ids, found.image_score, strict=True), start=1):
             path = detector.bank.image_path(name)
-            file.write(csv_line([text_cell(name), score, place, "" if path is None else text_cell(str(path))]))
+            group = [text_cell(groups.get(name, ""))] if groups else []
+            file.write(csv_line([text_cell(name), score, place, "" if path is None else text_cell(str(path)), *group]))
 
 
 def _write_scores(folder: OutputFolder, detector: Detector, rows: Sequence[int], timings: Timings) -> None:
@@ -135,6 +137,7 @@ def _write_page(folder: OutputFolder, found: Suspects, detector: Detector, shown
             picture=lambda i: normal_picture(names[i]),
             normal_ids=bank.pictures.names(np.arange(len(bank))),
             normal_picture=normal_picture,
+            normal_group=bank.group_of,
             normal_places=bank.tile_places,
         )
         page = replace(
