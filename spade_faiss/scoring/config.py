@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from spade_faiss.core.presets import Usual
-from spade_faiss.core.settings import Method
+from spade_faiss.core.settings import ALL, Method
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.search.protocol import ResolvedRecipe, resolve_recipe
 from spade_faiss.search.recipe import Settings, load_recipe, recipe_names
@@ -42,6 +42,8 @@ class ScoringConfig:
     def of(resolved: ResolvedRecipe, method: Method) -> ScoringConfig:
         """The scoring config of a recipe, with its settings' defaults written out, and of a method."""
         of_method = {field.name: getattr(method, field.name) for field in fields(Method) if field.name in _OF_METHOD}
+        if resolved.method.whole_bank:
+            of_method["k_gallery"] = ALL  # it searches all normal images, whatever is asked for
         return ScoringConfig(
             recipe=resolved.recipe.name,
             image_index=resolved.recipe.build.image,

@@ -176,6 +176,12 @@ class TestScoringConfigs:
         of_both = [ScoringConfig.of(resolve_recipe(recipe), Method()) for recipe in (written_out, plain)]
         assert of_both[0] == of_both[1]
 
+    def test_how_many_are_asked_for_is_nothing_to_a_recipe_that_searches_all(self) -> None:
+        recipe = resolve_recipe(load_recipe("global"))
+        five, every = (ScoringConfig.of(recipe, Method(k_gallery=k)) for k in (5, "all"))
+        assert five == every
+        assert five.key == every.key
+
     def test_options_that_ask_for_a_config(self) -> None:
         recipe = load_recipe("location").with_query({"radius": "1"})
         assert ScoringConfig.of(resolve_recipe(load_recipe("exact")), Method()).options(Usual()) == ""
