@@ -23,12 +23,12 @@ struct alignas(64) TileConfig {
 };
 
 // What tiles of sums begin with: the same line in all of their rows, by a stride of 0, or zeros.
-#define SPADE_BEGIN_TILE(tile, line)      \
-    do {                                  \
-        if constexpr (Result::kStarted)   \
-            _tile_loadd(tile, line, 0);   \
-        else                              \
-            _tile_zero(tile);             \
+#define SPADE_BEGIN_TILE(tile, line)    \
+    do {                                \
+        if constexpr (Result::kStarted) \
+            _tile_loadd(tile, line, 0); \
+        else                            \
+            _tile_zero(tile);           \
     } while (false)
 
 // Hands the sums of a tile of rows with P panels on.
@@ -44,7 +44,8 @@ SPADE_TARGET_AMX SPADE_INLINE void hand_on(const RowPack& rows, int group, const
 }
 
 // Packs whose codes fit in one tile. A tile of rows goes through three stages, each while others are in the next: multiplying
-// it with the panels, which stay in tiles 6 and 7; storing the sums; and looking at them. `B`, 0 or 1, says which tiles it uses.
+// it with the panels, which stay in tiles 6 and 7; storing the sums; and looking at them. `B`, 0 or 1, says which tiles it
+// uses.
 template <int P, typename Result>
 struct OneTile {
     const RowPack& rows;

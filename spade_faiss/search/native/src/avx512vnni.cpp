@@ -43,8 +43,7 @@ SPADE_TARGET_AVX512VNNI SPADE_INLINE void filter_panels(const RowPack& rows, Gro
 }
 
 template <typename Result>
-SPADE_TARGET_AVX512VNNI void filter_all(const RowPack& rows, GroupRange groups, const QueryPack& queries,
-                                        const Result result) {
+SPADE_TARGET_AVX512VNNI void filter_all(const RowPack& rows, GroupRange groups, const QueryPack& queries, const Result result) {
     for (int panel = 0; panel < queries.panels; panel += 2)
         if (panel + 1 < queries.panels)
             filter_panels<2>(rows, groups, queries, panel, result);

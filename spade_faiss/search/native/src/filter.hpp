@@ -50,7 +50,6 @@ void screen_avxvnni(const RowPack& rows, GroupRange groups, const QueryPack& que
                     std::uint16_t* within);
 void screen_avx512vnni(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
                        std::uint16_t* within);
-void screen_amx(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
-                std::uint16_t* within);
+void screen_amx(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds, std::uint16_t* within);
 
 }  // namespace spade

@@ -113,8 +113,7 @@ struct Within {
 
     // Limits that are no lower than those of any group: most groups are beyond them already.
     SPADE_TARGET SPADE_INLINE void prepare(const QueryPack& queries, int panel, __m256* highest) const {
-        for (int h = 0; h < kRegisters; ++h)
-            highest[h] = limits(most_norm, most_residual, queries, panel * kPanel + 8 * h);
+        for (int h = 0; h < kRegisters; ++h) highest[h] = limits(most_norm, most_residual, queries, panel * kPanel + 8 * h);
     }
 
     SPADE_TARGET SPADE_INLINE void finish(const Kind& state, const RowPack& rows, int group, const QueryPack& queries,
@@ -128,8 +127,8 @@ struct Within {
         if (found) {
             found = 0;
             for (int h = 0; h < kRegisters; ++h)
-                found |= bits(minima[h],
-                              limits(rows.max_norm[group], rows.max_residual[group], queries, panel * kPanel + 8 * h), h);
+                found |=
+                    bits(minima[h], limits(rows.max_norm[group], rows.max_residual[group], queries, panel * kPanel + 8 * h), h);
         }
         within[place] = static_cast<std::uint16_t>(found);
     }
@@ -139,8 +138,8 @@ struct Within {
     }
 };
 
-// Filters all groups in `groups`. `Products::multiply(x, stride, q, initial_dot, dots)` computes the products of kRows rows with
-// a panel of queries: dots[row][register] = initial_dot + the sum over all channels of row code * query code.
+// Filters all groups in `groups`. `Products::multiply(x, stride, q, initial_dot, dots)` computes the products of kRows rows
+// with a panel of queries: dots[row][register] = initial_dot + the sum over all channels of row code * query code.
 //
 // It must be inlined: left to itself, GCC 12 keeps fewer of the inner loop's pointers in registers, which costs up to a
 // quarter.

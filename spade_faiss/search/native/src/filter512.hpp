@@ -47,8 +47,7 @@ struct ByDigits {
         __m512i most = sums[0];
 #pragma GCC unroll 8
         for (int r = 1; r < kGroup; ++r) most = _mm512_maskz_max_epi32(kAll, most, sums[r]);
-        if constexpr (!Started)
-            most = _mm512_add_epi32(most, _mm512_load_si512(queries.initial_dot.data() + panel * kPanel));
+        if constexpr (!Started) most = _mm512_add_epi32(most, _mm512_load_si512(queries.initial_dot.data() + panel * kPanel));
         const __m512 dot = _mm512_mul_ps(_mm512_maskz_cvtepi32_ps(kAll, most), _mm512_set1_ps(rows.group_step[group]));
         return _mm512_fnmadd_ps(dot, _mm512_load_ps(queries.step.data() + panel * kPanel),
                                 _mm512_set1_ps(rows.least_half_sq_norm[group]));

@@ -116,8 +116,8 @@ PYBIND11_MODULE(_native, module) {
     module.doc() = "Exact nearest rows by a filter of small integers; see spade_faiss.search.native.extension.";
     module.attr("MOST_CHANNELS") = kMostChannels;
     module.def("simd_levels", &py_simd_levels, "Each SIMD level, and why it does not run here; the fastest first.");
-    module.def("padded_length", &py_padded_length, py::arg("simd_level"), py::arg("length"),
-               py::arg("digits") = false, "The number of codes that vectors of this many values take, with digits or without.");
+    module.def("padded_length", &py_padded_length, py::arg("simd_level"), py::arg("length"), py::arg("digits") = false,
+               "The number of codes that vectors of this many values take, with digits or without.");
     py::class_<LevelPacking>(module, "Packing")
         .def(py::init(&make_packing), py::arg("simd_level"), py::arg("center"), py::arg("basis") = py::none(),
              py::arg("longest") = 0.0f);

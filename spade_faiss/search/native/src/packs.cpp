@@ -283,8 +283,7 @@ RowPack::RowPack(std::shared_ptr<const Packing> packing_, const Vectors& rows)
             auto* out = codes.data() + static_cast<std::size_t>(i) * stride;
             step[i] = packing->has_digits() && measured[t].is_finite() ? common_step : measured[t].step(format.max_row_code);
             const float error = encode(values[t], measured[t], step[i], code_stride, row_codes.data());
-            for (int c = 0; c < packing->length(); ++c)
-                out[c] = static_cast<std::uint8_t>(row_codes[c] + format.row_offset);
+            for (int c = 0; c < packing->length(); ++c) out[c] = static_cast<std::uint8_t>(row_codes[c] + format.row_offset);
             half_sq_norm[i] = measured[t].sq_norm / 2;
             norm[i] = upper_bound(std::sqrt(measured[t].sq_norm), *packing);
             residual[i] = upper_bound(error, *packing);
@@ -296,8 +295,7 @@ RowPack::RowPack(std::shared_ptr<const Packing> packing_, const Vectors& rows)
             const float height_step = common_step * packing->unit;
             int height = 0;
             if (height_step >= kSmallestStep && measured[t].is_finite())
-                height = static_cast<int>(
-                    std::min((half_sq_norm[i] - least) / height_step, static_cast<float>(most_height)));
+                height = static_cast<int>(std::min((half_sq_norm[i] - least) / height_step, static_cast<float>(most_height)));
             std::uint8_t* const digits = out + packing->length();
             digits[0] = static_cast<std::uint8_t>(height % packing->base);
             std::memset(digits + 1, height / packing->base, packing->digits - 1);

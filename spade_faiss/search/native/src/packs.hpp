@@ -16,8 +16,9 @@
 //
 // With few channels, turning such sums into bounds takes longer than the sums. Where a packing has a unit, the eight rows of a
 // group therefore share a step, the step of a query is the unit over a small integer c, and codes are followed by digits: those
-// of a row are the integer h = floor((|x|^2 - least |x|^2 of the group) / 2 / (step_x * unit)), written as fine + base * coarse,
-// those of a query are -c for the fine digit, and -c * base, spread over the coarse ones. The products of the digits add up to
+// of a row are the integer h = floor((|x|^2 - least |x|^2 of the group) / 2 / (step_x * unit)), written as fine + base *
+// coarse, those of a query are -c for the fine digit, and -c * base, spread over the coarse ones. The products of the digits
+// add up to
 //
 //     -c h  >=  -(|x|^2 - least |x|^2) / 2 / (step_x * step_q)
 //
@@ -62,8 +63,8 @@ constexpr CodeFormat six_bit_codes(int alignment) { return {31, 32, 63, alignmen
 
 // How vectors are encoded. Only packs that were made by the same Packing can be searched in each other.
 struct Packing {
-    // `center`: (d). `basis`: (components, d), orthonormal rows; nullptr and 0 for none. `unit`: the step of the longest queries
-    // that have digits; 0 for none.
+    // `center`: (d). `basis`: (components, d), orthonormal rows; nullptr and 0 for none. `unit`: the step of the longest
+    // queries that have digits; 0 for none.
     Packing(CodeFormat format, int d, const float* center, const float* basis, int components, float unit = 0);
 
     // The number of values that a vector is shortened to.
@@ -130,7 +131,7 @@ struct QueryPack {
     Buffer<float> step, fine_step;     // (padded queries)
     Buffer<std::int32_t> initial_dot;  // (padded queries): -row_offset * sum(codes), which cancels the offset of the rows
     Buffer<std::int32_t> fine_initial_dot;
-    Buffer<float> sq_norm;                         // (padded queries): |q|^2
+    Buffer<float> sq_norm;                        // (padded queries): |q|^2
     Buffer<float> norm, residual, fine_residual;  // (padded queries): upper bounds of |q'|, by either codes, and |q - q'|
 };
 
