@@ -96,28 +96,13 @@ struct OneTile {
 
     SPADE_TARGET_AMX SPADE_INLINE void run() const {
         const int count = (groups.end - groups.begin) / kTileGroups;
-        multiply<0>(0);
-        int i = 1;
-        for (; i + 1 < count; i += 2) {
-            multiply<1>(i);
-            store<0>();
-            if (i > 1) look<1>(i - 2);
-            multiply<0>(i + 1);
-            store<1>();
-            look<0>(i - 1);
-        }
-        // All tiles before i are multiplied, those before i - 1 stored, those before i - 2 looked at.
-        if (i < count) {
-            multiply<1>(i);
-            store<0>();
-            if (i > 1) look<1>(i - 2);
-            store<1>();
-            look<0>(i - 1);
-            look<1>(i);
-        } else {
-            store<0>();
-            if (i > 1) look<1>(i - 2);
-            look<0>(i - 1);
+        for (int i = 0; i < count + 2; i += 2) {
+            if (i < count) multiply<0>(i);
+            if (i > 0 && i <= count) store<1>();
+            if (i > 0) look<0>(i - 2);
+            if (i + 1 < count) multiply<1>(i + 1);
+            if (i < count) store<0>();
+            if (i > 0 && i <= count) look<1>(i - 1);
         }
     }
 };
