@@ -84,7 +84,7 @@ def choosing_bytes(blocks: Blocks) -> int:
     """An upper bound of the bytes that choosing a center and a basis takes."""
     channels = blocks.level.channels
     iterating = 6 * channels * (COMPONENTS[-1] + _OVERSAMPLED) * np.dtype(np.float64).itemsize
-    return 2 * _TRAIN_VECTORS * channels * np.dtype(np.float32).itemsize + iterating + 4 * blocks.block_bytes
+    return 4 * _TRAIN_VECTORS * channels * np.dtype(np.float32).itemsize + iterating + 4 * blocks.block_bytes
 
 
 def principal_directions(x: FloatArray, count: int) -> FloatArray:
