@@ -115,7 +115,7 @@ void check_digits(const SimdLevel& level, const QueryPack& queries, const RowPac
             queries.codes.data() + static_cast<std::size_t>(query / kPanel) * kPanel * queries.stride + query % kPanel * 4;
         for (int group = 0; group * kGroup < rows.count; ++group) {
             double least = std::numeric_limits<double>::infinity(), size = 0;
-            bool is_cut = false;
+            bool is_cut = (group + 1) * kGroup > rows.count;  // padding is 0, with the largest digits
             for (int row = group * kGroup; row < std::min(rows.count, (group + 1) * kGroup); ++row) {
                 const auto* x = rows.codes.data() + static_cast<std::size_t>(row) * rows.stride;
                 double dot = 0;
