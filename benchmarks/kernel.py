@@ -30,7 +30,7 @@ from spade_faiss.features.batch import Level
 from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.levels import open_blocks
-from spade_faiss.search.native.basis import choose_basis, choose_center
+from spade_faiss.search.native.basis import choose_basis, choose_center, longest_query
 from spade_faiss.search.native.extension import find_simd_level, import_native, why_not
 from spade_faiss.search.recipe import load_recipe
 
@@ -145,7 +145,7 @@ class Checked:
         native, simd_level = import_native(), find_simd_level("auto", xq.shape[1])
         center = choose_center(blocks)
         basis = choose_basis(blocks, simd_level, center) if basis is None else basis
-        packing = native.Packing(simd_level, center, basis)
+        packing = native.Packing(simd_level, center, basis, longest_query(blocks, center, basis))
         pack = native.QueryPack(packing, xq)
         best, at = np.full(len(xq), np.inf, np.float32), np.zeros((2, len(xq)), np.int64)
         for row in gallery.tolist():
@@ -213,15 +213,15 @@ def _sets(scratch: Path, data: Path | None) -> Iterator[tuple[str, Bank, Feature
 
 def _bottle(scratch: Path, dataset: Path) -> tuple[Bank, FeatureBatch]:
     """A bank of the dataset's normal images, and the features of its test images."""
-    for name, images in (("bottle", "train/good"), ("tests", "test")):
-        main_job.cli("extract", dataset / images, "--bank", scratch / f"{name}.bank", *main_job.LITE0)
+    for name, folders in (("bottle", [dataset / "train/good"]), ("tests", sorted((dataset / "test").iterdir()))):
+        main_job.cli("extract", *folders, "--bank", scratch / f"{name}.bank", *main_job.LITE0)
     tests = Bank.open(scratch / "tests.bank")
     return Bank.open(scratch / "bottle.bank"), tests.read(np.arange(len(tests)))
 
 
 def _parts(native: Any, simd_level: str, blocks: Blocks, xq: FloatArray, k: int, basis: FloatArray | None) -> Row:
     center, stored = choose_center(blocks), [blocks.stored(row) for row in range(k)]
-    packing = native.Packing(simd_level, center, basis)
+    packing = native.Packing(simd_level, center, basis, longest_query(blocks, center, basis))
     pack, packs = native.QueryPack(packing, xq), [native.RowPack(packing, xb) for xb in stored]
     evaluated = dense = 0
 

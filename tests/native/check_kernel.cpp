@@ -1,5 +1,5 @@
-// Checks each SIMD level that this processor runs: its filter must equal the reference bit by bit, and its searches must equal
-// brute force in double precision.
+// Checks each SIMD level that this processor runs: its filter and its screen must equal the reference bit by bit, and its
+// searches must equal brute force in double precision.
 //
 // The program prints what differs and exits with 1, or prints how many cases were checked. tests/search/test_native.py builds
 // it with sanitizers. Linked statically, it also runs on an emulated processor.
@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "bounds.hpp"
 #include "clusters.hpp"
 #include "distance.hpp"
 #include "search.hpp"
@@ -106,7 +107,59 @@ std::vector<float> make_basis(int components, int d) {
     return basis;
 }
 
-void check(const SimdLevel& level, int nq, int nb, int d, int components, ElementType type, float scale, int k) {
+// The minima of packs with digits must bound those of the same codes without them from below, and closely.
+void check_digits(const SimdLevel& level, const QueryPack& queries, const RowPack& rows, const std::vector<float>& minima) {
+    const Packing& packing = *rows.packing;
+    for (int query = 0; query < queries.count; ++query) {
+        const auto* q =
+            queries.codes.data() + static_cast<std::size_t>(query / kPanel) * kPanel * queries.stride + query % kPanel * 4;
+        for (int group = 0; group * kGroup < rows.count; ++group) {
+            double least = std::numeric_limits<double>::infinity(), size = 0;
+            bool is_cut = (group + 1) * kGroup > rows.count;  // padding is 0, with the largest digits
+            for (int row = group * kGroup; row < std::min(rows.count, (group + 1) * kGroup); ++row) {
+                const auto* x = rows.codes.data() + static_cast<std::size_t>(row) * rows.stride;
+                double dot = 0;
+                for (int c = 0; c < packing.length(); ++c)
+                    dot += static_cast<double>(x[c] - packing.format.row_offset) * q[c / 4 * 4 * kPanel + c % 4];
+                const double product = dot * rows.step[row] * queries.step[query];
+                least = std::min(least, rows.half_sq_norm[row] - product);
+                size = std::max(size, rows.half_sq_norm[row] + std::fabs(product));
+                const double height = static_cast<double>(rows.half_sq_norm[row] - rows.least_half_sq_norm[group]) /
+                                      (static_cast<double>(rows.group_step[group]) * packing.unit);
+                is_cut |= !(height < packing.most_height());
+            }
+            const float found = minima[static_cast<std::size_t>(group) * queries.panels * kPanel + query];
+            const bool has_digits = q[packing.length() / 4 * 4 * kPanel + packing.length() % 4] != 0;
+            const double rounding = size * packing.rounding;
+            if (found > least + rounding) fail(level, "digits are too large", queries.count, rows.count, packing.d);
+            if (has_digits && !is_cut && found < least - rounding - 1.001 * rows.group_step[group] * packing.unit)
+                fail(level, "digits are too small", queries.count, rows.count, packing.d);
+        }
+    }
+}
+
+// The screen must equal the reference, and find what the minima are compared for.
+SPADE_TARGET_AVX2 void check_screen(const SimdLevel& level, const QueryPack& queries, const RowPack& rows,
+                                    const std::vector<float>& minima, float scale) {
+    const int d = rows.packing->d;
+    const Bounds bounds(queries, rows, 1);
+    std::vector<float> thresholds(static_cast<std::size_t>(queries.panels) * kPanel, -std::numeric_limits<float>::infinity());
+    for (int i = 0; i < queries.count; ++i)
+        thresholds[i] = bounds.threshold(i, scale * scale * static_cast<float>(d) * static_cast<float>(i % 3) * 0.3f);
+    const GroupRange all{0, rows.groups};
+    std::vector<std::uint16_t> within(minima.size() / kPanel, 1), expected(within.size(), 2);
+    level.screen(rows, all, queries, {thresholds.data(), 1}, within.data());
+    screen_reference(rows, all, queries, {thresholds.data(), 1}, expected.data());
+    if (within != expected) fail(level, "the screen differs from the reference", queries.count, rows.count, d);
+    for (std::size_t at = 0; at < within.size(); ++at) {
+        const int group = static_cast<int>(at) / queries.panels, panel = static_cast<int>(at) % queries.panels;
+        if (bounds.queries_within(group, panel, minima.data() + at * kPanel, thresholds.data() + panel * kPanel) != within[at])
+            fail(level, "the screen differs from the filter", queries.count, rows.count, d);
+    }
+}
+
+// `longest`, times scale: the largest number of queries with digits; 0 for none.
+void check(const SimdLevel& level, int nq, int nb, int d, int components, ElementType type, float scale, int k, float longest) {
     std::normal_distribution<float> normal;
     std::vector<float> centers(static_cast<std::size_t>(4) * d), center(d);
     for (float& value : centers) value = 1 + normal(rng);
@@ -115,7 +168,8 @@ void check(const SimdLevel& level, int nq, int nb, int d, int components, Elemen
     const TestVectors queries = make_vectors(nq, d, ElementType::kFloat32, scale, centers);
     const Vectors xq{queries.values.data(), ElementType::kFloat32, nq, d};
     const std::vector<float> basis = make_basis(components, d);
-    const auto packing = std::make_shared<Packing>(level.format, d, center.data(), basis.data(), components);
+    const float unit = longest * scale / static_cast<float>(level.format.max_query_code);
+    const auto packing = std::make_shared<Packing>(level.format, d, center.data(), basis.data(), components, unit);
     const RowPack row_pack(packing, rows.vectors);
     const QueryPack query_pack(packing, queries.vectors);
 
@@ -126,6 +180,9 @@ void check(const SimdLevel& level, int nq, int nb, int d, int components, Elemen
     filter_reference(row_pack, all, query_pack, expected.data());
     if (std::memcmp(minima.data(), expected.data(), minima.size() * sizeof(float)) != 0)
         fail(level, "the filter differs from the reference", nq, nb, d);
+    if (packing->has_digits()) check_digits(level, query_pack, row_pack, minima);
+
+    check_screen(level, query_pack, row_pack, minima, scale);
 
     for (int round = 0; round < 2; ++round) {
         std::vector<float> bound(nq, std::numeric_limits<float>::infinity()), D(static_cast<std::size_t>(nq) * k);
@@ -269,8 +326,12 @@ int main() {
                     for (int k : {1, 4})
                         for (ElementType type : {ElementType::kFloat16, ElementType::kFloat32}) {
                             const float scale = type == ElementType::kFloat32 && d % 2 ? 1e6f : 1.0f;
-                            check(level, nq, nb, d, 0, type, scale, std::min(k, nb)), ++checked;
-                            if (d > 3) check(level, nq, nb, d, d / 4, type, scale, std::min(k, nb)), ++checked;
+                            check(level, nq, nb, d, 0, type, scale, std::min(k, nb), 0), ++checked;
+                            // Of most queries; of few; with the coarsest steps.
+                            const float longest = checked % 3 == 0 ? 4.0f : checked % 3 == 1 ? 1.0f : 400.0f;
+                            check(level, nq, nb, d, 0, type, scale, std::min(k, nb), longest), ++checked;
+                            if (d > 3)
+                                check(level, nq, nb, d, d / 4, type, scale, std::min(k, nb), k == 1 ? 0 : 4.0f), ++checked;
                         }
         for (int d : {1, 17, 40})
             for (int nb : {2, 50, 400})
@@ -285,7 +346,8 @@ int main() {
                     for (int k : {1, 4})
                         for (ElementType type : {ElementType::kFloat16, ElementType::kFloat32})
                             check_windows(level, height, width, d, type, radius, k), ++checked;
-        for (int components : {0, 31}) check(level, 40, 300, 1800, components, ElementType::kFloat16, 1, 3), ++checked;
+        for (int components : {0, 31})
+            check(level, 40, 300, 1800, components, ElementType::kFloat16, 1, 3, components ? 0 : 5), ++checked;
         std::printf("%s: %d cases checked\n", level.name, checked);
     }
     return failures != 0;

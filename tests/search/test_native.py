@@ -47,14 +47,14 @@ at_each_level = pytest.mark.parametrize("simd_level", EVERY)
 
 
 def search(
-    simd_level: str, xq: Floats, xb: Stored, k: int = 1, basis: Floats | None = None, margin: float = 1.0
+    simd_level: str, xq: Floats, xb: Stored, k: int = 1, basis: Floats | None = None, longest: float = 0.0
 ) -> tuple[Floats, npt.NDArray[np.int64], int, int]:
     native = import_native()
     center = xb.mean(axis=0, dtype=np.float64).astype(np.float32)
-    packing = native.Packing(simd_level, center, basis)
+    packing = native.Packing(simd_level, center, basis, longest)
     bound = np.full(len(xq), np.inf, np.float32)
     found: tuple[Floats, npt.NDArray[np.int64], int, int] = native.search(
-        native.QueryPack(packing, xq), xq, native.RowPack(packing, xb), xb, bound, k, margin
+        native.QueryPack(packing, xq), xq, native.RowPack(packing, xb), xb, bound, k
     )
     return found
 
@@ -71,8 +71,10 @@ def truth(xq: Floats, xb: Stored, k: int) -> npt.NDArray[np.float64]:
 def test_every_nearest_is_float64s(simd_level: str, kind: str, d: int, components: int) -> None:
     xq, xb = hostile(kind, d)
     basis = principal_directions(xb - xb.mean(axis=0), components) if components else None
-    for k in (1, 5):
-        D, I, _, _ = search(simd_level, xq, xb, k, basis)
+    # Without digits; with digits of all queries, of some, and of hardly any.
+    largest = float(np.abs(xq - xb.mean(axis=0)).max())
+    for k, longest in ((1, 0.0), (5, 0.0), (1, 2 * largest), (5, 0.3 * largest), (1, 0.01 * largest)):
+        D, I, _, _ = search(simd_level, xq, xb, k, basis, longest)
         np.testing.assert_allclose(D, truth(xq, xb, k), rtol=1e-5, atol=1e-37)
         named = np.square(xb[I].astype(np.float64) - xq[:, None]).sum(axis=2)
         np.testing.assert_allclose(D, named, rtol=1e-5, atol=1e-37)
@@ -93,17 +95,18 @@ def test_all_simd_levels_find_the_same_bits(kind: str, dtype: type[np.floating[A
     directions = principal_directions(np.random.default_rng(0).normal(size=(99, 50)).astype(np.float32), 15)
     first = search("reference", xq, xb, 3)
     for simd_level in EVERY:
-        for basis in (None, directions):
+        for basis, longest in ((None, 0.0), (directions, 0.0), (None, 8.0)):
             for rows in (xb, odd):
-                D, I, _, _ = search(simd_level, xq, rows, 3, basis)
+                D, I, _, _ = search(simd_level, xq, rows, 3, basis, longest)
                 np.testing.assert_array_equal(D, first[0], err_msg=simd_level)
                 np.testing.assert_array_equal(I, first[1], err_msg=simd_level)
 
 
 @needs_kernel
 @at_each_level
+@pytest.mark.parametrize("digits", [False, True])
 @pytest.mark.parametrize("off", [0.1, 0.3, 0.45])
-def test_half_the_margin_misses_the_nearest(simd_level: str, off: float) -> None:
+def test_half_the_margin_misses_the_nearest(simd_level: str, off: float, digits: bool) -> None:
     """The error bound is what makes the search exact, and it is not too wide: with half of it the nearest row is missed.
 
     The query's codes are off by the same amount in each channel, and the nearest row lies in that direction: the filter sees it
@@ -121,7 +124,8 @@ def test_half_the_margin_misses_the_nearest(simd_level: str, off: float) -> None
     xq, xb = np.tile(q, (16, 1)).astype(np.float32), xb[:17].astype(np.float32)
     assert sq_distances(xb, xq[0]).argmin() == 16
     center = np.zeros(d, np.float32)
-    packing = native.Packing(simd_level, center)
+    # With digits, the step is the longest query's: also 1.
+    packing = native.Packing(simd_level, center, None, most if digits else 0)
     packs = native.QueryPack(packing, xq), native.RowPack(packing, xb)
     bound = np.full(16, np.inf, np.float32)
     found = {margin: native.search(packs[0], xq, packs[1], xb, bound, 1, margin)[1][:, 0] for margin in (1.0, 0.5)}
@@ -180,12 +184,13 @@ def test_a_damaged_row_harms_no_other(simd_level: str, value: float, k: int) -> 
     expected = truth(xq, np.delete(xb, 13, axis=0), k)
     xb[13, 5] = value
     native = import_native()
-    packing = native.Packing(simd_level, np.zeros(24, np.float32))
     bound = np.full(19, np.inf, np.float32)
     bound[7] = -np.inf
-    D, _, _, _ = native.search(native.QueryPack(packing, xq), xq, native.RowPack(packing, xb), xb, bound, k)
-    np.testing.assert_allclose(np.delete(D, 7, axis=0), np.delete(expected, 7, axis=0), rtol=1e-5)
-    assert np.isinf(D[7]).all()
+    for longest in (0, 4):
+        packing = native.Packing(simd_level, np.zeros(24, np.float32), None, longest)
+        D, _, _, _ = native.search(native.QueryPack(packing, xq), xq, native.RowPack(packing, xb), xb, bound, k)
+        np.testing.assert_allclose(np.delete(D, 7, axis=0), np.delete(expected, 7, axis=0), rtol=1e-5)
+        assert np.isinf(D[7]).all()
     nowhere = np.full((3, 24), np.nan, np.float32)
     found, at, _, _ = native.search(native.QueryPack(packing, nowhere), nowhere, native.RowPack(packing, xb), xb, bound[:3], k)
     assert np.isinf(found).all()
@@ -250,6 +255,8 @@ def test_arguments_are_checked() -> None:
         ((simd_level, center, np.eye(2, 3, dtype=np.float32)), r"basis must be \(fewer than d, d\) float32"),
         ((simd_level, center, 3 * np.eye(2, 4, dtype=np.float32)), "basis must be of orthonormal rows"),
         ((simd_level, center, np.full((2, 4), 0.5, np.float32)), "basis must be of orthonormal rows"),
+        ((simd_level, center, None, -1.0), "longest must be 0 or more, and finite"),
+        ((simd_level, center, None, np.inf), "longest must be 0 or more, and finite"),
     ):
         with pytest.raises(ValueError, match=message):
             native.Packing(*arguments)
@@ -264,7 +271,7 @@ def test_packs_take_no_more_than_is_planned(count: int, d: int, components: int)
     x, center = np.zeros((count, d), np.float32), np.zeros(d, np.float32)
     basis = np.eye(components, d, dtype=np.float32) if components else None
     for simd_level in EVERY:
-        packing = native.Packing(simd_level, center, basis)
+        packing = native.Packing(simd_level, center, basis, 1.0)
         for pack in (native.RowPack(packing, x), native.QueryPack(packing, x)):
             assert pack.nbytes <= pack_bytes(count, d)
 
@@ -297,6 +304,7 @@ def test_lengths_are_padded() -> None:
     assert [name for name, _ in native.simd_levels()] == [*SIMD_LEVELS, "reference"]
     assert [native.padded_length("avx2", length) for length in (1, 16, 17)] == [16, 16, 32]
     assert [native.padded_length("amx", length) for length in (1, 64, 65)] == [64, 64, 128]
+    assert [native.padded_length("avx2", length, digits=True) for length in (12, 13)] == [16, 32]
 
 
 def test_without_the_extension_faiss_searches(monkeypatch: pytest.MonkeyPatch) -> None:

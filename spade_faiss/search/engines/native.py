@@ -11,7 +11,7 @@ from spade_faiss.core.once import Once
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.search.block_jobs import BlockJob, Task, block_jobs, in_flight, run_block_jobs, slices
 from spade_faiss.search.blocks import Blocks, StoredArray
-from spade_faiss.search.native.basis import choose_basis, choose_center, choosing_bytes
+from spade_faiss.search.native.basis import choose_basis, choose_center, choosing_bytes, longest_query
 from spade_faiss.search.native.extension import import_native, pack_bytes
 from spade_faiss.search.protocol import Hits
 from spade_faiss.search.running_best import RunningBest
@@ -110,5 +110,6 @@ class NativeSearch:
 
 def _choose_packing(blocks: Blocks, simd_level: str) -> Packing:
     center = choose_center(blocks)
-    packing: Packing = import_native().Packing(simd_level, center, choose_basis(blocks, simd_level, center))
+    basis = choose_basis(blocks, simd_level, center)
+    packing: Packing = import_native().Packing(simd_level, center, basis, longest_query(blocks, center, basis))
     return packing

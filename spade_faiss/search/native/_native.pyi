@@ -8,11 +8,15 @@ MOST_CHANNELS: int
 SHADOW: int
 
 def simd_levels() -> list[tuple[str, str]]: ...
-def padded_length(simd_level: str, length: int) -> int: ...
+def padded_length(simd_level: str, length: int, digits: bool = False) -> int: ...
 
 class Packing:
     def __init__(
-        self, simd_level: str, center: npt.NDArray[np.float32], basis: npt.NDArray[np.float32] | None = None
+        self,
+        simd_level: str,
+        center: npt.NDArray[np.float32],
+        basis: npt.NDArray[np.float32] | None = None,
+        longest: float = 0.0,
     ) -> None: ...
 
 class RowPack:

@@ -24,10 +24,10 @@ INSTALL = "install g++ and run: pip install --force-reinstall --no-deps spade-fa
 
 # The cost for AVX2 was measured (benchmarks/kernel.py); the others follow from how much faster their products are.
 _REFINE_COSTS = {"avx2": 20.0, "avxvnni": 30.0, "avx512vnni": 60.0, "amx": 240.0}
-# The most vectors, and the most codes of each, that packs are padded to a multiple of.
-_PADDED_VECTORS, _PADDED_CODES = 16, 64
+# The most vectors, and the most codes of each, that packs are padded to a multiple of; and the fewest digits behind the codes.
+_PADDED_VECTORS, _PADDED_CODES, _DIGITS = 16, 64, 4
 # A query has its codes as bytes and as 16-bit integers, and a packed vector a few float32 numbers beside its codes.
-_CODE_BYTES, _NUMBERS_BYTES = 3, 24
+_CODE_BYTES, _NUMBERS_BYTES = 3, 36
 
 
 def is_built() -> bool:
@@ -88,5 +88,5 @@ def refine_cost(simd_level: str) -> float:
 
 def pack_bytes(count: int, channels: int) -> int:
     """An upper bound of the bytes that a pack of `count` vectors takes."""
-    padded = -(-channels // _PADDED_CODES) * _PADDED_CODES
+    padded = -(-(channels + _DIGITS) // _PADDED_CODES) * _PADDED_CODES
     return (count + _PADDED_VECTORS) * (_CODE_BYTES * padded + _NUMBERS_BYTES)

@@ -37,8 +37,13 @@ struct Avx2Products {
 
 }  // namespace
 
-SPADE_TARGET void filter_avx2(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima) {
-    filter256<Avx2Products>(rows, groups, queries, minima);
+void filter_avx2(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima) {
+    filter_by<Avx2Products>(rows, groups, queries, minima);
+}
+
+void screen_avx2(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
+                 std::uint16_t* within) {
+    screen_by<Avx2Products>(rows, groups, queries, thresholds, within);
 }
 
 }  // namespace spade

@@ -7,15 +7,16 @@
 namespace spade {
 namespace {
 
-// Writes a group's minima for P panels, which are multiplied side by side.
-template <int P>
-SPADE_TARGET_AVX512VNNI void filter_group(const RowPack& rows, int group, const QueryPack& queries, int panel, float* out) {
+// Computes the sums of a group with P panels, which are multiplied side by side, and hands them on.
+template <int P, typename Result>
+SPADE_TARGET_AVX512VNNI SPADE_INLINE void filter_group(const RowPack& rows, int group, const QueryPack& queries, int panel,
+                                                       const __m512* begun, const Result& result) {
     const std::size_t panel_size = static_cast<std::size_t>(kPanel) * queries.stride;
     const std::uint8_t* x = rows.codes.data() + static_cast<std::size_t>(group) * kGroup * rows.stride;
     const std::int8_t* q = queries.codes.data() + panel * panel_size;
-    __m512i dots[kGroup][P];
-    for (int r = 0; r < kGroup; ++r)
-        for (int p = 0; p < P; ++p) dots[r][p] = _mm512_load_si512(queries.initial_dot.data() + (panel + p) * kPanel);
+    __m512i dots[P][kGroup];
+    for (int p = 0; p < P; ++p)
+        for (int r = 0; r < kGroup; ++r) dots[p][r] = _mm512_load_si512(queries.initial_dot.data() + (panel + p) * kPanel);
     for (int c = 0; c < rows.stride; c += 4) {
         __m512i query_codes[P];
         for (int p = 0; p < P; ++p)
@@ -26,30 +27,45 @@ SPADE_TARGET_AVX512VNNI void filter_group(const RowPack& rows, int group, const 
             std::memcpy(&codes, x + static_cast<std::size_t>(r) * rows.stride + c, 4);
             const __m512i row_codes = _mm512_set1_epi32(codes);
 #pragma GCC unroll 2
-            for (int p = 0; p < P; ++p) dots[r][p] = _mm512_dpbusd_epi32(dots[r][p], row_codes, query_codes[p]);
+            for (int p = 0; p < P; ++p) dots[p][r] = _mm512_dpbusd_epi32(dots[p][r], row_codes, query_codes[p]);
         }
     }
-    for (int p = 0; p < P; ++p) {
-        const __m512 query_step = _mm512_load_ps(queries.step.data() + (panel + p) * kPanel);
-        __m512 least = no_minima();
-        for (int r = 0; r < kGroup; ++r) least = with_row(least, dots[r][p], rows, group * kGroup + r, query_step);
-        _mm512_storeu_ps(out + p * kPanel, least);
-    }
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) result(rows, group, queries, panel + p, begun[p], dots[p]);
+}
+
+template <int P, typename Result>
+SPADE_TARGET_AVX512VNNI SPADE_INLINE void filter_panels(const RowPack& rows, GroupRange groups, const QueryPack& queries,
+                                                        int panel, const Result& result) {
+    __m512 begun[P];
+    for (int p = 0; p < P; ++p) begun[p] = result.begin(queries, panel + p);
+    for (int group = groups.begin; group < groups.end; ++group) filter_group<P>(rows, group, queries, panel, begun, result);
+}
+
+template <typename Result>
+SPADE_TARGET_AVX512VNNI void filter_all(const RowPack& rows, GroupRange groups, const QueryPack& queries, const Result result) {
+    for (int panel = 0; panel < queries.panels; panel += 2)
+        if (panel + 1 < queries.panels)
+            filter_panels<2>(rows, groups, queries, panel, result);
+        else
+            filter_panels<1>(rows, groups, queries, panel, result);
 }
 
 }  // namespace
 
-SPADE_TARGET_AVX512VNNI void filter_avx512vnni(const RowPack& rows, GroupRange groups, const QueryPack& queries,
-                                               float* minima) {
-    const std::size_t group_size = static_cast<std::size_t>(queries.panels) * kPanel;
-    for (int panel = 0; panel < queries.panels; panel += 2) {
-        float* out = minima + panel * kPanel;
-        for (int group = groups.begin; group < groups.end; ++group, out += group_size)
-            if (panel + 1 < queries.panels)
-                filter_group<2>(rows, group, queries, panel, out);
-            else
-                filter_group<1>(rows, group, queries, panel, out);
-    }
+void filter_avx512vnni(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima) {
+    if (rows.packing->has_digits())
+        filter_all(rows, groups, queries, Minima<ByDigits<true>>{minima, groups.begin});
+    else
+        filter_all(rows, groups, queries, Minima<ByRow>{minima, groups.begin});
+}
+
+void screen_avx512vnni(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
+                       std::uint16_t* within) {
+    if (rows.packing->has_digits())
+        filter_all(rows, groups, queries, Within<ByDigits<true>>(rows, groups, thresholds, within));
+    else
+        filter_all(rows, groups, queries, Within<ByRow>(rows, groups, thresholds, within));
 }
 
 }  // namespace spade

@@ -24,8 +24,13 @@ struct AvxVnniProducts {
 
 }  // namespace
 
-SPADE_TARGET void filter_avxvnni(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima) {
-    filter256<AvxVnniProducts>(rows, groups, queries, minima);
+void filter_avxvnni(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima) {
+    filter_by<AvxVnniProducts>(rows, groups, queries, minima);
+}
+
+void screen_avxvnni(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
+                    std::uint16_t* within) {
+    screen_by<AvxVnniProducts>(rows, groups, queries, thresholds, within);
 }
 
 }  // namespace spade

@@ -57,20 +57,20 @@ public:
         const __m256 row_norm = _mm256_loadu_ps(rows_.norm.data() + group * kGroup);
         const __m256 row_residual = _mm256_loadu_ps(rows_.residual.data() + group * kGroup);
         const __m256 rounding = _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(rounding_), row_norm), row_norm);
-        const __m256 error = _mm256_fmadd_ps(_mm256_set1_ps(queries_.residual[i]), row_norm,
+        const __m256 error = _mm256_fmadd_ps(_mm256_set1_ps(queries_.fine_residual[i]), row_norm,
                                              _mm256_fmadd_ps(_mm256_set1_ps(queries_.norm[i]), row_residual, rounding));
         const __m256 limit = _mm256_fmadd_ps(margin, error, thresholds);
         return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(estimates(group, i), limit, _CMP_NGT_UQ)));
     }
 
-    // The filter's estimates of a group's rows for query i. The filter returned only the least of them.
+    // Estimates of a group's rows for query i, as the filter makes them, but by the finer codes of the query.
     SPADE_TARGET_AVX2 SPADE_INLINE __m256 estimates(int group, int i) const {
-        const int stride = rows_.stride;
+        const int stride = rows_.stride, code_stride = rows_.packing->code_stride;
         const std::uint8_t* x = rows_.codes.data() + static_cast<std::size_t>(group) * kGroup * stride;
-        const std::int16_t* q = queries_.codes_by_query.data() + static_cast<std::size_t>(i) * stride;
+        const std::int16_t* q = queries_.fine_codes.data() + static_cast<std::size_t>(i) * code_stride;
         __m256i dots[kGroup];
         for (int r = 0; r < kGroup; ++r) dots[r] = _mm256_setzero_si256();
-        for (int c = 0; c < stride; c += 16) {
+        for (int c = 0; c < code_stride; c += 16) {
             const __m256i query_codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + c));
 #pragma GCC unroll 8
             for (int r = 0; r < kGroup; ++r) {
@@ -79,10 +79,10 @@ public:
                 dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(row_codes, query_codes));
             }
         }
-        const __m256i dot = _mm256_add_epi32(sums_of_lanes(dots), _mm256_set1_epi32(queries_.initial_dot[i]));
+        const __m256i dot = _mm256_add_epi32(sums_of_lanes(dots), _mm256_set1_epi32(queries_.fine_initial_dot[i]));
         const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_loadu_ps(rows_.step.data() + group * kGroup));
         const __m256 half_sq_norm = _mm256_loadu_ps(rows_.half_sq_norm.data() + group * kGroup);
-        return _mm256_fnmadd_ps(scaled, _mm256_set1_ps(queries_.step[i]), half_sq_norm);
+        return _mm256_fnmadd_ps(scaled, _mm256_set1_ps(queries_.fine_step[i]), half_sq_norm);
     }
 
 private:

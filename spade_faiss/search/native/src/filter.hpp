@@ -1,6 +1,8 @@
 // The filter: estimates of all distances between a block's rows and the queries, reduced to one minimum for each group of rows.
 #pragma once
 
+#include <cstdint>
+
 #include "packs.hpp"
 
 namespace spade {
@@ -15,15 +17,39 @@ struct GroupRange {
 //
 //     |x|^2 / 2 - q'.x' = half_sq_norm - step_x * step_q * (codes_q . codes_x)
 //
+// or, where packs have digits, which are among the codes then, what bounds it from below,
+//
+//     least half_sq_norm of the group - step of the group * step_q * largest of the group's (codes_q . codes_x)
+//
 // All filters round alike: the same packs give the same bits.
 using Filter = void (*)(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima);
 
-// Plain C++, which all other filters must equal.
+// What the minima are compared with: thresholds of the queries, to which the filter's error is added; see bounds.hpp.
+struct Thresholds {
+    const float* of_query;  // (padded queries)
+    float margin;
+};
+
+// A screen writes to within[group - groups.begin][panel], as bits, which queries of the panel cannot
+// rule the group out: what `Bounds::queries_within` finds of the filter's minima.
+using Screen = void (*)(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
+                        std::uint16_t* within);
+
+// Plain C++, which all others must equal.
 void filter_reference(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima);
-// One filter for each SIMD level. The processor must run it: see `SimdLevel::why_not`.
+void screen_reference(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
+                      std::uint16_t* within);
+// A filter and a screen for each SIMD level. The processor must run it: see `SimdLevel::why_not`.
 void filter_avx2(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima);
 void filter_avxvnni(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima);
 void filter_avx512vnni(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima);
 void filter_amx(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima);
+void screen_avx2(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
+                 std::uint16_t* within);
+void screen_avxvnni(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
+                    std::uint16_t* within);
+void screen_avx512vnni(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
+                       std::uint16_t* within);
+void screen_amx(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds, std::uint16_t* within);
 
 }  // namespace spade

@@ -26,18 +26,21 @@ bool is_orthonormal(const float* basis, int components, int d) {
     return true;
 }
 
-LevelPacking make_packing(const std::string& simd_level, const py::array& center, const std::optional<py::array>& basis) {
+LevelPacking make_packing(const std::string& simd_level, const py::array& center, const std::optional<py::array>& basis,
+                          float longest) {
     const SimdLevel& level = level_of(simd_level);
     require(level.why_not.empty(), "SIMD level " + simd_level + " does not run here: " + level.why_not);
     require(center.ndim() == 1 && center.shape(0) > 0 && center.shape(0) <= kMostChannels, "center must be (1 to 65536,)");
     const int d = static_cast<int>(center.shape(0));
     const float* origin = floats_of(center, {d}, "center must be (d,)");
-    if (!basis) return {&level, std::make_shared<Packing>(level.format, d, origin, nullptr, 0)};
+    require(longest >= 0 && std::isfinite(longest), "longest must be 0 or more, and finite");
+    const float unit = longest / static_cast<float>(level.format.max_query_code);
+    if (!basis) return {&level, std::make_shared<Packing>(level.format, d, origin, nullptr, 0, unit)};
     require(basis->ndim() == 2 && basis->shape(0) > 0 && basis->shape(0) < d, "basis must be (fewer than d, d)");
     const int components = static_cast<int>(basis->shape(0));
     const float* rows = floats_of(*basis, {components, d}, "basis must be (fewer than d, d)");
     require(is_orthonormal(rows, components, d), "basis must be of orthonormal rows");
-    return {&level, std::make_shared<Packing>(level.format, d, origin, rows, components)};
+    return {&level, std::make_shared<Packing>(level.format, d, origin, rows, components, unit)};
 }
 
 // What Python sees as RowPack and QueryPack: a pack, and the SIMD level that it is for.
@@ -94,8 +97,8 @@ std::vector<std::pair<std::string, std::string>> py_simd_levels() {
     return found;
 }
 
-int py_padded_length(const std::string& simd_level, int length) {
-    return round_up(length, level_of(simd_level).format.alignment);
+int py_padded_length(const std::string& simd_level, int length, bool digits) {
+    return round_up(length + (digits ? kLeastDigits : 0), level_of(simd_level).format.alignment);
 }
 
 template <typename Pack>
@@ -113,10 +116,11 @@ PYBIND11_MODULE(_native, module) {
     module.doc() = "Exact nearest rows by a filter of small integers; see spade_faiss.search.native.extension.";
     module.attr("MOST_CHANNELS") = kMostChannels;
     module.def("simd_levels", &py_simd_levels, "Each SIMD level, and why it does not run here; the fastest first.");
-    module.def("padded_length", &py_padded_length, py::arg("simd_level"), py::arg("length"),
-               "The number of codes that vectors of this many values take.");
+    module.def("padded_length", &py_padded_length, py::arg("simd_level"), py::arg("length"), py::arg("digits") = false,
+               "The number of codes that vectors of this many values take, with digits or without.");
     py::class_<LevelPacking>(module, "Packing")
-        .def(py::init(&make_packing), py::arg("simd_level"), py::arg("center"), py::arg("basis") = py::none());
+        .def(py::init(&make_packing), py::arg("simd_level"), py::arg("center"), py::arg("basis") = py::none(),
+             py::arg("longest") = 0.0f);
     define_pack<RowPack>(module, "RowPack");
     define_pack<QueryPack>(module, "QueryPack");
     module.def("search", &py_search, py::arg("query_pack"), py::arg("queries"), py::arg("row_pack"), py::arg("rows"),

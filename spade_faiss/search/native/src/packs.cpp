@@ -21,10 +21,17 @@ constexpr float kSmallestValue = 1e-30f;
 constexpr int kLanes = 16;
 // Vectors that are shortened together, because their sums do not wait for each other.
 constexpr int kBatch = 4;
+// A smaller product of two steps could vanish.
+constexpr float kSmallestStep = 0x1p-100f;
 
-// What is known of an encoded vector v: its quantization step, |v|^2 and |v - v'|.
-struct Quantized {
-    float step, sq_norm, residual;
+// A vector before it is encoded: its largest magnitude and |v|^2, which is infinite if the vector is no number or too long.
+struct Measured {
+    float largest, sq_norm;
+    bool is_finite() const { return sq_norm != kInfinity; }
+    // The step of codes of magnitude up to `max_code`; 0 where there is nothing to encode.
+    float step(int max_code) const {
+        return is_finite() && largest >= kSmallestValue ? largest / static_cast<float>(max_code) : 0.0f;
+    }
 };
 
 // Narrows sixteen 32-bit integers to bytes, in their order.
@@ -73,23 +80,25 @@ SPADE_TARGET_AVX2 void shorten(const Packing& packing, const float* v, int strid
     }
 }
 
-// Encodes a vector of `stride` floats as signed codes of magnitude up to `max_code`.
-SPADE_TARGET_AVX2 Quantized encode(const float* v, int max_code, int stride, std::int8_t* codes) {
+SPADE_TARGET_AVX2 Measured measure(const float* v, int stride) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     __m256 largest = _mm256_setzero_ps();
     for (int i = 0; i < stride; i += 8) largest = _mm256_max_ps(largest, _mm256_andnot_ps(sign, _mm256_loadu_ps(v + i)));
     alignas(32) float lanes[8];
     _mm256_store_ps(lanes, largest);
-    const float max_value = *std::max_element(lanes, lanes + 8);
     const float sq_norm = sq_norm_of(v, stride);
     const bool is_finite = sq_norm <= std::numeric_limits<float>::max();
-    if (!is_finite || max_value < kSmallestValue) {
-        std::memset(codes, 0, stride);
+    return {*std::max_element(lanes, lanes + 8), is_finite ? sq_norm : kInfinity};
+}
+
+// Encodes a vector of `stride` floats as signed codes, bytes or 16-bit integers, that many times `step`. Returns |v - v'|.
+template <typename Code>
+SPADE_TARGET_AVX2 float encode(const float* v, const Measured& measured, float step, int stride, Code* codes) {
+    if (step == 0) {
+        std::memset(codes, 0, stride * sizeof(Code));
         // The infinite residual of a vector that is not a number, or whose norm is beyond float32, rules nothing out.
-        if (!is_finite) return {0, kInfinity, kInfinity};
-        return {0, sq_norm, std::sqrt(sq_norm)};
+        return std::sqrt(measured.sq_norm);
     }
-    const float step = max_value / static_cast<float>(max_code);
     const __m256 inverse_step = _mm256_set1_ps(1 / step), steps = _mm256_set1_ps(step);
     __m256 low = _mm256_setzero_ps(), high = low;
     for (int i = 0; i < stride; i += kLanes) {
@@ -100,9 +109,14 @@ SPADE_TARGET_AVX2 Quantized encode(const float* v, int max_code, int stride, std
         const __m256 error_b = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(codes_b), steps, b);
         low = _mm256_fmadd_ps(error_a, error_a, low);
         high = _mm256_fmadd_ps(error_b, error_b, high);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), to_bytes(codes_a, codes_b));
+        if constexpr (sizeof(Code) == 1) {
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), to_bytes(codes_a, codes_b));
+        } else {
+            const __m256i shorts = _mm256_permute4x64_epi64(_mm256_packs_epi32(codes_a, codes_b), 0xD8);
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + i), shorts);
+        }
     }
-    return {step, sq_norm, std::sqrt(sum_of_lanes(_mm256_add_ps(low, high)))};
+    return std::sqrt(sum_of_lanes(_mm256_add_ps(low, high)));
 }
 
 // An upper bound of a length that was computed in float32: a sum of squares is rounded, and small squares vanish.
@@ -110,20 +124,10 @@ float upper_bound(float length, const Packing& packing) {
     return length * (1 + packing.rounding) + std::sqrt(static_cast<float>(packing.stride)) * kVanishing;
 }
 
-// Writes codes as 16-bit integers, and returns their sum.
-SPADE_TARGET_AVX2 std::int32_t widen(const std::int8_t* codes, int stride, std::int16_t* out) {
+template <typename Code>
+std::int32_t sum_of(const Code* codes, int stride) {
     std::int32_t total = 0;
-    int c = 0;
-    __m256i sums = _mm256_setzero_si256();
-    for (; c + 16 <= stride; c += 16) {
-        const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + c)));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + c), wide);
-        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(wide, _mm256_set1_epi16(1)));
-    }
-    for (; c < stride; ++c) total += out[c] = codes[c];
-    alignas(32) std::int32_t lanes[8];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), sums);
-    for (const std::int32_t lane : lanes) total += lane;
+    for (int c = 0; c < stride; ++c) total += codes[c];
     return total;
 }
 
@@ -132,28 +136,41 @@ SPADE_TARGET_AVX2 void subtract(float* a, const float* b, int padded) {
     for (int c = 0; c < padded; c += 8) _mm256_storeu_ps(a + c, _mm256_sub_ps(_mm256_loadu_ps(a + c), _mm256_loadu_ps(b + c)));
 }
 
-// Encodes `total` vectors, the i-th at `address(i)`, and calls `store(i, quantized, codes)` for each.
+// Prepares `total` vectors for encoding, the i-th at `address(i)`, a group at a time: `store(first, count, values)` takes
+// those from `first` on, padded with zeros to the packing's stride and to whole registers.
 template <typename Address, typename Store>
-void encode_all(const Packing& packing, int total, ElementType type, Address address, int max_code, Store store) {
+void prepare_all(const Packing& packing, int total, ElementType type, Address address, Store store) {
+    static_assert(kGroup == 2 * kBatch);
     const ScopedDefaultFloatMode float_mode;
-    const int stride = std::max(round_up(packing.d, kLanes), packing.stride);
-    const int short_stride = std::max(packing.padded_components + 1, packing.stride);
-    Buffer<float> centered(static_cast<std::size_t>(kBatch) * stride);
-    Buffer<float> shortened(static_cast<std::size_t>(kBatch) * short_stride);
-    Buffer<std::int8_t> codes(packing.stride);
-    for (int first = 0; first < total; first += kBatch) {
-        const int count = std::min(kBatch, total - first);
+    const int stride = std::max(round_up(packing.d, kLanes), packing.code_stride);
+    const int short_stride = std::max(packing.padded_components + 1, packing.code_stride);
+    Buffer<float> centered(static_cast<std::size_t>(kGroup) * stride);
+    Buffer<float> shortened(static_cast<std::size_t>(kGroup) * short_stride);
+    for (int first = 0; first < total; first += kGroup) {
+        const int count = std::min(kGroup, total - first);
         for (int t = 0; t < count; ++t) {
             float* v = centered.data() + static_cast<std::size_t>(t) * stride;
             decode(address(first + t), type, packing.d, stride, v);
             subtract(v, packing.center.data(), round_up(packing.d, 8));
         }
-        if (packing.components) shorten(packing, centered.data(), stride, shortened.data(), short_stride);
-        for (int t = 0; t < count; ++t) {
-            const float* v = packing.components ? shortened.data() + static_cast<std::size_t>(t) * short_stride
-                                                : centered.data() + static_cast<std::size_t>(t) * stride;
-            store(first + t, encode(v, max_code, packing.stride, codes.data()), codes.data());
-        }
+        const float* values[kGroup];
+        for (int t = 0; t < count; ++t)
+            values[t] = packing.components ? shortened.data() + static_cast<std::size_t>(t) * short_stride
+                                           : centered.data() + static_cast<std::size_t>(t) * stride;
+        for (int t = 0; packing.components && t < count; t += kBatch)
+            shorten(packing, centered.data() + static_cast<std::size_t>(t) * stride, stride,
+                    shortened.data() + static_cast<std::size_t>(t) * short_stride, short_stride);
+        store(first, count, values);
+    }
+}
+
+// Writes the digits of a query whose step is 1 / c of the unit. What they add up to is no more than the largest code each.
+void write_digits(const Packing& packing, int c, std::int8_t* digits) {
+    digits[0] = static_cast<std::int8_t>(-c);
+    const int coarse = packing.digits - 1;
+    for (int i = 0; i < coarse; ++i) {
+        const int until = c * packing.base * (i + 1) / coarse, before = c * packing.base * i / coarse;
+        digits[i + 1] = static_cast<std::int8_t>(before - until);
     }
 }
 
@@ -161,35 +178,65 @@ void encode_all(const Packing& packing, int total, ElementType type, Address add
 template <typename Address>
 void encode_queries(QueryPack& pack, int count, ElementType type, Address address) {
     const Packing& packing = *pack.packing;
-    const int stride = pack.stride;
+    const int stride = pack.stride, code_stride = packing.code_stride;
+    const int max_code = packing.format.max_query_code, row_offset = packing.format.row_offset;
+    // The largest 16-bit codes whose products with codes of rows add up to 32 bits.
+    const int max_fine_code = std::max(max_code, std::min(32767, (1 << 23) / packing.length()));
+    Buffer<std::int8_t> codes(std::max(stride, code_stride));
     pack.count = count;
     pack.panels = round_up(count, kPanel) / kPanel;
-    const auto store = [&](int i, const Quantized& quantized, const std::int8_t* query_codes) {
+    const auto encode_query = [&](int i, const float* v) {
+        const Measured measured = measure(v, code_stride);
+        float step = measured.step(max_code);
+        std::fill(codes.data() + packing.length(), codes.data() + std::max(stride, code_stride), std::int8_t{0});
+        int c = 0;
+        if (packing.has_digits() && step > 0) {
+            c = static_cast<int>(std::min(packing.unit / step, static_cast<float>(packing.most_parts)));
+            if (c > 0) step = packing.unit / static_cast<float>(c);
+        }
+        const float residual = upper_bound(encode(v, measured, step, code_stride, codes.data()), packing);
+        pack.initial_dot[i] = -row_offset * sum_of(codes.data(), code_stride);
+        if (c > 0) write_digits(packing, c, codes.data() + packing.length());
         auto* lane = pack.codes.data() + static_cast<std::size_t>(i / kPanel) * kPanel * stride + i % kPanel * 4;
-        for (int c = 0; c < stride; c += 4) std::memcpy(lane + static_cast<std::size_t>(c) * kPanel, query_codes + c, 4);
-        const std::int32_t total =
-            widen(query_codes, stride, pack.codes_by_query.data() + static_cast<std::size_t>(i) * stride);
-        pack.step[i] = quantized.step;
-        pack.initial_dot[i] = -packing.format.row_offset * total;
-        pack.sq_norm[i] = quantized.sq_norm;
-        pack.residual[i] = upper_bound(quantized.residual, packing);
-        pack.norm[i] = upper_bound(std::sqrt(quantized.sq_norm), packing) + pack.residual[i];
+        for (int at = 0; at < stride; at += 4) std::memcpy(lane + static_cast<std::size_t>(at) * kPanel, codes.data() + at, 4);
+        std::int16_t* const fine_codes = pack.fine_codes.data() + static_cast<std::size_t>(i) * code_stride;
+        pack.fine_step[i] = measured.step(max_fine_code);
+        pack.fine_residual[i] = upper_bound(encode(v, measured, pack.fine_step[i], code_stride, fine_codes), packing);
+        pack.fine_initial_dot[i] = -row_offset * sum_of(fine_codes, code_stride);
+        pack.step[i] = step;
+        pack.sq_norm[i] = measured.sq_norm;
+        pack.residual[i] = std::max(residual, pack.fine_residual[i]);
+        pack.norm[i] = upper_bound(std::sqrt(measured.sq_norm), packing) + pack.residual[i];
     };
-    encode_all(packing, count, type, address, packing.format.max_query_code, store);
+    prepare_all(packing, count, type, address, [&](int first, int of, const float* const* values) {
+        for (int t = 0; t < of; ++t) encode_query(first + t, values[t]);
+    });
 }
 
 }  // namespace
 
-Packing::Packing(CodeFormat format_, int d_, const float* center_, const float* basis_, int components_)
+Packing::Packing(CodeFormat format_, int d_, const float* center_, const float* basis_, int components_, float unit_)
     : format(format_),
       d(d_),
       components(components_),
-      stride(round_up(length(), format_.alignment)),
+      unit(unit_ >= kSmallestStep && unit_ <= 1 / kSmallestStep ? unit_ : 0.0f),
+      stride(round_up(length() + (unit > 0 ? kLeastDigits : 0), format_.alignment)),
+      code_stride(round_up(length(), kLanes)),
+      digits(unit > 0 ? std::min(stride - length(), kMostDigits) : 0),
+      most_parts(0),
+      base(0),
       // A sum of d products in 16 lanes takes d / 16 additions; the rest is for what is not proportional to d.
       rounding((static_cast<float>(d_) / 8 + 64) * 0x1p-24f + 4 * basis_rounding()),
       center(round_up(d_, 8)),
       padded_components(round_up(components_, kLanes)),
       basis(static_cast<std::size_t>(d_) * padded_components) {
+    if (has_digits()) {
+        // c * base is what the coarse digits of a query hold. A larger c is nearer to the step that fits, a larger base is
+        // more that the digits of a row hold.
+        const int most = (digits - 1) * format.max_query_code;
+        most_parts = static_cast<int>(std::sqrt(static_cast<float>(most) / 1.5f));
+        base = most / most_parts;
+    }
     std::copy_n(center_, d, center.data());
     for (int j = 0; j < components; ++j)
         for (int i = 0; i < d; ++i)
@@ -208,24 +255,60 @@ RowPack::RowPack(std::shared_ptr<const Packing> packing_, const Vectors& rows)
       residual(static_cast<std::size_t>(groups) * kGroup),
       max_norm(groups),
       max_residual(groups),
-      repeats(groups) {
+      repeats(groups),
+      group_step(packing->has_digits() ? groups : 0),
+      least_half_sq_norm(packing->has_digits() ? groups : 0) {
     std::fill_n(half_sq_norm.data(), static_cast<std::size_t>(groups) * kGroup, kInfinity);
+    if (packing->has_digits()) std::fill_n(least_half_sq_norm.data(), groups, kInfinity);
     const CodeFormat format = packing->format;
-    const auto address = [&](int i) { return rows.row(i); };
-    const auto store = [&](int i, const Quantized& quantized, const std::int8_t* row_codes) {
-        auto* out = codes.data() + static_cast<std::size_t>(i) * stride;
-        for (int c = 0; c < stride; ++c) out[c] = static_cast<std::uint8_t>(row_codes[c] + format.row_offset);
-        const int group = i / kGroup;
-        step[i] = quantized.step;
-        half_sq_norm[i] = quantized.sq_norm / 2;
-        norm[i] = upper_bound(std::sqrt(quantized.sq_norm), *packing);
-        residual[i] = upper_bound(quantized.residual, *packing);
-        max_norm[group] = std::max(max_norm[group], norm[i]);
-        max_residual[group] = std::max(max_residual[group], residual[i]);
-        if (i > 0 && std::memcmp(rows.row(i), rows.row(i - 1), rows.row_bytes()) == 0)
-            repeats[group] |= static_cast<std::uint8_t>(1 << i % kGroup);
+    const int code_stride = packing->code_stride, most_height = packing->most_height();
+    Buffer<std::int8_t> row_codes(code_stride);
+    const auto store = [&](int first, int of, const float* const* values) {
+        const int group = first / kGroup;
+        Measured measured[kGroup];
+        float group_largest = 0, least = kInfinity;
+        for (int t = 0; t < of; ++t) {
+            measured[t] = measure(values[t], code_stride);
+            if (!measured[t].is_finite()) continue;
+            group_largest = std::max(group_largest, measured[t].largest);
+            least = std::min(least, measured[t].sq_norm / 2);
+        }
+        const float common_step = Measured{group_largest, 0}.step(format.max_row_code);
+        if (packing->has_digits()) {
+            group_step[group] = common_step;
+            least_half_sq_norm[group] = least;
+        }
+        for (int t = 0; t < of; ++t) {
+            const int i = first + t;
+            auto* out = codes.data() + static_cast<std::size_t>(i) * stride;
+            step[i] = packing->has_digits() && measured[t].is_finite() ? common_step : measured[t].step(format.max_row_code);
+            const float error = encode(values[t], measured[t], step[i], code_stride, row_codes.data());
+            for (int c = 0; c < packing->length(); ++c) out[c] = static_cast<std::uint8_t>(row_codes[c] + format.row_offset);
+            half_sq_norm[i] = measured[t].sq_norm / 2;
+            norm[i] = upper_bound(std::sqrt(measured[t].sq_norm), *packing);
+            residual[i] = upper_bound(error, *packing);
+            max_norm[group] = std::max(max_norm[group], norm[i]);
+            max_residual[group] = std::max(max_residual[group], residual[i]);
+            if (i > 0 && std::memcmp(rows.row(i), rows.row(i - 1), rows.row_bytes()) == 0)
+                repeats[group] |= static_cast<std::uint8_t>(1 << i % kGroup);
+            if (!packing->has_digits()) continue;
+            const float height_step = common_step * packing->unit;
+            int height = 0;
+            if (height_step >= kSmallestStep && measured[t].is_finite())
+                height = static_cast<int>(std::min((half_sq_norm[i] - least) / height_step, static_cast<float>(most_height)));
+            std::uint8_t* const digits = out + packing->length();
+            digits[0] = static_cast<std::uint8_t>(height % packing->base);
+            std::memset(digits + 1, height / packing->base, packing->digits - 1);
+            std::memset(digits + packing->digits, 0, stride - packing->length() - packing->digits);
+        }
     };
-    encode_all(*packing, rows.count, rows.type, address, format.max_row_code, store);
+    prepare_all(*packing, rows.count, rows.type, [&](int i) { return rows.row(i); }, store);
+    // Padding is 0, with the largest digits.
+    for (int i = count; i < groups * kGroup; ++i) {
+        std::uint8_t* const out = codes.data() + static_cast<std::size_t>(i) * stride;
+        std::memset(out, format.row_offset, packing->length());
+        std::memset(out + packing->length() + 1, format.max_row_code + format.row_offset, std::max(0, packing->digits - 1));
+    }
 }
 
 QueryPack::QueryPack(std::shared_ptr<const Packing> packing_, int capacity)
@@ -234,12 +317,15 @@ QueryPack::QueryPack(std::shared_ptr<const Packing> packing_, int capacity)
       stride(packing->stride),
       panels(round_up(capacity, kPanel) / kPanel),
       codes(static_cast<std::size_t>(panels) * kPanel * stride),
-      codes_by_query(static_cast<std::size_t>(panels) * kPanel * stride),
+      fine_codes(static_cast<std::size_t>(panels) * kPanel * packing->code_stride),
       step(static_cast<std::size_t>(panels) * kPanel),
+      fine_step(static_cast<std::size_t>(panels) * kPanel),
       initial_dot(static_cast<std::size_t>(panels) * kPanel),
+      fine_initial_dot(static_cast<std::size_t>(panels) * kPanel),
       sq_norm(static_cast<std::size_t>(panels) * kPanel),
       norm(static_cast<std::size_t>(panels) * kPanel),
-      residual(static_cast<std::size_t>(panels) * kPanel) {}
+      residual(static_cast<std::size_t>(panels) * kPanel),
+      fine_residual(static_cast<std::size_t>(panels) * kPanel) {}
 
 QueryPack::QueryPack(std::shared_ptr<const Packing> packing_, const Vectors& queries)
     : QueryPack(std::move(packing_), queries.count) {

@@ -13,6 +13,17 @@
 //
 // where q'.x' is a sum of products of integers, which no processor rounds. So the filter bounds every distance from below:
 // |q - x|^2 = |q|^2 + |x|^2 - 2 q.x. Without a basis, vectors are rounded without being shortened.
+//
+// With few channels, turning such sums into bounds takes longer than the sums. Where a packing has a unit, the eight rows of a
+// group therefore share a step, the step of a query is the unit over a small integer c, and codes are followed by digits: those
+// of a row are the integer h = floor((|x|^2 - least |x|^2 of the group) / 2 / (step_x * unit)), written as fine + base *
+// coarse, those of a query are -c for the fine digit, and -c * base, spread over the coarse ones. The products of the digits
+// add up to
+//
+//     -c h  >=  -(|x|^2 - least |x|^2) / 2 / (step_x * step_q)
+//
+// so that of a group's rows the one with the largest sum has the least bound, and only that sum is turned into one. An h that
+// is beyond the digits is cut, and a query that is too long for the unit has c = 0: its bounds are lower than they could be.
 #pragma once
 
 #include <cmath>
@@ -42,6 +53,9 @@ struct CodeFormat {
     int alignment;       // the number of codes is padded to a multiple of this
 };
 
+// The fewest digits behind the codes of a packing with a unit, and the most that are of use.
+constexpr int kLeastDigits = 4, kMostDigits = 16;
+
 // Codes that fill a byte, for instructions that add products of bytes up in 32 bits: VNNI and AMX.
 constexpr CodeFormat eight_bit_codes(int alignment) { return {127, 128, 127, alignment}; }
 // Codes for AVX2, which adds products of bytes up in 16 bits: four sums of two products fit, since 4 * 2 * 63 * 63 < 2^15.
@@ -49,8 +63,9 @@ constexpr CodeFormat six_bit_codes(int alignment) { return {31, 32, 63, alignmen
 
 // How vectors are encoded. Only packs that were made by the same Packing can be searched in each other.
 struct Packing {
-    // `center`: (d). `basis`: (components, d), orthonormal rows; nullptr and 0 for none.
-    Packing(CodeFormat format, int d, const float* center, const float* basis, int components);
+    // `center`: (d). `basis`: (components, d), orthonormal rows; nullptr and 0 for none. `unit`: the step of the longest
+    // queries that have digits; 0 for none.
+    Packing(CodeFormat format, int d, const float* center, const float* basis, int components, float unit = 0);
 
     // The number of values that a vector is shortened to.
     int length() const { return components ? components + 1 : d; }
@@ -59,9 +74,18 @@ struct Packing {
         return components ? static_cast<float>(d) * (std::sqrt(static_cast<float>(components)) + 1) * 0x1p-24f : 0.0f;
     }
 
+    bool has_digits() const { return digits > 0; }
+    // The largest h that the digits of a row hold.
+    int most_height() const { return base - 1 + base * (format.max_row_code + format.row_offset); }
+
     CodeFormat format;
     int d, components;
-    int stride;             // the number of codes of a packed vector, padded
+    float unit;
+    int stride;             // the number of codes and digits of a packed vector, padded
+    int code_stride;        // the number of codes, padded to whole registers of 16-bit integers; may be more than stride
+    int digits;             // the first is the fine one; 0 without a unit
+    int most_parts;         // the largest c of a query
+    int base;               // what a coarse digit counts
     float rounding;         // a bound of all rounding errors of float32 (norms, centering, basis), as a share of |q|^2 + |x|^2
     Buffer<float> center;   // (d)
     int padded_components;  // components, padded to whole registers
@@ -73,7 +97,7 @@ struct RowPack {
     RowPack(std::shared_ptr<const Packing> packing, const Vectors& rows);
     std::size_t nbytes() const {
         return codes.nbytes() + step.nbytes() + half_sq_norm.nbytes() + norm.nbytes() + residual.nbytes() + max_norm.nbytes() +
-               max_residual.nbytes() + repeats.nbytes();
+               max_residual.nbytes() + repeats.nbytes() + group_step.nbytes() + least_half_sq_norm.nbytes();
     }
 
     std::shared_ptr<const Packing> packing;
@@ -84,6 +108,8 @@ struct RowPack {
     Buffer<float> norm, residual;          // (padded rows): upper bounds of |x| and |x - x'|
     Buffer<float> max_norm, max_residual;  // (groups): the largest of them in each group
     Buffer<std::uint8_t> repeats;          // (groups): bit r is set if row r of the group equals the row before it
+    // (groups): the step of all rows, and the least half_sq_norm. Of a packing with a unit only.
+    Buffer<float> group_step, least_half_sq_norm;
 };
 
 // Queries, in panels of kPanel.
@@ -94,18 +120,19 @@ struct QueryPack {
     // Encodes the queries at these addresses, by a packing of the same shape.
     void assign(std::shared_ptr<const Packing> packing, const void* const* queries, ElementType type, int count);
     std::size_t nbytes() const {
-        return codes.nbytes() + codes_by_query.nbytes() + step.nbytes() + initial_dot.nbytes() + sq_norm.nbytes() +
-               norm.nbytes() + residual.nbytes();
+        return codes.nbytes() + fine_codes.nbytes() + step.nbytes() + initial_dot.nbytes() + fine_step.nbytes() +
+               fine_initial_dot.nbytes() + sq_norm.nbytes() + norm.nbytes() + residual.nbytes() + fine_residual.nbytes();
     }
 
     std::shared_ptr<const Packing> packing;
     int count, stride, panels;
-    Buffer<std::int8_t> codes;            // (panels, stride / 4, kPanel, 4): four codes of a query are one lane of a register
-    Buffer<std::int16_t> codes_by_query;  // (padded queries, stride): the same codes, query by query
-    Buffer<float> step;                   // (padded queries)
-    Buffer<std::int32_t> initial_dot;     // (padded queries): -row_offset * sum(codes), which cancels the offset of the rows
-    Buffer<float> sq_norm;                // (padded queries): |q|^2
-    Buffer<float> norm, residual;         // (padded queries): upper bounds of |q'| and |q - q'|
+    Buffer<std::int8_t> codes;         // (panels, stride / 4, kPanel, 4): four codes of a query are one lane of a register
+    Buffer<std::int16_t> fine_codes;   // (padded queries, code_stride): 16-bit codes, query by query, which rows are refined by
+    Buffer<float> step, fine_step;     // (padded queries)
+    Buffer<std::int32_t> initial_dot;  // (padded queries): -row_offset * sum(codes), which cancels the offset of the rows
+    Buffer<std::int32_t> fine_initial_dot;
+    Buffer<float> sq_norm;                        // (padded queries): |q|^2
+    Buffer<float> norm, residual, fine_residual;  // (padded queries): upper bounds of |q'|, by either codes, and |q - q'|
 };
 
 }  // namespace spade

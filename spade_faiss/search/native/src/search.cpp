@@ -23,7 +23,7 @@ constexpr int kDenseShare = 4;
 struct Workspace {
     std::vector<float> minima, thresholds, least;
     std::vector<std::int32_t> least_group;
-    std::vector<std::uint16_t> refined;
+    std::vector<std::uint16_t> refined, within;
 
     template <typename T>
     static T* at_least(std::vector<T>& memory, std::size_t size) {
@@ -37,30 +37,36 @@ Workspace& workspace() {
     return own;
 }
 
-// A search of all queries in one block, after the filter.
+// Groups that are screened at a time: the queries' thresholds fall from one to the next.
+constexpr int kScreenedGroups = 64;
+
+// As many groups as fill the cache, an even number: an AMX tile holds two.
+int groups_at_a_time(const SimdLevel& level, const RowPack& rows) {
+    return std::max(2, level.chunk_bytes / (rows.stride * kGroup) / 2 * 2);
+}
+
+// A search of all queries in one block.
 //
 // It goes group by group, so that a group's rows are decoded once for all queries that refine it.
 class BlockSearch {
 public:
-    BlockSearch(const QueryPack& queries, const Vectors& xq, const RowPack& rows, const Vectors& xb, float margin,
-                const float* minima)
-        : queries_(queries),
+    BlockSearch(const SimdLevel& level, const QueryPack& queries, const Vectors& xq, const RowPack& rows, const Vectors& xb,
+                float margin)
+        : level_(level),
+          queries_(queries),
           rows_(rows),
           xq_(xq),
           xb_(xb),
+          margin_(margin),
           bounds_(queries, rows, margin),
-          minima_(minima),
           panels_(queries.panels),
           groups_((rows.count + kGroup - 1) / kGroup),
           d_(xq.d),
           padded_(round_up(xq.d, kDistanceAlign)),
           thresholds_(Workspace::at_least(workspace().thresholds, static_cast<std::size_t>(panels_) * kPanel)),
-          refined_(Workspace::at_least(workspace().refined, static_cast<std::size_t>(panels_) * rows.groups)),
           wanted_(panels_),
           decoded_(static_cast<std::size_t>(kGroup) * padded_),
-          padded_query_(padded_) {
-        std::fill_n(refined_, static_cast<std::size_t>(panels_) * rows.groups, std::uint16_t{0});
-    }
+          padded_query_(padded_) {}
 
     SPADE_TARGET_AVX2 SearchStats run(const float* bound, int k, float* sq_dist, std::int64_t* row) {
         nearest_.resize(queries_.count);
@@ -74,12 +80,10 @@ public:
             wanted_[i / kPanel] |= static_cast<std::uint16_t>(1u << i % kPanel);
         }
         const auto is_unbounded = [](float threshold) { return threshold == kInfinity; };
-        if (std::any_of(thresholds_, thresholds_ + queries_.count, is_unbounded)) evaluate_most_promising(k);
-        for (int group = 0; group < groups_; ++group) {
-            for (int panel = 0; panel < panels_; ++panel)
-                for (unsigned which = open_queries(group, panel); which; which &= which - 1)
-                    refine(group, panel * kPanel + __builtin_ctz(which));
-        }
+        if (std::any_of(thresholds_, thresholds_ + queries_.count, is_unbounded))
+            search_by_minima(k);
+        else
+            search_screened();
         SearchStats stats;
         for (int i = 0; i < queries_.count; ++i) {
             stats.evaluated += evaluated_[i];
@@ -89,6 +93,36 @@ public:
     }
 
 private:
+    // Filters the whole block first: the least of the minima say where to begin.
+    SPADE_TARGET_AVX2 void search_by_minima(int k) {
+        minima_ = filter_block(level_, queries_, rows_);
+        const std::size_t size = static_cast<std::size_t>(panels_) * rows_.groups;
+        refined_ = Workspace::at_least(workspace().refined, size);
+        std::fill_n(refined_, size, std::uint16_t{0});
+        const auto is_unbounded = [](float threshold) { return threshold == kInfinity; };
+        if (std::any_of(thresholds_, thresholds_ + queries_.count, is_unbounded)) evaluate_most_promising(k);
+        for (int group = 0; group < groups_; ++group)
+            for (int panel = 0; panel < panels_; ++panel) refine_all(group, panel, open_queries(group, panel));
+    }
+
+    // Screens some groups at a time by the thresholds of then, and refines what is left.
+    SPADE_TARGET_AVX2 void search_screened() {
+        const int chunk = std::min(kScreenedGroups, groups_at_a_time(level_, rows_));
+        std::uint16_t* const within = Workspace::at_least(workspace().within, static_cast<std::size_t>(panels_) * chunk);
+        for (int first = 0; first < rows_.groups; first += chunk) {
+            const int last = std::min(rows_.groups, first + chunk);
+            level_.screen(rows_, {first, last}, queries_, {thresholds_, margin_}, within);
+            const std::uint16_t* of_panel = within;
+            for (int group = first; group < std::min(last, groups_); ++group)
+                for (int panel = 0; panel < panels_; ++panel, ++of_panel)
+                    if (*of_panel) refine_all(group, panel, *of_panel & wanted_[panel]);
+        }
+    }
+
+    SPADE_TARGET_AVX2 SPADE_INLINE void refine_all(int group, int panel, unsigned which) {
+        for (; which; which &= which - 1) refine(group, panel * kPanel + __builtin_ctz(which));
+    }
+
     std::size_t at(int group, int panel) const { return static_cast<std::size_t>(group) * panels_ + panel; }
     const float* minima(int group, int panel) const { return minima_ + at(group, panel) * kPanel; }
 
@@ -134,9 +168,8 @@ private:
         _mm256_store_ps(values, bounds_.estimates(group, i));
         const int count = std::min(kGroup, rows_.count - group * kGroup);
         const int r = static_cast<int>(std::min_element(values, values + count) - values);
-        decode_row(group, r);
-        decoded_group_ = -1;
-        evaluate(r, r, group, i);
+        decode_rows(group, 1u << r);
+        evaluate(query(i), r, r, group, i);
     }
 
     // The groups with the least minima for query i: as many as hold k rows, and one more.
@@ -160,24 +193,22 @@ private:
         unsigned which = bounds_.rows_within(group, i, _mm256_set1_ps(thresholds_[i])) & ((1u << count) - 1);
         if (nearest_[i].k == 1) which &= ~static_cast<unsigned>(rows_.repeats[group]);  // of equal rows the first one counts
         if (which == 0) return;
-        if (decoded_group_ != group) {
-            for (int r = 0; r < count; ++r) decode_row(group, r);
-            decoded_group_ = group;
-        }
+        decode_rows(group, which);
+        const float* const q = query(i);
         while (which) {  // two rows at a time, because their sums do not wait for each other
             const int first = __builtin_ctz(which);
             which &= which - 1;
             const int second = which ? __builtin_ctz(which) : first;
             which &= which - 1;
-            evaluate(first, second, group, i);
+            evaluate(q, first, second, group, i);
         }
     }
 
     // Computes the distances of query i to two rows of the decoded group, which may be the same row.
-    SPADE_TARGET_AVX2 SPADE_INLINE void evaluate(int first, int second, int group, int i) {
+    SPADE_TARGET_AVX2 SPADE_INLINE void evaluate(const float* q, int first, int second, int group, int i) {
         const float* const x[2] = {decoded_row(first), decoded_row(second)};
         float found[2];
-        sq_distances<2>(query(i), x, padded_, found);
+        sq_distances<2>(q, x, padded_, found);
         nearest_[i].offer(found[0], static_cast<std::int64_t>(group) * kGroup + first);
         if (second != first) nearest_[i].offer(found[1], static_cast<std::int64_t>(group) * kGroup + second);
         evaluated_[i] += 1 + (second != first);
@@ -186,8 +217,15 @@ private:
 
     float* decoded_row(int r) { return decoded_.data() + static_cast<std::size_t>(r) * padded_; }
 
-    SPADE_TARGET_AVX2 SPADE_INLINE void decode_row(int group, int r) {
-        decode(xb_.row(group * kGroup + r), xb_.type, d_, padded_, decoded_row(r));
+    // Decodes those rows of a group, given as bits, that are not decoded yet.
+    SPADE_TARGET_AVX2 SPADE_INLINE void decode_rows(int group, unsigned which) {
+        if (decoded_group_ != group) is_decoded_ = 0;
+        decoded_group_ = group;
+        for (unsigned missing = which & ~is_decoded_; missing; missing &= missing - 1) {
+            const int r = __builtin_ctz(missing);
+            decode(xb_.row(group * kGroup + r), xb_.type, d_, padded_, decoded_row(r));
+        }
+        is_decoded_ |= which;
     }
 
     // The padded channels of query i.
@@ -198,19 +236,22 @@ private:
         return padded_query_.data();
     }
 
+    const SimdLevel& level_;
     const QueryPack& queries_;
     const RowPack& rows_;
     const Vectors xq_, xb_;
+    const float margin_;
     const Bounds bounds_;
-    const float* const minima_;
+    const float* minima_ = nullptr;
     const int panels_, groups_;            // groups_ counts those that hold a row
     const int d_, padded_;                 // channels, and what they are padded to for direct distances
     float* const thresholds_;              // (padded queries)
-    std::uint16_t* const refined_;         // (groups, panels): the queries that have refined the group already, as bits
+    std::uint16_t* refined_ = nullptr;     // (groups, panels): the queries that have refined the group already, as bits
     std::vector<std::uint16_t> wanted_;    // (panels): the queries for which something is wanted, as bits
     Buffer<float> decoded_;                // (kGroup, padded): rows of a group
     Buffer<float> padded_query_;           // (padded)
-    int decoded_group_ = -1;               // the group whose rows are all decoded
+    int decoded_group_ = -1;               // the group of which rows are decoded
+    unsigned is_decoded_ = 0;              // which of its rows are, as bits
     std::vector<Nearest> nearest_;         // (queries)
     std::vector<std::int32_t> evaluated_;  // (queries): how many direct distances were computed
 };
@@ -220,8 +261,7 @@ private:
 const float* filter_block(const SimdLevel& level, const QueryPack& queries, const RowPack& rows) {
     const std::size_t size = static_cast<std::size_t>(queries.panels) * rows.groups * kPanel;
     float* minima = Workspace::at_least(workspace().minima, size);
-    // As many groups as fill the cache, an even number: an AMX tile holds two.
-    const int chunk = std::max(2, level.chunk_bytes / (rows.stride * kGroup) / 2 * 2);
+    const int chunk = groups_at_a_time(level, rows);
     for (int group = 0; group < rows.groups; group += chunk)
         level.filter(rows, {group, std::min(rows.groups, group + chunk)}, queries,
                      minima + static_cast<std::size_t>(group) * queries.panels * kPanel);
@@ -234,8 +274,7 @@ SearchStats search(const SimdLevel& level, const QueryPack& queries, const Vecto
     const std::size_t found = static_cast<std::size_t>(xq.count) * k;
     std::fill_n(sq_dist, found, kInfinity);
     std::fill_n(row, found, -1);
-    const float* minima = filter_block(level, queries, rows);
-    return BlockSearch(queries, xq, rows, xb, margin, minima).run(bound, k, sq_dist, row);
+    return BlockSearch(level, queries, xq, rows, xb, margin).run(bound, k, sq_dist, row);
 }
 
 }  // namespace spade
