@@ -14,10 +14,15 @@ Mask = npt.NDArray[np.bool_]
 # The picture is looked at with so many pixels along its longer side; an outline needs no more.
 _SIDE = 160
 _RING = 0.04  # the width of the border that a background shows in, as a share of the shorter side
+# Of the border, so much is of one color where there is a background: beside it, the edge of a table may be seen.
+_OF_ONE_COLOR = 0.65
 # A border that varies by more, in gray levels, is no background but a part of what fills the picture.
-_MOST_VARIED = 28.0
+_MOST_VARIED = 24.0
 _LEAST_APART = 12.0  # an object differs from its background by at least so many levels
-_LEAST, _MOST = 0.03, 0.95  # the share of the picture that an object takes
+_LEAST_CONTRAST = 30.0  # and half of it by at least so many: what differs by less may be how a surface is lit
+_LEAST, _MOST = 0.05, 0.95  # the share of the picture that an object takes
+# The largest part takes so much of what was found: many parts of the same size are a texture.
+_LARGEST = 0.5
 _PART = 0.1  # parts of an object that are smaller, as a share of its largest, are specks
 
 
@@ -39,13 +44,13 @@ def find_object(picture: Picture) -> Mask:
         return whole
     border = np.concatenate([small[part].reshape(-1, 3) for part in _sides(ring)])
     color = np.median(border, axis=0)
-    if float(np.quantile(np.abs(border - color).max(axis=1), 0.9)) > _MOST_VARIED:
+    varied = float(np.quantile(np.abs(border - color).max(axis=1), _OF_ONE_COLOR))
+    if varied > _MOST_VARIED:
         return whole
     apart = ndimage.gaussian_filter(np.abs(small - color).max(axis=2), 1.0)
-    varied = float(np.quantile(np.abs(border - color).max(axis=1), 0.95))
-    found = apart > max(_otsu(apart) * 0.6, varied + 4.0, _LEAST_APART)
+    found = apart > max(_otsu(apart) * 0.6, 1.5 * varied + 4.0, _LEAST_APART)
     found = _without_specks(ndimage.binary_fill_holes(ndimage.binary_opening(found)))
-    if not _LEAST <= float(found.mean()) <= _MOST:
+    if not _LEAST <= float(found.mean()) <= _MOST or float(np.median(apart[found])) < _LEAST_CONTRAST:
         return whole
     rows = np.minimum(np.arange(height) // step, found.shape[0] - 1)
     columns = np.minimum(np.arange(width) // step, found.shape[1] - 1)
@@ -63,7 +68,14 @@ def _without_specks(found: Mask) -> Mask:
         return found
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    kept: Mask = (sizes >= _PART * sizes.max())[labels]
+    if sizes.max() < _LARGEST * sizes.sum():
+        return np.zeros_like(found)
+    largest = int(sizes.argmax())
+    kept_labels = sizes >= _PART * sizes.max()
+    at_border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    # What the picture cuts off lies around the object, unless the object is cut off, too.
+    kept_labels[at_border[at_border != largest]] = False
+    kept: Mask = kept_labels[labels]
     return kept
 
 

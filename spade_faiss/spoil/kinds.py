@@ -1,7 +1,7 @@
 """The kinds of spoils: what is drawn into the window of a defect. Each names where it comes from.
 
-- `cutpaste`, `scar`: a piece of the picture, cut elsewhere and pasted, a rectangle or a thin one at any angle, its colors jittered
-  (Li et al., "CutPaste: Self-Supervised Learning for Anomaly Detection and Localization", 2021, https://arxiv.org/abs/2104.04015).
+- `cutpaste`, `scar`: a piece of the picture, cut elsewhere and pasted, a rectangle or a thin one at any angle, its colors
+  jittered (Li et al., "CutPaste: Self-Supervised Learning for Anomaly Detection and Localization", 2021, https://arxiv.org/abs/2104.04015).
 - `foreign`: a piece of another normal picture (Schlueter et al., "Natural Synthetic Anomalies for Self-Supervised Anomaly
   Detection and Localization", 2022, https://arxiv.org/abs/2109.15222).
 - `texture`: a texture from elsewhere, blended in where smooth noise is high (Zavrtanik et al., "DRAEM", 2021,
@@ -60,7 +60,8 @@ class Scene:
     @property
     def window(self) -> Colors:
         """(h, w, 3) float32, what the picture shows there."""
-        return self.picture[self.box].astype(np.float32)
+        found: Colors = self.picture[self.box].astype(np.float32)
+        return found
 
     def between(self, least: float, most: float) -> float:
         """A number that rises with the strength."""

@@ -64,7 +64,7 @@ def islands(rng: Rng, area: float) -> Alpha:
     y, x = _grid(side / 2, side)
     values -= np.float32(1.6) * (np.hypot(y, x) / (side / 2)).astype(np.float32) ** 2
     limit = np.partition(values.ravel(), -min(values.size, max(1, round(area))))[-min(values.size, max(1, round(area)))]
-    return (values >= limit).astype(np.float32)
+    return cast(Alpha, (values >= limit).astype(np.float32))
 
 
 def spots(rng: Rng, area: float) -> Alpha:
@@ -101,7 +101,7 @@ def smooth_noise(rng: Rng, size: tuple[int, int], scale: float) -> Alpha:
 def _grid(reach: float, side: int = 0) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The rows (h, 1) and columns (1, w) of a window that reaches so far from its center."""
     side = side or 2 * math.ceil(reach) + 1
-    line = np.arange(side) - (side - 1) / 2
+    line = np.arange(side, dtype=np.float64) - (side - 1) / 2
     return line[:, None], line[None, :]
 
 

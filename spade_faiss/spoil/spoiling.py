@@ -14,9 +14,9 @@ from spade_faiss.spoil.foreground import Mask, Picture, find_object
 from spade_faiss.spoil.kinds import KINDS, Box, Scene
 from spade_faiss.spoil.shapes import soften
 
-# Sizes as shares of the picture's area: from what a feature of the network can just see in an input of 224 pixels to a part
-# of the object. Each stratum spans a factor of about four, so that neither small nor large defects decide alone.
-SIZES = ((0.0003, 0.001), (0.001, 0.004), (0.004, 0.015), (0.015, 0.05))
+# Sizes as shares of the picture's area: from a cell of a network's second level, 8 x 8 of 224 x 224 pixels, to a part of the
+# object. Each stratum spans a factor of about three, so that neither small nor large defects decide alone.
+SIZES = ((0.001, 0.004), (0.004, 0.012), (0.012, 0.035), (0.035, 0.1))
 STRENGTHS = ((0.0, 0.33), (0.33, 0.67), (0.67, 1.0))
 # The width of the edge as a share of the diameter: sharp, and soft.
 EDGES = (0.0, 0.3)
@@ -91,20 +91,30 @@ def spoil(picture: Picture, how: Spoil, *, allowed: Mask | None = None, other: P
     is_gray = bool((picture[..., :1] == picture).all())
     for _ in range(_TRIES):
         y, x = divmod(int(places[rng.integers(len(places))]), picture.shape[1])
-        found = _draw(rng, picture, picture if other is None else other, how, (y, x), on, is_gray=is_gray)
+        found = _draw(rng, _Ground(picture, picture if other is None else other, on, is_gray), how, (y, x))
         if found is not None:
             return found
     return None
 
 
-def _draw(
-    rng: np.random.Generator, picture: Picture, other: Picture, how: Spoil, at: tuple[int, int], on: Mask, *, is_gray: bool
-) -> Spoilt | None:
+@dataclass(frozen=True, eq=False)
+class _Ground:
+    """What is spoilt: the picture, another one, where defects may lie, and whether it has no colors."""
+
+    picture: Picture
+    other: Picture
+    on: Mask
+    is_gray: bool
+
+
+def _draw(rng: np.random.Generator, ground: _Ground, how: Spoil, at: tuple[int, int]) -> Spoilt | None:
+    """Spoil at a pixel; None where too little of it shows."""
+    picture, on = ground.picture, ground.on
     kind, area = KINDS[how.kind], how.size * picture.shape[0] * picture.shape[1]
     shape = kind.shape(rng, area)
     alpha = soften(shape, how.edge * 2 * math.sqrt(area / math.pi))
     box, part = _placed(alpha.shape, at, picture.shape)
-    scene = Scene(picture=picture, other=other, box=box, on=on, strength=how.strength, is_gray=is_gray)
+    scene = Scene(box=box, strength=how.strength, **vars(ground))
     colors, opacity = kind.draw(rng, scene)
     before = scene.window
     blend = before + (colors - before) * (alpha[part] * on[box] * np.float32(opacity))[..., None]
