@@ -25,7 +25,7 @@ from benchmarks.sweep.sets import BACKBONE, RESIZE_MODES
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.origin import Origin
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Preprocess, Run
+from spade_faiss.core.settings import Preprocess, Run, Tuning
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
@@ -40,11 +40,11 @@ from spade_faiss.scoring.metrics import detection_metrics, localization_metrics
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.tuning.options import MapOption, Stored
 from spade_faiss.tuning.samples import Samples, read_samples
-from spade_faiss.tuning.search import Found, Question, Tuning, search
+from spade_faiss.tuning.search import Found, Question, search
 from spade_faiss.tuning.trials import comparable, of_map
 
 Row = dict[str, Any]
-SETS = ("aws_cookies", "mvtec_toothbrush", "mvtec_bottle", "mvtec_screw", "magnetic_tile", "elpv")
+SETS = ("aws_cookies", "mvtec_bottle", "mvtec_toothbrush", "mvtec_screw", "magnetic_tile", "elpv")
 _RUN = Run(memory="2GiB")
 _BATCH = 32
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder of the sets")
     parser.add_argument("--out", type=Path, required=True, help="where tuning.json is written")
-    parser.add_argument("--scratch", type=Path, required=True, help="where features and results are kept until a set is done")
+    parser.add_argument("--scratch", type=Path, required=True, help="where features and results are kept")
     parser.add_argument("--sets", nargs="+", default=list(SETS), help="the names of the sets (default: %(default)s)")
     parser.add_argument("--tests", type=int, default=0, help="the most test images of a set, evenly spread (default: all)")
     arguments = parser.parse_args()
@@ -67,7 +67,6 @@ def main() -> None:
             figures["rows"].append(row)
             target.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
             print(name, json.dumps({key: value for key, value in row.items() if key != "options"}), flush=True)
-            shutil.rmtree(arguments.scratch / name, ignore_errors=True)
 
 
 def measure(name: str, data: Path, scratch: Path, tests: int) -> Row:

@@ -48,6 +48,8 @@ def find_object(picture: Picture) -> Mask:
     if varied > _MOST_VARIED:
         return whole
     apart = ndimage.gaussian_filter(np.abs(small - color).max(axis=2), 1.0)
+    if float(apart.max()) < _LEAST_CONTRAST:
+        return whole
     found = apart > max(_otsu(apart) * 0.6, 1.5 * varied + 4.0, _LEAST_APART)
     found = _without_specks(ndimage.binary_fill_holes(ndimage.binary_opening(found)))
     if not _LEAST <= float(found.mean()) <= _MOST or float(np.median(apart[found])) < _LEAST_CONTRAST:

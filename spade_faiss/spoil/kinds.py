@@ -60,8 +60,7 @@ class Scene:
     @property
     def window(self) -> Colors:
         """(h, w, 3) float32, what the picture shows there."""
-        found: Colors = self.picture[self.box].astype(np.float32)
-        return found
+        return np.asarray(self.picture[self.box], np.float32)
 
     def between(self, least: float, most: float) -> float:
         """A number that rises with the strength."""

@@ -62,13 +62,13 @@ class Spoilt:
     mask: Mask
 
 
-def spoil(picture: Picture, how: Spoil, *, allowed: Mask | None = None, other: Picture | None = None) -> Spoilt | None:
+def spoil(picture: Picture, how: Spoil, *, on: Mask | None = None, other: Picture | None = None) -> Spoilt | None:
     """Spoil a copy of a picture, on its object.
 
     Args:
         picture: (H, W, 3) uint8; it is left as it is.
         how: what is done.
-        allowed: (H, W), where a defect may lie; None for everywhere. It stays on the object, see `find_object`.
+        on: (H, W), where a defect may lie; None for the object, see `find_object`.
         other: another normal picture, which pieces are cut from; None for the same one.
 
     Returns:
@@ -79,11 +79,10 @@ def spoil(picture: Picture, how: Spoil, *, allowed: Mask | None = None, other: P
     """
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise InputError(f"a picture must be (height, width, 3) of uint8, got {picture.shape} of {picture.dtype}")
-    if allowed is not None and (allowed.dtype != np.bool_ or allowed.shape != picture.shape[:2]):
-        raise InputError(f"allowed is {allowed.dtype} of shape {allowed.shape}, expected bool of shape {picture.shape[:2]}")
-    on = find_object(picture)
-    if allowed is not None:
-        on = on & allowed if (on & allowed).any() else allowed
+    if on is None:
+        on = find_object(picture)
+    if on.dtype != np.bool_ or on.shape != picture.shape[:2]:
+        raise InputError(f"on is {on.dtype} of shape {on.shape}, expected bool of shape {picture.shape[:2]}")
     places = np.flatnonzero(on)
     if not len(places):
         return None

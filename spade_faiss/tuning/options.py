@@ -107,8 +107,8 @@ def option_of(usual: Usual, layout: Layout) -> Option:
 def map_options(levels: Sequence[str], method: Method) -> list[MapOption]:
     """All ways to make maps that are tried, for a network whose levels have these names, finest first.
 
-    Those that share what is stored follow each other, as they share a bank; the most different come first, so that a small
-    budget compares what matters most.
+    Those that share what is stored follow each other, as they share a bank; what differs most from the default comes first, so
+    that a small budget compares what matters most.
 
     Args:
         levels: the names of the network's levels.
@@ -119,7 +119,7 @@ def map_options(levels: Sequence[str], method: Method) -> list[MapOption]:
     coarse = tuple(levels[1:3]) or tuple(levels)
     joined = ("+".join(coarse),)
 
-    def searched(stored: Stored, recipe: str, chosen: tuple[str, ...], k: int | str | tuple[int | str, ...]) -> MapOption:
+    def searched(stored: Stored, recipe: str, chosen: tuple[str, ...], k: int | str) -> MapOption:
         return MapOption(stored=stored, recipe=recipe, method=replace(method, levels=chosen, k_gallery=k, k_image=5))
 
     found = [
@@ -128,20 +128,13 @@ def map_options(levels: Sequence[str], method: Method) -> list[MapOption]:
         searched(pooled, "global", coarse, ALL),
         searched(plain, "exact", (), 5),
         searched(plain, "global", joined, ALL),
-        searched(plain, "global", coarse, ALL),
-        searched(plain, "exact", (levels[0],), 5),
-        searched(plain, "location", (), ALL),
         searched(unit, "exact", (), 5),
         searched(unit, "global", joined, ALL),
         searched(pooled_unit, "exact", (), 5),
         searched(pooled_unit, "global", joined, ALL),
-        searched(pooled_unit, "global", coarse, ALL),
+        searched(plain, "location", (), ALL),
+        searched(plain, "exact", (levels[0],), 5),
     ]
-    if len(levels) >= 3:
-        mixed = Stored(pool=(1,) + (3,) * (len(levels) - 1), pool_border="zero")
-        found.append(searched(mixed, "exact", (levels[0], *joined), (20, ALL)))
-    # The most expensive, and seldom better than both of its neighbors.
-    found.append(searched(pooled, "exact", (), 20))
     return list(dict.fromkeys(found))
 
 

@@ -32,6 +32,7 @@ from spade_faiss.features.placement import Placement, place
 from spade_faiss.features.roi import mask_of
 from spade_faiss.features.roi_files import place_roi
 from spade_faiss.features.stream import FeatureStream
+from spade_faiss.spoil.foreground import find_object
 from spade_faiss.spoil.spoiling import Spoil, plan_spoils, spoil
 
 # Of larger pictures a smaller copy is spoilt: the network sees no more of them.
@@ -102,7 +103,10 @@ def make_samples(
             stream = _Stream(backbone, run, bar)
             _save(folder / "references", concatenate([batch for batch, _, _ in stream.records(records)]))
             plans = plan_spoils(pictures, each, seed)
-            batches, masks, made, owner = [], [], [], []
+            batches: list[FeatureBatch] = []
+            masks: list[Mask] = []
+            made: list[Spoil] = []
+            owner: list[int] = []
             shown: dict[int, Picture] = {}
             for number, row in enumerate(rows.tolist()):
                 other = records[(row + 1 + len(records) // 2) % len(records)]
@@ -170,12 +174,12 @@ def read_samples(
             np.save(folder / "masks.npy", np.stack(masks))
         _save_shown(folder, shown)
         (folder / "done").touch()
-    every = _load(folder / "labeled", backbone)
+    features = _load(folder / "labeled", backbone)
     return Samples(
         references=_load(folder / "references", backbone),
-        normals=_chosen(every, np.flatnonzero(~defective)),
+        normals=_chosen(features, np.flatnonzero(~defective)),
         rows=np.empty(0, np.int64),
-        spoilt=_chosen(every, np.flatnonzero(defective)),
+        spoilt=_chosen(features, np.flatnonzero(defective)),
         masks=np.load(folder / "masks.npy") if has_masks else None,
         owner=np.empty(0, np.int64),
         spoils=[],
@@ -234,9 +238,11 @@ def _spoilt(
     placement = place(picture.shape[1], picture.shape[0], backbone.source.preprocess)
     roi = place_roi(backbone.source.preprocess)
     allowed = visible_in(picture, placement, placement.valid if roi is None else placement.valid & mask_of(roi))
+    on = find_object(picture) & allowed
+    on = on if on.any() else allowed
     frames, masks, made = [], [], []
     for number, how in enumerate(plans):
-        found = spoil(picture, how, allowed=allowed, other=donor)
+        found = spoil(picture, how, on=on, other=donor)
         if found is not None and _placed_mask(found.mask, placement).any():
             frames.append(Frame(f"{record.id} ({number}: {how.kind})", record.path, pixels=found.picture))
             masks.append(found.mask)

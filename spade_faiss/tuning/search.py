@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.schema import check_at_least, is_finite
-from spade_faiss.core.settings import ALL, Method, Run, setting
+from spade_faiss.core.settings import ALL, Method, Run, Tuning
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.layout import Layout
@@ -28,32 +27,6 @@ LEAST_PICTURES = 10
 MOST_REFERENCES, MOST_SPOILT = 200, 40
 # So many spoilt copies in all, and of each picture at least and at most.
 _COPIES, _LEAST_EACH, _MOST_EACH = 240, 6, 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """How settings are chosen.
-
-    `budget` and `max_ms`, `max_bytes` bound what the search takes, and what an image may take by the settings that it chooses.
-    """
-
-    seed: int = setting(0, "the seed that decides which pictures are spoilt, and how", metavar="N")
-    budget: float | None = setting(
-        None, "begin no option after so many minutes; the default is always tried", metavar="MINUTES", kind=float
-    )
-    max_ms: float | None = setting(
-        None, "the most milliseconds that searching for an image may take, by this machine's clock", metavar="MS", kind=float
-    )
-    max_bytes: float | None = setting(
-        None, "the most bytes that a normal image may take in the bank and its index", metavar="BYTES", kind=float
-    )
-
-    def __post_init__(self) -> None:
-        check_at_least("seed", self.seed, 0)
-        for name in ("budget", "max_ms", "max_bytes"):
-            value = getattr(self, name)
-            if value is not None and (not is_finite(value) or value <= 0):
-                raise InputError(f"{name}={value!r} must be a number above 0")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

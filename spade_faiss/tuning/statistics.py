@@ -209,8 +209,10 @@ class Chosen:
     by_map: int
 
 
-# What a choice may cost in one number while it surely gains in the other.
+# What a choice may cost in one number, by its estimate, while it surely gains in the other; and how much of a cost the interval
+# must rule out.
 IMAGE_MARGIN, MAP_MARGIN = 0.005, 0.01
+MOST_COST = 0.03
 
 
 def choose(trials: Trials, names: Sequence[str], *, default: int, allowed: Bools | None = None, seed: int = 0) -> Chosen:
@@ -232,8 +234,8 @@ def choose(trials: Trials, names: Sequence[str], *, default: int, allowed: Bools
     why = [] if leader == default else [f"tells {_gain(image, leader)} more spoilt pictures from normal ones"]
     # From the leader on: what ranks images as well, and surely shows defects better.
     beside_image, beside_map = (each(trials, leader, seed) for each in (image_differences, map_differences))
-    as_good = (beside_image.difference >= -IMAGE_MARGIN / 2) & (beside_image.low >= -2 * IMAGE_MARGIN)
-    as_good &= image.difference >= -IMAGE_MARGIN / 2
+    as_good = image.difference >= -IMAGE_MARGIN
+    as_good &= (beside_image.difference >= -IMAGE_MARGIN) & (beside_image.low >= -MOST_COST) & (beside_image.high >= 0)
     option = _best(beside_map.difference, may & as_good & beside_map.sure, leader)
     if option != leader:
         why.append(f"finds {_gain(beside_map, option)} more of a defect's pixels")
