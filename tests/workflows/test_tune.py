@@ -9,9 +9,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from spade_faiss import Bank, Detector, Extraction, Tuning, evaluate, fit, tune
+from spade_faiss import Bank, Detector, Extraction, Tuning, evaluate, tune
 from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.presets import Usual
@@ -52,6 +54,7 @@ def tuned_from(fitted_bank: Path, dataset_folder: Path, backbone: Backbone, tmp_
     return bank
 
 
+@pytest.mark.slow
 def test_a_bank_that_ranks_by_the_embedding_gets_a_score_of_its_maps(tuned_from: Path, fitted_bank: Path) -> None:
     """Small defects do not show in a pooled vector: that a map finds more of them is sure, and known beforehand."""
     bank = Bank.open(tuned_from)
@@ -66,6 +69,7 @@ def test_a_bank_that_ranks_by_the_embedding_gets_a_score_of_its_maps(tuned_from:
     assert LEAST_TELLING <= record.found <= record.defects
 
 
+@pytest.mark.slow
 def test_features_stay_and_old_versions_read_the_manifest(tuned_from: Path, fitted_bank: Path) -> None:
     before, after = (json.loads((path / "manifest.json").read_bytes()) for path in (fitted_bank, tuned_from))
     assert set(before) == set(after) and before["schema"] == after["schema"]
@@ -76,6 +80,7 @@ def test_features_stay_and_old_versions_read_the_manifest(tuned_from: Path, fitt
     assert not verify(tuned_from, deep=True).problems
 
 
+@pytest.mark.slow
 def test_whoever_opens_it_searches_by_the_choice(tuned_from: Path, dataset_folder: Path, tmp_path: Path) -> None:
     detector, record = Detector.open(tuned_from), read_record(Bank.open(tuned_from))
     assert record is not None
@@ -84,6 +89,7 @@ def test_whoever_opens_it_searches_by_the_choice(tuned_from: Path, dataset_folde
     assert results.decisions is not None and not results.notice  # it is calibrated for that
 
 
+@pytest.mark.slow
 def test_it_can_be_undone(tuned_from: Path, fitted_bank: Path, tmp_path: Path) -> None:
     path = shutil.copytree(tuned_from, tmp_path / "copy.bank")
     undone = undo_tuning(path)
@@ -92,6 +98,7 @@ def test_it_can_be_undone(tuned_from: Path, fitted_bank: Path, tmp_path: Path) -
         undo_tuning(fitted_bank)
 
 
+@pytest.mark.slow
 def test_the_page_shows_spoilt_pictures_and_their_maps_by_each_setting(tuned_from: Path) -> None:
     page = (tuned_from.parent / "page" / "tuning.html").read_text(encoding="utf-8")
     numbers = json.loads((tuned_from.parent / "page" / "tuning.json").read_bytes())
@@ -106,6 +113,7 @@ def test_the_page_shows_spoilt_pictures_and_their_maps_by_each_setting(tuned_fro
     assert not (tuned_from.parent / "weave.bank.tuning").exists()
 
 
+@pytest.mark.slow
 def test_a_record_is_what_was_written_and_damage_is_noticed(tuned_from: Path, tmp_path: Path) -> None:
     path = shutil.copytree(tuned_from, tmp_path / "copy.bank")
     file = path / "tuning.json"
@@ -114,6 +122,7 @@ def test_a_record_is_what_was_written_and_damage_is_noticed(tuned_from: Path, tm
         read_record(Bank.open(path))
 
 
+@pytest.mark.slow
 def test_a_new_bank_is_made_by_the_choice(good: Path, backbone: Backbone, tmp_path: Path) -> None:
     done = tune(good, bank=tmp_path / "new.bank", extraction=Extraction(backbone=backbone), tuning=Tuning(budget=0.001))
     assert done.record is not None and done.record.before is None
@@ -130,13 +139,12 @@ def test_fewer_than_ten_pictures_get_the_default_and_a_sentence(good: Path, back
     assert done.bank.usual.preset == "default" and len(done.bank.pictures) == 9
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_stopped(
     fitted_bank: Path, good: Path, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extraction, tried, real = Extraction(backbone=backbone), [], trials._try
-    monkeypatch.setattr(
-        search, "map_options", lambda levels, method: _some_options(levels, method)
-    )  # two of the options that the bank's features allow
+    monkeypatch.setattr(search, "map_options", _some_options)
 
     def counted(*arguments: Any) -> trials.Trial:
         if len(tried) == 2:
@@ -186,6 +194,7 @@ def test_limits_keep_what_is_too_slow_or_too_large_from_being_chosen(
         assert done.bank.usual == Bank.open(fitted_bank).usual
 
 
+@pytest.mark.slow
 def test_labels_take_the_place_of_spoils_and_evaluate_warns_of_the_same_pictures(
     fitted_bank: Path,
     dataset_folder: Path,
@@ -207,11 +216,6 @@ def test_labels_take_the_place_of_spoils_and_evaluate_warns_of_the_same_pictures
     other = tmp_path / "other"
     for kind in ("good", "spot"):
         for number, file in enumerate(sorted((dataset_folder / "test" / kind).iterdir())):
-            from spade_faiss.features.pictures import load_image  # noqa: F401  # the package reads pictures by itself
-
-            import numpy as np
-            from PIL import Image
-
             save_png(np.asarray(Image.open(file))[::-1], other / "test" / kind / f"{number}.png")
     with caplog.at_level(logging.WARNING):
         evaluate(other, bank=path, out=tmp_path / "others")
@@ -243,6 +247,7 @@ def test_the_command_prints_a_table_and_undoes(
     assert main(["fit", str(good), "--bank", str(path), "--tune", "--preset", "spade"]) == 1
 
 
+@pytest.mark.slow
 def test_fit_tune_makes_a_bank_by_the_choice(
     good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,4 +258,3 @@ def test_fit_tune_makes_a_bank_by_the_choice(
     bank = Bank.open(tmp_path / "b")
     assert numbers["tuning"]["usual"]["recipe"] == bank.usual.recipe
     assert read_record(bank) is not None
-    _ = fit  # the same job without a choice
