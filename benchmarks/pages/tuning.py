@@ -28,13 +28,16 @@ def table(figures: Figures) -> str:
 
 def _table(figures: Figures, rows: Sequence[Row], metric: str) -> str:
     patchcore = _patchcore(figures)
-    lines, numbers = [], []
+    lines: list[tuple[str, ...]] = []
+    numbers: list[tuple[float, float, float]] = []
+    besides: list[float] = []
     for row in rows:
         if metric not in row["options"][0]["real"]:
             continue
         default, tuned, best, best_name = _figures(row, metric)
         beside = patchcore.get(row["set"], {}).get(metric)
-        numbers.append((default, tuned, best, beside))
+        numbers.append((default, tuned, best))
+        besides += [] if beside is None else [beside]
         lines.append(
             (
                 f"{row['set']} ({row['normals']})",
@@ -48,7 +51,6 @@ def _table(figures: Figures, rows: Sequence[Row], metric: str) -> str:
             )
         )
     means = [statistics.mean(each[place] for each in numbers) for place in range(3)]
-    besides = [each[3] for each in numbers if each[3] is not None]
     mean_beside = f"{statistics.mean(besides):.3f}" if len(besides) == len(numbers) else "–"
     regret = f"{means[2] - means[1]:.3f} ({means[2] - means[0]:.3f})"
     lines.append(("mean", *(f"{mean:.3f}" for mean in means), "", regret, "", mean_beside))

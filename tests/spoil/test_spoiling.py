@@ -42,8 +42,10 @@ def test_a_seed_decides_every_byte_and_the_mask_is_what_changed(kind: str, edge:
     picture, other = disc(), disc(seed=1)
     before = picture.copy()
     first, again = (spoil(picture, of(kind, edge=edge), other=other) for _ in range(2))
-    assert first is not None and again is not None
-    assert first.picture.tobytes() == again.picture.tobytes() and first.mask.tobytes() == again.mask.tobytes()
+    assert first is not None
+    assert again is not None
+    assert first.picture.tobytes() == again.picture.tobytes()
+    assert first.mask.tobytes() == again.mask.tobytes()
     np.testing.assert_array_equal(picture, before)
     change = np.abs(first.picture.astype(int) - picture).max(axis=2)
     np.testing.assert_array_equal(first.mask, change > 0)
@@ -136,6 +138,6 @@ def test_a_plan_shares_kinds_sizes_strengths_and_edges_out() -> None:
         assert sum(low <= each.size < high for each in spoils) == 65
     for low, high in STRENGTHS:
         assert abs(sum(low <= each.strength < high for each in spoils) - 260 / 3) < 1
-    assert Counter(each.edge for each in spoils) == {edge: 130 for edge in EDGES}
+    assert Counter(each.edge for each in spoils) == dict.fromkeys(EDGES, 130)
     assert len({each.seed for each in spoils}) == 260
     assert plan_spoils(20, 13, seed=4) == plans != plan_spoils(20, 13, seed=5)

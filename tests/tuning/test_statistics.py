@@ -61,13 +61,16 @@ def test_differences_by_hand() -> None:
     found = image_differences(trials([[1, 2, 3, 4, 5]] * 2, [[9, 9, 9, 9], [9, 4.5, 9, 9]]), base=0)
     np.testing.assert_allclose(found.value, [1, 0.95])
     np.testing.assert_allclose(found.difference, [0, -0.05])
-    assert found.telling == 1 and not found.sure.any()
+    assert found.telling == 1
+    assert not found.sure.any()
     assert found.low[1] <= -0.05 <= found.high[1] <= 0
     maps = map_differences(trials([[1, 2]] * 2, [[9, 9], [9, 9]], [[0.5, 0.5], [0.7, 0.4]]), base=0)
     np.testing.assert_allclose(maps.value, [0.5, 0.55])
     np.testing.assert_allclose(maps.difference, [0, 0.05])
     nothing = map_differences(trials([[1, 2]], [[9, 9]]), base=0)
-    assert np.isnan(nothing.value).all() and nothing.telling == 0 and not nothing.sure.any()
+    assert np.isnan(nothing.value).all()
+    assert nothing.telling == 0
+    assert not nothing.sure.any()
 
 
 def paired(gain: float, options: int = 12, *, map_gain: float = 0.0, seed: int = 0) -> Trials:
@@ -90,7 +93,8 @@ def test_the_surely_better_option_is_chosen_and_no_other() -> None:
     assert chosen.option == chosen.by_image == 11
     assert "option 11 tells" in chosen.reason
     by_map = choose(paired(0.0, map_gain=0.1), names(), default=0)
-    assert by_map.option == by_map.by_map == 11 and by_map.by_image == 0
+    assert by_map.option == by_map.by_map == 11
+    assert by_map.by_image == 0
     assert "of a defect's pixels" in by_map.reason
 
 
@@ -99,7 +103,8 @@ def test_where_nothing_is_better_the_default_stays() -> None:
     chosen = [choose(paired(0.0, seed=seed), names(), default=0).option for seed in range(40)]
     assert sum(option != 0 for option in chosen) <= 6
     tied = choose(trials([[1, 2, 3, 4, 5]] * 3, [[9, 4.5, 3.5] * 20] * 3), names(3), default=1)
-    assert tied.option == 1 and "stays" in tied.reason
+    assert tied.option == 1
+    assert "stays" in tied.reason
 
 
 def test_trivial_spoils_decide_nothing() -> None:
@@ -107,7 +112,8 @@ def test_trivial_spoils_decide_nothing() -> None:
     normal, spoilt = np.tile(np.arange(20.0), (2, 1)), np.full((2, 200), 100.0)
     spoilt[1] *= 50
     chosen = choose(trials(normal, spoilt), names(2), default=0)
-    assert chosen.option == 0 and "differ on only 0" in chosen.reason
+    assert chosen.option == 0
+    assert "differ on only 0" in chosen.reason
 
 
 def test_few_telling_spoils_are_no_evidence() -> None:

@@ -60,7 +60,8 @@ def test_a_bank_that_ranks_by_the_embedding_gets_a_score_of_its_maps(tuned_from:
     bank = Bank.open(tuned_from)
     before, record = Bank.open(fitted_bank), read_record(bank)
     assert record is not None
-    assert before.usual.method.score == "knn" and bank.usual.method.score in ("top", "max")
+    assert before.usual.method.score == "knn"
+    assert bank.usual.method.score in ("top", "max")
     assert (record.before, record.usual) == (before.manifest.usual, bank.manifest.usual)
     assert record.usual.preset == "tuned"
     chosen = next(tried for tried in record.options if tried.name == record.chosen)
@@ -72,9 +73,11 @@ def test_a_bank_that_ranks_by_the_embedding_gets_a_score_of_its_maps(tuned_from:
 @pytest.mark.slow
 def test_features_stay_and_old_versions_read_the_manifest(tuned_from: Path, fitted_bank: Path) -> None:
     before, after = (json.loads((path / "manifest.json").read_bytes()) for path in (fitted_bank, tuned_from))
-    assert set(before) == set(after) and before["schema"] == after["schema"]
+    assert set(before) == set(after)
+    assert before["schema"] == after["schema"]
     assert set(before["usual"]["method"]) == set(after["usual"]["method"])
-    assert before["layout"] == after["layout"] and before["shards"] == after["shards"]
+    assert before["layout"] == after["layout"]
+    assert before["shards"] == after["shards"]
     assert after["generation"] == before["generation"] + 1
     assert after["history"][-1]["action"] == "tune"
     assert not verify(tuned_from, deep=True).problems
@@ -86,7 +89,8 @@ def test_whoever_opens_it_searches_by_the_choice(tuned_from: Path, dataset_folde
     assert record is not None
     assert (detector.recipe.name, detector.method.score) == (record.usual.recipe, record.usual.method.score)
     results = evaluate(dataset_folder, bank=tuned_from, out=tmp_path / "out")
-    assert results.decisions is not None and not results.notice  # it is calibrated for that
+    assert results.decisions is not None
+    assert not results.notice
 
 
 @pytest.mark.slow
@@ -102,14 +106,14 @@ def test_it_can_be_undone(tuned_from: Path, fitted_bank: Path, tmp_path: Path) -
 def test_the_page_shows_spoilt_pictures_and_their_maps_by_each_setting(tuned_from: Path) -> None:
     page = (tuned_from.parent / "page" / "tuning.html").read_text(encoding="utf-8")
     numbers = json.loads((tuned_from.parent / "page" / "tuning.json").read_bytes())
-    assert "Maps by the default" in page and "Maps by what was chosen" in page
+    assert "Maps by the default" in page
+    assert "Maps by what was chosen" in page
     assert page.count("data:image/jpeg") >= 2 * 2 * 4  # a picture and its map, by both, of several defects
     for tried in numbers["options"]:
         assert tried["name"] in page
     record = read_record(Bank.open(tuned_from))
-    assert record is not None and json.loads(json.dumps(asdict(record))) == {
-        key: value for key, value in numbers.items() if key != "run"
-    }
+    assert record is not None
+    assert json.loads(json.dumps(asdict(record))) == {key: value for key, value in numbers.items() if key != "run"}
     assert not (tuned_from.parent / "weave.bank.tuning").exists()
 
 
@@ -125,9 +129,12 @@ def test_a_record_is_what_was_written_and_damage_is_noticed(tuned_from: Path, tm
 @pytest.mark.slow
 def test_a_new_bank_is_made_by_the_choice(good: Path, backbone: Backbone, tmp_path: Path) -> None:
     done = tune(good, bank=tmp_path / "new.bank", extraction=Extraction(backbone=backbone), tuning=Tuning(budget=0.001))
-    assert done.record is not None and done.record.before is None
-    assert done.record.left_out > 5 and len(done.record.options) == 3  # the default's map alone, by three scores
-    assert len(done.bank.pictures) == 24 and done.bank.usual.recipe == "global"
+    assert done.record is not None
+    assert done.record.before is None
+    assert done.record.left_out > 5
+    assert len(done.record.options) == 3
+    assert len(done.bank.pictures) == 24
+    assert done.bank.usual.recipe == "global"
     with pytest.raises(InputError, match="was made by what was chosen"):
         undo_tuning(tmp_path / "new.bank")
 
@@ -135,8 +142,10 @@ def test_a_new_bank_is_made_by_the_choice(good: Path, backbone: Backbone, tmp_pa
 def test_fewer_than_ten_pictures_get_the_default_and_a_sentence(good: Path, backbone: Backbone, tmp_path: Path) -> None:
     files = sorted(good.iterdir())[:9]
     done = tune(files, bank=tmp_path / "few.bank", extraction=Extraction(backbone=backbone))
-    assert done.record is None and "9 normal pictures are too few" in done.notice
-    assert done.bank.usual.preset == "default" and len(done.bank.pictures) == 9
+    assert done.record is None
+    assert "9 normal pictures are too few" in done.notice
+    assert done.bank.usual.preset == "default"
+    assert len(done.bank.pictures) == 9
 
 
 @pytest.mark.slow
@@ -156,12 +165,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     path = shutil.copytree(fitted_bank, tmp_path / "copy.bank")
     with pytest.raises(KeyboardInterrupt):
         tune(good, bank=path, extraction=extraction)
-    assert Bank.open(path).usual == Bank.open(fitted_bank).usual and read_record(Bank.open(path)) is None
+    assert Bank.open(path).usual == Bank.open(fitted_bank).usual
+    assert read_record(Bank.open(path)) is None
     (kept,) = (tmp_path / "copy.bank.tuning").iterdir()
     done = (kept / "samples" / "done").stat().st_mtime_ns
     monkeypatch.setattr(trials, "_try", lambda *arguments: (tried.append(arguments[2]), real(*arguments))[1])
     again = tune(good, bank=path, extraction=extraction)
-    assert again.record is not None and done > 0
+    assert again.record is not None
+    assert done > 0
     assert len(tried) == len(set(tried)) == 3
     other = shutil.copytree(fitted_bank, tmp_path / "other.bank")
     whole = tune(good, bank=other, extraction=extraction)
@@ -189,7 +200,8 @@ def test_limits_keep_what_is_too_slow_or_too_large_from_being_chosen(
     for number, tuning in enumerate((Tuning(max_ms=1e-6), Tuning(max_bytes=1.0))):
         path = shutil.copytree(fitted_bank, tmp_path / f"{number}.bank")
         done = tune(good, bank=path, extraction=Extraction(backbone=backbone), tuning=tuning)
-        assert done.record is not None and not any(tried.allowed for tried in done.record.options)
+        assert done.record is not None
+        assert not any(tried.allowed for tried in done.record.options)
         assert done.record.chosen == done.record.default
         assert done.bank.usual == Bank.open(fitted_bank).usual
 
@@ -238,7 +250,8 @@ def test_the_command_prints_a_table_and_undoes(
     path = shutil.copytree(fitted_bank, tmp_path / "copy.bank")
     assert main(["tune", str(good), "--bank", str(path), "--quiet"]) == 0
     table = capsys.readouterr().out
-    assert "pool 1; blocks.1; K=5; by top" in table and "differences to the default (d)" in table
+    assert "pool 1; blocks.1; K=5; by top" in table
+    assert "differences to the default (d)" in table
     before = Usual(**vars(Bank.open(fitted_bank).usual))
     assert main(["tune", "--bank", str(path), "--undo", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["usual"]["recipe"] == before.recipe
