@@ -60,7 +60,7 @@ class Scene:
     @property
     def window(self) -> Colors:
         """(h, w, 3) float32, what the picture shows there."""
-        return np.asarray(self.picture[self.box], np.float32)
+        return self.picture[self.box].astype(np.float32)
 
     def between(self, least: float, most: float) -> float:
         """A number that rises with the strength."""
@@ -72,7 +72,7 @@ class Scene:
         if self.is_gray or rng.random() < 0.5:
             return np.full(3, sign, np.float32)
         color = rng.uniform(-1, 1, 3)
-        return (color / np.abs(color).max()).astype(np.float32)
+        return np.asarray(color / np.abs(color).max(), np.float32)
 
 
 # What a defect shows in its window, and how opaque it is there at most.

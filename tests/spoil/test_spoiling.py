@@ -22,8 +22,9 @@ def disc(*, gray: bool = False, seed: int = 0) -> Picture:
     weave = 90 + 25 * np.sin(x / 3) + 20 * np.sin(y / 4) + np.random.default_rng(seed).normal(0, 6, (SIDE, SIDE))
     inside = np.hypot(y - SIDE / 2, x - SIDE / 2) < 60
     gains = (1.0, 1.0, 1.0) if gray else (1.2, 0.9, 0.6)
-    found = np.stack([np.where(inside, weave * gain, 235) for gain in gains], axis=-1)
-    return np.clip(found, 0, 255).astype(np.uint8)
+    colors = np.stack([np.where(inside, weave * gain, 235) for gain in gains], axis=-1)
+    found: Picture = np.clip(colors, 0, 255).astype(np.uint8)
+    return found
 
 
 def texture() -> Picture:
