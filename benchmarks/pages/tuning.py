@@ -17,12 +17,17 @@ _PATCHCORE = ("PatchCore 1 %", "PatchCore 1 %, our k-center")
 _AIMS = {"image_auroc": 0.01, "aupro": 0.02}
 _BELOW = 0.005
 
+# What stands in place of a table as long as no set was measured.
+_NOTHING = "No set was measured yet."
+
 Row = Mapping[str, Any]
 
 
 def table(figures: Figures) -> str:
     """One table a metric, with the means over the sets."""
     rows = figures["tuning"]["rows"]
+    if not rows:
+        return _NOTHING
     return "\n\n".join(_table(figures, rows, metric) for metric in _METRICS)
 
 
@@ -50,6 +55,8 @@ def _table(figures: Figures, rows: Sequence[Row], metric: str) -> str:
                 "–" if beside is None else f"{beside:.3f}",
             )
         )
+    if not numbers:
+        return f"**{_METRICS[metric]}**\n\n{_NOTHING}"
     means = [statistics.mean(each[place] for each in numbers) for place in range(3)]
     mean_beside = f"{statistics.mean(besides):.3f}" if len(besides) == len(numbers) else "–"
     regret = f"{means[2] - means[1]:.3f} ({means[2] - means[0]:.3f})"
@@ -69,6 +76,8 @@ def _table(figures: Figures, rows: Sequence[Row], metric: str) -> str:
 
 def choices(figures: Figures) -> str:
     """What was chosen by which evidence, and how long it took."""
+    if not figures["tuning"]["rows"]:
+        return _NOTHING
     lines = []
     for row in figures["tuning"]["rows"]:
         spoils, seconds = row["spoils"], row["s"]
@@ -89,8 +98,12 @@ def choices(figures: Figures) -> str:
 def aims(figures: Figures) -> str:
     """Which aims are met, and where one is missed."""
     rows, patchcore, lines = figures["tuning"]["rows"], _patchcore(figures), []
+    if not rows:
+        return _NOTHING
     for metric, aim in _AIMS.items():
         own = [_figures(row, metric) for row in rows if metric in row["options"][0]["real"]]
+        if not own:
+            continue
         regret = statistics.mean(best - tuned for _, tuned, best, _ in own)
         met = "met" if regret <= aim else "missed"
         lines.append(f"- Mean regret of {_METRICS[metric]} over {len(own)} sets: {regret:.4f}; the aim is {aim:g} ({met}).")

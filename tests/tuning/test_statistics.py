@@ -81,6 +81,8 @@ def paired(gain: float, options: int = 12, *, map_gain: float = 0.0, seed: int =
     areas = np.clip(rng.normal(0.6, 0.2, (1, 240)) + rng.normal(0, 0.05, (options, 240)), 0, 1)
     spoilt[-1] += gain
     areas[-1] = np.clip(areas[-1] + map_gain, 0, 1)
+    if gain == 0 and map_gain:  # ranks exactly as the default does
+        normal[-1], spoilt[-1] = normal[0], spoilt[0]
     return trials(normal, spoilt, areas, np.arange(240) // 8)
 
 
