@@ -31,6 +31,8 @@ RESAMPLES = 1000
 LEAST_FOUND = 0.8
 # Where maps differ by less on a spoil, it says nothing.
 LEAST_SPREAD = 0.01
+# Spoils are no real defects: what they tell is believed where an option is surely better by more than this.
+IMAGE_GAIN, MAP_GAIN = 0.005, 0.01
 # A choice needs at least so many spoils that options differ on.
 LEAST_TELLING = 10
 FPR_LIMIT = 0.3
@@ -94,7 +96,8 @@ class Differences:
         telling: how many of them options differ on.
         difference: (O,) to the base.
         low, high: (O,) the interval of each difference by itself.
-        sure: (O,) whether an option is better than the base, allowed for that so many were tried.
+        sure: (O,) whether an option is better than the base by more than `IMAGE_GAIN` or `MAP_GAIN`, allowed for that so many
+            were tried.
     """
 
     value: Doubles
@@ -118,7 +121,7 @@ def image_differences(trials: Trials, base: int, seed: int = 0) -> Differences:
     resampled = np.stack([((of_normal @ (own - wins[base])) * of_telling).sum(axis=1) / total for own in wins])
     share = telling.sum() / found.sum()
     difference = np.array([(own - wins[base]).mean() * share for own in wins])
-    return _judged(value, int(telling.sum()), difference, resampled)
+    return _judged(value, int(telling.sum()), difference, resampled, IMAGE_GAIN)
 
 
 def map_differences(trials: Trials, base: int, seed: int = 0) -> Differences:
@@ -131,7 +134,7 @@ def map_differences(trials: Trials, base: int, seed: int = 0) -> Differences:
     total = of_spoilt[:, known].sum(axis=1)
     resampled = (areas @ of_spoilt.T) / np.where(total > 0, total, 1.0)
     value = trials.areas[:, known].mean(axis=1)
-    return _judged(value, int(telling.sum()), areas[:, known].mean(axis=1), resampled)
+    return _judged(value, int(telling.sum()), areas[:, known].mean(axis=1), resampled, MAP_GAIN)
 
 
 def map_areas(maps: npt.NDArray[np.float32], masks: Bools, normal: npt.NDArray[np.float32]) -> Doubles:
@@ -173,7 +176,7 @@ def _weights(trials: Trials, seed: int) -> tuple[Doubles, Doubles]:
     return weights[:, trials.normal_group], weights[:, trials.spoilt_group]
 
 
-def _judged(value: Doubles, telling: int, difference: Doubles, resampled: Doubles) -> Differences:
+def _judged(value: Doubles, telling: int, difference: Doubles, resampled: Doubles, least_gain: float) -> Differences:
     deviation = resampled - difference[:, None]
     with np.errstate(invalid="ignore"):
         error = np.sqrt(np.nanmean(deviation**2, axis=1))
@@ -188,7 +191,7 @@ def _judged(value: Doubles, telling: int, difference: Doubles, resampled: Double
         difference=difference,
         low=low,
         high=high,
-        sure=differs & (difference > critical * error) & (telling >= LEAST_TELLING),
+        sure=differs & (difference - critical * error > least_gain) & (telling >= LEAST_TELLING),
     )
 
 
