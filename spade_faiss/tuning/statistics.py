@@ -31,8 +31,8 @@ RESAMPLES = 1000
 LEAST_FOUND = 0.8
 # Where maps differ by less on a spoil, it says nothing.
 LEAST_SPREAD = 0.01
-# Spoils are no real defects: what they tell is believed where an option is surely better by more than this.
-IMAGE_GAIN, MAP_GAIN = 0.005, 0.01
+# Spoils are no real defects: what they tell of maps is believed where an option is surely better by more than this.
+IMAGE_GAIN, MAP_GAIN = 0.0, 0.01
 # A choice needs at least so many spoils that options differ on.
 LEAST_TELLING = 10
 FPR_LIMIT = 0.3
