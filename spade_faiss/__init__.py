@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from spade_faiss.core.errors import BankError, DependencyError, InputError, NotFoundError, SpadeError
     from spade_faiss.core.presets import Preset, load_preset
     from spade_faiss.core.roi import Roi
-    from spade_faiss.core.settings import Decision, Extraction, Method, Preprocess, ReportOptions, Run, Source
+    from spade_faiss.core.settings import Decision, Extraction, Method, Preprocess, ReportOptions, Run, Source, Tuning
     from spade_faiss.decisions.calibration import Calibration
     from spade_faiss.diagnostics.doctor import doctor
     from spade_faiss.diagnostics.recommend import recommend
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from spade_faiss.workflows.fit import fit
     from spade_faiss.workflows.score import score_folder
     from spade_faiss.workflows.suspects import suspects
+    from spade_faiss.workflows.tune import tune
     from spade_faiss.workflows.verify import verify
 
 
@@ -87,6 +88,7 @@ _HOMES = {
     "Scores": "scoring.scores",
     "Source": "core.settings",
     "SpadeError": "core.errors",
+    "Tuning": "core.settings",
     "Workload": "diagnostics.workload",
     "add": "workflows.extract",
     "build_index": "index.build",
@@ -102,6 +104,7 @@ _HOMES = {
     "recommend": "diagnostics.recommend",
     "score_folder": "workflows.score",
     "suspects": "workflows.suspects",
+    "tune": "workflows.tune",
     "update_indexes": "index.build",
     "verify": "workflows.verify",
 }
@@ -132,6 +135,7 @@ __all__ = [
     "Scores",
     "Source",
     "SpadeError",
+    "Tuning",
     "Workload",
     "add",
     "build_index",
@@ -147,6 +151,7 @@ __all__ = [
     "recommend",
     "score_folder",
     "suspects",
+    "tune",
     "update_indexes",
     "verify",
 ]

@@ -9,7 +9,20 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks import gpu
-from benchmarks.pages import cards, deployment, few_shots, quality, reference, speed, sweep, tiles, upkeep, whole_bank, windows
+from benchmarks.pages import (
+    cards,
+    deployment,
+    few_shots,
+    quality,
+    reference,
+    speed,
+    sweep,
+    tiles,
+    tuning,
+    upkeep,
+    whole_bank,
+    windows,
+)
 from benchmarks.pages.text import Figures
 from benchmarks.sweep import page as sweep_page
 
@@ -33,6 +46,7 @@ _FILES = (
         "windows",
         "tiles",
         "deployment",
+        "tuning",
     ),
 )
 
@@ -122,6 +136,9 @@ GENERATED: dict[str, Callable[[Figures], str]] = {
     "sweep_scaling": sweep.scaling,
     "sweep_memory": sweep.memory,
     "sweep_searched": sweep.searched,
+    "tuning_table": tuning.table,
+    "tuning_choices": tuning.choices,
+    "tuning_aims": tuning.aims,
     "plans": lambda _: gpu.plans(),
     "command_line": lambda _: reference.command_line(),
     "recipes": lambda _: reference.recipes(),

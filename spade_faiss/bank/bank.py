@@ -271,6 +271,23 @@ class Bank(Snapshot):
             written = sum(shard.bytes for shard in set(self.manifest.shards) - set(old))
             return Compaction(dropped=dropped, bytes_before=before, bytes_after=self.bytes_on_disk, bytes_written=written)
 
+    def choose(self, usual: Usual, action: str = "tune") -> None:
+        """Commit another way in which the bank is searched unless something else is asked for; its features stay.
+
+        Args:
+            usual: the recipe and the method.
+            action: what its history calls it.
+
+        Raises:
+            BankError: if another process is writing to the bank.
+        """
+        with self.writing(), self._committing():
+            manifest = self.manifest
+            manifest = replace(manifest.next(action, 0, manifest.shards, continued=self._continued), usual=usual)
+            write_manifest(self.path, manifest)
+            self._continued = True
+            self._state = BankState(self.path, manifest)
+
     def _new_shard(self, name: str) -> Path:
         """Return the path of a shard that is about to be written; raise BankError if a committed one has its name."""
         path = check_inside(self.path, SHARDS, name)

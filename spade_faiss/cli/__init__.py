@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from spade_faiss._version import __version__
-from spade_faiss.cli import advice, banks, doctor, scores, upkeep, verdicts
+from spade_faiss.cli import advice, banks, doctor, scores, tuning, upkeep, verdicts
 from spade_faiss.cli.options import Commands
 from spade_faiss.cli.streams import open_closed_streams, write_error, write_output
 from spade_faiss.cli.text import to_json
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 # What was done is kept, and the same command does the rest.
-_GOING_ON = ("fit", "extract", "add", "index")
+_GOING_ON = ("fit", "extract", "add", "index", "tune")
 # These compute.
 _COMPUTING = (*_GOING_ON, "score", "evaluate", "calibrate", "suspects", "doctor")
 
@@ -52,7 +52,11 @@ def _loads_torch(arguments: argparse.Namespace) -> bool:
     if not is_installed("torch"):
         return False
     engine = getattr(arguments, "engine", "torch")
-    return arguments.command in ("fit", "extract") or engine == "torch" or (engine == "auto" and not usable_engines("float32"))
+    return (
+        arguments.command in ("fit", "extract", "tune")
+        or engine == "torch"
+        or (engine == "auto" and not usable_engines("float32"))
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -177,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"spade-faiss {__version__}")
     commands = Commands(parser)
     banks.register(commands)
+    tuning.register(commands)
     upkeep.register(commands)
     scores.register(commands)
     verdicts.register(commands)

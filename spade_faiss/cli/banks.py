@@ -46,6 +46,11 @@ def register(commands: Commands) -> None:
         action="store_false",
         help="do not calibrate; results then have no p-values",
     )
+    fit.add_argument(
+        "--tune",
+        action="store_true",
+        help="choose how features are stored and searched by spoilt copies of the images, see `tune`; for a new bank",
+    )
     extract = commands.add(
         "extract",
         _extract,
@@ -74,6 +79,8 @@ def register(commands: Commands) -> None:
 def _fit(arguments: argparse.Namespace) -> Output:
     from spade_faiss.workflows.fit import fit
 
+    if arguments.tune:
+        return _fit_tuned(arguments)
     done = fit(
         arguments.images,
         bank=arguments.bank,
@@ -96,6 +103,25 @@ def _fit(arguments: argparse.Namespace) -> Output:
         *([f"  {done.notice}"] if done.notice else []),
     ]
     return numbers, lines
+
+
+def _fit_tuned(arguments: argparse.Namespace) -> Output:
+    from spade_faiss.cli.tuning import describe_tuned
+    from spade_faiss.workflows.tune import tune
+
+    if arguments.preset is not None or arguments.recipe is not None or not arguments.calibrate:
+        raise InputError(
+            "--tune chooses the preset and its recipe, and calibrates; leave --preset, --recipe, --no-calibrate out"
+        )
+    return describe_tuned(
+        tune(
+            arguments.images,
+            bank=arguments.bank,
+            extraction=read_settings(arguments, Extraction),
+            run=_read_run(arguments),
+        ),
+        None,
+    )
 
 
 def _extract(arguments: argparse.Namespace) -> Output:

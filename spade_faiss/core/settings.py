@@ -541,6 +541,42 @@ class LabeledSet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How settings are chosen, and what limits the choice."""
+
+    labels: str | Path | None = setting(
+        None,
+        "a labeled set, test/KIND and ground_truth/KIND, whose defects are used in place of spoilt copies (never the one that "
+        "results are measured on)",
+        metavar="DATASET",
+        kind=str,
+    )
+    seed: int = setting(0, "the seed that decides which pictures are spoilt, and how", metavar="N")
+    budget: float | None = setting(
+        None,
+        "begin to try no more options after so many minutes; the default is always tried",
+        metavar="MINUTES",
+        kind=float,
+    )
+    max_ms: float | None = setting(
+        None,
+        "the most milliseconds that the search may take for an image, by this machine's clock",
+        metavar="MS",
+        kind=float,
+    )
+    max_bytes: float | None = setting(
+        None, "the most bytes that a normal image may take in the bank and its index", metavar="BYTES", kind=float
+    )
+
+    def __post_init__(self) -> None:
+        check_at_least("seed", self.seed, 0)
+        for name in ("budget", "max_ms", "max_bytes"):
+            value = getattr(self, name)
+            if value is not None and (not is_finite(value) or value <= 0):
+                raise InputError(f"{name}={value!r} must be a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """What a folder of results shows besides the scores."""
 

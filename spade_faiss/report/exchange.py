@@ -29,6 +29,7 @@ OVERLAYS = "overlays"
 SCORES = "scores.h5"
 REPORT = "report.json"
 DRIFT_PAGE, DRIFT_NUMBERS = "drift.html", "drift.json"
+TUNING_PAGE, TUNING_NUMBERS = "tuning.html", "tuning.json"
 # Everything that a run may write; in this order where it cannot appear at once.
 RESULTS = (
     SCORES,
@@ -39,6 +40,8 @@ RESULTS = (
     "report.html",
     DRIFT_PAGE,
     DRIFT_NUMBERS,
+    TUNING_PAGE,
+    TUNING_NUMBERS,
     REPORT,
 )
 # Lies in a folder of staged results until it is removed, or has become the folder of the results.

@@ -15,10 +15,21 @@ from typing import Any
 from spade_faiss.core.errors import InputError, SpadeError
 from spade_faiss.core.files import hash_file, is_full
 from spade_faiss.core.sole_writer import SoleWriter
-from spade_faiss.report.exchange import COVER, DRIFT_NUMBERS, OVERLAYS, RESULTS, SCORES, STAGED, Place, names, workspaces
+from spade_faiss.report.exchange import (
+    COVER,
+    DRIFT_NUMBERS,
+    OVERLAYS,
+    RESULTS,
+    SCORES,
+    STAGED,
+    TUNING_NUMBERS,
+    Place,
+    names,
+    workspaces,
+)
 
 # The results that no folder has by chance.
-_SIGNS = (SCORES, "suspects.csv", DRIFT_NUMBERS)
+_SIGNS = (SCORES, "suspects.csv", DRIFT_NUMBERS, TUNING_NUMBERS)
 # What systems put into folders, beside hidden files.
 _LITTER = ("lost+found", "Thumbs.db", "desktop.ini")
 

@@ -310,10 +310,38 @@ class Detector:
             stitcher.check_complete()
         return join([scores for scores in found if scores is not None])
 
-    def _score_own(self, own: IntArray, timings: Timings) -> Scores:
-        """Score rows, at most as many as are scored together, each against all that are no siblings of it."""
+    @fork_safe
+    def score_copies(self, batch: FeatureBatch, rows: Sequence[int], *, timings: Timings | None = None) -> Scores:
+        """Score changed copies of normal images of the bank, each against all but the one that it is a copy of and its siblings.
+
+        Args:
+            batch: features of n copies, of the bank's levels and source; a bank of tiles takes none.
+            rows: (n,) the bank rows of the images that they are copies of, an image that has one entry each.
+            timings: where the seconds of each step are added.
+
+        Raises:
+            InputError: for features that do not fit the bank, and for a bank whose images have several entries, or that has
+                no other entry for each of the neighbors asked for.
+        """
+        check_fork(self.device)
+        self.check_leave_one_out()
+        self.bank.check_source(batch.source)
+        if self.bank.is_tiled or self.bank.pictures.largest > 1:
+            raise InputError(f"images of the bank {self.bank.path} have several entries each; copies need one entry an image")
+        if len(rows) != len(batch):
+            raise InputError(f"{len(batch)} copies were given with {len(rows)} rows; give the row of each")
+        timings, found, start = timings or Timings(), [], 0
+        for own in self._batches_of_one_size(np.asarray(rows, np.int64)):
+            with timings("prepare"):
+                query = prepare(batch[start : start + len(own)], self.bank.layout)
+            found.append(self._score_own(own, timings, query))
+            start += len(own)
+        return join(found)
+
+    def _score_own(self, own: IntArray, timings: Timings, copies: FeatureBatch | None = None) -> Scores:
+        """Score rows, or prepared copies of theirs, at most as many as are scored together, each against all that are no siblings."""
         with timings("read"):
-            query = self.bank.read(own)
+            query = self.bank.read(own) if copies is None else copies
             query = replace(query, ids=query.picture_ids)
         with timings("image search"):
             if self._same_place is not None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 
+from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.hints import score_command
 from spade_faiss.core.settings import Decision, LabeledSet, ReportOptions
 from spade_faiss.features.datasets import Dataset, load_dataset
 from spade_faiss.features.folders import name_some
+from spade_faiss.features.pages import hash_image
 from spade_faiss.features.pictures import to_mask
 from spade_faiss.features.roi import mask_of
 from spade_faiss.features.roi_files import place_roi
@@ -19,7 +22,10 @@ from spade_faiss.report.results import Results
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.evaluation import PixelTruth, measure
+from spade_faiss.tuning.record import read_record
 from spade_faiss.workflows.score import Evaluated, OutputPlan, Scored, open_job, open_pictures, score_images, write_results
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -52,6 +58,7 @@ def evaluate(
         )
     loaded = load_dataset(dataset, normal_kind=normal_kind)
     _check_classes(loaded, normal_kind)
+    _check_not_tuned_on(loaded, bank)
     plan = OutputPlan("evaluate", out, [dataset, *loaded.found.entered])
     with open_job(bank, decision, plan) as job, open_pictures(job, report) as pictures:
         scored = score_images(job, loaded.found, pictures)
@@ -59,6 +66,21 @@ def evaluate(
             with job.timings("metrics"):
                 evaluated = _measure(scored, scores, job.detector, with_masks=loaded.has_masks)
             return write_results(job, scored, scores, pictures, report, evaluated)
+
+
+def _check_not_tuned_on(dataset: Dataset, bank: str | Path | Detector) -> None:
+    """Warn if the bank's settings were chosen by pictures of the set: they fit those better than new ones."""
+    record = read_record(bank.bank if isinstance(bank, Detector) else Bank.open(bank))
+    if record is None or not record.labels_sha256:
+        return
+    known = {*record.labels_sha256}
+    if same := sum(hash_image(each.path) in known for each in dataset.test):
+        _log.warning(
+            "%d of %d test images are among those that the settings of the bank were chosen by (tune --labels): metrics look "
+            "better than they are; measure on other images",
+            same,
+            len(dataset.test),
+        )
 
 
 def _check_classes(dataset: Dataset, normal_kind: str) -> None:

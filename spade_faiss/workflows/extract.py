@@ -153,11 +153,11 @@ def extract(
         NotFoundError: if a path does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """
-    _check_backbone(extraction, run)
+    check_backbone(extraction, run)
     chosen = choose_preset(bank, preset, extraction.roi).with_extraction(extraction)
     extraction = chosen.extraction
     found = _find_normals(images)
-    backbone = _load_backbone(extraction, run)
+    backbone = load_named(extraction, run)
     if extraction.augment is not None and backbone.source.preprocess.tile is not None:
         raise InputError(f"augment={extraction.augment!r} is of whole images, and tile cuts them up; leave one of them out")
     if backbone.source.preprocess.bit_depth is None:
@@ -280,7 +280,7 @@ def _find_normals(images: Images) -> Survey:
     return found
 
 
-def _check_backbone(extraction: Extraction, run: Run) -> None:
+def check_backbone(extraction: Extraction, run: Run) -> None:
     """Raise InputError if a backbone is neither a name nor a `Backbone`, or if settings are given that a `Backbone` has."""
     backbone = extraction.backbone
     if not isinstance(backbone, str | Backbone):
@@ -300,7 +300,8 @@ def _check_backbone(extraction: Extraction, run: Run) -> None:
         )
 
 
-def _load_backbone(extraction: Extraction, run: Run) -> Backbone:
+def load_named(extraction: Extraction, run: Run) -> Backbone:
+    """The backbone of an extraction: the one that was given, or the one of that name, by torch."""
     if isinstance(extraction.backbone, Backbone):
         return extraction.backbone
     check_torch()

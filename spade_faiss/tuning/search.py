@@ -1,0 +1,176 @@
+"""The staged search: features once, then every option on what is kept, then one choice by paired statistics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.settings import ALL, Method, Run, Tuning
+from spade_faiss.features.backbone import Backbone
+from spade_faiss.features.datasets import ImageRecord
+from spade_faiss.features.layout import Layout
+from spade_faiss.tuning.options import MapOption, Option, Stored, default_option, map_options, with_scores
+from spade_faiss.tuning.samples import Samples, make_samples, read_samples
+from spade_faiss.tuning.statistics import Chosen, Differences, Trials, choose, image_differences, map_differences
+from spade_faiss.tuning.trials import Trial, comparable, of_map, run_trials, table_of
+
+# Fewer normal pictures say too little about each other.
+LEAST_PICTURES = 10
+# So many normal pictures are compared with, drawn at random, and so many of them are spoilt: more take longer than they tell.
+MOST_REFERENCES, MOST_SPOILT = 200, 40
+# So many spoilt copies in all, and of each picture at least and at most.
+_COPIES, _LEAST_EACH, _MOST_EACH = 240, 6, 12
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Found:
+    """What the search found.
+
+    Args:
+        options: what was tried; all that share a map have the same trial.
+        default: the number of the one that stays unless another is surely better.
+        chosen: the choice, and why.
+        allowed: (O,) which of them could be chosen.
+        table: what was measured.
+        image, maps: how the options differ from the default.
+        trials: what each way to make maps measured.
+        samples: the pictures.
+        left_out: how many ways to make maps the budget left out.
+        timing_s: seconds by stage.
+    """
+
+    options: list[Option]
+    default: int
+    chosen: Chosen
+    allowed: npt.NDArray[np.bool_]
+    table: Trials
+    image: Differences
+    maps: Differences
+    trials: dict[MapOption, Trial]
+    samples: Samples
+    left_out: int = 0
+    timing_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def option(self) -> Option:
+        """What was chosen."""
+        return self.options[self.chosen.option]
+
+    def trial(self, option: Option) -> Trial:
+        """What the map of an option measured."""
+        return self.trials[of_map(option, self.trials)]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Question:
+    """What is to be decided.
+
+    Args:
+        records: the normal pictures.
+        labeled: pictures of a labeled set, which take the place of spoilt copies; empty for spoilt copies.
+        default: what stays unless another option is surely better; None for the preset `default`.
+        only_stored: how maps have to be stored, where that is decided already; None where it is to be chosen.
+        method: the settings that are not chosen.
+    """
+
+    records: Sequence[ImageRecord]
+    labeled: Sequence[ImageRecord] = ()
+    default: Option | None = None
+    only_stored: Stored | None = None
+    method: Method = Method()
+
+
+def search(folder: Path, backbone: Backbone, question: Question, tuning: Tuning, run: Run) -> Found:
+    """Try options on normal pictures and on spoilt copies of them, and choose.
+
+    After an interruption, the same call with the same folder goes on where it stopped.
+
+    Args:
+        folder: where features and what was measured are kept.
+        backbone: computes features.
+        question: the pictures, and what is to be decided.
+        tuning: the seed and the limits.
+        run: how images are read, and the memory that scoring may use.
+
+    Raises:
+        InputError: for fewer than `LEAST_PICTURES` normal pictures.
+    """
+    if len(question.records) < LEAST_PICTURES:
+        raise InputError(f"{len(question.records)} normal pictures are too few to choose by, at least {LEAST_PICTURES} are")
+    start = time.monotonic()
+    deadline = None if tuning.budget is None else start + 60 * tuning.budget
+    records = _drawn(question.records, tuning.seed)
+    if question.labeled:
+        samples = read_samples(folder / "samples", backbone, records, question.labeled, run)
+    else:
+        spoilt = min(MOST_SPOILT, len(records))
+        each = min(max(round(_COPIES / spoilt), _LEAST_EACH), _MOST_EACH)
+        samples = make_samples(folder / "samples", backbone, records, (spoilt, each), run, tuning.seed)
+    made = time.monotonic()
+    levels = [level.name for level in backbone.levels]
+    default = question.default or default_option(levels)
+    maps = _first(comparable(default.map), map_options(levels, question.method))
+    # Settings that ask for more neighbors than so few pictures have are those of all.
+    maps = [option for option in maps if _is_searchable(option, len(records))]
+    if question.only_stored is not None:
+        kept = question.only_stored.comparable()
+        maps = [option for option in maps if option.stored.comparable() == kept or option == comparable(default.map)]
+    layout = Layout(levels=backbone.levels, embedding_dim=backbone.embedding_dim, input_size=backbone.input_size)
+    trials = run_trials(folder, samples, layout, maps, run, deadline)
+    tried = time.monotonic()
+    options = _first(default, [o for o in with_scores(list(trials)) if not _is_same(o, default)])
+    table = table_of(options, trials, samples)
+    if question.labeled:
+        table = replace(table, least_found=0.0)
+    found = [trials[of_map(option, trials)] for option in options]
+    allowed = np.array(
+        [
+            (tuning.max_ms is None or trial.ms <= tuning.max_ms)
+            and (tuning.max_bytes is None or trial.bytes <= tuning.max_bytes)
+            for trial in found
+        ]
+    )
+    return Found(
+        options=options,
+        default=0,
+        chosen=choose(table, [option.name for option in options], default=0, allowed=allowed, seed=tuning.seed),
+        allowed=allowed,
+        table=table,
+        image=image_differences(table, 0, tuning.seed),
+        maps=map_differences(table, 0, tuning.seed),
+        trials=trials,
+        samples=samples,
+        left_out=len(maps) - len(trials),
+        timing_s={"features": made - start, "options": tried - made, "statistics": time.monotonic() - tried},
+    )
+
+
+def _drawn(records: Sequence[ImageRecord], seed: int) -> list[ImageRecord]:
+    """At most `MOST_REFERENCES` of the pictures, in their order."""
+    chosen = np.random.default_rng([seed, 0xD4A]).permutation(len(records))[:MOST_REFERENCES]
+    return [records[place] for place in np.sort(chosen)]
+
+
+T = TypeVar("T")
+
+
+def _first(first: T, others: Sequence[T]) -> list[T]:
+    return [first, *(other for other in others if other != first)]
+
+
+def _is_same(option: Option, default: Option) -> bool:
+    return option.score == default.score and comparable(option.map) == comparable(default.map)
+
+
+def _is_searchable(option: MapOption, pictures: int) -> bool:
+    """Whether a picture that is left out has as many others as the option asks for."""
+    k = option.method.k_gallery
+    most = max((int(each) for each in (k if isinstance(k, tuple) else (k,)) if each != ALL), default=1)
+    return max(most, option.method.k_image) < pictures

@@ -1,0 +1,211 @@
+"""Tuning: the settings of a bank are chosen by its normal pictures and spoilt copies of them; no defect is needed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from spade_faiss.bank.backbone import backbone_of
+from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.manifest import read_manifest
+from spade_faiss.bank.places import MANIFEST
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.memory import parse_bytes
+from spade_faiss.core.settings import Extraction, Run, Tuning
+from spade_faiss.core.signed_json import hash_json
+from spade_faiss.features.backbone import Backbone
+from spade_faiss.features.datasets import ImageRecord, Images, load_dataset, survey
+from spade_faiss.features.depth import find_bit_depth
+from spade_faiss.features.kinds import check_normals
+from spade_faiss.features.pages import hash_image
+from spade_faiss.index.build import build_index
+from spade_faiss.report.exchange import TUNING_NUMBERS, TUNING_PAGE
+from spade_faiss.report.html import write_html
+from spade_faiss.report.jsonfile import write_json
+from spade_faiss.report.output_folder import output_folder
+from spade_faiss.report.output_place import check_place
+from spade_faiss.report.tuning_page import tuning_numbers, tuning_page
+from spade_faiss.search.recipe import load_recipe
+from spade_faiss.tuning.options import Stored, option_of
+from spade_faiss.tuning.record import Record, read_record, record_of, write_record
+from spade_faiss.tuning.search import LEAST_PICTURES, Found, Question, search
+from spade_faiss.workflows.bank_network import make_network
+from spade_faiss.workflows.calibrate import calibrate_if_needed
+from spade_faiss.workflows.extract import check_backbone, load_named
+from spade_faiss.workflows.fit import fit
+
+# What is kept of an interrupted run lies beside the bank, under its name and this.
+_SUFFIX = ".tuning"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tuned:
+    """What `tune` did.
+
+    Args:
+        bank: the bank, which is searched by what was chosen.
+        record: the choice and its evidence, as the bank remembers it; None where there was none to make.
+        notice: why there was none, or what else the reader should know; empty otherwise.
+        timing_s: seconds by stage.
+    """
+
+    bank: Bank
+    record: Record | None
+    notice: str
+    timing_s: dict[str, float]
+
+
+def tune(
+    images: Images,
+    *,
+    bank: str | Path,
+    extraction: Extraction = Extraction(),
+    tuning: Tuning = Tuning(),
+    out: str | Path | None = None,
+    run: Run = Run(),
+) -> Tuned:
+    """Choose the settings that tell spoilt copies of normal pictures from the pictures best, and have the bank use them.
+
+    A bank that is not there is made by what was chosen, as `fit` does. One that is there keeps its features: of options, those
+    can be chosen that search them. What is surely better than the default, or than how the bank is searched already, is chosen;
+    if nothing is, all stays as it is. After an interruption, the same call goes on where it stopped.
+
+    Args:
+        images: normal pictures: a folder, an image, or a list of them; for a bank that is there, those of the bank.
+        bank: the bank's folder.
+        extraction: for a new bank, the backbone and how its features are stored; what is given is not chosen.
+        tuning: the seed, the limits, and a labeled set to use in place of spoilt copies.
+        out: a folder for a page and the numbers; None for none.
+        run: the device, the weights and the memory budget.
+
+    Raises:
+        InputError: for bad input, a bank of tiles, with regions of interest or with views, or an `out` that is no place for
+            results.
+        NotFoundError: if a path does not exist.
+        BankError: if the bank is damaged, or another process is writing to it.
+    """
+    found = survey(images)
+    check_normals(found.sources, [record.path for record in found.records])
+    opened = Bank.open(bank) if _is_made(bank) else None
+    if out is not None and opened is not None:
+        check_place(out, bank=opened, images=found.sources)
+    backbone = _backbone(Path(bank), opened, extraction, found.records, run)
+    _check_whole(backbone, extraction, opened)
+    records, labeled = found.records, _labeled(tuning)
+    if len(records) < LEAST_PICTURES:
+        notice = f"{len(records)} normal pictures are too few to choose by ({LEAST_PICTURES} are enough): the default stays"
+        made = opened or fit(images, bank=bank, extraction=extraction, run=run).bank
+        return Tuned(bank=made, record=None, notice=notice, timing_s={})
+    only = Stored.of(extraction) if (extraction.pool, extraction.normalize) != (Extraction.pool, Extraction.normalize) else None
+    question = Question(records=records, labeled=labeled, only_stored=only)
+    if opened is not None:
+        default = option_of(opened.usual, opened.layout)
+        method = replace(opened.usual.method, localize="all", flag_above=None)
+        question = replace(question, default=default, only_stored=default.map.stored, method=method)
+    work = Path(f"{bank}{_SUFFIX}")
+    chosen = search(work / _fingerprint(backbone, records, labeled, tuning), backbone, question, tuning, run)
+    digests = tuple(hash_image(record.path) for record in labeled)
+    if opened is None:
+        extraction = replace(extraction, **vars(chosen.option.map.stored))
+        opened = fit(images, bank=bank, extraction=extraction, preset=chosen.option.preset(extraction), run=run).bank
+        record = record_of(chosen, tuning.seed, None, digests)
+        notice = ""
+    else:
+        record = record_of(chosen, tuning.seed, opened.usual, digests)
+        notice = _apply(opened, chosen, run)
+    write_record(opened, record)
+    if out is not None:
+        _write_page(out, opened, chosen, record)
+    shutil.rmtree(work, ignore_errors=True)
+    return Tuned(bank=opened, record=record, notice=notice, timing_s=chosen.timing_s)
+
+
+def undo_tuning(bank: str | Path, *, run: Run = Run()) -> Bank:
+    """Have a bank searched again as it was before `tune`; its features and indexes stay.
+
+    Raises:
+        InputError: for a bank that was not tuned, or that was made by what was chosen.
+        NotFoundError: if there is no such bank.
+        BankError: if the bank is damaged, or another process is writing to it.
+    """
+    opened = Bank.open(bank)
+    record = read_record(opened)
+    if record is None:
+        raise InputError(f"the bank {bank} was not tuned: there is nothing to undo")
+    if record.before is None:
+        raise InputError(
+            f"the bank {bank} was made by what was chosen, and holds features for that; make another one with: "
+            f"spade-faiss fit IMAGES --bank BANK"
+        )
+    opened.choose(record.before, "undo tune")
+    build_index(opened, load_recipe(opened.usual.recipe), progress=run.progress)
+    calibrate_if_needed(opened, run)
+    return opened
+
+
+def _is_made(bank: str | Path) -> bool:
+    """Whether there is a bank in which anything was ever stored."""
+    return (Path(bank) / MANIFEST).is_file() and read_manifest(Path(bank)).generation > 0
+
+
+def _backbone(bank: Path, opened: Bank | None, extraction: Extraction, records: Sequence[ImageRecord], run: Run) -> Backbone:
+    """The backbone of the bank, or that of a new one by the engine that will run it."""
+    if opened is not None:
+        given = extraction.backbone if isinstance(extraction.backbone, Backbone) else None
+        return backbone_of(opened, given, run)
+    check_backbone(extraction, run)
+    backbone = load_named(extraction, run)
+    if backbone.source.preprocess.bit_depth is None:
+        depth = find_bit_depth([record.path for record in records], parse_bytes(run.memory))
+        backbone = backbone.with_bit_depth(depth)
+    return make_network(bank, backbone, records, extraction, run).backbone
+
+
+def _check_whole(backbone: Backbone, extraction: Extraction, opened: Bank | None) -> None:
+    """Raise InputError for what copies cannot be made of yet."""
+    preprocess = backbone.source.preprocess
+    views = extraction.augment is not None or (opened is not None and opened.manifest.augment is not None)
+    if preprocess.tile is not None or preprocess.own_rois or preprocess.roi is not None or extraction.roi is not None or views:
+        raise InputError(
+            "settings can be chosen for banks of whole pictures, not yet for tiles, regions of interest or views; "
+            "leave tuning out, or choose by hand with: spade-faiss evaluate"
+        )
+
+
+def _labeled(tuning: Tuning) -> list[ImageRecord]:
+    """The pictures of the labeled set, if one is named."""
+    if tuning.labels is None:
+        return []
+    labeled = load_dataset(tuning.labels).test
+    defective = [bool(record.defective) for record in labeled]
+    if not any(defective) or all(defective):
+        raise InputError(f"labels={tuning.labels} needs normal and defective pictures in test/, to compare them")
+    return labeled
+
+
+def _fingerprint(backbone: Backbone, records: Sequence[ImageRecord], labeled: Sequence[ImageRecord], tuning: Tuning) -> str:
+    """What an interrupted run must have in common with this one, to go on with what it left."""
+    files = [
+        (record.id, record.path.stat().st_size, record.path.stat().st_mtime_ns)
+        for record in (*records, *labeled)
+        if record.path.is_file()
+    ]
+    return hash_json({"files": files, "source": repr(backbone.source), "seed": tuning.seed})[:16]
+
+
+def _apply(bank: Bank, found: Found, run: Run) -> str:
+    """Have the bank use what was chosen; returns what a new bank might gain beside."""
+    if found.chosen.option != found.default:
+        bank.choose(found.option.usual)
+        build_index(bank, load_recipe(bank.usual.recipe), progress=run.progress)
+        calibrate_if_needed(bank, run)
+    return "the bank keeps its features; how they are stored, too, is chosen for a new bank: spade-faiss fit --tune"
+
+
+def _write_page(out: str | Path, bank: Bank, found: Found, record: Record) -> None:
+    check_place(out, bank=bank)
+    with output_folder(out, "tune", replaces=(TUNING_PAGE, TUNING_NUMBERS)) as folder:
+        write_html(folder.staged / TUNING_PAGE, replace(tuning_page(found, record), run=folder.run))
+        write_json(folder.staged / TUNING_NUMBERS, {"run": folder.stamp(), **tuning_numbers(record)})
