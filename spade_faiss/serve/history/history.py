@@ -319,7 +319,7 @@ class History:
         return found
 
     def reconcile(self) -> int:
-        """After a kill, move the files that have a record to their place, and remove the others; returns how many those were."""
+        """After a kill, move files that have a record to their place, and remove the others; returns how many those were."""
         unsettled = self.files.unsettled()
         recorded, removed = self.are_recorded(list(unsettled)), 0
         for name, paths in unsettled.items():
@@ -557,7 +557,7 @@ def _picture_of(row: Row[Any], given: Answer | None) -> ScoredPicture:
 
 def _normal_of(normal: dict[str, Any]) -> NearestNormal:
     patches = tuple(
-        MatchedPatch(level=patch["level"], box=_tuple(patch["box"]), query=_tuple(patch["query"]))
+        MatchedPatch(level=patch["level"], box=_tuple(patch["box"]), size=_tuple(patch["size"]), query=_tuple(patch["query"]))
         for patch in normal["patches"]
     )
     return NearestNormal(id=normal["id"], distance=normal["distance"], patches=patches)

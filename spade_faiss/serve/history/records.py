@@ -30,11 +30,13 @@ class MatchedPatch:
     Args:
         level: the level's name.
         box: the patch in the normal picture, as the backbone saw that.
+        size: the height and width of the normal picture.
         query: the patch in the scored picture.
     """
 
     level: str
     box: Box
+    size: tuple[int, int]
     query: Box
 
 

@@ -1,1 +1,0 @@
-"""Where pictures come from beside uploads, folders and cameras, and where verdicts go."""
