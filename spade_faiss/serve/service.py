@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.serve.errors import UnknownError
 from spade_faiss.serve.history.history import History
-from spade_faiss.serve.history.records import Achieved, Answer, Kind, Overview, ScoredPicture
+from spade_faiss.serve.history.records import Achieved, Answer, Change, Kind, Overview, ScoredPicture
+from spade_faiss.serve.metrics import Metrics
 from spade_faiss.serve.settings import ServeSettings
 from spade_faiss.serve.station.station import Station
 
@@ -29,6 +31,9 @@ class Service:
         self.history = history
         self.files = history.files
         self.settings = settings
+        self.metrics = next(iter(stations.values())).metrics if stations else Metrics()
+        # What is being scored under a key of its sender, so that the same request finds it.
+        self.in_flight: dict[tuple[str, str], asyncio.Future[ScoredPicture]] = {}
 
     def station(self, bank: str) -> Station:
         """The station of a bank.
@@ -70,6 +75,7 @@ class Service:
             raise InputError(f"the note has {len(note)} characters, at most {LONGEST_NOTE}; make it shorter")
         station = self.station(self.history.get(picture_id).bank)
         given = self.history.answer(picture_id, kind, note, by)
+        station.metrics.answers.labels(station.name, kind).inc()
         station.wake()
         return given
 
@@ -84,6 +90,11 @@ class Service:
         given = self.history.undo(answer_id)
         station.wake()
         return given
+
+    def change_of(self, answer_id: str) -> Change | None:
+        """The change that an answer caused; None while it is pending, and if it changed nothing."""
+        given = self.history.get_answer(answer_id)
+        return next((change for change in self.history.changes(given.bank, 200) if answer_id in change.answers), None)
 
     def picture_png(self, picture: ScoredPicture) -> bytes:
         """A picture as the backbone saw it, as PNG; raises UnknownError if its file is gone."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from spade_faiss.core.errors import SpadeError
 from spade_faiss.features.stream import Decoded, Extracted
@@ -35,9 +35,12 @@ class Job:
     """An upload on its way, and who waits for its verdict."""
 
     upload: Upload
-    future: Future[ScoredPicture] = field(default_factory=Future)
+    future: Future[ScoredPicture] = field(default_factory=Future)  # a client that has gone cancels nothing
     begun: float = field(default_factory=perf_counter)
     ready: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.future.set_running_or_notify_cancel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,17 +119,20 @@ class Pipeline:
             if self._closing:
                 raise UnavailableError("the server is shutting down; send it again soon", 5)
             if self._taken + len(uploads) > self._max_queue:
-                self._metrics.verdicts.labels(self._name, "refused").inc(len(uploads))
-                raise UnavailableError(
-                    f"{self._taken} pictures are waiting and {len(uploads)} do not fit, at most {self._max_queue} may wait "
-                    "(see --max-queue); send it again later"
-                )
+                self.refuse(len(uploads))
             self._taken += len(uploads)
             jobs = [Job(upload) for upload in uploads]
             for job in jobs:
                 self._decoders.submit(self._decode, job)
             self._metrics.waiting.labels(self._name).set(self._taken)
         return jobs
+
+    def refuse(self, count: int) -> NoReturn:
+        """Raise UnavailableError for pictures that have no room."""
+        self._metrics.verdicts.labels(self._name, "refused").inc(count)
+        raise UnavailableError(
+            f"{self._taken} pictures are waiting, at most {self._max_queue} may (see --max-queue); send it again later"
+        )
 
     def close(self) -> None:
         """Take nothing more, and return when all that was taken is answered."""

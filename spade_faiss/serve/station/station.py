@@ -15,6 +15,7 @@ import numpy as np
 from spade_faiss.core.errors import InputError, SpadeError
 from spade_faiss.core.settings import Run
 from spade_faiss.core.timing import Timings
+from spade_faiss.decisions.conformal import Doubles
 from spade_faiss.decisions.drift import DEFECTS, LEVEL, Drift, find_drift
 from spade_faiss.decisions.rule import DecisionRule
 from spade_faiss.features.datasets import ImageRecord
@@ -106,6 +107,17 @@ class Station:
         return None if rule is None else rule.thresholds.alpha
 
     @property
+    def normals(self) -> int:
+        """How many normal pictures the bank has; 0 while it is being opened."""
+        return 0 if self._served is None else len(self._served.detector.bank.pictures)
+
+    @property
+    def maxima(self) -> Doubles | None:
+        """(n,) the map maxima of the normal pictures of the calibration, ascending; None without a calibration."""
+        rule = None if self._served is None else self._served.rule
+        return None if rule is None else np.sort(rule.calibration.scores["max"])
+
+    @property
     def waiting(self) -> int:
         """How many pictures are on their way."""
         return 0 if self._pipeline is None else self._pipeline.taken
@@ -147,6 +159,13 @@ class Station:
         _ = self.served
         assert self._pipeline is not None
         return self._pipeline.submit(uploads)
+
+    def check_room(self) -> None:
+        """Raise UnavailableError if no picture can be taken: worth knowing before one is read."""
+        _ = self.served
+        if self.waiting >= self.settings.max_queue:
+            assert self._pipeline is not None
+            self._pipeline.refuse(1)
 
     def change_over(self, served: Served) -> None:
         """Serve another state of the bank from the next batch on."""

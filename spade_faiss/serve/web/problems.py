@@ -42,6 +42,7 @@ _PROBLEM = {
     },
 }
 _EXAMPLES = {
+    400: "the request ended before its body was complete",
     401: "a token is needed: send Authorization: Bearer TOKEN, or log in at /login",
     403: "another site had this browser send the request",
     404: "there is no bank 'parts'; there are: bottles, screws",
@@ -52,6 +53,12 @@ _EXAMPLES = {
     422: "the picture is damaged, or of a kind that cannot be decoded",
     503: "64 pictures are waiting, as many as may; send it again later",
 }
+
+
+def problem_numbers(error: Exception) -> dict[str, Any]:
+    """An error that is raised on purpose as a problem, where it is a part of an answer."""
+    status = status_of(error)
+    return {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": str(error)}
 
 
 def problem(status: int, detail: str, instance: str = "", **more: Any) -> Response:
@@ -115,8 +122,8 @@ def add_problems(app: FastAPI) -> None:
 
     async def on_ours(request: Request, error: Exception) -> Response:
         if status_of(error) == 503:
-            _log.warning("%s %s: %s", request.method, request.url.path, error)
-        return problem_of(error, request.url.path)
+            _log.debug("%s %s: %s", request.method, request.url.path, error)
+        return _as_page(request, problem_of(error, request.url.path), str(error))
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -126,7 +133,7 @@ def add_problems(app: FastAPI) -> None:
         response = problem(error.status_code, detail, request.url.path)
         for name, value in (error.headers or {}).items():
             response.headers[name] = value
-        return response
+        return _as_page(request, response, detail)
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -135,13 +142,27 @@ def add_problems(app: FastAPI) -> None:
             for item in error.errors()
         ]
         first = f"{errors[0]['where']}: {errors[0]['what']}" if errors else "the request cannot be understood"
-        return problem(422, first, request.url.path, errors=errors)
+        return _as_page(request, problem(422, first, request.url.path, errors=errors), first)
 
     async def on_bug(request: Request, error: Exception) -> Response:
         _log.error("a bug at %s %s", request.method, request.url.path, exc_info=error)
-        return problem(500, "this is a bug of spade-faiss, please report it with what the server logged", request.url.path)
+        detail = "this is a bug of spade-faiss, please report it with what the server logged"
+        return _as_page(request, problem(500, detail, request.url.path), detail)
 
+    app.state.problem_page = None
     app.add_exception_handler(SpadeError, on_ours)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(Exception, on_bug)
+
+
+def _as_page(request: Request, response: Response, detail: str) -> Response:
+    """The same problem as a page, where a person looks at it: `app.state.problem_page(request, status, detail)` makes it."""
+    make = request.app.state.problem_page
+    if make is None or request.url.path.startswith("/v1/") or "text/html" not in request.headers.get("accept", ""):
+        return response
+    page: Response = make(request, response.status_code, detail)
+    for name in ("retry-after", "allow"):
+        if name in response.headers:
+            page.headers[name] = response.headers[name]
+    return page

@@ -17,7 +17,7 @@ import time
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -183,7 +183,7 @@ class SecurityMiddleware:
         except RefusedError as error:
             response: Response = problem_of(error, scope["path"])
             if error.status == 401 and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
-                response = Response(status_code=303, headers={"location": "/login"})
+                response = Response(status_code=303, headers={"location": _login(scope)})
             await response(scope, receive, guarded)
             return
         await self._app(scope, receive, guarded)
@@ -218,3 +218,9 @@ def _secret(path: Path) -> bytes:
         file.flush()
         os.fsync(file.fileno())
     return secret
+
+
+def _login(scope: Scope) -> str:
+    """Where to log in, and what to show then: a path of ours, whatever was asked for."""
+    asked = scope["path"] + ("?" + scope["query_string"].decode("latin-1") if scope["query_string"] else "")
+    return f"/login?next={quote(asked, safe='')}"
