@@ -33,6 +33,7 @@ _SUFFIX = ".bank"
 _LONGEST_NAME = 100
 # How often what is too old is removed.
 _PURGE_S = 60.0
+_BACKLOG = 1024
 # How long open connections may take when the server ends; what was taken is answered whatever it takes.
 _GRACE_S = 30
 
@@ -125,6 +126,7 @@ def _listen(settings: ServeSettings) -> socket.socket:
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
+            listening.listen(_BACKLOG)
         except BaseException:
             listening.close()
             raise
