@@ -1,7 +1,9 @@
 """Measures the server, see `SECTIONS`.
 
-Run as `python -m benchmarks.serve --data FOLDER --out benchmarks/results --scratch SCRATCH`, FOLDER holding `mvtec_bottle`. Servers run in
-processes of their own on this machine, clients in this one. A section that ends is in serve.json; the others stay as they are.
+    python -m benchmarks.serve --data FOLDER --out benchmarks/results --scratch SCRATCH
+
+FOLDER holds `mvtec_bottle`. Servers run in processes of their own on this machine, clients in this one. A section that ends is in
+serve.json; the others stay as they are.
 """
 
 from __future__ import annotations
@@ -13,12 +15,18 @@ from pathlib import Path
 
 import spade_faiss  # noqa: F401  # before torch and faiss: idle OpenMP threads sleep only if the first import says so
 from benchmarks.process import machine
+from benchmarks.serve.cases import cases
+from benchmarks.serve.feedback import feedback
+from benchmarks.serve.kills import kills
 from benchmarks.serve.load import Row, load, memory
 from benchmarks.serve.places import Places
 
 SECTIONS: Mapping[str, Callable[[Places], Iterator[Row]]] = {
     "load": load,
     "memory": memory,
+    "kills": kills,
+    "feedback": feedback,
+    "schema": cases,
 }
 
 

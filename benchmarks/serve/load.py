@@ -106,7 +106,9 @@ def _faults(
         same = [told["name"] == item.path.name, bool(told["alarm"]) == row["alarm"], told["p_value"] == row["p_value"]]
         pairs = (("knn", "image_score"), ("max", "map_score"), ("top", "top_score"))
         same += [np.float32(told["scores"][ours]) == np.float32(row[theirs]) for ours, theirs in pairs]
-        same.append([region["input"]["box"] for region in told["regions"]] == [region["input"]["box"] for region in row["regions"]])
+        same.append(
+            [region["input"]["box"] for region in told["regions"]] == [region["input"]["box"] for region in row["regions"]]
+        )
         if not all(same):
             faults.append(f"{item.path.name}: {told['scores']} {told['p_value']}, score says {row}"[:500])
     return faults

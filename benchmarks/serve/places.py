@@ -12,6 +12,7 @@ from spade_faiss.features.datasets import load_dataset
 
 BACKBONE = "efficientnet_lite0"
 NAME = "bottle"
+SMALL = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +49,10 @@ class Places:
         fit(self.data / "mvtec_bottle" / "train" / "good", bank=path, extraction=Extraction(backbone=BACKBONE))
         return path
 
-    def copy_of_bank(self, folder: str) -> Path:
-        """A copy of it that may be changed."""
+    def small_bank(self, folder: str) -> Path:
+        """A bank of the first 60 normal pictures, to be changed; calibrating it again takes a second or two."""
         path = self.fresh(folder) / f"{NAME}.bank"
-        shutil.copytree(self.bank(), path)
+        fit(self.normals()[:SMALL], bank=path, extraction=Extraction(backbone=BACKBONE))
         return path
 
     def fresh(self, name: str) -> Path:
@@ -74,5 +75,6 @@ class Places:
                     os.link(source, target)
                 except OSError:
                     shutil.copyfile(source, target)
+            folder.parent.mkdir(parents=True, exist_ok=True)
             temporary.rename(folder)
         return sorted(folder.glob("*.png"))

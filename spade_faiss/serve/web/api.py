@@ -372,6 +372,7 @@ def _bank(service: Service, name: str) -> dict[str, Any]:
         "message": station.message,
         "normals": station.normals,
         "queue": station.waiting,
+        "pending": len(service.history.pending(name)),
         **overview_numbers(service.overview(name)),
         "achieved": {key: achieved[key] for key in ("false_alarms", "misses", "false_alarms_of_all")},
     }

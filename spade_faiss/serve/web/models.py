@@ -264,7 +264,8 @@ class BankModel(Model):
     generation: int
     normals: int
     alpha: float | None
-    queue: int
+    queue: int = Field(description="pictures on their way")
+    pending: int = Field(description="answers that the bank has not followed yet")
     scored: int = Field(description="in the last 24 hours")
     alarms: int
     rate: float | None

@@ -224,7 +224,7 @@ class _Form:
 
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
-        if b"filename" not in options:
+        if not options.get(b"filename"):  # browsers send an empty one where no file was chosen
             self._fields += 1
             if self._fields > _MOST_FIELDS:
                 raise TooLargeError(f"the form has more than {_MOST_FIELDS} fields that are no files")
