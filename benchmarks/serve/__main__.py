@@ -2,8 +2,8 @@
 
     python -m benchmarks.serve --data FOLDER --out benchmarks/results --scratch SCRATCH
 
-FOLDER holds `mvtec_bottle`. Servers run in processes of their own on this machine, clients in this one. A section that ends is in
-serve.json; the others stay as they are.
+FOLDER holds `mvtec_bottle`. Servers run in processes of their own on this machine, clients in this one. A section that ends is
+in serve.json; the others stay as they are.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def test_bodies_that_cannot_be_understood(line: Line, good: Path) -> None:
 
 def test_names_are_text_and_never_paths(line: Line, good: Path) -> None:
     before = sorted(path for path in line.history.files.root.parent.rglob("*"))
-    for name in ("../../evil.png", "/etc/passwd", "C:\\x\\y.png", "\0", "a\nb", "<script>alert(1)</script>.png", "x" * 5000):
+    for name in ("../../evil.png", "/etc/passwd", "C:\\x\\y.png", "\0", "a\nb", "<script>alert(1)</script>.png", "x" * 3000):
         reply = line.client.post("/v1/banks/weave/score", files={"p": (name.replace("\0", "%00"), good.read_bytes())})
         assert reply.status_code == 200, name
         told = reply.json()["pictures"][0]["picture"]

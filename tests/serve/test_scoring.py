@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from spade_faiss import Detector, score_folder
+from spade_faiss.bank.places import CALIBRATIONS
 from spade_faiss.serve.errors import UnavailableError
 from spade_faiss.serve.history.records import Filter
 from tests.serve.conftest import PNG, Line, Serve
@@ -204,9 +206,7 @@ def test_a_bank_that_cannot_be_served_says_why(serve: Serve, tmp_path: Path) -> 
 
 
 def test_without_a_calibration_there_is_no_verdict(serve: Serve, good: Path, fitted_bank: Path, tmp_path: Path) -> None:
-    import shutil
-
-    shutil.copytree(fitted_bank, tmp_path / "weave.bank", ignore=shutil.ignore_patterns("calibrations"))
+    shutil.copytree(fitted_bank, tmp_path / "weave.bank", ignore=shutil.ignore_patterns(CALIBRATIONS))
     line = serve(upkeep=False)
     told = line.score(good)
     assert told["p_value"] is told["alarm"] is told["alpha"] is None

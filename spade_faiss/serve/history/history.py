@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, and_, case, delete, event, func, insert, or_, select, update
 from sqlalchemy.engine import Engine, create_engine, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from spade_faiss.core.files import is_full
@@ -438,8 +438,8 @@ def _problems() -> Iterator[None]:
         said = str(error.orig)
         raise UnavailableError(f"the history cannot be used at the moment: {said}; nothing was stored", 2) from error
     except DBAPIError as error:
-        if error.connection_invalidated:
-            raise UnavailableError(f"the history cannot be reached: {error.orig}; nothing was stored", 2) from error
+        if error.connection_invalidated or type(error) is DatabaseError:  # a damaged file is nothing more special
+            raise UnavailableError(f"the history cannot be used: {error.orig}; nothing was stored", 2) from error
         raise
     except OSError as error:
         if is_full(error):
