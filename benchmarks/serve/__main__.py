@@ -45,7 +45,7 @@ def main() -> None:
     places.scratch.mkdir(parents=True, exist_ok=True)
     target = arguments.out / "serve.json"
     for name in arguments.only:
-        found = {"machine": machine(), "rows": []}
+        found: Row = {"machine": machine(), "rows": []}
         for row in SECTIONS[name](places):
             print(name, json.dumps(row)[:2000], flush=True)
             found["rows"].append(row)

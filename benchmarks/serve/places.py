@@ -51,8 +51,9 @@ class Places:
 
     def small_bank(self, folder: str) -> Path:
         """A bank of the first 60 normal pictures, to be changed; calibrating it again takes a second or two."""
-        path = self.fresh(folder) / f"{NAME}.bank"
-        fit(self.normals()[:SMALL], bank=path, extraction=Extraction(backbone=BACKBONE))
+        kept, path = self.scratch / "kept" / "small" / f"{NAME}.bank", self.fresh(folder) / f"{NAME}.bank"
+        fit(self.normals()[:SMALL], bank=kept, extraction=Extraction(backbone=BACKBONE))
+        shutil.copytree(kept, path)
         return path
 
     def fresh(self, name: str) -> Path:

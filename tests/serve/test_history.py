@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -72,17 +73,16 @@ def put(history: History, item: ScoredPicture) -> ScoredPicture:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL server that runs as long as the tests."""
     pytest.importorskip("psycopg", reason="the driver of PostgreSQL is not installed")
     found = [*Path("/usr/lib/postgresql").glob("*/bin")] if Path("/usr/lib/postgresql").is_dir() else []
     if not found:
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
-    folder = tmp_path_factory.mktemp("postgres")
+    # It refuses to run as root, and another user cannot enter the folders of pytest.
+    folder = Path(tempfile.mkdtemp(prefix="spade-postgres-"))
     as_other = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
     if as_other:
-        for path in (folder, *[parent for parent in folder.parents if parent.owner() == "root" and "pytest" in parent.name]):
-            path.chmod(0o755)
         shutil.chown(folder, "postgres", "postgres")
     binaries, data = sorted(found)[-1], folder / "data"
 
@@ -96,6 +96,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     run(str(binaries / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
     yield f"postgresql+psycopg://spade@/postgres?host={folder}"
     run(str(binaries / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

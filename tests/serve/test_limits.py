@@ -78,8 +78,8 @@ def test_a_session_is_signed_ends_and_needs_its_own_page(
     cookie = security.new_session()
     client.cookies.set(COOKIE, cookie)
     assert client.get("/v1/banks").status_code == 200
-    post = {"content": good.read_bytes(), "headers": PNG}
-    assert client.post("/v1/banks/weave/score", **post).status_code == 403, "a session alone is no proof of our page"
+    alone = client.post("/v1/banks/weave/score", content=good.read_bytes(), headers=PNG)
+    assert alone.status_code == 403, "a session alone is no proof of our page"
     csrf = security._sign("csrf", cookie)
     headers = {**PNG, "x-csrf-token": csrf}
     assert client.post("/v1/banks/weave/score", content=good.read_bytes(), headers=headers).status_code == 200
@@ -118,10 +118,10 @@ def test_another_site_cannot_use_a_browser_on_this_machine(line: Line, good: Pat
         assert client.get("/v1/banks", headers={"host": host}).status_code == 403, "a name that was made to lead here"
     for host in ("127.0.0.1:8000", "localhost:8000", "[::1]:8000", "LOCALHOST"):
         assert client.get("/v1/banks", headers={"host": host}).status_code == 200
-    send = {"content": good.read_bytes()}
+    data = good.read_bytes()
     for headers in ({"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}, {"origin": "http://127.0.0.1:9"}):
-        assert client.post("/v1/banks/weave/score", headers={**PNG, **headers}, **send).status_code == 403
-    assert client.post("/v1/banks/weave/score", headers={**PNG, "origin": "http://127.0.0.1"}, **send).status_code == 200
+        assert client.post("/v1/banks/weave/score", headers={**PNG, **headers}, content=data).status_code == 403
+    assert client.post("/v1/banks/weave/score", headers={**PNG, "origin": "http://127.0.0.1"}, content=data).status_code == 200
 
 
 def test_every_answer_keeps_browsers_safe(line: Line) -> None:
