@@ -9,7 +9,20 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks import gpu
-from benchmarks.pages import cards, deployment, few_shots, quality, reference, speed, sweep, tiles, upkeep, whole_bank, windows
+from benchmarks.pages import (
+    cards,
+    deployment,
+    few_shots,
+    quality,
+    reference,
+    serve,
+    speed,
+    sweep,
+    tiles,
+    upkeep,
+    whole_bank,
+    windows,
+)
 from benchmarks.pages.text import Figures
 from benchmarks.sweep import page as sweep_page
 
@@ -33,6 +46,7 @@ _FILES = (
         "windows",
         "tiles",
         "deployment",
+        "serve",
     ),
 )
 
@@ -113,6 +127,11 @@ GENERATED: dict[str, Callable[[Figures], str]] = {
     "deployment_peer_fits": deployment.peer_fits,
     "deployment_decoders": deployment.decoders,
     "deployment_equality": deployment.equality,
+    "serve_load": serve.load,
+    "serve_memory": serve.memory,
+    "serve_held": serve.held,
+    "api_operations": serve.operations,
+    "api_fields": serve.picture_fields,
     "sweep_images": sweep.recommended_images,
     "sweep_pixels": sweep.recommended_pixels,
     "sweep_peers": sweep.peers,
