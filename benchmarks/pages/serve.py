@@ -52,16 +52,16 @@ def held(figures: Figures) -> str:
         again = row["recovery_s"]
         lines.append(
             f"- **Kills**: {row['kills']} with SIGKILL at random instants under load, while people answered {row['feedbacks']} "
-            f"pictures; {row['answered']} verdicts were acknowledged, and the bank came to generation {row['generation']}. Ready "
-            f"again after {again['median']:.1f} s (at most {again['max']:.1f}). Verdicts that were lost or changed, pictures that "
-            f"were scored twice, files that were left, problems that `verify --deep` found: {len(row['faults'])}."
+            f"pictures; {row['answered']} verdicts were acknowledged, and the bank came to generation {row['generation']}. "
+            f"Ready again after {again['median']:.1f} s (at most {again['max']:.1f}). Verdicts that were lost or changed, "
+            f"pictures that were scored twice, files that were left, problems that `verify --deep` found: {len(row['faults'])}."
         )
     for row in _rows(figures, "feedback"):
         lines.append(
             f"- **Feedback**: {row['feedbacks']} pictures answered `normal` while {row['requests']} were scored, and "
             f"{row['taken_back']} taken back; {row['failed']} requests failed. The server changed over {row['changes']} times, "
-            f"{row['change_s']['median']:.1f} s each. Afterwards {row['compared']} pictures score, bit for bit, as against a bank "
-            f"that was built anew from the same {row['in_the_bank']} normals; differences and other faults: {len(row['faults'])}."
+            f"{row['change_s']['median']:.1f} s each. Afterwards {row['compared']} pictures were compared, bit for bit, with a "
+            f"bank built anew from the same {row['in_the_bank']} normals; differences and other faults: {len(row['faults'])}."
         )
     for row in _rows(figures, "schema"):
         statuses = ", ".join(f"{status}: {count}" for status, count in row["statuses"].items())
