@@ -58,8 +58,7 @@ def serve(
     """
     named = name_banks(banks)
     settings.token()  # a token that cannot be used is said before anything is done
-    listening = _listen(settings)
-    with _files(settings) as files, _history(settings, files) as history:
+    with _listen(settings) as listening, _files(settings) as files, _history(settings, files) as history:
         metrics = Metrics()
         stations = {name: Station(name, path, history, settings, run, metrics) for name, path in named.items()}
         upkeeps = [Upkeep(station) for station in stations.values()]
@@ -90,7 +89,6 @@ def serve(
             for station in stations.values():
                 station.close()
             purge.join()
-            listening.close()
 
 
 def name_banks(banks: Sequence[str | Path]) -> dict[str, Path]:
