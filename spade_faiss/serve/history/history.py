@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -38,6 +39,8 @@ from spade_faiss.serve.history.records import (
     utc_now,
 )
 from spade_faiss.serve.history.tables import answers, changes, pictures
+
+_log = logging.getLogger(__name__)
 
 # How long a write waits for another process that holds the database, before the client is told to come again.
 _LOCKED_S = 5.0
@@ -81,7 +84,10 @@ class History:
                     raise ConflictError(f"a picture with the key {key!r} was scored before")
             connection.execute(insert(pictures), [_row_of(item) for item in scored])
         for item in scored:
-            self.files.settle(item.id, (item.suffix, MAP) if item.map_size is not None else (item.suffix,))
+            try:
+                self.files.settle(item.id, (item.suffix, MAP) if item.map_size is not None else (item.suffix,))
+            except OSError as error:  # they are found where they are, and the next start moves them
+                _log.warning("the files of picture %s stay where they came: %s", item.id, error)
 
     def get(self, name: str) -> ScoredPicture:
         """The picture with an id.

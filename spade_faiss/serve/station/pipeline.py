@@ -18,6 +18,7 @@ from time import perf_counter
 from typing import NoReturn, Protocol
 
 from spade_faiss.core.errors import SpadeError
+from spade_faiss.core.files import is_full
 from spade_faiss.features.stream import Decoded, Extracted
 from spade_faiss.serve.errors import UnavailableError
 from spade_faiss.serve.history.records import ScoredPicture
@@ -232,6 +233,8 @@ class Pipeline:
                 job.future.set_result(record)
 
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
+        if not isinstance(error, SpadeError) and is_full(error):
+            error = UnavailableError(f"the disk has no room: {error}; nothing was stored", 10)
         if not isinstance(error, SpadeError):
             _log.error("pictures of %s could not be scored", self._name, exc_info=error)
         kind = "unreadable" if isinstance(error, SpadeError) and not isinstance(error, UnavailableError) else "failed"

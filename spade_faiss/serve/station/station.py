@@ -132,8 +132,9 @@ class Station:
         try:
             served = Served.open(self.path, self.run, holdout=self.settings.holdout_of(self.name))
         except (SpadeError, OSError) as error:
+            if self.message != str(error):
+                _log.error("the bank %s cannot be served: %s", self.name, error)
             self.state, self.message = "failed", str(error)
-            _log.error("the bank %s cannot be served: %s", self.name, error)
             return
         self._served = served
         if served.rule is None:

@@ -85,7 +85,11 @@ class Upkeep:
     def _run(self) -> None:
         station = self._station
         while not station.is_open and not self._closing.is_set():
-            station.open()
+            try:
+                station.open()
+            except Exception as error:  # outermost frame of a thread
+                self._report(error)
+                station.state = "failed"
             if not station.is_open:
                 self._closing.wait(_RETRY_S)
         station.wake()  # a kill may have left answers
