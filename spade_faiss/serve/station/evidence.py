@@ -52,16 +52,17 @@ def nearest_normals(scores: Scores, bank: Snapshot) -> list[tuple[NearestNormal,
     return found
 
 
-def colors_of(rule: DecisionRule | None, scores: FloatArray) -> tuple[float, float] | None:
-    """The pixel scores at which the colors of a map begin and end: those of the calibration, so that maps compare."""
-    if not np.isfinite(scores).all():
-        return None
-    if rule is None:
-        return float(np.quantile(scores, 1 - _USUAL_SHARE)), float(scores.max())
+def usual_colors(rule: DecisionRule) -> tuple[float, float]:
+    """The pixel scores at which the colors of all maps begin and end, by the calibration, so that maps compare."""
     calibration, threshold = rule.calibration, rule.thresholds.pixel
     enough = _USUAL_SHARE * (len(calibration) + 1) > 1
     low = calibration.pixels.threshold(_USUAL_SHARE, len(calibration)) if enough else threshold / 2
     return min(low, threshold), max(threshold * _BEYOND, low)
+
+
+def own_colors(scores: FloatArray) -> tuple[float, float]:
+    """The same for one map by itself, where there is no calibration."""
+    return float(np.quantile(scores, 1 - _USUAL_SHARE)), float(scores.max())
 
 
 def _query_box(peak: Sequence[int], corner: Sequence[int], grid: Sequence[int], size: Sequence[int]) -> Box:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spade_faiss.core.once import once
+from spade_faiss.core.types import FloatArray
 from spade_faiss.decisions.calibration import Verdicts
 from spade_faiss.features.stream import Extracted
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.serve.history.files import Files
 from spade_faiss.serve.history.records import LaterVerdict, RegionRecord, ScoredPicture
-from spade_faiss.serve.station.evidence import colors_of, nearest_normals
+from spade_faiss.serve.station.evidence import nearest_normals, own_colors, usual_colors
 from spade_faiss.serve.station.served import Served
 
 if TYPE_CHECKING:
@@ -59,19 +61,23 @@ class Scored:
     extracted: Extracted
     scores: Scores
 
+    @once
+    def named(self) -> dict[str, FloatArray]:
+        """The image scores by their names; `structure` among them if the calibration can tell."""
+        rule, found = self.served.rule, dict(self.scores.image_scores)
+        if rule is not None and (structure := rule.calibration.structure(self.scores.statistics)) is not None:
+            found["structure"] = structure
+        return found
+
+    @property
     def verdicts(self) -> Verdicts | None:
         """The verdicts; None without a calibration."""
-        rule, scores = self.served.rule, self.scores
-        if rule is None:
-            return None
-        named = dict(scores.image_scores)
-        if (structure := rule.calibration.structure(scores.statistics)) is not None:
-            named["structure"] = structure
-        return rule(named, scores.statistics)
+        rule = self.served.rule
+        return None if rule is None else rule(self.named, self.scores.statistics)
 
     def later(self) -> list[LaterVerdict]:
         """The verdicts as those on pictures that were scored before."""
-        verdicts, generation, n = self.verdicts(), self.served.generation, len(self.scores)
+        verdicts, generation, n = self.verdicts, self.served.generation, len(self.scores)
         if verdicts is None:
             return [LaterVerdict(generation=generation, p_value=None, alarm=None)] * n
         return [
@@ -90,15 +96,14 @@ def records_of(scored: Scored, uploads: Sequence[Upload], bank: str, files: File
         files: where the maps are written to.
     """
     served, scores = scored.served, scored.scores
-    rule, verdicts = served.rule, scored.verdicts()
+    rule, verdicts = served.rule, scored.verdicts
     placements = [image.placement for image in scored.extracted.loaded]
     regions = [[] for _ in uploads] if rule is None else rule.regions(scores, placements)
-    structure = None if rule is None else rule.calibration.structure(scores.statistics)
+    colors = None if rule is None else usual_colors(rule)
     nearest = nearest_normals(scores, served.detector.bank)
-    named = scores.image_scores if structure is None else {**scores.image_scores, "structure": structure}
     peaks, records = scores.peak.tolist(), []
     for i, (upload, own_map, image) in enumerate(zip(uploads, scores.own_maps(), scored.extracted.loaded, strict=True)):
-        found = {name: _finite(values[i]) for name, values in named.items()}
+        found = {name: _finite(values[i]) for name, values in scored.named.items()}
         has_map = found["max"] is not None
         width, height = image.placement.original
         records.append(
@@ -118,7 +123,7 @@ def records_of(scored: Scored, uploads: Sequence[Upload], bank: str, files: File
                 alpha=None if rule is None else rule.thresholds.alpha,
                 alarm=None if verdicts is None else bool(verdicts.alarm[i]),
                 threshold=None if rule is None else _finite(rule.thresholds.pixel),
-                colors=colors_of(rule, own_map) if has_map else None,
+                colors=(colors or own_colors(own_map)) if has_map else None,
                 regions=tuple(_region(region.numbers()) for region in regions[i]),
                 nearest=nearest[i],
                 peak=(peaks[i][0], peaks[i][1]) if has_map else None,
