@@ -79,7 +79,7 @@ bench: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard spade_faiss/search/native/src/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,demo,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,serve,demo,dev]'
 	touch $@
 
 $(GPU)/.installed: pyproject.toml setup.py constraints.txt $(wildcard spade_faiss/search/native/src/*)

@@ -51,6 +51,8 @@ setup(
         "spade_faiss.diagnostics": ["measured.json"],
         "spade_faiss.report": ["*.j2"],
         "spade_faiss.search.native": ["*.pyi"],
+        "spade_faiss.serve.history": ["migrations/*.mako"],
+        "spade_faiss.serve.web.page": ["templates/*", "static/*"],
     },
     ext_modules=kernel(),
     cmdclass={"build_py": BuildWithSettings},

@@ -15,6 +15,7 @@ from benchmarks.pages import (
     few_shots,
     quality,
     reference,
+    serve,
     speed,
     sweep,
     tiles,
@@ -47,6 +48,7 @@ _FILES = (
         "tiles",
         "deployment",
         "tuning",
+        "serve",
     ),
 )
 
@@ -127,6 +129,11 @@ GENERATED: dict[str, Callable[[Figures], str]] = {
     "deployment_peer_fits": deployment.peer_fits,
     "deployment_decoders": deployment.decoders,
     "deployment_equality": deployment.equality,
+    "serve_load": serve.load,
+    "serve_memory": serve.memory,
+    "serve_held": serve.held,
+    "api_operations": serve.operations,
+    "api_fields": serve.picture_fields,
     "sweep_images": sweep.recommended_images,
     "sweep_pixels": sweep.recommended_pixels,
     "sweep_peers": sweep.peers,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from spade_faiss.core.errors import BankError, SpadeError
+from spade_faiss.core.errors import BankError, BusyError, SpadeError
 from spade_faiss.core.inside import check_inside, is_regular, read_regular
 from spade_faiss.core.process import PerProcess
 
@@ -79,7 +79,8 @@ class WriterLock:
             entered: called once the lock was taken, before the block runs; not called where it was held already.
 
         Raises:
-            BankError: if another process, or another `Bank` in this one, holds it; the message names it. If one of the lock's
+            BusyError: if another process, or another `Bank` in this one, holds it; the message names it.
+            BankError: if one of the lock's
                 files is a link, or no file.
         """
         with self._guard():
@@ -104,7 +105,7 @@ class WriterLock:
         try:
             self._hold.lock.acquire()
         except Timeout as error:
-            raise BankError(
+            raise BusyError(
                 f"another process is writing to {self._name}: {self._holder()}; wait until it has finished"
             ) from error
         except OSError as error:

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from spade_faiss._version import __version__
-from spade_faiss.cli import advice, banks, doctor, scores, tuning, upkeep, verdicts
+from spade_faiss.cli import advice, banks, doctor, scores, serve, tuning, upkeep, verdicts
 from spade_faiss.cli.options import Commands
 from spade_faiss.cli.streams import open_closed_streams, write_error, write_output
 from spade_faiss.cli.text import to_json
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # What was done is kept, and the same command does the rest.
 _GOING_ON = ("fit", "extract", "add", "index", "tune")
 # These compute.
-_COMPUTING = (*_GOING_ON, "score", "evaluate", "calibrate", "suspects", "doctor")
+_COMPUTING = (*_GOING_ON, "score", "evaluate", "calibrate", "suspects", "doctor", "serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -185,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     upkeep.register(commands)
     scores.register(commands)
     verdicts.register(commands)
+    serve.register(commands)
     advice.register(commands)
     doctor.register(commands)
     return parser

@@ -17,6 +17,10 @@ class BankError(SpadeError, ValueError):
     """A bank, shard or index on disk that is damaged, or that does not fit what is asked of it."""
 
 
+class BusyError(BankError):
+    """A bank or an index that another process is writing to; it is worth another try once that has finished."""
+
+
 class AccessError(SpadeError, OSError):
     """A file that the operating system does not open: no permission, or too many open files. It need not be damaged."""
 

@@ -15,8 +15,10 @@ from spade_faiss.core.hints import calibrate_command
 from spade_faiss.core.settings import Decision
 from spade_faiss.decisions.calibration import Calibration, Thresholds, Verdicts, calibration_facts, find_calibration
 from spade_faiss.decisions.conformal import Bools, alarms, check_rate, p_values, rate_bound, rate_interval
-from spade_faiss.decisions.regions import Region
+from spade_faiss.decisions.regions import Region, find_regions
+from spade_faiss.features.placement import Placement
 from spade_faiss.scoring.detector import Detector
+from spade_faiss.scoring.scores import Scores
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +79,13 @@ class DecisionRule:
         """The verdicts on all images of the run, from their scores by name and the statistics of their maps."""
         alpha = self.thresholds.alpha if self.fdr is None else None
         return self.calibration.decide(scores, statistics, tests=self.tests, alpha=alpha, fdr=self.fdr)
+
+    def regions(self, scores: Scores, placements: Sequence[Placement]) -> list[list[Region]]:
+        """The regions of each image's map, strongest first; `placements` say how the images lie in the backbone's input."""
+        return [
+            find_regions(scored, self.thresholds.pixel, self.p_of_pixel, placement)
+            for scored, placement in zip(scores.own_maps(), placements, strict=True)
+        ]
 
     def p_of_pixel(self, scores: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """(n,) p-values of pixel scores among the maxima of normal maps."""

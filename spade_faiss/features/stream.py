@@ -24,7 +24,7 @@ from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.datasets import Duplicate, ImageRecord, Skipped, check_skipped
-from spade_faiss.features.decoding import naming_file
+from spade_faiss.features.decoding import MAX_PIXELS, naming_file
 from spade_faiss.features.frames import Frame
 from spade_faiss.features.memory import MemoryGate
 from spade_faiss.features.pictures import LoadedImage, load_bytes, load_views, to_input
@@ -54,7 +54,7 @@ class Extracted:
 
 
 @dataclass(frozen=True, eq=False)
-class _Decoded:
+class Decoded:
     """An image that is ready for the network.
 
     Args:
@@ -94,12 +94,12 @@ class _Job:
         is_last: whether no tiles of that follow.
     """
 
-    images: Sequence[_Decoded]
+    images: Sequence[Decoded]
     places: Places | None = None
     is_last: bool = True
 
     @property
-    def entries(self) -> list[tuple[_Decoded, str]]:
+    def entries(self) -> list[tuple[Decoded, str]]:
         """The image and the id of each entry that is made of them."""
         if self.places is None:
             return [(image, name) for image in self.images for name in image.ids]
@@ -107,7 +107,7 @@ class _Job:
         return [(image, tile_id(image.record.id, place)) for place in self.places.tolist()]
 
 
-_Decoding = Sequence[tuple[ImageRecord, "Future[_Decoded]"]]
+_Decoding = Sequence[tuple[ImageRecord, "Future[Decoded]"]]
 
 
 class FeatureStream:
@@ -210,7 +210,7 @@ class FeatureStream:
                         yield ahead.popleft()
             yield from ahead
 
-    def _jobs(self, decoded: Sequence[_Decoded]) -> list[_Job]:
+    def _jobs(self, decoded: Sequence[Decoded]) -> list[_Job]:
         """Split a batch of decoded images into what the network computes at once."""
         if self._preprocess.tile is None or not decoded:
             return [_Job(decoded)] if decoded else []
@@ -231,7 +231,7 @@ class FeatureStream:
             try:
                 for start in range(0, len(records), size):
                     part = records[start : start + size]
-                    ahead.append([(record, pool.submit(self._decode, record, augmentation)) for record in part])
+                    ahead.append([(record, pool.submit(self.decode, record, augmentation)) for record in part])
                     if len(ahead) == _BATCHES_AHEAD:
                         yield ahead.popleft()
                 while ahead:
@@ -239,16 +239,31 @@ class FeatureStream:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _decode(self, record: ImageRecord, augmentation: Augmentation | None) -> _Decoded:
-        needed = load_bytes(record, self._preprocess, augmentation=augmentation)
+    def decode(self, record: ImageRecord, augmentation: Augmentation | None = None, *, max_pixels: int = MAX_PIXELS) -> Decoded:
+        """Decode an image, and the views of it; for whoever has no list of images, but one after the other.
+
+        Raises:
+            InputError: if it cannot be used; it names the file and the reason.
+        """
+        needed = load_bytes(record, self._preprocess, max_pixels=max_pixels, augmentation=augmentation)
         with naming_file(record.path), self._gate.hold(needed), self._timings("decode"):
             preprocess = self._preprocess if self._rois is None else self._rois.preprocess(record, self._preprocess)
-            loaded, views = load_views(record, preprocess, augmentation)
+            loaded, views = load_views(record, preprocess, augmentation, max_pixels=max_pixels)
             pictures = [loaded.picture, *(view.picture for view in views)] if preprocess.tile is None else []
             x = [to_input(picture, preprocess) for picture in pictures]
-            return _Decoded(record, loaded, views, x, None if self._rois is None else place_roi(preprocess))
+            return Decoded(record, loaded, views, x, None if self._rois is None else place_roi(preprocess))
 
-    def _collect(self, futures: Sequence[tuple[ImageRecord, Future[_Decoded]]]) -> list[_Decoded]:
+    def extract(self, decoded: Sequence[Decoded], root: Path) -> Iterator[Extracted]:
+        """Yield the features of images that were decoded, at most as many as the network takes at once: one if it is in tiles.
+
+        Args:
+            decoded: what `decode` returned.
+            root: the folder that the paths of the images start from.
+        """
+        for job in self._jobs(decoded):
+            yield self._compute(job, root)
+
+    def _collect(self, futures: Sequence[tuple[ImageRecord, Future[Decoded]]]) -> list[Decoded]:
         """Wait for the images of a batch; those that cannot be read or are known already are left out."""
         decoded = []
         with self._timings("wait for decode"):

@@ -83,15 +83,29 @@ def _normals(inputs: ReportInputs, i: int) -> Iterator[NormalPicture]:
 
 def _matched(inputs: ReportInputs, level: str, cell: tuple[int, int], row: int) -> Box:
     """The pixels that a cell of a row's map covers, in the picture of the normal image as it is shown."""
-    box = cell_box(cell, inputs.scores.grid[level], inputs.scores.size)
-    if inputs.normal_places is None:
-        return shrink_box(box, inputs.scores.size)
-    y0, x0, y1, x1 = box
-    left, top, width, height = inputs.normal_places[row].tolist()
+    place = None if inputs.normal_places is None else inputs.normal_places[row].tolist()
+    return shrink_box(*matched_box(cell, inputs.scores.grid[level], inputs.scores.size, place))
+
+
+def matched_box(
+    cell: tuple[int, int], grid: Sequence[int], size: Sequence[int], place: Sequence[int] | None
+) -> tuple[Box, tuple[int, int]]:
+    """The pixels that a cell covers in the normal picture that it is of, and the height and width of that picture.
+
+    Args:
+        cell: (y, x) of the cell.
+        grid: the height and width of the level's maps, in cells.
+        size: the height and width of the backbone's input.
+        place: where the entry lies in its picture, if it is a tile, see `tiles.TILE_COLUMNS`.
+    """
+    y0, x0, y1, x1 = cell_box(cell, grid, size)
+    if place is None:
+        return (y0, x0, y1, x1), (size[0], size[1])
+    left, top, width, height = place
     # A tile may be larger than its picture, and the cell lie in its margins.
     y0, x0 = min(max(0, top + y0), height - 1), min(max(0, left + x0), width - 1)
     y1, x1 = max(y0 + 1, min(height, top + y1)), max(x0 + 1, min(width, left + x1))
-    return shrink_box((y0, x0, y1, x1), (height, width))
+    return (y0, x0, y1, x1), (height, width)
 
 
 def _corners(region: Region) -> Box:

@@ -149,7 +149,7 @@ class ScoreWriter:
         self._add("peak", peak)
         cells = peak if scores.corners is None else peak - scores.corners
         for level, nearest in scores.nearest.items():
-            self._add(f"match/{level}", _match_at(cells, size, nearest))
+            self._add(f"match/{level}", match_at(cells, size, nearest))
 
     def add_table(self, group: str, columns: Mapping[str, npt.NDArray[Any]]) -> None:
         """Add a named group of arrays, such as the verdicts on all images; see `ScoreFile.table`."""
@@ -343,7 +343,14 @@ class ScoreFile:
         self.close()
 
 
-def _match_at(peak: IntArray, size: tuple[int, ...], nearest: npt.NDArray[np.void]) -> npt.NDArray[np.int32]:
+def match_at(peak: IntArray, size: tuple[int, ...], nearest: npt.NDArray[np.void]) -> npt.NDArray[np.int32]:
+    """What a level matched at the peaks of n maps: (n, 4) of the neighbor's column, the cell (y, x) in it, and its row.
+
+    Args:
+        peak: (n, 2) the peaks, in pixels of the backbone's input.
+        size: the height and width of that.
+        nearest: (n, h, w) the level's, see `Scores`.
+    """
     n, *grid = nearest.shape
     y, x = (peak * grid // size).T
     found = nearest[np.arange(n), y, x]

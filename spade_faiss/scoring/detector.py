@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from spade_faiss.features.backbone import Backbone
     from spade_faiss.features.frames import Pixels
     from spade_faiss.features.roi_folder import RoiFolder
+    from spade_faiss.features.stream import FeatureStream
     from spade_faiss.scoring.stream import ScoreStream
 
 
@@ -215,18 +216,34 @@ class Detector:
             timings: where the seconds of each step are added.
             label: what the progress bar says.
         """
-        # They import torch, which scoring features does not need.
-        from spade_faiss.features.stream import FeatureStream
-        from spade_faiss.scoring.stream import ScoreStream
+        from spade_faiss.scoring.stream import ScoreStream  # imports Pillow, which scoring features does not need
+
+        return ScoreStream(self.feature_stream(timings), self.batch_scorer(timings), label, self.prepare_thread)
+
+    def feature_stream(self, timings: Timings) -> FeatureStream:
+        """Make what decodes images and computes their features, within the memory budget.
+
+        Args:
+            timings: where the seconds of each step are added.
+        """
+        from spade_faiss.features.stream import FeatureStream  # imports Pillow, which scoring features does not need
 
         run = replace(self.run, memory=self.decode_bytes)
-        features = FeatureStream(self.backbone, run, batch_size=self.plan.batch, timings=timings)
-        # The thread that scores has as many of FAISS's threads as the one that opened the detector.
-        prepare = partial(import_faiss().omp_set_num_threads, self._workers.threads)
-        score: Callable[[FeatureBatch], Scores | None] = partial(self.score_features, timings=timings)
+        return FeatureStream(self.backbone, run, batch_size=self.plan.batch, timings=timings)
+
+    def batch_scorer(self, timings: Timings) -> Callable[[FeatureBatch], Scores | None]:
+        """Make what scores batches of features as they come; it returns None for tiles after which others of an image follow.
+
+        Args:
+            timings: where the seconds of each step are added.
+        """
         if self.bank.is_tiled:
-            score = partial(self._score_tiles, stitcher=self._stitcher(), timings=timings)
-        return ScoreStream(features, score, label, prepare)
+            return partial(self._score_tiles, stitcher=self._stitcher(), timings=timings)
+        return partial(self.score_features, timings=timings)
+
+    def prepare_thread(self) -> None:
+        """Have the calling thread, which is about to score, use as many of FAISS's threads as who opened the detector."""
+        import_faiss().omp_set_num_threads(self._workers.threads)
 
     @fork_safe
     def score_features(self, batch: FeatureBatch, *, timings: Timings | None = None) -> Scores:
@@ -312,7 +329,7 @@ class Detector:
 
     @fork_safe
     def score_copies(self, batch: FeatureBatch, rows: Sequence[int], *, timings: Timings | None = None) -> Scores:
-        """Score changed copies of normal images of the bank, each against all but the one that it is a copy of and its siblings.
+        """Score changed copies of normal images of the bank, each against all but the original and its siblings.
 
         Args:
             batch: features of n copies, of the bank's levels and source; a bank of tiles takes none.
@@ -339,7 +356,7 @@ class Detector:
         return join(found)
 
     def _score_own(self, own: IntArray, timings: Timings, copies: FeatureBatch | None = None) -> Scores:
-        """Score rows, or prepared copies of theirs, at most as many as are scored together, each against all that are no siblings."""
+        """Score rows, or prepared copies of theirs, at most as many as are scored together, against all but their siblings."""
         with timings("read"):
             query = self.bank.read(own) if copies is None else copies
             query = replace(query, ids=query.picture_ids)

@@ -17,7 +17,7 @@ from spade_faiss.core.settings import Decision, ReportOptions
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.decisions.calibration import Verdicts
-from spade_faiss.decisions.regions import Region, find_regions
+from spade_faiss.decisions.regions import Region
 from spade_faiss.decisions.rule import DecisionRule, Decisions
 from spade_faiss.features.datasets import Duplicate, ImageRecord, Images, Skipped, Survey, survey
 from spade_faiss.features.pictures import Mask
@@ -39,7 +39,6 @@ from spade_faiss.report.results import Results
 from spade_faiss.report.scorefile import ScoreFile, ScoreWriter
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.evaluation import Metrics
-from spade_faiss.scoring.scores import Scores
 
 
 def score_folder(
@@ -184,7 +183,7 @@ def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
             batch = [item.placement for item in extracted.loaded]
             if rule is not None:
                 with timings("regions"):
-                    regions += _find_regions(rule, scores, batch)
+                    regions += rule.regions(scores, batch)
             with timings("write"):
                 writer.append(scores)
             of_images.append(scores.image_scores)
@@ -236,13 +235,6 @@ def _settings_text(detector: Detector) -> str:
     """How images were scored, for scores.h5."""
     settings = {**asdict(detector.method), "recipe": detector.recipe.name, "scoring_config": detector.scoring_config.key}
     return json.dumps({**settings, "generation": detector.bank.generation})
-
-
-def _find_regions(rule: DecisionRule, scores: Scores, placements: Sequence[Placement]) -> list[list[Region]]:
-    return [
-        find_regions(scored, rule.thresholds.pixel, rule.p_of_pixel, placement)
-        for scored, placement in zip(scores.own_maps(), placements, strict=True)
-    ]
 
 
 def write_results(

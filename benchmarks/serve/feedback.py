@@ -1,0 +1,113 @@
+"""Pictures that are answered while others are scored, and whether the bank is then the one that anybody would build."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.serve.places import BACKBONE, NAME, SMALL, Places
+from benchmarks.serve.server import Load, Server, call, running, wait_until
+from spade_faiss import Bank, Detector, Extraction, fit
+from spade_faiss.core.settings import Decision
+from spade_faiss.decisions.rule import DecisionRule
+
+Row = dict[str, Any]
+
+_CLIENTS = 4
+_COMPARED = 40
+_UNDONE = 5
+
+
+def feedback(places: Places) -> Iterator[Row]:
+    """The whole of it."""
+    bank = places.small_bank("feedback")
+    # Pictures of the same product that are not in the bank: the other normals, then those of the test set.
+    others = places.normals()[SMALL:]
+    yield feedback_under_load(bank, places, others, places.feedbacks)
+    shutil.rmtree(bank.parent)
+
+
+def feedback_under_load(bank: Path, places: Places, paths: Sequence[Path], count: int) -> Row:
+    """Answer pictures `normal` while clients send others, take some answers back, and compare with a bank built anew."""
+    faults: list[str] = []
+    before = Bank.open(bank)
+    originals = [before.image_path(name) for name in before.pictures.ids]
+    with running([bank], bank.parent / "served") as server:
+        load = Load(server, NAME, [*paths] * 200, _CLIENTS).start()
+        answers: list[str] = []
+        seen: set[str] = set()
+        start = time.perf_counter()
+        while len(answers) < count and not load.errors:
+            fresh = [item for item in load.answered if item.picture["sha256"] not in seen]
+            if not fresh:
+                time.sleep(0.05)
+                continue
+            seen.add(fresh[0].picture["sha256"])
+            reply = call(server.url, "POST", f"/v1/pictures/{fresh[0].picture['id']}/feedback", {"kind": "normal"})
+            faults += [] if reply.status == 202 else [f"an answer got {reply.status}: {reply.body[:200]!r}"]
+            answers.append(reply.json["id"])
+            time.sleep(0.2)
+        for answer in answers[:_UNDONE]:
+            faults += [] if call(server.url, "POST", f"/v1/answers/{answer}/undo").status == 202 else ["an undo failed"]
+        wait_until(lambda: not _state(server)["pending"], 900)
+        seconds = time.perf_counter() - start
+        load.end()
+        faults += load.errors[:5]
+        states = [call(server.url, "GET", f"/v1/answers/{answer}").json["state"] for answer in answers]
+        expected = ["undone"] * _UNDONE + ["in the bank"] * (count - _UNDONE)
+        faults += [] if states == expected else [f"the answers are {states}"]
+        changes = call(server.url, "GET", f"/v1/banks/{NAME}/changes").json
+        faults += [f"a change failed: {change['error']}" for change in changes if change["error"]]
+        generations = sorted({item.picture["generation"] for item in load.answered})
+        compared = sorted((places.data / "mvtec_bottle" / "test").rglob("*.png"))[::2][:_COMPARED]
+        served = Load(server, NAME, compared, 1)
+        served.start().join()
+        faults += served.errors
+        after = Bank.open(bank)
+        files = [path for name in after.pictures.ids if (path := after.image_path(name)) not in originals and path is not None]
+        faults += _compare(_anew(bank.parent / "anew.bank", [path for path in originals if path], files), served)
+    return {
+        "feedbacks": count,
+        "taken_back": _UNDONE,
+        "requests": len(load.answered),
+        "failed": len(load.errors),
+        "generations": generations,
+        "changes": len(changes),
+        "change_s": {"median": float(np.median([change["seconds"] for change in changes])), "runs": len(changes)},
+        "seconds": seconds,
+        "in_the_bank": len(after.pictures),
+        "compared": len(compared),
+        "faults": faults,
+    }
+
+
+def _anew(path: Path, originals: Sequence[Path], added: Sequence[Path]) -> Detector:
+    """A bank of the same pictures in the same order, made at once."""
+    fit([*originals, *added], bank=path, extraction=Extraction(backbone=BACKBONE))
+    return Detector.open(path)
+
+
+def _compare(detector: Detector, served: Load) -> list[str]:
+    rule, notice = DecisionRule.of(detector, Decision())
+    assert rule is not None, notice
+    faults = []
+    for item in served.answered:
+        scores = detector.score(item.path)
+        verdict = rule(scores.image_scores, scores.statistics)
+        told = item.picture
+        same = [np.float32(told["scores"][name]) == values[0] for name, values in scores.image_scores.items()]
+        same += [told["p_value"] == verdict.p_value[0], told["alarm"] == verdict.alarm[0]]
+        if not all(same):
+            own = {name: float(values[0]) for name, values in scores.image_scores.items()}
+            faults.append(f"{item.path.name}: served {told['scores']} p={told['p_value']}, anew {own} p={verdict.p_value[0]}")
+    return faults
+
+
+def _state(server: Server) -> Row:
+    found: Row = call(server.url, "GET", f"/v1/banks/{NAME}").json
+    return found

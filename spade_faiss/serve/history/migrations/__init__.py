@@ -1,0 +1,1 @@
+"""Migrations of the history's tables; Alembic runs them when a server starts."""

@@ -1,0 +1,1 @@
+"""Banks that are served, and what runs behind the requests. No HTTP in here."""

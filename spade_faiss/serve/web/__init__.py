@@ -1,0 +1,1 @@
+"""The server's HTTP: the API, the page, and what keeps both safe."""
