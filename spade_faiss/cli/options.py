@@ -122,7 +122,7 @@ def add_run(command: argparse.ArgumentParser, *, scores: bool = False, images: b
         masks: whether these images may come with masks of their own.
     """
     names = ("device", *(["engine"] if images else []), "weights", *(["memory"] if scores else []))
-    names += ("max_skipped",) if images else ()
+    names += ("every", "max_skipped") if images else ()
     names += ("roi",) if images and masks else ()
     add_settings(command, Run, only=names)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.hints import score_command
-from spade_faiss.core.settings import Decision, LabeledSet, ReportOptions
+from spade_faiss.core.settings import Decision, LabeledSet, ReportOptions, Run
 from spade_faiss.features.datasets import Dataset, load_dataset
 from spade_faiss.features.folders import name_some
 from spade_faiss.features.pictures import to_mask
@@ -50,7 +50,7 @@ def evaluate(
         raise InputError(
             f"localize={bank.method.localize!r} leaves images without a map to measure; evaluate with localize='all'"
         )
-    loaded = load_dataset(dataset, normal_kind=normal_kind)
+    loaded = load_dataset(dataset, normal_kind=normal_kind, run=bank.run if isinstance(bank, Detector) else Run())
     _check_classes(loaded, normal_kind)
     plan = OutputPlan("evaluate", out, [dataset, *loaded.found.entered])
     with open_job(bank, decision, plan) as job, open_pictures(job, report) as pictures:
