@@ -210,7 +210,7 @@ def load_dataset(root: str | Path, *, normal_kind: str = LabeledSet.normal_kind,
     test = [
         record
         for path, kind in sorted(found, key=lambda item: item[0].relative_to(root).as_posix())
-        for record in _labeled(path, root, kind, masks(path) if kind != normal_kind else None, normal_kind, run)
+        for record in _labeled(path, root, (kind, normal_kind), masks(path) if kind != normal_kind else None, run)
     ]
     unmasked = [record for record in test if record.defective and record.mask is None]
     if unmasked and masks.exists:
