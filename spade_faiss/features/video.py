@@ -158,6 +158,8 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         if stream is None or not isinstance(stream, av.VideoStream):
             raise InputError("it has no pictures, only other streams")
         context = stream.codec_context
+        if context is None:
+            raise InputError("its pictures are of a kind that FFmpeg does not know")
         pixels = context.width * context.height
         if not 0 < pixels <= MAX_PIXELS:
             raise InputError(f"its frames of {context.width} x {context.height} pixels are not of 1 to {MAX_PIXELS} pixels")

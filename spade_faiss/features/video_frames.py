@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.features.decoding import naming_file
 from spade_faiss.features.pages import part_digest
 from spade_faiss.features.pixels import Decoded
 from spade_faiss.features.records import ImageRecord
@@ -93,8 +94,9 @@ def list_frames(path: Path, every: int) -> tuple[list[tuple[Path, int, float]], 
     check_can_read(path)
     video = Video(path, every=every)
     try:
-        times = video.times()
-    except (OSError, InputError, ValueError) as error:  # PyAV's errors are of Python's kinds that fit
-        return [], video, f"it is damaged, or no video that can be read ({error})"
+        with naming_file(path):
+            times = video.times()
+    except InputError as error:
+        return [], video, str(error)
     found = [(path.with_name(frame_name(path.name, times[k])), k, float(times[k])) for k in video.numbers]
     return found, video, video.ends_early

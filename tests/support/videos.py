@@ -32,6 +32,7 @@ def write_video(
         stream = cast(av.VideoStream, container.add_stream(codec or CODECS[path.suffix], rate=rate))
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
+        stream.bit_rate = 4_000_000
         stream.codec_context.gop_size = gop
         if times_ms is not None:
             stream.codec_context.time_base = Fraction(1, 1000)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
-_CONNECT_S = 5.0
+_CONNECT_S = 1.0
 _CONFIRM_S = 10.0
 
 
@@ -53,7 +53,7 @@ class MqttSink:
             raise InputError(
                 f"{label_of(url)} is no address of a broker; give one such as mqtt://127.0.0.1:1883/parts/verdicts"
             )
-        if not self._topic or any(letter in self._topic for letter in "#+\0"):
+        if not self._topic or any(letter in url for letter in "#?") or any(letter in self._topic for letter in "+\0"):
             raise InputError(
                 f"{label_of(url)} names no topic to publish to; give one such as mqtt://127.0.0.1:1883/parts/verdicts"
             )
