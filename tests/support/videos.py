@@ -53,3 +53,30 @@ def numbered(count: int, size: tuple[int, int] = (48, 64)) -> list[Pixels]:
 def read_number(pixels: Pixels) -> int:
     """Which of the first 36 of `numbered` it is."""
     return round((float(pixels.mean()) - 20) / 6)
+
+
+def walkway(count: int, *, seed: int, odd: range = range(0)) -> list[Pixels]:
+    """Gray frames (158 x 238) of people who walk on a static ground, as in UCSD Ped2; in `odd` ones, a cart drives by."""
+    rng = np.random.default_rng(seed)
+    ground = np.random.default_rng(99)  # the same camera in every video
+    height, width = 158, 238
+    y, x = np.mgrid[:height, :width]
+    background = 130 + 20 * np.sin(x / 30) + 15 * (y > 90) + ground.normal(0, 6, (height, width))
+    people = [(rng.uniform(0, width), rng.uniform(30, 130), rng.choice([-1, 1]) * rng.uniform(0.6, 1.4)) for _ in range(8)]
+    frames = []
+    for number in range(count):
+        picture = background.copy()
+        for start, row, speed in people:
+            column = (start + speed * number) % width
+            sway = 2 * np.sin(number / 3 + start)
+            body = ((x - column) / 4) ** 2 + ((y - row) / 11) ** 2 <= 1
+            legs = (abs(x - column - sway) <= 2) & (y > row) & (y < row + 17)
+            picture[body | legs] = 60
+        if number in odd:
+            left = (number - odd.start) * (width - 60) / len(odd)
+            cart = (x > left) & (x < left + 52) & (y > 70) & (y < 100)
+            wheels = ((x - left - 12) ** 2 + (y - 102) ** 2 < 50) | ((x - left - 40) ** 2 + (y - 102) ** 2 < 50)
+            picture[cart] = 225
+            picture[wheels] = 20
+        frames.append((picture + rng.normal(0, 3, picture.shape)).clip(0, 255).astype(np.uint8))
+    return frames
