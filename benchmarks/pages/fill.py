@@ -20,6 +20,7 @@ from benchmarks.pages import (
     sweep,
     tiles,
     upkeep,
+    watch,
     whole_bank,
     windows,
 )
@@ -47,6 +48,7 @@ _FILES = (
         "tiles",
         "deployment",
         "serve",
+        "watch",
     ),
 )
 
@@ -112,6 +114,7 @@ GENERATED: dict[str, Callable[[Figures], str]] = {
     "whole_bank_growth": whole_bank.growth,
     "whole_bank_quality": whole_bank.quality,
     "few_shots": few_shots.table,
+    "watch": watch.facts,
     "tiles_quality": tiles.quality,
     "tiles_large": tiles.large,
     "windows_speed": windows.speed,

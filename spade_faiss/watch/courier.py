@@ -12,6 +12,8 @@ from spade_faiss.watch.sinks.sink import Sink, TryLaterError
 _log = logging.getLogger(__name__)
 
 _IDLE_S = 1.0
+# One failure is no news: a destination that was started anew, a server that is busy.
+_SAID_AFTER = 3
 
 
 class Courier:
@@ -27,6 +29,7 @@ class Courier:
         self.delivered = 0
         self.refused = 0
         self.trouble = ""
+        self._failures = 0
         self.error: BaseException | None = None
         self._ledger = ledger
         self._woken = threading.Event()
@@ -79,12 +82,12 @@ class Courier:
                 self._ledger.refuse(parcel, reason)
                 self.refused += 1
         if later is None:
-            if self.trouble:
+            if self._failures >= _SAID_AFTER:
                 _log.warning("%s takes verdicts again", self.sink.name)
-            self.trouble = ""
+            self.trouble, self._failures = "", 0
             return True
-        if not self.trouble:
+        self.trouble, self._failures = str(later), self._failures + 1
+        if self._failures == _SAID_AFTER:
             _log.warning("%s: %s; it is tried again until it answers", self.sink.name, later)
-        self.trouble = str(later)
         self._stopping.wait(self._backoff.next_s(later.after_s))
         return True
