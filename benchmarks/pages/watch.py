@@ -18,8 +18,9 @@ def facts(figures: Figures) -> str:
         f"{hook['sent_again']} sent again after they had been taken.",
         f"- {throughput['pictures']} pictures that lie there, `watch --once` beside `score`, by turns: "
         f"{throughput['times_of_score']:.2f} times as fast (whole commands, median of {len(throughput['seconds']['watch'])}).",
-        f"- {alone['pictures']} pictures, {alone['a_second']:g} a second, `--settle-s {alone['settle_s']:g}`: from the rename to "
-        f"the verdict at the webhook p50 {latency['p50']:.0f} ms, p95 {latency['p95']:.0f} ms, p99 {latency['p99']:.0f} ms.",
+        f"- {alone['pictures']} pictures, {alone['a_second']:g} a second, `--settle-s {alone['settle_s']:g}`: "
+        f"from the rename to the verdict at the webhook p50 {latency['p50']:.0f} ms, p95 {latency['p95']:.0f} ms, "
+        f"p99 {latency['p99']:.0f} ms.",
     ]
     return "\n".join(lines) + (
         f"\n\n{machine['cores']} cores of {machine['cpu']}, {machine['date']}; other programs ran at the same time (load "

@@ -232,9 +232,7 @@ class Detector:
         from spade_faiss.features.stream import FeatureStream  # imports Pillow, which scoring features does not need
 
         run = replace(self.run, memory=self.decode_bytes)
-        return FeatureStream(
-            self.backbone, run, batch_size=self.plan.batch, timings=timings, allow_none=allow_none
-        )
+        return FeatureStream(self.backbone, run, batch_size=self.plan.batch, timings=timings, allow_none=allow_none)
 
     def batch_scorer(self, timings: Timings) -> Callable[[FeatureBatch], Scores | None]:
         """Make what scores batches of features as they come; it returns None for tiles after which others of an image follow.

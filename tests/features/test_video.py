@@ -120,7 +120,7 @@ def test_features_of_frames_are_those_of_pictures_of_them(tmp_path: Path) -> Non
     records = survey(path).records
     with av.open(str(path)) as container:
         for number, frame in enumerate(container.decode(video=0)):
-            save_png(frame.to_ndarray(format="rgb24"), tmp_path / "png" / f"{number}.png")
+            save_png(frame.to_ndarray(format="rgb24").astype(np.uint8), tmp_path / "png" / f"{number}.png")
 
     def features(of: Path) -> list[np.ndarray]:
         found = survey(of)
