@@ -1,4 +1,4 @@
-"""The Docker files agree with the package: there are such extras, commands and options, and metrics where Prometheus asks for them."""
+"""The Docker files agree with the package: its extras, commands and options, and where its metrics are."""
 
 from __future__ import annotations
 
