@@ -2,8 +2,8 @@
 
     python -m benchmarks.watch --data DATA --out benchmarks/results
 
-DATA holds mvtec_bottle. The pictures are copies of its test pictures; the bank is made by efficientnet_lite0 at 224 pixels, with
-the preset spade.
+DATA holds mvtec_bottle. The pictures are copies of its test pictures; the bank is made by efficientnet_lite0 at 224 pixels,
+with the preset spade.
 """
 
 from __future__ import annotations

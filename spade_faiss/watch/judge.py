@@ -38,8 +38,8 @@ _log = logging.getLogger(__name__)
 
 # More than any command would be asked to skip: what cannot be read is one picture of many here.
 _MOST_SKIPPED = 1 << 30
-# How often a bank that has changed and is not ready is looked at again.
-_LOOK_S = 2.0
+# How often a bank that has changed and cannot be opened is looked at again.
+_LOOK_S = 5.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -93,7 +93,9 @@ class Judge:
         self._open = open_detector
         self._decision = decision
         self.detector, self.rule, self.notice = self._opened()
-        self._state = self._bank_state()
+        # Nothing that has changed since it was opened is taken for what was opened.
+        is_current = read_manifest(self.detector.bank.path).generation == self.detector.bank.generation
+        self._state = self._bank_state() if is_current else ()
         self._next_look_s = 0.0
         self._said = ""
 
@@ -109,16 +111,14 @@ class Judge:
         """
         if time.monotonic() < self._next_look_s or (state := self._bank_state()) == self._state:
             return False
-        self._next_look_s = time.monotonic() + _LOOK_S
         try:
-            if read_manifest(self.detector.bank.path).generation == self.detector.bank.generation and self.rule is not None:
-                self._state = state
-                return False
             detector, rule, notice = self._opened()
         except (SpadeError, OSError) as error:  # somebody is at work on it
+            self._next_look_s = time.monotonic() + _LOOK_S
             self._say(f"the bank has changed and cannot be opened yet ({error}); it is searched as it was")
             return False
         if rule is None and self.rule is not None:
+            self._state = state  # looked at again when something more changes, such as its calibration
             self._say(f"{notice}; until then, the bank is searched as it was at generation {self.detector.bank.generation}")
             return False
         before, self._said = self.detector.bank.generation, ""

@@ -226,16 +226,16 @@ def test_a_bank_that_changes_is_followed_once_it_is_calibrated(tmp_path: Path, f
     bank = tmp_path / "bank"
     shutil.copytree(fitted_bank, bank)
     judge = judge_of(bank)
-    judge._next_look_s = 0.0
     generation = judge.detector.bank.generation
     write_pictures(tmp_path / "more", 4, seed=3)
     assert not judge.follow()
     add(tmp_path / "more", bank=bank)
     assert not judge.follow(), "without a calibration, there would be no verdicts"
     assert judge.detector.bank.generation == generation
+    assert not judge.follow()
     calibrate(Detector.open(bank))
-    judge._next_look_s = 0.0
     assert judge.follow()
+    assert not judge.follow()
     assert judge.detector.bank.generation == generation + 1
     write_pictures(tmp_path / "in", 3)
     with watching(tmp_path / "in", [f"folder:{tmp_path / 'out'}"], judge=judge, once=True):

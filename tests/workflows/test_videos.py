@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spade_faiss import Detector, Extraction, Preprocess, add, calibrate, fit, load_backbone
+from spade_faiss import Detector, Extraction, add, calibrate, fit
 from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Run
 from spade_faiss.report.normals import NormalPictures
 from spade_faiss.scoring.metrics import detection_metrics
 from spade_faiss.workflows.score import score_folder
+from tests.support.backbones import tiny_backbone
 from tests.support.videos import numbered, walkway, write_video
 
 
@@ -25,10 +26,9 @@ def test_odd_frames_of_a_minute_rank_first(tmp_path: Path) -> None:
     odd = range(320, 380)
     write_video(tmp_path / "normal.mp4", walkway(240, seed=1))
     write_video(tmp_path / "new.mp4", walkway(600, seed=2, odd=odd))
-    backbone = load_backbone("efficientnet_lite0", preprocess=Preprocess(resize_mode="stretch", size=(96, 144)))
-    bank = tmp_path / "walk.bank"
-    fit(tmp_path / "normal.mp4", bank=bank, extraction=Extraction(backbone=backbone), run=Run(every=4))
-    out = tmp_path / "out"
+    bank, backbone, out = tmp_path / "walk.bank", tiny_backbone(), tmp_path / "out"
+    made = fit(tmp_path / "normal.mp4", bank=bank, extraction=Extraction(backbone=backbone), preset="spade", run=Run(every=4))
+    assert made.added == 60
     done = score_folder(tmp_path / "new.mp4", bank=bank, out=out)
     assert done.images == 600
     scores = json.loads((out / "report.json").read_text())["scores"]
