@@ -48,7 +48,6 @@ _FILES = (
         "tiles",
         "deployment",
         "serve",
-        "watch",
     ),
 )
 
@@ -77,6 +76,8 @@ def load_figures() -> Figures:
     """Everything that was measured."""
     figures: Figures = json.loads((RESULTS / "main_job.json").read_bytes())
     figures |= {name: json.loads((RESULTS / f"{name}.json").read_bytes()) for name in _FILES}
+    if (RESULTS / "watch.json").is_file():
+        figures["watch"] = json.loads((RESULTS / "watch.json").read_bytes())
     figures["cards"] = cards.load(RESULTS / "gpu")
     figures["sweep"] = sweep_page.load(RESULTS / "sweep" / sweep_page.ROWS)
     figures["sections"] = sweep_page.sections_of(figures["sweep"])  # draws every plot: once is enough

@@ -7,6 +7,8 @@ from benchmarks.pages.text import Figures
 
 def facts(figures: Figures) -> str:
     """What was lost and doubled, how fast it is beside `score`, and how long a picture takes that comes alone."""
+    if "watch" not in figures:
+        return "No figures are committed yet: `python -m benchmarks.watch --data DATA --out benchmarks/results` makes them."
     found = figures["watch"]
     bursts, alone, throughput, machine = (found[name] for name in ("bursts", "alone", "throughput", "machine"))
     hook, latency = bursts["webhook"], alone["rename_to_webhook_ms"]

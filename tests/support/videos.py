@@ -62,7 +62,7 @@ def walkway(count: int, *, seed: int, odd: range = range(0)) -> list[Pixels]:
     height, width = 158, 238
     y, x = np.mgrid[:height, :width]
     background = 130 + 20 * np.sin(x / 30) + 15 * (y > 90) + ground.normal(0, 6, (height, width))
-    people = [(rng.uniform(0, width), rng.uniform(30, 130), rng.choice([-1, 1]) * rng.uniform(0.6, 1.4)) for _ in range(8)]
+    people = [(rng.uniform(0, width), rng.uniform(30, 130), rng.choice([-1, 1]) * rng.uniform(0.6, 1.4)) for _ in range(5)]
     frames = []
     for number in range(count):
         picture = background.copy()
