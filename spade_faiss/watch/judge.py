@@ -96,6 +96,7 @@ class Judge:
         # Nothing that has changed since it was opened is taken for what was opened.
         is_current = read_manifest(self.detector.bank.path).generation == self.detector.bank.generation
         self._state = self._bank_state() if is_current else ()
+        self._failed: tuple[object, ...] = ()
         self._next_look_s = 0.0
         self._said = ""
 
@@ -109,13 +110,14 @@ class Judge:
 
         A bank that gave verdicts, and whose newest state has no calibration yet, is searched as it was: no alarm goes amiss.
         """
-        if time.monotonic() < self._next_look_s or (state := self._bank_state()) == self._state:
+        state = self._bank_state()
+        if state == self._state or (state == self._failed and time.monotonic() < self._next_look_s):
             return False
         try:
             detector, rule, notice = self._opened()
         except (SpadeError, OSError) as error:  # somebody is at work on it
-            self._next_look_s = time.monotonic() + _LOOK_S
-            self._say(f"the bank has changed and cannot be opened yet ({error}); it is searched as it was")
+            self._failed, self._next_look_s = state, time.monotonic() + _LOOK_S
+            self._say(f"the bank has changed and cannot be used yet ({error}); it is searched as it was")
             return False
         if rule is None and self.rule is not None:
             self._state = state  # looked at again when something more changes, such as its calibration
