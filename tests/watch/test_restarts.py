@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -59,7 +60,7 @@ def read_complete(folder: Path) -> list[bytes]:
 def test_a_thousand_files_with_a_kill_and_an_end_in_between(tmp_path: Path, fitted_bank: Path) -> None:
     incoming, out, draw, rng = tmp_path / "in", tmp_path / "out", random.Random(1), np.random.default_rng(1)
     incoming.mkdir()
-    pictures = []
+    pictures: list[npt.NDArray[np.uint8]] = []
     for number in range(FILES):
         picture = weave(rng) if number < 8 else np.roll(pictures[number % 8], number, axis=1)
         pictures.append(picture)

@@ -276,7 +276,8 @@ class TestLedger:
         assert ledger.stamp("b.png") is None
         assert ledger.count_waiting() == {"s": 1, "t": 1}
         ledger.confirm(ledger.waiting("s", 9), ("size", "7"))
-        ledger.refuse(*ledger.waiting("t", 9), "why")
+        (parcel,) = ledger.waiting("t", 9)
+        ledger.refuse(parcel, "why")
         assert (ledger.count_waiting(), ledger.count_refused(), ledger.fact("size")) == ({}, 1, "7")
         ledger.close()
 
