@@ -564,7 +564,7 @@ class Run:
         metavar="MASKS",
         kind=str,
     )
-    every: int = setting(1, "of videos, every N-th frame is an image", metavar="N")
+    every: int = setting(1, "take every N-th frame of a video as an image, the first included", metavar="N")
     max_skipped: int = setting(10, "how many unreadable images are skipped before the command gives up", metavar="N")
     progress: bool = False
 
