@@ -79,12 +79,12 @@ bench: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard spade_faiss/search/native/src/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,serve,demo,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,serve,watch,demo,dev]'
 	touch $@
 
 $(GPU)/.installed: pyproject.toml setup.py constraints.txt $(wildcard spade_faiss/search/native/src/*)
 	$(PYTHON) -m venv $(GPU)
-	$(GPU)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[gpu,demo,dev]'
+	$(GPU)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[gpu,demo,dev,watch]'
 	touch $@
 
 $(WHEEL)/faiss: constraints.txt

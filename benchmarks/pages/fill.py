@@ -21,6 +21,7 @@ from benchmarks.pages import (
     tiles,
     tuning,
     upkeep,
+    watch,
     whole_bank,
     windows,
 )
@@ -77,6 +78,8 @@ def load_figures() -> Figures:
     """Everything that was measured."""
     figures: Figures = json.loads((RESULTS / "main_job.json").read_bytes())
     figures |= {name: json.loads((RESULTS / f"{name}.json").read_bytes()) for name in _FILES}
+    if (RESULTS / "watch.json").is_file():
+        figures["watch"] = json.loads((RESULTS / "watch.json").read_bytes())
     figures["cards"] = cards.load(RESULTS / "gpu")
     figures["sweep"] = sweep_page.load(RESULTS / "sweep" / sweep_page.ROWS)
     figures["sections"] = sweep_page.sections_of(figures["sweep"])  # draws every plot: once is enough
@@ -114,6 +117,7 @@ GENERATED: dict[str, Callable[[Figures], str]] = {
     "whole_bank_growth": whole_bank.growth,
     "whole_bank_quality": whole_bank.quality,
     "few_shots": few_shots.table,
+    "watch": watch.facts,
     "tiles_quality": tiles.quality,
     "tiles_large": tiles.large,
     "windows_speed": windows.speed,

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from spade_faiss._version import __version__
-from spade_faiss.cli import advice, banks, doctor, scores, serve, tuning, upkeep, verdicts
+from spade_faiss.cli import advice, banks, doctor, scores, serve, tuning, upkeep, verdicts, watch
 from spade_faiss.cli.options import Commands
 from spade_faiss.cli.streams import open_closed_streams, write_error, write_output
 from spade_faiss.cli.text import to_json
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # What was done is kept, and the same command does the rest.
 _GOING_ON = ("fit", "extract", "add", "index", "tune")
 # These compute.
-_COMPUTING = (*_GOING_ON, "score", "evaluate", "calibrate", "suspects", "doctor", "serve")
+_COMPUTING = (*_GOING_ON, "score", "watch", "evaluate", "calibrate", "suspects", "doctor", "serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,7 +114,7 @@ def _output_failed(error: OSError, numbers: Mapping[str, Any]) -> int:
 
 def _what_remains(arguments: argparse.Namespace) -> str:
     """What is true after a command was interrupted."""
-    if arguments.command in _GOING_ON:
+    if arguments.command in (*_GOING_ON, "watch"):
         return "run the same command again to go on"
     untouched = f"{out} shows what it showed before; " if (out := getattr(arguments, "out", None)) else ""
     return f"{untouched}the same command starts anew"
@@ -184,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     tuning.register(commands)
     upkeep.register(commands)
     scores.register(commands)
+    watch.register(commands)
     verdicts.register(commands)
     serve.register(commands)
     advice.register(commands)

@@ -125,7 +125,7 @@ def add_run(
         groups: whether they are normal images, which may belong together.
     """
     names = ("device", *(["engine"] if images else []), "weights", *(["memory"] if scores else []))
-    names += ("max_skipped",) if images else ()
+    names += ("every", "max_skipped") if images else ()
     names += ("roi",) if images and masks else ()
     names += ("group_by",) if groups else ()
     add_settings(command, Run, only=names)

@@ -589,7 +589,7 @@ class ReportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """How work is done on this machine. Results do not depend on it.
+    """How work is done on this machine, and how images are read. Scores of an image do not depend on it.
 
     `weights` is a file of weights to use in place of the published ones; a bank records its place and its hash. `progress`
     shows bars on stderr if that is a terminal. `roi` is no choice: a bank that was made with a folder of masks needs those of
@@ -624,9 +624,11 @@ class Run:
         metavar="GROUPS",
         kind=str,
     )
+    every: int = setting(1, "take every N-th frame of a video as an image, the first included", metavar="N")
     max_skipped: int = setting(10, "how many unreadable images are skipped before the command gives up", metavar="N")
     progress: bool = False
 
     def __post_init__(self) -> None:
         check_choice("engine", self.engine, ENGINES)
+        check_at_least("every", self.every, 1)
         check_at_least("max_skipped", self.max_skipped, 0)

@@ -9,49 +9,29 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.schema import check_at_least
-from spade_faiss.core.settings import LabeledSet
+from spade_faiss.core.settings import LabeledSet, Run
 from spade_faiss.features.folders import SUFFIXES, LeftOut, Walk, is_image, name_some, name_suffixes
 from spade_faiss.features.kinds import check_kinds
 from spade_faiss.features.mask_files import FOLDER, MASK_NAMES, MaskFinder
 from spade_faiss.features.pages import list_pages
+from spade_faiss.features.records import ImageRecord as ImageRecord  # for whoever looks for it beside `find_images`
+from spade_faiss.features.video_frames import LostFrames, VideoFrame, list_frames
+from spade_faiss.features.video_names import VIDEO_SUFFIXES, check_can_read, is_video
 
 # A folder, an image, or a list of both.
 Images = str | Path | Sequence[str | Path]
 
 LAYOUT = "ROOT/train/good/*, ROOT/test/<kind>/* and, where there are masks, ROOT/ground_truth/<kind>/<stem>_mask.png"
 
+_SUFFIXES = (*SUFFIXES, *VIDEO_SUFFIXES)
 _by_id = attrgetter("id")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRecord:
-    """An image file that was found.
-
-    Args:
-        id: its POSIX path below the root under which it was found; of a page, with its number, as `scan.tif#2`.
-        path: where the file is; of a page, with its number.
-        kind: the normal kind or the kind of defect, in a labeled set; None elsewhere.
-        mask: the file that marks its defective pixels, in a labeled set that has masks.
-        normal_kind: what the normal kind is called.
-    """
-
-    id: str
-    path: Path
-    kind: str | None = None
-    mask: Path | None = None
-    normal_kind: str = LabeledSet.normal_kind
-
-    @property
-    def defective(self) -> bool | None:
-        """Whether the image shows a defect; None where it is not labeled."""
-        return None if self.kind is None else self.kind != self.normal_kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,21 +93,26 @@ class Duplicate:
     of: str
 
 
-def find_images(source: Images) -> tuple[Path, list[ImageRecord]]:
+def find_images(source: Images, run: Run = Run()) -> tuple[Path, list[ImageRecord]]:
     """Find images as `survey` does, and log what is left out.
 
     Returns:
         The root and the records.
     """
-    found = survey(source)
+    found = survey(source, run)
     found.warn()
     return found.root, found.records
 
 
-def survey(source: Images) -> Survey:
+def survey(source: Images, run: Run = Run()) -> Survey:
     """Find the images of a folder (at any depth), of one file, or of a list of files and folders.
 
-    Hidden files and folders are left out. Links to folders are followed; each folder is entered once.
+    Hidden files and folders are left out. Links to folders are followed; each folder is entered once. Videos in folders
+    are left out where PyAV is missing, which reads them.
+
+    Args:
+        source: what to look through.
+        run: says which frames of videos are images.
 
     Returns:
         The root (the folder, the file's folder, or the common parent of the list), the records (those of a folder sorted by id,
@@ -136,6 +121,7 @@ def survey(source: Images) -> Survey:
     Raises:
         NotFoundError: for a path that does not exist.
         InputError: if there is no image, if a listed file is not an image, or if an image is listed twice.
+        DependencyError: for a listed video, if PyAV is not installed.
     """
     items = [Path(source)] if isinstance(source, str | Path) else list(map(Path, source))
     folders = [item.resolve() for item in items if item.is_dir()]
@@ -151,16 +137,19 @@ def survey(source: Images) -> Survey:
             raise NotFoundError(f"{str(item)!r} does not exist; give an image file, a folder of images, or a list of both")
         else:
             bases.append(item.parent.resolve())
-            found = [bases[-1] / item.name] if item.is_file() and is_image(item.name) else []
+            is_listed = item.is_file() and (is_image(item.name) or is_video(item.name))
+            if is_listed and is_video(item.name):
+                check_can_read(item)
+            found = [bases[-1] / item.name] if is_listed else []
         if not found:
             there = walk.left_out(bases[-1]).files if item.is_dir() and len(items) == 1 else {}
             holds = f"; it holds {name_suffixes(there)}" if there else ""
-            raise InputError(f"no image in {str(item)!r}: looked for files ending in {' '.join(SUFFIXES)}{holds}")
+            raise InputError(f"no image in {str(item)!r}: looked for files ending in {' '.join(_SUFFIXES)}{holds}")
         paths += found
     if not paths:
-        raise InputError(f"the list of images is empty; give files ending in {' '.join(SUFFIXES)}, or folders of them")
+        raise InputError(f"the list of images is empty; give files ending in {' '.join(_SUFFIXES)}, or folders of them")
     root = Path(os.path.commonpath(bases))
-    records = [_record(page, root) for path in paths for page in list_pages(path)]
+    records = [record for path in paths for record in records_of(path, root, run)]
     if repeated := [name for name, count in Counter(record.id for record in records).items() if count > 1]:
         raise InputError(
             f"listed twice, in {str(root)!r}: {name_some(repeated)}; list every image once, alone or with its folder"
@@ -168,7 +157,28 @@ def survey(source: Images) -> Survey:
     return Survey(root, records, walk.left_out(root), folders, walk.entered)
 
 
-def load_dataset(root: str | Path, *, normal_kind: str = LabeledSet.normal_kind) -> Dataset:
+def records_of(path: Path, root: Path, run: Run = Run()) -> list[ImageRecord]:
+    """The images that a file holds: one, or one for each page or for frames of a video.
+
+    Args:
+        path: the file.
+        root: the folder that ids start from.
+        run: says which frames of videos are images.
+
+    Raises:
+        InputError: for a name that is no UTF-8.
+        DependencyError: for a video, if PyAV is not installed.
+    """
+    if not is_video(path.name):
+        return [ImageRecord(_name(page, root), page) for page in list_pages(path)]
+    frames, video, lost = list_frames(path, run.every)
+    records: list[ImageRecord] = [
+        VideoFrame(_name(frame, root), frame, video=video, number=number, time_s=time_s) for frame, number, time_s in frames
+    ]
+    return [*records, LostFrames(_name(path, root), path, reason=lost)] if lost else records
+
+
+def load_dataset(root: str | Path, *, normal_kind: str = LabeledSet.normal_kind, run: Run = Run()) -> Dataset:
     """Read a labeled set that is laid out as MVTec AD: `train/good`, `test/<kind>`, `ground_truth/<kind>`.
 
     `train/good` may be missing. A set without a `ground_truth` folder has no masks; in a set with one, every defective image
@@ -177,6 +187,7 @@ def load_dataset(root: str | Path, *, normal_kind: str = LabeledSet.normal_kind)
     Args:
         root: the folder of the set.
         normal_kind: what is called `good` there.
+        run: says which frames of videos are images.
 
     Raises:
         NotFoundError: if there is no such folder.
@@ -187,7 +198,7 @@ def load_dataset(root: str | Path, *, normal_kind: str = LabeledSet.normal_kind)
     if not root.is_dir():
         raise NotFoundError(f"dataset folder {str(root)!r} does not exist; expected {LAYOUT}")
     entries = sorted((root / "test").iterdir()) if (root / "test").is_dir() else []
-    if strays := [f"test/{path.name}" for path in entries if path.is_file() and is_image(path.name)]:
+    if strays := [f"test/{path.name}" for path in entries if path.is_file() and (is_image(path.name) or is_video(path.name))]:
         raise InputError(f"images of no kind in {str(root)!r}: {name_some(strays)}; expected {LAYOUT}")
     walk, masks = Walk(), MaskFinder(root)
     kinds = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
@@ -199,7 +210,7 @@ def load_dataset(root: str | Path, *, normal_kind: str = LabeledSet.normal_kind)
     test = [
         record
         for path, kind in sorted(found, key=lambda item: item[0].relative_to(root).as_posix())
-        for record in _labeled(path, root, kind, masks(path) if kind != normal_kind else None, normal_kind)
+        for record in _labeled(path, root, (kind, normal_kind), masks(path) if kind != normal_kind else None, run)
     ]
     unmasked = [record for record in test if record.defective and record.mask is None]
     if unmasked and masks.exists:
@@ -213,7 +224,7 @@ def load_dataset(root: str | Path, *, normal_kind: str = LabeledSet.normal_kind)
             walk.count(path)
     normal = root / "train" / normal_kind
     normals = Walk()([normal])[0] if normal.is_dir() else []
-    train = [record for path in normals for record in _labeled(path, root, normal_kind, None, normal_kind)]
+    train = [record for path in normals for record in _labeled(path, root, (normal_kind, normal_kind), None, run)]
     return Dataset(root, sorted(train, key=_by_id), Survey(root, test, walk.left_out(root), kinds, walk.entered))
 
 
@@ -237,25 +248,26 @@ def _check_links(kinds: Sequence[Path]) -> None:
                 raise InputError(f"{link} is a link to the images of {kind}, which would be of two kinds; remove the link")
 
 
-def _labeled(path: Path, root: Path, kind: str, mask: Path | None, normal_kind: str) -> list[ImageRecord]:
-    """The images of a file in a labeled set, each page with the page of the mask that has its number."""
-    pages = list_pages(path)
+def _labeled(path: Path, root: Path, kinds: tuple[str, str], mask: Path | None, run: Run) -> list[ImageRecord]:
+    """The images of a file in a labeled set, of a kind beside the normal kind; each page with the page of the mask that has its
+    number.
+    """
+    kind, normal_kind = kinds
+    records = [replace(record, kind=kind, normal_kind=normal_kind) for record in records_of(path, root, run)]
     if mask is None:
-        return [_record(page, root, kind, None, normal_kind) for page in pages]
+        return records
     masks = list_pages(mask)
-    if len(masks) != len(pages):
+    if len(masks) != len(records):
         raise InputError(
-            f"the mask {str(mask)!r} has {len(masks)} pages, its image {path.name!r} has {len(pages)}; they must have as many"
+            f"the mask {str(mask)!r} has {len(masks)} pages, its image {path.name!r} has {len(records)}; they must have as many"
         )
-    return [_record(page, root, kind, page_mask, normal_kind) for page, page_mask in zip(pages, masks, strict=True)]
+    return [replace(record, mask=page_mask) for record, page_mask in zip(records, masks, strict=True)]
 
 
-def _record(
-    path: Path, root: Path, kind: str | None = None, mask: Path | None = None, normal_kind: str = LabeledSet.normal_kind
-) -> ImageRecord:
+def _name(path: Path, root: Path) -> str:
     name = path.relative_to(root).as_posix()
     try:
         name.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"the file name {name!r} is not valid UTF-8, as which ids are stored; rename the file") from error
-    return ImageRecord(name, path, kind, mask, normal_kind)
+    return name

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.features.video_names import INSTALL, can_read_videos, is_video
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pbm", ".pnm", ".jfif", ".jpe")
 
@@ -46,6 +47,8 @@ class LeftOut:
             remedy = (
                 "; save pictures as PNG or TIFF to have them read" if any(map(_OTHER_PICTURES.fullmatch, self.files)) else ""
             )
+            if any(map(is_video, (f"video{suffix}" for suffix in self.files))):
+                remedy += f"; to have videos read: {INSTALL}"
             said.append(f"left out {count_of(sum(self.files.values()), 'file')}: {name_suffixes(self.files)}{remedy}")
         if self.hidden:
             said.append(f"left out {count_of(len(self.hidden), 'hidden image')}: {name_some(self.hidden)}")
@@ -137,7 +140,7 @@ class Walk:
         """
         if path.name.startswith("."):
             self._hidden += [path] if _is_hidden_image(path.name) else []
-        elif not is_image(path.name):
+        elif not (is_image(path.name) or (is_video(path.name) and can_read_videos())):
             if os.path.exists(path):  # noqa: PTH110  # Path.exists raises where a link leads into a folder that is closed to us
                 self.count(path)
             else:

@@ -6,14 +6,18 @@ Only headers are read here, no pixels.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import hash_file
 from spade_faiss.features import tiff
+from spade_faiss.features.video_names import split_time
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 _PAGE_NAME = re.compile(r"(.+)#([1-9]\d{0,8})", re.DOTALL)
@@ -43,14 +47,30 @@ def list_pages(path: Path) -> list[Path]:
     return [path] if len(numbers) < 2 else [path.with_name(f"{path.name}#{number}") for number in numbers]
 
 
+def file_of(path: Path) -> Path:
+    """The file that holds an image: of a page or a frame of a video, that which it is a part of."""
+    named = split_time(path)
+    return split_page(path)[0] if named is None else named[0]
+
+
 def hash_image(path: Path) -> str:
-    """The sha256 that names an image: that of its file; of a page, that of its file and its number."""
-    file, page = split_page(path)
-    return page_digest(hash_file(file), page)
+    """The sha256 that names an image: that of its file; of a page or a frame, of it and its number or time."""
+    return part_digest(hash_file(file_of(path)), path)
 
 
-def page_digest(file_sha256: str, page: int | None) -> str:
-    """See `hash_image`."""
+def hash_images(paths: Sequence[Path]) -> list[str]:
+    """`hash_image` of each path; a file of several images is read once."""
+    files = list(dict.fromkeys(map(file_of, paths)))
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        digests = dict(zip(files, pool.map(hash_file, files), strict=True))
+    return [part_digest(digests[file_of(path)], path) for path in paths]
+
+
+def part_digest(file_sha256: str, path: Path) -> str:
+    """The sha256 that names an image whose file has this one, see `hash_image`."""
+    if (named := split_time(path)) is not None:
+        return hashlib.sha256(f"{file_sha256}#t={named[1]}".encode()).hexdigest()
+    page = split_page(path)[1]
     return file_sha256 if page is None else hashlib.sha256(f"{file_sha256}#{page}".encode()).hexdigest()
 
 

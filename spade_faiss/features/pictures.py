@@ -25,10 +25,11 @@ from spade_faiss.features.decoding import MAX_PIXELS, decode, naming_file, read_
 from spade_faiss.features.frames import Frame
 from spade_faiss.features.masks import find_defective
 from spade_faiss.features.memory import tiled_bytes
-from spade_faiss.features.pages import page_digest, split_page
+from spade_faiss.features.pages import part_digest, split_page
 from spade_faiss.features.pixels import FULL_DEPTH, to_rgb
 from spade_faiss.features.placement import Placement, place
 from spade_faiss.features.roi_files import fill_outside
+from spade_faiss.features.video_frames import frame_of
 from spade_faiss.features.views import View, make_views
 
 Picture = npt.NDArray[np.uint8]
@@ -69,11 +70,13 @@ def load_views(
     with naming_file(record.path):
         if isinstance(record, Frame):
             decoded, digest = record.decode(max_pixels), ""
+        elif (frame := frame_of(record)) is not None:
+            decoded, digest = frame.decode(max_pixels), frame.sha256
         else:
             file, page = split_page(record.path)
             data = file.read_bytes()
             decoded = decode(data, max_pixels, page, cut=preprocess.bit_depth == FULL_DEPTH)
-            digest = page_digest(hashlib.sha256(data).hexdigest(), page)
+            digest = part_digest(hashlib.sha256(data).hexdigest(), record.path)
         image = to_rgb(decoded, preprocess.bit_depth)
         placement = place(*image.size, preprocess)
         loaded = LoadedImage(to_picture(fill_outside(image, placement, preprocess), placement), placement, digest)
@@ -95,6 +98,8 @@ def load_bytes(
     with naming_file(record.path):
         if isinstance(record, Frame):
             size, count = record.size, record.decode_bytes
+        elif (frame := frame_of(record)) is not None:
+            size, count = frame.video.size, frame.decode_bytes
         else:
             file, page = split_page(record.path)
             with file.open("rb") as stream:

@@ -34,8 +34,10 @@ def write_csv(
     kinds: Sequence[str] | None = None,
     verdicts: Verdicts | None = None,
     score: str = Method.score,
+    times_s: Sequence[float | None] | None = None,
 ) -> None:
-    """Write id, image_score, map_score, top_score, rank (1: the highest), kind if there is one, neighbor_1, dist_1, and so on.
+    """Write id, image_score, map_score, top_score, rank (1: the highest), kind if there is one, time_s of frames of videos,
+    neighbor_1, dist_1, and so on.
 
     With verdicts, p_image, p_map, p_top, p_structure, p_value and alarm (1 or 0) come before the neighbors; those of maps are
     empty without a map. structure_score comes before rank if there is one.
@@ -46,6 +48,7 @@ def write_csv(
         kinds: n names, such as `good` or the kind of defect; None if the images have no labels.
         verdicts: the verdicts on the n images, or None.
         score: the image score that they are ranked by.
+        times_s: when each of n frames is shown in its video, None for an image that is none; None if no image is one.
 
     Raises:
         InputError: if there is not one kind for each image.
@@ -56,7 +59,7 @@ def write_csv(
     ranks = rank(of_image[score])
     neighbor_names = [name for i in range(1, scores.neighbor_ids.shape[1] + 1) for name in (f"neighbor_{i}", f"dist_{i}")]
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        kind_name = ["kind"] if kinds is not None else []
+        kind_name = [*(["kind"] if kinds is not None else []), *(["time_s"] if times_s is not None else [])]
         verdict_names = ["p_image", "p_map", "p_top", "p_structure", "p_value", "alarm"] if verdicts is not None else []
         file.write(
             csv_line(["id", *(SCORE_COLUMNS[name] for name in of_image), "rank", *kind_name, *verdict_names, *neighbor_names])
@@ -67,6 +70,8 @@ def write_csv(
             # str() of a float32 is the shortest text that reads back as the same float32.
             line: list[object] = [text_cell(image), *(values[i] for values in of_image.values()), ranks[i]]
             line += [text_cell(kinds[i])] if kinds is not None else []
+            if times_s is not None:
+                line.append("" if times_s[i] is None else times_s[i])
             if verdicts is not None:
                 found = [
                     p[i] for p in (verdicts.p_image, verdicts.p_map, verdicts.p_top, verdicts.p_structure, verdicts.p_value)

@@ -12,6 +12,7 @@ from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError, SpadeError
 from spade_faiss.core.inside import open_regular
 from spade_faiss.features.datasets import ImageRecord
+from spade_faiss.features.pages import file_of, part_digest
 from spade_faiss.features.pictures import Picture, load_views
 from spade_faiss.features.views import view_id
 from spade_faiss.report.inputs import Shown
@@ -50,7 +51,7 @@ class NormalPictures:
         if (recorded := self._bank.sha256_of.get(name)) is None:
             return Shown(None, f"the bank knows no checksum of {path}")
         try:
-            found = _hash_picture(path)
+            found = part_digest(_hash_picture(file_of(path)), path)
         except FileNotFoundError:
             return Shown(None, f"{path} is gone")
         except (SpadeError, OSError, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from spade_faiss.features.video_frames import VideoFrame
 from spade_faiss.report.csvfile import rank
 from spade_faiss.report.inputs import ReportInputs
 from spade_faiss.report.metric_labels import RANKINGS, SCORE_COLUMNS
@@ -32,6 +33,7 @@ def run_numbers(inputs: ReportInputs) -> dict[str, Any]:
             {
                 "id": record.id,
                 "kind": record.kind,
+                **({"time_s": record.time_s} if isinstance(record, VideoFrame) else {}),
                 **{SCORE_COLUMNS[name]: values[i] for name, values in scores.image_scores.items()},
                 "rank": ranks[i],
                 **({} if decisions is None else decisions.image_numbers(i)),

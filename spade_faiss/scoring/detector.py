@@ -203,33 +203,36 @@ class Detector:
 
         frames = find_frames(images, ids)
         stream = self.stream(Timings(), "score")
-        found = stream(*find_images(cast(Images, images))) if frames is None else stream(Path(), frames)
+        found = stream(*find_images(cast(Images, images), self.run)) if frames is None else stream(Path(), frames)
         scores = [scores for _, scores in found]
         if frames is not None and stream.skipped:
             raise InputError(stream.skipped[0].reason)
         return join(scores)
 
-    def stream(self, timings: Timings, label: str) -> ScoreStream:
+    def stream(self, timings: Timings, label: str, *, allow_none: bool = False) -> ScoreStream:
         """Make a stream that scores images batch by batch, with as many at a time as the memory budget allows.
 
         Args:
             timings: where the seconds of each step are added.
             label: what the progress bar says.
+            allow_none: whether a stream may end with all of its images skipped.
         """
         from spade_faiss.scoring.stream import ScoreStream  # imports Pillow, which scoring features does not need
 
-        return ScoreStream(self.feature_stream(timings), self.batch_scorer(timings), label, self.prepare_thread)
+        features = self.feature_stream(timings, allow_none=allow_none)
+        return ScoreStream(features, self.batch_scorer(timings), label, self.prepare_thread)
 
-    def feature_stream(self, timings: Timings) -> FeatureStream:
+    def feature_stream(self, timings: Timings, *, allow_none: bool = False) -> FeatureStream:
         """Make what decodes images and computes their features, within the memory budget.
 
         Args:
             timings: where the seconds of each step are added.
+            allow_none: whether a stream may end with all of its images skipped.
         """
         from spade_faiss.features.stream import FeatureStream  # imports Pillow, which scoring features does not need
 
         run = replace(self.run, memory=self.decode_bytes)
-        return FeatureStream(self.backbone, run, batch_size=self.plan.batch, timings=timings)
+        return FeatureStream(self.backbone, run, batch_size=self.plan.batch, timings=timings, allow_none=allow_none)
 
     def batch_scorer(self, timings: Timings) -> Callable[[FeatureBatch], Scores | None]:
         """Make what scores batches of features as they come; it returns None for tiles after which others of an image follow.

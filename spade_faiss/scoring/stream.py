@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -40,7 +40,7 @@ class ScoreStream:
         """The images that were left out so far, each with the reason."""
         return self._features.skipped
 
-    def __call__(self, root: Path, records: Sequence[ImageRecord]) -> Iterator[tuple[Extracted, Scores]]:
+    def __call__(self, root: Path, records: Sequence[ImageRecord]) -> Generator[tuple[Extracted, Scores], None, None]:
         """Yield the pictures and features of each batch with its scores, while the next one is scored.
 
         Of images that are scored in tiles, it is one at a time, with the features of its last tiles.

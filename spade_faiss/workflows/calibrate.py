@@ -12,10 +12,8 @@ There are two modes, and both need normal images only:
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -41,7 +39,7 @@ from spade_faiss.features.batch import FeatureBatch, by_picture, originals
 from spade_faiss.features.datasets import Images, survey
 from spade_faiss.features.grouping import find_groups
 from spade_faiss.features.kinds import check_normals
-from spade_faiss.features.pages import hash_image, split_page
+from spade_faiss.features.pages import file_of, hash_images
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.search.recipe import load_recipe
@@ -171,12 +169,11 @@ def _score_holdout(detector: Detector, holdout: Images | FeatureBatch) -> Iterat
         parts = (whole[start : start + size] for start in range(0, len(whole), size))
         yield from map(detector.score_features, by_picture(holdout) if detector.bank.is_tiled else parts)
         return
-    found = survey(holdout)
+    found = survey(holdout, detector.run)
     found.warn()
     check_normals(found.sources, [record.path for record in found.records])
-    readable = [record for record in found.records if split_page(record.path)[0].is_file()]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        digests = list(pool.map(hash_image, [record.path for record in readable]))
+    readable = [record for record in found.records if file_of(record.path).is_file()]
+    digests = hash_images([record.path for record in readable])
     _check_new(detector.bank, [record.id for record in readable], digests)
     names = [record.id for record in found.records]
     _check_no_siblings(detector.bank, names, find_groups(names, detector.bank.manifest.grouping, detector.run.group_by))

@@ -10,7 +10,7 @@ import numpy as np
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.hints import score_command
-from spade_faiss.core.settings import Decision, LabeledSet, ReportOptions
+from spade_faiss.core.settings import Decision, LabeledSet, ReportOptions, Run
 from spade_faiss.features.datasets import Dataset, load_dataset
 from spade_faiss.features.folders import name_some
 from spade_faiss.features.pages import hash_image
@@ -56,7 +56,7 @@ def evaluate(
         raise InputError(
             f"localize={bank.method.localize!r} leaves images without a map to measure; evaluate with localize='all'"
         )
-    loaded = load_dataset(dataset, normal_kind=normal_kind)
+    loaded = load_dataset(dataset, normal_kind=normal_kind, run=bank.run if isinstance(bank, Detector) else Run())
     _check_classes(loaded, normal_kind)
     _check_not_tuned_on(loaded, bank)
     plan = OutputPlan("evaluate", out, [dataset, *loaded.found.entered])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from spade_faiss.features.grouping import find_groups
 from spade_faiss.features.kinds import check_normals
 from spade_faiss.features.layout import Layout, prepare
 from spade_faiss.features.memory import forward_bytes
-from spade_faiss.features.pages import hash_image
+from spade_faiss.features.pages import hash_images
 from spade_faiss.features.placement import Placement, Visible
 from spade_faiss.features.roi_files import place_roi, read_roi
 from spade_faiss.features.stream import FeatureStream
@@ -156,7 +155,7 @@ def extract(
     check_backbone(extraction, run)
     chosen = choose_preset(bank, preset, extraction.roi).with_extraction(extraction)
     extraction = chosen.extraction
-    found = _find_normals(images)
+    found = _find_normals(images, run)
     backbone = load_named(extraction, run)
     if extraction.augment is not None and backbone.source.preprocess.tile is not None:
         raise InputError(f"augment={extraction.augment!r} is of whole images, and tile cuts them up; leave one of them out")
@@ -266,7 +265,7 @@ def add(images: Images, *, bank: str | Path, backbone: Backbone | None = None, r
         NotFoundError: if there is no such bank, or a path does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """
-    found = _find_normals(images)
+    found = _find_normals(images, run)
     timings = Timings()
     with timings("check"):
         target = Bank.open(bank)
@@ -274,8 +273,8 @@ def add(images: Images, *, bank: str | Path, backbone: Backbone | None = None, r
     return _add_records(target, network, found, run, timings)
 
 
-def _find_normals(images: Images) -> Survey:
-    found = survey(images)
+def _find_normals(images: Images, run: Run) -> Survey:
+    found = survey(images, run)
     check_normals(found.sources, [record.path for record in found.records])
     return found
 
@@ -388,8 +387,7 @@ def _not_in(bank: Bank, records: Sequence[ImageRecord]) -> tuple[list[ImageRecor
     everything = bank.with_removed()
     held = everything.sha256_of
     present = [record for record in records if record.id in held]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        digests = pool.map(hash_image, [record.path for record in present])
+    digests = hash_images([record.path for record in present])
     for record, digest in zip(present, digests, strict=True):
         if held[record.id] != digest:
             before = everything.image_path(record.id)

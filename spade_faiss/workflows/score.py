@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spade_faiss.core.settings import Decision, ReportOptions
+from spade_faiss.core.settings import Decision, ReportOptions, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.decisions.calibration import Verdicts
@@ -22,6 +22,7 @@ from spade_faiss.decisions.rule import DecisionRule, Decisions
 from spade_faiss.features.datasets import Duplicate, ImageRecord, Images, Skipped, Survey, survey
 from spade_faiss.features.pictures import Mask
 from spade_faiss.features.placement import Placement, Visible
+from spade_faiss.features.video_frames import VideoFrame
 from spade_faiss.report.columns import region_columns, verdict_columns
 from spade_faiss.report.csvfile import write_csv, write_regions_csv
 from spade_faiss.report.exchange import OVERLAYS, REPORT, SCORES
@@ -68,7 +69,7 @@ def score_folder(
         NotFoundError: if a path does not exist.
         BankError: if a rate is asked for and there is no calibration, or one that is out of date.
     """
-    found = survey(images)
+    found = survey(images, bank.run if isinstance(bank, Detector) else Run())
     sources = [images] if isinstance(images, str | Path) else images
     plan = OutputPlan("score", out, [*sources, *found.entered])
     with open_job(bank, decision, plan) as job, open_pictures(job, report) as pictures:
@@ -269,8 +270,16 @@ def write_results(
         normal_places=bank.tile_places,
     )
     kinds = None if evaluated is None else [str(record.kind) for record in scored.records]
+    times = [record.time_s if isinstance(record, VideoFrame) else None for record in scored.records]
     staged = job.folder.staged
-    write_csv(staged / "scores.csv", scores, kinds, scored.verdicts, job.detector.method.score)
+    write_csv(
+        staged / "scores.csv",
+        scores,
+        kinds,
+        scored.verdicts,
+        job.detector.method.score,
+        times if any(time is not None for time in times) else None,
+    )
     if results.decisions is not None:
         write_regions_csv(staged / "regions.csv", scores.ids, scored.regions)
     page = run_page(inputs, report.shown)

@@ -31,7 +31,7 @@ from tests.support.pictures import weave
 
 COMMANDS = (
     *("fit", "extract", "index", "info", "add", "remove", "restore", "compact", "verify", "suspects", "score", "evaluate"),
-    *("calibrate", "drift", "doctor", "recommend"),
+    *("calibrate", "drift", "doctor", "recommend", "serve", "watch"),
 )
 # SPADE as its paper has it: results do not change with the preset that is taken unasked.
 SMALL = ("--backbone", "efficientnet_lite0", "--resize", "72", "--size", "64", "--preset", "spade")

@@ -148,7 +148,7 @@ TAKES: dict[str, list[tuple[type, set[str]]]] = {
     "calibrate": [(Method, {*LOCALIZING, "score"}), (Run, set())],
     "suspects": [
         (Method, {*LOCALIZING, "score", "image_scores"}),
-        (Run, {"max_skipped", "engine", "roi"}),
+        (Run, {"every", "max_skipped", "engine", "roi"}),
         (ReportOptions, {"overlays"}),
     ],
 }

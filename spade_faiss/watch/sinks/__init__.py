@@ -1,0 +1,1 @@
+"""Where verdicts go to: a folder, a webhook, an MQTT topic, a server of this project."""

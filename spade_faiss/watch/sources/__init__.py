@@ -1,0 +1,1 @@
+"""Where pictures come from: a folder that fills, a video file, a camera or stream."""
