@@ -23,7 +23,7 @@ struct alignas(64) TileConfig {
 };
 
 // Writes the minima of a tile's groups.
-SPADE_TARGET_AMX SPADE_INLINE void write_minima(const std::int32_t* sums, const RowPack& rows, int group, __m512 query_step,
+SPADE_TARGET_AMX SPADE_INLINE void write_minima(const std::int32_t* sums, const RowCodes& rows, int group, __m512 query_step,
                                                 float* out, std::size_t group_size) {
     for (int g = 0; g < kTileGroups; ++g, sums += kGroup * kTile, out += group_size) {
         __m512 least = no_minima();
@@ -36,11 +36,11 @@ SPADE_TARGET_AMX SPADE_INLINE void write_minima(const std::int32_t* sums, const 
 
 // Computes the sums of R * kTile rows with P panels, R and P up to 2. Tiles 0 to 3 hold sums, 4 and 5 rows, 6 and 7 queries.
 template <int R, int P>
-SPADE_TARGET_AMX SPADE_INLINE void multiply(const RowPack& rows, int group, const QueryPack& queries, int panel,
+SPADE_TARGET_AMX SPADE_INLINE void multiply(const RowCodes& rows, int group, const QueryPack& queries, int panel,
                                             std::int32_t* sums) {
     const std::size_t tile_size = static_cast<std::size_t>(kTile) * rows.stride;
     const std::size_t panel_size = static_cast<std::size_t>(kPanel) * queries.stride;
-    const std::uint8_t* x = rows.codes.data() + static_cast<std::size_t>(group) * kGroup * rows.stride;
+    const std::uint8_t* x = rows.codes + static_cast<std::size_t>(group) * kGroup * rows.stride;
     const std::int8_t* q = queries.codes.data() + panel * panel_size;
     const std::int32_t* initial_dot = queries.initial_dot.data() + panel * kPanel;
     SPADE_MEMORY_FENCE();
@@ -49,7 +49,8 @@ SPADE_TARGET_AMX SPADE_INLINE void multiply(const RowPack& rows, int group, cons
     if constexpr (P == 2) _tile_loadd(1, initial_dot + kPanel, 0);
     if constexpr (R == 2) _tile_loadd(2, initial_dot, 0);
     if constexpr (R == 2 && P == 2) _tile_loadd(3, initial_dot + kPanel, 0);
-    for (int c = 0; c < rows.stride; c += kTileBytes) {
+    // Where a row has fewer codes than fill its tiles, what is read of the next row meets zeros.
+    for (int c = 0; c < queries.stride; c += kTileBytes) {
         _tile_loadd(4, x + c, rows.stride);
         _tile_loadd(6, q + static_cast<std::size_t>(c) * kPanel, kTileBytes);
         _tile_dpbusd(0, 4, 6);
@@ -72,7 +73,7 @@ SPADE_TARGET_AMX SPADE_INLINE void multiply(const RowPack& rows, int group, cons
 
 // Writes the minima of R * kTile rows for P panels.
 template <int R, int P>
-SPADE_TARGET_AMX SPADE_INLINE void filter_tiles(const RowPack& rows, int group, const QueryPack& queries, int panel, float* out,
+SPADE_TARGET_AMX SPADE_INLINE void filter_tiles(const RowCodes& rows, int group, const QueryPack& queries, int panel, float* out,
                                                 std::size_t group_size) {
     // Nothing waits for the minima, so the processor may begin with the next tiles while it computes these.
     alignas(64) std::int32_t sums[4 * kTileSums];
@@ -87,7 +88,7 @@ SPADE_TARGET_AMX SPADE_INLINE void filter_tiles(const RowPack& rows, int group, 
 
 }  // namespace
 
-SPADE_TARGET_AMX void filter_amx(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima) {
+SPADE_TARGET_AMX void filter_amx(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima) {
     static const TileConfig config;
     SPADE_MEMORY_FENCE();
     _tile_loadconfig(&config);

@@ -37,7 +37,7 @@ struct Avx2Products {
 
 }  // namespace
 
-SPADE_TARGET void filter_avx2(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima) {
+SPADE_TARGET void filter_avx2(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima) {
     filter256<Avx2Products>(rows, groups, queries, minima);
 }
 

@@ -9,9 +9,9 @@ namespace {
 
 // Writes a group's minima for P panels, which are multiplied side by side.
 template <int P>
-SPADE_TARGET_AVX512VNNI void filter_group(const RowPack& rows, int group, const QueryPack& queries, int panel, float* out) {
+SPADE_TARGET_AVX512VNNI void filter_group(const RowCodes& rows, int group, const QueryPack& queries, int panel, float* out) {
     const std::size_t panel_size = static_cast<std::size_t>(kPanel) * queries.stride;
-    const std::uint8_t* x = rows.codes.data() + static_cast<std::size_t>(group) * kGroup * rows.stride;
+    const std::uint8_t* x = rows.codes + static_cast<std::size_t>(group) * kGroup * rows.stride;
     const std::int8_t* q = queries.codes.data() + panel * panel_size;
     __m512i dots[kGroup][P];
     for (int r = 0; r < kGroup; ++r)
@@ -39,7 +39,7 @@ SPADE_TARGET_AVX512VNNI void filter_group(const RowPack& rows, int group, const 
 
 }  // namespace
 
-SPADE_TARGET_AVX512VNNI void filter_avx512vnni(const RowPack& rows, GroupRange groups, const QueryPack& queries,
+SPADE_TARGET_AVX512VNNI void filter_avx512vnni(const RowCodes& rows, GroupRange groups, const QueryPack& queries,
                                                float* minima) {
     const std::size_t group_size = static_cast<std::size_t>(queries.panels) * kPanel;
     for (int panel = 0; panel < queries.panels; panel += 2) {

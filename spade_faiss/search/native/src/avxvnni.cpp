@@ -24,7 +24,7 @@ struct AvxVnniProducts {
 
 }  // namespace
 
-SPADE_TARGET void filter_avxvnni(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima) {
+SPADE_TARGET void filter_avxvnni(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima) {
     filter256<AvxVnniProducts>(rows, groups, queries, minima);
 }
 

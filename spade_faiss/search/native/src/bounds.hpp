@@ -51,6 +51,13 @@ public:
         return found;
     }
 
+    // The same for query i alone.
+    bool is_within(int group, int i, float minimum, float threshold) const {
+        const float norm = rows_.max_norm[group];
+        const float error = queries_.residual[i] * norm + queries_.norm[i] * rows_.max_residual[group] + rounding_ * norm * norm;
+        return !(minimum > threshold + margin_ * error);
+    }
+
     // Which rows of a group query i cannot rule out, as bits; `thresholds` has one for each row.
     SPADE_TARGET_AVX2 SPADE_INLINE unsigned rows_within(int group, int i, __m256 thresholds) const {
         const __m256 margin = _mm256_set1_ps(margin_);
@@ -85,7 +92,6 @@ public:
         return _mm256_fnmadd_ps(scaled, _mm256_set1_ps(queries_.step[i]), half_sq_norm);
     }
 
-private:
     // The sum of the eight lanes of each of eight registers.
     SPADE_TARGET_AVX2 SPADE_INLINE static __m256i sums_of_lanes(const __m256i* x) {
         const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
@@ -93,6 +99,7 @@ private:
         return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
     }
 
+private:
     const QueryPack& queries_;
     const RowPack& rows_;
     const float margin_, rounding_, vanishing_;

@@ -16,14 +16,14 @@ struct GroupRange {
 //     |x|^2 / 2 - q'.x' = half_sq_norm - step_x * step_q * (codes_q . codes_x)
 //
 // All filters round alike: the same packs give the same bits.
-using Filter = void (*)(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima);
+using Filter = void (*)(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima);
 
 // Plain C++, which all other filters must equal.
-void filter_reference(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima);
+void filter_reference(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima);
 // One filter for each SIMD level. The processor must run it: see `SimdLevel::why_not`.
-void filter_avx2(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima);
-void filter_avxvnni(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima);
-void filter_avx512vnni(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima);
-void filter_amx(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima);
+void filter_avx2(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima);
+void filter_avxvnni(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima);
+void filter_avx512vnni(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima);
+void filter_amx(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima);
 
 }  // namespace spade

@@ -44,7 +44,7 @@ SPADE_TARGET SPADE_INLINE void load_initial_dots(const std::int32_t* initial_dot
 // It must be inlined: left to itself, GCC 12 keeps fewer of the inner loop's pointers in registers, which costs up to a
 // quarter.
 template <typename Products>
-SPADE_TARGET SPADE_INLINE void filter256(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima) {
+SPADE_TARGET SPADE_INLINE void filter256(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima) {
     const std::size_t group_size = static_cast<std::size_t>(queries.panels) * kPanel;
     for (int panel = 0; panel < queries.panels; ++panel) {
         const std::int8_t* q = queries.codes.data() + static_cast<std::size_t>(panel) * kPanel * queries.stride;
@@ -55,13 +55,13 @@ SPADE_TARGET SPADE_INLINE void filter256(const RowPack& rows, GroupRange groups,
         for (int group = groups.begin; group < groups.end; ++group, out += group_size) {
             __m256 least0 = _mm256_set1_ps(std::numeric_limits<float>::infinity()), least1 = least0;
             for (int row = group * kGroup; row < (group + 1) * kGroup; row += kRows) {
-                const std::uint8_t* x = rows.codes.data() + static_cast<std::size_t>(row) * rows.stride;
+                const std::uint8_t* x = rows.codes + static_cast<std::size_t>(row) * rows.stride;
                 __m256i dots[kRows][kRegisters];
                 Products::multiply(x, rows.stride, q, initial_dot, dots);
 #pragma GCC unroll 4
                 for (int r = 0; r < kRows; ++r) {
-                    const __m256 row_step = _mm256_broadcast_ss(rows.step.data() + row + r);
-                    const __m256 half_sq_norm = _mm256_broadcast_ss(rows.half_sq_norm.data() + row + r);
+                    const __m256 row_step = _mm256_broadcast_ss(rows.step + row + r);
+                    const __m256 half_sq_norm = _mm256_broadcast_ss(rows.half_sq_norm + row + r);
                     const __m256 dot0 = _mm256_mul_ps(_mm256_cvtepi32_ps(dots[r][0]), row_step);
                     const __m256 dot1 = _mm256_mul_ps(_mm256_cvtepi32_ps(dots[r][1]), row_step);
                     least0 = _mm256_min_ps(_mm256_fnmadd_ps(dot0, query_step0, half_sq_norm), least0);

@@ -19,7 +19,7 @@ SPADE_TARGET_AVX512VNNI SPADE_INLINE __m512 no_minima() { return _mm512_set1_ps(
 // The minima of a panel after one more row, of which `dots` holds the products with the panel's queries.
 //
 // Masks of ones change nothing; they avoid GCC's unmasked intrinsics, whose definitions raise false warnings (GCC bug 105593).
-SPADE_TARGET_AVX512VNNI SPADE_INLINE __m512 with_row(__m512 least, __m512i dots, const RowPack& rows, int row,
+SPADE_TARGET_AVX512VNNI SPADE_INLINE __m512 with_row(__m512 least, __m512i dots, const RowCodes& rows, int row,
                                                      __m512 query_step) {
     constexpr __mmask16 all = 0xFFFF;
     const __m512 dot = _mm512_mul_ps(_mm512_maskz_cvtepi32_ps(all, dots), _mm512_set1_ps(rows.step[row]));

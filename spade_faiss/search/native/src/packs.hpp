@@ -68,6 +68,16 @@ struct Packing {
     Buffer<float> basis;    // (d, padded_components): the basis transposed, so that registers hold one channel of all its rows
 };
 
+// What a filter reads of rows: their number is padded to a multiple of kRowAlign, that of codes of each to a multiple of 16.
+//
+// The caller keeps the memory alive. After the last row, up to 64 bytes more are read, which may hold anything.
+struct RowCodes {
+    const std::uint8_t* codes;  // (padded rows, stride)
+    const float* step;          // (padded rows)
+    const float* half_sq_norm;  // (padded rows)
+    int stride;
+};
+
 // The rows of a block. Rows beyond `count` are padding at an infinite distance.
 struct RowPack {
     RowPack(std::shared_ptr<const Packing> packing, const Vectors& rows);
@@ -75,6 +85,8 @@ struct RowPack {
         return codes.nbytes() + step.nbytes() + half_sq_norm.nbytes() + norm.nbytes() + residual.nbytes() + max_norm.nbytes() +
                max_residual.nbytes() + repeats.nbytes();
     }
+
+    operator RowCodes() const { return {codes.data(), step.data(), half_sq_norm.data(), stride}; }
 
     std::shared_ptr<const Packing> packing;
     int count, stride, groups;
