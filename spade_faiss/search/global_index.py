@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,11 +72,13 @@ class Build:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """`nprobe` is the number of lists that a location searches, `rerank` that of the candidates whose true distances are
-    evaluated.
+    """`nprobe` is the most lists that a location searches, `rerank` the number of candidates whose true distances are evaluated.
+
+    A location searches its four nearest lists, and more only if their centroids are not much further away than the nearest.
+    Locations that are near to what is normal search few, unusual ones search up to `nprobe`: their distances are what decides.
     """
 
-    nprobe: int = 16
+    nprobe: int = 32
     rerank: int = 16
 
     def __post_init__(self) -> None:
@@ -251,8 +254,8 @@ def _k_means(xt: FloatArray, count: int) -> FloatArray:
 
 def _lists_for(vectors: int, sampled: int) -> int:
     """The number of lists for so many vectors, of which so many are in the sample: a power of two."""
-    most = min(_LISTS_PER_ROOT * vectors**0.5, sampled / _VECTORS_PER_LIST, _MOST_LISTS)
-    return 1 << max(0, int(np.log2(max(most, 1))))
+    most = min(sampled / _VECTORS_PER_LIST, _MOST_LISTS)
+    return 1 << max(0, min(int(np.log2(max(most, 1))), math.ceil(np.log2(_LISTS_PER_ROOT * vectors**0.5))))
 
 
 def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:

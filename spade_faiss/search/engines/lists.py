@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,12 @@ from spade_faiss.search.native.extension import import_native, usable_simd_level
 from spade_faiss.search.native.gallery import map_gallery
 from spade_faiss.search.protocol import Pack
 
+if TYPE_CHECKING:
+    from spade_faiss.search.native._native import Gallery
+
+# So many lists are searched in any case; others only if their centroids are not much further than the nearest: at so many times
+# its squared distance, at most. The kernel has the same numbers.
+_LEAST_PROBES, _FURTHER = 4, np.float32(1.5)
 _OFFSET = 128
 
 Bools = npt.NDArray[np.bool_]
@@ -63,7 +69,7 @@ class NativeLists:
         packs: the groups of lists.
     """
 
-    def __init__(self, simd_level: str, gallery: object, centroids: FloatArray, packs: Sequence[Pack]) -> None:
+    def __init__(self, simd_level: str, gallery: Gallery, centroids: FloatArray, packs: Sequence[Pack]) -> None:
         groups = [tuple(pack.arrays[name] for name in (CODES, STEP, HALF, ID, SIZES)) + (pack.rows,) for pack in packs]
         self._lists = import_native().Lists(simd_level, gallery, np.ascontiguousarray(centroids), groups)
 
@@ -100,7 +106,11 @@ class NumpyLists:
     ) -> tuple[FloatArray, IntArray]:
         """See `ListEngine`."""
         nprobe = min(nprobe, len(self._centroids))
-        _, probed = product_knn(np.ascontiguousarray(projected), self._centroids, nprobe)
+        D_centroid, probed = product_knn(np.ascontiguousarray(projected), self._centroids, nprobe)
+        if nprobe < len(self._centroids):
+            further = D_centroid > _FURTHER * D_centroid[:, :1]
+            further[:, :_LEAST_PROBES] = False
+            probed[further] = -1
         probed[~np.isfinite(projected).all(axis=1)] = -1
         estimate, ids = np.full((len(xq), rerank), np.inf, np.float32), np.full((len(xq), rerank), -1, np.int64)
         for number in np.unique(probed[probed >= 0]).tolist():

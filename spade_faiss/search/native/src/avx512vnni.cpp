@@ -52,4 +52,28 @@ SPADE_TARGET_AVX512VNNI void filter_avx512vnni(const RowCodes& rows, GroupRange 
     }
 }
 
+SPADE_TARGET_AVX512VNNI void estimate_rows_avx512vnni(const RowCodes& rows, GroupRange groups, const QueryCodes& query,
+                                                      float* out) {
+    const std::uint8_t* x = rows.codes + static_cast<std::size_t>(groups.begin) * kGroup * rows.stride;
+    const __m256i initial_dot = _mm256_set1_epi32(query.initial_dot);
+    const __m256 query_step = _mm256_set1_ps(query.step);
+    for (int row = groups.begin * kGroup; row < groups.end * kGroup; row += kGroup, x += kGroup * rows.stride, out += kGroup) {
+        __m128i dots[kGroup];
+        for (int r = 0; r < kGroup; ++r) dots[r] = _mm_setzero_si128();
+        for (int c = 0; c < rows.stride; c += 16) {
+            const __m128i query_codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(query.codes + c));
+#pragma GCC unroll 8
+            for (int r = 0; r < kGroup; ++r) {
+                const auto* codes = reinterpret_cast<const __m128i*>(x + static_cast<std::size_t>(r) * rows.stride + c);
+                dots[r] = _mm_dpbusd_epi32(dots[r], _mm_loadu_si128(codes), query_codes);
+            }
+        }
+        const __m128i low = _mm_hadd_epi32(_mm_hadd_epi32(dots[0], dots[1]), _mm_hadd_epi32(dots[2], dots[3]));
+        const __m128i high = _mm_hadd_epi32(_mm_hadd_epi32(dots[4], dots[5]), _mm_hadd_epi32(dots[6], dots[7]));
+        const __m256i dot = _mm256_add_epi32(_mm256_set_m128i(high, low), initial_dot);
+        const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_loadu_ps(rows.step + row));
+        _mm256_storeu_ps(out, _mm256_fnmadd_ps(scaled, query_step, _mm256_loadu_ps(rows.half_sq_norm + row)));
+    }
+}
+
 }  // namespace spade

@@ -51,13 +51,6 @@ public:
         return found;
     }
 
-    // The same for query i alone.
-    bool is_within(int group, int i, float minimum, float threshold) const {
-        const float norm = rows_.max_norm[group];
-        const float error = queries_.residual[i] * norm + queries_.norm[i] * rows_.max_residual[group] + rounding_ * norm * norm;
-        return !(minimum > threshold + margin_ * error);
-    }
-
     // Which rows of a group query i cannot rule out, as bits; `thresholds` has one for each row.
     SPADE_TARGET_AVX2 SPADE_INLINE unsigned rows_within(int group, int i, __m256 thresholds) const {
         const __m256 margin = _mm256_set1_ps(margin_);

@@ -26,4 +26,18 @@ void filter_avxvnni(const RowCodes& rows, GroupRange groups, const QueryPack& qu
 void filter_avx512vnni(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima);
 void filter_amx(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima);
 
+// One query, whose codes stand in their order; there are as many as a row has.
+struct QueryCodes {
+    const std::int8_t* codes;
+    std::int32_t initial_dot;
+    float step;
+};
+
+// The estimates of all rows of some groups for one query, out[row - groups.begin * kGroup]: what a filter takes the least of, to
+// the bit. Codes of rows fill a byte.
+using EstimateRows = void (*)(const RowCodes& rows, GroupRange groups, const QueryCodes& query, float* out);
+
+void estimate_rows_avx2(const RowCodes& rows, GroupRange groups, const QueryCodes& query, float* out);
+void estimate_rows_avx512vnni(const RowCodes& rows, GroupRange groups, const QueryCodes& query, float* out);
+
 }  // namespace spade

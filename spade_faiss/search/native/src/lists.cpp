@@ -19,7 +19,13 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // Queries that search a list at a time: two panels, which the filters multiply side by side.
 constexpr int kBatch = 2 * kPanel;
-// How many blocks of centroids there are, at the least, for each list that is probed: the least of each bounds the nearest.
+// Of so many more centroids than are wanted, those with the least estimates, distances are computed.
+constexpr int kSpare = 16;
+// So many lists are searched in any case; others only if their centroids are not much further than the nearest: at so many times
+// its squared distance, at most.
+constexpr int kLeastProbes = 4;
+constexpr float kFurther = 1.5f;
+// How many blocks of centroids there are, at the least, for each of those: the least of each bounds the estimates.
 constexpr int kBlocksPerProbe = 4;
 // What float32 may lose of an estimate, as a share of the squared lengths that it is made of; generously.
 constexpr float kRounding = 1e-5f;
@@ -80,6 +86,7 @@ public:
           count_(queries.xq.count),
           padded_(lists.padded_),
           nprobe_(std::min(queries.nprobe, lists.count())),
+          is_every_(nprobe_ == lists.count()),
           is_filtered_(lists.level_.format.max_row_code == eight_bit_codes(1).max_row_code),
           projected_(static_cast<std::size_t>(count_) * padded_),
           probed_(static_cast<std::size_t>(count_) * nprobe_, -1),
@@ -87,6 +94,7 @@ public:
           found_(count_),
           packing_(uncentered(lists.level_, lists.width_)),
           batch_(packing_, kBatch),
+          codes_(static_cast<std::size_t>(kBatch) * padded_),
           residuals_(static_cast<std::size_t>(kBatch) * padded_) {
         for (int i = 0; i < count_; ++i)
             decode(queries.projected.row(i), ElementType::kFloat32, lists.width_, padded_, projected(i));
@@ -109,43 +117,49 @@ private:
     // The largest estimate that a row can have to become a candidate.
     float limit(int i) { return found_[i] < queries_.rerank ? kInfinity : candidates(i)->estimate; }
 
-    // Finds the lists whose centroids are nearest, exactly, in the order of their distance.
-    void choose_lists() {
+    // Finds the lists whose centroids are nearest, in the order of their distance: the nearest of those with the least estimates,
+    // of which there are some more.
+    SPADE_TARGET_AVX2 void choose_lists() {
         const RowPack& centroids = lists_.centroids_packed_;
         QueryPack pack(centroids.packing, kBatch);
-        const float* least_norm_bound = std::max_element(centroids.max_norm.data(), centroids.max_norm.data() + centroids.groups);
-        const float* residual_bound =
-            std::max_element(centroids.max_residual.data(), centroids.max_residual.data() + centroids.groups);
-        const int per_block = std::max(1, centroids.groups / (kBlocksPerProbe * nprobe_));
-        const int blocks = (centroids.groups + per_block - 1) / per_block;
-        std::vector<float> minima(static_cast<std::size_t>(centroids.groups) * kBatch), least, sorted;
+        const int wanted = std::min(lists_.count(), kSpare + nprobe_), groups = centroids.groups;
+        const int per_block = std::max(1, groups / (kBlocksPerProbe * wanted)), blocks = (groups + per_block - 1) / per_block;
+        std::vector<float> minima(static_cast<std::size_t>(groups) * kBatch), least, sorted(blocks);
+        std::vector<int> open[kBatch];
         std::vector<std::pair<float, int>> near;
         for (int first = 0; first < count_; first += kBatch) {
             const int count = std::min(kBatch, count_ - first);
             const void* addresses[kBatch];
             for (int j = 0; j < count; ++j) addresses[j] = projected(first + j);
             pack.assign(centroids.packing, addresses, ElementType::kFloat32, count);
-            const Bounds bounds(pack, centroids, 1);
-            lists_.level_.filter(centroids, {0, centroids.groups}, pack, minima.data());
+            lists_.level_.filter(centroids, {0, groups}, pack, minima.data());
             const int width = pack.panels * kPanel;
-            least_of_blocks(minima.data(), width, centroids.groups, per_block, least);
-            float thresholds[kBatch];
-            std::fill_n(thresholds, kBatch, -kInfinity);
+            least_of_blocks(minima.data(), width, groups, per_block, least);
+            float limits[kBatch];
+            std::fill_n(limits, kBatch, -kInfinity);
             for (int j = 0; j < count; ++j) {
-                thresholds[j] = kInfinity;
-                if (blocks < nprobe_) continue;
-                sorted.resize(blocks);
+                open[j].clear();
+                limits[j] = kInfinity;
+                if (blocks < wanted) continue;
                 for (int block = 0; block < blocks; ++block) sorted[block] = least[static_cast<std::size_t>(block) * width + j];
-                std::nth_element(sorted.begin(), sorted.begin() + nprobe_ - 1, sorted.end());
-                // So many centroids are at most as far as this and the error of its estimate.
-                thresholds[j] = sorted[nprobe_ - 1] + pack.residual[j] * *least_norm_bound + pack.norm[j] * *residual_bound +
-                                kRounding * (pack.sq_norm[j] + *least_norm_bound * *least_norm_bound);
+                std::nth_element(sorted.begin(), sorted.begin() + wanted - 1, sorted.end());
+                limits[j] = sorted[wanted - 1];  // so many estimates, one of each block, are at most this
             }
+            for (int group = 0; group < groups; ++group)
+                for (int lane = 0; lane < width; lane += 8) {
+                    const __m256 values = _mm256_loadu_ps(minima.data() + static_cast<std::size_t>(group) * width + lane);
+                    const __m256 within = _mm256_cmp_ps(values, _mm256_loadu_ps(limits + lane), _CMP_LE_OQ);
+                    for (auto which = static_cast<unsigned>(_mm256_movemask_ps(within)); which; which &= which - 1)
+                        open[lane + __builtin_ctz(which)].push_back(group);
+                }
+            const Bounds bounds(pack, centroids, 1);
             for (int j = 0; j < count; ++j) {
-                near_centroids(bounds, minima.data(), width, thresholds, j, first + j, near);
+                near_centroids(bounds, open[j], limits[j], j, first + j, near);
                 const int chosen = std::min<int>(nprobe_, static_cast<int>(near.size()));
                 std::partial_sort(near.begin(), near.begin() + chosen, near.end());
-                for (int p = 0; p < chosen; ++p) probed_[static_cast<std::size_t>(first + j) * nprobe_ + p] = near[p].second;
+                int* const probed = probed_.data() + static_cast<std::size_t>(first + j) * nprobe_;
+                for (int p = 0; p < chosen && (p < kLeastProbes || is_every_ || near[p].first <= kFurther * near[0].first); ++p)
+                    probed[p] = near[p].second;
             }
         }
     }
@@ -161,21 +175,18 @@ private:
         }
     }
 
-    // Squared distances of query i, the j-th of its pack, to all centroids that may be within its threshold.
-    SPADE_TARGET_AVX2 void near_centroids(const Bounds& bounds, const float* minima, int width, const float* thresholds, int j,
-                                          int i, std::vector<std::pair<float, int>>& near) {
+    // Squared distances of query i, the j-th of its pack, to the centroids of some groups whose estimates are within a limit.
+    SPADE_TARGET_AVX2 void near_centroids(const Bounds& bounds, const std::vector<int>& groups, float limit, int j, int i,
+                                          std::vector<std::pair<float, int>>& near) {
         near.clear();
-        const RowPack& centroids = lists_.centroids_packed_;
         for (int c = 0; c < lists_.width_; ++c)
             if (!std::isfinite(projected(i)[c])) return;
-        const int panel = j / kPanel, lane = j % kPanel;
-        const __m256 threshold = _mm256_set1_ps(thresholds[j]);
-        for (int group = 0; group < centroids.groups; ++group) {
-            if (!bounds.is_within(group, j, minima[static_cast<std::size_t>(group) * width + panel * kPanel + lane], thresholds[j]))
-                continue;
-            const int rows = std::min(kGroup, centroids.count - group * kGroup);
+        for (const int group : groups) {
+            const int rows = std::min(kGroup, lists_.count() - group * kGroup);
             if (rows <= 0) break;
-            for (unsigned which = bounds.rows_within(group, j, threshold) & ((1u << rows) - 1); which; which &= which - 1) {
+            const __m256 within = _mm256_cmp_ps(bounds.estimates(group, j), _mm256_set1_ps(limit), _CMP_LE_OQ);
+            for (unsigned which = static_cast<unsigned>(_mm256_movemask_ps(within)) & ((1u << rows) - 1); which;
+                 which &= which - 1) {
                 const int list = group * kGroup + __builtin_ctz(which);
                 const float* const x[1] = {centroid(list)};
                 float sq_dist;
@@ -213,6 +224,11 @@ private:
             addresses[j] = residual;
         }
         batch_.assign(packing_, addresses, ElementType::kFloat32, count);
+        const int stride = round_up(lists_.width_, kRowAlign);
+        for (int j = 0; j < count; ++j) {
+            const std::int16_t* wide = batch_.codes_by_query.data() + static_cast<std::size_t>(j) * batch_.stride;
+            std::copy_n(wide, stride, codes_.data() + static_cast<std::size_t>(j) * stride);
+        }
         for (std::size_t number = 0; number < lists_.groups_.size(); ++number) scan(number, visits, count);
     }
 
@@ -231,9 +247,7 @@ private:
         const RowCodes rows{codes.rows.codes + first * codes.rows.stride, codes.rows.step + first,
                             codes.rows.half_sq_norm + first, codes.rows.stride};
         if (count == 1 || !is_filtered_) {
-            for (int j = 0; j < count; ++j)
-                for (int group = ranges[j].begin; group < ranges[j].end; ++group)
-                    take(number, rows, codes.id + first, group, j, visits[j].query);
+            for (int j = 0; j < count; ++j) take(number, rows, codes.id + first, ranges[j], j, visits[j].query);
             return;
         }
         // An AMX tile holds two groups.
@@ -251,7 +265,7 @@ private:
                 for (unsigned which = minima_within(minima, panel, limits); which; which &= which - 1) {
                     const int j = panel * kPanel + __builtin_ctz(which);
                     if (j >= count || group < ranges[j].begin || ranges[j].end <= group) continue;
-                    take(number, rows, codes.id + first, group, j, visits[j].query);
+                    take(number, rows, codes.id + first, {group, group + 1}, j, visits[j].query);
                     limits[j] = limit(visits[j].query);
                 }
             }
@@ -284,18 +298,26 @@ private:
         return found;
     }
 
-    // Takes the rows of a group that query i, the j-th of the batch, may want.
-    SPADE_TARGET_AVX2 void take(std::size_t number, const RowCodes& rows, const std::uint32_t* ids, int group, int j, int i) {
-        const __m256 half = estimates(rows, group, j);
-        const __m256 estimate = _mm256_add_ps(_mm256_add_ps(half, half), _mm256_set1_ps(batch_.sq_norm[j]));
-        unsigned which =
-            static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(estimate, _mm256_set1_ps(limit(i)), _CMP_LE_OQ)));
-        if (!which) return;
-        alignas(32) float values[kGroup];
-        _mm256_store_ps(values, estimate);
-        for (; which; which &= which - 1) {
-            const int r = __builtin_ctz(which);
-            if (values[r] < kInfinity) offer(number, ids[group * kGroup + r], values[r], i);
+    // Takes the rows of some groups that query i, the j-th of the batch, may want.
+    SPADE_TARGET_AVX2 void take(std::size_t number, const RowCodes& rows, const std::uint32_t* ids, GroupRange groups, int j,
+                                int i) {
+        const std::size_t size = static_cast<std::size_t>(groups.end - groups.begin) * kGroup;
+        if (estimates_.size() < size) estimates_.resize(size);
+        const QueryCodes query{codes_.data() + static_cast<std::size_t>(j) * rows.stride, batch_.initial_dot[j], batch_.step[j]};
+        lists_.level_.estimate_rows(rows, groups, query, estimates_.data());
+        const __m256 sq_norm = _mm256_set1_ps(batch_.sq_norm[j]);
+        for (int group = groups.begin; group < groups.end; ++group) {
+            const __m256 half = _mm256_loadu_ps(estimates_.data() + static_cast<std::size_t>(group - groups.begin) * kGroup);
+            const __m256 estimate = _mm256_add_ps(_mm256_add_ps(half, half), sq_norm);
+            const __m256 within = _mm256_cmp_ps(estimate, _mm256_set1_ps(limit(i)), _CMP_LE_OQ);
+            unsigned which = static_cast<unsigned>(_mm256_movemask_ps(within));
+            if (!which) continue;
+            alignas(32) float values[kGroup];
+            _mm256_store_ps(values, estimate);
+            for (; which; which &= which - 1) {
+                const int r = __builtin_ctz(which);
+                if (values[r] < kInfinity) offer(number, ids[group * kGroup + r], values[r], i);
+            }
         }
     }
 
@@ -318,25 +340,6 @@ private:
         }
         heap[found++] = candidate;
         std::push_heap(heap, heap + found);
-    }
-
-    // What the filter computes for each row of a group, before it takes the least.
-    SPADE_TARGET_AVX2 SPADE_INLINE __m256 estimates(const RowCodes& rows, int group, int j) const {
-        const std::uint8_t* x = rows.codes + static_cast<std::size_t>(group) * kGroup * rows.stride;
-        const std::int16_t* q = batch_.codes_by_query.data() + static_cast<std::size_t>(j) * batch_.stride;
-        __m256i dots[kGroup];
-        for (int r = 0; r < kGroup; ++r) dots[r] = _mm256_setzero_si256();
-        for (int c = 0; c < rows.stride; c += 16) {
-            const __m256i query_codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + c));
-#pragma GCC unroll 8
-            for (int r = 0; r < kGroup; ++r) {
-                const auto* row = reinterpret_cast<const __m128i*>(x + static_cast<std::size_t>(r) * rows.stride + c);
-                dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128(row)), query_codes));
-            }
-        }
-        const __m256i dot = _mm256_add_epi32(Bounds::sums_of_lanes(dots), _mm256_set1_epi32(batch_.initial_dot[j]));
-        const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_loadu_ps(rows.step + group * kGroup));
-        return _mm256_fnmadd_ps(scaled, _mm256_set1_ps(batch_.step[j]), _mm256_loadu_ps(rows.half_sq_norm + group * kGroup));
     }
 
     // Computes the distances of all candidates, which decide.
@@ -365,15 +368,17 @@ private:
     const Lists& lists_;
     const ListQueries& queries_;
     const int count_, padded_, nprobe_;
+    const bool is_every_;     // whether all lists are searched
     const bool is_filtered_;  // whether the SIMD level's filter multiplies codes that fill a byte
     Buffer<float> projected_;             // (queries, padded)
     std::vector<int> probed_;             // (queries, nprobe): the lists, the nearest first; -1 for none
     std::vector<Candidate> candidates_;   // (queries, rerank): of each query a heap, the largest first
     std::vector<int> found_;              // (queries): how many candidates there are
     std::shared_ptr<const Packing> packing_;
-    QueryPack batch_;          // queries relative to the centroid of a list
+    QueryPack batch_;            // queries relative to the centroid of a list
+    Buffer<std::int8_t> codes_;  // (kBatch, padded): their codes, query by query
     Buffer<float> residuals_;  // (kBatch, padded)
-    std::vector<float> minima_;
+    std::vector<float> minima_, estimates_;
     ListStats stats_;
 };
 
