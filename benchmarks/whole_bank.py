@@ -164,7 +164,9 @@ def large(places: Places) -> Iterator[Row]:
     shape = SHAPES[GENERATED_GROWTH]
     coarse = Shape(shape.levels[1:], shape.looks[1:], shape.embedding_dim)
     product, levels = Product(coarse), ("+".join(level.name for level in coarse.levels),)
-    whole = Compared(_generated(product, LARGE, replace(places, scratch=places.scratch / "coarse")), product.tests(TESTS), levels)
+    whole = Compared(
+        _generated(product, LARGE, replace(places, scratch=places.scratch / "coarse")), product.tests(TESTS), levels
+    )
     bank, recipe = Bank.open(whole.bank), load_recipe("global").with_levels(levels)
     start = time.perf_counter()
     built = build_index(bank, recipe, rebuild=True)

@@ -47,8 +47,8 @@ class Build:
     """The codes of vectors, and the lists that they lie in.
 
     `dims` is the number of values that a vector is encoded as, a byte each: principal components and, where these are not all,
-    the length of what they leave over. `lists` is the number of lists of each level; with 0 it follows from the number of vectors. `train_vectors` is the size of the sample that
-    components and lists are learned from.
+    the length of what they leave over. `lists` is the number of lists of each level; with 0 it follows from the number of
+    vectors. `train_vectors` is the size of the sample that components and lists are learned from.
 
     `thin` says which vectors are indexed: all (`none`), a random `share` of them (`random`), or a share that is picked by
     greedy k-center (`kcenter`), PatchCore's coreset. Vectors of images that are added to a coreset are indexed if they are
@@ -72,7 +72,7 @@ class Build:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """`nprobe` is the most lists that a location searches, `rerank` the number of candidates whose true distances are evaluated.
+    """`nprobe` is the most lists that a location searches, `rerank` that of the candidates whose true distances are evaluated.
 
     A location searches its four nearest lists, and more only if their centroids are not much further away than the nearest.
     Locations that are near to what is normal search few, unusual ones search up to `nprobe`: their distances are what decides.
@@ -151,7 +151,13 @@ class GlobalSearch:
         return [(rows >= 0) & may[rows] for rows in self._rows]
 
     def _search_part(
-        self, x: FloatArray, projected: FloatArray, image: int, part: slice, allowed: list[npt.NDArray[np.bool_]], best: RunningBest
+        self,
+        x: FloatArray,
+        projected: FloatArray,
+        image: int,
+        part: slice,
+        allowed: list[npt.NDArray[np.bool_]],
+        best: RunningBest,
     ) -> None:
         """Search for some queries of an image."""
         rerank = max(self._rerank, best.kappa)
@@ -230,7 +236,7 @@ def _width(build: Build, channels: int) -> int:
 
 
 def _alike(xt: FloatArray, trained: Arrays) -> FloatArray:
-    """(1,), the mean cosine of the angle between the rests of near vectors, see `Projection`; the sample is sorted by images."""
+    """(1,), the mean cosine of the angle between the rests of near vectors, see `Projection`; `xt` is sorted by images."""
     components, centered = trained["components"], xt - trained["mean"]
     rest = centered - (centered @ components) @ components.T
     half = len(xt) // 2

@@ -11,7 +11,7 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.types import Arrays, FloatArray, IntArray
 
 CODES, STEP, HALF, ID, SIZES = "codes", "step", "half_sq_norm", "id", "sizes"
-# A list is padded to a multiple of so many rows, and a code to a multiple of so many bytes: what the kernel multiplies at a time.
+# A list is padded to a multiple of so many rows, a code to a multiple of so many bytes: what the kernel multiplies at a time.
 ALIGN = 16
 # What the kernel may read beyond the last code.
 _BEYOND = 64
@@ -40,7 +40,7 @@ def padded(length: int) -> int:
 
 
 def quantize(x: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
-    """Vectors (n, d) float32 as integers of up to 127 each, (n, d), and the step (n,) that they count; as the kernel does it."""
+    """Vectors (n, d) float32 as integers of up to 127 each, (n, d), and the step (n,) that they count, as by the kernel."""
     largest = np.abs(x).max(axis=1)
     step = np.where(largest < _SMALLEST_VALUE, np.float32(0), largest / np.float32(_LARGEST_CODE)).astype(np.float32)
     inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step > 0)
@@ -94,7 +94,12 @@ def check_lists(packed: Arrays, d: int, lists: int, vectors: int) -> None:
     if (total := int(sizes.sum(dtype=np.int64))) > vectors:
         raise InputError(f"{SIZES} counts {total} of {vectors} vectors")
     rows = int(starts_of(sizes)[-1])
-    expected = {CODES: (rows * padded(d) + _BEYOND, "uint8"), STEP: (rows, "float32"), HALF: (rows, "float32"), ID: (rows, "uint32")}
+    expected = {
+        CODES: (rows * padded(d) + _BEYOND, "uint8"),
+        STEP: (rows, "float32"),
+        HALF: (rows, "float32"),
+        ID: (rows, "uint32"),
+    }
     for name in (*expected, *packed):
         if name == SIZES:
             continue

@@ -82,7 +82,8 @@ def test_lists_are_laid_out_one_after_the_other_and_ascend() -> None:
         for number, size in enumerate(packed["sizes"].tolist()):
             rows = slice(starts[number], starts[number + 1])
             half = packed["half_sq_norm"][rows]
-            assert (np.diff(half[:size]) >= 0).all() and np.isinf(half[size:]).all()
+            assert (np.diff(half[:size]) >= 0).all()
+            assert np.isinf(half[size:]).all()
             ids = packed["id"][rows][:size] + (0 if images == 4 else 4 * LOCATIONS)
             assert (made.list_of[ids] == number).all()
             width = made.codes.code.shape[1]
@@ -115,7 +116,8 @@ def test_quantized_vectors_are_within_half_a_step() -> None:
     x = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
     x[0], x[1] = 0, 1e-35
     integers, step = quantize(x)
-    assert np.abs(integers).max() == 127 and not integers[:2].any()
+    assert np.abs(integers).max() == 127
+    assert not integers[:2].any()
     assert (np.abs(integers * step[:, None] - x)[2:] <= 0.5001 * step[2:, None]).all()
 
 
@@ -129,7 +131,8 @@ def check_found(made: Made, D_found: FloatArray, ids: np.ndarray, nprobe: int, r
         estimate = made.estimates(q, probed)
         wanted = min(rerank, int(np.isfinite(estimate).sum()))
         found = found[found >= 0]
-        assert len(found) == wanted and len(set(found.tolist())) == wanted
+        assert len(found) == wanted
+        assert len(set(found.tolist())) == wanted
         # The query is encoded, too: what is found estimates hardly more than what is best.
         assert estimate[found].max() <= np.sort(estimate)[wanted - 1] * 1.1 + 1e-3
         true = np.square(made.x[found].astype(np.float64) - q).sum(axis=1)

@@ -70,7 +70,7 @@ class NativeLists:
     """
 
     def __init__(self, simd_level: str, gallery: Gallery, centroids: FloatArray, packs: Sequence[Pack]) -> None:
-        groups = [tuple(pack.arrays[name] for name in (CODES, STEP, HALF, ID, SIZES)) + (pack.rows,) for pack in packs]
+        groups = [(*(pack.arrays[name] for name in (CODES, STEP, HALF, ID, SIZES)), pack.rows) for pack in packs]
         self._lists = import_native().Lists(simd_level, gallery, np.ascontiguousarray(centroids), groups)
 
     def __call__(

@@ -21,8 +21,8 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int kBatch = 2 * kPanel;
 // Of so many more centroids than are wanted, those with the least estimates, distances are computed.
 constexpr int kSpare = 16;
-// So many lists are searched in any case; others only if their centroids are not much further than the nearest: at so many times
-// its squared distance, at most.
+// So many lists are searched in any case; others only if their centroids are not much further than the nearest: at so many
+// times its squared distance, at most.
 constexpr int kLeastProbes = 4;
 constexpr float kFurther = 1.5f;
 // How many blocks of centroids there are, at the least, for each of those: the least of each bounds the estimates.
@@ -117,8 +117,8 @@ private:
     // The largest estimate that a row can have to become a candidate.
     float limit(int i) { return found_[i] < queries_.rerank ? kInfinity : candidates(i)->estimate; }
 
-    // Finds the lists whose centroids are nearest, in the order of their distance: the nearest of those with the least estimates,
-    // of which there are some more.
+    // Finds the lists whose centroids are nearest, in the order of their distance: the nearest of those with the least
+    // estimates, of which there are some more.
     SPADE_TARGET_AVX2 void choose_lists() {
         const RowPack& centroids = lists_.centroids_packed_;
         QueryPack pack(centroids.packing, kBatch);
@@ -303,7 +303,8 @@ private:
                                 int i) {
         const std::size_t size = static_cast<std::size_t>(groups.end - groups.begin) * kGroup;
         if (estimates_.size() < size) estimates_.resize(size);
-        const QueryCodes query{codes_.data() + static_cast<std::size_t>(j) * rows.stride, batch_.initial_dot[j], batch_.step[j]};
+        const QueryCodes query{codes_.data() + static_cast<std::size_t>(j) * rows.stride, batch_.initial_dot[j],
+                               batch_.step[j]};
         lists_.level_.estimate_rows(rows, groups, query, estimates_.data());
         const __m256 sq_norm = _mm256_set1_ps(batch_.sq_norm[j]);
         for (int group = groups.begin; group < groups.end; ++group) {

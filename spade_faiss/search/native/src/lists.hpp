@@ -61,8 +61,8 @@ struct ListStats {
     bool is_damaged = false;     // ids name vectors that there are not
 };
 
-// Writes sq_dist and id (queries, k), ascending; infinity and -1 where fewer are found. What is found for a query does not depend
-// on the others; on the SIMD level only as far as its codes of centroids are coarser or finer.
+// Writes sq_dist and id (queries, k), ascending; infinity and -1 where fewer are found. What is found for a query does not
+// depend on the others; on the SIMD level only as far as its codes of centroids are coarser or finer.
 ListStats search_lists(const Lists& lists, const ListQueries& queries, int k, float* sq_dist, std::int64_t* id);
 
 }  // namespace spade
