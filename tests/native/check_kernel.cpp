@@ -106,6 +106,41 @@ std::vector<float> make_basis(int components, int d) {
     return basis;
 }
 
+// The estimates of single queries have the minima that the filter finds, bit by bit.
+void check_estimates(const SimdLevel& level, const RowPack& rows, const QueryPack& queries, const std::vector<float>& minima,
+                     int nq, int nb, int d) {
+    std::vector<float> estimates(static_cast<std::size_t>(rows.groups) * kGroup);
+    for (int i = 0; i < nq; ++i) {
+        const std::int16_t* wide = queries.codes_by_query.data() + static_cast<std::size_t>(i) * queries.stride;
+        const std::vector<std::int8_t> codes(wide, wide + queries.stride);
+        const QueryCodes query{codes.data(), queries.initial_dot[i], queries.step[i]};
+        level.estimate_rows(rows, {0, rows.groups}, query, estimates.data());
+        for (int group = 0; group < rows.groups; ++group) {
+            const float* of_group = estimates.data() + static_cast<std::size_t>(group) * kGroup;
+            const float least = *std::min_element(of_group, of_group + kGroup);
+            if (least != minima[static_cast<std::size_t>(group) * queries.panels * kPanel + i]) {
+                fail(level, "estimates differ from the filter's minima", nq, nb, d);
+                return;
+            }
+        }
+    }
+}
+
+// Rows whose codes are padded to 16 bytes alone, between others.
+void check_narrow_rows(const SimdLevel& level, const RowPack& rows, const QueryPack& queries, const std::vector<float>& minima,
+                       int nq, int nb, int d) {
+    const int stride = round_up(rows.packing->length(), 16), count = rows.groups * kGroup;
+    std::vector<std::uint8_t> codes(static_cast<std::size_t>(count) * stride + 64, 255);
+    for (int row = 0; row < count; ++row)
+        std::memcpy(codes.data() + static_cast<std::size_t>(row) * stride,
+                    rows.codes.data() + static_cast<std::size_t>(row) * rows.stride, stride);
+    const RowCodes narrow{codes.data(), rows.step.data(), rows.half_sq_norm.data(), stride};
+    std::vector<float> found(minima.size(), -3);
+    level.filter(narrow, {0, rows.groups}, queries, found.data());
+    if (std::memcmp(found.data(), minima.data(), minima.size() * sizeof(float)) != 0)
+        fail(level, "the filter of narrow rows differs", nq, nb, d);
+}
+
 void check(const SimdLevel& level, int nq, int nb, int d, int components, ElementType type, float scale, int k) {
     std::normal_distribution<float> normal;
     std::vector<float> centers(static_cast<std::size_t>(4) * d), center(d);
@@ -126,6 +161,12 @@ void check(const SimdLevel& level, int nq, int nb, int d, int components, Elemen
     filter_reference(row_pack, all, query_pack, expected.data());
     if (std::memcmp(minima.data(), expected.data(), minima.size() * sizeof(float)) != 0)
         fail(level, "the filter differs from the reference", nq, nb, d);
+
+    if (level.format.max_row_code == eight_bit_codes(1).max_row_code) {
+        check_estimates(level, row_pack, query_pack, expected, nq, nb, d);
+        // AMX reads beyond rows that have fewer codes than its tiles: whatever is there must not count.
+        check_narrow_rows(level, row_pack, query_pack, expected, nq, nb, d);
+    }
 
     for (int round = 0; round < 2; ++round) {
         std::vector<float> bound(nq, std::numeric_limits<float>::infinity()), D(static_cast<std::size_t>(nq) * k);

@@ -73,8 +73,8 @@ SPADE_TARGET_AMX SPADE_INLINE void multiply(const RowCodes& rows, int group, con
 
 // Writes the minima of R * kTile rows for P panels.
 template <int R, int P>
-SPADE_TARGET_AMX SPADE_INLINE void filter_tiles(const RowCodes& rows, int group, const QueryPack& queries, int panel, float* out,
-                                                std::size_t group_size) {
+SPADE_TARGET_AMX SPADE_INLINE void filter_tiles(const RowCodes& rows, int group, const QueryPack& queries, int panel,
+                                                float* out, std::size_t group_size) {
     // Nothing waits for the minima, so the processor may begin with the next tiles while it computes these.
     alignas(64) std::int32_t sums[4 * kTileSums];
     multiply<R, P>(rows, group, queries, panel, sums);

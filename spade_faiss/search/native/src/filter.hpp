@@ -33,8 +33,8 @@ struct QueryCodes {
     float step;
 };
 
-// The estimates of all rows of some groups for one query, out[row - groups.begin * kGroup]: what a filter takes the least of, to
-// the bit. Codes of rows fill a byte.
+// The estimates of all rows of some groups for one query, out[row - groups.begin * kGroup]: what a filter takes the least of,
+// to the bit. Codes of rows fill a byte.
 using EstimateRows = void (*)(const RowCodes& rows, GroupRange groups, const QueryCodes& query, float* out);
 
 void estimate_rows_avx2(const RowCodes& rows, GroupRange groups, const QueryCodes& query, float* out);

@@ -43,9 +43,7 @@ struct Candidate {
 // A list that a query searches.
 struct Visit {
     int list, query;
-    bool operator<(const Visit& other) const {
-        return list < other.list || (list == other.list && query < other.query);
-    }
+    bool operator<(const Visit& other) const { return list < other.list || (list == other.list && query < other.query); }
 };
 
 // The centroids relative to their mean.
@@ -369,16 +367,16 @@ private:
     const Lists& lists_;
     const ListQueries& queries_;
     const int count_, padded_, nprobe_;
-    const bool is_every_;     // whether all lists are searched
-    const bool is_filtered_;  // whether the SIMD level's filter multiplies codes that fill a byte
-    Buffer<float> projected_;             // (queries, padded)
-    std::vector<int> probed_;             // (queries, nprobe): the lists, the nearest first; -1 for none
-    std::vector<Candidate> candidates_;   // (queries, rerank): of each query a heap, the largest first
-    std::vector<int> found_;              // (queries): how many candidates there are
+    const bool is_every_;                // whether all lists are searched
+    const bool is_filtered_;             // whether the SIMD level's filter multiplies codes that fill a byte
+    Buffer<float> projected_;            // (queries, padded)
+    std::vector<int> probed_;            // (queries, nprobe): the lists, the nearest first; -1 for none
+    std::vector<Candidate> candidates_;  // (queries, rerank): of each query a heap, the largest first
+    std::vector<int> found_;             // (queries): how many candidates there are
     std::shared_ptr<const Packing> packing_;
     QueryPack batch_;            // queries relative to the centroid of a list
     Buffer<std::int8_t> codes_;  // (kBatch, padded): their codes, query by query
-    Buffer<float> residuals_;  // (kBatch, padded)
+    Buffer<float> residuals_;    // (kBatch, padded)
     std::vector<float> minima_, estimates_;
     ListStats stats_;
 };

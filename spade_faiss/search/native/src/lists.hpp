@@ -21,8 +21,8 @@ namespace spade {
 
 // The codes of a group of images, list by list; each list is padded to a multiple of kRowAlign with rows whose h is infinite.
 struct ListCodes {
-    RowCodes rows;            // codes are offset by 128; half_sq_norm is h
-    const std::uint32_t* id;  // (padded rows): image * locations + location, the images being those of the group
+    RowCodes rows;                     // codes are offset by 128; half_sq_norm is h
+    const std::uint32_t* id;           // (padded rows): image * locations + location, the images being those of the group
     std::vector<std::int64_t> starts;  // (lists + 1): the row at which each list begins
     std::vector<std::int64_t> images;  // the bank row of each image
 };

@@ -53,8 +53,7 @@ std::unique_ptr<OwnedLists> make_lists(const std::string& simd_level, const Owne
         }
         const std::int64_t padded = group.starts.back();
         group.rows = {numbers_of<std::uint8_t>(codes, padded * stride + kBeyond, "codes"),
-                      numbers_of<float>(step, padded, "step"), numbers_of<float>(half_sq_norm, padded, "half_sq_norm"),
-                      stride};
+                      numbers_of<float>(step, padded, "step"), numbers_of<float>(half_sq_norm, padded, "half_sq_norm"), stride};
         group.id = numbers_of<std::uint32_t>(id, padded, "id");
         const std::int64_t* row = numbers_of<std::int64_t>(rows, rows.size(), "rows");
         for (py::ssize_t image = 0; image < rows.size(); ++image) {
