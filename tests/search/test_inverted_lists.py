@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from spade_faiss.core.errors import BankError, InputError
-from spade_faiss.core.types import Arrays, FloatArray
+from spade_faiss.core.types import Arrays, FloatArray, IntArray
 from spade_faiss.features.batch import Level
 from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.distances import product_knn
@@ -52,12 +53,12 @@ class Made:
         return Pack(np.array(rows), pack_lists(lists, codes, LISTS))
 
     @property
-    def allowed(self) -> list[np.ndarray]:
+    def allowed(self) -> list[npt.NDArray[np.bool_]]:
         may = [pack.rows >= 0 for pack in self.packs]
         may[0][1] = False
         return may
 
-    def estimates(self, q: FloatArray, probed: np.ndarray) -> FloatArray:
+    def estimates(self, q: FloatArray, probed: IntArray) -> FloatArray:
         """Of all vectors, in float64; infinite where they may not be found."""
         values = self.centroids[np.minimum(self.list_of, LISTS - 1)] + self.codes.step[:, None] * (
             self.codes.code[:, :D].astype(np.float64) - 128
@@ -121,7 +122,7 @@ def test_quantized_vectors_are_within_half_a_step() -> None:
     assert (np.abs(integers * step[:, None] - x)[2:] <= 0.5001 * step[2:, None]).all()
 
 
-def check_found(made: Made, D_found: FloatArray, ids: np.ndarray, nprobe: int, rerank: int) -> None:
+def check_found(made: Made, D_found: FloatArray, ids: IntArray, nprobe: int, rerank: int) -> None:
     """Distances are true, and the candidates are those of the least estimates in the lists that were probed."""
     D_centroid, near = product_knn(made.xq, made.centroids, LISTS)
     for query, (q, found) in enumerate(zip(made.xq, ids, strict=True)):
