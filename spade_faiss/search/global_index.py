@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,9 @@ from spade_faiss.features.batch import Level
 from spade_faiss.search.block_jobs import slices
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.coreset import is_chosen_by_chance, k_center
-from spade_faiss.search.distances import direct_sq_dist, import_faiss, product_bytes, product_knn
-from spade_faiss.search.inverted_lists import Centroids, InvertedLists, check_lists, encode_values, pack_lists, value_ranges
-from spade_faiss.search.native.extension import usable_simd_level
-from spade_faiss.search.native.gallery import map_gallery
+from spade_faiss.search.distances import direct_sq_dist, import_faiss, product_knn
+from spade_faiss.search.engines.lists import open_lists
+from spade_faiss.search.inverted_lists import Codes, check_lists, encode, pack_lists
 from spade_faiss.search.protocol import Encoded, Hits, SearchMethod, check_arrays
 from spade_faiss.search.running_best import RunningBest
 from spade_faiss.search.workers import Workers
@@ -37,21 +36,19 @@ _VECTORS_PER_LIST = 8
 _MOST_THINNED = 1 << 21
 # How much further than the radius of a coreset a vector must lie to be beyond it: distances are rounded in more than one way.
 _BEYOND = 1.0001
-# Codes are read eight bytes at a time.
-_CODE_ALIGNMENT = 8
-# Queries of one task. It is part of what is computed: products of another size round otherwise.
+# Queries that are projected at a time. It is part of what is computed: products of another size round otherwise.
 _QUERIES_AT_A_TIME = 128
-# Of queries that search all lists, these many numbers of lists are in memory at a time.
-_PROBES_AT_A_TIME = 1 << 16
+# Pairs of near vectors of different images that say how alike they are in what the components leave over.
+_PAIRS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
     """The codes of vectors, and the lists that they lie in.
 
-    `dims` is the number of principal components that a vector is encoded as, a byte each, in steps of eight. `lists` is the
-    number of lists of each level; with 0 it follows from the number of vectors. `train_vectors` is the size of the sample that
-    components and lists are learned from.
+    `dims` is the number of values that a vector is encoded as, a byte each: principal components and, where these are not all,
+    the length of what they leave over. `lists` is the number of lists of each level; with 0 it follows from the number of
+    vectors. `train_vectors` is the size of the sample that components and lists are learned from.
 
     `thin` says which vectors are indexed: all (`none`), a random `share` of them (`random`), or a share that is picked by
     greedy k-center (`kcenter`), PatchCore's coreset. Vectors of images that are added to a coreset are indexed if they are
@@ -68,18 +65,20 @@ class Build:
         check_choice("thin", self.thin, THIN)
         if not is_finite(self.share) or not 0 < self.share <= 1:
             raise InputError(f"share={self.share!r} must be above 0 and at most 1")
-        check_at_least("dims", self.dims, 1)
+        check_at_least("dims", self.dims, 2)
         check_at_least("lists", self.lists, 0)
         check_at_least("train_vectors", self.train_vectors, max(1000, self.lists))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """`nprobe` is the number of lists that a location searches, `rerank` that of the candidates whose true distances are
-    evaluated.
+    """`nprobe` is the most lists that a location searches, `rerank` that of the candidates whose true distances are evaluated.
+
+    A location searches its four nearest lists, and more only if their centroids are not much further away than the nearest.
+    Locations that are near to what is normal search few, unusual ones search up to `nprobe`: their distances are what decides.
     """
 
-    nprobe: int = 4
+    nprobe: int = 32
     rerank: int = 16
 
     def __post_init__(self) -> None:
@@ -90,9 +89,9 @@ class Query:
 class GlobalSearch:
     """Approximate nearest vectors of all normal images that may be found, see `GallerySearch`: distances are true.
 
-    A vector is encoded as its first principal components, a byte each, in the inverted list of the nearest centroid. The codes
-    are mapped from the files of the index and searched by FAISS; the distances of the best candidates are evaluated on the
-    vectors in the bank.
+    A vector is projected to its first principal components, lies in the inverted list of the nearest centroid, and is encoded
+    relative to that, a byte for each value. The codes are read where they are in the files of the index, and estimate
+    distances; those of the best candidates are evaluated on the vectors in the bank.
 
     Args:
         blocks: the blocks of one level.
@@ -104,103 +103,108 @@ class GlobalSearch:
     def __init__(self, blocks: Blocks, workers: Workers, query: Query, encoded: Encoded) -> None:
         self._blocks = blocks
         self._workers = workers
-        self._ranges = encoded.trained["ranges"]
-        self._project = _projection(encoded.trained)
-        self._centroids = Centroids(encoded.trained["centroids"], encoded.trained["groups"])
-        self._nprobe = min(query.nprobe, self._centroids.count)
+        self._project = Projection(encoded.trained)
+        self._count = len(encoded.trained["centroids"])
+        self._nprobe = min(query.nprobe, self._count)
         self._rerank = query.rerank
-        self._locations = blocks.level.locations
-        self._lists = [InvertedLists(pack, self._locations, self._ranges) for pack in encoded.packs()]
-        self._gallery = None if usable_simd_level() is None else map_gallery(blocks)
+        packs = encoded.packs()
+        self._rows = [pack.rows for pack in packs]
+        self._search = open_lists(blocks, encoded.trained["centroids"], packs)
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""
-        lists, width, channels = self._centroids.count, self._ranges.shape[1], self._blocks.level.channels
-        queries, candidates = min(_QUERIES_AT_A_TIME, self._locations), self._candidates(kappa)
-        found = queries * candidates * (len(self._lists) + 2) * 40
-        probed = 16 * max(_PROBES_AT_A_TIME, lists) + product_bytes(queries, lists, width, self._nprobe)
-        evaluated = queries * (2 * channels + 2 * width) * 4 + 2 * self._blocks.block_bytes
-        each = found + probed + evaluated + RunningBest.merge_bytes(queries, candidates, kappa)
-        allowed = sum(lists.count for lists in self._lists) * 2 + 10 * k_gallery  # masks, and the neighbors themselves
-        return int(RunningBest.nbytes(images, self._locations, kappa) + images * allowed + self._workers.threads * each)
+        queries, channels = self._blocks.level.locations, self._blocks.level.channels
+        candidates = max(self._rerank, kappa)
+        # Each task compares some queries with all centroids, and lists hold about as many vectors each.
+        codes = 16 * self._count + 64 * -(-len(self._blocks) * queries // self._count)
+        each = queries * (8 * self._nprobe + 16 * candidates + 12 * kappa + 12 * channels + 64) + codes
+        each += RunningBest.merge_bytes(queries, kappa, kappa) + 2 * self._blocks.block_bytes
+        allowed = len(self._blocks) * 12 + 10 * k_gallery  # masks, and the neighbors themselves
+        return RunningBest.nbytes(images, queries, kappa) + images * allowed + self._workers.threads * each
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
         n, queries, _ = xq.shape
         self._blocks.check()  # the kernel keeps the addresses of all maps
-        best = RunningBest(n, queries, kappa, self._locations)
-        parts = slices(queries, -(-queries // _QUERIES_AT_A_TIME))
+        best = RunningBest(n, queries, kappa, self._blocks.level.locations)
+        parts = slices(queries, min(queries, max(1, -(-self._workers.threads // n))))
         running = []
         for image in range(n):
-            allowed = [lists.allowed(self._excluded(neighbors[image])) for lists in self._lists]
-            running += [self._workers.submit(self._search, xq, image, part, allowed, best) for part in parts]
+            allowed = self._allowed(neighbors[image])
+            projected = self._project(xq[image])[0]
+            running += [
+                self._workers.submit(self._search_part, xq[image, part], projected[part], image, part, allowed, best)
+                for part in parts
+            ]
         for task in running:
             task.result()
         if np.isinf(best.furthest()).any() and np.isfinite(xq).all():
             raise InputError(f"kappa={kappa} is larger than the number of vectors that are indexed; lower it")
         return best.hits()
 
-    def _excluded(self, rows: IntArray) -> npt.NDArray[np.bool_] | None:
-        """(rows of the bank,), which images may not be found; None where all may."""
-        if len(rows) == len(self._blocks):
-            return None
-        excluded = np.ones(len(self._blocks), np.bool_)
-        excluded[rows] = False
-        return excluded
+    def _allowed(self, neighbors: IntArray) -> list[npt.NDArray[np.bool_]]:
+        """Of each group of images, which may be found."""
+        if len(neighbors) == len(self._blocks):
+            return [rows >= 0 for rows in self._rows]
+        may = np.zeros(len(self._blocks), np.bool_)
+        may[neighbors] = True
+        return [(rows >= 0) & may[rows] for rows in self._rows]
 
-    def _candidates(self, kappa: int) -> int:
-        return max(self._rerank, kappa)
-
-    def _search(self, xq: FloatArray, image: int, part: slice, allowed: list[object], best: RunningBest) -> None:
+    def _search_part(
+        self,
+        x: FloatArray,
+        projected: FloatArray,
+        image: int,
+        part: slice,
+        allowed: list[npt.NDArray[np.bool_]],
+        best: RunningBest,
+    ) -> None:
         """Search for some queries of an image."""
-        x = xq[image, part]
-        projected, k = self._project(x), self._candidates(best.kappa)
-        ids = self._choose(projected, self._centroids.nearest(projected, self._nprobe), allowed, k)
+        rerank = max(self._rerank, best.kappa)
+        D, ids = self._search(x, projected, allowed, self._nprobe, rerank, best.kappa)
         # Where the nearest lists hold fewer vectors than are asked for, all of them are searched.
-        short = np.flatnonzero((ids >= 0).sum(axis=1) < best.kappa)
-        every = np.arange(self._centroids.count)
-        for some in np.split(short, range(0, len(short), max(1, _PROBES_AT_A_TIME // len(every)))[1:]) if len(short) else []:
-            ids[some] = self._choose(np.ascontiguousarray(projected[some]), np.tile(every, (len(some), 1)), allowed, k)
-        row, location = np.divmod(ids, self._locations)
+        short = np.flatnonzero(ids[:, -1] < 0)
+        if len(short) and self._nprobe < self._count:
+            D[short], ids[short] = self._search(x[short], projected[short], allowed, self._count, rerank, best.kappa)
+        row, location = np.divmod(ids, self._blocks.level.locations)
         location[ids < 0] = -1
-        best.merge(image, part, row, location, self._evaluate(x, ids))
-
-    def _choose(self, projected: FloatArray, probed: IntArray, allowed: list[object], k: int) -> IntArray:
-        """(n, k), the ids of the candidates in probed lists, `row * H * W + location`; -1 where there are fewer."""
-        found = [lists.search(projected, probed, k, may) for lists, may in zip(self._lists, allowed, strict=True)]
-        if len(found) == 1:
-            return found[0][1]
-        D, ids = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))
-        # Stable: of equal codes, those of the smaller rows stay.
-        best: IntArray = np.take_along_axis(ids, D.argsort(axis=1, kind="stable")[:, :k], axis=1)
-        return best
-
-    def _evaluate(self, x: FloatArray, ids: IntArray) -> FloatArray:
-        """The true squared distances of candidates, (n, k); infinite where there is none."""
-        if self._gallery is not None:
-            found: FloatArray = self._gallery.sq_distances(np.ascontiguousarray(x), np.ascontiguousarray(ids))
-            return found
-        sq_dist = np.full(ids.shape, np.inf, np.float32)
-        row, location = np.divmod(ids, self._locations)
-        for one in np.unique(row[ids >= 0]).tolist():
-            query, place = np.nonzero(row == one)
-            near = self._blocks.take(one, location[query, place])
-            sq_dist[query, place] = direct_sq_dist(x[query], near, np.arange(len(query))[:, None])[:, 0]
-            self._blocks.release(one)
-        return sq_dist
+        best.merge(image, part, row, location, D)
 
 
-def _projection(trained: Arrays) -> Callable[[FloatArray], FloatArray]:
-    """What computes the principal components (n, width) of vectors (n, C).
+class Projection:
+    """What projects vectors to their codes' values: principal components and, where they are not all, the length of the rest.
+
+    Of two near vectors, the rests are neither the same nor at right angles. With `alike`, the mean cosine of the angle between
+    them, a squared distance is about
+
+        |difference of the components|^2 + |r|^2 + |s|^2 - 2 alike |r| |s|
+
+    for rests r and s. The root of `alike` times the length of the rest, as one more value, makes it a distance between what is
+    projected, but for (1 - alike) (|r|^2 + |s|^2), of which the share of the query is the same for all vectors.
 
     FAISS multiplies in the calling thread alone. NumPy would wake its own threads for each product, which costs more than it.
     """
-    faiss, (channels, width) = import_faiss(), trained["components"].shape
-    transform = faiss.LinearTransform(channels, width, True)
-    faiss.copy_array_to_vector(np.ascontiguousarray(trained["components"].T).ravel(), transform.A)
-    faiss.copy_array_to_vector(-trained["mean"] @ trained["components"], transform.b)
-    transform.is_trained = True
-    return lambda x: transform.apply(np.ascontiguousarray(x))
+
+    def __init__(self, trained: Arrays) -> None:
+        faiss, (channels, width) = import_faiss(), trained["components"].shape
+        self._mean = trained["mean"]
+        self._alike = np.float32(trained["alike"][0])
+        self._has_rest = width < channels
+        self._transform = faiss.LinearTransform(channels, width, True)
+        faiss.copy_array_to_vector(np.ascontiguousarray(trained["components"].T).ravel(), self._transform.A)
+        faiss.copy_array_to_vector(-trained["mean"] @ trained["components"], self._transform.b)
+        self._transform.is_trained = True
+
+    def __call__(self, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """The values (n, d) of vectors (n, C), and what their rests add to squared distances, (n,)."""
+        starts = range(0, len(x), _QUERIES_AT_A_TIME)
+        parts = [self._transform.apply(np.ascontiguousarray(x[start : start + _QUERIES_AT_A_TIME])) for start in starts]
+        y = np.concatenate(parts)
+        if not self._has_rest:
+            return y, np.zeros(len(x), np.float32)
+        centered = x - self._mean
+        rest = np.maximum(np.einsum("ij,ij->i", centered, centered) - np.einsum("ij,ij->i", y, y), 0)
+        return np.concatenate([y, np.sqrt(self._alike * rest)[:, None]], axis=1), (1 - self._alike) * rest
 
 
 def _train(blocks: Blocks, build: Build) -> Arrays:
@@ -214,20 +218,35 @@ def _train(blocks: Blocks, build: Build) -> Arrays:
     mean = xt.mean(axis=0, dtype=np.float64)
     centered = xt - mean
     _, vectors = np.linalg.eigh(centered.T @ centered)
-    channels = xt.shape[1]
-    width = -(-min(build.dims, channels) // _CODE_ALIGNMENT) * _CODE_ALIGNMENT
-    components = np.zeros((channels, width), np.float32)
-    components[:, : min(width, channels)] = vectors[:, ::-1][:, :width]
-    trained = {"mean": mean.astype(np.float32), "components": components}
-    projected = _projection(trained)(xt)
-    centroids = _k_means(projected, lists)
-    groups = _k_means(centroids, round(lists**0.5))
-    trained |= {"centroids": centroids, "groups": groups, "ranges": value_ranges(projected)}
+    width = _width(build, xt.shape[1])
+    components = np.ascontiguousarray(vectors[:, ::-1][:, :width], np.float32)
+    trained = {"mean": mean.astype(np.float32), "components": components, "alike": np.ones(1, np.float32)}
+    trained["alike"] = _alike(xt, trained)
+    trained["centroids"] = _k_means(Projection(trained)(xt)[0], lists)
     if build.thin == "kcenter":
         xb = blocks.sample(_MOST_THINNED, _SEED)
         picks, sq_radius = k_center(xb, max(1, round(build.share * len(xb))))
         trained |= {"coreset": xb[picks], "sq_radius": np.array([sq_radius], np.float32)}
     return trained
+
+
+def _width(build: Build, channels: int) -> int:
+    """The number of components."""
+    return channels if channels <= build.dims else build.dims - 1
+
+
+def _alike(xt: FloatArray, trained: Arrays) -> FloatArray:
+    """(1,), the mean cosine of the angle between the rests of near vectors, see `Projection`; `xt` is sorted by images."""
+    components, centered = trained["components"], xt - trained["mean"]
+    rest = centered - (centered @ components) @ components.T
+    half = len(xt) // 2
+    if components.shape[1] == xt.shape[1] or half == 0:
+        return np.ones(1, np.float32)
+    some = np.arange(0, half, -(-half // _PAIRS))
+    _, nearest = product_knn(np.ascontiguousarray(centered[some]), np.ascontiguousarray(centered[half:]), 1)
+    a, b = rest[some], rest[half:][nearest[:, 0]]
+    lengths = np.linalg.norm(a, axis=1) @ np.linalg.norm(b, axis=1)
+    return np.array([np.clip(np.einsum("ij,ij->", a, b) / max(lengths, np.finfo(np.float32).tiny), 0, 1)], np.float32)
 
 
 def _k_means(xt: FloatArray, count: int) -> FloatArray:
@@ -241,16 +260,18 @@ def _k_means(xt: FloatArray, count: int) -> FloatArray:
 
 def _lists_for(vectors: int, sampled: int) -> int:
     """The number of lists for so many vectors, of which so many are in the sample: a power of two."""
-    most = min(_LISTS_PER_ROOT * vectors**0.5, sampled / _VECTORS_PER_LIST, _MOST_LISTS)
-    return 1 << max(0, int(np.log2(max(most, 1))))
+    most = min(sampled / _VECTORS_PER_LIST, _MOST_LISTS)
+    return 1 << max(0, min(int(np.log2(max(most, 1))), math.ceil(np.log2(_LISTS_PER_ROOT * vectors**0.5))))
 
 
 def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:
     """The list and the code of each location."""
-    projected = _projection(trained)(block)
-    _, lists = product_knn(projected, np.ascontiguousarray(trained["centroids"]), 1)
-    chosen = np.where(_is_chosen(block, trained, build), lists[:, 0], len(trained["centroids"]))  # in no list
-    return {"list": chosen.astype(np.uint32), "code": encode_values(projected, trained["ranges"])}
+    projected, beside = Projection(trained)(block)
+    centroids = np.ascontiguousarray(trained["centroids"])
+    _, lists = product_knn(projected, centroids, 1)
+    codes = encode(projected - centroids[np.maximum(lists[:, 0], 0)], beside)
+    chosen = np.where(_is_chosen(block, trained, build), lists[:, 0], len(centroids))  # in no list
+    return {"list": chosen.astype(np.uint32), **codes._asdict()}
 
 
 def _is_chosen(block: FloatArray, trained: Arrays, build: Build) -> npt.NDArray[np.bool_] | bool:
@@ -268,18 +289,18 @@ def _is_chosen(block: FloatArray, trained: Arrays, build: Build) -> npt.NDArray[
 
 
 def _pack(encoded: Arrays, trained: Arrays, build: Build) -> Arrays:
-    return pack_lists(encoded["list"], encoded["code"], len(trained["centroids"]))
+    codes = Codes(encoded["code"], encoded["step"], encoded["half_sq_norm"])
+    return pack_lists(encoded["list"], codes, len(trained["centroids"]))
 
 
 def _check_trained(level: Level, trained: Arrays, build: Build) -> None:
-    width = -(-min(build.dims, level.channels) // _CODE_ALIGNMENT) * _CODE_ALIGNMENT
-    lists, groups, kept = (len(trained.get(name, ())) for name in ("centroids", "groups", "coreset"))
+    width = _width(build, level.channels)
+    lists, kept = (len(trained.get(name, ())) for name in ("centroids", "coreset"))
     expected = {
         "mean": ((level.channels,), "float32"),
         "components": ((level.channels, width), "float32"),
-        "centroids": ((build.lists or max(1, lists), width), "float32"),
-        "groups": ((max(1, groups), width), "float32"),
-        "ranges": ((2, width), "float32"),
+        "alike": ((1,), "float32"),
+        "centroids": ((build.lists or max(1, lists), width + (width < level.channels)), "float32"),
     }
     if build.thin == "kcenter":
         expected |= {"coreset": ((max(1, kept), level.channels), "float32"), "sq_radius": ((1,), "float32")}
@@ -287,7 +308,8 @@ def _check_trained(level: Level, trained: Arrays, build: Build) -> None:
 
 
 def _check_packed(level: Level, packed: Arrays, trained: Arrays, images: int) -> None:
-    check_lists(packed, trained["ranges"].shape[1], len(trained["centroids"]), images * level.locations)
+    lists, width = trained["centroids"].shape
+    check_lists(packed, width, lists, images * level.locations)
 
 
 def _open(blocks: Blocks, workers: Workers, build: Build, query: Query, encoded: Encoded | None) -> GlobalSearch:

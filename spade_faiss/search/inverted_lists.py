@@ -1,216 +1,113 @@
-"""Inverted lists of one-byte codes in a group of images: how they are laid out in a file, and how FAISS searches them there."""
+"""Inverted lists of one-byte codes in a group of images: how vectors are encoded, and how the codes are laid out in a file."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from spade_faiss.core.errors import BankError, InputError
+from spade_faiss.core.errors import InputError
 from spade_faiss.core.types import Arrays, FloatArray, IntArray
-from spade_faiss.search.distances import import_faiss, product_knn
 
-if TYPE_CHECKING:
-    from spade_faiss.search.protocol import Pack
-
-_LISTS, _SIZES = "lists", "sizes"
-# Groups of centroids that a query is compared with, at the least.
-_GROUPS = 8
-_ID_BYTES = np.dtype(np.int64).itemsize
-
-
-def value_ranges(xt: FloatArray) -> FloatArray:
-    """(2, d), the smallest of each value in a sample (n, d), and how far the largest lies above it: what a byte spans."""
-    low = xt.min(axis=0)
-    return np.stack([low, xt.max(axis=0) - low]).astype(np.float32)
+CODES, STEP, HALF, ID, SIZES = "codes", "step", "half_sq_norm", "id", "sizes"
+# A list is padded to a multiple of so many rows, a code to a multiple of so many bytes: what the kernel multiplies at a time.
+ALIGN = 16
+# What the kernel may read beyond the last code.
+_BEYOND = 64
+_LARGEST_CODE, _OFFSET = 127, 128
+# The inverse of a smaller step could overflow.
+_SMALLEST_VALUE = np.float32(1e-30)
 
 
-def encode_values(x: FloatArray, ranges: FloatArray) -> npt.NDArray[np.uint8]:
-    """The codes (n, d) of vectors (n, d) float32: a byte for each value; values beyond the ranges count as their ends."""
-    codes: npt.NDArray[np.uint8] = _quantizer(ranges).compute_codes(np.ascontiguousarray(x))
-    return codes
+class Codes(NamedTuple):
+    """Vectors relative to a centroid as codes.
+
+    Attributes:
+        code: (n, padded d) uint8: `step * (code - 128)` is about the vector.
+        step: (n,) float32.
+        half_sq_norm: (n,) float32, half of the squared length of what the code stands for, and half of what is beside it.
+    """
+
+    code: npt.NDArray[np.uint8]
+    step: FloatArray
+    half_sq_norm: FloatArray
 
 
-def pack_lists(lists: npt.NDArray[np.uint32], codes: npt.NDArray[np.uint8], count: int) -> Arrays:
-    """Lay out the codes of a group of images list by list.
+def padded(length: int) -> int:
+    """A number of rows or bytes, padded."""
+    return -(-length // ALIGN) * ALIGN
+
+
+def quantize(x: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
+    """Vectors (n, d) float32 as integers of up to 127 each, (n, d), and the step (n,) that they count, as by the kernel."""
+    largest = np.abs(x).max(axis=1)
+    step = np.where(largest < _SMALLEST_VALUE, np.float32(0), largest / np.float32(_LARGEST_CODE)).astype(np.float32)
+    inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step > 0)
+    return np.rint(x * inverse[:, None]).astype(np.int8), step
+
+
+def encode(residual: FloatArray, beside: FloatArray) -> Codes:
+    """Encode vectors relative to their centroids, (n, d) float32; `beside`, (n,), is added to their squared lengths."""
+    integers, step = quantize(residual)
+    sq_norm = np.einsum("ij,ij->i", integers, integers, dtype=np.float64) * np.square(step.astype(np.float64))
+    code = np.full((len(residual), padded(residual.shape[1])), _OFFSET, np.uint8)
+    code[:, : residual.shape[1]] = integers.astype(np.int16) + _OFFSET
+    return Codes(code, step, ((sq_norm + beside) / 2).astype(np.float32))
+
+
+def pack_lists(lists: npt.NDArray[np.uint32], codes: Codes, count: int) -> Arrays:
+    """Lay out the codes of a group of images list by list; those of a list ascend by `half_sq_norm`, as the kernel needs it.
 
     Args:
         lists: (images, HW), the list of each vector; `count` for one that is left out.
-        codes: (images, HW, d), d a multiple of eight.
+        codes: of each vector, (images, HW) or (images, HW, d).
         count: the number of lists.
 
     Returns:
-        `lists`, (bytes,) uint8: for each list its codes, and then their ids, `image * HW + location`, as FAISS reads them;
-        `sizes`, (count,) uint32, the number of vectors of each list.
+        `codes`, (bytes,) uint8; `step` and `half_sq_norm`, (rows,) float32; `id`, (rows,) uint32, `image * HW + location`; and
+        `sizes`, (count,) uint32, the number of vectors of each list. Each list has a multiple of 16 rows; those beyond its
+        vectors are infinitely far.
     """
-    of_vector, words = lists.ravel(), codes.shape[-1] // _ID_BYTES
-    order = np.argsort(of_vector, kind="stable")
+    of_vector, half = lists.ravel(), codes.half_sq_norm.ravel()
+    order = np.lexsort((half, of_vector))
     sizes = np.bincount(of_vector, minlength=count + 1)[:count]
     order = order[: sizes.sum()]
-    starts = np.repeat(sizes.cumsum() - sizes, sizes)
-    place = np.arange(len(order)) - starts
-    packed = np.empty(len(order) * (words + 1), np.uint64)
-    base = starts * (words + 1)
-    packed[(base + place * words)[:, None] + np.arange(words)] = codes.reshape(len(of_vector), -1).view(np.uint64)[order]
-    packed[base + np.repeat(sizes, sizes) * words + place] = order.astype(np.uint64)
-    return {_LISTS: packed.view(np.uint8), _SIZES: sizes.astype(np.uint32)}
+    rows = -(-sizes // ALIGN) * ALIGN
+    place = np.arange(len(order)) + np.repeat(rows.cumsum() - rows - (sizes.cumsum() - sizes), sizes)
+    total, width = int(rows.sum()), codes.code.shape[-1]
+    packed = np.zeros(total * width + _BEYOND, np.uint8)
+    packed[: total * width].reshape(total, width)[place] = codes.code.reshape(-1, width)[order]
+    step, half_sq_norm, ids = np.zeros(total, np.float32), np.full(total, np.inf, np.float32), np.zeros(total, np.uint32)
+    step[place], half_sq_norm[place], ids[place] = codes.step.ravel()[order], half[order], order
+    return {CODES: packed, STEP: step, HALF: half_sq_norm, ID: ids, SIZES: sizes.astype(np.uint32)}
 
 
 def check_lists(packed: Arrays, d: int, lists: int, vectors: int) -> None:
-    """Raise InputError if arrays are not what `pack_lists` can have made of so many vectors, in so many lists of d codes each.
+    """Raise InputError if arrays are not what `pack_lists` can have made of so many vectors, in so many lists of d values each.
 
-    FAISS would read beyond the end of lists that are shorter than they say.
+    The kernel would read beyond the end of lists that are shorter than they say. Ids are checked where they are found.
     """
-    sizes, codes = packed.get(_SIZES, np.empty(0)), packed.get(_LISTS, np.empty(0))
-    for name, found, shape, dtype in ((_SIZES, sizes, (lists,), "uint32"), (_LISTS, codes, codes.shape[:1], "uint8")):
-        if (found.shape, found.dtype.name) != (shape, dtype):
-            raise InputError(f"{name} is {found.dtype.name} of shape {found.shape}, expected {dtype} of shape {shape}")
-    total = int(sizes.sum(dtype=np.int64))
-    if total > vectors or codes.nbytes != total * (d + _ID_BYTES):
-        raise InputError(f"{_LISTS} takes {codes.nbytes} bytes for {total} of {vectors} vectors of {d + _ID_BYTES} bytes each")
+    sizes = packed.get(SIZES, np.empty(0))
+    if (sizes.shape, sizes.dtype.name) != ((lists,), "uint32"):
+        raise InputError(f"{SIZES} is {sizes.dtype.name} of shape {sizes.shape}, expected uint32 of shape {(lists,)}")
+    if (total := int(sizes.sum(dtype=np.int64))) > vectors:
+        raise InputError(f"{SIZES} counts {total} of {vectors} vectors")
+    rows = int(starts_of(sizes)[-1])
+    expected = {
+        CODES: (rows * padded(d) + _BEYOND, "uint8"),
+        STEP: (rows, "float32"),
+        HALF: (rows, "float32"),
+        ID: (rows, "uint32"),
+    }
+    for name in (*expected, *packed):
+        if name == SIZES:
+            continue
+        found = (*packed[name].shape, packed[name].dtype.name) if name in packed else "missing"
+        if found != (wanted := expected.get(name, "no such array")):
+            raise InputError(f"{name} is {found}, expected {wanted} for lists of {total} vectors")
 
 
-class InvertedLists:
-    """The vectors of a group of images as FAISS searches them; they stay in the file that they are in.
-
-    Args:
-        pack: the group, with arrays of `pack_lists`.
-        locations: number of locations of an image.
-        ranges: see `value_ranges`.
-
-    """
-
-    def __init__(self, pack: Pack, locations: int, ranges: FloatArray) -> None:
-        faiss = import_faiss()
-        sizes, d = pack.arrays[_SIZES].astype(np.int64), ranges.shape[1]
-        self.count = len(pack.rows) * locations
-        self._rows = pack.rows
-        self._locations = locations
-        # FAISS searches what the objects hold that Python owns: they must live as long as the index.
-        self._codes = _map_lists(pack, sizes, d) or _copy_lists(pack, sizes, d)
-        self._coarse = faiss.IndexFlatL2(d)
-        self._index = faiss.IndexIVFScalarQuantizer(
-            self._coarse, d, len(sizes), faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_L2, False
-        )
-        faiss.copy_array_to_vector(np.ascontiguousarray(ranges.ravel()), self._index.sq.trained)
-        self._index.is_trained = True
-        self._index.replace_invlists(self._codes, False)
-        self._index.ntotal = int(sizes.sum())
-        self._live = pack.rows >= 0
-        self._allowed = self._selector(self._live)
-
-    def allowed(self, excluded: npt.NDArray[np.bool_] | None) -> Any:
-        """Make what `search` takes to leave out images, (rows of the bank,), besides those that were removed."""
-        if excluded is None:
-            return self._allowed
-        live = self._live.copy()
-        live[live] = ~excluded[self._rows[live]]
-        return self._selector(live)
-
-    def _selector(self, live: npt.NDArray[np.bool_]) -> Any:
-        if live.all():
-            return None
-        bits = np.packbits(np.repeat(live, self._locations), bitorder="little")
-        return import_faiss().IDSelectorBitmap(bits)
-
-    def search(self, xq: FloatArray, probed: IntArray, k: int, allowed: Any) -> tuple[FloatArray, IntArray]:
-        """Find the vectors whose codes are nearest.
-
-        Args:
-            xq: (n, d) float32, C-contiguous.
-            probed: (n, nprobe) int64, the lists that are searched for each query.
-            k: the number of vectors to find.
-            allowed: see `allowed`.
-
-        Returns:
-            (n, k) squared distances of the codes, ascending, and (n, k) the ids of the vectors, `row * HW + location`; -1 where
-            fewer are found. Of equal distances, the smaller id comes first.
-        """
-        faiss = import_faiss()
-        D, I = np.empty((len(xq), k), np.float32), np.empty((len(xq), k), np.int64)
-        unused = np.zeros(probed.shape, np.float32)  # the distances to the centroids: codes do not depend on them
-        parameters = faiss.SearchParametersIVF(nprobe=probed.shape[1], **({} if allowed is None else {"sel": allowed}))
-        pointer = faiss.swig_ptr
-        self._index.search_preassigned_c(
-            len(xq), pointer(xq), k, pointer(probed), pointer(unused), pointer(D), pointer(I), False, parameters
-        )
-        if (self.count <= I).any():
-            raise BankError("an index names vectors that the bank does not hold; rebuild it with: spade-faiss index --rebuild")
-        image, location = np.divmod(I, self._locations)
-        return D, np.where(I < 0, -1, self._rows[image] * self._locations + location)
-
-
-class Centroids:
-    """The centroids of lists, in groups: only those of the groups nearest to a query are compared with it.
-
-    On EfficientNet-Lite0's maps and 16,384 lists, eight groups of 128 find 99.5 % of the four nearest centroids in a third of
-    the time of a product with all, and more of them than HNSW finds in the same time.
-
-    Args:
-        centroids: (lists, d) float32.
-        groups: (groups, d) float32, the centers of the groups.
-    """
-
-    def __init__(self, centroids: FloatArray, groups: FloatArray) -> None:
-        faiss = import_faiss()
-        self.count, d = centroids.shape
-        self._groups = np.ascontiguousarray(groups)
-        self._coarse = faiss.IndexFlatL2(d)
-        self._index = faiss.IndexIVFFlat(self._coarse, d, len(groups), faiss.METRIC_L2)
-        self._index.is_trained = True
-        xb, pointer = np.ascontiguousarray(centroids), faiss.swig_ptr
-        _, group = product_knn(xb, self._groups, 1)
-        self._index.add_core(len(xb), pointer(xb), None, pointer(group))
-
-    def nearest(self, xq: FloatArray, count: int) -> IntArray:
-        """(n, count) int64, the centroids that are nearest to vectors (n, d); -1 where the nearest groups hold fewer."""
-        if count >= self.count:
-            return np.tile(np.arange(self.count), (len(xq), 1))
-        faiss, n = import_faiss(), len(xq)
-        probed = min(len(self._groups), _GROUPS + 2 * count * len(self._groups) // self.count)
-        D_group, group = product_knn(xq, self._groups, probed)
-        D, I = np.empty((n, count), np.float32), np.empty((n, count), np.int64)
-        parameters, pointer = faiss.SearchParametersIVF(nprobe=probed), faiss.swig_ptr
-        self._index.search_preassigned_c(
-            n, pointer(xq), count, pointer(group), pointer(D_group), pointer(D), pointer(I), False, parameters
-        )
-        return I
-
-
-def _quantizer(ranges: FloatArray) -> Any:
-    faiss = import_faiss()
-    quantizer = faiss.ScalarQuantizer(ranges.shape[1], faiss.ScalarQuantizer.QT_8bit)
-    faiss.copy_array_to_vector(np.ascontiguousarray(ranges.ravel()), quantizer.trained)
-    return quantizer
-
-
-def _map_lists(pack: Pack, sizes: IntArray, d: int) -> Any:
-    """The lists where they are in their file; None where they are in memory, or FAISS cannot map files."""
-    faiss = import_faiss()
-    if pack.place is None or not hasattr(faiss, "OnDiskInvertedLists"):  # Windows
-        return None
-    path, offset = pack.place(_LISTS)
-    lists = faiss.OnDiskInvertedLists()
-    lists.nlist, lists.code_size, lists.filename, lists.read_only = len(sizes), d, str(path), True
-    lists.prefetch_nthread = 0  # or each search would start threads that read ahead
-    entries = np.empty((len(sizes), 3), np.uint64)  # size, capacity and offset of each list
-    entries[:, 0] = entries[:, 1] = sizes
-    entries[:, 2] = offset + (sizes.cumsum() - sizes) * (d + _ID_BYTES)
-    lists.lists.resize(len(sizes))
-    faiss.memcpy(lists.lists.data(), faiss.swig_ptr(entries), entries.nbytes)
-    lists.totsize = offset + len(pack.arrays[_LISTS])
-    lists.do_mmap()
-    return lists
-
-
-def _copy_lists(pack: Pack, sizes: IntArray, d: int) -> Any:
-    faiss = import_faiss()
-    lists = faiss.ArrayInvertedLists(len(sizes), d)
-    packed, ends = np.ascontiguousarray(pack.arrays[_LISTS]), sizes.cumsum() * (d + _ID_BYTES)
-    for number in np.flatnonzero(sizes).tolist():
-        size, end = int(sizes[number]), int(ends[number])
-        ids = packed[end - size * _ID_BYTES : end].copy()
-        codes = packed[end - size * (_ID_BYTES + d) : end - size * _ID_BYTES].copy()
-        lists.add_entries(number, size, faiss.swig_ptr(ids.view(np.int64)), faiss.swig_ptr(codes))
-    return lists
+def starts_of(sizes: npt.NDArray[np.uint32]) -> IntArray:
+    """(lists + 1,), the row at which each list of these sizes begins, and where the last one ends."""
+    return np.concatenate([[0], (-(-sizes.astype(np.int64) // ALIGN) * ALIGN).cumsum()])

@@ -16,6 +16,7 @@ from spade_faiss.core.types import Arrays, FloatArray
 from spade_faiss.index import gallery_build
 from spade_faiss.index.build import build_index
 from spade_faiss.search import global_index
+from spade_faiss.search.engines import lists
 from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Recipe
 from spade_faiss.search.workers import Workers
@@ -165,12 +166,13 @@ def test_an_interrupted_build_goes_on(bank: Bank, monkeypatch: pytest.MonkeyPatc
 
 
 def test_without_the_kernel_the_same_is_found(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for locations at which two centroids, or two estimates, are as near as rounding can tell."""
     expected = scores_of(bank, GLOBAL)
-    monkeypatch.setattr(global_index, "usable_simd_level", lambda: None)
+    monkeypatch.setattr(lists, "usable_simd_level", lambda channels: None)
     found = scores_of(bank, GLOBAL)
     for name, dist in expected.level_dist.items():
-        np.testing.assert_allclose(found.level_dist[name], dist, rtol=1e-5, atol=1e-6)
-        assert (found.nearest[name] == expected.nearest[name]).mean() > 0.99  # but for near duplicates
+        assert np.isclose(found.level_dist[name], dist, rtol=1e-5, atol=1e-6).mean() > 0.98
+        assert (found.nearest[name] == expected.nearest[name]).mean() > 0.98  # but for near duplicates
 
 
 def test_more_lists_and_candidates_find_nearer_vectors(bank: Bank) -> None:
@@ -182,17 +184,30 @@ def test_more_lists_and_candidates_find_nearer_vectors(bank: Bank) -> None:
     assert means[1] < 1.1 * means[2]
 
 
-def test_codes_are_near_the_vectors_that_they_stand_for() -> None:
-    """With all components, a byte each: off by half a step of each, at most."""
+@pytest.mark.parametrize("dims", [16, 9])
+def test_codes_stand_for_about_the_projected_vectors(dims: int) -> None:
+    """Off by half a step in each value; with fewer components than channels, one value is the length of the rest."""
     case = case_of(seed=5, n=1, rows=6, k=6, shape=(5, 7, 16))
-    chosen = resolve_recipe(built(GLOBAL, dims=16))
+    chosen = resolve_recipe(built(GLOBAL, dims=dims))
     trained = EncodedInMemory(chosen.method, case.blocks, chosen.build).trained
     assert chosen.method.encode is not None
-    low, span = trained["ranges"]
+    components, alike = trained["components"].astype(np.float64), float(trained["alike"][0])
+    assert components.shape == (16, 16 if dims == 16 else 8)
+    assert trained["centroids"].shape[1] == dims
     for block in case.vectors:
         encoded = chosen.method.encode(block, trained, chosen.build)
-        projected = (block - trained["mean"]) @ trained["components"]
-        assert (np.abs(low + (encoded["code"] + 0.5) / 255 * span - projected) <= span / 255 + 1e-4).all()
+        centered = block.astype(np.float64) - trained["mean"]
+        projected = centered @ components
+        rest = np.square(centered - projected @ components.T).sum(axis=1)
+        if dims < 16:
+            assert 0 <= alike <= 1
+            projected = np.concatenate([projected, np.sqrt(alike * rest)[:, None]], axis=1)
+        residual = encoded["step"][:, None] * (encoded["code"][:, :dims].astype(np.float64) - 128)
+        stands_for = residual + trained["centroids"][encoded["list"]]
+        assert (np.abs(stands_for - projected) <= encoded["step"][:, None] * 0.51 + 1e-4).all()
+        assert (encoded["code"][:, dims:] == 128).all()
+        expected = np.square(residual).sum(axis=1) + (1 - alike if dims < 16 else 0) * rest
+        np.testing.assert_allclose(2 * encoded["half_sq_norm"], expected, rtol=1e-3, atol=1e-4)
         nearest = np.square(projected[:, None] - trained["centroids"]).sum(axis=2)
         assert (nearest[np.arange(35), encoded["list"]] <= nearest.min(axis=1) + 1e-3).all()
 

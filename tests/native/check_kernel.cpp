@@ -138,6 +138,28 @@ void check_digits(const SimdLevel& level, const QueryPack& queries, const RowPac
     }
 }
 
+// The estimates of single queries have the minima that the filter finds, bit by bit.
+void check_estimates(const SimdLevel& level, const RowPack& rows, const QueryPack& queries, const std::vector<float>& minima,
+                     int nq, int nb, int d) {
+    std::vector<float> estimates(static_cast<std::size_t>(rows.groups) * kGroup);
+    for (int i = 0; i < nq; ++i) {
+        const std::int8_t* panel = queries.codes.data() + static_cast<std::size_t>(i / kPanel) * kPanel * queries.stride;
+        std::vector<std::int8_t> codes;
+        for (int c = 0; c < queries.stride; c += 4)
+            codes.insert(codes.end(), panel + c * kPanel + i % kPanel * 4, panel + c * kPanel + i % kPanel * 4 + 4);
+        const QueryCodes query{codes.data(), queries.initial_dot[i], queries.step[i]};
+        level.estimate_rows(rows, {0, rows.groups}, query, estimates.data());
+        for (int group = 0; group < rows.groups; ++group) {
+            const float* of_group = estimates.data() + static_cast<std::size_t>(group) * kGroup;
+            const float least = *std::min_element(of_group, of_group + kGroup);
+            if (least != minima[static_cast<std::size_t>(group) * queries.panels * kPanel + i]) {
+                fail(level, "estimates differ from the filter's minima", nq, nb, d);
+                return;
+            }
+        }
+    }
+}
+
 // The screen must equal the reference, and find what the minima are compared for.
 SPADE_TARGET_AVX2 void check_screen(const SimdLevel& level, const QueryPack& queries, const RowPack& rows,
                                     const std::vector<float>& minima, float scale) {
@@ -156,6 +178,35 @@ SPADE_TARGET_AVX2 void check_screen(const SimdLevel& level, const QueryPack& que
         if (bounds.queries_within(group, panel, minima.data() + at * kPanel, thresholds.data() + panel * kPanel) != within[at])
             fail(level, "the screen differs from the filter", queries.count, rows.count, d);
     }
+}
+
+// Rows whose codes are padded to 16 bytes alone, between others.
+void check_narrow_rows(const SimdLevel& level, const RowPack& rows, const QueryPack& queries, const std::vector<float>& minima,
+                       int nq, int nb, int d) {
+    const int stride = round_up(rows.packing->length(), kRowAlign), count = rows.groups * kGroup;
+    std::vector<std::uint8_t> codes(static_cast<std::size_t>(count) * stride + 64, 255);
+    for (int row = 0; row < count; ++row)
+        std::memcpy(codes.data() + static_cast<std::size_t>(row) * stride,
+                    rows.codes.data() + static_cast<std::size_t>(row) * rows.stride, stride);
+    const RowCodes narrow{codes.data(), rows.step.data(), rows.half_sq_norm.data(), stride};
+    std::vector<float> found(minima.size(), -3);
+    level.filter(narrow, {0, rows.groups}, queries, found.data());
+    if (std::memcmp(found.data(), minima.data(), minima.size() * sizeof(float)) != 0)
+        fail(level, "the filter of narrow rows differs", nq, nb, d);
+}
+
+// What lists search: rows without digits whose codes are padded to 16, by packs of queries and by single ones.
+void check_list_codes(const SimdLevel& level, const Vectors& x, const Vectors& q, const float* center, const float* basis,
+                      int components) {
+    const auto packing =
+        std::make_shared<Packing>(eight_bit_codes(round_up(level.format.alignment, kRowAlign)), x.d, center, basis, components);
+    const RowPack rows(packing, x);
+    const QueryPack queries(packing, q);
+    std::vector<float> minima(static_cast<std::size_t>(queries.panels) * rows.groups * kPanel, -1);
+    filter_reference(rows, {0, rows.groups}, queries, minima.data());
+    check_estimates(level, rows, queries, minima, q.count, x.count, x.d);
+    // AMX reads beyond rows that have fewer codes than its tiles: whatever is there must not count.
+    check_narrow_rows(level, rows, queries, minima, q.count, x.count, x.d);
 }
 
 // `longest`, times scale: the largest number of queries with digits; 0 for none.
@@ -183,6 +234,9 @@ void check(const SimdLevel& level, int nq, int nb, int d, int components, Elemen
     if (packing->has_digits()) check_digits(level, query_pack, row_pack, minima);
 
     check_screen(level, query_pack, row_pack, minima, scale);
+
+    if (level.format.max_row_code == eight_bit_codes(1).max_row_code)
+        check_list_codes(level, rows.vectors, queries.vectors, center.data(), basis.data(), components);
 
     for (int round = 0; round < 2; ++round) {
         std::vector<float> bound(nq, std::numeric_limits<float>::infinity()), D(static_cast<std::size_t>(nq) * k);

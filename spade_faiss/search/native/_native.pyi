@@ -64,6 +64,24 @@ class Clusters:
         margin: float = 1.0,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64], int]: ...
 
+class Lists:
+    def __init__(
+        self,
+        simd_level: str,
+        gallery: Gallery,
+        centroids: npt.NDArray[np.float32],
+        groups: Sequence[tuple[npt.NDArray[Any], ...]],
+    ) -> None: ...
+    def search(
+        self,
+        queries: npt.NDArray[np.float32],
+        projected: npt.NDArray[np.float32],
+        allowed: Sequence[npt.NDArray[np.bool_]],
+        nprobe: int,
+        rerank: int,
+        k: int,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int]: ...
+
 def k_center(
     vectors: npt.NDArray[np.floating[Any]],
     count: int,

@@ -33,7 +33,7 @@ struct alignas(64) TileConfig {
 
 // Hands the sums of a tile of rows with P panels on.
 template <int P, typename Result>
-SPADE_TARGET_AMX SPADE_INLINE void hand_on(const RowPack& rows, int group, const QueryPack& queries, int panel,
+SPADE_TARGET_AMX SPADE_INLINE void hand_on(const RowCodes& rows, int group, const QueryPack& queries, int panel,
                                            const std::int32_t* sums, const __m512* begun, const Result& result) {
 #pragma GCC unroll 2
     for (int p = 0; p < P; ++p)
@@ -48,7 +48,7 @@ SPADE_TARGET_AMX SPADE_INLINE void hand_on(const RowPack& rows, int group, const
 // uses.
 template <int P, typename Result>
 struct OneTile {
-    const RowPack& rows;
+    const RowCodes& rows;
     const GroupRange groups;
     const QueryPack& queries;
     const int panel;
@@ -61,7 +61,7 @@ struct OneTile {
     template <int B>
     SPADE_TARGET_AMX SPADE_INLINE void multiply(int i) const {
         const std::int32_t* const initial_dot = queries.initial_dot.data() + panel * kPanel;
-        const std::uint8_t* const x = rows.codes.data() + static_cast<std::size_t>(group(i)) * kGroup * kTileBytes;
+        const std::uint8_t* const x = rows.codes + static_cast<std::size_t>(group(i)) * kGroup * kTileBytes;
         if constexpr (B == 0) {
             SPADE_BEGIN_TILE(0, initial_dot);
             if constexpr (P == 2) SPADE_BEGIN_TILE(1, initial_dot + kPanel);
@@ -110,13 +110,13 @@ struct OneTile {
 // Packs of more codes, step by step: R tiles of rows with P panels, R and P up to 2. Tiles 0 to 3 hold sums, 4 and 5 rows, 6
 // and 7 queries.
 template <int R, int P, typename Result>
-SPADE_TARGET_AMX SPADE_INLINE void filter_tiles(const RowPack& rows, int group, const QueryPack& queries, int panel,
+SPADE_TARGET_AMX SPADE_INLINE void filter_tiles(const RowCodes& rows, int group, const QueryPack& queries, int panel,
                                                 const __m512* begun, const Result& result) {
     // Nothing waits for the results, so the processor may begin with the next tiles while it computes these.
     alignas(64) std::int32_t sums[4 * kTileSums];
     const std::size_t tile_size = static_cast<std::size_t>(kTile) * rows.stride;
     const std::size_t panel_size = static_cast<std::size_t>(kPanel) * queries.stride;
-    const std::uint8_t* x = rows.codes.data() + static_cast<std::size_t>(group) * kGroup * rows.stride;
+    const std::uint8_t* x = rows.codes + static_cast<std::size_t>(group) * kGroup * rows.stride;
     const std::int8_t* q = queries.codes.data() + panel * panel_size;
     const std::int32_t* initial_dot = queries.initial_dot.data() + panel * kPanel;
     SPADE_MEMORY_FENCE();
@@ -124,7 +124,8 @@ SPADE_TARGET_AMX SPADE_INLINE void filter_tiles(const RowPack& rows, int group, 
     if constexpr (P == 2) SPADE_BEGIN_TILE(1, initial_dot + kPanel);
     if constexpr (R == 2) SPADE_BEGIN_TILE(2, initial_dot);
     if constexpr (R == 2 && P == 2) SPADE_BEGIN_TILE(3, initial_dot + kPanel);
-    for (int c = 0; c < rows.stride; c += kTileBytes) {
+    // Where a row has fewer codes than fill its tiles, what is read of the next row meets zeros.
+    for (int c = 0; c < queries.stride; c += kTileBytes) {
         _tile_loadd(4, x + c, rows.stride);
         _tile_loadd(6, q + static_cast<std::size_t>(c) * kPanel, kTileBytes);
         _tile_dpbusd(0, 4, 6);
@@ -149,7 +150,7 @@ SPADE_TARGET_AMX SPADE_INLINE void filter_tiles(const RowPack& rows, int group, 
 
 // Filters groups for P panels.
 template <int P, typename Result>
-SPADE_TARGET_AMX SPADE_INLINE void filter_panels(const RowPack& rows, GroupRange groups, const QueryPack& queries, int panel,
+SPADE_TARGET_AMX SPADE_INLINE void filter_panels(const RowCodes& rows, GroupRange groups, const QueryPack& queries, int panel,
                                                  const Result& result) {
     __m512 begun[P];
     for (int p = 0; p < P; ++p) begun[p] = result.begin(queries, panel + p);
@@ -168,7 +169,7 @@ SPADE_TARGET_AMX SPADE_INLINE void filter_panels(const RowPack& rows, GroupRange
 }
 
 template <typename Result>
-SPADE_TARGET_AMX void filter_all(const RowPack& rows, GroupRange groups, const QueryPack& queries, const Result result) {
+SPADE_TARGET_AMX void filter_all(const RowCodes& rows, GroupRange groups, const QueryPack& queries, const Result result) {
     static const TileConfig config;
     SPADE_MEMORY_FENCE();
     _tile_loadconfig(&config);
@@ -184,16 +185,16 @@ SPADE_TARGET_AMX void filter_all(const RowPack& rows, GroupRange groups, const Q
 
 }  // namespace
 
-void filter_amx(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima) {
-    if (rows.packing->has_digits())
+void filter_amx(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima) {
+    if (rows.has_digits())
         filter_all(rows, groups, queries, Minima<ByDigits<false>>{minima, groups.begin});
     else
         filter_all(rows, groups, queries, Minima<ByRow>{minima, groups.begin});
 }
 
-void screen_amx(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
+void screen_amx(const RowCodes& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
                 std::uint16_t* within) {
-    if (rows.packing->has_digits())
+    if (rows.has_digits())
         filter_all(rows, groups, queries, Within<ByDigits<false>>(rows, groups, thresholds, within));
     else
         filter_all(rows, groups, queries, Within<ByRow>(rows, groups, thresholds, within));

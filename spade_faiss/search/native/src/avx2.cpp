@@ -37,13 +37,40 @@ struct Avx2Products {
 
 }  // namespace
 
-void filter_avx2(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima) {
+void filter_avx2(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima) {
     filter_by<Avx2Products>(rows, groups, queries, minima);
 }
 
-void screen_avx2(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
+void screen_avx2(const RowCodes& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
                  std::uint16_t* within) {
     screen_by<Avx2Products>(rows, groups, queries, thresholds, within);
+}
+
+SPADE_TARGET void estimate_rows_avx2(const RowCodes& rows, GroupRange groups, const QueryCodes& query, float* out) {
+    const std::uint8_t* x = rows.codes + static_cast<std::size_t>(groups.begin) * kGroup * rows.stride;
+    const __m256i initial_dot = _mm256_set1_epi32(query.initial_dot);
+    const __m256 query_step = _mm256_set1_ps(query.step);
+    for (int row = groups.begin * kGroup; row < groups.end * kGroup; row += kGroup, x += kGroup * rows.stride, out += kGroup) {
+        __m256i dots[kGroup];
+        for (int r = 0; r < kGroup; ++r) dots[r] = _mm256_setzero_si256();
+        for (int c = 0; c < rows.stride; c += 16) {
+            const __m256i query_codes =
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(query.codes + c)));
+#pragma GCC unroll 8
+            for (int r = 0; r < kGroup; ++r) {
+                const auto* codes = reinterpret_cast<const __m128i*>(x + static_cast<std::size_t>(r) * rows.stride + c);
+                const __m256i row_codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(codes));
+                dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(row_codes, query_codes));
+            }
+        }
+        const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(dots[0], dots[1]), _mm256_hadd_epi32(dots[2], dots[3]));
+        const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(dots[4], dots[5]), _mm256_hadd_epi32(dots[6], dots[7]));
+        const __m256i dot = _mm256_add_epi32(
+            _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31)),
+            initial_dot);
+        const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_loadu_ps(rows.step + row));
+        _mm256_storeu_ps(out, _mm256_fnmadd_ps(scaled, query_step, _mm256_loadu_ps(rows.half_sq_norm + row)));
+    }
 }
 
 }  // namespace spade

@@ -24,11 +24,11 @@ struct AvxVnniProducts {
 
 }  // namespace
 
-void filter_avxvnni(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima) {
+void filter_avxvnni(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima) {
     filter_by<AvxVnniProducts>(rows, groups, queries, minima);
 }
 
-void screen_avxvnni(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
+void screen_avxvnni(const RowCodes& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
                     std::uint16_t* within) {
     screen_by<AvxVnniProducts>(rows, groups, queries, thresholds, within);
 }

@@ -85,7 +85,6 @@ public:
         return _mm256_fnmadd_ps(scaled, _mm256_set1_ps(queries_.fine_step[i]), half_sq_norm);
     }
 
-private:
     // The sum of the eight lanes of each of eight registers.
     SPADE_TARGET_AVX2 SPADE_INLINE static __m256i sums_of_lanes(const __m256i* x) {
         const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
@@ -93,6 +92,7 @@ private:
         return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
     }
 
+private:
     const QueryPack& queries_;
     const RowPack& rows_;
     const float margin_, rounding_, vanishing_;

@@ -45,16 +45,17 @@ struct ByRow {
     SPADE_TARGET SPADE_INLINE void begin() {
         for (__m256& value : least) value = _mm256_set1_ps(std::numeric_limits<float>::infinity());
     }
-    SPADE_TARGET SPADE_INLINE void add(const RowPack& rows, int row, const QueryPack& queries, int panel, const __m256i* dots) {
-        const __m256 row_step = _mm256_broadcast_ss(rows.step.data() + row);
-        const __m256 half_sq_norm = _mm256_broadcast_ss(rows.half_sq_norm.data() + row);
+    SPADE_TARGET SPADE_INLINE void add(const RowCodes& rows, int row, const QueryPack& queries, int panel,
+                                       const __m256i* dots) {
+        const __m256 row_step = _mm256_broadcast_ss(rows.step + row);
+        const __m256 half_sq_norm = _mm256_broadcast_ss(rows.half_sq_norm + row);
         for (int h = 0; h < kRegisters; ++h) {
             const __m256 query_step = _mm256_load_ps(queries.step.data() + panel * kPanel + 8 * h);
             const __m256 dot = _mm256_mul_ps(_mm256_cvtepi32_ps(dots[h]), row_step);
             least[h] = _mm256_min_ps(_mm256_fnmadd_ps(dot, query_step, half_sq_norm), least[h]);
         }
     }
-    SPADE_TARGET SPADE_INLINE __m256 minima(const RowPack&, int, const QueryPack&, int, int h) const { return least[h]; }
+    SPADE_TARGET SPADE_INLINE __m256 minima(const RowCodes&, int, const QueryPack&, int, int h) const { return least[h]; }
 };
 
 // The same from digits: the largest sum has the least bound.
@@ -63,12 +64,12 @@ struct ByDigits {
     SPADE_TARGET SPADE_INLINE void begin() {
         for (__m256i& value : most) value = _mm256_set1_epi32(std::numeric_limits<std::int32_t>::min());
     }
-    SPADE_TARGET SPADE_INLINE void add(const RowPack&, int, const QueryPack&, int, const __m256i* dots) {
+    SPADE_TARGET SPADE_INLINE void add(const RowCodes&, int, const QueryPack&, int, const __m256i* dots) {
         for (int h = 0; h < kRegisters; ++h) most[h] = _mm256_max_epi32(dots[h], most[h]);
     }
-    SPADE_TARGET SPADE_INLINE __m256 minima(const RowPack& rows, int group, const QueryPack& queries, int panel, int h) const {
-        const __m256 group_step = _mm256_broadcast_ss(rows.group_step.data() + group);
-        const __m256 half_sq_norm = _mm256_broadcast_ss(rows.least_half_sq_norm.data() + group);
+    SPADE_TARGET SPADE_INLINE __m256 minima(const RowCodes& rows, int group, const QueryPack& queries, int panel, int h) const {
+        const __m256 group_step = _mm256_broadcast_ss(rows.group_step + group);
+        const __m256 half_sq_norm = _mm256_broadcast_ss(rows.least_half_sq_norm + group);
         const __m256 dot = _mm256_mul_ps(_mm256_cvtepi32_ps(most[h]), group_step);
         return _mm256_fnmadd_ps(dot, _mm256_load_ps(queries.step.data() + panel * kPanel + 8 * h), half_sq_norm);
     }
@@ -80,7 +81,7 @@ struct Minima {
     using State = Kind;
     float* to;
     SPADE_TARGET SPADE_INLINE static void prepare(const QueryPack&, int, __m256*) {}
-    SPADE_TARGET SPADE_INLINE void finish(const Kind& state, const RowPack& rows, int group, const QueryPack& queries,
+    SPADE_TARGET SPADE_INLINE void finish(const Kind& state, const RowCodes& rows, int group, const QueryPack& queries,
                                           int panel, const __m256*, std::size_t place) const {
         for (int h = 0; h < kRegisters; ++h)
             _mm256_storeu_ps(to + place * kPanel + 8 * h, state.minima(rows, group, queries, panel, h));
@@ -91,11 +92,11 @@ struct Minima {
 template <typename Kind>
 struct Within {
     using State = Kind;
-    Within(const RowPack& rows, GroupRange groups, Thresholds thresholds_, std::uint16_t* within_)
+    Within(const RowCodes& rows, GroupRange groups, Thresholds thresholds_, std::uint16_t* within_)
         : thresholds(thresholds_),
-          rounding(rows.packing->rounding),
-          most_norm(*std::max_element(rows.max_norm.data() + groups.begin, rows.max_norm.data() + groups.end)),
-          most_residual(*std::max_element(rows.max_residual.data() + groups.begin, rows.max_residual.data() + groups.end)),
+          rounding(rows.rounding),
+          most_norm(*std::max_element(rows.max_norm + groups.begin, rows.max_norm + groups.end)),
+          most_residual(*std::max_element(rows.max_residual + groups.begin, rows.max_residual + groups.end)),
           within(within_) {}
     Thresholds thresholds;
     float rounding, most_norm, most_residual;
@@ -116,7 +117,7 @@ struct Within {
         for (int h = 0; h < kRegisters; ++h) highest[h] = limits(most_norm, most_residual, queries, panel * kPanel + 8 * h);
     }
 
-    SPADE_TARGET SPADE_INLINE void finish(const Kind& state, const RowPack& rows, int group, const QueryPack& queries,
+    SPADE_TARGET SPADE_INLINE void finish(const Kind& state, const RowCodes& rows, int group, const QueryPack& queries,
                                           int panel, const __m256* highest, std::size_t place) const {
         __m256 minima[kRegisters];
         unsigned found = 0;
@@ -144,7 +145,7 @@ struct Within {
 // It must be inlined: left to itself, GCC 12 keeps fewer of the inner loop's pointers in registers, which costs up to a
 // quarter.
 template <typename Products, typename Result>
-SPADE_TARGET SPADE_INLINE void filter256(const RowPack& rows, GroupRange groups, const QueryPack& queries,
+SPADE_TARGET SPADE_INLINE void filter256(const RowCodes& rows, GroupRange groups, const QueryPack& queries,
                                          const Result result) {
     for (int panel = 0; panel < queries.panels; ++panel) {
         const std::int8_t* q = queries.codes.data() + static_cast<std::size_t>(panel) * kPanel * queries.stride;
@@ -156,7 +157,7 @@ SPADE_TARGET SPADE_INLINE void filter256(const RowPack& rows, GroupRange groups,
             typename Result::State state;
             state.begin();
             for (int row = group * kGroup; row < (group + 1) * kGroup; row += kRows) {
-                const std::uint8_t* x = rows.codes.data() + static_cast<std::size_t>(row) * rows.stride;
+                const std::uint8_t* x = rows.codes + static_cast<std::size_t>(row) * rows.stride;
                 __m256i dots[kRows][kRegisters];
                 Products::multiply(x, rows.stride, q, initial_dot, dots);
 #pragma GCC unroll 4
@@ -169,17 +170,17 @@ SPADE_TARGET SPADE_INLINE void filter256(const RowPack& rows, GroupRange groups,
 
 // The filter and the screen of a SIMD level.
 template <typename Products>
-SPADE_TARGET void filter_by(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima) {
-    if (rows.packing->has_digits())
+SPADE_TARGET void filter_by(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima) {
+    if (rows.has_digits())
         filter256<Products>(rows, groups, queries, Minima<ByDigits>{minima});
     else
         filter256<Products>(rows, groups, queries, Minima<ByRow>{minima});
 }
 
 template <typename Products>
-SPADE_TARGET void screen_by(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
+SPADE_TARGET void screen_by(const RowCodes& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
                             std::uint16_t* within) {
-    if (rows.packing->has_digits())
+    if (rows.has_digits())
         filter256<Products>(rows, groups, queries, Within<ByDigits>(rows, groups, thresholds, within));
     else
         filter256<Products>(rows, groups, queries, Within<ByRow>(rows, groups, thresholds, within));

@@ -23,7 +23,7 @@ constexpr __mmask16 kAll = 0xFFFF;
 struct ByRow {
     // Whether sums begin with `initial_dot`.
     static constexpr bool kStarted = true;
-    SPADE_TARGET_AVX512VNNI SPADE_INLINE static __m512 minima(const RowPack& rows, int group, const QueryPack& queries,
+    SPADE_TARGET_AVX512VNNI SPADE_INLINE static __m512 minima(const RowCodes& rows, int group, const QueryPack& queries,
                                                               int panel, const __m512i* sums) {
         const __m512 query_step = _mm512_load_ps(queries.step.data() + panel * kPanel);
         __m512 least = _mm512_set1_ps(std::numeric_limits<float>::infinity());
@@ -42,7 +42,7 @@ struct ByRow {
 template <bool Started>
 struct ByDigits {
     static constexpr bool kStarted = Started;
-    SPADE_TARGET_AVX512VNNI SPADE_INLINE static __m512 minima(const RowPack& rows, int group, const QueryPack& queries,
+    SPADE_TARGET_AVX512VNNI SPADE_INLINE static __m512 minima(const RowCodes& rows, int group, const QueryPack& queries,
                                                               int panel, const __m512i* sums) {
         __m512i most = sums[0];
 #pragma GCC unroll 8
@@ -61,7 +61,7 @@ struct Minima {
     float* minima;
     int first;
     SPADE_TARGET_AVX512VNNI SPADE_INLINE __m512 begin(const QueryPack&, int) const { return _mm512_setzero_ps(); }
-    SPADE_TARGET_AVX512VNNI SPADE_INLINE void operator()(const RowPack& rows, int group, const QueryPack& queries, int panel,
+    SPADE_TARGET_AVX512VNNI SPADE_INLINE void operator()(const RowCodes& rows, int group, const QueryPack& queries, int panel,
                                                          __m512, const __m512i* sums) const {
         float* const to = minima + (static_cast<std::size_t>(group - first) * queries.panels + panel) * kPanel;
         _mm512_storeu_ps(to, Kind::minima(rows, group, queries, panel, sums));
@@ -77,11 +77,11 @@ struct Within {
     std::uint16_t* within;
     int first;
 
-    Within(const RowPack& rows, GroupRange groups, Thresholds thresholds_, std::uint16_t* within_)
+    Within(const RowCodes& rows, GroupRange groups, Thresholds thresholds_, std::uint16_t* within_)
         : thresholds(thresholds_),
-          rounding(rows.packing->rounding),
-          most_norm(*std::max_element(rows.max_norm.data() + groups.begin, rows.max_norm.data() + groups.end)),
-          most_residual(*std::max_element(rows.max_residual.data() + groups.begin, rows.max_residual.data() + groups.end)),
+          rounding(rows.rounding),
+          most_norm(*std::max_element(rows.max_norm + groups.begin, rows.max_norm + groups.end)),
+          most_residual(*std::max_element(rows.max_residual + groups.begin, rows.max_residual + groups.end)),
           within(within_),
           first(groups.begin) {}
 
@@ -100,7 +100,7 @@ struct Within {
         return limits(most_norm, most_residual, queries, panel);
     }
 
-    SPADE_TARGET_AVX512VNNI SPADE_INLINE void operator()(const RowPack& rows, int group, const QueryPack& queries, int panel,
+    SPADE_TARGET_AVX512VNNI SPADE_INLINE void operator()(const RowCodes& rows, int group, const QueryPack& queries, int panel,
                                                          __m512 highest, const __m512i* sums) const {
         const __m512 minima = Kind::minima(rows, group, queries, panel, sums);
         __mmask16 found = _mm512_cmp_ps_mask(minima, highest, _CMP_NGT_UQ);

@@ -67,6 +67,27 @@ void Gallery::decode(std::int64_t id, int padded, float* to) const {
     std::fill(to + d, to + padded, 0.0f);
 }
 
+void Gallery::prefetch(std::int64_t id) const {
+    constexpr std::size_t line = 64;
+    const std::int64_t image = id / locations;
+    const int location = static_cast<int>(id % locations);
+    for (const MapPart& part : parts) {
+        const std::size_t bytes = part.channels * (part.type == ElementType::kFloat16 ? std::size_t{2} : std::size_t{4});
+        const char* map = static_cast<const char*>(part.maps[image]);
+        const auto ask = [&](std::size_t place) {
+            for (std::size_t at = 0; at < bytes; at += line) _mm_prefetch(map + place * bytes + at, _MM_HINT_T0);
+        };
+        if (part.rows.empty()) {
+            ask(location);
+            continue;
+        }
+        const MapPart::Taps &y = part.rows[location / width], &x = part.columns[location % width];
+        for (const int row : {y.first, y.second})
+            for (const int column : {x.first, x.second})
+                if (row >= 0 && column >= 0) ask(static_cast<std::size_t>(row) * part.width + column);
+    }
+}
+
 SPADE_TARGET_AVX2 void sq_distances_to(const Gallery& gallery, const Vectors& xq, const std::int64_t* ids, int k,
                                        float* sq_dist) {
     const ScopedDefaultFloatMode float_mode;

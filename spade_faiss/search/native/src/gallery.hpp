@@ -31,6 +31,8 @@ struct Gallery {
     // Writes a vector as float32, followed by zeros up to `padded`, a multiple of eight. Its numbers are the ones, to the bit,
     // that resizing whole maps gives: products and sums are rounded one by one.
     void decode(std::int64_t id, int padded, float* to) const;
+    // Asks the processor for what `decode` will read.
+    void prefetch(std::int64_t id) const;
 };
 
 // The squared distances (n, k) of n queries to k vectors of the gallery each; infinity for an id of -1.

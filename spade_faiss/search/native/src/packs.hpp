@@ -92,12 +92,41 @@ struct Packing {
     Buffer<float> basis;    // (d, padded_components): the basis transposed, so that registers hold one channel of all its rows
 };
 
+// What a filter reads of rows: their number is padded to a multiple of kRowAlign, that of codes of each to a multiple of 16.
+//
+// The caller keeps the memory alive. After the last row, up to 64 bytes more are read, which may hold anything.
+struct RowCodes {
+    bool has_digits() const { return group_step != nullptr; }
+
+    const std::uint8_t* codes;  // (padded rows, stride)
+    const float* step;          // (padded rows)
+    const float* half_sq_norm;  // (padded rows)
+    int stride;
+    // What screens read, and filters of packs with digits; as in `RowPack`, and nullptr where it has none.
+    float rounding = 0;
+    const float *max_norm = nullptr, *max_residual = nullptr;
+    const float *group_step = nullptr, *least_half_sq_norm = nullptr;
+};
+
 // The rows of a block. Rows beyond `count` are padding at an infinite distance.
 struct RowPack {
     RowPack(std::shared_ptr<const Packing> packing, const Vectors& rows);
     std::size_t nbytes() const {
         return codes.nbytes() + step.nbytes() + half_sq_norm.nbytes() + norm.nbytes() + residual.nbytes() + max_norm.nbytes() +
                max_residual.nbytes() + repeats.nbytes() + group_step.nbytes() + least_half_sq_norm.nbytes();
+    }
+
+    operator RowCodes() const {
+        const bool has_digits = packing->has_digits();
+        return {codes.data(),
+                step.data(),
+                half_sq_norm.data(),
+                stride,
+                packing->rounding,
+                max_norm.data(),
+                max_residual.data(),
+                has_digits ? group_step.data() : nullptr,
+                has_digits ? least_half_sq_norm.data() : nullptr};
     }
 
     std::shared_ptr<const Packing> packing;

@@ -9,16 +9,16 @@ namespace spade {
 namespace {
 
 // The sum of the products of a row's codes and digits with a query's, without the rows' offset.
-std::int32_t dot_of(const RowPack& rows, int row, const QueryPack& queries, int query) {
+std::int32_t dot_of(const RowCodes& rows, int row, const QueryPack& queries, int query) {
     const auto* q =
         queries.codes.data() + static_cast<std::size_t>(query / kPanel) * kPanel * queries.stride + query % kPanel * 4;
-    const auto* x = rows.codes.data() + static_cast<std::size_t>(row) * rows.stride;
+    const auto* x = rows.codes + static_cast<std::size_t>(row) * rows.stride;
     std::int32_t dot = queries.initial_dot[query];
     for (int c = 0; c < rows.stride; ++c) dot += x[c] * q[c / 4 * 4 * kPanel + c % 4];
     return dot;
 }
 
-float minimum_by_row(const RowPack& rows, int group, const QueryPack& queries, int query) {
+float minimum_by_row(const RowCodes& rows, int group, const QueryPack& queries, int query) {
     float least = std::numeric_limits<float>::infinity();
     for (int row = group * kGroup; row < (group + 1) * kGroup; ++row) {
         const float scaled = static_cast<float>(dot_of(rows, row, queries, query)) * rows.step[row];
@@ -28,28 +28,27 @@ float minimum_by_row(const RowPack& rows, int group, const QueryPack& queries, i
     return least;
 }
 
-float minimum_by_digits(const RowPack& rows, int group, const QueryPack& queries, int query) {
+float minimum_by_digits(const RowCodes& rows, int group, const QueryPack& queries, int query) {
     std::int32_t most = std::numeric_limits<std::int32_t>::min();
     for (int row = group * kGroup; row < (group + 1) * kGroup; ++row) most = std::max(most, dot_of(rows, row, queries, query));
     const float scaled = static_cast<float>(most) * rows.group_step[group];
     return std::fma(-scaled, queries.step[query], rows.least_half_sq_norm[group]);
 }
 
-float minimum(const RowPack& rows, int group, const QueryPack& queries, int query) {
-    return rows.packing->has_digits() ? minimum_by_digits(rows, group, queries, query)
-                                      : minimum_by_row(rows, group, queries, query);
+float minimum(const RowCodes& rows, int group, const QueryPack& queries, int query) {
+    return rows.has_digits() ? minimum_by_digits(rows, group, queries, query) : minimum_by_row(rows, group, queries, query);
 }
 
 }  // namespace
 
-void filter_reference(const RowPack& rows, GroupRange groups, const QueryPack& queries, float* minima) {
+void filter_reference(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima) {
     for (int group = groups.begin; group < groups.end; ++group)
         for (int query = 0; query < queries.panels * kPanel; ++query) *minima++ = minimum(rows, group, queries, query);
 }
 
-void screen_reference(const RowPack& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
+void screen_reference(const RowCodes& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
                       std::uint16_t* within) {
-    const float rounding = rows.packing->rounding;
+    const float rounding = rows.rounding;
     for (int group = groups.begin; group < groups.end; ++group) {
         const float norm = rows.max_norm[group], row_norm = thresholds.margin * norm;
         const float row_residual = thresholds.margin * rows.max_residual[group];

@@ -13,6 +13,7 @@ struct SimdLevel {
     CodeFormat format;
     Filter filter;
     Screen screen;
+    EstimateRows estimate_rows;
     int chunk_bytes;      // how many bytes of rows stay in the cache nearest to the core while all queries are filtered
     std::string why_not;  // why this processor or operating system does not run it; empty if it does
 };
