@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spade_faiss.report.pictures import shrink_factor
 from spade_faiss.serve.history.records import Box, NearestNormal, ScoredPicture
 from spade_faiss.serve.web.page.words import percent, picture_url, score_text
 
@@ -56,7 +55,6 @@ class Detail:
     side: float
     box: Frame
     label: str
-    missing: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +78,6 @@ class NormalView:
     height: int
     distance: str
     boxes: Sequence[Frame]
-    missing: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +86,6 @@ class Slider:
 
     low: float
     high: float
-    step: float
     at: float
 
 
@@ -114,16 +110,13 @@ class PictureView:
     normals: Sequence[NormalView]
 
 
-def picture_view(
-    picture: ScoredPicture, maxima: npt.ArrayLike | None, sizes: Mapping[str, tuple[int, int]], missing: Mapping[str, str]
-) -> PictureView:
+def picture_view(picture: ScoredPicture, maxima: npt.ArrayLike | None, sizes: Mapping[str, tuple[int, int]]) -> PictureView:
     """How the page of a picture draws it.
 
     Args:
         picture: the record.
         maxima: the map maxima of the calibration that is served; None without one.
         sizes: (height, width) of normal pictures whose size is not that of the map, by their names in the bank.
-        missing: why some normal pictures cannot be shown, by their names.
     """
     height, width = picture.map_size or (picture.height, picture.width)
     curve = None if maxima is None else alpha_curve(maxima)
@@ -146,8 +139,8 @@ def picture_view(
         slider=_slider(picture, high, curve),
         curve=curve,
         scores=_scores(picture),
-        matches=sorted(_matches(picture, shown, colors, sizes, missing), key=lambda match: levels.index(match.level)),
-        normals=[_normal(picture, normal, colors, sizes, missing) for normal in shown],
+        matches=sorted(_matches(picture, shown, colors, sizes), key=lambda match: levels.index(match.level)),
+        normals=[_normal(picture, normal, colors, sizes) for normal in shown],
     )
 
 
@@ -171,7 +164,7 @@ def alpha_curve(maxima: npt.ArrayLike) -> dict[str, Any]:
 
 
 def region_box(region: Mapping[str, Any], size: Sequence[int]) -> tuple[float, float, float, float]:
-    """(x, y, width, height) of the frame around a region in a small picture of a map of `size` (H, W): never too small to see."""
+    """(x, y, width, height) of the frame around a region in a small picture of a map of `size` (H, W), large enough to see."""
     x, y, width, height = region["input"]["box"]
     least = 0.14 * min(size)
     wide, high = max(width, least), max(height, least)
@@ -222,9 +215,7 @@ def _slider(picture: ScoredPicture, high: float, curve: Mapping[str, Any] | None
     at = picture.threshold if picture.threshold is not None else high
     top = max(1.05 * peak, 1.05 * at, *(scores[-1:] or [0.0]))
     low = min(0.5 * peak, 0.5 * at, *(0.9 * score for score in scores[:1]))
-    step = float(f"{(top - low) / 400:.1g}")
-    # A browser rounds to the nearest step from the low end: that must not move the threshold across a score.
-    return Slider(low=float(f"{low:.6g}"), high=float(f"{top:.6g}"), step=step, at=float(f"{at:.7g}"))
+    return Slider(low=low, high=top, at=at)
 
 
 def _scores(picture: ScoredPicture) -> list[tuple[str, str]]:
@@ -240,7 +231,6 @@ def _matches(
     shown: Sequence[NearestNormal],
     colors: Mapping[str, int],
     sizes: Mapping[str, tuple[int, int]],
-    missing: Mapping[str, str],
 ) -> list[MatchView]:
     assert picture.map_size is not None or not any(normal.patches for normal in shown)
     found = []
@@ -250,7 +240,7 @@ def _matches(
             own = _detail(f"{picture_url(picture.id)}/view", own_size, patch.query, f"{patch.level}: the patch of this picture")
             size = sizes.get(normal.id, own_size)
             label = f"{patch.level}: the most similar patch of {normal.id}"
-            other = _detail(_normal_url(picture, normal), size, patch.box, label, missing.get(normal.id, ""))
+            other = _detail(_normal_url(picture, normal), size, patch.box, label)
             found.append(MatchView(level=patch.level, color=colors[patch.level], id=normal.id, query=own, normal=other))
     return found
 
@@ -260,7 +250,6 @@ def _normal(
     normal: NearestNormal,
     colors: Mapping[str, int],
     sizes: Mapping[str, tuple[int, int]],
-    missing: Mapping[str, str],
 ) -> NormalView:
     height, width = sizes.get(normal.id, picture.map_size or (picture.height, picture.width))
     return NormalView(
@@ -270,7 +259,6 @@ def _normal(
         height=height,
         distance="" if normal.distance is None else score_text(normal.distance),
         boxes=[_frame(patch.box, colors[patch.level], (height, width)) for patch in normal.patches],
-        missing=missing.get(normal.id, ""),
     )
 
 
@@ -278,7 +266,7 @@ def _normal_url(picture: ScoredPicture, normal: NearestNormal) -> str:
     return f"{picture_url(picture.id)}/normals/{picture.nearest.index(normal)}"
 
 
-def _detail(href: str, size: tuple[int, int], box: Box, label: str, missing: str = "") -> Detail:
+def _detail(href: str, size: tuple[int, int], box: Box, label: str) -> Detail:
     (height, width), (y0, x0, y1, x1) = size, box
     side = min(max(2.2 * max(y1 - y0, x1 - x0), _DETAIL * min(size)), float(min(size)))
     x = min(max((x0 + x1 - side) / 2, 0.0), width - side)
@@ -292,7 +280,6 @@ def _detail(href: str, size: tuple[int, int], box: Box, label: str, missing: str
         side=round(side, 2),
         box=Frame(x=x0, y=y0, width=x1 - x0, height=y1 - y0),
         label=label,
-        missing=missing,
     )
 
 
@@ -303,9 +290,3 @@ def _frame(box: Box, color: int, size: tuple[int, int]) -> Frame:
     left, top = max(x0 - off, 1.0), max(y0 - off, 1.0)
     right, bottom = min(x1 + off, size[1] - 1.0), min(y1 + off, size[0] - 1.0)
     return Frame(x=round(left, 1), y=round(top, 1), width=round(right - left, 1), height=round(bottom - top, 1), color=color)
-
-
-def shrunk_size(size: Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a map as the page gets it, see `pictures.shrink_map`."""
-    factor = shrink_factor(size)
-    return -(-size[0] // factor), -(-size[1] // factor)

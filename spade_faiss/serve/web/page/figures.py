@@ -183,5 +183,3 @@ def _bars(overview: Overview) -> list[Bar]:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-

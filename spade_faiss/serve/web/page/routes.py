@@ -1,9 +1,25 @@
-"""The routes of the page."""
+"""Adds the page to an app."""
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from importlib.resources import files
+
+from fastapi import FastAPI, Request
+from fastapi.staticfiles import StaticFiles
+from starlette.responses import Response
+
+from spade_faiss.serve.web.page import actions, images, looking
+from spade_faiss.serve.web.page.rendering import render
 
 
 def add_page(app: FastAPI) -> None:
     """Add the page to an app; `app.state.service` and `app.state.security` are what it works with."""
+    for router in (looking.router, images.router, actions.router):
+        app.include_router(router)
+    app.mount("/static", StaticFiles(directory=str(files(__package__) / "static")), name="static")
+    app.state.error_page = error_page
+
+
+def error_page(request: Request, status: int, title: str, detail: str) -> Response:
+    """A problem as a page, for people."""
+    return render(request, "problem", status, title=title, detail=detail, status=status)

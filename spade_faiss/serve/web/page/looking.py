@@ -1,0 +1,375 @@
+"""The pages that show something and change nothing."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, cast
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request
+from starlette.responses import RedirectResponse, Response
+
+from spade_faiss.core.errors import InputError
+from spade_faiss.report import inferno
+from spade_faiss.serve.errors import UnknownError
+from spade_faiss.serve.history.records import Answer, Filter, Kind, Page, ScoredPicture
+from spade_faiss.serve.service import Service
+from spade_faiss.serve.web.page.evidence import picture_view
+from spade_faiss.serve.web.page.figures import LiveView, live_view, rate_rows, stamp_of
+from spade_faiss.serve.web.page.rendering import render, security_of, service_of
+from spade_faiss.serve.web.page.words import bank_url, counted, effect
+
+router = APIRouter(include_in_schema=False)
+
+_RECENT, _RECENT_WIDE = 12, 24
+_QUEUE = 30  # of the alarms that wait, how many the queue shows
+_CHANGES = 8
+_CHANGES_SEARCHED = 200  # for the change that an answer caused
+_FOUND = 30
+_UNCHANGED = 204  # htmx leaves a part of the page as it is then, and nothing that has the focus is replaced
+
+
+@router.get("/")
+def home(request: Request) -> Response:
+    """All banks, live."""
+    service = service_of(request)
+    views = [_live(service, name, _RECENT) for name in sorted(service.stations)]
+    title = "All banks" if len(views) != 1 else "Overview"
+    return render(request, "home", title=title, here="home", views=views)
+
+
+@router.get("/banks/{bank}")
+def bank(request: Request, bank: str, uploaded: int = 0, alarms: int = 0, refused: str = "") -> Response:
+    """A bank, live."""
+    service = service_of(request)
+    view = _live(service, bank, _RECENT_WIDE)
+    return render(
+        request,
+        "bank",
+        title=bank,
+        bank=bank,
+        view=view,
+        notice=_uploaded(uploaded, alarms, refused),
+        rates=rate_rows(service.achieved(bank)),
+        changes=service.history.changes(bank, _CHANGES),
+    )
+
+
+@router.get("/banks/{bank}/live")
+def live(request: Request, bank: str, seen: str = "", wide: bool = False) -> Response:
+    """The part of the page of all banks that is about one, or the live part of its own page; nothing where it is as seen."""
+    view = _live(service_of(request), bank, _RECENT_WIDE if wide else _RECENT)
+    if view.stamp == seen:
+        return Response(status_code=_UNCHANGED)
+    return render(request, "bank_live" if wide else "live", view=view, bank=bank)
+
+
+@router.get("/banks/{bank}/review")
+def review(request: Request, bank: str, picture: str = "", answered: str = "", undone: str = "") -> Response:
+    """The alarms that wait for an answer, the least usual first, and one of them in full."""
+    service = service_of(request)
+    service.station(bank)
+    shown = _picture_or_none(service, picture) or service.history.next_in_queue(bank)
+    if shown is not None and shown.bank != bank:
+        raise UnknownError(f"picture {shown.id} is of bank {shown.bank!r}, not of {bank!r}")
+    queue = _queue(service, bank)
+    ids = [item.id for item in queue.items]
+    at = ids.index(shown.id) if shown is not None and shown.id in ids else None
+    following = service.history.next_in_queue(bank, shown.id) if shown is not None else None
+    return render(
+        request,
+        "picture",
+        title=f"Review: {shown.name}" if shown else "Review",
+        bank=bank,
+        waiting=queue.total,
+        queue=queue,
+        previous=ids[at - 1] if at else None,
+        next=following.id if following else None,
+        **_said(service, answered, undone),
+        **_shown(service, shown),
+    )
+
+
+@router.get("/banks/{bank}/rail")
+def rail(request: Request, bank: str, picture: str, seen: str = "") -> Response:
+    """The queue beside the picture that is looked at; nothing where it is as seen."""
+    service = service_of(request)
+    queue = _queue(service, bank)
+    if queue.stamp == seen:
+        return Response(status_code=_UNCHANGED)
+    return render(request, "rail", bank=bank, picture=service.history.get(picture), queue=queue)
+
+
+@router.get("/pictures/{name}")
+def picture(request: Request, name: str, answered: str = "", undone: str = "") -> Response:
+    """A picture with its map, and what it was compared with."""
+    service = service_of(request)
+    shown = service.history.get(name)
+    said = _said(service, answered or (shown.answer.id if shown.answer else ""), undone)
+    if not answered and said["notice"] is not None and not undone:
+        said["notice"] = None  # the panel says it
+    return render(
+        request,
+        "picture",
+        title=shown.name,
+        bank=shown.bank,
+        waiting=_waiting(service, shown.bank),
+        queue=None,
+        **said,
+        **_shown(service, shown),
+    )
+
+
+@router.get("/answers/{name}/state")
+def state(request: Request, name: str) -> Response:
+    """What has become of an answer."""
+    service = service_of(request)
+    return render(request, "state", state=_state(service, service.history.get_answer(name), told=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What was asked for on the page of the search, as its form has it."""
+
+    text: str = ""
+    verdict: str = ""
+    answer: str = ""
+    since: str = ""
+    until: str = ""
+    order: str = "newest"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether all pictures are asked for."""
+        return not (self.text or self.verdict or self.answer or self.since or self.until)
+
+    def filter(self, bank: str, page: int) -> Filter:
+        """The same for the history.
+
+        Raises:
+            InputError: for a date that is none.
+        """
+        answered: bool | Kind | None = {"none": False, "any": True}.get(self.answer)
+        if self.answer in ("normal", "defect"):
+            answered = cast(Kind, self.answer)
+        until = _day(self.until)
+        return Filter(
+            bank=bank,
+            alarm={"alarm": True, "normal": False}.get(self.verdict),
+            answered=answered,
+            text=self.text,
+            since=_day(self.since),
+            until=None if until is None else until + timedelta(days=1),
+            order="p_value" if self.order == "p_value" else "newest",
+            page=page,
+            size=_FOUND,
+        )
+
+    def for_api(self) -> str:
+        """The same as a query of the API."""
+        wanted = self.filter("", 1)
+        asked: dict[str, Any] = {"alarm": wanted.alarm, "answered": wanted.answered, "text": self.text or None}
+        asked |= {"since": wanted.since, "until": wanted.until, "order": wanted.order}
+        return urlencode({name: _api_value(value) for name, value in asked.items() if value is not None})
+
+
+@router.get("/banks/{bank}/search")
+def search(request: Request, bank: str, text: str = "", verdict: str = "", answer: str = "", page: int = 1) -> Response:
+    """Pictures by name, date, verdict and answer; `since`, `until` and `order` are in the query, too."""
+    service = service_of(request)
+    service.station(bank)
+    query = request.query_params
+    asked = Asked(
+        text=text[:200],
+        verdict=verdict,
+        answer=answer,
+        since=query.get("since", ""),
+        until=query.get("until", ""),
+        order=query.get("order", "newest"),
+    )
+    found = service.history.find(asked.filter(bank, min(max(page, 1), 1_000_000)))
+
+    def page_url(number: int) -> str:
+        return f"{bank_url(bank)}/search?{urlencode({**vars(asked), 'page': number})}"
+
+    return render(
+        request,
+        "search",
+        title=f"Pictures of {bank}",
+        bank=bank,
+        asked=asked,
+        found=found,
+        waiting=_waiting(service, bank),
+        page_url=page_url,
+        csv=f"/v1{bank_url(bank)}/pictures.csv?{asked.for_api()}",
+    )
+
+
+@router.get("/login")
+def login(request: Request, next: str = "/") -> Response:
+    """Where the token is asked for."""
+    security = security_of(request)
+    if not security.needs_token or security.entry(request.headers) is not None:
+        return RedirectResponse(local_path(next), 303)
+    return render(request, "login", title="Sign in", wrong="", next=local_path(next))
+
+
+def local_path(text: str) -> str:
+    """A path of this server, or its first page: nobody is led to another site."""
+    is_local = text.startswith("/") and not text.startswith(("//", "/\\")) and text.isprintable() and "\\" not in text
+    return text if is_local else "/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """What was done, on top of the page; `undo` is where it is undone."""
+
+    text: str
+    undo: str = ""
+    bad: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What has become of an answer; `told` says whether it is to be spoken when it arrives."""
+
+    id: str
+    text: str
+    pending: bool
+    bad: bool
+    told: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """The alarms that wait for an answer: the first of them, how many there are, and a stamp of what is shown."""
+
+    items: list[ScoredPicture]
+    total: int
+    stamp: str
+
+    @property
+    def more(self) -> int:
+        """How many are not shown."""
+        return self.total - len(self.items)
+
+
+def _live(service: Service, bank: str, recent: int) -> LiveView:
+    station = service.station(bank)
+    overview = service.overview(bank)
+    newest = service.history.find(Filter(bank=bank, size=recent))
+    return live_view(overview, str(station.path), len(station.detector.bank.pictures), newest.items)
+
+
+def _queue(service: Service, bank: str) -> Queue:
+    found: Page[ScoredPicture] = service.history.find(_waiting_filter(bank, _QUEUE))
+    return Queue(items=list(found.items), total=found.total, stamp=stamp_of(found.items, found.total))
+
+
+def _waiting(service: Service, bank: str) -> int:
+    return service.history.find(_waiting_filter(bank, 1)).total
+
+
+def _waiting_filter(bank: str, size: int) -> Filter:
+    return Filter(bank=bank, alarm=True, answered=False, order="p_value", size=size)
+
+
+def _picture_or_none(service: Service, name: str) -> ScoredPicture | None:
+    """The picture that a link of a queue names; None for one that was removed since: the queue goes on."""
+    try:
+        return service.history.get(name) if name else None
+    except UnknownError:
+        return None
+
+
+def _shown(service: Service, picture: ScoredPicture | None) -> dict[str, Any]:
+    if picture is None:
+        return {"picture": None}
+    station = service.station(picture.bank)
+    rule = station.rule
+    bank = station.detector.bank
+    sizes = {}
+    if (places := bank.tile_places) is not None:
+        for normal in picture.nearest:
+            if (number := bank.pictures.number(normal.id)) is not None:
+                _, _, width, height = places[bank.pictures.rows(number)[0]].tolist()
+                sizes[normal.id] = (height, width)
+    maxima = None if rule is None else rule.calibration.scores["max"]
+    colors = base64.b64encode(inferno.colors().tobytes()).decode("ascii")
+    return {"picture": picture, "view": picture_view(picture, maxima, sizes), "colors": colors}
+
+
+def _said(service: Service, answered: str, undone: str) -> dict[str, Any]:
+    """What is said of the answer that was given, or taken back, last."""
+    try:
+        given = service.history.get_answer(answered or undone) if answered or undone else None
+        name = "" if given is None else service.history.get(given.picture_id).name
+    except UnknownError:
+        given = None
+    if given is None:
+        return {"notice": None, "state": None}
+    if given.undone:
+        text = f"Taken back: “{given.kind}” of {name}."
+        return {"notice": Notice(text=text), "state": _state(service, given) if given.kind == "normal" else None}
+    text = f"Answered “{given.kind}”: {name}."
+    if given.kind == "defect":
+        return {"notice": Notice(text=f"{text} It is kept as a label.", undo=_undo_url(given)), "state": None}
+    return {"notice": Notice(text=text, undo=_undo_url(given)), "state": _state(service, given)}
+
+
+def _undo_url(given: Answer) -> str:
+    return f"/answers/{given.id}/undo"
+
+
+def _state(service: Service, given: Answer, told: bool = False) -> State:
+    name = service.history.get(given.picture_id).name
+    pending, bad = given.state == "pending", given.state == "failed"
+    if pending:
+        text = f"The bank {'gives up' if given.undone else 'takes in'} {name}, and looks again at older alarms …"
+    elif bad:
+        text = f"The bank could not follow the answer to {name}: {given.message or 'no reason was given'}"
+    else:
+        changes = service.history.changes(given.bank, _CHANGES_SEARCHED)
+        change = next((change for change in changes if given.id in change.answers), None)
+        place = "out of the bank" if given.undone else "in the bank" if given.state == "in the bank" else given.state
+        text = f"{name} is {place}."
+        if change is not None and change.error:
+            text, bad = f"{name} is {place}, but what followed failed: {change.error}", True
+        elif change is not None and not given.undone:
+            text = f"{name} is {place}, generation {change.generation_after}: {effect(change, given.picture_id)}"
+        elif change is not None:
+            text = f"{name} is {place}, generation {change.generation_after}."
+        if given.message:
+            text += f" {given.message}"
+    return State(id=given.id, text=text, pending=pending, bad=bad, told=told and not pending)
+
+
+def _uploaded(uploaded: int, alarms: int, refused: str) -> Notice | None:
+    if not uploaded and not refused:
+        return None
+    parts = []
+    if uploaded:
+        found = counted(alarms, "alarm", "alarms") if alarms else "no alarm"
+        parts.append(f"{counted(uploaded, 'picture was', 'pictures were')} scored: {found}.")
+    if refused:
+        parts.append(f"Refused: {refused[:500]}")
+    return Notice(text=" ".join(parts), bad=bool(refused))
+
+
+def _day(text: str) -> datetime | None:
+    """The first moment of a day on the server's clock; None for no day."""
+    if not text:
+        return None
+    try:
+        day = date.fromisoformat(text)
+        return datetime(day.year, day.month, day.day).astimezone().astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{text[:40]!r} is no date; write it as 2026-01-31") from error
+
+
+def _api_value(value: bool | str | datetime) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value.isoformat() if isinstance(value, datetime) else value
