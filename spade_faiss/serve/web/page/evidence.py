@@ -122,7 +122,7 @@ def picture_view(picture: ScoredPicture, maxima: npt.ArrayLike | None, sizes: Ma
     curve = None if maxima is None else alpha_curve(maxima)
     low, high = picture.colors or (0.0, 1.0)
     regions = [_region(region) for region in picture.regions[:_REGIONS_SHOWN]]
-    levels = list(dict.fromkeys(patch.level for normal in picture.nearest for patch in normal.patches))
+    levels = _levels(picture)
     colors = {level: i % _COLORS for i, level in enumerate(levels)}
     shown = [normal for i, normal in enumerate(picture.nearest) if i < _NORMALS_SHOWN or normal.patches]
     return PictureView(
@@ -171,6 +171,12 @@ def region_box(region: Mapping[str, Any], size: Sequence[int]) -> tuple[float, f
     left, top = x + (width - wide) / 2, y + (height - high) / 2
     left, top = min(max(left, 0), max(size[1] - wide, 0)), min(max(top, 0), max(size[0] - high, 0))
     return round(left, 1), round(top, 1), round(wide, 1), round(high, 1)
+
+
+def _levels(picture: ScoredPicture) -> list[str]:
+    """The levels that matched something, the finest first."""
+    found = {patch.level: patch.query for normal in picture.nearest for patch in normal.patches}
+    return sorted(found, key=lambda level: (found[level][2] - found[level][0], level))
 
 
 def _meaning(picture: ScoredPicture) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spade_faiss.serve.history.records import Achieved, Overview, Rate, ScoredPicture
+from spade_faiss.serve.history.records import Achieved, Overview, Page, Rate, ScoredPicture
 from spade_faiss.serve.web.page.words import drift_words, number, percent, speed_text
 
 # The gauge's line in units of its drawing; rates from 0.01 % to 100 % lie on it by their square roots, so that both a
@@ -54,6 +54,7 @@ class LiveView:
         path: where the bank is.
         normals: how many pictures it holds.
         recent: its last pictures.
+        size: how many of those are shown at most.
         gauge: of the rate of alarms; None if nothing was scored.
         bars: of the hours; empty if nothing was scored.
         stamp: differs whenever anything that is shown differs.
@@ -64,6 +65,7 @@ class LiveView:
     path: str
     normals: int
     recent: Sequence[ScoredPicture]
+    size: int
     gauge: Gauge | None
     bars: Sequence[Bar]
     stamp: str
@@ -92,8 +94,9 @@ class LiveView:
         )
 
 
-def live_view(overview: Overview, path: str, normals: int, recent: Sequence[ScoredPicture]) -> LiveView:
+def live_view(overview: Overview, path: str, normals: int, newest: Page[ScoredPicture]) -> LiveView:
     """How the overview of a bank is drawn."""
+    recent = newest.items
     shown = (overview, normals, [(item.id, item.answer, item.now, item.kept) for item in recent])
     return LiveView(
         key=_digest(overview.bank)[:12],
@@ -101,6 +104,7 @@ def live_view(overview: Overview, path: str, normals: int, recent: Sequence[Scor
         path=path,
         normals=normals,
         recent=recent,
+        size=newest.size,
         gauge=_gauge(overview),
         bars=_bars(overview),
         stamp=_digest(repr(shown))[:16],
@@ -117,6 +121,7 @@ class RateRow:
     """A line of the table of rates."""
 
     label: str
+    of: str
     promised: str
     achieved: str
     count: str
@@ -126,20 +131,21 @@ class RateRow:
 def rate_rows(achieved: Achieved) -> list[RateRow]:
     """The promised and the achieved rates, as a table has them."""
 
-    def row(label: str, promised: float | None, rate: Rate) -> RateRow:
+    def row(label: str, of: str, promised: float | None, rate: Rate) -> RateRow:
         found = rate.interval
         return RateRow(
             label=label,
+            of=of,
             promised=percent(promised),
             achieved=percent(rate.rate),
             count=f"{number(rate.count)} of {number(rate.of)}",
-            interval="–" if found is None else f"{percent(found[0])} to {percent(found[1])}",
+            interval="" if found is None else f"{percent(found[0])} to {percent(found[1])}",
         )
 
     return [
-        row("false alarms, of all", achieved.alpha, achieved.false_alarms_of_all),
-        row("false alarms, of answered normals", None, achieved.false_alarms),
-        row("misses, of answered defects", None, achieved.misses),
+        row("false alarms", "of all but known defects", achieved.alpha, achieved.false_alarms_of_all),
+        row("false alarms", "of pictures answered “normal”", None, achieved.false_alarms),
+        row("misses", "of pictures answered “defect”", None, achieved.misses),
     ]
 
 

@@ -35,7 +35,8 @@ _UNCHANGED = 204  # htmx leaves a part of the page as it is then, and nothing th
 def home(request: Request) -> Response:
     """All banks, live."""
     service = service_of(request)
-    views = [_live(service, name, _RECENT) for name in sorted(service.stations)]
+    recent = _RECENT if len(service.stations) > 1 else _RECENT_WIDE
+    views = [_live(service, name, recent) for name in sorted(service.stations)]
     title = "All banks" if len(views) != 1 else "Overview"
     return render(request, "home", title=title, here="home", views=views)
 
@@ -58,9 +59,9 @@ def bank(request: Request, bank: str, uploaded: int = 0, alarms: int = 0, refuse
 
 
 @router.get("/banks/{bank}/live")
-def live(request: Request, bank: str, seen: str = "", wide: bool = False) -> Response:
+def live(request: Request, bank: str, seen: str = "", wide: bool = False, recent: int = _RECENT) -> Response:
     """The part of the page of all banks that is about one, or the live part of its own page; nothing where it is as seen."""
-    view = _live(service_of(request), bank, _RECENT_WIDE if wide else _RECENT)
+    view = _live(service_of(request), bank, min(max(recent, 1), _RECENT_WIDE))
     if view.stamp == seen:
         return Response(status_code=_UNCHANGED)
     return render(request, "bank_live" if wide else "live", view=view, bank=bank)
@@ -260,7 +261,7 @@ def _live(service: Service, bank: str, recent: int) -> LiveView:
     station = service.station(bank)
     overview = service.overview(bank)
     newest = service.history.find(Filter(bank=bank, size=recent))
-    return live_view(overview, str(station.path), len(station.detector.bank.pictures), newest.items)
+    return live_view(overview, str(station.path), len(station.detector.bank.pictures), newest)
 
 
 def _queue(service: Service, bank: str) -> Queue:

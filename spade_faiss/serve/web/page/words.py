@@ -15,7 +15,7 @@ def p_text(value: float | None) -> str:
     """A p-value with two digits that count: 0.0048, 0.31."""
     if value is None or math.isnan(value):
         return _DASH
-    return f"{value:.2g}" if value >= 0.0001 else f"{value:.0e}"
+    return f"{value:#.2g}" if value >= 0.0001 else f"{value:.0e}"
 
 
 def percent(value: float | None) -> str:
