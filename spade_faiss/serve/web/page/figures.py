@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spade_faiss.serve.history.records import Achieved, Overview, Page, Rate, ScoredPicture
+from spade_faiss.serve.station.station import Station
 from spade_faiss.serve.web.page.words import drift_words, number, percent, speed_text
 
 # The gauge's line in units of its drawing; rates from 0.01 % to 100 % lie on it by their square roots, so that both a
@@ -45,14 +46,28 @@ class Bar:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BankPlace:
+    """Where a bank is, how many pictures it holds, and what it is about: `opening`, `ready`, `changing`, `failed`, and why."""
+
+    path: str
+    normals: int
+    state: str
+    message: str
+
+    @staticmethod
+    def of(station: Station) -> BankPlace:
+        """The same of a station."""
+        return BankPlace(path=str(station.path), normals=station.normals, state=station.state, message=station.message)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LiveView:
     """A bank's overview as it is drawn.
 
     Args:
         key: names the part of the page, made of the bank's name.
         overview: the numbers.
-        path: where the bank is.
-        normals: how many pictures it holds.
+        place: where the bank is, and how large.
         recent: its last pictures.
         size: how many of those are shown at most.
         gauge: of the rate of alarms; None if nothing was scored.
@@ -62,8 +77,7 @@ class LiveView:
 
     key: str
     overview: Overview
-    path: str
-    normals: int
+    place: BankPlace
     recent: Sequence[ScoredPicture]
     size: int
     gauge: Gauge | None
@@ -94,15 +108,14 @@ class LiveView:
         )
 
 
-def live_view(overview: Overview, path: str, normals: int, newest: Page[ScoredPicture]) -> LiveView:
+def live_view(overview: Overview, place: BankPlace, newest: Page[ScoredPicture]) -> LiveView:
     """How the overview of a bank is drawn."""
     recent = newest.items
-    shown = (overview, normals, [(item.id, item.answer, item.now, item.kept) for item in recent])
+    shown = (overview, place, [(item.id, item.answer, item.now, item.kept) for item in recent])
     return LiveView(
         key=_digest(overview.bank)[:12],
         overview=overview,
-        path=path,
-        normals=normals,
+        place=place,
         recent=recent,
         size=newest.size,
         gauge=_gauge(overview),

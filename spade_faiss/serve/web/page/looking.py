@@ -17,7 +17,7 @@ from spade_faiss.serve.errors import UnknownError
 from spade_faiss.serve.history.records import Answer, Filter, Kind, Page, ScoredPicture
 from spade_faiss.serve.service import Service
 from spade_faiss.serve.web.page.evidence import picture_view
-from spade_faiss.serve.web.page.figures import LiveView, live_view, rate_rows, stamp_of
+from spade_faiss.serve.web.page.figures import BankPlace, LiveView, live_view, rate_rows, stamp_of
 from spade_faiss.serve.web.page.rendering import render, security_of, service_of
 from spade_faiss.serve.web.page.words import bank_url, counted, effect
 
@@ -26,7 +26,6 @@ router = APIRouter(include_in_schema=False)
 _RECENT, _RECENT_WIDE = 12, 24
 _QUEUE = 30  # of the alarms that wait, how many the queue shows
 _CHANGES = 8
-_CHANGES_SEARCHED = 200  # for the change that an answer caused
 _FOUND = 30
 _UNCHANGED = 204  # htmx leaves a part of the page as it is then, and nothing that has the focus is replaced
 
@@ -261,7 +260,7 @@ def _live(service: Service, bank: str, recent: int) -> LiveView:
     station = service.station(bank)
     overview = service.overview(bank)
     newest = service.history.find(Filter(bank=bank, size=recent))
-    return live_view(overview, str(station.path), len(station.detector.bank.pictures), newest)
+    return live_view(overview, BankPlace.of(station), newest)
 
 
 def _queue(service: Service, bank: str) -> Queue:
@@ -289,7 +288,6 @@ def _shown(service: Service, picture: ScoredPicture | None) -> dict[str, Any]:
     if picture is None:
         return {"picture": None}
     station = service.station(picture.bank)
-    rule = station.rule
     bank = station.detector.bank
     sizes = {}
     if (places := bank.tile_places) is not None:
@@ -297,9 +295,8 @@ def _shown(service: Service, picture: ScoredPicture | None) -> dict[str, Any]:
             if (number := bank.pictures.number(normal.id)) is not None:
                 _, _, width, height = places[bank.pictures.rows(number)[0]].tolist()
                 sizes[normal.id] = (height, width)
-    maxima = None if rule is None else rule.calibration.scores["max"]
     colors = base64.b64encode(inferno.colors().tobytes()).decode("ascii")
-    return {"picture": picture, "view": picture_view(picture, maxima, sizes), "colors": colors}
+    return {"picture": picture, "view": picture_view(picture, station.maxima, sizes), "colors": colors}
 
 
 def _said(service: Service, answered: str, undone: str) -> dict[str, Any]:
@@ -325,25 +322,23 @@ def _undo_url(given: Answer) -> str:
 
 
 def _state(service: Service, given: Answer, told: bool = False) -> State:
-    name = service.history.get(given.picture_id).name
     pending, bad = given.state == "pending", given.state == "failed"
+    place = {"in the bank": "in the bank", "undone": "not in the bank any more"}.get(given.state, given.state)
+    change = None if pending or bad else service.change_of(given.id)
     if pending:
-        text = f"The bank {'gives up' if given.undone else 'takes in'} {name}, and looks again at older alarms …"
+        text = "The bank gives it up …" if given.undone else "The bank takes it in, and looks again at older alarms …"
     elif bad:
-        text = f"The bank could not follow the answer to {name}: {given.message or 'no reason was given'}"
+        text = f"The bank could not follow: {given.message or 'no reason was given'}"
+    elif change is None:
+        text = f"It is {place}."
+    elif change.error:
+        text, bad = f"It is {place}, but what followed failed: {change.error}", True
+    elif given.undone:
+        text = f"It is {place}, generation {change.generation_after}."
     else:
-        changes = service.history.changes(given.bank, _CHANGES_SEARCHED)
-        change = next((change for change in changes if given.id in change.answers), None)
-        place = "out of the bank" if given.undone else "in the bank" if given.state == "in the bank" else given.state
-        text = f"{name} is {place}."
-        if change is not None and change.error:
-            text, bad = f"{name} is {place}, but what followed failed: {change.error}", True
-        elif change is not None and not given.undone:
-            text = f"{name} is {place}, generation {change.generation_after}: {effect(change, given.picture_id)}"
-        elif change is not None:
-            text = f"{name} is {place}, generation {change.generation_after}."
-        if given.message:
-            text += f" {given.message}"
+        text = f"It is {place}, generation {change.generation_after}: {effect(change, given.picture_id)}"
+    if given.message and not given.state == "failed":
+        text += f" {given.message}"
     return State(id=given.id, text=text, pending=pending, bad=bad, told=told and not pending)
 
 

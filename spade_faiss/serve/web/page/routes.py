@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from importlib.resources import files
 
 from fastapi import FastAPI, Request
@@ -17,9 +18,9 @@ def add_page(app: FastAPI) -> None:
     for router in (looking.router, images.router, actions.router):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=str(files(__package__) / "static")), name="static")
-    app.state.error_page = error_page
+    app.state.problem_page = problem_page
 
 
-def error_page(request: Request, status: int, title: str, detail: str) -> Response:
+def problem_page(request: Request, status: int, detail: str) -> Response:
     """A problem as a page, for people."""
-    return render(request, "problem", status, title=title, detail=detail, status=status)
+    return render(request, "problem", status, title=HTTPStatus(status).phrase, detail=detail, status=status)

@@ -12,10 +12,10 @@ _DASH = "–"
 
 
 def p_text(value: float | None) -> str:
-    """A p-value with two digits that count: 0.0048, 0.31."""
+    """A p-value with two digits that count, such as 0.0048 or 0.31; very small ones are told apart by nobody."""
     if value is None or math.isnan(value):
         return _DASH
-    return f"{value:#.2g}" if value >= 0.0001 else f"{value:.0e}"
+    return f"{value:#.2g}" if value >= 0.0001 else "< 0.0001"
 
 
 def percent(value: float | None) -> str:
@@ -92,7 +92,7 @@ def effect(change: Change, picture_id: str | None = None) -> str:
     else:
         parts.append(f"{counted(gone, 'alarm is', 'alarms are')} gone" if gone else "no alarm is gone")
     if change.alarms_left:
-        parts.append(f"{counted(change.alarms_left, 'alarm stays', 'alarms stay')} one")
+        parts.append(f"{counted(change.alarms_left, 'alarm stays', 'alarms stay')}")
     return "; ".join(parts) + "."
 
 
