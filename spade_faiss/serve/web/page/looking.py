@@ -337,7 +337,7 @@ def _state(service: Service, given: Answer, told: bool = False) -> State:
         text = f"It is {place}, generation {change.generation_after}."
     else:
         text = f"It is {place}, generation {change.generation_after}: {effect(change, given.picture_id)}"
-    if given.message and not given.state == "failed":
+    if given.message and given.state != "failed":
         text += f" {given.message}"
     return State(id=given.id, text=text, pending=pending, bad=bad, told=told and not pending)
 
