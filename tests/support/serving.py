@@ -107,6 +107,7 @@ def serving(bank: Path, folder: Path, token: str | None = None) -> Iterator[Serv
         yield Server(create_app({BANK: station}, history, settings), station, history)
     finally:
         upkeep.close()
+        station.close()
         history.close()
 
 

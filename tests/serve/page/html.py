@@ -8,7 +8,7 @@ from urllib.parse import urljoin, urlsplit
 
 from fastapi.testclient import TestClient
 
-_VOID = {"area", "br", "col", "hr", "img", "input", "link", "meta", "rect", "path", "line", "image"}
+_VOID = {"area", "br", "col", "hr", "img", "input", "link", "meta"}
 
 
 @dataclass(eq=False)
@@ -47,6 +47,11 @@ class PageText(HTMLParser):
             self.forms[-1].fields[str(given["name"])] = given.get("value") or ""
         if tag == "button":
             self._button = given
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        assert len(given) == len(attrs), f"<{tag}> has an attribute twice: {attrs}"
+        self.elements.append((tag, given))
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open, f"</{tag}> closes nothing"

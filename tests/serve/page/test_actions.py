@@ -92,17 +92,17 @@ def test_pictures_are_uploaded_without_a_script(own_server: Server, dataset_fold
     form = get(client, f"/banks/{BANK}").form("Score")
     spot = (dataset_folder / "test" / "spot" / "000.png").read_bytes()
     good = (dataset_folder / "test" / "good" / "000.png").read_bytes()
-    one = client.post(form.action, data=form.fields, files=[("files", ("=1+1.png", spot, "image/png"))])
+    one = client.post(form.action, files=[("files", ("=1+1.png", spot, "image/png"))])
     assert one.status_code == 200
     assert "/pictures/" in str(one.url)
     assert read(one.text).title.startswith("=1+1.png")
     sent = [("files", (f"{i}.png", data, "image/png")) for i, data in enumerate((spot, good, b"no picture"))]
-    several = client.post(form.action, data=form.fields, files=sent)
+    several = client.post(form.action, files=sent)
     words = read(several.text).words
     assert "2 pictures were scored: 1 alarm." in words
     assert "Refused" in words
     assert "2.png" in words
-    nothing = client.post(form.action, data=form.fields, files=[("files", ("", b"", "application/octet-stream"))])
+    nothing = client.post(form.action, files=[("files", ("", b"", "application/octet-stream"))])
     assert "no file" in read(nothing.text).words
     # A spreadsheet takes no name for a formula.
     csv = client.get(f"/v1/banks/{BANK}/pictures.csv").text

@@ -49,7 +49,8 @@ def test_a_long_curve_is_thinned_out_and_never_promises_too_much() -> None:
     # Where anybody sets a threshold, nothing is left out.
     top = np.sort(maxima)[-300:]
     for score in top:
-        assert alpha_of(curve, score * 1.00001) == pytest.approx((1 + (maxima > score * 1.00001).sum()) / 20_001)
+        for near in (np.nextafter(score, 0), score, np.nextafter(score, np.inf)):
+            assert alpha_of(curve, near) == pytest.approx((1 + (maxima > near).sum()) / 20_001)
 
 
 def test_the_box_of_a_small_region_can_be_seen_and_stays_on_the_picture() -> None:

@@ -8,12 +8,15 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Form, Request
 from starlette.responses import RedirectResponse, Response
 
-from spade_faiss.serve.history.records import Kind
+from spade_faiss.serve.history.records import Kind, ScoredPicture
 from spade_faiss.serve.web.page.looking import local_path
 from spade_faiss.serve.web.page.rendering import render, security_of, service_of
 from spade_faiss.serve.web.page.words import bank_url, picture_url
+from spade_faiss.serve.web.scoring import receive_and_score
 
 router = APIRouter(include_in_schema=False)
+
+_LONGEST_REASON = 300
 
 Csrf = Annotated[str, Form()]
 
@@ -50,6 +53,24 @@ def undo(request: Request, name: str, csrf: Csrf = "", queue: Annotated[int, For
     if queue:
         return _to(f"{bank_url(given.bank)}/review", picture=given.picture_id, undone=given.id)
     return _to(picture_url(given.picture_id), undone=given.id)
+
+
+@router.post("/banks/{bank}/upload")
+async def upload(request: Request, bank: str, csrf: str = "") -> Response:
+    """Score the files of a form. The token is in the address, so that it is checked before anything is read.
+
+    One picture is shown then; of several it is said how many are alarms.
+    """
+    security_of(request).check_csrf(request, csrf)
+    results = await receive_and_score(request, service_of(request), bank)
+    scored = [found for _, found in results if isinstance(found, ScoredPicture)]
+    refused = [str(found) for _, found in results if not isinstance(found, ScoredPicture)]
+    if len(scored) == 1 and not refused:
+        return _to(picture_url(scored[0].id))
+    alarms = sum(bool(picture.alarm) for picture in scored)
+    more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+    said = f"{refused[0][:_LONGEST_REASON]}{more}" if refused else ""
+    return _to(bank_url(bank), uploaded=str(len(scored)), alarms=str(alarms), refused=said)
 
 
 @router.post("/login")

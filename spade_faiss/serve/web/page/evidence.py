@@ -160,7 +160,7 @@ def alpha_curve(maxima: npt.ArrayLike) -> dict[str, Any]:
         low = np.unique(np.linspace(0, len(values) - half - 1, half).astype(int))
         chosen = np.concatenate([low, np.arange(len(values) - half, len(values))])
         values, above = values[chosen], above[chosen]
-    return {"n": int(last.sum()), "scores": [float(f"{value:.6g}") for value in values], "above": above.tolist()}
+    return {"n": int(last.sum()), "scores": values.tolist(), "above": above.tolist()}
 
 
 def region_box(region: Mapping[str, Any], size: Sequence[int]) -> tuple[float, float, float, float]:

@@ -68,8 +68,8 @@ def limits_of(request: Request) -> Limits:
     return Limits(files=settings.max_files, bytes=words.size_text(settings.upload_bytes), note=LONGEST_NOTE)
 
 
-def render(request: Request, name: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """A page or a part of one, from the template `name`.html.j2; every value is escaped."""
+def render(request: Request, template: str, status_code: int = 200, **values: Any) -> HTMLResponse:
+    """A page or a part of one, from `template`.html.j2; every value is escaped."""
     security = security_of(request)
     entry = security.entry(request.headers)
     theme = request.cookies.get("theme", "")
@@ -81,8 +81,8 @@ def render(request: Request, name: str, status: int = 200, **values: Any) -> HTM
         version=__version__,
     )
     defaults = {"bank": "", "here": "", "limits": limits_of(request)}
-    text = _environment().get_template(f"{name}.html.j2").render({**defaults, **values, "frame": frame})
-    return HTMLResponse(text, status)
+    text = _environment().get_template(f"{template}.html.j2").render({**defaults, **values, "frame": frame})
+    return HTMLResponse(text, status_code)
 
 
 @cache
