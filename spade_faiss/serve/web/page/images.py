@@ -30,7 +30,7 @@ _CACHED = 3000  # thumbnails of some 6 kB
 _KEEP = {"cache-control": "private, max-age=86400"}
 
 
-class _Thumbnails:
+class Thumbnails:
     """The thumbnails that were made last, by the ids of their pictures."""
 
     def __init__(self) -> None:
@@ -55,14 +55,12 @@ class _Thumbnails:
         return data.getvalue()
 
 
-_thumbnails = _Thumbnails()
-
-
 @router.get("/pictures/{name}/thumbnail")
 def thumbnail(request: Request, name: str) -> Response:
     """A small picture under its heat map."""
     service = service_of(request)
-    return Response(_thumbnails(service, service.history.get(name)), media_type="image/jpeg", headers=_KEEP)
+    thumbnails: Thumbnails = request.app.state.thumbnails
+    return Response(thumbnails(service, service.history.get(name)), media_type="image/jpeg", headers=_KEEP)
 
 
 @router.get("/pictures/{name}/view")

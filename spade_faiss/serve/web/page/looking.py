@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from typing import Any, cast
-from urllib.parse import urlencode
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
-from spade_faiss.core.errors import InputError
 from spade_faiss.report import inferno
 from spade_faiss.serve.errors import UnknownError
-from spade_faiss.serve.history.records import Answer, Filter, Kind, Page, ScoredPicture
+from spade_faiss.serve.history.records import Answer, Filter, Page, ScoredPicture
 from spade_faiss.serve.service import Service
 from spade_faiss.serve.web.page.evidence import picture_view
 from spade_faiss.serve.web.page.figures import BankPlace, LiveView, live_view, rate_rows, stamp_of
 from spade_faiss.serve.web.page.rendering import render, security_of, service_of
-from spade_faiss.serve.web.page.words import bank_url, counted, effect
+from spade_faiss.serve.web.page.words import counted, effect
 
 router = APIRouter(include_in_schema=False)
 
 _RECENT, _RECENT_WIDE = 12, 24
 _QUEUE = 30  # of the alarms that wait, how many the queue shows
 _CHANGES = 8
-_FOUND = 30
 _UNCHANGED = 204  # htmx leaves a part of the page as it is then, and nothing that has the focus is replaced
 
 
@@ -115,7 +111,7 @@ def picture(request: Request, name: str, answered: str = "", undone: str = "") -
         "picture",
         title=shown.name,
         bank=shown.bank,
-        waiting=_waiting(service, shown.bank),
+        waiting=waiting_of(service, shown.bank),
         queue=None,
         **said,
         **_shown(service, shown),
@@ -127,84 +123,6 @@ def state(request: Request, name: str) -> Response:
     """What has become of an answer."""
     service = service_of(request)
     return render(request, "state", state=_state(service, service.history.get_answer(name), told=True))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What was asked for on the page of the search, as its form has it."""
-
-    text: str = ""
-    verdict: str = ""
-    answer: str = ""
-    since: str = ""
-    until: str = ""
-    order: str = "newest"
-
-    @property
-    def is_open(self) -> bool:
-        """Whether all pictures are asked for."""
-        return not (self.text or self.verdict or self.answer or self.since or self.until)
-
-    def filter(self, bank: str, page: int) -> Filter:
-        """The same for the history.
-
-        Raises:
-            InputError: for a date that is none.
-        """
-        answered: bool | Kind | None = {"none": False, "any": True}.get(self.answer)
-        if self.answer in ("normal", "defect"):
-            answered = cast(Kind, self.answer)
-        until = _day(self.until)
-        return Filter(
-            bank=bank,
-            alarm={"alarm": True, "normal": False}.get(self.verdict),
-            answered=answered,
-            text=self.text,
-            since=_day(self.since),
-            until=None if until is None else until + timedelta(days=1),
-            order="p_value" if self.order == "p_value" else "newest",
-            page=page,
-            size=_FOUND,
-        )
-
-    def for_api(self) -> str:
-        """The same as a query of the API."""
-        wanted = self.filter("", 1)
-        asked: dict[str, Any] = {"alarm": wanted.alarm, "answered": wanted.answered, "text": self.text or None}
-        asked |= {"since": wanted.since, "until": wanted.until, "order": wanted.order}
-        return urlencode({name: _api_value(value) for name, value in asked.items() if value is not None})
-
-
-@router.get("/banks/{bank}/search")
-def search(request: Request, bank: str, text: str = "", verdict: str = "", answer: str = "", page: int = 1) -> Response:
-    """Pictures by name, date, verdict and answer; `since`, `until` and `order` are in the query, too."""
-    service = service_of(request)
-    service.station(bank)
-    query = request.query_params
-    asked = Asked(
-        text=text[:200],
-        verdict=verdict,
-        answer=answer,
-        since=query.get("since", ""),
-        until=query.get("until", ""),
-        order=query.get("order", "newest"),
-    )
-    found = service.history.find(asked.filter(bank, min(max(page, 1), 1_000_000)))
-
-    def page_url(number: int) -> str:
-        return f"{bank_url(bank)}/search?{urlencode({**vars(asked), 'page': number})}"
-
-    return render(
-        request,
-        "search",
-        title=f"Pictures of {bank}",
-        bank=bank,
-        asked=asked,
-        found=found,
-        waiting=_waiting(service, bank),
-        page_url=page_url,
-        csv=f"/v1{bank_url(bank)}/pictures.csv?{asked.for_api()}",
-    )
 
 
 @router.get("/login")
@@ -268,7 +186,8 @@ def _queue(service: Service, bank: str) -> Queue:
     return Queue(items=list(found.items), total=found.total, stamp=stamp_of(found.items, found.total))
 
 
-def _waiting(service: Service, bank: str) -> int:
+def waiting_of(service: Service, bank: str) -> int:
+    """How many alarms of a bank wait for an answer."""
     return service.history.find(_waiting_filter(bank, 1)).total
 
 
@@ -352,20 +271,3 @@ def _uploaded(uploaded: int, alarms: int, refused: str) -> Notice | None:
     if refused:
         parts.append(f"Refused: {refused[:500]}")
     return Notice(text=" ".join(parts), bad=bool(refused))
-
-
-def _day(text: str) -> datetime | None:
-    """The first moment of a day on the server's clock; None for no day."""
-    if not text:
-        return None
-    try:
-        day = date.fromisoformat(text)
-        return datetime(day.year, day.month, day.day).astimezone().astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{text[:40]!r} is no date; write it as 2026-01-31") from error
-
-
-def _api_value(value: bool | str | datetime) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return value.isoformat() if isinstance(value, datetime) else value

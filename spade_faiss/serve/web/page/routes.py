@@ -9,14 +9,15 @@ from fastapi import FastAPI, Request
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import Response
 
-from spade_faiss.serve.web.page import actions, images, looking
+from spade_faiss.serve.web.page import actions, images, looking, searching
 from spade_faiss.serve.web.page.rendering import render
 
 
 def add_page(app: FastAPI) -> None:
     """Add the page to an app; `app.state.service` and `app.state.security` are what it works with."""
-    for router in (looking.router, images.router, actions.router):
+    for router in (looking.router, searching.router, images.router, actions.router):
         app.include_router(router)
+    app.state.thumbnails = images.Thumbnails()
     app.mount("/static", StaticFiles(directory=str(files(__package__) / "static")), name="static")
     app.state.problem_page = problem_page
 

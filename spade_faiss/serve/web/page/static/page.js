@@ -134,8 +134,18 @@
     const count = find("input[type=file]", form).files.length;
     const words = `Scoring ${count === 1 ? "one picture" : `${count} pictures`} …`;
     find("[data-busy]", form).textContent = words;
-    find("[type=submit]", form).classList.add("busy");
+    const button = find("[type=submit]", form);
+    button.classList.add("busy");
+    setTimeout(() => { button.disabled = true; }); // once the form is on its way
     say(words);
+  });
+  addEventListener("pageshow", (event) => { // back from elsewhere, a page is as it was left
+    if (!event.persisted) return;
+    for (const button of all("[data-drop] [type=submit]")) {
+      button.disabled = false;
+      button.classList.remove("busy");
+      find("[data-busy]", button.form).textContent = "";
+    }
   });
 
   // ---- the picture and its map
