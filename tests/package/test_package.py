@@ -20,6 +20,12 @@ from spade_faiss.search.recipe import recipe_names
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "spade_faiss"
+# What the server's page is made of: templates, styles, scripts with their licenses.
+PAGE_FILES = sorted(
+    str(path.relative_to(PACKAGE / "serve/web/page"))
+    for folder in ("templates", "static")
+    for path in (PACKAGE / "serve/web/page" / folder).iterdir()
+)
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -134,7 +140,9 @@ def test_a_wheel_works_outside_of_the_checkout(compiler: bool, tmp_path: Path) -
         "import spade_faiss.search.recipe as recipe; import spade_faiss.search.native.extension as kernel; "
         "from importlib.resources import files; "
         "print(recipe.__file__, recipe.load_recipe('exact').build, recipe.recipe_names(), "
-        "(files('spade_faiss.report') / 'report.html.j2').is_file(), kernel.is_built())"
+        "(files('spade_faiss.report') / 'report.html.j2').is_file(), kernel.is_built()); "
+        "page = files('spade_faiss.serve.web.page'); "
+        "print([name for name in " + repr(PAGE_FILES) + " if not (page / name).is_file()])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -148,3 +156,5 @@ def test_a_wheel_works_outside_of_the_checkout(compiler: bool, tmp_path: Path) -
     assert "image='Flat'" in done.stdout
     built = compiler and platform.machine() in ("x86_64", "AMD64")
     assert f"{recipe_names()} True {built}" in done.stdout
+    assert "static/htmx.min.js" in PAGE_FILES
+    assert done.stdout.splitlines()[-1] == "[]", "the wheel lacks files of the page"
