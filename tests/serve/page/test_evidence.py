@@ -15,7 +15,7 @@ from spade_faiss.serve.web.page.evidence import alpha_curve, region_box
 def alpha_of(curve: dict[str, Any], score: float) -> float:
     """What page.js makes of the curve."""
     place = bisect_right(curve["scores"], score)
-    return (1 + (curve["above"][place - 1] if place else curve["n"])) / (curve["n"] + 1)
+    return float((1 + (curve["above"][place - 1] if place else curve["n"])) / (curve["n"] + 1))
 
 
 def test_a_threshold_means_the_alpha_that_gives_it() -> None:
