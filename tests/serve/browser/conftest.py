@@ -14,7 +14,7 @@ from spade_faiss.serve.history.records import Filter
 from tests.support.serving import BANK, Server, listening, serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Dialog, Page
 
 HOSTILE = "<img src=x onerror=window.hacked=1>.png"
 # Of Chromium on a machine without a screen, that may run as root and with little shared memory.
@@ -48,6 +48,11 @@ class Window:
     address: str
     trouble: list[str] = field(default_factory=list)
 
+    def refuse(self, dialog: Dialog) -> None:
+        """Note a dialog, and close it."""
+        self.trouble.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
     def go(self, path: str) -> Page:
         """Open a page of the server."""
         self.page.goto(self.address + path)
@@ -67,7 +72,7 @@ def open_window(chromium: Browser) -> Iterator[Callable[..., Window]]:
         page.on("pageerror", lambda error: window.trouble.append(f"script: {error}"))
         page.on("console", lambda said: window.trouble.append(said.text) if said.type == "error" else None)
         page.on("request", lambda sent: None if sent.url.startswith(address) else window.trouble.append(f"asked {sent.url}"))
-        page.on("dialog", lambda dialog: (window.trouble.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        page.on("dialog", lambda dialog: window.refuse(dialog))
         windows.append(window)
         return window
 
