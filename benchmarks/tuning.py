@@ -108,7 +108,7 @@ def measure(name: str, data: Path, scratch: Path, tests: int) -> Row:
 
 
 def _search(folder: Path, backbone: Backbone, question: Question) -> tuple[Found, Row]:
-    """Search, and what it took: by the clock and of the processors, all attempts together."""
+    """Search, and what the attempt took that ended it: by the clock and of the processors."""
     clock, cpu = time.perf_counter(), time.process_time()
     spent = folder / "spent.json"
     before: Row = json.loads(spent.read_bytes()) if spent.exists() else {"clock": 0.0, "cpu": 0.0}

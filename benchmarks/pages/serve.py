@@ -57,11 +57,15 @@ def held(figures: Figures) -> str:
             f"pictures that were scored twice, files that were left, problems that `verify --deep` found: {len(row['faults'])}."
         )
     for row in _rows(figures, "feedback"):
+        told = row["as_served"]
         lines.append(
             f"- **Feedback**: {row['feedbacks']} pictures answered `normal` while {row['requests']} were scored, and "
             f"{row['taken_back']} taken back; {row['failed']} requests failed. The server changed over {row['changes']} times, "
-            f"{row['change_s']['median']:.1f} s each. Afterwards {row['compared']} pictures were compared, bit for bit, with a "
-            f"bank built anew from the same {row['in_the_bank']} normals; differences and other faults: {len(row['faults'])}."
+            f"{row['change_s']['median']:.1f} s each. Afterwards {row['compared']} pictures score against the bank, by `exact` "
+            f"and by its own recipe with the index built anew, to the bit as against a bank built anew from the same "
+            f"{row['in_the_bank']} normals; differences and other faults: {len(row['faults'])}. As they were served, by an "
+            f"index that was trained on the first normals and extended, scores differ by at most "
+            f"{100 * told['largest_relative_difference']:.2f} %, and {told['alarms_that_differ']} verdicts."
         )
     for row in _rows(figures, "schema"):
         statuses = ", ".join(f"{status}: {count}" for status, count in row["statuses"].items())

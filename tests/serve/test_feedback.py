@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from spade_faiss import Bank, add, evaluate
+from spade_faiss import Bank, Extraction, add, evaluate, fit
+from spade_faiss.features.backbone import Backbone
 from spade_faiss.serve.history.records import Filter
 from spade_faiss.serve.station.upkeep import Upkeep
 from tests.serve.conftest import PNG, Line, Serve
@@ -139,6 +140,20 @@ def test_a_second_thought_takes_the_first_one_back(serve: Serve, defect: Path) -
     assert line.client.get(f"/v1/answers/{second['id']}").json()["state"] == "kept"
     assert len(Bank.open(line.bank).pictures) == 24
     assert line.client.get(f"/v1/pictures/{picture['id']}").json()["answer"]["kind"] == "defect"
+
+
+def test_an_upload_is_by_itself_where_the_bank_has_groups(
+    serve: Serve, dataset_folder: Path, backbone: Backbone, defect: Path, tmp_path: Path
+) -> None:
+    """A pattern would have to be told of uploads: nobody knows their siblings."""
+    path = tmp_path / "grouped.bank"
+    extraction = Extraction(backbone=backbone, group_by=r"regex=(\d)\.png")
+    fit(dataset_folder / "train" / "good", bank=path, preset="spade", extraction=extraction)
+    line = serve(bank=path)
+    assert settled(line, say(line, line.score(defect), "normal"))["state"] == "in the bank"
+    bank = Bank.open(path)
+    assert len(bank.pictures) == 25
+    assert len(bank.group_of) == 24
 
 
 def test_normals_are_taken_without_an_alarm(serve: Serve, dataset_folder: Path) -> None:

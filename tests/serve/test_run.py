@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.serve.cases import try_cases
 from benchmarks.serve.kills import kill_under_load
-from benchmarks.serve.server import Load, Server, call, running
+from benchmarks.serve.server import Load, Server, call, running, wait_until
 from spade_faiss import Run
 from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError, NotFoundError
@@ -79,8 +79,7 @@ def test_a_server_ends_when_it_is_told_to_and_answers_what_it_has_taken(
         with pytest.raises(InputError, match="another process is writing the served data"):
             serve([bank], ServeSettings(data=str(data), port=0), Run())
         load = Load(server, "bottle", pictures * 3, 4, patient=True).start()
-        while len(load.answered) < 3:
-            pass
+        wait_until(lambda: len(load.answered) >= 3)
         assert server.stop() == 0
         load._ending.set()
         load.join()

@@ -21,6 +21,7 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.manifest import read_manifest
 from spade_faiss.bank.places import MANIFEST
 from spade_faiss.core.errors import BusyError, InputError, SpadeError
+from spade_faiss.core.grouping import NONE
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.serve.errors import UnavailableError, UnknownError
@@ -184,7 +185,9 @@ class Upkeep:
         skipped, same = {}, {}
         if new:
             served = station.served
-            found = add(new, bank=station.path, backbone=served.detector.backbone, run=station.run)
+            # Whatever groups the bank has, an upload is by itself: nothing is known of its siblings.
+            run = station.run if served.detector.bank.manifest.grouping is None else replace(station.run, group_by=NONE)
+            found = add(new, bank=station.path, backbone=served.detector.backbone, run=run)
             done.added += found.added
             skipped = {item.id: item.reason for item in found.skipped}
             same = {item.id: item.of for item in found.duplicates}

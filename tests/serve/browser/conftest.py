@@ -68,7 +68,7 @@ def open_window(chromium: Browser) -> Iterator[Callable[..., Window]]:
         context = chromium.new_context(viewport={"width": width, "height": height}, **options)
         window = Window(context.new_page(), address)
         page = window.page
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)  # a busy machine is slow, and no test waits where all is well
         page.on("pageerror", lambda error: window.trouble.append(f"script: {error}"))
         page.on("console", lambda said: window.trouble.append(said.text) if said.type == "error" else None)
         page.on("request", lambda sent: None if sent.url.startswith(address) else window.trouble.append(f"asked {sent.url}"))
