@@ -99,7 +99,7 @@ class Replay(Detector):
 
     scored: Sequence[tuple[Extracted, Scores]] = ()
 
-    def stream(self, timings: Timings, label: str) -> ScoreStream:
+    def stream(self, timings: Timings, label: str, *, allow_none: bool = False) -> ScoreStream:
         """See `Detector.stream`."""
         return cast(ScoreStream, _ReplayStream(self.scored))
 

@@ -261,7 +261,7 @@ def _k_means(xt: FloatArray, count: int) -> FloatArray:
 def _lists_for(vectors: int, sampled: int) -> int:
     """The number of lists for so many vectors, of which so many are in the sample: a power of two."""
     most = min(sampled / _VECTORS_PER_LIST, _MOST_LISTS)
-    return 1 << max(0, min(int(np.log2(max(most, 1))), math.ceil(np.log2(_LISTS_PER_ROOT * vectors**0.5))))
+    return 1 << max(0, min(int(math.log2(max(most, 1))), math.ceil(math.log2(_LISTS_PER_ROOT * math.sqrt(vectors)))))
 
 
 def _encode(block: FloatArray, trained: Arrays, build: Build) -> Arrays:

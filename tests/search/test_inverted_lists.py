@@ -48,7 +48,10 @@ class Made:
     def _pack(self, rows: range) -> Pack:
         part = slice(rows.start * LOCATIONS, rows.stop * LOCATIONS)
         shape = (len(rows), LOCATIONS)
-        codes = Codes(*(array[part].reshape(*shape, *array.shape[1:]) for array in self.codes))
+        whole = self.codes
+        codes = Codes(
+            whole.code[part].reshape(*shape, -1), whole.step[part].reshape(shape), whole.half_sq_norm[part].reshape(shape)
+        )
         lists = self.list_of[part].reshape(shape).astype(np.uint32)
         return Pack(np.array(rows), pack_lists(lists, codes, LISTS))
 
@@ -63,7 +66,7 @@ class Made:
         values = self.centroids[np.minimum(self.list_of, LISTS - 1)] + self.codes.step[:, None] * (
             self.codes.code[:, :D].astype(np.float64) - 128
         )
-        estimate = np.square(values - q).sum(axis=1)
+        estimate: FloatArray = np.square(values - q).sum(axis=1)
         image = np.arange(len(self.x)) // LOCATIONS
         estimate[~np.isin(self.list_of, probed) | (image == 1) | (image == 6)] = np.inf
         return estimate
