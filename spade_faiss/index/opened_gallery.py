@@ -134,12 +134,12 @@ def open_gallery(bank: Snapshot, recipe: Recipe, levels: Sequence[Level] = ()) -
 
 
 def check_encodings(bank: Snapshot, recipe: Recipe) -> None:
-    """Check the encodings of all images of a bank that its gallery index holds.
+    """Check the encodings of all images of a bank that its gallery index holds, at the levels that the recipe names.
 
     Raises:
         BankError: as `open_gallery` and `OpenedGallery.read`.
     """
-    opened = open_gallery(bank, recipe)
+    opened = open_gallery(bank, recipe, tuple(indexed_levels(bank, recipe.build.levels).values()))
     if opened.resolved.method.pack is not None:
         for name in opened.levels:
             opened.read_packs(name)

@@ -152,7 +152,7 @@ def _check_gallery(folder: IndexFolder[GalleryIndexManifest], bank: Bank, deep: 
     for entry in manifest.files:
         folder.check_content(entry)
     if deep:
-        build = Build(gallery=manifest.gallery, settings=manifest.settings)
+        build = Build(gallery=manifest.gallery, settings=manifest.settings, levels=manifest.levels)
         check_encodings(bank.with_removed(), Recipe(name=manifest.recipe, build=build))
 
 

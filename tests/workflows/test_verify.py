@@ -22,6 +22,7 @@ from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.settings import Method
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.index.build import build_index, update_indexes
+from spade_faiss.search.recipe import load_recipe
 from tests.support.banks import COARSE, DIM, FINE, batch, files, forget_mappings, make_bank
 from tests.support.damage import (
     HNSW,
@@ -55,6 +56,12 @@ def test_of_a_bank_that_is_whole_nothing_is_wrong(built: Path, deep: bool) -> No
     assert (found.images, found.shards, found.indexes) == (5, 3, 2)
     assert found.bytes == sum(len(data) for name, data in before.items() if name.startswith("features/"))
     assert files(built) == before
+
+
+@pytest.mark.parametrize("recipe", ["clusters", "global"])
+def test_an_index_of_some_levels_is_whole_with_these(path: Path, recipe: str) -> None:
+    build_index(Bank.open(path), load_recipe(recipe).with_levels(("blocks.1+blocks.2",)))
+    assert verify(path, deep=True).problems == ()
 
 
 @pytest.mark.parametrize("deep", [False, True])

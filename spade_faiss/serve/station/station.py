@@ -136,10 +136,9 @@ class Station:
                 _log.error("the bank %s cannot be served: %s", self.name, error)
             self.state, self.message = "failed", str(error)
             return
-        self._served = served
         if served.rule is None:
             _log.warning(served.notice)
-        steps = _Steps(self)
+        steps = _Steps(self, served)
         self._pipeline = Pipeline(
             self.name,
             steps,
@@ -148,6 +147,7 @@ class Station:
             max_wait_s=self.settings.max_wait_ms / 1000,
             metrics=self.metrics,
         )
+        self._served = served  # after the pipeline is there: a request may come at any moment
         self.state, self.message = "ready", served.notice
         self._gauge()
 
@@ -221,13 +221,13 @@ class Station:
 class _Steps:
     """What a station does with pictures, see `pipeline.Steps`."""
 
-    def __init__(self, station: Station) -> None:
+    def __init__(self, station: Station, served: Served) -> None:
         self._station = station
         self._files = station.history.files
         # The network is the same in all states of the bank, and so is what decodes for it.
-        self._features = station.detector.feature_stream(Timings())
+        self._features = served.detector.feature_stream(Timings())
         self._max_pixels = station.settings.max_pixels
-        self._served = station.served
+        self._served = served
         self._score = self._served.detector.batch_scorer(Timings())
         self._is_prepared = False
 

@@ -62,7 +62,7 @@ def _result(item: Arrived, scored: object) -> ScoredPicture | SpadeError:
 async def _score(station: Station, uploads: Sequence[Upload]) -> list[ScoredPicture | BaseException]:
     try:
         jobs = station.submit(uploads)
-    except SpadeError:
+    except BaseException:
         for upload in uploads:
             station.history.files.drop(upload.id)
         raise
