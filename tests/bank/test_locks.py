@@ -520,7 +520,7 @@ def test_a_fork_does_not_give_back_its_parents_lease(folder: Path, single_thread
 def test_a_fork_does_not_inherit_the_right_to_write(folder: Path, single_threaded: ProcessPoolExecutor) -> None:
     """It would commit beside its parent, which would commit over it."""
     child, third = single_threaded.submit(write_after_fork, str(folder)).result(60)
-    assert child.startswith("BankError: "), child
+    assert child.startswith("BusyError: "), child
     assert "another process is writing" in third
     assert_holds(Bank.open(folder), batch("a", "b"), batch("c"), batch("of the parent"))
 

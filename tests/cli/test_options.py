@@ -143,12 +143,12 @@ TAKES: dict[str, list[tuple[type, set[str]]]] = {
     "fit": [(Extraction, set()), (Run, {"memory"})],
     "extract": [(Extraction, set()), (Run, {"memory"})],
     "add": [(Run, {"memory"})],
-    "score": [(Method, set()), (Run, set()), (Decision, set()), (ReportOptions, set())],
-    "evaluate": [(Method, set()), (Run, set()), (Decision, set()), (ReportOptions, set())],
+    "score": [(Method, set()), (Run, {"group_by"}), (Decision, set()), (ReportOptions, set())],
+    "evaluate": [(Method, set()), (Run, {"group_by"}), (Decision, set()), (ReportOptions, set())],
     "calibrate": [(Method, {*LOCALIZING, "score"}), (Run, set())],
     "suspects": [
         (Method, {*LOCALIZING, "score", "image_scores"}),
-        (Run, {"every", "max_skipped", "engine", "roi"}),
+        (Run, {"every", "group_by", "max_skipped", "engine", "roi"}),
         (ReportOptions, {"overlays"}),
     ],
 }

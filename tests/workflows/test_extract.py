@@ -477,9 +477,9 @@ def test_decoding_runs_ahead_of_the_network_but_not_far(
     """Three batches at most: a folder of ten million images must not end up in memory."""
     decoded: list[str] = []
 
-    def noted(record: ImageRecord, *settings: Any) -> tuple[LoadedImage, list[View]]:
+    def noted(record: ImageRecord, *settings: Any, **limits: Any) -> tuple[LoadedImage, list[View]]:
         decoded.append(record.id)
-        return load_views(record, *settings)
+        return load_views(record, *settings, **limits)
 
     monkeypatch.setattr(stream, "load_views", noted)
     _, parts = stream_of(good, backbone)
@@ -495,10 +495,10 @@ def test_a_stream_that_is_left_early_ends_its_threads_and_decodes_no_more(
 ) -> None:
     decoded: list[str] = []
 
-    def slow(record: ImageRecord, *settings: Any) -> tuple[LoadedImage, list[View]]:
+    def slow(record: ImageRecord, *settings: Any, **limits: Any) -> tuple[LoadedImage, list[View]]:
         time.sleep(0.03)
         decoded.append(record.id)
-        return load_views(record, *settings)
+        return load_views(record, *settings, **limits)
 
     monkeypatch.setattr(stream, "load_views", slow)
     monkeypatch.setattr(extract, "BATCH_SIZE", 3)
