@@ -18,7 +18,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.serve.errors import ConflictError, UnavailableError, UnknownError
+from spade_faiss.serve.errors import UnavailableError, UnknownError
 from spade_faiss.serve.history import history as history_module
 from spade_faiss.serve.history.files import Files, suffix_of
 from spade_faiss.serve.history.history import History, sqlite_url
@@ -68,7 +68,7 @@ def picture(number: int = 0, **more: Any) -> ScoredPicture:
 
 def put(history: History, item: ScoredPicture) -> ScoredPicture:
     history.files.incoming(item.id, item.suffix).write_bytes(b"\x89PNG")
-    history.record([item])
+    assert history.record([item]) == []
     return item
 
 
@@ -250,10 +250,10 @@ def test_what_is_too_old_or_too_much_goes_and_labels_stay(history: History) -> N
 
 def test_a_key_is_given_once(history: History) -> None:
     put(history, picture(1, key="k"))
-    with pytest.raises(ConflictError):
-        put(history, picture(2, key="k"))
+    items = [picture(number, key=key) for number, key in ((2, "k"), (4, "l"), (5, "l"), (6, None))]
+    assert history.record(items) == [items[0], items[2]], "the others of the commit are stored"
     put(history, picture(3, key="k", bank="other"))
-    assert history.find(Filter()).total == 2
+    assert history.find(Filter()).total == 4
     found = history.with_key("b", "k")
     assert found is not None
     assert found.name == "Número-1.png"

@@ -17,7 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from spade_faiss.core.files import is_full
 from spade_faiss.decisions.conformal import rate_interval
-from spade_faiss.serve.errors import ConflictError, UnavailableError, UnknownError
+from spade_faiss.serve.errors import UnavailableError, UnknownError
 from spade_faiss.serve.history.files import MAP, Files
 from spade_faiss.serve.history.migrate import migrate
 from spade_faiss.serve.history.records import (
@@ -70,24 +70,35 @@ class History:
         """Close all connections."""
         self._engine.dispose()
 
-    def record(self, scored: Sequence[ScoredPicture]) -> None:
-        """Store pictures with their verdicts; they survive a crash once this returns. All are stored, or none.
+    def record(self, scored: Sequence[ScoredPicture]) -> list[ScoredPicture]:
+        """Store pictures with their verdicts; they survive a crash once this returns.
+
+        Returns:
+            Those that were not stored, because another picture has their key. All others were.
 
         Raises:
-            UnavailableError: if the database is locked, or the disk is full.
-            ConflictError: if one has the key of another one.
+            UnavailableError: if the database is locked, or the disk is full; then none was stored.
         """
+        stored: list[ScoredPicture] = []
+        repeated: list[ScoredPicture] = []
         with self._writing() as connection:
-            keys = [(item.bank, item.key) for item in scored if item.key is not None]
-            for bank, key in keys:
-                if connection.execute(select(pictures.c.id).where(pictures.c.bank == bank, pictures.c.key == key)).first():
-                    raise ConflictError(f"a picture with the key {key!r} was scored before")
-            connection.execute(insert(pictures), [_row_of(item) for item in scored])
-        for item in scored:
+            known: set[tuple[str, str]] = set()
+            for item in scored:
+                if item.key is not None:
+                    same = select(pictures.c.id).where(pictures.c.bank == item.bank, pictures.c.key == item.key)
+                    if (item.bank, item.key) in known or connection.execute(same).first():
+                        repeated.append(item)
+                        continue
+                    known.add((item.bank, item.key))
+                stored.append(item)
+            if stored:
+                connection.execute(insert(pictures), [_row_of(item) for item in stored])
+        for item in stored:
             try:
                 self.files.settle(item.id, (item.suffix, MAP) if item.map_size is not None else (item.suffix,))
             except OSError as error:  # they are found where they are, and the next start moves them
                 _log.warning("the files of picture %s stay where they came: %s", item.id, error)
+        return repeated
 
     def get(self, name: str) -> ScoredPicture:
         """The picture with an id.
