@@ -171,6 +171,8 @@ def _purge(history: History, settings: ServeSettings, ending: threading.Event) -
             history.purge(keep, keep_bytes)
         except UnavailableError as error:
             _log.warning("old pictures are removed later: %s", error)
+        except Exception as error:  # outermost frame of a thread
+            _log.error("old pictures could not be removed; it is tried again", exc_info=error)
         ending.wait(_PURGE_S)
 
 

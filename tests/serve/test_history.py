@@ -7,6 +7,8 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -246,6 +248,46 @@ def test_what_is_too_old_or_too_much_goes_and_labels_stay(history: History) -> N
     kept = [history.get(items[n].id).kept for n in (0, 1, 2, 3, 5)]
     assert kept == [True, True, False, False, True], "the oldest first, and no label"
     assert history.purge(None, 350) == 0
+
+
+def test_a_picture_that_the_bank_has_yet_to_give_up_stays(history: History) -> None:
+    item = put(history, picture(received=utc_now() - timedelta(days=9)))
+    given = history.answer(item.id, "normal")
+    history.undo(given.id)
+    assert history.purge(timedelta(days=1), 0) == 0
+    (left,) = history.pending("b")
+    history.settle(left, "undone")
+    assert history.purge(None, 0) == 1
+    assert history.purge(timedelta(days=1), 0) == 1
+    assert history.find(Filter()).total == 0
+
+
+def test_nobody_answers_a_picture_while_it_is_removed(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [put(history, picture(received=utc_now() - timedelta(days=9))) for _ in range(2)]
+    outcomes: list[object] = []
+
+    def answer(name: str) -> None:
+        try:
+            outcomes.append(history.answer(name, "defect"))
+        except UnknownError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=answer, args=(item.id,)) for item in items]
+    remove = history.files.remove
+
+    def removing(name: str, suffix: str) -> None:
+        if not outcomes and not threads[0].is_alive():
+            for thread in threads:
+                thread.start()
+            time.sleep(0.1)
+            assert outcomes == [], "it waits until that is done"
+        remove(name, suffix)
+
+    monkeypatch.setattr(history.files, "remove", removing)
+    assert history.purge(timedelta(days=1), None) == 2
+    for thread in threads:
+        thread.join()
+    assert [type(outcome) for outcome in outcomes] == [UnknownError] * 2
 
 
 def test_a_key_is_given_once(history: History) -> None:

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from benchmarks.serve.server import Load, Server, call, running, wait_until
 from spade_faiss import Run
 from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError, NotFoundError
+from spade_faiss.serve import run
 from spade_faiss.serve.run import name_banks, serve
 from spade_faiss.serve.settings import ServeSettings
 
@@ -61,6 +63,21 @@ def test_a_server_that_cannot_start_says_why(bank: Path, tmp_path: Path, capsys:
         taken.listen()
         assert main(["serve", str(bank), "--data", data, "--port", str(taken.getsockname()[1])]) == 1
     assert "choose another --port" in capsys.readouterr().err
+
+
+def test_old_pictures_are_removed_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_PURGE_S", 0.0)
+    ending, tried = threading.Event(), []
+
+    class Broken:
+        def purge(self, *_: object) -> None:
+            tried.append(1)
+            if len(tried) == 2:
+                ending.set()
+            raise RuntimeError("broken")
+
+    run._purge(Broken(), ServeSettings(keep="1d"), ending)  # type: ignore[arg-type]
+    assert len(tried) == 2
 
 
 def test_the_command_line_imports_no_server() -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, case, delete, event, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, and_, case, delete, event, exists, func, insert, or_, select, update
 from sqlalchemy.engine import Engine, create_engine, make_url
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -163,7 +163,7 @@ class History:
             UnavailableError: if the database is locked, or the disk is full.
         """
         with self._writing() as connection:
-            row = connection.execute(select(pictures.c.bank).where(pictures.c.id == picture_id)).first()
+            row = connection.execute(select(pictures.c.bank).where(pictures.c.id == picture_id).with_for_update()).first()
             if row is None:
                 raise UnknownError(f"there is no picture {picture_id[:40]!r}")
             for before in connection.execute(
@@ -194,7 +194,7 @@ class History:
             UnavailableError: if the database is locked, or the disk is full.
         """
         with self._writing() as connection:
-            row = connection.execute(select(answers).where(answers.c.id == answer_id)).first()
+            row = connection.execute(select(answers).where(answers.c.id == answer_id).with_for_update()).first()
             if row is None:
                 raise UnknownError(f"there is no answer {answer_id[:40]!r}")
             given = _answer_of(row)
@@ -352,37 +352,39 @@ class History:
     def purge(self, keep: timedelta | None, keep_bytes: int | None) -> int:
         """Remove what is older than `keep`, and files beyond `keep_bytes`, oldest first; returns how many pictures lost theirs.
 
-        Pictures that somebody answered stay: they are labels.
+        Pictures that somebody answered stay: they are labels. So do those of answers that the bank has yet to follow.
         """
-        unanswered, removed = pictures.c.label.is_(None), 0
+        followed = ~exists().where(answers.c.picture_id == pictures.c.id, answers.c.state == "pending")
+        unanswered, removed = and_(pictures.c.label.is_(None), followed), 0
+        # Nobody answers a picture between its choice and its end: both are in one transaction that holds what it has chosen.
         files_of = select(pictures.c.id, pictures.c.suffix, pictures.c.bytes).order_by(pictures.c.received).limit(_PURGED)
         while keep is not None:
             old = files_of.where(unanswered, pictures.c.received < _microseconds(utc_now() - keep))
-            with self._reading() as connection:
-                rows = connection.execute(old).all()
-            if not rows:
-                break
-            self._remove_files(rows)
             with self._writing() as connection:
+                rows = connection.execute(old.with_for_update()).all()
+                if not rows:
+                    break
+                self._remove_files(rows)
                 names = [row.id for row in rows]
                 connection.execute(delete(answers).where(answers.c.picture_id.in_(names)))
                 connection.execute(delete(pictures).where(pictures.c.id.in_(names)))
             removed += len(rows)
         while keep_bytes is not None:
-            with self._reading() as connection:
-                used = connection.execute(select(func.sum(pictures.c.bytes)).where(pictures.c.kept.is_(True))).scalar()
-                rows = connection.execute(files_of.where(unanswered, pictures.c.kept.is_(True))).all()
-            over = int(used or 0) - keep_bytes
-            if over <= 0 or not rows:
-                break
-            chosen, freed = [], 0
-            for row in rows:
-                if freed >= over:
-                    break
-                chosen.append(row)
-                freed += row.bytes
-            self._remove_files(chosen)
             with self._writing() as connection:
+                used = connection.execute(select(func.sum(pictures.c.bytes)).where(pictures.c.kept.is_(True))).scalar()
+                over = int(used or 0) - keep_bytes
+                if over <= 0:
+                    break
+                rows = connection.execute(files_of.where(unanswered, pictures.c.kept.is_(True)).with_for_update()).all()
+                if not rows:
+                    break
+                chosen, freed = [], 0
+                for row in rows:
+                    if freed >= over:
+                        break
+                    chosen.append(row)
+                    freed += row.bytes
+                self._remove_files(chosen)
                 names = [row.id for row in chosen]
                 connection.execute(update(pictures).where(pictures.c.id.in_(names)).values(kept=False))
             removed += len(chosen)
