@@ -181,6 +181,22 @@ def test_a_picture_that_the_bank_holds_is_not_taken_twice_nor_removed(serve: Ser
     assert (bank.generation, len(bank.pictures)) == (1, 24)
 
 
+def test_a_picture_that_left_the_bank_under_another_name_comes_back(serve: Serve, defect: Path) -> None:
+    line = serve()
+    first, twin = line.score(defect), line.score(defect)
+    answer = say(line, first, "normal")
+    settled(line, answer)
+    line.client.post(f"/v1/answers/{answer['id']}/undo")
+    settled(line, answer)
+    again = say(line, twin, "normal")
+    assert settled(line, again)["state"] == "in the bank"
+    assert f"{first['id']}.png" in Bank.open(line.bank).pictures.ids
+    assert not line.score(defect)["alarm"]
+    line.client.post(f"/v1/answers/{again['id']}/undo")
+    assert settled(line, again)["state"] == "undone"
+    assert len(Bank.open(line.bank).pictures) == 24
+
+
 def test_a_locked_bank_is_followed_once_it_is_free(serve: Serve, defect: Path) -> None:
     line = serve()
     picture = line.score(defect)

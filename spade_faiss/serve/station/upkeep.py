@@ -191,9 +191,15 @@ class Upkeep:
             done.added += found.added
             skipped = {item.id: item.reason for item in found.skipped}
             same = {item.id: item.of for item in found.duplicates}
+        bank = Bank.open(station.path)
+        gone = {of for of in same.values() if of in bank.removed}
+        if gone:  # the same picture was in the bank under another name, and left it
+            done.added += bank.restore(sorted(gone))
         for name, answer in by_name.items():
             if name in skipped:
                 done.settle(answer, "failed", skipped[name])
+            elif same.get(name) in gone:
+                done.settle(answer, "in the bank", "", same[name])
             elif name in same:
                 done.settle(answer, "in the bank", f"the bank held the same picture before, as {same[name]}")
             else:
