@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 import threading
@@ -14,8 +15,10 @@ from typing import Any
 import pytest
 
 from spade_faiss import Bank, Extraction, add, evaluate, fit
+from spade_faiss.core.errors import InputError
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.serve.history.records import Filter
+from spade_faiss.serve.station import upkeep
 from spade_faiss.serve.station.upkeep import Upkeep
 from tests.serve.conftest import PNG, Line, Serve
 
@@ -203,6 +206,25 @@ def test_a_locked_bank_is_followed_once_it_is_free(serve: Serve, defect: Path) -
     with Bank.open(line.bank).writing():
         answer = say(line, picture, "normal")
         wait(lambda: "another process is writing" in line.station.message)
+        assert line.client.get(f"/v1/answers/{answer['id']}").json()["state"] == "pending"
+        assert line.score(defect)["generation"] == 1
+    assert settled(line, answer)["state"] == "in the bank"
+
+
+def test_a_bank_on_a_full_disk_is_followed_once_there_is_room(
+    serve: Serve, defect: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = serve()
+    picture = line.score(defect)
+
+    def fail(*_: object, **__: object) -> None:
+        raise InputError("there is no room") from OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(upkeep, "add", fail)
+        answer = say(line, picture, "normal")
+        wait(lambda: "no room" in line.station.message)
+        time.sleep(0.1)
         assert line.client.get(f"/v1/answers/{answer['id']}").json()["state"] == "pending"
         assert line.score(defect)["generation"] == 1
     assert settled(line, answer)["state"] == "in the bank"

@@ -21,6 +21,7 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.manifest import read_manifest
 from spade_faiss.bank.places import MANIFEST
 from spade_faiss.core.errors import BusyError, InputError, SpadeError
+from spade_faiss.core.files import is_full
 from spade_faiss.core.grouping import NONE
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.datasets import ImageRecord
@@ -139,7 +140,7 @@ class Upkeep:
         except BusyError:
             raise
         except SpadeError as error:
-            if isinstance(error, UnavailableError):
+            if isinstance(error, UnavailableError) or is_full(error.__cause__):  # it may succeed later
                 raise
             for answer in pending:
                 if answer.id not in done.settled or done.settled[answer.id][0] != "failed":
