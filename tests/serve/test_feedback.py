@@ -19,7 +19,7 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.serve.history.records import Filter
 from spade_faiss.serve.station import upkeep
-from spade_faiss.serve.station.upkeep import Upkeep
+from spade_faiss.serve.station.upkeep import Upkeep, _Round
 from tests.serve.conftest import PNG, Line, Serve
 
 
@@ -197,6 +197,22 @@ def test_a_picture_that_left_the_bank_under_another_name_comes_back(serve: Serve
     assert not line.score(defect)["alarm"]
     line.client.post(f"/v1/answers/{again['id']}/undo")
     assert settled(line, again)["state"] == "undone"
+    assert len(Bank.open(line.bank).pictures) == 24
+
+
+def test_what_a_kill_left_in_the_bank_is_taken_back_too(serve: Serve, defect: Path) -> None:
+    line = serve(upkeep=False)
+    picture = line.score(defect)
+    answer = say(line, picture, "normal")
+    follower = Upkeep(line.station)
+    follower._add(line.history.pending("weave"), _Round(answers=()))  # and nothing is settled
+    assert len(Bank.open(line.bank).pictures) == 25
+    line.client.post(f"/v1/answers/{answer['id']}/undo")
+    follower.start()
+    try:
+        assert settled(line, answer)["state"] == "undone"
+    finally:
+        follower.close()
     assert len(Bank.open(line.bank).pictures) == 24
 
 

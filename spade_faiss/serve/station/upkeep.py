@@ -153,15 +153,23 @@ class Upkeep:
 
     def _remove(self, taken_back: Sequence[Answer], done: _Round) -> None:
         """Take pictures out of the bank whose answers were taken back."""
-        gone = [answer for answer in taken_back if answer.bank_picture is not None]
-        if gone:
+        if taken_back:
             bank = Bank.open(self._station.path)
-            known = [str(answer.bank_picture) for answer in gone]
+            known = dict.fromkeys(name for answer in taken_back if (name := self._bank_name(answer)) is not None)
             held = [name for name in known if bank.pictures.number(name) is not None]
             if held:
                 done.removed += bank.remove(held)
         for answer in taken_back:
             done.settle(answer, "undone")
+
+    def _bank_name(self, answer: Answer) -> str | None:
+        """What the bank calls the picture of an answer, or would: a kill may have come after it was put there."""
+        if answer.bank_picture is not None:
+            return answer.bank_picture
+        with suppress(UnknownError):
+            picture = self._history.get(answer.picture_id)
+            return f"{picture.id}{picture.suffix}"
+        return None
 
     def _add(self, normal: Sequence[Answer], done: _Round) -> None:
         """Put pictures into the bank that were answered `normal`."""
