@@ -168,6 +168,19 @@ def test_every_picture_is_listed_once_whatever_the_size_of_a_part(history: Histo
     assert len(found) == len(set(found)) == 8
 
 
+def test_recent_scores_are_of_the_last_pictures_and_of_one_generation(history: History) -> None:
+    for number, generation in enumerate((3, 3, 4, 3, 4)):
+        put(history, picture(number, generation=generation))
+    put(history, picture(9, bank="other"))
+    put(history, picture(8, scores={"knn": None, "max": None, "top": None}))
+    assert [knn for knn, _ in history.recent_scores("b", 3, 100)] == [3.1, 1.1, 0.1]
+    assert [knn for knn, _ in history.recent_scores("b", 3, 5)] == [3.1, 1.1], "of the last five, whatever they are of"
+    if history._engine.dialect.name == "sqlite":
+        with history._reading() as connection:
+            asked = "EXPLAIN QUERY PLAN SELECT knn FROM pictures WHERE bank = 'b' ORDER BY received DESC LIMIT 5"
+            assert "pictures_by_time" in str(connection.exec_driver_sql(asked).all())
+
+
 def test_the_queue_is_walked_through_by_p_value(history: History) -> None:
     items = [put(history, picture(number, p_value=p)) for number, p in enumerate((0.01, 0.005, 0.005, 0.02))]
     put(history, picture(8, alarm=False, p_value=0.5))

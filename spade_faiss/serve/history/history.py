@@ -258,13 +258,17 @@ class History:
                 connection.execute(update(pictures).where(pictures.c.id == name).values(**values))
 
     def recent_scores(self, bank: str, generation: int, limit: int) -> list[tuple[float, float | None]]:
-        """The image score and the map maximum of the last pictures of a generation, newest first."""
+        """The image score and the map maximum of those of a bank's last pictures that are of a generation, newest first.
+
+        No more than `limit` are looked at, whatever they are of: the index has them, and nothing else is read.
+        """
+        last = select(pictures.c.knn, pictures.c.max, pictures.c.generation, pictures.c.received)
+        last_ones = last.where(pictures.c.bank == bank).order_by(pictures.c.received.desc()).limit(limit).subquery()
+        chosen = select(last_ones.c.knn, last_ones.c.max)
+        chosen = chosen.where(last_ones.c.generation == generation, last_ones.c.knn.is_not(None))
         with self._reading() as connection:
-            chosen = select(pictures.c.knn, pictures.c.max).where(
-                pictures.c.bank == bank, pictures.c.generation == generation, pictures.c.knn.is_not(None)
-            )
-            chosen = chosen.order_by(pictures.c.received.desc()).limit(limit)
-            return [(row.knn, row.max) for row in connection.execute(chosen)]
+            found = connection.execute(chosen.order_by(last_ones.c.received.desc()))
+            return [(row.knn, row.max) for row in found]
 
     def overview(self, bank: str) -> Overview:
         """How a bank is doing by the history alone: what is served, its alpha and its drift are for the station to add."""
