@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import threading
@@ -222,6 +223,24 @@ def test_an_error_of_a_batch_answers_all_of_it_and_the_next_one_is_scored(
         assert line.station.waiting == 0
         assert line.score(good)["bank"] == "weave"
     assert line.history.files.unsettled() == {}
+
+
+def test_a_disk_that_nothing_can_be_removed_from_ends_no_thread(
+    line: Line, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = line.station._pipeline._steps  # type: ignore[union-attr]
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("decode", "record"):
+        with monkeypatch.context() as patched:
+            patched.setattr(steps, "drop", fail)
+            patched.setattr(steps, name, fail)
+            with pytest.raises(OSError, match="Read-only"):
+                line.score(good)
+        assert line.score(good)["bank"] == "weave"
+    assert line.station.waiting == 0
 
 
 def test_what_was_taken_is_answered_before_the_station_ends(line: Line, good: Path) -> None:

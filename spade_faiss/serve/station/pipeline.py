@@ -246,8 +246,12 @@ class Pipeline:
         self._metrics.verdicts.labels(self._name, kind).inc(len(jobs))
         self._end(jobs)
         for job in jobs:
-            self._steps.drop(job.upload)
-            job.future.set_exception(error)
+            try:
+                self._steps.drop(job.upload)
+            except OSError as left:  # the next start removes it; who waits is answered, and the thread goes on
+                _log.warning("what is left of picture %s cannot be removed: %s", job.upload.id, left)
+            finally:
+                job.future.set_exception(error)
 
     def _end(self, jobs: Sequence[Job]) -> None:
         """Make room for others."""
