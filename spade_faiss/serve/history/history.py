@@ -487,6 +487,8 @@ def _filtered(chosen: Select[Any], wanted: Filter) -> Select[Any]:
         chosen = chosen.where(pictures.c.label.is_not(None) if wanted.answered else pictures.c.label.is_(None))
     elif wanted.answered is not None:
         chosen = chosen.where(pictures.c.label == wanted.answered)
+    if wanted.waiting:
+        chosen = chosen.where(_WAITING)
     if wanted.text:
         chosen = chosen.where(pictures.c.folded.contains(_folded(wanted.text), autoescape=True))
     if wanted.since is not None:
