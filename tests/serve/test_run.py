@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 from benchmarks.serve.cases import try_cases
 from benchmarks.serve.kills import kill_under_load
@@ -78,6 +80,21 @@ def test_old_pictures_are_removed_again_after_an_error(monkeypatch: pytest.Monke
 
     run._purge(Broken(), ServeSettings(keep="1d"), ending)  # type: ignore[arg-type]
     assert len(tried) == 2
+
+
+def test_nohup_is_left_alone() -> None:
+    server = run._Server(uvicorn.Config("none:app", log_config=None))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with server.capture_signals():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with server.capture_signals():
+            assert signal.getsignal(signal.SIGHUP) != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_command_line_imports_no_server() -> None:

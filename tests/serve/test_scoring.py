@@ -261,6 +261,14 @@ def test_what_was_taken_is_answered_before_the_station_ends(line: Line, good: Pa
         line.station.submit([])
 
 
+def test_no_thread_keeps_a_process_alive_that_is_to_end(serve: Serve) -> None:
+    line = serve()
+    threads = [thread for thread in threading.enumerate() if thread.name.endswith(" weave")]
+    assert len(threads) == 4, "network, search, records, upkeep"
+    assert all(thread.daemon for thread in threads)
+    assert line.station.is_open
+
+
 def test_until_a_bank_is_open_requests_are_told_to_come_again(serve: Serve, good: Path) -> None:
     line = serve(opened=False)
     reply = line.client.post("/v1/banks/weave/score", content=good.read_bytes(), headers=PNG)

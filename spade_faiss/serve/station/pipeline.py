@@ -99,7 +99,7 @@ class Pipeline:
         self._scored: queue.Queue[ScoredBatch | None] = queue.Queue(2)
         self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix=f"decode {name}")
         self._threads = [
-            threading.Thread(target=run, name=f"{run.__name__.strip('_')} {name}")
+            threading.Thread(target=run, name=f"{run.__name__.strip('_')} {name}", daemon=True)
             for run in (self._run_network, self._run_search, self._run_records)
         ]
         for thread in self._threads:

@@ -72,7 +72,7 @@ class Upkeep:
         self._history = station.history
         self._files = station.history.files
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"upkeep {station.name}")
+        self._thread = threading.Thread(target=self._run, name=f"upkeep {station.name}", daemon=True)
 
     def start(self) -> None:
         """Open the station, and then follow until `close`."""
