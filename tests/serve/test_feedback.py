@@ -132,6 +132,20 @@ def test_a_defect_is_a_label_that_evaluate_takes(serve: Serve, dataset_folder: P
     assert list(line.service.files.exports.iterdir()) == []
 
 
+def test_an_archive_that_has_no_room_is_removed(line: Line, defect: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    say(line, line.score(defect), "defect")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zipfile.ZipFile, "write", fail)
+        reply = line.client.get("/v1/banks/weave/labels.zip")
+    assert (reply.status_code, "retry-after" in reply.headers) == (503, True)
+    assert list(line.service.files.exports.iterdir()) == []
+    assert line.client.get("/v1/banks/weave/labels.zip").status_code == 200
+
+
 def test_a_second_thought_takes_the_first_one_back(serve: Serve, defect: Path) -> None:
     line = serve()
     picture = line.score(defect)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -14,12 +15,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.files import is_full
 from spade_faiss.serve.errors import UnavailableError, UnknownError
 from spade_faiss.serve.history import history as history_module
 from spade_faiss.serve.history.files import Files, suffix_of
@@ -366,6 +369,19 @@ def test_a_database_that_is_full_gives_503_and_recovers(line: Line, good: Path) 
     line.score(good)
     assert line.history.find(Filter()).total == before + 1
     assert line.history.files.unsettled() == {}
+
+
+def test_a_map_that_has_no_room_says_so(tmp_path: Path) -> None:
+    files, limit = Files(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            files.write_map(new_id(), np.ones((100, 100), np.float32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert is_full(raised.value)
+    name = new_id()
+    assert files.write_map(name, np.ones((10, 10), np.float32)) == files.map_path(name).stat().st_size
 
 
 def test_names_of_files_are_never_those_of_clients(tmp_path: Path) -> None:
