@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 import threading
 from pathlib import Path
@@ -17,6 +18,7 @@ from spade_faiss import Detector, score_folder
 from spade_faiss.bank.places import CALIBRATIONS
 from spade_faiss.serve.errors import UnavailableError
 from spade_faiss.serve.history.records import Filter
+from spade_faiss.serve.station import station as station_module
 from tests.serve.conftest import PNG, Line, Serve
 
 
@@ -267,6 +269,28 @@ def test_no_thread_keeps_a_process_alive_that_is_to_end(serve: Serve) -> None:
     assert len(threads) == 4, "network, search, records, upkeep"
     assert all(thread.daemon for thread in threads)
     assert line.station.is_open
+
+
+def test_metrics_are_told_whatever_the_history_can_say(line: Line, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drift_p() -> float:
+        reply = line.client.get("/metrics")
+        assert reply.status_code == 200
+        (told,) = [row for row in reply.text.splitlines() if row.startswith('spade_faiss_drift_p_value{bank="weave"}')]
+        return float(told.rpartition(" ")[2])
+
+    files = [("p", (f"{number}.png", good.read_bytes())) for number in range(20)]
+    assert line.client.post("/v1/banks/weave/score", files=files).status_code == 200
+    assert 0 <= drift_p() <= 1
+    monkeypatch.setattr(station_module, "_DRIFT_S", 0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(line.history, "recent_scores", lambda *_: [])
+        assert math.isnan(drift_p()), "too few of a new generation"
+
+    def fail(*_: object) -> None:
+        raise UnavailableError("locked")
+
+    monkeypatch.setattr(line.history, "recent_scores", fail)
+    drift_p()
 
 
 def test_until_a_bank_is_open_requests_are_told_to_come_again(serve: Serve, good: Path) -> None:

@@ -196,8 +196,8 @@ class Station:
                     recent["map"] = np.array(by_map, np.float64)
                 found = find_drift(served.rule.calibration, recent, level=LEVEL, defects=DEFECTS)
             self._drift = (monotonic(), served.generation, found)
-            if found is not None:
-                self.metrics.drift_p.labels(self.name).set(found.p_value)
+            # What a generation before said would stay otherwise.
+            self.metrics.drift_p.labels(self.name).set(float("nan") if found is None else found.p_value)
             return found
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ import time
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -147,7 +147,7 @@ class Security:
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         if site not in (None, "same-origin", "none"):
             raise RefusedError("another site had this browser send the request")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
             raise RefusedError(f"another site, {origin[:80]!r}, had this browser send the request")
         if entry == "session" and path.startswith("/v1/"):
             given = headers.get(CSRF_HEADER, "")

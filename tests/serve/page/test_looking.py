@@ -183,6 +183,7 @@ def test_problems_are_pages_in_words(server: Server) -> None:
     assert "there is no bank 'other'" in get(client, "/banks/other", 404).words
     assert "there is no picture" in get(client, f"/pictures/{'0' * 32}", 404).words
     assert "is no date" in get(client, f"/banks/{BANK}/search?since=yesterday", 422).words
+    assert "is no date" in get(client, f"/banks/{BANK}/search?until=9999-12-31", 422).words
     shown = get(client, "/banks/%3Cscript%3Ealert(1)%3C%2Fscript%3E", 404)
     assert [attributes.get("src") for tag, attributes in shown.elements if tag == "script"] == [
         link for link in shown.links() if link.endswith(".js") or ".js?" in link
