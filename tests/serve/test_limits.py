@@ -120,7 +120,13 @@ def test_another_site_cannot_use_a_browser_on_this_machine(line: Line, good: Pat
     for host in ("127.0.0.1:8000", "localhost:8000", "[::1]:8000", "LOCALHOST"):
         assert client.get("/v1/banks", headers={"host": host}).status_code == 200
     data = good.read_bytes()
-    for headers in ({"origin": "http://[x"}, {"origin": "null"}, {"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}, {"origin": "http://127.0.0.1:9"}):
+    for headers in (
+        {"origin": "http://[x"},
+        {"origin": "null"},
+        {"origin": "http://evil.example"},
+        {"sec-fetch-site": "cross-site"},
+        {"origin": "http://127.0.0.1:9"},
+    ):
         assert client.post("/v1/banks/weave/score", headers={**PNG, **headers}, content=data).status_code == 403
     assert client.post("/v1/banks/weave/score", headers={**PNG, "origin": "http://127.0.0.1"}, content=data).status_code == 200
 

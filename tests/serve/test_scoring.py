@@ -118,9 +118,7 @@ def test_requests_with_one_key_at_the_same_time_are_scored_once(line: Line, good
     assert line.history.find(Filter()).total == 1
 
 
-def test_a_key_stays_in_flight_until_its_picture_is_recorded(
-    serve: Serve, good: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_stays_in_flight_until_its_picture_is_recorded(serve: Serve, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = serve(upkeep=False, timeout_s=0.5)
     held, steps = threading.Event(), line.station._pipeline._steps  # type: ignore[union-attr]
     score = steps.score

@@ -241,7 +241,8 @@ class Pipeline:
             error = UnavailableError(f"the disk has no room: {error}; nothing was stored", 10)
         if not isinstance(error, SpadeError):
             _log.error("pictures of %s could not be scored", self._name, exc_info=error)
-        kind = "unreadable" if isinstance(error, SpadeError) and not isinstance(error, UnavailableError | ConflictError) else "failed"
+        is_readable = not isinstance(error, SpadeError) or isinstance(error, UnavailableError | ConflictError)
+        kind = "failed" if is_readable else "unreadable"
         jobs = [job for job in jobs if not job.future.done()]
         self._metrics.verdicts.labels(self._name, kind).inc(len(jobs))
         self._end(jobs)
