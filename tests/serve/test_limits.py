@@ -120,7 +120,13 @@ def test_another_site_cannot_use_a_browser_on_this_machine(line: Line, good: Pat
     for host in ("127.0.0.1:8000", "localhost:8000", "[::1]:8000", "LOCALHOST"):
         assert client.get("/v1/banks", headers={"host": host}).status_code == 200
     data = good.read_bytes()
-    for headers in ({"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}, {"origin": "http://127.0.0.1:9"}):
+    for headers in (
+        {"origin": "http://[x"},
+        {"origin": "null"},
+        {"origin": "http://evil.example"},
+        {"sec-fetch-site": "cross-site"},
+        {"origin": "http://127.0.0.1:9"},
+    ):
         assert client.post("/v1/banks/weave/score", headers={**PNG, **headers}, content=data).status_code == 403
     assert client.post("/v1/banks/weave/score", headers={**PNG, "origin": "http://127.0.0.1"}, content=data).status_code == 200
 
@@ -157,6 +163,21 @@ def test_uploads_are_bounded_in_bytes_files_and_pixels(serve: Serve, good: Path,
     assert "more than the 7680 allowed" in large.json()["detail"]
     assert client.post("/v1/banks/weave/score", data={"text": "x" * 80_000}, files={"p": ("a.png", data)}).status_code == 413
     assert line.history.files.unsettled() == {}
+
+
+def test_what_brings_no_picture_is_small(serve: Serve, token_file: Path, good: Path) -> None:
+    line = serve(upkeep=False, token_file=str(token_file))
+    right = {"authorization": f"Bearer {TOKEN}"}
+    picture = line.score(good, **right)
+    large = line.client.post("/login", data={"token": "x" * (1 << 20)})  # nobody knows who sends it
+    assert (large.status_code, large.headers["content-type"]) == (413, "application/problem+json")
+    file = line.client.post("/login", data={"token": TOKEN}, files={"p": ("a.png", b"x" * (2 << 20))})
+    assert file.status_code == 413
+    url, note = f"/v1/pictures/{picture['id']}/feedback", {"kind": "defect", "note": "x" * (1 << 20)}
+    assert line.client.post(url, json=note, headers=right).status_code == 413
+    assert line.client.post(url, json={"kind": "defect"}, headers=right).status_code == 202
+    data = good.read_bytes() + b"\0" * (2 << 20)
+    assert line.client.post("/v1/banks/weave/score", content=data, headers={**PNG, **right}).status_code == 200
 
 
 def test_bodies_that_cannot_be_understood(line: Line, good: Path) -> None:

@@ -6,6 +6,7 @@ kill it is known which files have no record.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,10 +74,9 @@ class Files:
         It is kept as float16, which is exact to three digits, unless that is too small for its values.
         """
         dtype = np.float16 if float(np.abs(scores).max(initial=0.0)) <= _LARGEST_HALF else np.float32
-        path = self.incoming(name, MAP)
-        with path.open("wb") as file:
-            np.save(file, scores.astype(dtype), allow_pickle=False)
-            return file.tell()
+        content = io.BytesIO()  # NumPy writes to a file without saying why it cannot, such as that the disk is full
+        np.save(content, scores.astype(dtype), allow_pickle=False)
+        return self.incoming(name, MAP).write_bytes(content.getbuffer())
 
     def read_map(self, name: str) -> FloatArray | None:
         """The score map of a record as float32; None if it has none, or no more."""

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -15,8 +16,9 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
+from spade_faiss.core.errors import SpadeError
 from spade_faiss.report.cells import csv_line, text_cell
-from spade_faiss.serve.errors import UnknownError
+from spade_faiss.serve.errors import UnavailableError, UnknownError
 from spade_faiss.serve.history.records import Filter, Order, ScoredPicture, new_id
 from spade_faiss.serve.service import Service
 from spade_faiss.serve.web.models import (
@@ -223,19 +225,17 @@ def labels_zip(bank: _BANK, service: ServiceOf) -> Response:
     they would be compared with themselves.
     """
     _ = service.station(bank)
-    path, count = service.files.exports / f"{new_id()}.zip", 0
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for label in service.history.labels(bank):
-            answer, item = label.picture.answer, label.picture
-            if answer is None or answer.bank_picture is not None:
-                continue
-            file = service.files.picture_path(item.id, item.suffix)
-            if file.is_file():
-                archive.write(file, f"test/{'good' if label.kind == 'normal' else 'defect'}/{item.id}{item.suffix}")
-                count += 1
-    if not count:
-        path.unlink()
-        raise UnknownError(f"no picture of {bank} was answered yet, beside those that came into the bank")
+    path = service.files.exports / f"{new_id()}.zip"
+    try:
+        count = _write_labels(service, bank, path)
+        if not count:
+            raise UnknownError(f"no picture of {bank} was answered yet, beside those that came into the bank")
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise UnavailableError(f"the archive cannot be written at the moment: {error.strerror or error}", 10) from error
+    except SpadeError:
+        path.unlink(missing_ok=True)
+        raise
     return FileResponse(
         path,
         media_type="application/zip",
@@ -361,6 +361,21 @@ def answer(id: _ID, service: ServiceOf) -> Response:
 def undo(id: _ID, service: ServiceOf) -> Response:
     """Take an answer back; a picture that it put into the bank leaves that in the background."""
     return JSONResponse(answer_numbers(service.undo(id)), 202)
+
+
+def _write_labels(service: Service, bank: str, path: Path) -> int:
+    """Write the pictures that were answered into an archive; returns how many they are."""
+    count = 0
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for label in service.history.labels(bank):
+            answer, item = label.picture.answer, label.picture
+            if answer is None or answer.bank_picture is not None:
+                continue
+            file = service.files.picture_path(item.id, item.suffix)
+            if file.is_file():
+                archive.write(file, f"test/{'good' if label.kind == 'normal' else 'defect'}/{item.id}{item.suffix}")
+                count += 1
+    return count
 
 
 def _bank(service: Service, name: str) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
+from spade_faiss.serve.errors import UnavailableError
 from spade_faiss.serve.metrics import CONTENT_TYPE
 from spade_faiss.serve.service import Service
 
@@ -43,5 +45,6 @@ async def readyz(service: ServiceOf) -> Response:
 def metrics(service: ServiceOf) -> Response:
     """Latency by stage, the queue, verdicts, answers, the p-value of the drift test, and the generation of each bank."""
     for station in service.stations.values():
-        station.drift()
+        with suppress(UnavailableError):  # what is measured matters most when the history cannot be used
+            station.drift()
     return Response(service.metrics.text(), media_type=CONTENT_TYPE)

@@ -46,14 +46,18 @@ class Asked:
         answered: bool | Kind | None = {"none": False, "any": True}.get(self.answer)
         if self.answer in ("normal", "defect"):
             answered = cast(Kind, self.answer)
-        until = _day(self.until)
+        try:
+            until = _day(self.until)
+            end = None if until is None else until + timedelta(days=1)
+        except OverflowError as error:
+            raise _no_date(self.until) from error
         return Filter(
             bank=bank,
             alarm={"alarm": True, "normal": False}.get(self.verdict),
             answered=answered,
             text=self.text,
             since=_day(self.since),
-            until=None if until is None else until + timedelta(days=1),
+            until=end,
             order="p_value" if self.order == "p_value" else "newest",
             page=page,
             size=_FOUND,
@@ -107,7 +111,11 @@ def _day(text: str) -> datetime | None:
         day = date.fromisoformat(text)
         return datetime(day.year, day.month, day.day).astimezone().astimezone(UTC)
     except (ValueError, OverflowError) as error:
-        raise InputError(f"{text[:40]!r} is no date; write it as 2026-01-31") from error
+        raise _no_date(text) from error
+
+
+def _no_date(text: str) -> InputError:
+    return InputError(f"{text[:40]!r} is no date that can be searched for; write it as 2026-01-31")
 
 
 def _api_value(value: bool | str | datetime) -> str:
