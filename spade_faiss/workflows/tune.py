@@ -104,7 +104,7 @@ def tune(
         default = option_of(opened.usual, opened.layout)
         method = replace(opened.usual.method, localize="all", flag_above=None)
         question = replace(question, default=default, only_stored=default.map.stored, method=method)
-    work = Path(f"{bank}{_SUFFIX}")
+    work = Path(f"{Path(bank)}{_SUFFIX}")  # without a slash at the end: beside the bank, not in it
     chosen = search(work / _fingerprint(backbone, records, labeled, tuning), backbone, question, tuning, run)
     digests = tuple(hash_image(record.path) for record in labeled)
     if opened is None:

@@ -22,6 +22,7 @@ from spade_faiss.features.backbone import Backbone
 from spade_faiss.tuning import search, trials
 from spade_faiss.tuning.record import read_record
 from spade_faiss.tuning.statistics import LEAST_TELLING
+from spade_faiss.workflows import tune as workflow
 from spade_faiss.workflows.tune import undo_tuning
 from spade_faiss.workflows.verify import verify
 from tests.support.pictures import save_png
@@ -193,6 +194,21 @@ def _some_options(levels: list[str], method: Method) -> list[Any]:
 
 def _without_costs(record: Any) -> Any:
     return replace(record, options=tuple(replace(tried, ms=0.0) for tried in record.options))
+
+
+def test_what_is_kept_lies_beside_the_bank_however_its_folder_is_written(
+    fitted_bank: Path, good: Path, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(folder: Path, *others: Any) -> Any:
+        folder.mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workflow, "search", interrupted)
+    path = shutil.copytree(fitted_bank, tmp_path / "copy.bank")
+    with pytest.raises(KeyboardInterrupt):
+        tune(good, bank=f"{path}/", extraction=Extraction(backbone=backbone))
+    assert (tmp_path / "copy.bank.tuning").is_dir()
+    assert {each.name for each in path.iterdir()} == {each.name for each in fitted_bank.iterdir()}
 
 
 def test_limits_keep_what_is_too_slow_or_too_large_from_being_chosen(
