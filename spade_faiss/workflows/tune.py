@@ -13,6 +13,7 @@ from spade_faiss.bank.manifest import read_manifest
 from spade_faiss.bank.places import MANIFEST
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import parse_bytes
+from spade_faiss.core.presets import Usual
 from spade_faiss.core.settings import Extraction, Run, Tuning
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.features.backbone import Backbone
@@ -111,11 +112,12 @@ def tune(
         extraction = replace(extraction, **vars(chosen.option.map.stored))
         opened = fit(images, bank=bank, extraction=extraction, preset=chosen.option.preset(extraction), run=run).bank
         record = record_of(chosen, tuning.seed, None, digests)
+        write_record(opened, record)
         notice = ""
     else:
-        record = record_of(chosen, tuning.seed, opened.usual, digests)
+        record = record_of(chosen, tuning.seed, _to_go_back_to(opened), digests)
+        write_record(opened, record)  # first: after a kill in between, what to go back to is known
         notice = _apply(opened, chosen, run)
-    write_record(opened, record)
     if out is not None:
         _write_page(out, opened, chosen, record)
     shutil.rmtree(work, ignore_errors=True)
@@ -195,10 +197,19 @@ def _fingerprint(backbone: Backbone, records: Sequence[ImageRecord], labeled: Se
     return hash_json({"files": files, "source": repr(backbone.source), "seed": tuning.seed})[:16]
 
 
+def _to_go_back_to(bank: Bank) -> Usual:
+    """How a bank was searched before it was tuned; where it was tuned before and is searched by that, before the first time."""
+    last = read_record(bank)
+    if last is not None and last.before is not None and last.usual in (bank.manifest.usual, bank.usual):
+        return last.before
+    return bank.manifest.usual
+
+
 def _apply(bank: Bank, found: Found, run: Run) -> str:
     """Have the bank use what was chosen; returns what a new bank might gain beside."""
     if found.chosen.option != found.default:
         bank.choose(found.option.usual)
+    if bank.usual.preset == found.option.usual.preset:  # also where a kill came between the choice and its index
         build_index(bank, load_recipe(bank.usual.recipe), progress=run.progress)
         calibrate_if_needed(bank, run)
     return "the bank keeps its features; how they are stored, too, is chosen for a new bank: spade-faiss fit --tune"

@@ -40,7 +40,9 @@ def look(source: FolderSource) -> list[Arrival]:
     return found
 
 
-def test_a_touch_of_a_file_that_is_on_its_way_does_not_send_it_twice(source: FolderSource, ledger: Ledger, tmp_path: Path) -> None:
+def test_a_touch_of_a_file_that_is_on_its_way_does_not_send_it_twice(
+    source: FolderSource, ledger: Ledger, tmp_path: Path
+) -> None:
     (arrival,) = look(source)
     assert arrival.job is not None
     os.utime(tmp_path / "in" / "a.png", (1e9, 1e9))

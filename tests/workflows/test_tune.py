@@ -21,7 +21,7 @@ from spade_faiss.core.settings import Method
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.tuning import search, trials
 from spade_faiss.tuning.record import read_record
-from spade_faiss.tuning.statistics import LEAST_TELLING
+from spade_faiss.tuning.statistics import LEAST_TELLING, Chosen
 from spade_faiss.workflows import tune as workflow
 from spade_faiss.workflows.tune import undo_tuning
 from spade_faiss.workflows.verify import verify
@@ -194,6 +194,36 @@ def _some_options(levels: list[str], method: Method) -> list[Any]:
 
 def _without_costs(record: Any) -> Any:
     return replace(record, options=tuple(replace(tried, ms=0.0) for tried in record.options))
+
+
+def test_what_undoing_goes_back_to_survives_a_kill_and_a_second_choice(
+    fitted_bank: Path, good: Path, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    extraction, bank = Extraction(backbone=backbone), Bank.open(path := shutil.copytree(fitted_bank, tmp_path / "copy.bank"))
+    before = replace(bank.usual, method=replace(bank.usual.method, k_gallery=50))
+    bank.choose(before)
+    assert before != bank.usual, "it asks for more neighbors than there are, which has to stay so"
+    monkeypatch.setattr(search, "MOST_SPOILT", 3)
+    monkeypatch.setattr(search, "map_options", _some_options)
+    monkeypatch.setattr(search, "choose", lambda *_, **__: Chosen(option=1, reason="", by_image=1, by_map=1))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(workflow, "build_index", killed)
+        tune(good, bank=path, extraction=extraction)
+    chosen = Bank.open(path).manifest.usual
+    assert chosen != before
+    monkeypatch.setattr(search, "choose", lambda *_, **__: Chosen(option=0, reason="", by_image=0, by_map=0))
+    built: list[Any] = []
+    monkeypatch.setattr(workflow, "build_index", lambda *arguments, **_: built.append(arguments))
+    for _ in range(2):
+        done = tune(good, bank=path, extraction=extraction)
+        assert done.bank.manifest.usual == chosen
+        assert done.record is not None
+        assert done.record.before == before
+    assert len(built) == 2, "a kill may have come before the index"
+    assert undo_tuning(path).manifest.usual == before
 
 
 def test_what_is_kept_lies_beside_the_bank_however_its_folder_is_written(
