@@ -116,12 +116,12 @@ def search(folder: Path, backbone: Backbone, question: Question, tuning: Tuning,
     made = time.monotonic()
     levels = [level.name for level in backbone.levels]
     default = question.default or default_option(levels)
-    maps = _first(comparable(default.map), map_options(levels, question.method))
+    tried_maps = map_options(levels, question.method)
+    if question.only_stored is not None:
+        tried_maps = [replace(option, stored=question.only_stored) for option in tried_maps]
+    maps = list(dict.fromkeys(comparable(option) for option in (default.map, *tried_maps)))
     # Settings that ask for more neighbors than so few pictures have are those of all.
     maps = [option for option in maps if _is_searchable(option, len(records))]
-    if question.only_stored is not None:
-        kept = question.only_stored.comparable()
-        maps = [option for option in maps if option.stored.comparable() == kept or option == comparable(default.map)]
     layout = Layout(levels=backbone.levels, embedding_dim=backbone.embedding_dim, input_size=backbone.input_size)
     trials = run_trials(folder, samples, layout, maps, run, deadline)
     tried = time.monotonic()

@@ -13,7 +13,7 @@ from spade_faiss.bank.manifest import read_manifest
 from spade_faiss.bank.places import MANIFEST
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import parse_bytes
-from spade_faiss.core.presets import Usual
+from spade_faiss.core.presets import DEFAULT, Usual, load_preset
 from spade_faiss.core.settings import Extraction, Run, Tuning
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.features.backbone import Backbone
@@ -29,7 +29,7 @@ from spade_faiss.report.output_folder import output_folder
 from spade_faiss.report.output_place import check_place
 from spade_faiss.report.tuning_page import tuning_numbers, tuning_page
 from spade_faiss.search.recipe import load_recipe
-from spade_faiss.tuning.options import Stored, option_of
+from spade_faiss.tuning.options import Option, Stored, default_option, option_of
 from spade_faiss.tuning.record import Record, read_record, record_of, write_record
 from spade_faiss.tuning.search import LEAST_PICTURES, Found, Question, search
 from spade_faiss.workflows.bank_network import make_network
@@ -99,9 +99,10 @@ def tune(
         notice = f"{len(records)} normal pictures are too few to choose by ({LEAST_PICTURES} are enough): the default stays"
         made = opened or fit(images, bank=bank, extraction=extraction, run=run).bank
         return Tuned(bank=made, record=None, notice=notice, timing_s={})
-    only = Stored.of(extraction) if (extraction.pool, extraction.normalize) != (Extraction.pool, Extraction.normalize) else None
-    question = Question(records=records, labeled=labeled, only_stored=only)
-    if opened is not None:
+    question = Question(records=records, labeled=labeled)
+    if opened is None:
+        question = _given(question, extraction, [level.name for level in backbone.levels])
+    else:
         default = option_of(opened.usual, opened.layout)
         method = replace(opened.usual.method, localize="all", flag_above=None)
         question = replace(question, default=default, only_stored=default.map.stored, method=method)
@@ -195,6 +196,14 @@ def _fingerprint(backbone: Backbone, records: Sequence[ImageRecord], labeled: Se
         if record.path.is_file()
     ]
     return hash_json({"files": files, "source": repr(backbone.source), "seed": tuning.seed})[:16]
+
+
+def _given(question: Question, extraction: Extraction, levels: Sequence[str]) -> Question:
+    """The question without what is given of how features are stored: as `fit` would store them, the rest is that of the default."""
+    if all(getattr(extraction, name) == getattr(Extraction, name) for name in vars(Stored())):
+        return question
+    only = Stored.of(load_preset(DEFAULT).with_extraction(extraction).extraction)
+    return replace(question, default=Option(map=replace(default_option(levels).map, stored=only)), only_stored=only)
 
 
 def _to_go_back_to(bank: Bank) -> Usual:

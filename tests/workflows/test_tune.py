@@ -20,6 +20,7 @@ from spade_faiss.core.presets import Usual
 from spade_faiss.core.settings import Method
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.tuning import search, trials
+from spade_faiss.tuning.options import Stored
 from spade_faiss.tuning.record import read_record
 from spade_faiss.tuning.statistics import LEAST_TELLING, Chosen
 from spade_faiss.workflows import tune as workflow
@@ -224,6 +225,40 @@ def test_what_undoing_goes_back_to_survives_a_kill_and_a_second_choice(
         assert done.record.before == before
     assert len(built) == 2, "a kill may have come before the index"
     assert undo_tuning(path).manifest.usual == before
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ({"normalize": "l2"}, Stored(pool=3, pool_border="zero", normalize="l2")),
+        ({"pool": 5}, Stored(pool=5, pool_border="zero")),
+        ({"pool": 3}, Stored(pool=3, pool_border="zero")),
+        ({"pool_border": "zero"}, Stored(pool=3, pool_border="zero")),
+        ({}, None),
+    ],
+)
+def test_how_features_are_stored_is_not_chosen_where_it_is_given(
+    good: Path,
+    backbone: Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+    stored: Stored | None,
+) -> None:
+    """All that is tried is stored as `fit` would store it, the default as well; and no map is tried twice."""
+    tried: list[Any] = []
+
+    def interrupted(*arguments: Any) -> None:
+        tried.extend(arguments[3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "make_samples", lambda *_: None)
+    monkeypatch.setattr(search, "run_trials", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tune(good, bank=tmp_path / "new.bank", extraction=Extraction(backbone=backbone, network=False, **given))
+    assert len(tried) == len({trials.comparable(option) for option in tried}) > 4
+    found = {option.stored for option in tried}
+    assert len(found) == 4 if stored is None else found == {stored}
 
 
 def test_what_is_kept_lies_beside_the_bank_however_its_folder_is_written(
