@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ def read_samples(
                             number += 1
                         if has_masks and record.defective:
                             empty = np.zeros(where.valid.shape, np.bool_)
-                            masks.append(empty if record.mask is None else to_mask(record.mask, where))
+                            masks.append(empty if record.mask is None else _given_mask(record, where))
         _save(folder / "labeled", concatenate(parts))
         if has_masks:
             np.save(folder / "masks.npy", np.stack(masks))
@@ -186,6 +186,15 @@ def read_samples(
         kinds=[str(record.kind) for record in labeled if record.defective],
         shown=_load_shown(folder),
     )
+
+
+def _given_mask(record: ImageRecord, where: Placement) -> Mask:
+    """The mask of a picture, of which a smaller copy may have been placed."""
+    assert record.mask is not None
+    with naming_file(record.path):
+        file, page = split_page(record.path)
+        size = decode(file.read_bytes(), MAX_PIXELS, page).size
+    return to_mask(record.mask, replace(where, original=size))
 
 
 def _chosen(batch: FeatureBatch, places: npt.NDArray[np.int64]) -> FeatureBatch:

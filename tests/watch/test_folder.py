@@ -40,7 +40,7 @@ def look(source: FolderSource) -> list[Arrival]:
     return found
 
 
-def test_a_touch_of_a_file_that_is_on_its_way_does_not_send_it_twice(
+def test_a_file_that_is_touched_on_its_way_is_sent_once(
     source: FolderSource, ledger: Ledger, tmp_path: Path
 ) -> None:
     (arrival,) = look(source)
