@@ -74,7 +74,8 @@ def serve(
             h11_max_incomplete_event_size=1 << 16,
         )
         ending = threading.Event()
-        purge = threading.Thread(target=_purge, args=(history, settings, ending), name="purge")
+        # As all threads here, it keeps no process alive that was told to end twice: what is on disk is safe at any moment.
+        purge = threading.Thread(target=_purge, args=(history, settings, ending), name="purge", daemon=True)
         for upkeep in upkeeps:
             upkeep.start()
         purge.start()
@@ -171,6 +172,8 @@ def _purge(history: History, settings: ServeSettings, ending: threading.Event) -
             history.purge(keep, keep_bytes)
         except UnavailableError as error:
             _log.warning("old pictures are removed later: %s", error)
+        except Exception as error:  # outermost frame of a thread
+            _log.error("old pictures could not be removed; it is tried again", exc_info=error)
         ending.wait(_PURGE_S)
 
 
@@ -188,7 +191,9 @@ class _Server(uvicorn.Server):
             self.handle_exit(number, frame)
 
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {number: signal.signal(number, end) for number in numbers}
+        # `nohup` has the end of the terminal ignored.
+        taken = [number for number in numbers if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, end) for number in taken}
         try:
             yield
         finally:

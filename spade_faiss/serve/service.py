@@ -34,6 +34,8 @@ class Service:
         self.metrics = next(iter(stations.values())).metrics if stations else Metrics()
         # What is being scored under a key of its sender, so that the same request finds it.
         self.in_flight: dict[tuple[str, str], asyncio.Future[ScoredPicture]] = {}
+        # What is being scored, whether or not its sender still waits for it.
+        self.at_work: set[asyncio.Task[list[ScoredPicture | BaseException]]] = set()
 
     def station(self, bank: str) -> Station:
         """The station of a bank.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 import threading
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 
 from spade_faiss import Bank, Extraction, add, evaluate, fit
+from spade_faiss.core.errors import InputError
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.serve.history.records import Filter
-from spade_faiss.serve.station.upkeep import Upkeep
+from spade_faiss.serve.station import upkeep
+from spade_faiss.serve.station.upkeep import Upkeep, _Round
 from tests.serve.conftest import PNG, Line, Serve
 
 
@@ -181,12 +184,63 @@ def test_a_picture_that_the_bank_holds_is_not_taken_twice_nor_removed(serve: Ser
     assert (bank.generation, len(bank.pictures)) == (1, 24)
 
 
+def test_a_picture_that_left_the_bank_under_another_name_comes_back(serve: Serve, defect: Path) -> None:
+    line = serve()
+    first, twin = line.score(defect), line.score(defect)
+    answer = say(line, first, "normal")
+    settled(line, answer)
+    line.client.post(f"/v1/answers/{answer['id']}/undo")
+    settled(line, answer)
+    again = say(line, twin, "normal")
+    assert settled(line, again)["state"] == "in the bank"
+    assert f"{first['id']}.png" in Bank.open(line.bank).pictures.ids
+    assert not line.score(defect)["alarm"]
+    line.client.post(f"/v1/answers/{again['id']}/undo")
+    assert settled(line, again)["state"] == "undone"
+    assert len(Bank.open(line.bank).pictures) == 24
+
+
+def test_what_a_kill_left_in_the_bank_is_taken_back_too(serve: Serve, defect: Path) -> None:
+    line = serve(upkeep=False)
+    picture = line.score(defect)
+    answer = say(line, picture, "normal")
+    follower = Upkeep(line.station)
+    follower._add(line.history.pending("weave"), _Round(answers=()))  # and nothing is settled
+    assert len(Bank.open(line.bank).pictures) == 25
+    line.client.post(f"/v1/answers/{answer['id']}/undo")
+    follower.start()
+    try:
+        assert settled(line, answer)["state"] == "undone"
+    finally:
+        follower.close()
+    assert len(Bank.open(line.bank).pictures) == 24
+
+
 def test_a_locked_bank_is_followed_once_it_is_free(serve: Serve, defect: Path) -> None:
     line = serve()
     picture = line.score(defect)
     with Bank.open(line.bank).writing():
         answer = say(line, picture, "normal")
         wait(lambda: "another process is writing" in line.station.message)
+        assert line.client.get(f"/v1/answers/{answer['id']}").json()["state"] == "pending"
+        assert line.score(defect)["generation"] == 1
+    assert settled(line, answer)["state"] == "in the bank"
+
+
+def test_a_bank_on_a_full_disk_is_followed_once_there_is_room(
+    serve: Serve, defect: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = serve()
+    picture = line.score(defect)
+
+    def fail(*_: object, **__: object) -> None:
+        raise InputError("there is no room") from OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(upkeep, "add", fail)
+        answer = say(line, picture, "normal")
+        wait(lambda: "no room" in line.station.message)
+        time.sleep(0.1)
         assert line.client.get(f"/v1/answers/{answer['id']}").json()["state"] == "pending"
         assert line.score(defect)["generation"] == 1
     assert settled(line, answer)["state"] == "in the bank"

@@ -7,6 +7,8 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +20,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.serve.errors import ConflictError, UnavailableError, UnknownError
+from spade_faiss.serve.errors import UnavailableError, UnknownError
 from spade_faiss.serve.history import history as history_module
 from spade_faiss.serve.history.files import Files, suffix_of
 from spade_faiss.serve.history.history import History, sqlite_url
@@ -68,7 +70,7 @@ def picture(number: int = 0, **more: Any) -> ScoredPicture:
 
 def put(history: History, item: ScoredPicture) -> ScoredPicture:
     history.files.incoming(item.id, item.suffix).write_bytes(b"\x89PNG")
-    history.record([item])
+    assert history.record([item]) == []
     return item
 
 
@@ -166,6 +168,19 @@ def test_every_picture_is_listed_once_whatever_the_size_of_a_part(history: Histo
     assert len(found) == len(set(found)) == 8
 
 
+def test_recent_scores_are_of_the_last_pictures_and_of_one_generation(history: History) -> None:
+    for number, generation in enumerate((3, 3, 4, 3, 4)):
+        put(history, picture(number, generation=generation))
+    put(history, picture(9, bank="other"))
+    put(history, picture(8, scores={"knn": None, "max": None, "top": None}))
+    assert [knn for knn, _ in history.recent_scores("b", 3, 100)] == [3.1, 1.1, 0.1]
+    assert [knn for knn, _ in history.recent_scores("b", 3, 5)] == [3.1, 1.1], "of the last five, whatever they are of"
+    if history._engine.dialect.name == "sqlite":
+        with history._reading() as connection:
+            asked = "EXPLAIN QUERY PLAN SELECT knn FROM pictures WHERE bank = 'b' ORDER BY received DESC LIMIT 5"
+            assert "pictures_by_time" in str(connection.exec_driver_sql(asked).all())
+
+
 def test_the_queue_is_walked_through_by_p_value(history: History) -> None:
     items = [put(history, picture(number, p_value=p)) for number, p in enumerate((0.01, 0.005, 0.005, 0.02))]
     put(history, picture(8, alarm=False, p_value=0.5))
@@ -248,12 +263,52 @@ def test_what_is_too_old_or_too_much_goes_and_labels_stay(history: History) -> N
     assert history.purge(None, 350) == 0
 
 
+def test_a_picture_that_the_bank_has_yet_to_give_up_stays(history: History) -> None:
+    item = put(history, picture(received=utc_now() - timedelta(days=9)))
+    given = history.answer(item.id, "normal")
+    history.undo(given.id)
+    assert history.purge(timedelta(days=1), 0) == 0
+    (left,) = history.pending("b")
+    history.settle(left, "undone")
+    assert history.purge(None, 0) == 1
+    assert history.purge(timedelta(days=1), 0) == 1
+    assert history.find(Filter()).total == 0
+
+
+def test_nobody_answers_a_picture_while_it_is_removed(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [put(history, picture(received=utc_now() - timedelta(days=9))) for _ in range(2)]
+    outcomes: list[object] = []
+
+    def answer(name: str) -> None:
+        try:
+            outcomes.append(history.answer(name, "defect"))
+        except UnknownError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=answer, args=(item.id,)) for item in items]
+    remove = history.files.remove
+
+    def removing(name: str, suffix: str) -> None:
+        if not outcomes and not threads[0].is_alive():
+            for thread in threads:
+                thread.start()
+            time.sleep(0.1)
+            assert outcomes == [], "it waits until that is done"
+        remove(name, suffix)
+
+    monkeypatch.setattr(history.files, "remove", removing)
+    assert history.purge(timedelta(days=1), None) == 2
+    for thread in threads:
+        thread.join()
+    assert [type(outcome) for outcome in outcomes] == [UnknownError] * 2
+
+
 def test_a_key_is_given_once(history: History) -> None:
     put(history, picture(1, key="k"))
-    with pytest.raises(ConflictError):
-        put(history, picture(2, key="k"))
+    items = [picture(number, key=key) for number, key in ((2, "k"), (4, "l"), (5, "l"), (6, None))]
+    assert history.record(items) == [items[0], items[2]], "the others of the commit are stored"
     put(history, picture(3, key="k", bank="other"))
-    assert history.find(Filter()).total == 2
+    assert history.find(Filter()).total == 4
     found = history.with_key("b", "k")
     assert found is not None
     assert found.name == "Número-1.png"

@@ -159,6 +159,21 @@ def test_uploads_are_bounded_in_bytes_files_and_pixels(serve: Serve, good: Path,
     assert line.history.files.unsettled() == {}
 
 
+def test_what_brings_no_picture_is_small(serve: Serve, token_file: Path, good: Path) -> None:
+    line = serve(upkeep=False, token_file=str(token_file))
+    right = {"authorization": f"Bearer {TOKEN}"}
+    picture = line.score(good, **right)
+    large = line.client.post("/login", data={"token": "x" * (1 << 20)})  # nobody knows who sends it
+    assert (large.status_code, large.headers["content-type"]) == (413, "application/problem+json")
+    file = line.client.post("/login", data={"token": TOKEN}, files={"p": ("a.png", b"x" * (2 << 20))})
+    assert file.status_code == 413
+    url, note = f"/v1/pictures/{picture['id']}/feedback", {"kind": "defect", "note": "x" * (1 << 20)}
+    assert line.client.post(url, json=note, headers=right).status_code == 413
+    assert line.client.post(url, json={"kind": "defect"}, headers=right).status_code == 202
+    data = good.read_bytes() + b"\0" * (2 << 20)
+    assert line.client.post("/v1/banks/weave/score", content=data, headers={**PNG, **right}).status_code == 200
+
+
 def test_bodies_that_cannot_be_understood(line: Line, good: Path) -> None:
     client, url, data = line.client, "/v1/banks/weave/score", good.read_bytes()
     form = "multipart/form-data; boundary=x"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 from benchmarks.serve.cases import try_cases
 from benchmarks.serve.kills import kill_under_load
@@ -16,6 +19,7 @@ from benchmarks.serve.server import Load, Server, call, running, wait_until
 from spade_faiss import Run
 from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError, NotFoundError
+from spade_faiss.serve import run
 from spade_faiss.serve.run import name_banks, serve
 from spade_faiss.serve.settings import ServeSettings
 
@@ -61,6 +65,36 @@ def test_a_server_that_cannot_start_says_why(bank: Path, tmp_path: Path, capsys:
         taken.listen()
         assert main(["serve", str(bank), "--data", data, "--port", str(taken.getsockname()[1])]) == 1
     assert "choose another --port" in capsys.readouterr().err
+
+
+def test_old_pictures_are_removed_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_PURGE_S", 0.0)
+    ending, tried = threading.Event(), []
+
+    class Broken:
+        def purge(self, *_: object) -> None:
+            tried.append(1)
+            if len(tried) == 2:
+                ending.set()
+            raise RuntimeError("broken")
+
+    run._purge(Broken(), ServeSettings(keep="1d"), ending)  # type: ignore[arg-type]
+    assert len(tried) == 2
+
+
+def test_nohup_is_left_alone() -> None:
+    server = run._Server(uvicorn.Config("none:app", log_config=None))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with server.capture_signals():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with server.capture_signals():
+            assert signal.getsignal(signal.SIGHUP) != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_command_line_imports_no_server() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import threading
@@ -115,6 +116,60 @@ def test_requests_with_one_key_at_the_same_time_are_scored_once(line: Line, good
     assert line.history.find(Filter()).total == 1
 
 
+def test_a_key_stays_in_flight_until_its_picture_is_recorded(
+    serve: Serve, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = serve(upkeep=False, timeout_s=0.5)
+    held, steps = threading.Event(), line.station._pipeline._steps  # type: ignore[union-attr]
+    score = steps.score
+
+    def wait(*arguments: Any, **options: Any) -> Any:
+        held.wait(30)
+        return score(*arguments, **options)
+
+    monkeypatch.setattr(steps, "score", wait)
+    headers = {**PNG, "idempotency-key": "slow"}
+    for _ in range(2):
+        late = line.client.post("/v1/banks/weave/score", content=good.read_bytes(), headers=headers)
+        assert late.status_code == 503
+        assert list(line.service.in_flight) == [("weave", "slow")]
+        assert line.station.waiting == 1, "sent again, it is not scored again"
+    held.set()
+    while line.service.at_work:
+        threading.Event().wait(0.01)
+    assert line.service.in_flight == {}
+    assert line.history.find(Filter()).total == 1
+    assert line.score(good, idempotency_key="slow")["id"] == line.history.find(Filter()).items[0].id
+    assert line.history.files.unsettled() == {}
+
+
+def test_a_key_that_comes_twice_harms_no_other_picture_of_the_commit(
+    line: Line, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = line.score(good, idempotency_key="k")
+    monkeypatch.setattr(line.history, "with_key", lambda *_: None)
+    files = [("p", (name, good.read_bytes())) for name in ("a.png", "b.png")]
+    found = line.client.post("/v1/banks/weave/score", files=files, headers={"idempotency-key": "k"}).json()["pictures"]
+    assert [item["problem"] and item["problem"]["status"] for item in found] == [409, None]
+    assert line.history.find(Filter()).total == 2
+    assert line.history.get(first["id"]).key == "k"
+    assert line.history.files.unsettled() == {}
+    assert line.station.waiting == 0
+
+
+def test_a_history_that_cannot_be_asked_for_a_key_leaves_no_files(
+    line: Line, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UnavailableError("locked")
+
+    monkeypatch.setattr(line.history, "with_key", fail)
+    headers = {**PNG, "idempotency-key": "k"}
+    assert line.client.post("/v1/banks/weave/score", content=good.read_bytes(), headers=headers).status_code == 503
+    assert line.history.files.unsettled() == {}
+    assert line.service.in_flight == {}
+
+
 def test_a_full_queue_refuses_at_once_and_loses_nothing(serve: Serve, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = serve(upkeep=False, max_queue=3)
     held = threading.Event()
@@ -170,6 +225,24 @@ def test_an_error_of_a_batch_answers_all_of_it_and_the_next_one_is_scored(
     assert line.history.files.unsettled() == {}
 
 
+def test_a_disk_that_nothing_can_be_removed_from_ends_no_thread(
+    line: Line, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = line.station._pipeline._steps  # type: ignore[union-attr]
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("decode", "record"):
+        with monkeypatch.context() as patched:
+            patched.setattr(steps, "drop", fail)
+            patched.setattr(steps, name, fail)
+            with pytest.raises(OSError, match="Read-only"):
+                line.score(good)
+        assert line.score(good)["bank"] == "weave"
+    assert line.station.waiting == 0
+
+
 def test_what_was_taken_is_answered_before_the_station_ends(line: Line, good: Path) -> None:
     replies: list[int] = []
 
@@ -186,6 +259,14 @@ def test_what_was_taken_is_answered_before_the_station_ends(line: Line, good: Pa
     assert line.history.find(Filter()).total == replies.count(200)
     with pytest.raises(UnavailableError, match="shutting down"):
         line.station.submit([])
+
+
+def test_no_thread_keeps_a_process_alive_that_is_to_end(serve: Serve) -> None:
+    line = serve()
+    threads = [thread for thread in threading.enumerate() if thread.name.endswith(" weave")]
+    assert len(threads) == 4, "network, search, records, upkeep"
+    assert all(thread.daemon for thread in threads)
+    assert line.station.is_open
 
 
 def test_until_a_bank_is_open_requests_are_told_to_come_again(serve: Serve, good: Path) -> None:

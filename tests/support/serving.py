@@ -78,7 +78,7 @@ class Server:
 
     def queue(self) -> Sequence[ScoredPicture]:
         """The alarms that wait for an answer, the least usual first."""
-        return self.history.find(Filter(bank=BANK, alarm=True, answered=False, order="p_value")).items
+        return self.history.find(Filter(bank=BANK, waiting=True, order="p_value")).items
 
     def settled(self, answer_id: str) -> str:
         """What has become of an answer, once that is known."""

@@ -10,14 +10,14 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, case, delete, event, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, and_, case, delete, event, exists, func, insert, or_, select, update
 from sqlalchemy.engine import Engine, create_engine, make_url
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from spade_faiss.core.files import is_full
 from spade_faiss.decisions.conformal import rate_interval
-from spade_faiss.serve.errors import ConflictError, UnavailableError, UnknownError
+from spade_faiss.serve.errors import UnavailableError, UnknownError
 from spade_faiss.serve.history.files import MAP, Files
 from spade_faiss.serve.history.migrate import migrate
 from spade_faiss.serve.history.records import (
@@ -70,24 +70,35 @@ class History:
         """Close all connections."""
         self._engine.dispose()
 
-    def record(self, scored: Sequence[ScoredPicture]) -> None:
-        """Store pictures with their verdicts; they survive a crash once this returns. All are stored, or none.
+    def record(self, scored: Sequence[ScoredPicture]) -> list[ScoredPicture]:
+        """Store pictures with their verdicts; they survive a crash once this returns.
+
+        Returns:
+            Those that were not stored, because another picture has their key. All others were.
 
         Raises:
-            UnavailableError: if the database is locked, or the disk is full.
-            ConflictError: if one has the key of another one.
+            UnavailableError: if the database is locked, or the disk is full; then none was stored.
         """
+        stored: list[ScoredPicture] = []
+        repeated: list[ScoredPicture] = []
         with self._writing() as connection:
-            keys = [(item.bank, item.key) for item in scored if item.key is not None]
-            for bank, key in keys:
-                if connection.execute(select(pictures.c.id).where(pictures.c.bank == bank, pictures.c.key == key)).first():
-                    raise ConflictError(f"a picture with the key {key!r} was scored before")
-            connection.execute(insert(pictures), [_row_of(item) for item in scored])
-        for item in scored:
+            known: set[tuple[str, str]] = set()
+            for item in scored:
+                if item.key is not None:
+                    same = select(pictures.c.id).where(pictures.c.bank == item.bank, pictures.c.key == item.key)
+                    if (item.bank, item.key) in known or connection.execute(same).first():
+                        repeated.append(item)
+                        continue
+                    known.add((item.bank, item.key))
+                stored.append(item)
+            if stored:
+                connection.execute(insert(pictures), [_row_of(item) for item in stored])
+        for item in stored:
             try:
                 self.files.settle(item.id, (item.suffix, MAP) if item.map_size is not None else (item.suffix,))
             except OSError as error:  # they are found where they are, and the next start moves them
                 _log.warning("the files of picture %s stay where they came: %s", item.id, error)
+        return repeated
 
     def get(self, name: str) -> ScoredPicture:
         """The picture with an id.
@@ -152,7 +163,7 @@ class History:
             UnavailableError: if the database is locked, or the disk is full.
         """
         with self._writing() as connection:
-            row = connection.execute(select(pictures.c.bank).where(pictures.c.id == picture_id)).first()
+            row = connection.execute(select(pictures.c.bank).where(pictures.c.id == picture_id).with_for_update()).first()
             if row is None:
                 raise UnknownError(f"there is no picture {picture_id[:40]!r}")
             for before in connection.execute(
@@ -183,7 +194,7 @@ class History:
             UnavailableError: if the database is locked, or the disk is full.
         """
         with self._writing() as connection:
-            row = connection.execute(select(answers).where(answers.c.id == answer_id)).first()
+            row = connection.execute(select(answers).where(answers.c.id == answer_id).with_for_update()).first()
             if row is None:
                 raise UnknownError(f"there is no answer {answer_id[:40]!r}")
             given = _answer_of(row)
@@ -247,13 +258,17 @@ class History:
                 connection.execute(update(pictures).where(pictures.c.id == name).values(**values))
 
     def recent_scores(self, bank: str, generation: int, limit: int) -> list[tuple[float, float | None]]:
-        """The image score and the map maximum of the last pictures of a generation, newest first."""
+        """The image score and the map maximum of those of a bank's last pictures that are of a generation, newest first.
+
+        No more than `limit` are looked at, whatever they are of: the index has them, and nothing else is read.
+        """
+        last = select(pictures.c.knn, pictures.c.max, pictures.c.generation, pictures.c.received)
+        last_ones = last.where(pictures.c.bank == bank).order_by(pictures.c.received.desc()).limit(limit).subquery()
+        chosen = select(last_ones.c.knn, last_ones.c.max)
+        chosen = chosen.where(last_ones.c.generation == generation, last_ones.c.knn.is_not(None))
         with self._reading() as connection:
-            chosen = select(pictures.c.knn, pictures.c.max).where(
-                pictures.c.bank == bank, pictures.c.generation == generation, pictures.c.knn.is_not(None)
-            )
-            chosen = chosen.order_by(pictures.c.received.desc()).limit(limit)
-            return [(row.knn, row.max) for row in connection.execute(chosen)]
+            found = connection.execute(chosen.order_by(last_ones.c.received.desc()))
+            return [(row.knn, row.max) for row in found]
 
     def overview(self, bank: str) -> Overview:
         """How a bank is doing by the history alone: what is served, its alpha and its drift are for the station to add."""
@@ -341,37 +356,39 @@ class History:
     def purge(self, keep: timedelta | None, keep_bytes: int | None) -> int:
         """Remove what is older than `keep`, and files beyond `keep_bytes`, oldest first; returns how many pictures lost theirs.
 
-        Pictures that somebody answered stay: they are labels.
+        Pictures that somebody answered stay: they are labels. So do those of answers that the bank has yet to follow.
         """
-        unanswered, removed = pictures.c.label.is_(None), 0
+        followed = ~exists().where(answers.c.picture_id == pictures.c.id, answers.c.state == "pending")
+        unanswered, removed = and_(pictures.c.label.is_(None), followed), 0
+        # Nobody answers a picture between its choice and its end: both are in one transaction that holds what it has chosen.
         files_of = select(pictures.c.id, pictures.c.suffix, pictures.c.bytes).order_by(pictures.c.received).limit(_PURGED)
         while keep is not None:
             old = files_of.where(unanswered, pictures.c.received < _microseconds(utc_now() - keep))
-            with self._reading() as connection:
-                rows = connection.execute(old).all()
-            if not rows:
-                break
-            self._remove_files(rows)
             with self._writing() as connection:
+                rows = connection.execute(old.with_for_update()).all()
+                if not rows:
+                    break
+                self._remove_files(rows)
                 names = [row.id for row in rows]
                 connection.execute(delete(answers).where(answers.c.picture_id.in_(names)))
                 connection.execute(delete(pictures).where(pictures.c.id.in_(names)))
             removed += len(rows)
         while keep_bytes is not None:
-            with self._reading() as connection:
-                used = connection.execute(select(func.sum(pictures.c.bytes)).where(pictures.c.kept.is_(True))).scalar()
-                rows = connection.execute(files_of.where(unanswered, pictures.c.kept.is_(True))).all()
-            over = int(used or 0) - keep_bytes
-            if over <= 0 or not rows:
-                break
-            chosen, freed = [], 0
-            for row in rows:
-                if freed >= over:
-                    break
-                chosen.append(row)
-                freed += row.bytes
-            self._remove_files(chosen)
             with self._writing() as connection:
+                used = connection.execute(select(func.sum(pictures.c.bytes)).where(pictures.c.kept.is_(True))).scalar()
+                over = int(used or 0) - keep_bytes
+                if over <= 0:
+                    break
+                rows = connection.execute(files_of.where(unanswered, pictures.c.kept.is_(True)).with_for_update()).all()
+                if not rows:
+                    break
+                chosen, freed = [], 0
+                for row in rows:
+                    if freed >= over:
+                        break
+                    chosen.append(row)
+                    freed += row.bytes
+                self._remove_files(chosen)
                 names = [row.id for row in chosen]
                 connection.execute(update(pictures).where(pictures.c.id.in_(names)).values(kept=False))
             removed += len(chosen)
@@ -470,6 +487,8 @@ def _filtered(chosen: Select[Any], wanted: Filter) -> Select[Any]:
         chosen = chosen.where(pictures.c.label.is_not(None) if wanted.answered else pictures.c.label.is_(None))
     elif wanted.answered is not None:
         chosen = chosen.where(pictures.c.label == wanted.answered)
+    if wanted.waiting:
+        chosen = chosen.where(_WAITING)
     if wanted.text:
         chosen = chosen.where(pictures.c.folded.contains(_folded(wanted.text), autoescape=True))
     if wanted.since is not None:

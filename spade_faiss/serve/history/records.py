@@ -200,6 +200,7 @@ class Filter:
         bank: the bank.
         alarm: whether they are alarms.
         answered: whether somebody answered them: True, False, `normal` or `defect`.
+        waiting: only the alarms that nobody answered, and that still are alarms by what the bank says now.
         text: a part of the name, whatever its case.
         since, until: when they were received; `until` is excluded.
         order: `newest` first, or by `p_value`, the smallest first.
@@ -210,6 +211,7 @@ class Filter:
     bank: str | None = None
     alarm: bool | None = None
     answered: bool | Kind | None = None
+    waiting: bool = False
     text: str = ""
     since: datetime | None = None
     until: datetime | None = None

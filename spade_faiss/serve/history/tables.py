@@ -51,9 +51,10 @@ pictures = Table(
     Column("now_alarm", Boolean),
     Column("label", String(8)),  # of the answer that holds; the answer itself is in its own table
     UniqueConstraint("bank", "key", name="one_picture_a_key"),
-    Index("pictures_by_time", "bank", "received"),
+    Index("pictures_by_time", "bank", "received", "alarm"),
+    Index("pictures_by_age", "label", "received"),
     Index("pictures_to_review", "bank", "alarm", "label", "p_value", "score"),
-    Index("pictures_on_disk", "kept", "received"),
+    Index("pictures_on_disk", "kept", "received", "bytes"),
 )
 
 answers = Table(

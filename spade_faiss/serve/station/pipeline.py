@@ -20,7 +20,7 @@ from typing import NoReturn, Protocol
 from spade_faiss.core.errors import SpadeError
 from spade_faiss.core.files import is_full
 from spade_faiss.features.stream import Decoded, Extracted
-from spade_faiss.serve.errors import UnavailableError
+from spade_faiss.serve.errors import ConflictError, UnavailableError
 from spade_faiss.serve.history.records import ScoredPicture
 from spade_faiss.serve.metrics import Metrics
 from spade_faiss.serve.station.verdicts import Scored, Upload
@@ -64,8 +64,8 @@ class Steps(Protocol):
     def score(self, extracted: Extracted, *, first: bool) -> Scored | None:
         """Search for features; None if others of their picture follow. `first` begins a batch."""
 
-    def record(self, batches: Sequence[ScoredBatch]) -> list[ScoredPicture]:
-        """Store verdicts; they are on disk when this returns."""
+    def record(self, batches: Sequence[ScoredBatch]) -> list[ScoredPicture | ConflictError]:
+        """Store verdicts; they are on disk when this returns. A picture with the key of another one gets an error instead."""
 
     def drop(self, upload: Upload) -> None:
         """Remove what is left of a picture that gets no record."""
@@ -99,7 +99,7 @@ class Pipeline:
         self._scored: queue.Queue[ScoredBatch | None] = queue.Queue(2)
         self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix=f"decode {name}")
         self._threads = [
-            threading.Thread(target=run, name=f"{run.__name__.strip('_')} {name}")
+            threading.Thread(target=run, name=f"{run.__name__.strip('_')} {name}", daemon=True)
             for run in (self._run_network, self._run_search, self._run_records)
         ]
         for thread in self._threads:
@@ -225,8 +225,12 @@ class Pipeline:
             except Exception as error:  # outermost frame of a thread
                 self._fail(jobs, error)
                 continue
-            self._end(jobs)
+            ended_well = [(job, record) for job, record in zip(jobs, records, strict=True) if isinstance(record, ScoredPicture)]
+            self._end([job for job, _ in ended_well])
             for job, record in zip(jobs, records, strict=True):
+                if isinstance(record, ConflictError):
+                    self._fail([job], record)
+            for job, record in ended_well:
                 verdict = "unjudged" if record.alarm is None else "alarm" if record.alarm else "normal"
                 self._metrics.verdicts.labels(self._name, verdict).inc()
                 self._metrics.observe(self._name, "total", perf_counter() - job.begun)
@@ -237,13 +241,17 @@ class Pipeline:
             error = UnavailableError(f"the disk has no room: {error}; nothing was stored", 10)
         if not isinstance(error, SpadeError):
             _log.error("pictures of %s could not be scored", self._name, exc_info=error)
-        kind = "unreadable" if isinstance(error, SpadeError) and not isinstance(error, UnavailableError) else "failed"
+        kind = "unreadable" if isinstance(error, SpadeError) and not isinstance(error, UnavailableError | ConflictError) else "failed"
         jobs = [job for job in jobs if not job.future.done()]
         self._metrics.verdicts.labels(self._name, kind).inc(len(jobs))
         self._end(jobs)
         for job in jobs:
-            self._steps.drop(job.upload)
-            job.future.set_exception(error)
+            try:
+                self._steps.drop(job.upload)
+            except OSError as left:  # the next start removes it; who waits is answered, and the thread goes on
+                _log.warning("what is left of picture %s cannot be removed: %s", job.upload.id, left)
+            finally:
+                job.future.set_exception(error)
 
     def _end(self, jobs: Sequence[Job]) -> None:
         """Make room for others."""

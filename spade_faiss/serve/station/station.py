@@ -22,7 +22,7 @@ from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.pages import list_pages
 from spade_faiss.features.stream import Decoded, Extracted
 from spade_faiss.scoring.detector import Detector
-from spade_faiss.serve.errors import UnavailableError
+from spade_faiss.serve.errors import ConflictError, UnavailableError
 from spade_faiss.serve.history.history import History
 from spade_faiss.serve.history.records import ScoredPicture
 from spade_faiss.serve.metrics import Metrics
@@ -258,14 +258,17 @@ class _Steps:
         scores = self._score(extracted.batch)
         return None if scores is None else Scored(served=self._served, extracted=extracted, scores=scores)
 
-    def record(self, batches: Sequence[ScoredBatch]) -> list[ScoredPicture]:
+    def record(self, batches: Sequence[ScoredBatch]) -> list[ScoredPicture | ConflictError]:
         """Decide, and store verdicts, maps and pictures: those of all batches by one commit."""
         records: list[ScoredPicture] = []
         for batch in batches:
             uploads = [job.upload for job in batch.jobs]
             records += records_of(batch.scored, uploads, self._station.name, self._files)
-        self._station.history.record(records)
-        return records
+        repeated = {item.id for item in self._station.history.record(records)}
+        return [
+            ConflictError(f"a picture with the key {item.key!r} was scored before") if item.id in repeated else item
+            for item in records
+        ]
 
     def drop(self, upload: Upload) -> None:
         """Remove what is left of a picture that gets no record."""

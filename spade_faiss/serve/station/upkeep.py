@@ -21,6 +21,7 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.manifest import read_manifest
 from spade_faiss.bank.places import MANIFEST
 from spade_faiss.core.errors import BusyError, InputError, SpadeError
+from spade_faiss.core.files import is_full
 from spade_faiss.core.grouping import NONE
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.datasets import ImageRecord
@@ -71,7 +72,7 @@ class Upkeep:
         self._history = station.history
         self._files = station.history.files
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"upkeep {station.name}")
+        self._thread = threading.Thread(target=self._run, name=f"upkeep {station.name}", daemon=True)
 
     def start(self) -> None:
         """Open the station, and then follow until `close`."""
@@ -139,7 +140,7 @@ class Upkeep:
         except BusyError:
             raise
         except SpadeError as error:
-            if isinstance(error, UnavailableError):
+            if isinstance(error, UnavailableError) or is_full(error.__cause__):  # it may succeed later
                 raise
             for answer in pending:
                 if answer.id not in done.settled or done.settled[answer.id][0] != "failed":
@@ -152,15 +153,23 @@ class Upkeep:
 
     def _remove(self, taken_back: Sequence[Answer], done: _Round) -> None:
         """Take pictures out of the bank whose answers were taken back."""
-        gone = [answer for answer in taken_back if answer.bank_picture is not None]
-        if gone:
+        if taken_back:
             bank = Bank.open(self._station.path)
-            known = [str(answer.bank_picture) for answer in gone]
+            known = dict.fromkeys(name for answer in taken_back if (name := self._bank_name(answer)) is not None)
             held = [name for name in known if bank.pictures.number(name) is not None]
             if held:
                 done.removed += bank.remove(held)
         for answer in taken_back:
             done.settle(answer, "undone")
+
+    def _bank_name(self, answer: Answer) -> str | None:
+        """What the bank calls the picture of an answer, or would: a kill may have come after it was put there."""
+        if answer.bank_picture is not None:
+            return answer.bank_picture
+        with suppress(UnknownError):
+            picture = self._history.get(answer.picture_id)
+            return f"{picture.id}{picture.suffix}"
+        return None
 
     def _add(self, normal: Sequence[Answer], done: _Round) -> None:
         """Put pictures into the bank that were answered `normal`."""
@@ -191,9 +200,15 @@ class Upkeep:
             done.added += found.added
             skipped = {item.id: item.reason for item in found.skipped}
             same = {item.id: item.of for item in found.duplicates}
+        bank = Bank.open(station.path)
+        gone = {of for of in same.values() if of in bank.removed}
+        if gone:  # the same picture was in the bank under another name, and left it
+            done.added += bank.restore(sorted(gone))
         for name, answer in by_name.items():
             if name in skipped:
                 done.settle(answer, "failed", skipped[name])
+            elif same.get(name) in gone:
+                done.settle(answer, "in the bank", "", same[name])
             elif name in same:
                 done.settle(answer, "in the bank", f"the bank held the same picture before, as {same[name]}")
             else:

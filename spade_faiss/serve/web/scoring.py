@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -39,15 +40,25 @@ async def receive_and_score(request: Request, service: Service, bank: str) -> li
     if len(uploads) > (most := service.settings.max_queue):
         receiver.drop()
         raise TooLargeError(f"{len(uploads)} pictures are more than may wait, {most} (see --max-queue); send fewer at a time")
+    # It goes on beyond the timeout: what was taken is recorded, and its key stays in flight until then.
+    work = asyncio.create_task(_score(station, uploads) if receiver.key is None else _score_once(service, station, uploads))
+    service.at_work.add(work)
+    work.add_done_callback(partial(_end, service))
     try:
         async with asyncio.timeout(service.settings.timeout_s):
-            found = await (_score(station, uploads) if receiver.key is None else _score_once(service, station, uploads))
+            found = await asyncio.shield(work)
     except TimeoutError:
         raise UnavailableError(
             f"scoring took longer than {service.settings.timeout_s:g} s; ask for the verdict later", 5
         ) from None
     scored = iter(found)
     return [(item.name, _result(item, scored)) for item in arrived]
+
+
+def _end(service: Service, work: asyncio.Task[list[ScoredPicture | BaseException]]) -> None:
+    service.at_work.discard(work)
+    if not work.cancelled():
+        work.exception()  # nobody may wait for it any more
 
 
 def _result(item: Arrived, scored: object) -> ScoredPicture | SpadeError:
@@ -88,6 +99,10 @@ async def _score_once(service: Service, station: Station, uploads: Sequence[Uplo
                 found[i] = before
         new = [i for i in ours if i not in found]
         found.update(zip(new, await _score(station, [ours[i] for i in new]), strict=True))
+    except SpadeError:  # before any was submitted
+        for upload in uploads:
+            station.history.files.drop(upload.id)
+        raise
     finally:
         for i, upload in ours.items():
             promise = service.in_flight.pop((station.name, str(upload.key)))

@@ -20,6 +20,7 @@ from typing import Literal
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -50,6 +51,9 @@ _HEADERS = {
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
 _SAFE = ("GET", "HEAD", "OPTIONS")
+# What takes pictures bounds them itself. Everything else is small, and some is read before it is known who sends it.
+_UPLOADS = ("/score", "/normals", "/upload")
+_MOST_BYTES = 1 << 20
 
 # How a request was let in: by the token, by a session of the page, or because no token is needed.
 Entry = Literal["token", "session", "open"]
@@ -186,7 +190,23 @@ class SecurityMiddleware:
                 response = Response(status_code=303, headers={"location": _login(scope)})
             await response(scope, receive, guarded)
             return
-        await self._app(scope, receive, guarded)
+        bounded = receive if scope["path"].endswith(_UPLOADS) else _bounded(receive)
+        await self._app(scope, bounded, guarded)
+
+
+def _bounded(receive: Receive) -> Receive:
+    """Receives a body of no more than `_MOST_BYTES`; raises an HTTPException beyond."""
+    count = 0
+
+    async def bounded() -> Message:
+        nonlocal count
+        message = await receive()
+        count += len(message.get("body", b""))
+        if count > _MOST_BYTES:
+            raise HTTPException(413, f"the request is larger than {_MOST_BYTES} bytes, and brings no picture")
+        return message
+
+    return bounded
 
 
 def _cookie_of(headers: Headers) -> str | None:

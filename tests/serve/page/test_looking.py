@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from spade_faiss.core.text import printable
-from spade_faiss.serve.history.records import Filter, ScoredPicture
+from spade_faiss.serve.history.records import Filter, LaterVerdict, ScoredPicture
+from spade_faiss.serve.web.page.looking import waiting_of
 from tests.serve.page.conftest import HOSTILE
 from tests.serve.page.html import get, is_local, read
 from tests.support.serving import BANK, Server
@@ -100,6 +101,16 @@ def test_the_queue_is_in_the_order_of_p_values(server: Server) -> None:
     keys = {attributes.get("data-key"): attributes.get("href") for _, attributes in second.elements}
     assert keys["k ArrowLeft"] == f"/banks/{BANK}/review?picture={queue[0].id}"
     assert keys["j ArrowRight"] == f"/banks/{BANK}/review?picture={queue[2].id}"
+
+
+def test_what_is_no_alarm_any_more_waits_nowhere(own_server: Server) -> None:
+    client, first = own_server.client(), own_server.queue()[0]
+    own_server.history.score_again([(first.id, LaterVerdict(generation=2, p_value=0.5, alarm=False))])
+    assert own_server.history.overview(BANK).waiting == waiting_of(own_server.service, BANK) == 2
+    page = get(client, f"/banks/{BANK}/review")
+    shown = [attributes["id"] for _, attributes in page.elements if str(attributes.get("id", "")).startswith("queue-")]
+    assert len(shown) == 2
+    assert f"queue-{first.id}" not in shown
 
 
 def test_a_picture_is_shown_with_its_evidence(server: Server) -> None:

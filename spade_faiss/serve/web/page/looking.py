@@ -192,7 +192,7 @@ def waiting_of(service: Service, bank: str) -> int:
 
 
 def _waiting_filter(bank: str, size: int) -> Filter:
-    return Filter(bank=bank, alarm=True, answered=False, order="p_value", size=size)
+    return Filter(bank=bank, waiting=True, order="p_value", size=size)
 
 
 def _picture_or_none(service: Service, name: str) -> ScoredPicture | None:

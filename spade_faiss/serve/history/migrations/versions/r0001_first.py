@@ -43,9 +43,10 @@ def upgrade() -> None:
         sa.Column("label", sa.String(8)),
         sa.UniqueConstraint("bank", "key", name="one_picture_a_key"),
     )
-    op.create_index("pictures_by_time", "pictures", ["bank", "received"])
+    op.create_index("pictures_by_time", "pictures", ["bank", "received", "alarm"])
+    op.create_index("pictures_by_age", "pictures", ["label", "received"])
     op.create_index("pictures_to_review", "pictures", ["bank", "alarm", "label", "p_value", "score"])
-    op.create_index("pictures_on_disk", "pictures", ["kept", "received"])
+    op.create_index("pictures_on_disk", "pictures", ["kept", "received", "bytes"])
     op.create_table(
         "answers",
         sa.Column("id", sa.String(32), primary_key=True),
