@@ -21,6 +21,7 @@ from spade_faiss.features.datasets import ImageRecord, Images, load_dataset, sur
 from spade_faiss.features.depth import find_bit_depth
 from spade_faiss.features.kinds import check_normals
 from spade_faiss.features.pages import hash_image
+from spade_faiss.features.video_frames import VideoFrame
 from spade_faiss.index.build import build_index
 from spade_faiss.report.exchange import TUNING_NUMBERS, TUNING_PAGE
 from spade_faiss.report.html import write_html
@@ -87,7 +88,7 @@ def tune(
         NotFoundError: if a path does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """
-    found = survey(images)
+    found = survey(images, run)
     check_normals(found.sources, [record.path for record in found.records])
     opened = Bank.open(bank) if _is_made(bank) else None
     if out is not None and opened is not None:
@@ -95,6 +96,8 @@ def tune(
     backbone = _backbone(Path(bank), opened, extraction, found.records, run)
     _check_whole(backbone, extraction, opened)
     records, labeled = found.records, _labeled(tuning)
+    if any(isinstance(record, VideoFrame) for record in (*records, *labeled)):
+        raise InputError("settings can be chosen by images, not yet by frames of videos; leave tuning out, or name images alone")
     if len(records) < LEAST_PICTURES:
         notice = f"{len(records)} normal pictures are too few to choose by ({LEAST_PICTURES} are enough): the default stays"
         made = opened or fit(images, bank=bank, extraction=extraction, run=run).bank
@@ -199,7 +202,7 @@ def _fingerprint(backbone: Backbone, records: Sequence[ImageRecord], labeled: Se
 
 
 def _given(question: Question, extraction: Extraction, levels: Sequence[str]) -> Question:
-    """The question without what is given of how features are stored: as `fit` would store them, the rest is that of the default."""
+    """The question, without how features are stored where that is given: they are stored as `fit` would store them."""
     if all(getattr(extraction, name) == getattr(Extraction, name) for name in vars(Stored())):
         return question
     only = Stored.of(load_preset(DEFAULT).with_extraction(extraction).extraction)
