@@ -130,17 +130,15 @@ def search(folder: Path, backbone: Backbone, question: Question, tuning: Tuning,
     if question.labeled:
         table = replace(table, least_found=0.0)
     found = [trials[of_map(option, trials)] for option in options]
-    allowed = np.array(
-        [
-            (tuning.max_ms is None or trial.ms <= tuning.max_ms)
-            and (tuning.max_bytes is None or trial.bytes <= tuning.max_bytes)
-            for trial in found
-        ]
-    )
+    beyond = [_beyond(trial, tuning) for trial in found]
+    allowed = np.array([not limits for limits in beyond])
+    chosen = choose(table, [option.name for option in options], default=0, allowed=allowed, seed=tuning.seed)
+    if limits := beyond[chosen.option]:  # only the default can be
+        chosen = replace(chosen, reason=f"{chosen.reason}, though it takes {limits}")
     return Found(
         options=options,
         default=0,
-        chosen=choose(table, [option.name for option in options], default=0, allowed=allowed, seed=tuning.seed),
+        chosen=chosen,
         allowed=allowed,
         table=table,
         image=image_differences(table, 0, tuning.seed),
@@ -150,6 +148,16 @@ def search(folder: Path, backbone: Backbone, question: Question, tuning: Tuning,
         left_out=len(maps) - len(trials),
         timing_s={"features": made - start, "options": tried - made, "statistics": time.monotonic() - tried},
     )
+
+
+def _beyond(trial: Trial, tuning: Tuning) -> str:
+    """Which limits an option exceeds, in words; empty for none."""
+    found = []
+    if tuning.max_ms is not None and trial.ms > tuning.max_ms:
+        found.append(f"{trial.ms:.1f} ms an image (max_ms={tuning.max_ms:g})")
+    if tuning.max_bytes is not None and trial.bytes > tuning.max_bytes:
+        found.append(f"{trial.bytes:.0f} bytes an image (max_bytes={tuning.max_bytes:g})")
+    return " and ".join(found)
 
 
 def _drawn(records: Sequence[ImageRecord], seed: int) -> list[ImageRecord]:

@@ -17,7 +17,7 @@ from spade_faiss import Bank, Detector, Extraction, Tuning, evaluate, tune
 from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.presets import Usual
-from spade_faiss.core.settings import Method
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.tuning import search, trials
 from spade_faiss.tuning.options import Stored
@@ -27,6 +27,7 @@ from spade_faiss.workflows import tune as workflow
 from spade_faiss.workflows.tune import undo_tuning
 from spade_faiss.workflows.verify import verify
 from tests.support.pictures import save_png
+from tests.support.videos import numbered, write_video
 
 
 @pytest.fixture(autouse=True)
@@ -287,6 +288,7 @@ def test_limits_keep_what_is_too_slow_or_too_large_from_being_chosen(
         assert not any(tried.allowed for tried in done.record.options)
         assert done.record.chosen == done.record.default
         assert done.bank.usual == Bank.open(fitted_bank).usual
+        assert ("max_ms=1e-06" if number == 0 else "max_bytes=1") in done.record.reason
 
 
 @pytest.mark.slow
@@ -320,6 +322,9 @@ def test_labels_take_the_place_of_spoils_and_evaluate_warns_of_the_same_pictures
 def test_what_copies_cannot_be_made_of_is_refused(good: Path, backbone: Backbone, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not yet for tiles, regions of interest or views"):
         tune(good, bank=tmp_path / "b", extraction=Extraction(backbone=backbone, augment="flip"))
+    write_video(tmp_path / "videos" / "clip.mp4", numbered(24))
+    with pytest.raises(InputError, match="not yet by frames of videos"):
+        tune(tmp_path / "videos", bank=tmp_path / "b", extraction=Extraction(backbone=backbone), run=Run(every=2))
     with pytest.raises(InputError, match="budget="):
         Tuning(budget=0)
     with pytest.raises(InputError, match="max_ms="):
