@@ -76,10 +76,13 @@ class Samples:
 
     @property
     def groups(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(n,), (S,) the number of the picture that each was made of."""
-        if self.normals is None:
-            return np.arange(len(self.rows)), self.owner
-        return np.arange(len(self.normals)), len(self.normals) + np.arange(len(self.spoilt))
+        """(n,), (S,) the number of the picture that each was made of, or of the group that this belongs to."""
+        if self.normals is not None:
+            return np.arange(len(self.normals)), len(self.normals) + np.arange(len(self.spoilt))
+        names, rows = self.references.groups or [""] * len(self.references), self.rows.tolist()
+        numbers: dict[str, int] = {}
+        own = [numbers.setdefault(f"group {names[row]}" if names[row] else f"picture {row}", len(numbers)) for row in rows]
+        return np.array(own), np.array(own)[self.owner]
 
 
 def make_samples(

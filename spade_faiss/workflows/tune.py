@@ -19,8 +19,9 @@ from spade_faiss.core.signed_json import hash_json
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.datasets import ImageRecord, Images, load_dataset, survey
 from spade_faiss.features.depth import find_bit_depth
+from spade_faiss.features.grouping import find_groups
 from spade_faiss.features.kinds import check_normals
-from spade_faiss.features.pages import hash_image
+from spade_faiss.features.pages import hash_image, hash_images
 from spade_faiss.features.video_frames import VideoFrame
 from spade_faiss.index.build import build_index
 from spade_faiss.report.exchange import TUNING_NUMBERS, TUNING_PAGE
@@ -32,7 +33,7 @@ from spade_faiss.report.tuning_page import tuning_numbers, tuning_page
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.tuning.options import Option, Stored, default_option, option_of
 from spade_faiss.tuning.record import Record, read_record, record_of, write_record
-from spade_faiss.tuning.search import LEAST_PICTURES, Found, Question, search
+from spade_faiss.tuning.search import LEAST_PICTURES, Found, Question, group_sizes, search
 from spade_faiss.workflows.bank_network import make_network
 from spade_faiss.workflows.calibrate import calibrate_if_needed
 from spade_faiss.workflows.extract import check_backbone, load_named
@@ -97,12 +98,14 @@ def tune(
     _check_whole(backbone, extraction, opened)
     records, labeled = found.records, _labeled(tuning)
     if any(isinstance(record, VideoFrame) for record in (*records, *labeled)):
-        raise InputError("settings can be chosen by images, not yet by frames of videos; leave tuning out, or name images alone")
-    if len(records) < LEAST_PICTURES:
-        notice = f"{len(records)} normal pictures are too few to choose by ({LEAST_PICTURES} are enough): the default stays"
+        raise InputError("settings can be chosen by images, not yet by frames of videos; leave tuning out, or the videos")
+    records, group_of = _distinct(records, opened, extraction)
+    if (count := len(group_sizes(records, group_of))) < LEAST_PICTURES:
+        what = "groups of normal pictures" if group_of else "normal pictures"
+        notice = f"{count} {what} are too few to choose by ({LEAST_PICTURES} are enough): the default stays"
         made = opened or fit(images, bank=bank, extraction=extraction, run=run).bank
         return Tuned(bank=made, record=None, notice=notice, timing_s={})
-    question = Question(records=records, labeled=labeled)
+    question = Question(records=records, labeled=labeled, group_of=group_of)
     if opened is None:
         question = _given(question, extraction, [level.name for level in backbone.levels])
     else:
@@ -110,7 +113,7 @@ def tune(
         method = replace(opened.usual.method, localize="all", flag_above=None)
         question = replace(question, default=default, only_stored=default.map.stored, method=method)
     work = Path(f"{Path(bank)}{_SUFFIX}")  # without a slash at the end: beside the bank, not in it
-    chosen = search(work / _fingerprint(backbone, records, labeled, tuning), backbone, question, tuning, run)
+    chosen = search(work / _fingerprint(backbone, question, tuning), backbone, question, tuning, run)
     digests = tuple(hash_image(record.path) for record in labeled)
     if opened is None:
         extraction = replace(extraction, **vars(chosen.option.map.stored))
@@ -191,14 +194,36 @@ def _labeled(tuning: Tuning) -> list[ImageRecord]:
     return labeled
 
 
-def _fingerprint(backbone: Backbone, records: Sequence[ImageRecord], labeled: Sequence[ImageRecord], tuning: Tuning) -> str:
+def _distinct(
+    records: Sequence[ImageRecord], opened: Bank | None, extraction: Extraction
+) -> tuple[list[ImageRecord], dict[str, str]]:
+    """The pictures, each content once, and the groups of those that belong to one, by their ids.
+
+    A twin or a sibling that is left in the bank makes a normal picture look nearer to the others than any new one is.
+    """
+    by_digest: dict[str, ImageRecord] = {}
+    for record, digest in zip(records, hash_images([record.path for record in records]), strict=True):
+        by_digest.setdefault(digest, record)
+    distinct = list(by_digest.values())
+    ids = [record.id for record in distinct]
+    if opened is None:
+        groups = find_groups(ids, extraction.grouping, extraction.group_by)
+    else:  # by content: a picture's id depends on how its folder was named
+        own, held = opened.group_of, opened.sha256_of
+        group_by_digest = {held[name]: group for name, group in own.items() if name in held}
+        groups = tuple(group_by_digest.get(digest) or own.get(record.id, "") for digest, record in by_digest.items())
+    return distinct, {name: group for name, group in zip(ids, groups, strict=False) if group}
+
+
+def _fingerprint(backbone: Backbone, question: Question, tuning: Tuning) -> str:
     """What an interrupted run must have in common with this one, to go on with what it left."""
     files = [
         (record.id, record.path.stat().st_size, record.path.stat().st_mtime_ns)
-        for record in (*records, *labeled)
+        for record in (*question.records, *question.labeled)
         if record.path.is_file()
     ]
-    return hash_json({"files": files, "source": repr(backbone.source), "seed": tuning.seed})[:16]
+    source = repr(backbone.source)
+    return hash_json({"files": files, "source": source, "seed": tuning.seed, "groups": dict(question.group_of)})[:16]
 
 
 def _given(question: Question, extraction: Extraction, levels: Sequence[str]) -> Question:

@@ -40,9 +40,7 @@ def look(source: FolderSource) -> list[Arrival]:
     return found
 
 
-def test_a_file_that_is_touched_on_its_way_is_sent_once(
-    source: FolderSource, ledger: Ledger, tmp_path: Path
-) -> None:
+def test_a_file_that_is_touched_on_its_way_is_sent_once(source: FolderSource, ledger: Ledger, tmp_path: Path) -> None:
     (arrival,) = look(source)
     assert arrival.job is not None
     os.utime(tmp_path / "in" / "a.png", (1e9, 1e9))
