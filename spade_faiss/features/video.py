@@ -205,10 +205,15 @@ def _decode(path: Path, listed: _Listed, max_pixels: int, near: int | None, ever
         counts = container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
         if near is not None and not counts:
             container.seek(listed.times[near], stream=stream)
+        expected = 0
         for position, (frame, is_broken) in enumerate(_frames(container, stream)):
             number = position if counts else number_of.get(-1 if frame.pts is None else frame.pts, -1)
             if not 0 <= number < len(listed.times):
                 continue
+            if near is None:  # a frame that does not come has its turn all the same: to look for it again is to begin anew
+                for missing in range(expected, number):
+                    yield missing, _DAMAGED
+                expected = max(expected, number + 1)
             if is_broken:
                 yield number, _DAMAGED
             elif number % every and near is None:
@@ -218,6 +223,9 @@ def _decode(path: Path, listed: _Listed, max_pixels: int, near: int | None, ever
                 yield number, f"{size} are more than the {max_pixels} allowed; scale the video down"
             else:
                 yield number, _upright(frame)
+        if near is None:
+            for missing in range(expected, len(listed.times)):
+                yield missing, _DAMAGED
 
 
 def _frames(container: InputContainer, stream: VideoStream) -> Iterator[tuple[AvFrame, bool]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,13 @@ class Samples:
 
     @property
     def groups(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(n,), (S,) the number of the picture that each was made of."""
-        if self.normals is None:
-            return np.arange(len(self.rows)), self.owner
-        return np.arange(len(self.normals)), len(self.normals) + np.arange(len(self.spoilt))
+        """(n,), (S,) the number of the picture that each was made of, or of the group that this belongs to."""
+        if self.normals is not None:
+            return np.arange(len(self.normals)), len(self.normals) + np.arange(len(self.spoilt))
+        names, rows = self.references.groups or [""] * len(self.references), self.rows.tolist()
+        numbers: dict[str, int] = {}
+        own = [numbers.setdefault(f"group {names[row]}" if names[row] else f"picture {row}", len(numbers)) for row in rows]
+        return np.array(own), np.array(own)[self.owner]
 
 
 def make_samples(
@@ -168,7 +171,7 @@ def read_samples(
                             number += 1
                         if has_masks and record.defective:
                             empty = np.zeros(where.valid.shape, np.bool_)
-                            masks.append(empty if record.mask is None else to_mask(record.mask, where))
+                            masks.append(empty if record.mask is None else _given_mask(record, where))
         _save(folder / "labeled", concatenate(parts))
         if has_masks:
             np.save(folder / "masks.npy", np.stack(masks))
@@ -186,6 +189,15 @@ def read_samples(
         kinds=[str(record.kind) for record in labeled if record.defective],
         shown=_load_shown(folder),
     )
+
+
+def _given_mask(record: ImageRecord, where: Placement) -> Mask:
+    """The mask of a picture, of which a smaller copy may have been placed."""
+    assert record.mask is not None
+    with naming_file(record.path):
+        file, page = split_page(record.path)
+        size = decode(file.read_bytes(), MAX_PIXELS, page).size
+    return to_mask(record.mask, replace(where, original=size))
 
 
 def _chosen(batch: FeatureBatch, places: npt.NDArray[np.int64]) -> FeatureBatch:

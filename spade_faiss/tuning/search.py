@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +22,7 @@ from spade_faiss.tuning.samples import Samples, make_samples, read_samples
 from spade_faiss.tuning.statistics import Chosen, Differences, Trials, choose, image_differences, map_differences
 from spade_faiss.tuning.trials import Trial, comparable, of_map, run_trials, table_of
 
-# Fewer normal pictures say too little about each other.
+# Fewer normal pictures, or groups of them, say too little about each other.
 LEAST_PICTURES = 10
 # So many normal pictures are compared with, drawn at random, and so many of them are spoilt: more take longer than they tell.
 MOST_REFERENCES, MOST_SPOILT = 200, 40
@@ -78,6 +79,7 @@ class Question:
         default: what stays unless another option is surely better; None for the preset `default`.
         only_stored: how maps have to be stored, where that is decided already; None where it is to be chosen.
         method: the settings that are not chosen.
+        group_of: the groups of those normal pictures that belong to one, by their ids: they are not compared with each other.
     """
 
     records: Sequence[ImageRecord]
@@ -85,6 +87,13 @@ class Question:
     default: Option | None = None
     only_stored: Stored | None = None
     method: Method = Method()
+    group_of: Mapping[str, str] = field(default_factory=dict)
+
+
+def group_sizes(records: Sequence[ImageRecord], group_of: Mapping[str, str]) -> list[int]:
+    """How many of the pictures each group has; one that belongs to none is by itself."""
+    grouped = Counter(group_of[record.id] for record in records if record.id in group_of)
+    return [*grouped.values(), *[1] * (len(records) - grouped.total())]
 
 
 def search(folder: Path, backbone: Backbone, question: Question, tuning: Tuning, run: Run) -> Found:
@@ -100,28 +109,33 @@ def search(folder: Path, backbone: Backbone, question: Question, tuning: Tuning,
         run: how images are read, and the memory that scoring may use.
 
     Raises:
-        InputError: for fewer than `LEAST_PICTURES` normal pictures.
+        InputError: for fewer than `LEAST_PICTURES` normal pictures, or groups of them.
     """
-    if len(question.records) < LEAST_PICTURES:
-        raise InputError(f"{len(question.records)} normal pictures are too few to choose by, at least {LEAST_PICTURES} are")
+    records = _drawn(question.records, tuning.seed)
+    sizes = group_sizes(records, question.group_of)
+    if len(sizes) < LEAST_PICTURES:
+        what = "groups of normal pictures" if question.group_of else "normal pictures"
+        raise InputError(f"{len(sizes)} {what} are too few to choose by, at least {LEAST_PICTURES} are needed")
     start = time.monotonic()
     deadline = None if tuning.budget is None else start + 60 * tuning.budget
-    records = _drawn(question.records, tuning.seed)
     if question.labeled:
         samples = read_samples(folder / "samples", backbone, records, question.labeled, run)
     else:
         spoilt = min(MOST_SPOILT, len(records))
         each = min(max(round(_COPIES / spoilt), _LEAST_EACH), _MOST_EACH)
         samples = make_samples(folder / "samples", backbone, records, (spoilt, each), run, tuning.seed)
+    if question.group_of:
+        groups = [question.group_of.get(record.id, "") for record in records]
+        samples = replace(samples, references=replace(samples.references, groups=groups))
     made = time.monotonic()
     levels = [level.name for level in backbone.levels]
     default = question.default or default_option(levels)
-    maps = _first(comparable(default.map), map_options(levels, question.method))
-    # Settings that ask for more neighbors than so few pictures have are those of all.
-    maps = [option for option in maps if _is_searchable(option, len(records))]
+    tried_maps = map_options(levels, question.method)
     if question.only_stored is not None:
-        kept = question.only_stored.comparable()
-        maps = [option for option in maps if option.stored.comparable() == kept or option == comparable(default.map)]
+        tried_maps = [replace(option, stored=question.only_stored) for option in tried_maps]
+    maps = list(dict.fromkeys(comparable(option) for option in (default.map, *tried_maps)))
+    # Settings that ask for more neighbors than so few pictures have are those of all.
+    maps = [option for option in maps if _is_searchable(option, len(records) - max(sizes))]
     layout = Layout(levels=backbone.levels, embedding_dim=backbone.embedding_dim, input_size=backbone.input_size)
     trials = run_trials(folder, samples, layout, maps, run, deadline)
     tried = time.monotonic()
@@ -130,17 +144,15 @@ def search(folder: Path, backbone: Backbone, question: Question, tuning: Tuning,
     if question.labeled:
         table = replace(table, least_found=0.0)
     found = [trials[of_map(option, trials)] for option in options]
-    allowed = np.array(
-        [
-            (tuning.max_ms is None or trial.ms <= tuning.max_ms)
-            and (tuning.max_bytes is None or trial.bytes <= tuning.max_bytes)
-            for trial in found
-        ]
-    )
+    beyond = [_beyond(trial, tuning) for trial in found]
+    allowed = np.array([not limits for limits in beyond])
+    chosen = choose(table, [option.name for option in options], default=0, allowed=allowed, seed=tuning.seed)
+    if limits := beyond[chosen.option]:  # only the default can be
+        chosen = replace(chosen, reason=f"{chosen.reason}, though it takes {limits}")
     return Found(
         options=options,
         default=0,
-        chosen=choose(table, [option.name for option in options], default=0, allowed=allowed, seed=tuning.seed),
+        chosen=chosen,
         allowed=allowed,
         table=table,
         image=image_differences(table, 0, tuning.seed),
@@ -150,6 +162,16 @@ def search(folder: Path, backbone: Backbone, question: Question, tuning: Tuning,
         left_out=len(maps) - len(trials),
         timing_s={"features": made - start, "options": tried - made, "statistics": time.monotonic() - tried},
     )
+
+
+def _beyond(trial: Trial, tuning: Tuning) -> str:
+    """Which limits an option exceeds, in words; empty for none."""
+    found = []
+    if tuning.max_ms is not None and trial.ms > tuning.max_ms:
+        found.append(f"{trial.ms:.1f} ms an image (max_ms={tuning.max_ms:g})")
+    if tuning.max_bytes is not None and trial.bytes > tuning.max_bytes:
+        found.append(f"{trial.bytes:.0f} bytes an image (max_bytes={tuning.max_bytes:g})")
+    return " and ".join(found)
 
 
 def _drawn(records: Sequence[ImageRecord], seed: int) -> list[ImageRecord]:
@@ -169,8 +191,8 @@ def _is_same(option: Option, default: Option) -> bool:
     return option.score == default.score and comparable(option.map) == comparable(default.map)
 
 
-def _is_searchable(option: MapOption, pictures: int) -> bool:
-    """Whether a picture that is left out has as many others as the option asks for."""
+def _is_searchable(option: MapOption, others: int) -> bool:
+    """Whether a picture that is left out with its group has as many others as the option asks for."""
     k = option.method.k_gallery
     most = max((int(each) for each in (k if isinstance(k, tuple) else (k,)) if each != ALL), default=1)
-    return max(most, option.method.k_image) < pictures
+    return max(most, option.method.k_image) <= others

@@ -165,9 +165,7 @@ class Watch:
             self._judge.follow()
             judged, unread = self._judge(readable)
             failed += unread
-        lines: list[Line] = []
-        parcels: list[Parcel] = []
-        settled: list[Arrival] = []
+        told: list[tuple[Arrival, Line, Judged | None]] = []
         for each in judged:
             arrival = each.arrival
             if arrival.sha256 and each.loaded.sha256 and each.loaded.sha256 != arrival.sha256:
@@ -175,21 +173,27 @@ class Watch:
                 if self._source.unreadable(arrival, changed=True):
                     failed.append((arrival, "it changed while it was read"))
                 continue
-            lines.append(Line(facts={**self._facts(arrival, "verdict"), **each.facts}, alarm=each.alarm))
-            parcels += self._parcels(arrival, lines[-1], each)
-            settled.append(arrival)
+            told.append((arrival, Line(facts={**self._facts(arrival, "verdict"), **each.facts}, alarm=each.alarm), each))
         if self._judge is None:
-            for arrival in readable:
-                lines.append(Line(facts=self._facts(arrival, "handed on")))
-                parcels += self._parcels(arrival, lines[-1], None)
-                settled.append(arrival)
+            told += [(arrival, Line(facts=self._facts(arrival, "handed on")), None) for arrival in readable]
+        lines: list[Line] = []
+        parcels: list[Parcel] = []
+        settled: list[Arrival] = []
+        for arrival, line, own in told:
+            try:
+                parcels += self._parcels(arrival, line, own)
+            except InputError as error:  # the file went away, or a page of it cannot be sent as a picture
+                failed.append((arrival, str(error)))
+                continue
+            lines.append(line)
+            settled.append(arrival)
         for arrival, reason in failed:
             if self._source.unreadable(arrival, changed=False):
                 lines.append(Line(facts={**self._facts(arrival, "skipped"), "reason": reason}, skipped=reason))
                 parcels += self._parcels(arrival, lines[-1], None)
                 settled.append(arrival)
         self._write_down(settled, parcels)
-        self.done.scored += len(judged) if self._judge is not None else len(readable)
+        self.done.scored += sum(not line.skipped for line in lines)
         self.done.alarms += sum(bool(line.alarm) for line in lines)
         self.done.skipped += sum(bool(line.skipped) for line in lines)
         return lines
@@ -313,7 +317,8 @@ def _picture_parcel(sink: str, arrival: Arrival) -> Parcel:
         file, page = split_page(record.path)
         if page is None:
             return Parcel(sink=sink, id=arrival.id, body=name, path=f"{file}#{arrival.sha256}")
-        data = png(to_rgb(decode(file.read_bytes(), MAX_PIXELS, page), None))
+        with naming_file(record.path):
+            data = png(to_rgb(decode(file.read_bytes(), MAX_PIXELS, page), None))
         return Parcel(sink=sink, id=arrival.id, body=name, picture=data)
     pixels = record.pixels
     picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)

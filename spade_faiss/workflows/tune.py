@@ -13,13 +13,16 @@ from spade_faiss.bank.manifest import read_manifest
 from spade_faiss.bank.places import MANIFEST
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import parse_bytes
+from spade_faiss.core.presets import DEFAULT, Usual, load_preset
 from spade_faiss.core.settings import Extraction, Run, Tuning
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.datasets import ImageRecord, Images, load_dataset, survey
 from spade_faiss.features.depth import find_bit_depth
+from spade_faiss.features.grouping import find_groups
 from spade_faiss.features.kinds import check_normals
-from spade_faiss.features.pages import hash_image
+from spade_faiss.features.pages import hash_image, hash_images
+from spade_faiss.features.video_frames import VideoFrame
 from spade_faiss.index.build import build_index
 from spade_faiss.report.exchange import TUNING_NUMBERS, TUNING_PAGE
 from spade_faiss.report.html import write_html
@@ -28,9 +31,9 @@ from spade_faiss.report.output_folder import output_folder
 from spade_faiss.report.output_place import check_place
 from spade_faiss.report.tuning_page import tuning_numbers, tuning_page
 from spade_faiss.search.recipe import load_recipe
-from spade_faiss.tuning.options import Stored, option_of
+from spade_faiss.tuning.options import Option, Stored, default_option, option_of
 from spade_faiss.tuning.record import Record, read_record, record_of, write_record
-from spade_faiss.tuning.search import LEAST_PICTURES, Found, Question, search
+from spade_faiss.tuning.search import LEAST_PICTURES, Found, Question, group_sizes, search
 from spade_faiss.workflows.bank_network import make_network
 from spade_faiss.workflows.calibrate import calibrate_if_needed
 from spade_faiss.workflows.extract import check_backbone, load_named
@@ -86,7 +89,7 @@ def tune(
         NotFoundError: if a path does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """
-    found = survey(images)
+    found = survey(images, run)
     check_normals(found.sources, [record.path for record in found.records])
     opened = Bank.open(bank) if _is_made(bank) else None
     if out is not None and opened is not None:
@@ -94,28 +97,34 @@ def tune(
     backbone = _backbone(Path(bank), opened, extraction, found.records, run)
     _check_whole(backbone, extraction, opened)
     records, labeled = found.records, _labeled(tuning)
-    if len(records) < LEAST_PICTURES:
-        notice = f"{len(records)} normal pictures are too few to choose by ({LEAST_PICTURES} are enough): the default stays"
+    if any(isinstance(record, VideoFrame) for record in (*records, *labeled)):
+        raise InputError("settings can be chosen by images, not yet by frames of videos; leave tuning out, or the videos")
+    records, group_of = _distinct(records, opened, extraction)
+    if (count := len(group_sizes(records, group_of))) < LEAST_PICTURES:
+        what = "groups of normal pictures" if group_of else "normal pictures"
+        notice = f"{count} {what} are too few to choose by ({LEAST_PICTURES} are enough): the default stays"
         made = opened or fit(images, bank=bank, extraction=extraction, run=run).bank
         return Tuned(bank=made, record=None, notice=notice, timing_s={})
-    only = Stored.of(extraction) if (extraction.pool, extraction.normalize) != (Extraction.pool, Extraction.normalize) else None
-    question = Question(records=records, labeled=labeled, only_stored=only)
-    if opened is not None:
+    question = Question(records=records, labeled=labeled, group_of=group_of)
+    if opened is None:
+        question = _given(question, extraction, [level.name for level in backbone.levels])
+    else:
         default = option_of(opened.usual, opened.layout)
         method = replace(opened.usual.method, localize="all", flag_above=None)
         question = replace(question, default=default, only_stored=default.map.stored, method=method)
-    work = Path(f"{bank}{_SUFFIX}")
-    chosen = search(work / _fingerprint(backbone, records, labeled, tuning), backbone, question, tuning, run)
+    work = Path(f"{Path(bank)}{_SUFFIX}")  # without a slash at the end: beside the bank, not in it
+    chosen = search(work / _fingerprint(backbone, question, tuning), backbone, question, tuning, run)
     digests = tuple(hash_image(record.path) for record in labeled)
     if opened is None:
         extraction = replace(extraction, **vars(chosen.option.map.stored))
         opened = fit(images, bank=bank, extraction=extraction, preset=chosen.option.preset(extraction), run=run).bank
         record = record_of(chosen, tuning.seed, None, digests)
+        write_record(opened, record)
         notice = ""
     else:
-        record = record_of(chosen, tuning.seed, opened.usual, digests)
+        record = record_of(chosen, tuning.seed, _to_go_back_to(opened), digests)
+        write_record(opened, record)  # first: after a kill in between, what to go back to is known
         notice = _apply(opened, chosen, run)
-    write_record(opened, record)
     if out is not None:
         _write_page(out, opened, chosen, record)
     shutil.rmtree(work, ignore_errors=True)
@@ -185,20 +194,59 @@ def _labeled(tuning: Tuning) -> list[ImageRecord]:
     return labeled
 
 
-def _fingerprint(backbone: Backbone, records: Sequence[ImageRecord], labeled: Sequence[ImageRecord], tuning: Tuning) -> str:
+def _distinct(
+    records: Sequence[ImageRecord], opened: Bank | None, extraction: Extraction
+) -> tuple[list[ImageRecord], dict[str, str]]:
+    """The pictures, each content once, and the groups of those that belong to one, by their ids.
+
+    A twin or a sibling that is left in the bank makes a normal picture look nearer to the others than any new one is.
+    """
+    by_digest: dict[str, ImageRecord] = {}
+    for record, digest in zip(records, hash_images([record.path for record in records]), strict=True):
+        by_digest.setdefault(digest, record)
+    distinct = list(by_digest.values())
+    ids = [record.id for record in distinct]
+    if opened is None:
+        groups = find_groups(ids, extraction.grouping, extraction.group_by)
+    else:  # by content: a picture's id depends on how its folder was named
+        own, held = opened.group_of, opened.sha256_of
+        group_by_digest = {held[name]: group for name, group in own.items() if name in held}
+        groups = tuple(group_by_digest.get(digest) or own.get(record.id, "") for digest, record in by_digest.items())
+    return distinct, {name: group for name, group in zip(ids, groups, strict=False) if group}
+
+
+def _fingerprint(backbone: Backbone, question: Question, tuning: Tuning) -> str:
     """What an interrupted run must have in common with this one, to go on with what it left."""
     files = [
         (record.id, record.path.stat().st_size, record.path.stat().st_mtime_ns)
-        for record in (*records, *labeled)
+        for record in (*question.records, *question.labeled)
         if record.path.is_file()
     ]
-    return hash_json({"files": files, "source": repr(backbone.source), "seed": tuning.seed})[:16]
+    source = repr(backbone.source)
+    return hash_json({"files": files, "source": source, "seed": tuning.seed, "groups": dict(question.group_of)})[:16]
+
+
+def _given(question: Question, extraction: Extraction, levels: Sequence[str]) -> Question:
+    """The question, without how features are stored where that is given: they are stored as `fit` would store them."""
+    if all(getattr(extraction, name) == getattr(Extraction, name) for name in vars(Stored())):
+        return question
+    only = Stored.of(load_preset(DEFAULT).with_extraction(extraction).extraction)
+    return replace(question, default=Option(map=replace(default_option(levels).map, stored=only)), only_stored=only)
+
+
+def _to_go_back_to(bank: Bank) -> Usual:
+    """How a bank was searched before it was tuned; where it was tuned before and is searched by that, before the first time."""
+    last = read_record(bank)
+    if last is not None and last.before is not None and last.usual in (bank.manifest.usual, bank.usual):
+        return last.before
+    return bank.manifest.usual
 
 
 def _apply(bank: Bank, found: Found, run: Run) -> str:
     """Have the bank use what was chosen; returns what a new bank might gain beside."""
     if found.chosen.option != found.default:
         bank.choose(found.option.usual)
+    if bank.usual.preset == found.option.usual.preset:  # also where a kill came between the choice and its index
         build_index(bank, load_recipe(bank.usual.recipe), progress=run.progress)
         calibrate_if_needed(bank, run)
     return "the bank keeps its features; how they are stored, too, is chosen for a new bank: spade-faiss fit --tune"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -245,6 +246,24 @@ class TestDamage:
         assert 1 <= len(skipped) <= 10
         assert set(kept) >= {*range(5), *range(25, 30)}
         assert all("damaged" in reason for _, reason in skipped)
+
+    def test_frames_that_do_not_come_cost_no_new_beginning(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each of them was looked for from the start of the file: an hour of damage took hours of decoding, squared."""
+        path = write_video(tmp_path / "a.mp4", numbered(30))
+        begun, real = [], video._frames
+
+        def frames(*arguments: Any) -> Iterator[tuple[Any, bool]]:
+            begun.append(arguments)
+            for number, each in enumerate(real(*arguments)):
+                if not 5 <= number < 15 and number < 24:
+                    yield each
+
+        monkeypatch.setattr(video, "_frames", frames)
+        kept, skipped = self.frames(path)
+        assert kept == [*range(5), *range(15, 24)]
+        assert [name for name, _ in skipped] == [f"a.mp4#t={k / 10:.3f}" for k in (*range(5, 15), *range(24, 30))]
+        assert all("damaged" in reason for _, reason in skipped)
+        assert len(begun) == 1
 
     @pytest.mark.parametrize(
         ("name", "content"),

@@ -190,6 +190,28 @@ def test_a_server_alone_needs_no_bank_and_gets_whole_pictures(tmp_path: Path) ->
             assert picture.size == (96, 80)
 
 
+def test_a_page_that_cannot_be_sent_as_a_picture_is_skipped_and_ends_nothing(tmp_path: Path) -> None:
+    """It ended the process, and every start after that ended at the same page."""
+    (tmp_path / "in").mkdir()
+    page = Image.fromarray(weave(np.random.default_rng(0)))
+    deep = Image.fromarray(np.full((80, 96), 3000, np.uint16))  # of 12 bits, or of 16
+    page.save(tmp_path / "in" / "scan.tif", save_all=True, append_images=[deep, page])
+    with (
+        receiving(Receiver()) as receiver,
+        watching(tmp_path / "in", [f"server:{receiver.url}/parts"], judge=None, once=True) as running,
+    ):
+        running.join()
+    assert sorted(f"{line.facts['kind']} {line.facts['name']}" for line in running.lines) == [
+        "handed on scan.tif#1",
+        "handed on scan.tif#3",
+        "skipped scan.tif#2",
+    ]
+    (said,) = [line.skipped for line in running.lines if line.skipped]
+    assert "bits" in said
+    assert len(receiver.taken) == 2
+    assert (running.watch.done.scored, running.watch.done.skipped) == (2, 1)
+
+
 def test_a_destination_that_does_not_answer_holds_up_no_other(tmp_path: Path, judge: Judge) -> None:
     write_pictures(tmp_path / "in", 5)
     state = tmp_path / "state.db"

@@ -17,14 +17,17 @@ from spade_faiss import Bank, Detector, Extraction, Tuning, evaluate, tune
 from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.presets import Usual
-from spade_faiss.core.settings import Method
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.tuning import search, trials
+from spade_faiss.tuning.options import Stored
 from spade_faiss.tuning.record import read_record
-from spade_faiss.tuning.statistics import LEAST_TELLING
+from spade_faiss.tuning.statistics import LEAST_TELLING, Chosen
+from spade_faiss.workflows import tune as workflow
 from spade_faiss.workflows.tune import undo_tuning
 from spade_faiss.workflows.verify import verify
 from tests.support.pictures import save_png
+from tests.support.videos import numbered, write_video
 
 
 @pytest.fixture(autouse=True)
@@ -195,6 +198,85 @@ def _without_costs(record: Any) -> Any:
     return replace(record, options=tuple(replace(tried, ms=0.0) for tried in record.options))
 
 
+def test_what_undoing_goes_back_to_survives_a_kill_and_a_second_choice(
+    fitted_bank: Path, good: Path, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    extraction, bank = Extraction(backbone=backbone), Bank.open(path := shutil.copytree(fitted_bank, tmp_path / "copy.bank"))
+    before = replace(bank.usual, method=replace(bank.usual.method, k_gallery=50))
+    bank.choose(before)
+    assert before != bank.usual, "it asks for more neighbors than there are, which has to stay so"
+    monkeypatch.setattr(search, "MOST_SPOILT", 3)
+    monkeypatch.setattr(search, "map_options", _some_options)
+    monkeypatch.setattr(search, "choose", lambda *_, **__: Chosen(option=1, reason="", by_image=1, by_map=1))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(workflow, "build_index", killed)
+        tune(good, bank=path, extraction=extraction)
+    chosen = Bank.open(path).manifest.usual
+    assert chosen != before
+    monkeypatch.setattr(search, "choose", lambda *_, **__: Chosen(option=0, reason="", by_image=0, by_map=0))
+    built: list[Any] = []
+    monkeypatch.setattr(workflow, "build_index", lambda *arguments, **_: built.append(arguments))
+    for _ in range(2):
+        done = tune(good, bank=path, extraction=extraction)
+        assert done.bank.manifest.usual == chosen
+        assert done.record is not None
+        assert done.record.before == before
+    assert len(built) == 2, "a kill may have come before the index"
+    assert undo_tuning(path).manifest.usual == before
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ({"normalize": "l2"}, Stored(pool=3, pool_border="zero", normalize="l2")),
+        ({"pool": 5}, Stored(pool=5, pool_border="zero")),
+        ({"pool": 3}, Stored(pool=3, pool_border="zero")),
+        ({"pool_border": "zero"}, Stored(pool=3, pool_border="zero")),
+        ({}, None),
+    ],
+)
+def test_how_features_are_stored_is_not_chosen_where_it_is_given(
+    good: Path,
+    backbone: Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+    stored: Stored | None,
+) -> None:
+    """All that is tried is stored as `fit` would store it, the default as well; and no map is tried twice."""
+    tried: list[Any] = []
+
+    def interrupted(*arguments: Any) -> None:
+        tried.extend(arguments[3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "make_samples", lambda *_: None)
+    monkeypatch.setattr(search, "run_trials", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tune(good, bank=tmp_path / "new.bank", extraction=Extraction(backbone=backbone, network=False, **given))
+    assert len(tried) == len({trials.comparable(option) for option in tried}) > 4
+    found = {option.stored for option in tried}
+    assert len(found) == 4 if stored is None else found == {stored}
+
+
+def test_what_is_kept_lies_beside_the_bank_however_its_folder_is_written(
+    fitted_bank: Path, good: Path, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(folder: Path, *others: Any) -> Any:
+        folder.mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workflow, "search", interrupted)
+    path = shutil.copytree(fitted_bank, tmp_path / "copy.bank")
+    with pytest.raises(KeyboardInterrupt):
+        tune(good, bank=f"{path}/", extraction=Extraction(backbone=backbone))
+    assert (tmp_path / "copy.bank.tuning").is_dir()
+    assert {each.name for each in path.iterdir()} == {each.name for each in fitted_bank.iterdir()}
+
+
 def test_limits_keep_what_is_too_slow_or_too_large_from_being_chosen(
     fitted_bank: Path, good: Path, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +288,7 @@ def test_limits_keep_what_is_too_slow_or_too_large_from_being_chosen(
         assert not any(tried.allowed for tried in done.record.options)
         assert done.record.chosen == done.record.default
         assert done.bank.usual == Bank.open(fitted_bank).usual
+        assert ("max_ms=1e-06" if number == 0 else "max_bytes=1") in done.record.reason
 
 
 @pytest.mark.slow
@@ -239,6 +322,9 @@ def test_labels_take_the_place_of_spoils_and_evaluate_warns_of_the_same_pictures
 def test_what_copies_cannot_be_made_of_is_refused(good: Path, backbone: Backbone, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not yet for tiles, regions of interest or views"):
         tune(good, bank=tmp_path / "b", extraction=Extraction(backbone=backbone, augment="flip"))
+    write_video(tmp_path / "videos" / "clip.mp4", numbered(24))
+    with pytest.raises(InputError, match="not yet by frames of videos"):
+        tune(tmp_path / "videos", bank=tmp_path / "b", extraction=Extraction(backbone=backbone), run=Run(every=2))
     with pytest.raises(InputError, match="budget="):
         Tuning(budget=0)
     with pytest.raises(InputError, match="max_ms="):

@@ -176,6 +176,10 @@ class FolderSource(QueuedSource):
             if stamp != seen.stamp:
                 self._pending[path] = _Seen(stamp, now)
                 continue
+            with self._lock:
+                is_on_its_way = self._name(path) in self._queued
+            if is_on_its_way:  # taken once that is settled: until then, nothing says that its images were scored
+                continue
             # A file that was renamed into place, or lay there before, is older than that already.
             age_s = max(now - seen.since_s, (now_ns - stamp.mtime_ns) / 1e9)
             if age_s >= self._settings.settle_s:
@@ -183,7 +187,9 @@ class FolderSource(QueuedSource):
                 self._take(path, stamp, is_last_try=age_s >= self._settings.give_up_s)
         for name in due:
             with self._lock:
-                doubtful = self._doubtful.pop(name)
+                doubtful = self._doubtful.pop(name, None)
+            if doubtful is None:
+                continue  # it was taken just now, in another state
             path = self._folder / name
             if (stamp := _stamp(path)) == doubtful.stamp:
                 self._take(path, stamp, is_last_try=True)
