@@ -93,7 +93,7 @@ bearer = HTTPBearer(auto_error=False, description="the token of --token-file; ne
 router = APIRouter(
     prefix="/v1",
     dependencies=[Depends(bearer)],
-    responses=problem_responses(401, 403, 404, 422, 503),
+    responses=problem_responses(400, 401, 403, 404, 413, 422, 503),
 )
 
 
