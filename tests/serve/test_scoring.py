@@ -144,8 +144,9 @@ def test_a_key_stays_in_flight_until_its_picture_is_recorded(serve: Serve, good:
 
 
 def test_a_key_that_comes_twice_harms_no_other_picture_of_the_commit(
-    line: Line, good: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, good: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    line = serve(upkeep=False, max_wait_ms=500.0)  # so that both come into one batch
     first = line.score(good, idempotency_key="k")
     monkeypatch.setattr(line.history, "with_key", lambda *_: None)
     files = [("p", (name, good.read_bytes())) for name in ("a.png", "b.png")]
