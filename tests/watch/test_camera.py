@@ -104,6 +104,17 @@ def test_every_nth_frame_and_names_without_secrets() -> None:
     assert not any("secret" in arrival.record.id for arrival in found)
 
 
+def test_frames_of_one_moment_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = CameraSource("tcp://127.0.0.1:9", every=1, most=10, once=True)
+    frame = av.VideoFrame.from_ndarray(numbered(1)[0], format="rgb24")
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: 1.7e9 + 0.0004)
+        for _ in range(5):
+            source._take(frame)
+    found = [source.get(0) for _ in range(5)]
+    assert len({arrival.record.id for arrival in found if arrival is not None}) == 5
+
+
 def test_it_is_opened_again_when_it_breaks_off() -> None:
     with camera(numbered(8), pause_s=0.001) as server:
         source = CameraSource(f"tcp://127.0.0.1:{server.port}", every=1, most=100, once=False)

@@ -57,6 +57,7 @@ class CameraSource:
         self._thread = threading.Thread(target=self._work, name="source-camera", daemon=True)
         self._dropped = 0
         self._taken = 0
+        self._last_s = 0.0
         self._is_done = False
         self._error: BaseException | None = None
 
@@ -152,7 +153,8 @@ class CameraSource:
                     number += 1
 
     def _take(self, frame: Any) -> None:
-        now = time.time()
+        # Frames that come at once, as after a stall, get names more than a millisecond apart: a batch refuses equal ones.
+        self._last_s = now = max(time.time(), self._last_s + 0.00101)
         stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         pixels = frame.to_ndarray(format="rgb24")
         if turns := round(frame.rotation / 90) % 4:
