@@ -172,10 +172,6 @@ class Mapped:
                     raise BankError(f"{self._file.path} is shorter than when it was opened; restore it from a backup")
                 rest, offset = rest[count:], offset + count
 
-    def place(self, name: str) -> tuple[Path, int]:
-        """Return the file, and the byte of it where an array starts."""
-        return self._file.path, self._offsets[name]
-
     def prefetch(self, name: str, position: int) -> None:
         """Ask the operating system to read one item of an array from disk soon."""
         self._advise("MADV_WILLNEED", name, position)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from spade_faiss.bank.snapshot import Snapshot
-from spade_faiss.core.arrays import Mapped, map_arrays
+from spade_faiss.core.arrays import map_arrays
 from spade_faiss.core.errors import BankError
 from spade_faiss.core.files import check_file
 from spade_faiss.core.types import Arrays
@@ -99,7 +98,7 @@ class OpenedGallery:
             if (check := self.resolved.method.check_packed) is not None:
                 with naming(file[0], level_name, self.command):
                     check(self.levels[level_name], arrays, self.trained[level_name], len(rows))
-            found.append(Pack(rows, arrays, partial(_place, mapped, level_name)))
+            found.append(Pack(rows, arrays))
         return found
 
 
@@ -185,7 +184,3 @@ class EncodedLevel:
         resolved = self._opened.resolved
         packed = encode_images(resolved, {self._name: self._blocks}, {self._name: self.trained}, rows)
         return by_level(packed)[self._name]
-
-
-def _place(mapped: Mapped, level: str, name: str) -> tuple[Path, int]:
-    return mapped.place(f"{level}/{name}")

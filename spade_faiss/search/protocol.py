@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -116,12 +115,10 @@ class Pack:
     Attributes:
         rows: (count,) int64, their bank rows, ascending, in the order in which they were packed; -1 for a removed image.
         arrays: what `SearchMethod.pack` returned; they may be read-only views of a file.
-        place: returns the file that holds the array of a name, and at which byte it starts; None for arrays in memory.
     """
 
     rows: IntArray
     arrays: Arrays
-    place: Callable[[str], tuple[Path, int]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

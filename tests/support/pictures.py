@@ -47,3 +47,13 @@ def with_spot(picture: npt.NDArray[np.uint8], rng: np.random.Generator) -> tuple
     inside = (x - center_x) ** 2 + (y - center_y) ** 2 <= radius**2
     spoiled = np.where(inside[..., None], np.array([70, 75, 90], np.uint8), picture)
     return spoiled, (inside * 255).astype(np.uint8)
+
+
+def write_shots(folder: Path, name: str, parts: int, shots: int) -> Path:
+    """Write shots of parts as `name`, such as `part_{part}/{shot}.png`: those of a part differ by noise, parts by much more."""
+    for part in range(parts):
+        rng = np.random.default_rng(part)
+        whole = rng.integers(0, 200, (26, 30, 3))
+        for shot in range(shots):
+            save_png((whole + rng.integers(0, 20, whole.shape)).astype(np.uint8), folder / name.format(part=part, shot=shot))
+    return folder

@@ -13,9 +13,8 @@ import pytest
 from spade_faiss import Bank, Detector, Extraction, InputError, Method, Run, add, calibrate, fit, suspects
 from spade_faiss.cli import main
 from spade_faiss.features.backbone import Backbone
-from spade_faiss.workflows.calibrate import calibrate as calibrate_detector
 from tests.support.backbones import tiny_backbone
-from tests.support.pictures import save_png
+from tests.support.pictures import save_png, write_shots
 
 PARTS, SHOTS = 5, 3
 PATTERN = r"regex=part_(\d+)"
@@ -28,14 +27,8 @@ def tiny() -> Backbone:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shots of parts: those of a part differ by noise, parts by much more. Do not change them."""
-    folder = tmp_path_factory.mktemp("groups") / "good"
-    for part in range(PARTS):
-        rng = np.random.default_rng(part)
-        whole = rng.integers(0, 200, (26, 30, 3))
-        for shot in range(SHOTS):
-            save_png((whole + rng.integers(0, 20, whole.shape)).astype(np.uint8), folder / f"part_{part}" / f"{shot}.png")
-    return folder
+    """Do not change them."""
+    return write_shots(tmp_path_factory.mktemp("groups") / "good", "part_{part}/{shot}.png", PARTS, SHOTS)
 
 
 def bank_of(
@@ -73,7 +66,7 @@ def test_siblings_hide_how_far_a_new_part_is(good: Path, tmp_path: Path, tiny: B
     """What groups are for: without them, each picture has shots of its own part as neighbors, which a new part has not."""
     method = Method(k_image=1, k_gallery=1)
     known, alone = (
-        calibrate_detector(Detector.open(bank_of(tmp_path / name, good, tiny, group_by), method=method, backbone=tiny))
+        calibrate(Detector.open(bank_of(tmp_path / name, good, tiny, group_by), method=method, backbone=tiny))
         for name, group_by in (("known", PATTERN), ("alone", None))
     )
     assert min(known.image_score) > max(alone.image_score)

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from spade_faiss import Bank, Extraction, Tuning, fit, tune
@@ -15,7 +14,7 @@ from spade_faiss.tuning import search
 from spade_faiss.tuning.statistics import Trials, choose
 from spade_faiss.workflows import tune as workflow
 from tests.support.backbones import tiny_backbone
-from tests.support.pictures import save_png
+from tests.support.pictures import write_shots
 
 PARTS, SHOTS = 11, 2
 PATTERN = r"regex=part_(\d+)"
@@ -28,14 +27,8 @@ def tiny() -> Backbone:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shots of parts: those of a part differ by noise, parts by much more. Do not change them."""
-    folder = tmp_path_factory.mktemp("groups") / "good"
-    for part in range(PARTS):
-        rng = np.random.default_rng(part)
-        whole = rng.integers(0, 200, (26, 30, 3))
-        for shot in range(SHOTS):
-            save_png((whole + rng.integers(0, 20, whole.shape)).astype(np.uint8), folder / f"part_{part:02}_{shot}.png")
-    return folder
+    """Do not change them."""
+    return write_shots(tmp_path_factory.mktemp("groups") / "good", "part_{part:02}_{shot}.png", PARTS, SHOTS)
 
 
 @pytest.fixture
