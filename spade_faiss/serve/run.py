@@ -19,8 +19,9 @@ from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.settings import Run
 from spade_faiss.core.sole_writer import SoleWriter
 from spade_faiss.serve.errors import UnavailableError
+from spade_faiss.serve.history.database import sqlite_url
 from spade_faiss.serve.history.files import Files
-from spade_faiss.serve.history.history import History, sqlite_url
+from spade_faiss.serve.history.history import History
 from spade_faiss.serve.metrics import Metrics
 from spade_faiss.serve.settings import ServeSettings
 from spade_faiss.serve.station.station import Station

@@ -13,8 +13,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from spade_faiss import Run
+from spade_faiss.serve.history.database import sqlite_url
 from spade_faiss.serve.history.files import Files
-from spade_faiss.serve.history.history import History, sqlite_url
+from spade_faiss.serve.history.history import History
 from spade_faiss.serve.metrics import Metrics
 from spade_faiss.serve.service import Service
 from spade_faiss.serve.settings import ServeSettings

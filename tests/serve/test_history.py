@@ -24,9 +24,11 @@ from sqlalchemy import create_engine
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import is_full
 from spade_faiss.serve.errors import UnavailableError, UnknownError
+from spade_faiss.serve.history import database
 from spade_faiss.serve.history import history as history_module
+from spade_faiss.serve.history.database import sqlite_url
 from spade_faiss.serve.history.files import Files, suffix_of
-from spade_faiss.serve.history.history import History, sqlite_url
+from spade_faiss.serve.history.history import History
 from spade_faiss.serve.history.records import (
     Change,
     Filter,
@@ -339,7 +341,7 @@ def test_a_locked_database_gives_503_and_recovers(line: Line, good: Path, monkey
     assert path is not None
     line.score(good)
     engine.dispose()
-    monkeypatch.setattr(history_module, "_LOCKED_S", 0.05)
+    monkeypatch.setattr(database, "_LOCKED_S", 0.05)
     with sqlite3.connect(path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         reply = line.client.post("/v1/banks/weave/score", content=good.read_bytes(), headers=PNG)

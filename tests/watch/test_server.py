@@ -15,8 +15,9 @@ import uvicorn
 
 from spade_faiss import Run
 from spade_faiss.cli import main
+from spade_faiss.serve.history.database import sqlite_url
 from spade_faiss.serve.history.files import Files
-from spade_faiss.serve.history.history import History, sqlite_url
+from spade_faiss.serve.history.history import History
 from spade_faiss.serve.history.records import Filter
 from spade_faiss.serve.metrics import Metrics
 from spade_faiss.serve.settings import ServeSettings

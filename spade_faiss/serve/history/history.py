@@ -7,19 +7,17 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, case, delete, event, exists, func, insert, or_, select, update
-from sqlalchemy.engine import Engine, create_engine, make_url
-from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy import Connection, Select, and_, case, delete, exists, func, insert, or_, select, update
 
-from spade_faiss.core.files import is_full
 from spade_faiss.decisions.conformal import rate_interval
-from spade_faiss.serve.errors import UnavailableError, UnknownError
+from spade_faiss.serve.errors import UnknownError
+from spade_faiss.serve.history.database import WRITES, open_database, problems
 from spade_faiss.serve.history.files import MAP, Files
 from spade_faiss.serve.history.migrate import migrate
+from spade_faiss.serve.history.queries import WAITING, behind, filtered, ordered
 from spade_faiss.serve.history.records import (
     Achieved,
     Answer,
@@ -28,8 +26,6 @@ from spade_faiss.serve.history.records import (
     Kind,
     Label,
     LaterVerdict,
-    MatchedPatch,
-    NearestNormal,
     Overview,
     Page,
     Rate,
@@ -38,12 +34,11 @@ from spade_faiss.serve.history.records import (
     new_id,
     utc_now,
 )
+from spade_faiss.serve.history.rows import answer_of, change_of, microseconds, moment, picture_of, row_of
 from spade_faiss.serve.history.tables import answers, changes, pictures
 
 _log = logging.getLogger(__name__)
 
-# How long a write waits for another process that holds the database, before the client is told to come again.
-_LOCKED_S = 5.0
 # How many records are removed in one transaction.
 _PURGED = 500
 _HOURS = 24
@@ -62,8 +57,8 @@ class History:
 
     def __init__(self, url: str, files: Files) -> None:
         self.files = files
-        self._engine = _open(url)
-        with _problems():
+        self._engine = open_database(url)
+        with problems():
             migrate(self._engine)
 
     def close(self) -> None:
@@ -92,7 +87,7 @@ class History:
                     known.add((item.bank, item.key))
                 stored.append(item)
             if stored:
-                connection.execute(insert(pictures), [_row_of(item) for item in stored])
+                connection.execute(insert(pictures), [row_of(item) for item in stored])
         for item in stored:
             try:
                 self.files.settle(item.id, (item.suffix, MAP) if item.map_size is not None else (item.suffix,))
@@ -122,9 +117,9 @@ class History:
     def find(self, wanted: Filter) -> Page[ScoredPicture]:
         """A page of the pictures that a filter lets pass."""
         with self._reading() as connection:
-            chosen = _filtered(select(pictures), wanted)
-            total = connection.execute(_filtered(select(func.count()).select_from(pictures), wanted)).scalar_one()
-            chosen = _ordered(chosen, wanted).limit(wanted.size).offset((wanted.page - 1) * wanted.size)
+            chosen = filtered(select(pictures), wanted)
+            total = connection.execute(filtered(select(func.count()).select_from(pictures), wanted)).scalar_one()
+            chosen = ordered(chosen, wanted).limit(wanted.size).offset((wanted.page - 1) * wanted.size)
             items = self._pictures(connection, chosen)
         return Page(items=items, total=total, page=wanted.page, size=wanted.size)
 
@@ -132,27 +127,27 @@ class History:
         """All pictures that a filter lets pass, newest first, whatever its page says."""
         last: tuple[int, str] | None = None
         while True:
-            chosen = _filtered(select(pictures), wanted)
+            chosen = filtered(select(pictures), wanted)
             if last is not None:
                 received, name = last
                 older = or_(pictures.c.received < received, and_(pictures.c.received == received, pictures.c.id < name))
                 chosen = chosen.where(older)
             with self._reading() as connection:
-                items = self._pictures(connection, _ordered(chosen, replace(wanted, order="newest")).limit(_PURGED))
+                items = self._pictures(connection, ordered(chosen, replace(wanted, order="newest")).limit(_PURGED))
             yield from items
             if len(items) < _PURGED:
                 return
-            last = _microseconds(items[-1].received), items[-1].id
+            last = microseconds(items[-1].received), items[-1].id
 
     def next_in_queue(self, bank: str, after: str | None = None) -> ScoredPicture | None:
         """The next alarm that waits for an answer: the one with the smallest p-value, or the next one after a picture."""
-        chosen = select(pictures).where(pictures.c.bank == bank, _WAITING)
+        chosen = select(pictures).where(pictures.c.bank == bank, WAITING)
         with self._reading() as connection:
             if after is not None:
                 row = connection.execute(select(pictures).where(pictures.c.id == after)).first()
                 if row is not None and row.p_value is not None:
-                    chosen = chosen.where(_behind(row))
-            found = self._pictures(connection, _ordered(chosen, Filter(order="p_value")).limit(1))
+                    chosen = chosen.where(behind(row))
+            found = self._pictures(connection, ordered(chosen, Filter(order="p_value")).limit(1))
         return found[0] if found else None
 
     def answer(self, picture_id: str, kind: Kind, note: str = "", by: str = "") -> Answer:
@@ -170,8 +165,8 @@ class History:
                 select(answers).where(answers.c.picture_id == picture_id, answers.c.undone.is_(False))
             ).all():
                 if before.kind == kind and before.state != "failed":
-                    return _answer_of(before)
-                _take_back(connection, _answer_of(before))
+                    return answer_of(before)
+                _take_back(connection, answer_of(before))
             given = Answer(
                 id=new_id(),
                 picture_id=picture_id,
@@ -182,7 +177,7 @@ class History:
                 by=by,
                 state="kept" if kind == "defect" else "pending",
             )
-            connection.execute(insert(answers), [{**asdict(given), "answered": _microseconds(given.answered)}])
+            connection.execute(insert(answers), [{**asdict(given), "answered": microseconds(given.answered)}])
             connection.execute(update(pictures).where(pictures.c.id == picture_id).values(label=kind))
             return given
 
@@ -197,7 +192,7 @@ class History:
             row = connection.execute(select(answers).where(answers.c.id == answer_id).with_for_update()).first()
             if row is None:
                 raise UnknownError(f"there is no answer {answer_id[:40]!r}")
-            given = _answer_of(row)
+            given = answer_of(row)
             if given.undone:
                 return given
             connection.execute(update(pictures).where(pictures.c.id == given.picture_id).values(label=None))
@@ -213,13 +208,13 @@ class History:
             row = connection.execute(select(answers).where(answers.c.id == answer_id)).first()
         if row is None:
             raise UnknownError(f"there is no answer {answer_id[:40]!r}")
-        return _answer_of(row)
+        return answer_of(row)
 
     def pending(self, bank: str) -> list[Answer]:
         """The answers that a bank has not followed yet, oldest first."""
         with self._reading() as connection:
             chosen = select(answers).where(answers.c.bank == bank, answers.c.state == "pending").order_by(answers.c.id)
-            return [_answer_of(row) for row in connection.execute(chosen)]
+            return [answer_of(row) for row in connection.execute(chosen)]
 
     def settle(self, given: Answer, state: State, message: str = "", bank_picture: str | None = None) -> None:
         """Store what has become of an answer, `given` as it was seen: one that was taken back meanwhile stays pending."""
@@ -240,14 +235,14 @@ class History:
         row = {name: getattr(change, name) for name in changes.c.keys() if name not in ("details", "changed")}  # noqa: SIM118
         with self._writing() as connection:
             connection.execute(
-                insert(changes), [{**row, "changed": _microseconds(change.changed), "details": json.dumps(details)}]
+                insert(changes), [{**row, "changed": microseconds(change.changed), "details": json.dumps(details)}]
             )
 
     def changes(self, bank: str, limit: int = 50) -> list[Change]:
         """The last changes of a bank, newest first."""
         with self._reading() as connection:
             chosen = select(changes).where(changes.c.bank == bank).order_by(changes.c.id.desc()).limit(limit)
-            return [_change_of(row) for row in connection.execute(chosen)]
+            return [change_of(row) for row in connection.execute(chosen)]
 
     def score_again(self, verdicts: Iterable[tuple[str, LaterVerdict]]) -> None:
         """Store what a bank says of pictures by now."""
@@ -274,7 +269,7 @@ class History:
         """How a bank is doing by the history alone: what is served, its alpha and its drift are for the station to add."""
         now = utc_now()
         first = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=_HOURS - 1)
-        since, hour_us = _microseconds(first), 3_600_000_000
+        since, hour_us = microseconds(first), 3_600_000_000
         of_bank = pictures.c.bank == bank
         alarmed = func.sum(case((pictures.c.alarm.is_(True), 1), else_=0))
         with self._reading() as connection:
@@ -282,11 +277,11 @@ class History:
             counted = select(hour.label("hour"), func.count().label("scored"), alarmed.label("alarms"))
             counted = counted.where(of_bank, pictures.c.received >= since).group_by("hour")
             by_hour = {int(row.hour): (int(row.scored), int(row.alarms or 0)) for row in connection.execute(counted)}
-            waiting = connection.execute(select(func.count()).select_from(pictures).where(of_bank, _WAITING)).scalar_one()
+            waiting = connection.execute(select(func.count()).select_from(pictures).where(of_bank, WAITING)).scalar_one()
             newest = select(pictures.c.received, pictures.c.generation, pictures.c.alpha).where(of_bank)
             last = connection.execute(newest.order_by(pictures.c.received.desc()).limit(1)).first()
             minute = select(func.count()).select_from(pictures)
-            minute = minute.where(of_bank, pictures.c.received >= _microseconds(now) - 60_000_000)
+            minute = minute.where(of_bank, pictures.c.received >= microseconds(now) - 60_000_000)
             in_a_minute = connection.execute(minute).scalar_one()
         scored, alarms = (sum(counts[i] for counts in by_hour.values()) for i in (0, 1))
         rate = _rate(alarms, scored)
@@ -301,7 +296,7 @@ class History:
             per_hour=tuple((first + timedelta(hours=i), *by_hour.get(i, (0, 0))) for i in range(_HOURS)),
             waiting=waiting,
             pictures_per_s=in_a_minute / 60,
-            last=None if last is None else _moment(last.received),
+            last=None if last is None else moment(last.received),
         )
 
     def achieved(self, bank: str) -> Achieved:
@@ -363,7 +358,7 @@ class History:
         # Nobody answers a picture between its choice and its end: both are in one transaction that holds what it has chosen.
         files_of = select(pictures.c.id, pictures.c.suffix, pictures.c.bytes).order_by(pictures.c.received).limit(_PURGED)
         while keep is not None:
-            old = files_of.where(unanswered, pictures.c.received < _microseconds(utc_now() - keep))
+            old = files_of.where(unanswered, pictures.c.received < microseconds(utc_now() - keep))
             with self._writing() as connection:
                 rows = connection.execute(old.with_for_update()).all()
                 if not rows:
@@ -407,113 +402,18 @@ class History:
         given: dict[str, Answer] = {}
         if labeled:
             held = select(answers).where(answers.c.picture_id.in_(labeled), answers.c.undone.is_(False))
-            given = {row.picture_id: _answer_of(row) for row in connection.execute(held.order_by(answers.c.id))}
-        return [_picture_of(row, given.get(row.id)) for row in rows]
+            given = {row.picture_id: answer_of(row) for row in connection.execute(held.order_by(answers.c.id))}
+        return [picture_of(row, given.get(row.id)) for row in rows]
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        with _problems(), self._engine.begin() as connection:
+        with problems(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
-        with _problems(), self._engine.connect().execution_options(spade_writes=True) as connection, connection.begin():
+        with problems(), self._engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
             yield connection
-
-
-def sqlite_url(path: str) -> str:
-    """The URL of a SQLite database in a file."""
-    return f"sqlite:///{path}"
-
-
-def _open(url: str) -> Engine:
-    engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-    if make_url(url).get_backend_name() == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
-    """Readers do not wait for the writer, and what was committed survives a power cut."""
-    connection.isolation_level = None  # `_begin_sqlite` begins transactions; the driver would begin them late
-    for pragma in (
-        f"busy_timeout = {int(1000 * _LOCKED_S)}",
-        "journal_mode = WAL",
-        "synchronous = FULL",
-        "foreign_keys = ON",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # Whoever writes takes the lock first: a reader that becomes a writer may find that it cannot.
-    writes = connection.get_execution_options().get("spade_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-@contextmanager
-def _problems() -> Iterator[None]:
-    """What a database cannot do at the moment is no fault of the request."""
-    try:
-        yield
-    except OperationalError as error:
-        said = str(error.orig)
-        raise UnavailableError(f"the history cannot be used at the moment: {said}; nothing was stored", 2) from error
-    except DBAPIError as error:
-        if error.connection_invalidated or type(error) is DatabaseError:  # a damaged file is nothing more special
-            raise UnavailableError(f"the history cannot be used: {error.orig}; nothing was stored", 2) from error
-        raise
-    except OSError as error:
-        if is_full(error):
-            raise UnavailableError(f"the disk has no room: {error}; nothing was stored", 10) from error
-        raise
-
-
-# The alarms that nobody has answered, and that still are alarms.
-_WAITING = and_(
-    pictures.c.alarm.is_(True),
-    pictures.c.label.is_(None),
-    or_(pictures.c.now_alarm.is_(None), pictures.c.now_alarm.is_(True)),
-)
-
-
-def _filtered(chosen: Select[Any], wanted: Filter) -> Select[Any]:
-    if wanted.bank is not None:
-        chosen = chosen.where(pictures.c.bank == wanted.bank)
-    if wanted.alarm is not None:
-        chosen = chosen.where(pictures.c.alarm.is_(wanted.alarm))
-    if isinstance(wanted.answered, bool):
-        chosen = chosen.where(pictures.c.label.is_not(None) if wanted.answered else pictures.c.label.is_(None))
-    elif wanted.answered is not None:
-        chosen = chosen.where(pictures.c.label == wanted.answered)
-    if wanted.waiting:
-        chosen = chosen.where(_WAITING)
-    if wanted.text:
-        chosen = chosen.where(pictures.c.folded.contains(_folded(wanted.text), autoescape=True))
-    if wanted.since is not None:
-        chosen = chosen.where(pictures.c.received >= _microseconds(wanted.since))
-    if wanted.until is not None:
-        chosen = chosen.where(pictures.c.received < _microseconds(wanted.until))
-    return chosen
-
-
-def _ordered(chosen: Select[Any], wanted: Filter) -> Select[Any]:
-    if wanted.order == "p_value":
-        # Many have the smallest p-value that there is: of those, the one that scores highest comes first.
-        return chosen.order_by(pictures.c.p_value.asc().nulls_last(), pictures.c.score.desc().nulls_last(), pictures.c.id)
-    return chosen.order_by(pictures.c.received.desc(), pictures.c.id.desc())
-
-
-def _behind(row: Row[Any]) -> Any:
-    """What comes after a picture in the order of p-values."""
-    same = pictures.c.p_value == row.p_value
-    score = -1.0 if row.score is None else row.score
-    return or_(
-        pictures.c.p_value > row.p_value,
-        and_(same, pictures.c.score < score),
-        and_(same, pictures.c.score == score, pictures.c.id > row.id),
-    )
 
 
 def _take_back(connection: Connection, given: Answer) -> Answer:
@@ -524,102 +424,8 @@ def _take_back(connection: Connection, given: Answer) -> Answer:
     return replace(given, undone=True, state=state)
 
 
-_DETAILS = ("regions", "nearest", "peak", "map_size", "colors")
-_ROW: tuple[str, ...] = (
-    "id",
-    "bank",
-    "name",
-    "source",
-    "sha256",
-    "width",
-    "height",
-    "generation",
-    "ranked_by",
-    "p_value",
-    "alpha",
-    "alarm",
-    "threshold",
-    "suffix",
-    "bytes",
-    "kept",
-    "key",
-)
-_SCORES = ("knn", "max", "top")
-
-
-def _row_of(item: ScoredPicture) -> dict[str, Any]:
-    details = {name: getattr(item, name) for name in _DETAILS}
-    details["nearest"] = [asdict(normal) for normal in item.nearest]
-    details["scores"] = {name: score for name, score in item.scores.items() if name not in _SCORES}
-    return {
-        **{name: getattr(item, name) for name in _ROW},
-        **{name: item.scores.get(name) for name in _SCORES},
-        "score": item.scores.get(item.ranked_by),
-        "folded": _folded(item.name),
-        "received": _microseconds(item.received),
-        "details": json.dumps(details),
-    }
-
-
-def _picture_of(row: Row[Any], given: Answer | None) -> ScoredPicture:
-    details = json.loads(row.details)
-    later = None
-    if row.now_generation is not None:
-        later = LaterVerdict(generation=row.now_generation, p_value=row.now_p_value, alarm=row.now_alarm)
-    return ScoredPicture(
-        **{name: getattr(row, name) for name in _ROW},
-        received=_moment(row.received),
-        scores={**{name: getattr(row, name) for name in _SCORES}, **details["scores"]},
-        colors=_tuple(details["colors"]),
-        regions=tuple(details["regions"]),
-        nearest=tuple(_normal_of(normal) for normal in details["nearest"]),
-        peak=_tuple(details["peak"]),
-        map_size=_tuple(details["map_size"]),
-        answer=given,
-        now=later,
-    )
-
-
-def _normal_of(normal: dict[str, Any]) -> NearestNormal:
-    patches = tuple(
-        MatchedPatch(level=patch["level"], box=_tuple(patch["box"]), size=_tuple(patch["size"]), query=_tuple(patch["query"]))
-        for patch in normal["patches"]
-    )
-    return NearestNormal(id=normal["id"], distance=normal["distance"], patches=patches)
-
-
-def _tuple(values: Any) -> Any:
-    return None if values is None else tuple(values)
-
-
-def _answer_of(row: Row[Any]) -> Answer:
-    values = {name: getattr(row, name) for name in answers.c.keys()}  # noqa: SIM118
-    return Answer(**{**values, "answered": _moment(row.answered)})
-
-
-def _change_of(row: Row[Any]) -> Change:
-    details = json.loads(row.details)
-    values = {name: getattr(row, name) for name in changes.c.keys() if name != "details"}  # noqa: SIM118
-    for name in ("answers", "alarms_gone"):
-        values[name] = tuple(details[name])
-    values.update(added=details["added"], alarms_left=details["alarms_left"], changed=_moment(row.changed))
-    return Change(**values)
-
-
 def _rate(count: int, of: int) -> Rate:
     if of == 0:
         return Rate(count=0, of=0, rate=None, interval=None)
     low, high = rate_interval(count, of)
     return Rate(count=count, of=of, rate=count / of, interval=(float(low), float(high)))
-
-
-def _folded(text: str) -> str:
-    return text.casefold()
-
-
-def _microseconds(moment: datetime) -> int:
-    return round(moment.timestamp() * 1_000_000)
-
-
-def _moment(microseconds: int) -> datetime:
-    return datetime.fromtimestamp(microseconds / 1_000_000, UTC)
