@@ -110,6 +110,11 @@ class Verdicts:
     rule: str
     level: float
 
+    def numbers(self, i: int) -> dict[str, Any]:
+        """The p-values and the verdict of one image as plain values."""
+        names = ("p_image", "p_map", "p_top", "p_structure", "p_value")
+        return {**{name: getattr(self, name)[i] for name in names}, "alarm": bool(self.alarm[i])}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:

@@ -123,16 +123,7 @@ class Decisions:
 
     def image_numbers(self, i: int) -> dict[str, Any]:
         """The decision on one image, for report.json."""
-        verdicts = self.verdicts
-        return {
-            "p_image": verdicts.p_image[i],
-            "p_map": verdicts.p_map[i],
-            "p_top": verdicts.p_top[i],
-            "p_structure": verdicts.p_structure[i],
-            "p_value": verdicts.p_value[i],
-            "alarm": bool(verdicts.alarm[i]),
-            "regions": [region.numbers() for region in self.regions[i]],
-        }
+        return {**self.verdicts.numbers(i), "regions": [region.numbers() for region in self.regions[i]]}
 
     def achieved(self) -> list[dict[str, Any]]:
         """For several values of alpha, the share of the images of each group that would be alarms, with a 95 % interval."""

@@ -158,9 +158,15 @@ def check_picture(picture: Picture) -> None:
 
 def write_png(path: str | os.PathLike[str], picture: Picture) -> None:
     """Write `picture` (H, W, 3) or (H, W), uint8, as the PNG file `path`, atomically."""
+    write_bytes(path, to_png(picture))
+
+
+def to_png(picture: Picture | Image.Image, compression: int = -1) -> bytes:
+    """Return a picture, (H, W, 3) or (H, W) uint8 or one of Pillow's, as a PNG file; `compression` is zlib's, 0 to 9."""
     data = io.BytesIO()
-    Image.fromarray(picture).save(data, format="PNG")
-    write_bytes(path, data.getvalue())
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image.save(data, format="PNG", compress_level=compression)
+    return data.getvalue()
 
 
 _colors = cache(inferno.colors)

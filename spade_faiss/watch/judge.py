@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from spade_faiss.bank.manifest import read_manifest
 from spade_faiss.bank.places import CALIBRATIONS, MANIFEST
@@ -21,20 +20,23 @@ from spade_faiss.core.errors import SpadeError
 from spade_faiss.core.settings import Decision
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
-from spade_faiss.decisions.calibration import Verdicts
 from spade_faiss.decisions.regions import find_regions
 from spade_faiss.decisions.rule import DecisionRule
 from spade_faiss.features import stream
 from spade_faiss.features.datasets import Skipped
 from spade_faiss.features.pictures import LoadedImage
 from spade_faiss.features.stream import Extracted
+from spade_faiss.report.colors import usual_colors
 from spade_faiss.report.metric_labels import SCORE_COLUMNS
-from spade_faiss.report.pictures import color_range, overlay, shrink, shrink_map
+from spade_faiss.report.pictures import overlay, shrink, shrink_map, to_png
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.watch.arrivals import Arrival
 
 _log = logging.getLogger(__name__)
+
+# How hard PNG files are compressed: a line has no time for more.
+FAST = 1
 
 # More than any command would be asked to skip: what cannot be read is one picture of many here.
 _MOST_SKIPPED = 1 << 30
@@ -67,7 +69,7 @@ class Judged:
         if self.map is None:
             return None
         shown = overlay(shrink(self.loaded.picture), shrink_map(self.map), *self.colors)
-        return png(Image.fromarray(shown))
+        return to_png(shown, FAST)
 
     def map_file(self) -> bytes | None:
         """The score map in half precision, as `numpy.save` writes it."""
@@ -167,7 +169,7 @@ class Judge:
             if rule is not None and verdicts is not None:
                 regions = find_regions(own, rule.thresholds.pixel, rule.p_of_pixel, loaded.placement)
                 facts |= {
-                    **_verdict(verdicts, i),
+                    **verdicts.numbers(i),
                     "alpha": rule.thresholds.alpha,
                     "regions": [region.numbers() for region in regions],
                 }
@@ -177,7 +179,7 @@ class Judge:
                 alarm=None if verdicts is None else bool(verdicts.alarm[i]),
                 loaded=loaded,
                 map=own.copy() if has_map else None,
-                colors=_colors(own, rule) if has_map else (0.0, 1.0),
+                colors=usual_colors(rule, own) if has_map else (0.0, 1.0),
             )
 
     def _opened(self) -> tuple[Detector, DecisionRule | None, str]:
@@ -226,32 +228,6 @@ def _said_here() -> Iterator[None]:
         yield
     finally:
         log.removeFilter(is_other)
-
-
-def png(picture: Image.Image) -> bytes:
-    """A picture as the content of a PNG file."""
-    data = io.BytesIO()
-    picture.save(data, format="PNG", compress_level=1)
-    return data.getvalue()
-
-
-def _verdict(verdicts: Verdicts, i: int) -> dict[str, Any]:
-    return {
-        "p_image": verdicts.p_image[i],
-        "p_map": verdicts.p_map[i],
-        "p_top": verdicts.p_top[i],
-        "p_structure": verdicts.p_structure[i],
-        "p_value": verdicts.p_value[i],
-        "alarm": bool(verdicts.alarm[i]),
-    }
-
-
-def _colors(scores: FloatArray, rule: DecisionRule | None) -> tuple[float, float]:
-    """From the usual maximum of a normal map to as far beyond the threshold of a region: the same for all pictures."""
-    if rule is None:
-        return color_range([scores])
-    low, pixel = float(np.median(rule.calibration.scores["max"])), rule.thresholds.pixel
-    return low, max(2 * pixel - low, float(np.nextafter(low, np.inf)))
 
 
 def _unread(arrivals: Sequence[Arrival], skipped: Sequence[Skipped], judged: set[int]) -> Iterator[tuple[Arrival, str]]:

@@ -21,9 +21,10 @@ from spade_faiss.features.pages import split_page
 from spade_faiss.features.pixels import to_rgb
 from spade_faiss.features.video_frames import VideoFrame, frame_of
 from spade_faiss.report.jsonfile import json_text
+from spade_faiss.report.pictures import to_png
 from spade_faiss.watch.arrivals import Arrival, Source, Stamp
 from spade_faiss.watch.courier import Courier
-from spade_faiss.watch.judge import Judge, Judged, png
+from spade_faiss.watch.judge import FAST, Judge, Judged
 from spade_faiss.watch.ledger import Ledger, Parcel
 from spade_faiss.watch.settings import WatchSettings
 from spade_faiss.watch.sinks.folder import files_of
@@ -318,11 +319,11 @@ def _picture_parcel(sink: str, arrival: Arrival) -> Parcel:
         if page is None:
             return Parcel(sink=sink, id=arrival.id, body=name, path=f"{file}#{arrival.sha256}")
         with naming_file(record.path):
-            data = png(to_rgb(decode(file.read_bytes(), MAX_PIXELS, page), None))
+            data = to_png(to_rgb(decode(file.read_bytes(), MAX_PIXELS, page), None), FAST)
         return Parcel(sink=sink, id=arrival.id, body=name, picture=data)
     pixels = record.pixels
     picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    return Parcel(sink=sink, id=arrival.id, body=name, picture=png(picture))
+    return Parcel(sink=sink, id=arrival.id, body=name, picture=to_png(picture, FAST))
 
 
 def state_folder(path: Path) -> Path:

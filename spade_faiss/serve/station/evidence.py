@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from spade_faiss.bank.snapshot import Snapshot
-from spade_faiss.core.types import FloatArray
-from spade_faiss.decisions.rule import DecisionRule
 from spade_faiss.report.cards import matched_box
 from spade_faiss.report.pictures import Box, cell_box
 from spade_faiss.report.scorefile import match_at
@@ -16,9 +14,6 @@ from spade_faiss.scoring.scores import Scores
 from spade_faiss.serve.history.records import MatchedPatch, NearestNormal
 
 _NEAREST = 5
-# Colors begin where this share of normal pixels is above, and end as far above the threshold as this times it.
-_USUAL_SHARE = 0.05
-_BEYOND = 1.5
 
 
 def nearest_normals(scores: Scores, bank: Snapshot) -> list[tuple[NearestNormal, ...]]:
@@ -50,19 +45,6 @@ def nearest_normals(scores: Scores, bank: Snapshot) -> list[tuple[NearestNormal,
             )
         )
     return found
-
-
-def usual_colors(rule: DecisionRule) -> tuple[float, float]:
-    """The pixel scores at which the colors of all maps begin and end, by the calibration, so that maps compare."""
-    calibration, threshold = rule.calibration, rule.thresholds.pixel
-    enough = _USUAL_SHARE * (len(calibration) + 1) > 1
-    low = calibration.pixels.threshold(_USUAL_SHARE, len(calibration)) if enough else threshold / 2
-    return min(low, threshold), max(threshold * _BEYOND, low)
-
-
-def own_colors(scores: FloatArray) -> tuple[float, float]:
-    """The same for one map by itself, where there is no calibration."""
-    return float(np.quantile(scores, 1 - _USUAL_SHARE)), float(scores.max())
 
 
 def _query_box(peak: Sequence[int], corner: Sequence[int], grid: Sequence[int], size: Sequence[int]) -> Box:

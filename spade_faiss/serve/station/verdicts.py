@@ -12,10 +12,11 @@ from spade_faiss.core.once import once
 from spade_faiss.core.types import FloatArray
 from spade_faiss.decisions.calibration import Verdicts
 from spade_faiss.features.stream import Extracted
+from spade_faiss.report.colors import usual_colors
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.serve.history.files import Files
 from spade_faiss.serve.history.records import LaterVerdict, RegionRecord, ScoredPicture
-from spade_faiss.serve.station.evidence import nearest_normals, own_colors, usual_colors
+from spade_faiss.serve.station.evidence import nearest_normals
 from spade_faiss.serve.station.served import Served
 
 if TYPE_CHECKING:
@@ -99,7 +100,6 @@ def records_of(scored: Scored, uploads: Sequence[Upload], bank: str, files: File
     rule, verdicts = served.rule, scored.verdicts
     placements = [image.placement for image in scored.extracted.loaded]
     regions = [[] for _ in uploads] if rule is None else rule.regions(scores, placements)
-    colors = None if rule is None else usual_colors(rule)
     nearest = nearest_normals(scores, served.detector.bank)
     peaks, records = scores.peak.tolist(), []
     for i, (upload, own_map, image) in enumerate(zip(uploads, scores.own_maps(), scored.extracted.loaded, strict=True)):
@@ -123,7 +123,7 @@ def records_of(scored: Scored, uploads: Sequence[Upload], bank: str, files: File
                 alpha=None if rule is None else rule.thresholds.alpha,
                 alarm=None if verdicts is None else bool(verdicts.alarm[i]),
                 threshold=None if rule is None else _finite(rule.thresholds.pixel),
-                colors=(colors or own_colors(own_map)) if has_map else None,
+                colors=usual_colors(rule, own_map) if has_map else None,
                 regions=tuple(_region(region.numbers()) for region in regions[i]),
                 nearest=nearest[i],
                 peak=(peaks[i][0], peaks[i][1]) if has_map else None,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
 
 import numpy as np
-from PIL import Image
 
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError
@@ -16,7 +14,7 @@ from spade_faiss.core.types import FloatArray
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.pictures import Picture, load_image
 from spade_faiss.report.normals import NormalPictures
-from spade_faiss.report.pictures import heat_map, overlay, shrink, shrink_map
+from spade_faiss.report.pictures import heat_map, overlay, shrink, shrink_map, to_png
 from spade_faiss.serve.errors import UnknownError
 from spade_faiss.serve.history.files import Files
 from spade_faiss.serve.history.records import ScoredPicture
@@ -97,7 +95,7 @@ class Views:
             if key in self._drawn:
                 self._drawn.move_to_end(key)
                 return self._drawn[key]
-        data = to_png(draw())
+        data = to_png(draw(), _COMPRESSION)
         with self._lock:
             if key not in self._drawn:
                 self._drawn[key] = data
@@ -105,13 +103,6 @@ class Views:
             while self._bytes > _CACHED_BYTES:
                 self._bytes -= len(self._drawn.popitem(last=False)[1])
         return data
-
-
-def to_png(picture: Picture) -> bytes:
-    """A picture (H, W, 3) as a PNG file."""
-    data = io.BytesIO()
-    Image.fromarray(picture).save(data, format="PNG", compress_level=_COMPRESSION)
-    return data.getvalue()
 
 
 def _colors(scored: ScoredPicture) -> tuple[float, float]:
