@@ -19,9 +19,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each attack run
 SEED = 20
 # The attacks are divided between so many processes.
 PARTS = 2
-AT_LEAST = 100
-# Every sixth attack is run here; `python -m tests.support.attacks FOLDER SEED 0 1` runs all of them, in some 20 minutes.
-SHARE = 6
+AT_LEAST = 300
+# Every second attack is run here; `python -m tests.support.attacks FOLDER SEED 0 1` runs all of them, in some 20 minutes.
+SHARE = 2
 QUICK = 3
 
 REPOSITORY = Path(__file__).parents[2]
