@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,7 @@ def feedback_under_load(bank: Path, places: Places, paths: Sequence[Path], count
     before = Bank.open(bank)
     originals = [before.image_path(name) for name in before.pictures.ids]
     with running([bank], bank.parent / "served") as server:
-        load = Load(server, NAME, [*paths] * 200, _CLIENTS).start()
+        load = Load(server, NAME, itertools.cycle(paths), _CLIENTS).start()
         answers: list[str] = []
         seen: set[str] = set()
         start = time.perf_counter()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,7 +162,7 @@ class Load:
     Args:
         server: where to.
         bank: the name of the bank.
-        paths: the pictures; each is sent once, by one of the clients.
+        paths: the pictures, without an end if they have none; each is sent once, by one of the clients.
         clients: how many clients.
         keyed: whether requests have keys, so that they may be sent again after a kill.
         patient: whether clients go on when the server is gone.
@@ -170,7 +170,7 @@ class Load:
 
     server: Server
     bank: str
-    paths: Sequence[Path]
+    paths: Iterable[Path]
     clients: int
     keyed: bool = False
     patient: bool = False
@@ -188,6 +188,12 @@ class Load:
         for thread in self._threads:
             thread.start()
         return self
+
+    def __enter__(self) -> Load:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def join(self) -> float:
         """Wait until all pictures are answered; returns how long it took since this was called."""
