@@ -97,7 +97,7 @@ router = APIRouter(
 )
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:  # one that is not async would be called in another thread
     service: Service = request.app.state.service
     return service
 
@@ -133,7 +133,7 @@ async def score(bank: _BANK, request: Request, service: ServiceOf) -> Response:
     results = await receive_and_score(request, service, bank)
     if len(results) == 1 and not isinstance(error := results[0][1], ScoredPicture):
         raise error
-    return JSONResponse(await run_in_threadpool(_scored, service, bank, results))
+    return JSONResponse(_scored(service, bank, results))
 
 
 @router.post(
