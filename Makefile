@@ -41,7 +41,11 @@ gpu-proof-kit:
 	$(PYTHON) -m benchmarks.gpu_kit download $(KIT) \
 		$(if $(KIT_PYTHON),--python $(KIT_PYTHON)) $(if $(KIT_TORCH),--torch $(KIT_TORCH))
 
-check: lint types docs test-gpu-wheel bench-smoke test test-slow
+# What takes one core goes two at a time; tests take both.
+check: $(INSTALLED)
+	$(MAKE) --jobs 2 --output-sync=target lint types docs test-gpu-wheel bench-smoke
+	$(MAKE) test
+	$(MAKE) test-slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
