@@ -70,9 +70,11 @@ def growth(figures: Figures) -> str:
             )
     for row in figures["whole_bank"]["large"]["rows"]:
         ms, index, build_s = (row[name]["global"] for name in ("ms", "index_bytes", "build_s"))
+        together = row["ms"]["global, 12 together"]
         lines.append(
             f"- {row['set']}, {row['normals']:,} normals: `global` takes {ms['median']:.0f} ms "
-            f"({ms['min']:.0f} to {ms['max']:.0f}); its index, {mebibytes(index)} beside a bank of "
+            f"({ms['min']:.0f} to {ms['max']:.0f}) an image by itself, and {together['median']:.0f} ms "
+            f"({together['min']:.0f} to {together['max']:.0f}) where 12 are searched together; its index, {mebibytes(index)} beside a bank of "
             f"{mebibytes(row['bank_bytes'])}, is built in {build_s:.0f} s."
         )
     for row in figures["whole_bank"]["leave_one_out"]["rows"]:

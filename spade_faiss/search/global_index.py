@@ -115,26 +115,31 @@ class GlobalSearch:
         """See `GallerySearch`."""
         queries, channels = self._blocks.level.locations, self._blocks.level.channels
         candidates = max(self._rerank, kappa)
+        together = images * queries
+        part = -(-together // self._workers.threads)
         # Each task compares some queries with all centroids, and lists hold about as many vectors each.
         codes = 16 * self._count + 64 * -(-len(self._blocks) * queries // self._count)
-        each = queries * (8 * self._nprobe + 16 * candidates + 12 * kappa + 12 * channels + 64) + codes
+        each = part * (12 * self._nprobe + 16 * candidates + 12 * kappa + 12 * channels + 64) + codes
         each += RunningBest.merge_bytes(queries, kappa, kappa) + 2 * self._blocks.block_bytes
         allowed = len(self._blocks) * 12 + 10 * k_gallery  # masks, and the neighbors themselves
         return RunningBest.nbytes(images, queries, kappa) + images * allowed + self._workers.threads * each
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
-        n, queries, _ = xq.shape
+        n, queries, channels = xq.shape
         self._blocks.check()  # the kernel keeps the addresses of all maps
         best = RunningBest(n, queries, kappa, self._blocks.level.locations)
-        parts = slices(queries, min(queries, max(1, -(-self._workers.threads // n))))
         running = []
-        for image in range(n):
-            allowed = self._allowed(neighbors[image])
-            projected = self._project(xq[image])[0]
+        # Images that search the whole bank do so together: what is read of a list serves all of them. Each is projected by
+        # itself, as a larger product rounds otherwise.
+        groups = 1 if neighbors.shape[1] == len(self._blocks) else n
+        for images in np.array_split(np.arange(n), groups) if n else ():
+            allowed = self._allowed(neighbors[images[0]])
+            x = xq[images].reshape(-1, channels)
+            projected = np.concatenate([self._project(xq[image])[0] for image in images])
             running += [
-                self._workers.submit(self._search_part, xq[image, part], projected[part], image, part, allowed, best)
-                for part in parts
+                self._workers.submit(self._search_part, x[part], projected[part], images, part, allowed, best, queries)
+                for part in slices(len(x), min(len(x), -(-self._workers.threads // groups)))
             ]
         for task in running:
             task.result()
@@ -154,12 +159,13 @@ class GlobalSearch:
         self,
         x: FloatArray,
         projected: FloatArray,
-        image: int,
+        images: IntArray,
         part: slice,
         allowed: list[npt.NDArray[np.bool_]],
         best: RunningBest,
+        queries: int,
     ) -> None:
-        """Search for some queries of an image."""
+        """Search for a part of the queries of some images."""
         rerank = max(self._rerank, best.kappa)
         D, ids = self._search(x, projected, allowed, self._nprobe, rerank, best.kappa)
         # Where the nearest lists hold fewer vectors than are asked for, all of them are searched.
@@ -168,7 +174,10 @@ class GlobalSearch:
             D[short], ids[short] = self._search(x[short], projected[short], allowed, self._count, rerank, best.kappa)
         row, location = np.divmod(ids, self._blocks.level.locations)
         location[ids < 0] = -1
-        best.merge(image, part, row, location, D)
+        for place in range(part.start // queries, -(-part.stop // queries)):
+            first, last = max(part.start, place * queries), min(part.stop, (place + 1) * queries)
+            of_image, found = slice(first - place * queries, last - place * queries), slice(first - part.start, last - part.start)
+            best.merge(int(images[place]), of_image, row[found], location[found], D[found])
 
 
 class Projection:

@@ -40,12 +40,6 @@ struct Candidate {
     }
 };
 
-// A list that a query searches.
-struct Visit {
-    int list, query;
-    bool operator<(const Visit& other) const { return list < other.list || (list == other.list && query < other.query); }
-};
-
 // The centroids relative to their mean.
 RowPack pack_centroids(const SimdLevel& level, const Vectors& centroids) {
     std::vector<float> mean(centroids.d);
@@ -198,27 +192,29 @@ private:
 
     // Scans the lists that were chosen for each query, from the first-th nearest on, list by list.
     void scan_visits(int first, int last) {
-        std::vector<Visit> visits;
-        visits.reserve(static_cast<std::size_t>(count_) * (last - first));
+        std::vector<int> begin(lists_.count() + 2, 0);  // two further: where the next query of a list is placed
+        each_visit(first, last, [&](int list, int) { ++begin[list + 2]; });
+        for (int list = 0; list < lists_.count(); ++list) begin[list + 2] += begin[list + 1];
+        std::vector<int> visitors(begin.back());
+        each_visit(first, last, [&](int list, int i) { visitors[begin[list + 1]++] = i; });
+        for (int list = 0; list < lists_.count(); ++list)
+            for (int at = begin[list]; at < begin[list + 1]; at += kBatch)
+                scan(list, visitors.data() + at, std::min(kBatch, begin[list + 1] - at));
+    }
+
+    template <typename Visit>
+    void each_visit(int first, int last, Visit visit) const {
         for (int i = 0; i < count_; ++i)
             for (int p = first; p < last; ++p)
-                if (const int list = probed_[static_cast<std::size_t>(i) * nprobe_ + p]; list >= 0) visits.push_back({list, i});
-        std::sort(visits.begin(), visits.end());
-        for (std::size_t at = 0; at < visits.size();) {
-            std::size_t end = at + 1;
-            while (end < visits.size() && end - at < kBatch && visits[end].list == visits[at].list) ++end;
-            scan(visits.data() + at, static_cast<int>(end - at));
-            at = end;
-        }
+                if (const int list = probed_[static_cast<std::size_t>(i) * nprobe_ + p]; list >= 0) visit(list, i);
     }
 
     // Scans a list for some queries.
-    SPADE_TARGET_AVX2 void scan(const Visit* visits, int count) {
-        const int list = visits[0].list;
+    SPADE_TARGET_AVX2 void scan(int list, const int* queries, int count) {
         const void* addresses[kBatch];
         for (int j = 0; j < count; ++j) {
             float* const residual = residuals_.data() + static_cast<std::size_t>(j) * padded_;
-            const float *p = projected(visits[j].query), *c = centroid(list);
+            const float *p = projected(queries[j]), *c = centroid(list);
             for (int at = 0; at < padded_; at += 8)
                 _mm256_store_ps(residual + at, _mm256_sub_ps(_mm256_load_ps(p + at), _mm256_load_ps(c + at)));
             addresses[j] = residual;
@@ -230,16 +226,16 @@ private:
             for (int c = 0; c < stride; c += 4)
                 std::copy_n(panel + (c * kPanel + j % kPanel * 4), 4, codes_.data() + static_cast<std::size_t>(j) * stride + c);
         }
-        for (std::size_t number = 0; number < lists_.groups_.size(); ++number) scan(number, visits, count);
+        for (std::size_t number = 0; number < lists_.groups_.size(); ++number) scan(list, number, queries, count);
     }
 
-    SPADE_TARGET_AVX2 void scan(std::size_t number, const Visit* visits, int count) {
+    SPADE_TARGET_AVX2 void scan(int list, std::size_t number, const int* queries, int count) {
         const ListCodes& codes = lists_.groups_[number];
-        const std::int64_t first = codes.starts[visits[0].list], last = codes.starts[visits[0].list + 1];
+        const std::int64_t first = codes.starts[list], last = codes.starts[list + 1];
         if (first == last) return;
         GroupRange ranges[kBatch], all{static_cast<int>((last - first) / kGroup), 0};
         for (int j = 0; j < count; ++j) {
-            ranges[j] = groups_within(codes.rows.half_sq_norm + first, static_cast<int>(last - first), j, visits[j].query);
+            ranges[j] = groups_within(codes.rows.half_sq_norm + first, static_cast<int>(last - first), j, queries[j]);
             if (ranges[j].begin == ranges[j].end) continue;
             all = {std::min(all.begin, ranges[j].begin), std::max(all.end, ranges[j].end)};
             stats_.looked_at += (ranges[j].end - ranges[j].begin) * kGroup;
@@ -248,7 +244,7 @@ private:
         const RowCodes rows{codes.rows.codes + first * codes.rows.stride, codes.rows.step + first,
                             codes.rows.half_sq_norm + first, codes.rows.stride};
         if (count == 1 || !is_filtered_) {
-            for (int j = 0; j < count; ++j) take(number, rows, codes.id + first, ranges[j], j, visits[j].query);
+            for (int j = 0; j < count; ++j) take(number, rows, codes.id + first, ranges[j], j, queries[j]);
             return;
         }
         // An AMX tile holds two groups.
@@ -259,15 +255,15 @@ private:
         lists_.level_.filter(rows, all, batch_, minima_.data());
         float limits[kBatch];  // of the filter's minima
         std::fill_n(limits, kBatch, -kInfinity);
-        for (int j = 0; j < count; ++j) limits[j] = limit(visits[j].query);
+        for (int j = 0; j < count; ++j) limits[j] = limit(queries[j]);
         for (int group = all.begin; group < all.end; ++group)
             for (int panel = 0; panel < batch_.panels; ++panel) {
                 const float* minima = minima_.data() + static_cast<std::size_t>(group - all.begin) * width + panel * kPanel;
                 for (unsigned which = minima_within(minima, panel, limits); which; which &= which - 1) {
                     const int j = panel * kPanel + __builtin_ctz(which);
                     if (j >= count || group < ranges[j].begin || ranges[j].end <= group) continue;
-                    take(number, rows, codes.id + first, {group, group + 1}, j, visits[j].query);
-                    limits[j] = limit(visits[j].query);
+                    take(number, rows, codes.id + first, {group, group + 1}, j, queries[j]);
+                    limits[j] = limit(queries[j]);
                 }
             }
     }
