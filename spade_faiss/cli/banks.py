@@ -147,8 +147,8 @@ def _preset(arguments: argparse.Namespace) -> Preset:
 
 
 def _read_run(arguments: argparse.Namespace) -> Run:
-    """The run that makes a bank, where `--roi` and `--group-by` are settings of the bank."""
-    return dataclasses.replace(read_run(arguments), roi=None, group_by=None)
+    """The run that makes a bank, where `--roi`, `--group-by` and `--products` are settings of the bank."""
+    return dataclasses.replace(read_run(arguments), roi=None, group_by=None, products=None)
 
 
 def _describe_network(bank: Bank, source: Source) -> str:

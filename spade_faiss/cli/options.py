@@ -113,7 +113,13 @@ def _plain_type(hint: Any) -> type:
 
 
 def add_run(
-    command: argparse.ArgumentParser, *, scores: bool = False, images: bool = True, masks: bool = True, groups: bool = False
+    command: argparse.ArgumentParser,
+    *,
+    scores: bool = False,
+    images: bool = True,
+    masks: bool = True,
+    groups: bool = False,
+    products: bool = False,
 ) -> None:
     """Add the options that `read_run` reads.
 
@@ -123,11 +129,13 @@ def add_run(
         images: whether the command reads images, some of which may be unreadable.
         masks: whether these images may come with masks of their own.
         groups: whether they are normal images, which may belong together.
+        products: whether they may be of several products, or of a new one.
     """
     names = ("device", *(["engine"] if images else []), "weights", *(["memory"] if scores else []))
     names += ("every", "max_skipped") if images else ()
     names += ("roi",) if images and masks else ()
     names += ("group_by",) if groups else ()
+    names += ("products", "product") if products else ()
     add_settings(command, Run, only=names)
 
 

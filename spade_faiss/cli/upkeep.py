@@ -32,7 +32,7 @@ def register(commands: Commands) -> None:
     )
     add.add_argument("images", nargs="+", metavar="IMAGES", help="a folder of normal images, an image, or several")
     _add_bank(add)
-    add_run(add, groups=True)
+    add_run(add, groups=True, products=True)
     for name, run, text in (
         ("remove", _remove, "remove normal images from a bank; `restore` brings them back until the bank is compacted"),
         ("restore", _restore, "restore images that were removed"),
@@ -40,6 +40,7 @@ def register(commands: Commands) -> None:
         command = commands.add(name, run, text, f"spade-faiss {name} line3/0017.png --bank parts.bank")
         command.add_argument("ids", nargs="*", metavar="ID", help="image ids, as reports and `suspects` name them")
         command.add_argument("--list", metavar="FILE", help="a file of ids, one a line")
+        command.add_argument("--product", metavar="NAME", help="all images of one product, in a bank of several")
         _add_bank(command)
     compact = commands.add(
         "compact",
@@ -149,9 +150,12 @@ def _open(arguments: argparse.Namespace) -> tuple[Bank, list[str]]:
         # Invalid UTF-8 cannot be part of an id: it is not found, and named. A byte order mark is not part of the first id.
         text = Path(arguments.list).read_text(encoding="utf-8-sig", errors="replace")
         ids += [line.removesuffix("\r") for line in text.split("\n") if line.strip("\r")]
+    bank = Bank.open(arguments.bank)
+    if arguments.product is not None:  # removed ones, too: they may be restored
+        ids += bank.with_removed().part(arguments.product).pictures.ids
     if not ids:
-        raise InputError("no image was named; give ids, or --list FILE with one a line")
-    return Bank.open(arguments.bank), list(dict.fromkeys(ids))
+        raise InputError("no image was named; give ids, --list FILE with one a line, or --product NAME in a bank of several")
+    return bank, list(dict.fromkeys(ids))
 
 
 def _counts(bank: Bank) -> dict[str, object]:

@@ -131,7 +131,7 @@ class Calibration:
         image_score: their image scores, in the same order.
         map_score: their map maxima, in the same order.
         pixels: the pixel scores of all their maps.
-        generation, shards_sha256: the state of the bank.
+        generation, shards_sha256: the state of the bank; of a product of it, `shards_sha256` alone is.
         versions: the versions of the libraries that computed the scores.
         top_score, map_std, map_variation: the statistics of their maps, in the same order, see `image_scores.map_statistics`;
             empty in a file of a version that did not record them.
@@ -294,8 +294,10 @@ class Calibration:
 
     def outdated(self, bank: Snapshot, tests: Sequence[str] = ()) -> str:
         """Why the calibration does not hold for the bank as it is now, or for some tests; empty if it does."""
-        renew = f"renew it with: {calibrate_command(bank.path, self.scoring_config.options(bank.usual))}"
-        if (self.generation, self.shards_sha256) != (bank.generation, _hash_shards(bank)):
+        renew = f"renew it with: {calibrate_command(bank.path, self.scoring_config.options(bank.usual), bank.product)}"
+        if bank.product and self.shards_sha256 != _hash_shards(bank):
+            return f"the calibration of product {bank.product} of {bank.path} is out of date: its images have changed; {renew}"
+        if not bank.product and (self.generation, self.shards_sha256) != (bank.generation, _hash_shards(bank)):
             return (
                 f"the calibration of {bank.path} is out of date: it is of generation {self.generation}, "
                 f"the bank is at {bank.generation}; {renew}"
@@ -334,7 +336,7 @@ def state_of(bank: Snapshot) -> dict[str, Any]:
 def write_calibration(bank: Snapshot, calibration: Calibration) -> Path:
     """Write a calibration beside its bank, atomically; it replaces that of the same scoring config. Returns the file."""
     path = _path(bank, calibration.scoring_config)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_signed(path, FORMAT, SCHEMA, asdict(calibration))
     return path
 
@@ -345,7 +347,7 @@ def find_calibration(bank: Snapshot, config: ScoringConfig) -> Calibration | Non
     Raises:
         BankError: if it is damaged, or of another scoring config than its file name says.
     """
-    path, remedy = _path(bank, config), calibrate_command(bank.path, config.options(bank.usual))
+    path, remedy = _path(bank, config), calibrate_command(bank.path, config.options(bank.usual), bank.product)
     if not is_regular(path):
         return None
     found = _read(path, remedy)
@@ -365,7 +367,7 @@ def flag_below_p(bank: Snapshot, recipe: Recipe, method: Method, p: float) -> Me
     config = ScoringConfig.of(resolve_recipe(recipe), method)
     calibration = find_calibration(bank, config)
     if calibration is None:
-        remedy = calibrate_command(bank.path, config.options(bank.usual))
+        remedy = calibrate_command(bank.path, config.options(bank.usual), bank.product)
         raise BankError(f"flag_below_p needs a calibration, {bank.path} has none; make it with: {remedy}")
     if outdated := calibration.outdated(bank):
         raise BankError(outdated)
@@ -378,12 +380,12 @@ def stored_calibrations(bank: Snapshot) -> list[Calibration]:
     Raises:
         BankError: if one is damaged.
     """
-    paths = sorted(check_inside(bank.path, CALIBRATIONS).glob("*.json"))
-    return [_read(path, calibrate_command(bank.path)) for path in paths]
+    paths = sorted(check_inside(bank.path, *bank.place, CALIBRATIONS).glob("*.json"))
+    return [_read(path, calibrate_command(bank.path, product=bank.product)) for path in paths]
 
 
 def _path(bank: Snapshot, config: ScoringConfig) -> Path:
-    return check_inside(bank.path, CALIBRATIONS, f"{config.key}.json")
+    return check_inside(bank.path, *bank.place, CALIBRATIONS, f"{config.key}.json")
 
 
 def _read(path: Path, remedy: str) -> Calibration:
@@ -391,4 +393,8 @@ def _read(path: Path, remedy: str) -> Calibration:
 
 
 def _hash_shards(bank: Snapshot) -> str:
+    """A hash of the shards; of a product's, also of what was removed of them: the generation counts commits to all products."""
+    if bank.product:
+        found = [f"{shard.sha256}-{','.join(map(str, shard.removed))}" for shard in bank.manifest.shards]
+        return hashlib.sha256(" ".join(found).encode()).hexdigest()
     return hashlib.sha256(" ".join(shard.sha256 for shard in bank.manifest.shards).encode()).hexdigest()
