@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from spade_faiss.bank.locks import LOCK, READERS, WRITER, Lease, WriterLock
 from spade_faiss.bank.manifest import Manifest, read_manifest, versions, write_manifest
 from spade_faiss.bank.network import NETWORK, write_network
 from spade_faiss.bank.origin import Origin
-from spade_faiss.bank.places import MANIFEST, SHARDS, check_places, leftovers
+from spade_faiss.bank.places import MANIFEST, PRODUCTS, SHARDS, check_places, leftovers
 from spade_faiss.bank.shards import SHARD_BYTES, ShardEntry, check_shard, write_shard
 from spade_faiss.bank.snapshot import Snapshot, first_difference, named_layout
 from spade_faiss.bank.state import BankState, Place
@@ -26,7 +27,7 @@ from spade_faiss.core.files import TEMPORARY_PATTERN
 from spade_faiss.core.inside import check_inside, files_in, is_regular
 from spade_faiss.core.presets import Usual
 from spade_faiss.core.process import PerProcess
-from spade_faiss.core.products import check_product
+from spade_faiss.core.products import check_product, product_folder
 from spade_faiss.core.schema import shorten
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.layout import Layout, prepare
@@ -335,10 +336,19 @@ class Bank(Snapshot):
         if any(generation < self.generation for generation in self.readers()):
             _log.info("an older state of %s is still being read; its shards are deleted by a later compact", self.path)
             return
+        self._sweep_products()
         named = {shard.file for shard in self.manifest.shards}
         for path in files_in(check_inside(self.path, SHARDS), "*.h5"):
             if path.name not in named:
                 path.unlink()
+
+    def _sweep_products(self) -> None:
+        """Delete what was built of products that are gone."""
+        named = {product_folder(shard.product) for shard in self.manifest.shards if shard.product}
+        folder = check_inside(self.path, PRODUCTS)
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name not in named:
+                shutil.rmtree(path)
 
     def _check_product(self, product: str) -> None:
         """Raise InputError unless a batch says of which product it is where, and only where, the bank is of several."""

@@ -237,6 +237,10 @@ class Snapshot:
         shards = tuple(shard for shard in self.manifest.shards if shard.product == product)
         return Part(self.path, replace(self.manifest, shards=shards), self._lease)
 
+    def images_of(self, product: str) -> int:
+        """Return how many images of a product it holds."""
+        return len(np.unique(self.pictures.of(self.rows_of(product))))
+
     def rows_of(self, product: str) -> npt.NDArray[np.int64]:
         """Return the row of each row of `part`, ascending."""
         starts, shards = self._state.starts, self.manifest.shards

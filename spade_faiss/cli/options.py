@@ -13,6 +13,7 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Method, Run, changed
 
 if TYPE_CHECKING:
+    from spade_faiss.bank.snapshot import Snapshot
     from spade_faiss.scoring.detector import Detector
 
 T = TypeVar("T")
@@ -149,6 +150,15 @@ def add_recipe(command: argparse._ActionsContainer) -> None:
     command.add_argument("--recipe", help="the name of a recipe, or a YAML file (default: that of the bank)")
 
 
+def add_product(command: argparse.ArgumentParser) -> None:
+    """Add `--product`, which `open_detector` reads."""
+    command.add_argument(
+        "--product",
+        metavar="NAME",
+        help="of a bank of several products, the one that all images show (default: each image's nearest normals name it)",
+    )
+
+
 def add_method(command: argparse.ArgumentParser, *, without: tuple[str, ...] = ()) -> None:
     """Add the options of the scoring method, which `open_detector` reads.
 
@@ -182,7 +192,8 @@ def open_detector(arguments: argparse.Namespace) -> Detector:
     from spade_faiss.scoring.detector import Detector
     from spade_faiss.search.recipe import load_recipe
 
-    bank = Bank.open(arguments.bank)
+    whole, product = Bank.open(arguments.bank), getattr(arguments, "product", None)
+    bank: Snapshot = whole if product is None else whole.part(product)
     recipe = load_recipe(arguments.recipe or bank.usual.recipe).with_query(dict(arguments.set))
     p = getattr(arguments, "flag_below_p", None)
     if p is not None:
@@ -194,7 +205,7 @@ def open_detector(arguments: argparse.Namespace) -> Detector:
         from spade_faiss.decisions.calibration import flag_below_p
 
         method = flag_below_p(bank, recipe, method, p)
-    return Detector.open(bank, recipe=recipe, method=method, run=read_run(arguments))
+    return Detector.open(whole, recipe=recipe, method=method, run=read_run(arguments), product=product)
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -96,7 +96,7 @@ class Verdicts:
             calibration is of a version that did not record them.
         p_structure: (n,) p-values of the structure scores; NaN as in `p_top`.
         p_value: (n,) p-values of the tests together; of the image score alone if no maps were asked for.
-        alarm: (n,) whether an image is called anomalous.
+        alarm: (n,) whether an image is called anomalous; see `judged`.
         rule: the rule that decided, `alpha` or `fdr`.
         level: the rate that the rule promises.
     """
@@ -110,10 +110,19 @@ class Verdicts:
     rule: str
     level: float
 
+    @property
+    def judged(self) -> Bools:
+        """(n,) which images there is a verdict on: all but those of products without a calibration."""
+        return np.isfinite(self.p_value)
+
+    def alarm_of(self, i: int) -> bool | None:
+        """Whether one image is called anomalous; None without a verdict."""
+        return bool(self.alarm[i]) if self.judged[i] else None
+
     def numbers(self, i: int) -> dict[str, Any]:
         """The p-values and the verdict of one image as plain values."""
         names = ("p_image", "p_map", "p_top", "p_structure", "p_value")
-        return {**{name: getattr(self, name)[i] for name in names}, "alarm": bool(self.alarm[i])}
+        return {**{name: getattr(self, name)[i] for name in names}, "alarm": self.alarm_of(i)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,7 +373,11 @@ def flag_below_p(bank: Snapshot, recipe: Recipe, method: Method, p: float) -> Me
         InputError: for a p-value that so few calibration images cannot give.
     """
     check_rate("flag_below_p", p)
-    config = ScoringConfig.of(resolve_recipe(recipe), method)
+    if bank.is_of_products:
+        raise InputError(
+            "flag_below_p is by one calibration, and each product has its own; name one: --product NAME, or give flag_above"
+        )
+    config = ScoringConfig.of(resolve_recipe(recipe.within_product if bank.product else recipe), method)
     calibration = find_calibration(bank, config)
     if calibration is None:
         remedy = calibrate_command(bank.path, config.options(bank.usual), bank.product)

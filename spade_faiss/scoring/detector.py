@@ -189,6 +189,14 @@ class Detector:
         return self._products.of_product(product)
 
     @property
+    def product_configs(self) -> dict[str, ScoringConfig]:
+        """The scoring config of each product of a bank of several; none of any other."""
+        if self._products is None:
+            return {}
+        resolved, bank = resolve_recipe(self.recipe.within_product), self.bank
+        return {name: ScoringConfig.of(resolved, bank.part(name).fitted(self.method)) for name in bank.products}
+
+    @property
     def backbone(self) -> Backbone:
         """The bank's own backbone, loaded at first use.
 

@@ -37,8 +37,8 @@ class Routes:
         product: (n,) the names of the products.
         confidence: (n,) the share of the nearest normals' votes that named each, from 0 to 1; NaN where the caller named it.
         p_none: (n,) the p-value of the test that each picture shows one of the products: a small one says that it shows none
-            of them. At most a share of alpha of normal pictures, drawn alike from all products, has one of at most alpha. NaN where
-            the caller named the product, and where the bank has too few images to tell.
+            of them. At most a share of alpha of normal pictures, drawn alike from all products, has one of at most alpha. NaN
+            where the caller named the product, and where the bank has too few images to tell.
     """
 
     product: npt.NDArray[np.str_]
@@ -81,8 +81,8 @@ class Router:
     The votes are those of the distance-weighted nearest-neighbor rule (Dudani, "The distance-weighted k-nearest-neighbor rule",
     1976). How far a picture is from the nearest normal image of the product that they name, relative to how far that product's
     own images usually are from each other, is what the test of "none of them" ranks: among the same of a sample of normal
-    images of all products, each against the others of its product. Products differ in how much their images do, so that without the
-    division one product's spread would decide for another.
+    images of all products, each against the others of its product. Products differ in how much their images do, so that without
+    the division one product's spread would decide for another.
 
     Args:
         bank: a bank of several products.
