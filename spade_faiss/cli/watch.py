@@ -91,7 +91,7 @@ def _watch(arguments: argparse.Namespace) -> Finding:
             "--state is missing: give a file in which it is remembered what was delivered, so that it goes on there"
         )
     judge = None if arguments.bank is None else _open_judge(arguments)
-    if settings.alarms_only and judge is not None and judge.rule is None:
+    if settings.alarms_only and judge is not None and judge.rules is None:
         raise InputError(f"--alarms-only needs verdicts: {judge.notice}")
     ledger = Ledger(None if state is None else state_folder(state), name)
     try:

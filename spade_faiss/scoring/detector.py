@@ -278,8 +278,10 @@ class Detector:
         run = replace(self.run, memory=self.decode_bytes)
         return FeatureStream(self.backbone, run, batch_size=self.plan.batch, timings=timings, allow_none=allow_none)
 
-    def batch_scorer(self, timings: Timings) -> Callable[[FeatureBatch], Scores | None]:
+    def batch_scorer(self, timings: Timings) -> Callable[..., Scores | None]:
         """Make what scores batches of features as they come; it returns None for tiles after which others of an image follow.
+
+        In a bank of several products, it takes `products` as `score_features` does.
 
         Args:
             timings: where the seconds of each step are added.
