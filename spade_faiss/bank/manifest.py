@@ -102,7 +102,12 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Commit a state of the bank in `folder`: from now on, whoever opens the bank sees it."""
-    write_signed(folder / MANIFEST, FORMAT, SCHEMA, asdict(manifest))
+    content = asdict(manifest)
+    if manifest.products is None:  # versions before, which know no products, read such a bank
+        del content["products"]
+        for shard in content["shards"]:
+            del shard["product"]
+    write_signed(folder / MANIFEST, FORMAT, SCHEMA, content)
 
 
 def read_manifest(folder: Path) -> Manifest:
