@@ -108,7 +108,7 @@ class Detector:
         if bank.is_of_products:
             check_routable(bank)
             open_part = partial(_open_part, recipe=recipe, method=method, run=run, backbone=backbone, shared=shared)
-            self._products = ProductSearch(bank, self._images, open_part)
+            self._products = ProductSearch(bank, self._images, open_part, _most_neighbors(method))
             self._searches = self._products.largest._searches
         else:
             self._searches = open_level_searches(bank, self.resolved, method, self._workers, self._cache)
@@ -458,7 +458,7 @@ class Detector:
     @property
     def _neighbors(self) -> int:
         """How many nearest normal images are looked up for each image."""
-        return max([self.method.k_image, *(int(k) for k in self._k_gallery if k != ALL)])
+        return _most_neighbors(self.method)
 
     @property
     def _k_gallery(self) -> tuple[int | str, ...]:
@@ -564,6 +564,12 @@ class Shared(NamedTuple):
     workers: Workers
     cache: BlockCache[FloatArray]
     backbone: Once[Backbone]
+
+
+def _most_neighbors(method: Method) -> int:
+    """The most neighbors that a method looks up, however many images there are."""
+    several = method.k_gallery if isinstance(method.k_gallery, tuple) else (method.k_gallery,)
+    return max([method.k_image, *(int(k) for k in several if k != ALL)])
 
 
 def _open_part(
