@@ -28,8 +28,8 @@ def table(figures: Figures) -> str:
     right, images = (sum(row[name] for row in rows) for name in ("right", "images"))
     worst = max(row["alone"]["auroc"] - row["one_bank"]["auroc"] for row in rows)
     machine = found["machine"]
-    header = ("set", "normals", "product named rightly", "least confidence", "image AUROC", "pixel AUROC", "AUPRO")
-    header += ("false alarms", "`p_none` at most 0.01, normal / defective")
+    named = ("set", "normals", "product named rightly", "least confidence", "image AUROC", "pixel AUROC", "AUPRO")
+    header = (*named, "false alarms", "`p_none` at most 0.01, normal / defective")
     return (
         f"{markdown_table(header, lines)}\n\n"
         f"Where there are two numbers with a stroke, the first is of the one bank, the second of a bank of the set alone. The "
