@@ -30,7 +30,7 @@ from spade_faiss.index.image_index import ImageIndex
 from spade_faiss.scoring.config import ScoringConfig
 from spade_faiss.scoring.fusion import score_maps, to_distance
 from spade_faiss.scoring.image_scores import STATISTICS, map_statistics
-from spade_faiss.scoring.level_search import gallery_sizes, open_level_searches
+from spade_faiss.scoring.level_search import LevelSearch, gallery_sizes, open_level_searches
 from spade_faiss.scoring.memory import DECODE_BYTES, float32_bytes, working_bytes
 from spade_faiss.scoring.products import ProductSearch, check_routable
 from spade_faiss.scoring.routing import Routes
@@ -105,6 +105,7 @@ class Detector:
         self._workers, self._cache, self._backbone = shared
         self._given_backbone = backbone
         self._products: ProductSearch[Detector] | None = None
+        self._searches: dict[str, LevelSearch]
         if bank.is_of_products:
             check_routable(bank)
             open_part = partial(_open_part, recipe=recipe, method=method, run=run, backbone=backbone, shared=shared)
@@ -322,8 +323,8 @@ class Detector:
             )
         if not self.bank.is_tiled or not len(batch):
             named = list(products) if products is not None else [None] * len(batch)
-            parts = (slice(start, start + size) for start in range(0, max(1, len(batch)), size))
-            return join([self._score_entries(batch[part], timings, named[part]) for part in parts])
+            places = (slice(start, start + size) for start in range(0, max(1, len(batch)), size))
+            return join([self._score_entries(batch[place], timings, named[place]) for place in places])
         stitcher, found = self._stitcher(), []
         for image in by_picture(batch):
             parts = (image[start : start + size] for start in range(0, len(image), size))

@@ -129,7 +129,8 @@ def vote(sq_dist: FloatArray, of_neighbor: IntArray, products: int) -> Doubles:
     weight = np.where(far == nearest, 1.0, (nearest / np.where(far == 0, 1, far)) ** (_POWER / 2))
     votes = np.zeros((len(sq_dist), products))
     np.add.at(votes, (np.arange(len(sq_dist))[:, None], of_neighbor), weight)
-    return votes / votes.sum(axis=1, keepdims=True)
+    shares: Doubles = votes / votes.sum(axis=1, keepdims=True)
+    return shares
 
 
 def _usual_distances(bank: Snapshot) -> tuple[Doubles, Doubles]:

@@ -18,6 +18,7 @@ from spade_faiss import (
     Detector,
     Extraction,
     InputError,
+    Method,
     Preprocess,
     Run,
     add,
@@ -25,12 +26,14 @@ from spade_faiss import (
     drift,
     evaluate,
     fit,
+    load_recipe,
     score_folder,
     suspects,
+    tune,
     verify,
 )
 from spade_faiss.cli import main
-from spade_faiss.decisions.calibration import find_calibration
+from spade_faiss.decisions.calibration import find_calibration, flag_below_p
 from spade_faiss.decisions.rules import DecisionRules
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.report.scorefile import ScoreFile
@@ -286,6 +289,13 @@ def test_calibrations_are_of_products(bank: Path, tiny: Backbone) -> None:
     after = {item.bank.product: [c.outdated(item.bank) for c in item.calibrations] for item in info(bank).products}
     assert not any(after["cap"])
     assert all("its images have changed" in text for text in after["pen"])
+
+
+def test_settings_are_not_chosen_for_several_products(bank: Path, images: Path, tiny: Backbone) -> None:
+    with pytest.raises(InputError, match="settings are chosen for one product"):
+        tune(images / "good", bank=bank, extraction=Extraction(backbone=tiny))
+    with pytest.raises(InputError, match="flag_below_p is by one calibration"):
+        flag_below_p(Bank.open(bank), load_recipe("exact"), Method(), 0.1)
 
 
 def test_tiles_of_products_are_scored_where_the_product_is_named(tmp_path: Path) -> None:
