@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from spade_faiss.bank.shards import SHARD_BYTES
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import BATCH_SIZE, parse_bytes
 from spade_faiss.core.presets import DEFAULT, PAPER, Preset, Usual, load_preset
+from spade_faiss.core.products import check_product
 from spade_faiss.core.settings import Extraction, Preprocess, Run, for_each
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.backbone import Backbone
@@ -24,7 +26,7 @@ from spade_faiss.features.datasets import Duplicate, ImageRecord, Images, Skippe
 from spade_faiss.features.depth import find_bit_depth
 from spade_faiss.features.folders import LeftOut
 from spade_faiss.features.forward.choice import check_torch
-from spade_faiss.features.grouping import find_groups
+from spade_faiss.features.grouping import find_groups, find_products
 from spade_faiss.features.kinds import check_normals
 from spade_faiss.features.layout import Layout, prepare
 from spade_faiss.features.memory import forward_bytes
@@ -50,12 +52,19 @@ class _ShardBuffer:
         self._timings = timings
         self._batches: list[FeatureBatch] = []
         self._bytes = 0
+        self._product = ""
         self._whole = 0  # how many of the batches are of whole pictures
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="write")
         self._pending: Future[None] | None = None
 
-    def add(self, batch: FeatureBatch, *, is_whole: bool) -> None:
-        """Take a batch; `is_whole` says whether all entries of its pictures are there with it, so that a shard may end."""
+    def add(self, batch: FeatureBatch, *, is_whole: bool, product: str = "") -> None:
+        """Take a batch; `is_whole` says whether all entries of its pictures are there with it, so that a shard may end.
+
+        A shard ends where another product begins.
+        """
+        if product != self._product:
+            self.flush()
+            self._product = product
         with self._timings("prepare"):
             prepared = prepare(batch, self._bank.layout)
         self._batches.append(prepared)
@@ -68,12 +77,12 @@ class _ShardBuffer:
         """Commit the pictures that were gathered, once the shard before has been written; a part of one is dropped."""
         self._wait()
         if whole := self._batches[: self._whole]:
-            self._pending = self._pool.submit(self._commit, whole)
+            self._pending = self._pool.submit(self._commit, whole, self._product)
         self._batches, self._bytes, self._whole = [], 0, 0
 
-    def _commit(self, batches: list[FeatureBatch]) -> None:
+    def _commit(self, batches: list[FeatureBatch], product: str) -> None:
         with self._timings("write"):
-            self._bank.append_prepared(concatenate(batches))
+            self._bank.append_prepared(concatenate(batches), product=product)
 
     def _wait(self) -> None:
         if self._pending:
@@ -167,7 +176,9 @@ def extract(
     elif (placed := extraction.preprocess).roi is not None or placed.own_rois:  # the bank's own
         backbone = backbone.with_roi(placed.roi, own_rois=placed.own_rois)
     preprocess = backbone.source.preprocess
-    run = replace(run, roi=extraction.roi if preprocess.own_rois else run.roi, group_by=extraction.group_by)
+    run = replace(
+        run, roi=extraction.roi if preprocess.own_rois else run.roi, group_by=extraction.group_by, products=extraction.products
+    )
     layout = Layout(
         levels=backbone.levels,
         embedding_dim=backbone.embedding_dim,
@@ -194,6 +205,7 @@ def extract(
                 network=made.carried,
                 augment=extraction.augmentation,
                 grouping=extraction.grouping,
+                products=extraction.product_grouping,
                 usual=usual,
             ),
         )
@@ -257,7 +269,8 @@ def add(images: Images, *, bank: str | Path, backbone: Backbone | None = None, r
             network.
         run: `engine` is what runs the backbone; `weights` is the file of its weights, if they are not where they were and
             cannot be downloaded; `roi` is the folder of the images' masks, if the bank was made with one; `group_by` says
-            how these images belong together, if the bank needs to be told.
+            how these images belong together, if the bank needs to be told; `products`, or `product` if all of them are of one,
+            says which products they show, in a bank of several. With `product`, their ids begin with its name.
 
     Raises:
         InputError: for bad input, a folder that holds defects or masks beside normal images, too many unreadable images, an
@@ -326,13 +339,17 @@ def _find_bit_depth(bank: Path, records: Sequence[ImageRecord], run: Run) -> int
 
 def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timings: Timings) -> Added:
     """Extract the images that the bank does not hold, and commit them shard by shard."""
-    records = found.records
+    records = found.records if run.product is None else _of_product(found.records, run.product)
     placements: list[Placement] = []
     augmentation = target.manifest.augment
     views = 1 if augmentation is None else augmentation.views
     with target.writing():  # from the start: a second run fails at once, not after it has computed a shard
         with timings("check"):
             new, removed = _not_in(target, records)
+            products = find_products([record.id for record in new], target.manifest.products, run.products, run.product)
+            product_of = dict(zip([record.id for record in new], products, strict=False))
+            if products:  # a shard is of one product
+                new.sort(key=lambda record: product_of[record.id])
             groups = find_groups([record.id for record in new], target.manifest.grouping, run.group_by)
             group_of = {record.id: group for record, group in zip(new, groups, strict=True)} if groups else {}
             known = {digest: name for name, digest in target.with_removed().sha256_of.items()}
@@ -352,7 +369,8 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
                 batch = extracted.batch
                 if group_of:
                     batch = replace(batch, groups=[group_of[name] for name in batch.picture_ids])
-                buffer.add(batch, is_whole=bool(extracted.records))
+                for part, product in _by_product(batch, product_of):
+                    buffer.add(part, is_whole=bool(extracted.records), product=product)
                 placements += (image.placement for image in extracted.loaded)
         return Added(
             bank=target,
@@ -366,6 +384,23 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
             timing_s=timings.seconds,
             total_s=timings.total_s,
         )
+
+
+def _of_product(records: Sequence[ImageRecord], product: str) -> list[ImageRecord]:
+    """Records whose ids begin with the name of their product: those of two products may be called the same otherwise."""
+    return [replace(record, id=f"{check_product(product)}/{record.id}") for record in records]
+
+
+def _by_product(batch: FeatureBatch, product_of: Mapping[str, str]) -> Iterator[tuple[FeatureBatch, str]]:
+    """The parts of a batch that are of one product each; the batch itself where there are no products."""
+    if not product_of:
+        yield batch, ""
+        return
+    start = 0
+    for product, entries in itertools.groupby(batch.picture_ids, lambda name: product_of[name]):
+        end = start + len(list(entries))
+        yield batch[start:end], product
+        start = end
 
 
 def _batch_size(backbone: Backbone, run: Run, views: int) -> int:

@@ -7,18 +7,19 @@ import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.settings import Decision, ReportOptions, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
-from spade_faiss.decisions.calibration import Verdicts
+from spade_faiss.decisions.calibration import Verdicts, state_of
 from spade_faiss.decisions.regions import Region
-from spade_faiss.decisions.rule import DecisionRule, Decisions
+from spade_faiss.decisions.rules import DecisionRules, Decisions
 from spade_faiss.features.datasets import Duplicate, ImageRecord, Images, Skipped, Survey, survey
 from spade_faiss.features.pictures import Mask
 from spade_faiss.features.placement import Placement, Visible
@@ -36,10 +37,12 @@ from spade_faiss.report.output_place import check_place
 from spade_faiss.report.overlay_files import OverlayFiles
 from spade_faiss.report.page import overlays, run_page
 from spade_faiss.report.picture_store import PictureStore, ShortlistedPictures, SpooledPictures
+from spade_faiss.report.products import ProductResult, product_results
 from spade_faiss.report.results import Results
 from spade_faiss.report.scorefile import ScoreFile, ScoreWriter
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.evaluation import Metrics
+from spade_faiss.scoring.routing import Routes
 
 
 def score_folder(
@@ -94,14 +97,14 @@ class Job:
     Args:
         detector: scores the images.
         folder: the folder of the results.
-        rule: decides which images are alarms; None if there is none, then `notice` says why.
-        notice: why there is no decision rule.
+        rules: decide which images are alarms; None if there are none, then `notice` says why.
+        notice: why there are no decision rules.
         timings: where the seconds of each step are added.
     """
 
     detector: Detector
     folder: OutputFolder
-    rule: DecisionRule | None
+    rules: DecisionRules | None
     notice: str
     timings: Timings
 
@@ -119,6 +122,7 @@ class Scored:
         found: the images as they were found, and what was left out.
         in_bank: the images whose content is in the bank.
         passed_over: for each level whose search counts it, see `Results`.
+        routes: which products they show, of a bank of several.
     """
 
     records: Sequence[ImageRecord]
@@ -129,14 +133,21 @@ class Scored:
     found: Survey
     in_bank: tuple[Duplicate, ...]
     passed_over: dict[str, float]
+    routes: Routes | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluated:
-    """The metrics of a labeled set, and the masks (n, H, W) that they were measured with, if it has masks; see `PixelTruth`."""
+    """The metrics of a labeled set, and the masks (n, H, W) that they were measured with, if it has masks; see `PixelTruth`.
+
+    Of a bank of several products, `products` are the metrics of each, and `truth` is which one each image shows, if the set is
+    of several as well.
+    """
 
     metrics: Metrics
     masks: Mask | None
+    products: Mapping[str, Metrics] = field(default_factory=dict)
+    truth: Sequence[str] | None = None
 
 
 @contextmanager
@@ -146,11 +157,11 @@ def open_job(bank: str | Path | Detector, decision: Decision, plan: OutputPlan) 
     with timings("load"):
         detector = bank if isinstance(bank, Detector) else Detector.open(bank)
     check_place(plan.out, bank=detector.bank, images=plan.images)
-    rule, notice = DecisionRule.of(detector, decision)
+    rules, notice = DecisionRules.of(detector, decision)
     with output_folder(plan.out, plan.command) as folder:
         with timings("load"):
             _ = detector.backbone  # loaded now, so that it counts as loading
-        yield Job(detector=detector, folder=folder, rule=rule, notice=notice, timings=timings)
+        yield Job(detector=detector, folder=folder, rules=rules, notice=notice, timings=timings)
 
 
 def open_pictures(job: Job, report: ReportOptions) -> AbstractContextManager[PictureStore]:
@@ -169,12 +180,13 @@ def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
     Raises:
         InputError: if more images than allowed are unreadable, or all of them.
     """
-    detector, rule, timings = job.detector, job.rule, job.timings
+    detector, rules, timings = job.detector, job.rules, job.timings
     read: list[ImageRecord] = []
     placements: list[Placement] = []
     regions: list[list[Region]] = []
     of_images: list[dict[str, FloatArray]] = []
     statistics, passed_over = [], []
+    routes: list[Routes] = []
     normal_of = {digest: name for name, digest in detector.bank.sha256_of.items()}
     in_bank: list[Duplicate] = []
     stream = detector.stream(timings, "score")
@@ -182,15 +194,14 @@ def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
     with ScoreWriter(job.folder.staged / SCORES, _settings_text(detector), run=job.folder.run, tile=tile) as writer:
         for extracted, scores in stream(found.root, found.records):
             batch = [item.placement for item in extracted.loaded]
-            if rule is not None:
+            if rules is not None:
                 with timings("regions"):
-                    regions += rule.regions(scores, batch)
+                    regions += rules.regions(scores, batch)
             with timings("write"):
                 writer.append(scores)
-            of_images.append(scores.image_scores)
+            of_images.append(dict(scores.image_scores) if rules is None else rules.scores_of(scores))
             statistics.append(scores.statistics)
-            if rule is not None and (structure := rule.calibration.structure(scores.statistics)) is not None:
-                of_images[-1]["structure"] = structure
+            routes += [] if scores.routes is None else [scores.routes]
             passed_over.append(scores.passed_over)
             labels = [record.defective for record in extracted.records]
             pictures.add(
@@ -207,9 +218,10 @@ def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
             read += extracted.records
             placements += batch
         verdicts = None
-        if rule is not None:
+        joined = Routes.join(routes) if routes else None
+        if rules is not None:
             whole = {name: np.concatenate([batch[name] for batch in of_images]) for name in of_images[0]}
-            verdicts = rule(whole, np.concatenate(statistics))
+            verdicts = rules(whole, np.concatenate(statistics), None if joined is None else joined.product)
             if "structure" in whole:
                 writer.add_table("image_scores", {"structure": whole["structure"]})
             writer.add_table("verdict", verdict_columns(verdicts))
@@ -223,6 +235,7 @@ def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
         found=found,
         in_bank=tuple(in_bank),
         passed_over=_mean_shares(passed_over),
+        routes=joined,
     )
 
 
@@ -235,7 +248,21 @@ def _mean_shares(batches: Sequence[Mapping[str, FloatArray]]) -> dict[str, float
 def _settings_text(detector: Detector) -> str:
     """How images were scored, for scores.h5."""
     settings = {**asdict(detector.method), "recipe": detector.recipe.name, "scoring_config": detector.scoring_config.key}
-    return json.dumps({**settings, "generation": detector.bank.generation})
+    found = {**settings, "generation": detector.bank.generation}
+    if products := _product_states(detector):
+        found["products"] = products
+    return json.dumps(found)
+
+
+def _product_states(detector: Detector) -> dict[str, dict[str, str]]:
+    """By product, the scoring config and the state that images were scored with; none in a bank of one product."""
+    bank = detector.bank
+    configs = {bank.product: detector.scoring_config} if bank.product else detector.product_configs
+    parts = {name: bank if bank.product else bank.part(name) for name in configs}
+    return {
+        name: {"scoring_config": config.key, "state": state_of(parts[name])["shards_sha256"]}
+        for name, config in configs.items()
+    }
 
 
 def write_results(
@@ -298,9 +325,15 @@ def _write_overlays(folder: Path, inputs: ReportInputs, colors: tuple[float, flo
 
 def _summarize(job: Job, scored: Scored, evaluated: Evaluated | None) -> Results:
     decisions = None
-    if job.rule is not None and scored.verdicts is not None:
+    if job.rules is not None and scored.verdicts is not None:
         defective = None if evaluated is None else np.array([bool(record.defective) for record in scored.records])
-        decisions = Decisions(rule=job.rule, verdicts=scored.verdicts, regions=scored.regions, defective=defective)
+        decisions = Decisions(
+            rules=job.rules,
+            verdicts=scored.verdicts,
+            regions=scored.regions,
+            defective=defective,
+            products=None if scored.routes is None else scored.routes.product,
+        )
     return Results(
         out=job.folder.out,
         images=len(scored.records),
@@ -315,7 +348,18 @@ def _summarize(job: Job, scored: Scored, evaluated: Evaluated | None) -> Results
         timing_s=job.timings.seconds,
         total_s=job.timings.total_s,
         peak_memory_bytes=peak_memory_bytes(),
+        products=_by_product(job.detector.bank, scored, decisions, evaluated),
     )
+
+
+def _by_product(
+    bank: Snapshot, scored: Scored, decisions: Decisions | None, evaluated: Evaluated | None
+) -> tuple[ProductResult, ...]:
+    if scored.routes is None:
+        return ()
+    normals = {bank.product: len(bank.pictures)} if bank.product else {name: bank.images_of(name) for name in bank.products}
+    truth, metrics = (None, {}) if evaluated is None else (evaluated.truth, evaluated.products)
+    return product_results(normals, scored.routes, truth, decisions, metrics)
 
 
 def peak_memory_bytes() -> int:
