@@ -74,7 +74,8 @@ def growth(figures: Figures) -> str:
         lines.append(
             f"- {row['set']}, {row['normals']:,} normals: `global` takes {ms['median']:.0f} ms "
             f"({ms['min']:.0f} to {ms['max']:.0f}) an image by itself, and {together['median']:.0f} ms "
-            f"({together['min']:.0f} to {together['max']:.0f}) where 12 are searched together; its index, {mebibytes(index)} beside a bank of "
+            f"({together['min']:.0f} to {together['max']:.0f}) where 12 are searched together; "
+            f"its index, {mebibytes(index)} beside a bank of "
             f"{mebibytes(row['bank_bytes'])}, is built in {build_s:.0f} s."
         )
     for row in figures["whole_bank"]["leave_one_out"]["rows"]:

@@ -138,7 +138,9 @@ class GlobalSearch:
             x = xq[images].reshape(-1, channels)
             projected = np.concatenate([self._project(xq[image])[0] for image in images])
             running += [
-                self._workers.submit(self._search_part, x[part], projected[part], images, part, allowed, best, queries)
+                self._workers.submit(
+                    self._search_part, x[part], projected[part], _of_images(images, queries, part), allowed, best
+                )
                 for part in slices(len(x), min(len(x), -(-self._workers.threads // groups)))
             ]
         for task in running:
@@ -159,13 +161,11 @@ class GlobalSearch:
         self,
         x: FloatArray,
         projected: FloatArray,
-        images: IntArray,
-        part: slice,
+        of_images: list[tuple[int, slice, slice]],
         allowed: list[npt.NDArray[np.bool_]],
         best: RunningBest,
-        queries: int,
     ) -> None:
-        """Search for a part of the queries of some images."""
+        """Search for some queries, which `of_images` says the images of."""
         rerank = max(self._rerank, best.kappa)
         D, ids = self._search(x, projected, allowed, self._nprobe, rerank, best.kappa)
         # Where the nearest lists hold fewer vectors than are asked for, all of them are searched.
@@ -174,10 +174,27 @@ class GlobalSearch:
             D[short], ids[short] = self._search(x[short], projected[short], allowed, self._count, rerank, best.kappa)
         row, location = np.divmod(ids, self._blocks.level.locations)
         location[ids < 0] = -1
-        for place in range(part.start // queries, -(-part.stop // queries)):
-            first, last = max(part.start, place * queries), min(part.stop, (place + 1) * queries)
-            of_image, found = slice(first - place * queries, last - place * queries), slice(first - part.start, last - part.start)
-            best.merge(int(images[place]), of_image, row[found], location[found], D[found])
+        for image, queries, found in of_images:
+            best.merge(image, queries, row[found], location[found], D[found])
+
+
+def _of_images(images: IntArray, queries: int, part: slice) -> list[tuple[int, slice, slice]]:
+    """The images of a part of all their queries, which stand one image's after the other's.
+
+    Args:
+        images: the numbers of the images.
+        queries: how many queries each has.
+        part: the part.
+
+    Returns:
+        Each image that has queries in the part: its number, these among its queries, and these among those of the part.
+    """
+    found = []
+    for place in range(part.start // queries, -(-part.stop // queries)):
+        begin = place * queries
+        first, last = max(part.start, begin), min(part.stop, begin + queries)
+        found.append((int(images[place]), slice(first - begin, last - begin), slice(first - part.start, last - part.start)))
+    return found
 
 
 class Projection:
