@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from spade_faiss.scoring.scores import Scores
     from spade_faiss.search.recipe import Recipe, load_recipe
     from spade_faiss.workflows.calibrate import calibrate
+    from spade_faiss.workflows.convert import convert
     from spade_faiss.workflows.drift import drift
     from spade_faiss.workflows.evaluate import evaluate
     from spade_faiss.workflows.extract import add, extract
@@ -93,6 +94,7 @@ _HOMES = {
     "add": "workflows.extract",
     "build_index": "index.build",
     "calibrate": "workflows.calibrate",
+    "convert": "workflows.convert",
     "doctor": "diagnostics.doctor",
     "drift": "workflows.drift",
     "evaluate": "workflows.evaluate",
@@ -140,6 +142,7 @@ __all__ = [
     "add",
     "build_index",
     "calibrate",
+    "convert",
     "doctor",
     "drift",
     "evaluate",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from spade_faiss.bank.codes import CODES
 from spade_faiss.bank.locks import LOCK, READERS, WRITER
 from spade_faiss.bank.network import NETWORK
 from spade_faiss.core.files import TEMPORARY_PATTERN
@@ -15,7 +16,7 @@ INDEXES = "indexes"
 CALIBRATIONS = "calibration"
 TUNING = "tuning.json"
 
-NAMES = (MANIFEST, SHARDS, NETWORK, INDEXES, CALIBRATIONS, TUNING, LOCK, WRITER, READERS)
+NAMES = (MANIFEST, SHARDS, CODES, NETWORK, INDEXES, CALIBRATIONS, TUNING, LOCK, WRITER, READERS)
 # indexes/NAME/gallery/FILE
 _DEPTH = 4
 
