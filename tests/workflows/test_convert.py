@@ -42,7 +42,7 @@ def bank(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_converted_bank_is_the_bank_but_for_its_maps(bank: Path, good: Path, tmp_path: Path) -> None:
     before = files(bank)
-    done = convert(bank, tmp_path / "small", store="pca8-int8")
+    done = convert(bank, tmp_path / "small", store="pca3-int8")
     assert files(bank) == before
     source, made = Bank.open(bank), Bank.open(tmp_path / "small")
     assert (len(made), made.ids, made.group_of) == (10, source.ids, source.group_of)
@@ -52,7 +52,7 @@ def test_a_converted_bank_is_the_bank_but_for_its_maps(bank: Path, good: Path, t
     assert not made.removed
     rows = np.arange(10)
     np.testing.assert_array_equal(made.embedding(rows), source.embedding(rows))
-    assert str(made.layout.store) == "pca8-int8"
+    assert str(made.layout.store) == "pca3-int8"
     assert done.bytes_before == source.bytes_on_disk
     assert verify(made.path, deep=True).problems == ()
     # It has a calibration, and is used without the module that made it, as the bank is: by the network that it carries.
@@ -64,7 +64,7 @@ def test_a_converted_bank_is_the_bank_but_for_its_maps(bank: Path, good: Path, t
     assert made.manifest.codes is not None
     assert made.manifest.codes.pictures == 10
     direct = tmp_path / "direct"
-    extract(good, bank=direct, preset="spade", extraction=Extraction(backbone=tiny_backbone(), store="pca8-int8"))
+    extract(good, bank=direct, preset="spade", extraction=Extraction(backbone=tiny_backbone(), store="pca3-int8"))
     assert Bank.open(direct).layout == made.layout
 
 
@@ -110,8 +110,8 @@ def test_what_cannot_be_converted_is_refused(bank: Path, tmp_path: Path) -> None
         convert(small, tmp_path / "more", store="float16")
     with pytest.raises(InputError, match="is the bank itself; name a new folder"):
         convert(bank, bank, store="int8")
-    with pytest.raises(InputError, match="has store='int8', asked for 'pca8-int8'"):
-        convert(bank, small, store="pca8-int8")
+    with pytest.raises(InputError, match="has store='int8', asked for 'pca3-int8'"):
+        convert(bank, small, store="pca3-int8")
     with pytest.raises(InputError, match="store='int4' is not one of float16"):
         convert(bank, tmp_path / "more", store="int4")
     other = Bank.open(small)
@@ -137,16 +137,16 @@ def test_numbers_beyond_a_store_are_refused(bank: Path, tmp_path: Path) -> None:
 
 
 def test_the_commands(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["convert", str(bank), str(tmp_path / "small"), "--store", "pca8-int8", "--json"]) == 0
+    assert main(["convert", str(bank), str(tmp_path / "small"), "--store", "pca3-int8", "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert (found["store"], found["images"]) == ("pca8-int8", 10)
+    assert (found["store"], found["images"]) == ("pca3-int8", 10)
     assert found["bytes"] < found["bytes_before"]
     assert len(found["losses"]) == len(Bank.open(bank).layout.levels)
     assert found["calibration"] is not None
     assert main(["info", str(tmp_path / "small")]) == 0
     text = capsys.readouterr().out
-    assert "features   pca8-int8, normalize none, pool 1" in text
-    assert "stored as 8 numbers" in text
+    assert "features   pca3-int8, normalize none, pool 1" in text
+    assert "stored as 3 numbers" in text
     assert "of the vectors that are found are as near, or nearly so" in text
     assert main(["info", str(tmp_path / "small"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["codes"]["losses"] == found["losses"]
@@ -155,7 +155,7 @@ def test_the_commands(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_fit_and_add_with_codes(good: Path, tmp_path: Path) -> None:
     """By the preset that is taken unasked: what is searched is joined, and indexed."""
     network, path = tiny_backbone(), tmp_path / "bank"
-    done = fit(sorted(good.glob("lot[012]/*")), bank=path, extraction=Extraction(backbone=network, store="pca8-int8"))
+    done = fit(sorted(good.glob("lot[012]/*")), bank=path, extraction=Extraction(backbone=network, store="pca3-int8"))
     assert done.index is not None
     learned = done.bank.manifest.codes
     assert learned is not None
