@@ -83,15 +83,16 @@ def write_network(folder: Path, network: ExportedNetwork | CarriedNetwork) -> Ne
 
 def _copied(folder: Path, network: CarriedNetwork) -> NetworkEntry:
     (place := check_inside(folder, NETWORK)).mkdir(exist_ok=True)
-    copies = {}
-    for kind in ("graph", "probe"):
-        entry: FileEntry = getattr(network.entry, kind)
+
+    def copy(entry: FileEntry) -> FileEntry:
         path = place / entry.file
         write_bytes(path, read_regular(_checked(network.folder, entry), _MOST_GRAPH_BYTES, _REMEDY))
-        copies[kind] = FileEntry.of(path, hash_file(path))
-        if copies[kind].sha256 != entry.sha256:
+        copied = FileEntry.of(path, hash_file(path))
+        if copied.sha256 != entry.sha256:
             raise BankError(f"the network {network.folder / NETWORK / entry.file} is not the one that was written; {_REMEDY}")
-    return replace(network.entry, **copies)
+        return copied
+
+    return replace(network.entry, graph=copy(network.entry.graph), probe=copy(network.entry.probe))
 
 
 def _written(folder: Path, exported: ExportedNetwork) -> NetworkEntry:

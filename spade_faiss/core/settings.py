@@ -355,7 +355,8 @@ class Extraction:
     store: str = setting(
         "float16",
         "how feature maps are stored: float16 or float32, or as codes: int8, a byte a channel, or pcaN-int8, N bytes a "
-        "location, such as pca16-int8 for efficientnet_lite0 and pca64-int8 for wide_resnet50_2",
+        "location at all levels, or at each, the finest first: pca7,40,56-int8 for efficientnet_lite0, pca64-int8 for "
+        "wide_resnet50_2",
         metavar="STORE",
         formerly="dtype",
     )

@@ -81,7 +81,7 @@ class FeatureBatch:
         ids: n distinct, non-empty names.
         embedding: (n, d), the pooled feature of each image.
         levels: the maps of each pyramid level by its name, (n, H, W, C), channels last; once prepared for a bank that has a
-            region of interest, (n, locations, C).
+            region of interest, (n, locations, C). Numbers of floating point, or int8 codes that a bank stores or stored.
         source: what made the features; if a bank knows its own source, the two must be equal.
         valid: (n, H, W) at the size of the input, False where nothing is inspected: in the margins of a letterbox, and, once
             prepared, outside of the bank's region of interest; score maps are 0 there. None says that everything is.
@@ -98,7 +98,7 @@ class FeatureBatch:
 
     ids: Sequence[str]
     embedding: npt.NDArray[np.floating[Any]]
-    levels: Mapping[str, npt.NDArray[np.floating[Any]]]
+    levels: Mapping[str, npt.NDArray[Any]]
     source: Source | None = None
     valid: npt.NDArray[np.bool_] | None = field(default=None, kw_only=True)
     paths: Sequence[str] = field(default=(), kw_only=True)

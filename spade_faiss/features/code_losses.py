@@ -92,5 +92,6 @@ def _correlation(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> floa
 def _sq_distances(xq: FloatArray, xb: FloatArray) -> npt.NDArray[np.float64]:
     """The squared distances (nq, nb) of vectors, off by what float64 rounds."""
     q, x = xq.astype(np.float64), xb.astype(np.float64)
-    found = np.square(q).sum(axis=1)[:, np.newaxis] + np.square(x).sum(axis=1) - 2 * (q @ x.T)
-    return np.maximum(found, 0, out=found)
+    found: npt.NDArray[np.float64] = np.square(q).sum(axis=1)[:, np.newaxis] + np.square(x).sum(axis=1) - 2 * (q @ x.T)
+    np.maximum(found, 0, out=found)
+    return found

@@ -41,8 +41,8 @@ class Layout:
         roi: the part of the input that is inspected; None for all of it. The levels get what it is on their grids.
         own_rois: whether each image has a part of its own that is inspected, which its `valid` says. Its maps are stored whole,
             and searched in part.
-        numbers: the most numbers that a code has, see `Store`; the levels get fewer channels where they have more. None for
-            codes of every channel, and where no codes are stored.
+        numbers: the most numbers that a code has, see `Store`, one for all levels or one for each; the levels get fewer
+            channels where they have more. None for codes of every channel, and where no codes are stored.
 
     Raises:
         InputError: for a value out of its range.
@@ -57,12 +57,12 @@ class Layout:
     pool_border: str = "valid"
     roi: Roi | None = None
     own_rois: bool = False
-    numbers: int | None = None
+    numbers: tuple[int, ...] | int | None = None
 
     @property
     def store(self) -> Store:
         """How maps are stored."""
-        return Store(dtype=self.dtype, numbers=self.numbers)
+        return Store(dtype=self.dtype, numbers=self._numbers)
 
     @property
     def image_bytes(self) -> int:
@@ -147,13 +147,23 @@ class Layout:
 
     def _check_numbers(self) -> None:
         """Check `numbers`, and give the levels the channels that they are stored with."""
-        if self.numbers is not None:
-            if not self.store.is_coded:
-                raise InputError(f"numbers={self.numbers} is of codes, and dtype={self.dtype!r} stores none; leave it out")
-            check_at_least("numbers", self.numbers, LEAST_NUMBERS)
-            if self.numbers > MOST_NUMBERS:
-                raise InputError(f"numbers={self.numbers} is more than a code has, {MOST_NUMBERS}; lower it")
-        object.__setattr__(self, "levels", tuple(_with_numbers(level, self.numbers) for level in self.levels))
+        if self.numbers is not None and self.dtype != "int8":
+            raise InputError(f"numbers={self.numbers} is of codes, and dtype={self.dtype!r} stores none; leave it out")
+        given = self.numbers[0] if isinstance(self.numbers, tuple) and len(self.numbers) == 1 else self.numbers
+        several: tuple[int | None, ...] = for_each("numbers", given, len(self.levels))
+        for numbers in several if given is not None else ():
+            check_at_least("numbers", numbers, LEAST_NUMBERS)
+            if numbers is not None and numbers > MOST_NUMBERS:
+                raise InputError(f"numbers={numbers} is more than a code has, {MOST_NUMBERS}; lower it")
+        object.__setattr__(self, "numbers", None if given is None else several)
+        levels = (_with_numbers(level, numbers) for level, numbers in zip(self.levels, several, strict=True))
+        object.__setattr__(self, "levels", tuple(levels))
+
+    @property
+    def _numbers(self) -> tuple[int, ...] | None:
+        """`numbers`, one for each level, as they are once they are checked."""
+        assert not isinstance(self.numbers, int)
+        return self.numbers
 
 
 def _with_numbers(level: Level, numbers: int | None) -> Level:

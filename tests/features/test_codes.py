@@ -41,13 +41,16 @@ def learned(count: int = 6) -> tuple[FeatureBatch, dict[str, LevelCodes]]:
     return batch, dict(learn_codes(batch, LAYOUT).levels)
 
 
-@pytest.mark.parametrize("name", ["float16", "float32", "int8", "pca2-int8", "pca64-int8", "pca1024-int8"])
+@pytest.mark.parametrize("name", ["float16", "float32", "int8", "pca2-int8", "pca64-int8", "pca1024-int8", "pca7,40,56-int8"])
 def test_a_store_is_named_as_it_is_asked_for(name: str) -> None:
     assert str(Store.parse(name)) == name
     assert Extraction(store=name).store == name
 
 
-@pytest.mark.parametrize("name", ["float64", "pca-int8", "pca1-int8", "pca1025-int8", "pca64", "pca6.4-int8", "PCA64-int8", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["float64", "pca-int8", "pca1-int8", "pca1025-int8", "pca64", "pca6.4-int8", "PCA64-int8", "pca8,-int8", "pca8,1-int8", ""],
+)
 def test_another_name_of_a_store_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="is not one of float16, float32, int8, or pcaN-int8"):
         Extraction(store=name)
@@ -62,10 +65,18 @@ def test_levels_have_as_many_numbers_as_codes_store() -> None:
     # What is given with codes already is the same, and can be changed back.
     assert replace(LAYOUT, levels=LAYOUT.levels) == LAYOUT
     assert replace(LAYOUT, dtype="float16", numbers=None).levels == (FINE, COARSE)
+    # One for all, or one for each.
+    assert str(LAYOUT.store) == "pca6-int8"
+    each = replace(LAYOUT, numbers=(3, 4))
+    assert [level.channels for level in each.levels] == [3, 4]
+    assert str(each.store) == "pca3,4-int8"
+    assert replace(LAYOUT, numbers=Store.parse("pca6-int8").numbers) == LAYOUT
+    with pytest.raises(InputError, match=r"numbers=\(3, 4, 5\) has 3 values for 2 levels; give one for each, or one for all"):
+        replace(LAYOUT, numbers=(3, 4, 5))
 
 
 def test_numbers_without_codes_and_beyond_their_range_are_refused() -> None:
-    with pytest.raises(InputError, match="numbers=6 is of codes, and dtype='float16' stores none"):
+    with pytest.raises(InputError, match=r"numbers=\(6, 6\) is of codes, and dtype='float16' stores none"):
         replace(LAYOUT, dtype="float16")
     with pytest.raises(InputError, match="numbers=1 must be an integer of at least 2"):
         replace(LAYOUT, numbers=1)

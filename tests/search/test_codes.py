@@ -66,9 +66,16 @@ def assert_same(banks: tuple[Bank, Bank], recipe: Recipe, method: Method) -> Non
 
 
 def engines() -> list[Recipe]:
-    native = [{"engine": "native", "simd_level": name} for name, why in why_not().items() if not why]
-    settings = [*native, {"engine": "faiss"}, {"engine": "torch"}, {"engine": "torch", "product": "bfloat16"}]
-    return [Recipe(name="-".join(each.values()), query=Query(settings=each)) for each in settings]
+    native: list[dict[str, int | float | str]] = [
+        {"engine": "native", "simd_level": name} for name, why in why_not().items() if not why
+    ]
+    settings: list[dict[str, int | float | str]] = [
+        *native,
+        {"engine": "faiss"},
+        {"engine": "torch"},
+        {"engine": "torch", "product": "bfloat16"},
+    ]
+    return [Recipe(name="-".join(map(str, each.values())), query=Query(settings=each)) for each in settings]
 
 
 @by_name(engines())

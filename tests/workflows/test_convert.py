@@ -12,6 +12,7 @@ import pytest
 
 from spade_faiss import Bank, Detector, Extraction, InputError, convert, extract, fit
 from spade_faiss.bank import bank as bank_module
+from spade_faiss.bank.shards import write_shard
 from spade_faiss.cli import main
 from spade_faiss.core.settings import Method, Run
 from spade_faiss.decisions.calibration import stored_calibrations
@@ -90,7 +91,7 @@ def test_an_interrupted_conversion_goes_on(bank: Path, tmp_path: Path, monkeypat
     # Batches of one shard each.
     monkeypatch.setattr(convert_module, "SHARD_BYTES", 1)
     with monkeypatch.context() as patched:
-        patched.setattr(bank_module, "write_shard", fail_on_call(bank_module.write_shard, 3))
+        patched.setattr(bank_module, "write_shard", fail_on_call(write_shard, 3))
         with pytest.raises(PowerCutError):
             convert(shards, tmp_path / "made", store="int8", calibrate=False)
     held = Bank.open(tmp_path / "made")
