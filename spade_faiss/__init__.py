@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from spade_faiss.scoring.scores import Scores
     from spade_faiss.search.recipe import Recipe, load_recipe
     from spade_faiss.workflows.calibrate import calibrate, calibrate_products
+    from spade_faiss.workflows.convert import convert
     from spade_faiss.workflows.drift import drift, drift_of_products
     from spade_faiss.workflows.evaluate import evaluate
     from spade_faiss.workflows.extract import add, extract
@@ -94,6 +95,7 @@ _HOMES = {
     "build_index": "index.build",
     "calibrate": "workflows.calibrate",
     "calibrate_products": "workflows.calibrate",
+    "convert": "workflows.convert",
     "doctor": "diagnostics.doctor",
     "drift": "workflows.drift",
     "drift_of_products": "workflows.drift",
@@ -143,6 +145,7 @@ __all__ = [
     "build_index",
     "calibrate",
     "calibrate_products",
+    "convert",
     "doctor",
     "drift",
     "drift_of_products",

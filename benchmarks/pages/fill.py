@@ -18,6 +18,7 @@ from benchmarks.pages import (
     reference,
     serve,
     speed,
+    stores,
     sweep,
     tiles,
     tuning,
@@ -52,6 +53,7 @@ _FILES = (
         "deployment",
         "tuning",
         "serve",
+        "stores",
     ),
 )
 
@@ -142,6 +144,10 @@ GENERATED: dict[str, Callable[[Figures], str]] = {
     "serve_held": serve.held,
     "api_operations": serve.operations,
     "api_fields": serve.picture_fields,
+    "stores_quality": stores.quality,
+    "stores_losses": stores.losses,
+    "stores_cost": stores.cost,
+    "stores_large": stores.large,
     "sweep_images": sweep.recommended_images,
     "sweep_pixels": sweep.recommended_pixels,
     "sweep_peers": sweep.peers,

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.features import SHAPES
+from benchmarks.pages import stores
+from benchmarks.stores import SEARCHES
 from benchmarks.sweep import page
 from benchmarks.sweep.summary import summary_of
 from benchmarks.whole_bank import RECIPES
@@ -27,9 +29,23 @@ def measured() -> str:
         if row["batch"] == 1 and row["set"] in SHAPES  # advice is about a backbone's shapes
     ]
     found["whole"] = list(_whole_rows(json.loads((RESULTS / "whole_bank.json").read_bytes())))
-    names = ("image", "pixel", "kernel", "whole")
+    found["stores"] = list(_store_rows(json.loads((RESULTS / "stores.json").read_bytes())))
+    names = ("image", "pixel", "kernel", "whole", "stores")
     parts = {name: "[\n" + ",\n".join(map(json.dumps, found.pop(name))) + "\n]" for name in names}
     return json.dumps(found)[:-1] + "".join(f', "{name}": {lines}' for name, lines in parts.items()) + "}\n"
+
+
+def _store_rows(figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a picture takes by each store, and the most that it loses on real sets, which were measured with one backbone."""
+    quality = figures["quality"]["rows"]
+    of_backbone = {"lite0": stores.stores_of(quality)}
+    seen: set[tuple[str, str]] = set()
+    for row in figures["cost"]["rows"]:
+        if (key := (row["set"], row["store"])) not in seen:
+            seen.add(key)
+            is_measured = row["store"] in of_backbone.get(row["set"], ())
+            lost = max(stores.worst_loss(quality, search, row["store"])[0] for search in SEARCHES) if is_measured else None
+            yield {"set": row["set"], "store": row["store"], "bytes": round(row["bytes"]), "lost": lost}
 
 
 def _whole_rows(figures: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -35,13 +35,17 @@ RESIZE_MODES = {
     "elpv": "crop",
 }
 # What may stand after the name of a real set, and how its maps are prepared then: vectors of unit length at each location, or
-# averages over 3 x 3 locations, those outside of the map being zeros, of all levels or of all but the finest; or both.
+# averages over 3 x 3 locations, those outside of the map being zeros, of all levels or of all but the finest; or both. Or, as
+# they are and averaged, stored as float32.
 NORMALIZED, POOLED, COARSE_POOLED, POOLED_NORMALIZED = "-l2", "-pool3", "-pool133", "-pool3l2"
+FULL, POOLED_FULL = "-float32", "-pool3float32"
 PREPARED: dict[str, dict[str, Any]] = {
     NORMALIZED: {"normalize": "l2"},
     POOLED: {"pool": 3, "pool_border": "zero"},
     COARSE_POOLED: {"pool": (1, 3, 3), "pool_border": "zero"},
     POOLED_NORMALIZED: {"pool": 3, "pool_border": "zero", "normalize": "l2"},
+    FULL: {"store": "float32"},
+    POOLED_FULL: {"pool": 3, "pool_border": "zero", "store": "float32"},
 }
 GENERATED_NORMALS, GENERATED_TESTS = 200, 32
 _SIDE = 56

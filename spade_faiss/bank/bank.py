@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spade_faiss.bank.codes import CODES, CodesEntry, check_codes_file, read_codes, write_codes
 from spade_faiss.bank.compaction import Compaction, join_shards, plan_compaction
 from spade_faiss.bank.locks import LOCK, READERS, WRITER, Lease, WriterLock
 from spade_faiss.bank.manifest import Manifest, read_manifest, versions, write_manifest
@@ -30,6 +31,8 @@ from spade_faiss.core.process import PerProcess
 from spade_faiss.core.products import check_product, product_folder
 from spade_faiss.core.schema import shorten
 from spade_faiss.features.batch import FeatureBatch
+from spade_faiss.features.code_losses import measure_losses
+from spade_faiss.features.codes import learn_codes
 from spade_faiss.features.layout import Layout, prepare
 
 if TYPE_CHECKING:
@@ -104,6 +107,8 @@ class Bank(Snapshot):
             lease.end()
         for shard in manifest.shards if check else ():
             check_shard(folder / SHARDS / shard.file, shard)
+        if check and manifest.codes is not None:
+            check_codes_file(folder, manifest.codes)
         return cls(folder, manifest, lease)
 
     @classmethod
@@ -199,7 +204,10 @@ class Bank(Snapshot):
         self.append_prepared(prepare(batch, self.layout), product=product)
 
     def append_prepared(self, batch: FeatureBatch, *, product: str = "") -> None:
-        """Do what `append` does for a batch that `prepare` returned and that is from this bank's source."""
+        """Do what `append` does for a batch that `prepare` returned and that is from this bank's source.
+
+        The first batch of a bank of codes is what its codes are learned from: give some hundred pictures at once.
+        """
         self._check_product(product)
         with self.writing(), self._committing():
             state = self._state
@@ -210,8 +218,10 @@ class Bank(Snapshot):
                 raise InputError(
                     f"the bank {self.path} already holds {len(held)} of these images, the first is {held[0][0]!r}{removed}"
                 )
-            shard = write_shard(self._new_shard(f"{self.generation + 1:06d}.h5"), batch, product)
-            manifest = self._commit("add", len(set(batch.picture_ids)), (*state.manifest.shards, shard))
+            learned = self._learned_codes(batch)
+            encoded = batch if learned is None else self._encoded(batch, learned)
+            shard = write_shard(self._new_shard(f"{self.generation + 1:06d}.h5"), encoded, product)
+            manifest = self._commit("add", len(set(batch.picture_ids)), (*state.manifest.shards, shard), learned)
             self._state = state.appended(manifest, batch.ids)
 
     def remove(self, ids: Sequence[str]) -> int:
@@ -302,6 +312,34 @@ class Bank(Snapshot):
             self._continued = True
             self._state = BankState(self.path, manifest)
 
+    def learn_prepared(self, batch: FeatureBatch) -> None:
+        """Learn the codes of a bank before any picture is stored; otherwise, it learns from the first batch of pictures.
+
+        Args:
+            batch: what `prepare` returned for pictures of all kinds that the bank will hold; they are not stored.
+
+        Raises:
+            InputError: for a bank that stores no codes, or has learned them.
+            BankError: if another process is writing to the bank.
+        """
+        with self.writing(), self._committing():
+            if not self.layout.store.is_coded or self.manifest.codes is not None:
+                why = "has learned its codes" if self.manifest.codes is not None else f"stores {self.layout.store}, no codes"
+                raise InputError(f"the bank {self.path} {why}; there is nothing to learn")
+            count = len(set(batch.picture_ids))
+            manifest = self._commit("learn", count, self.manifest.shards, self._learned_codes(batch))
+            self._state = BankState(self.path, manifest)
+
+    def _learned_codes(self, batch: FeatureBatch) -> CodesEntry | None:
+        """Return the codes of the bank, which are learned from this batch if it has none; None for a bank that stores none."""
+        if not self.layout.store.is_coded or self.manifest.codes is not None:
+            return self.manifest.codes
+        codes = learn_codes(batch, self.layout)
+        return write_codes(self.path, codes, len(set(batch.picture_ids)), measure_losses(batch, codes))
+
+    def _encoded(self, batch: FeatureBatch, entry: CodesEntry) -> FeatureBatch:
+        return read_codes(self.path / CODES, entry.sha256, self.layout).encode(batch)
+
     def _new_shard(self, name: str) -> Path:
         """Return the path of a shard that is about to be written; raise BankError if a committed one has its name."""
         path = check_inside(self.path, SHARDS, name)
@@ -324,9 +362,10 @@ class Bank(Snapshot):
             self._state = BankState(self.path, self._commit(action, len(pictures), tuple(shards)))
         return len(pictures)
 
-    def _commit(self, action: str, images: int, shards: tuple[ShardEntry, ...]) -> Manifest:
-        """Write the next manifest; whoever opens the bank from now on sees it."""
+    def _commit(self, action: str, images: int, shards: tuple[ShardEntry, ...], codes: CodesEntry | None = None) -> Manifest:
+        """Write the next manifest; whoever opens the bank from now on sees it. `codes` are those that it had or learned."""
         manifest = self.manifest.next(action, images, shards, continued=self._continued)
+        manifest = manifest if codes is None else replace(manifest, codes=codes)
         write_manifest(self.path, manifest)
         self._continued = True
         return manifest
@@ -383,7 +422,9 @@ def _first_manifest(folder: Path, layout: Layout, origin: Origin) -> Manifest:
 
 
 def _comparable(layout: Layout) -> dict[str, Any]:
-    return {"roi": None, **named_layout(layout)}
+    values = named_layout(replace(layout, numbers=None))
+    del values["dtype"]
+    return {"store": str(layout.store), "roi": None, **values}
 
 
 def _whose(state: BankState, name: str) -> str:
@@ -405,7 +446,7 @@ def _check_new(folder: Path) -> None:
         raise InputError(f"{folder} holds shards but no {MANIFEST}; restore it from a backup, or choose another folder")
     # The files of a creation that was interrupted are allowed.
     if not folder.is_dir() or any(
-        item.name not in (SHARDS, NETWORK, LOCK, WRITER, READERS) and not item.match(TEMPORARY_PATTERN)
+        item.name not in (SHARDS, CODES, NETWORK, LOCK, WRITER, READERS) and not item.match(TEMPORARY_PATTERN)
         for item in folder.iterdir()
     ):
         raise InputError(f"{folder} exists and is not a bank; choose a new or empty folder")

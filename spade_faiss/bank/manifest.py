@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from spade_faiss.bank.codes import CodesEntry
 from spade_faiss.bank.network import NetworkEntry
 from spade_faiss.bank.places import MANIFEST
 from spade_faiss.bank.shards import ShardEntry
@@ -63,6 +64,7 @@ class Manifest:
         augment: the views that it holds of each picture beside the picture; None if it holds none.
         grouping: what says which pictures belong together; None if each is by itself.
         products: what says which product a picture shows; None for a bank of one product. Each shard is then of one.
+        codes: how maps become codes; None in a bank that stores none, and before the first pictures are there.
     """
 
     generation: int
@@ -77,6 +79,7 @@ class Manifest:
     augment: Augmentation | None = None
     grouping: Grouping | None = None
     products: Grouping | None = None
+    codes: CodesEntry | None = None
 
     def __post_init__(self) -> None:
         check_at_least("generation", self.generation, 0)
@@ -102,11 +105,14 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Commit a state of the bank in `folder`: from now on, whoever opens the bank sees it."""
-    content = asdict(manifest)
-    if manifest.products is None:  # versions before, which know no products, read such a bank
+    content = {**asdict(manifest), "layout": manifest.layout.written()}
+    # What older versions read.
+    if manifest.products is None:
         del content["products"]
         for shard in content["shards"]:
             del shard["product"]
+    if manifest.codes is None:
+        del content["codes"]
     write_signed(folder / MANIFEST, FORMAT, SCHEMA, content)
 
 
@@ -122,7 +128,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not is_regular(path):
         raise NotFoundError(f"there is no bank at {folder} (no {MANIFEST}); make one with: {fit_command(folder)}")
     manifest = read_signed(path, Manifest, FORMAT, SCHEMA, "restore it from a backup")
-    if wrong := _wrong_settings(manifest.layout) or _wrong_shards(manifest):
+    if wrong := _wrong_settings(manifest.layout) or _wrong_shards(manifest) or _wrong_codes(manifest):
         raise BankError(f"{path} is damaged: {wrong}; restore it from a backup")
     least = manifest.layout.image_bytes
     for shard in manifest.shards:
@@ -162,6 +168,20 @@ def _wrong_shards(manifest: Manifest) -> str:
             has = f"is of product {shorten(shard.product)}" if shard.product else "is of no product"
             return f"shard {shard.file} {has}, the bank is of {'several' if manifest.products is not None else 'one'}"
         seen |= {shard.file, shard.sha256}
+    return ""
+
+
+def _wrong_codes(manifest: Manifest) -> str:
+    """Say what is wrong with the record of the codes; empty if nothing is."""
+    codes, store = manifest.codes, manifest.layout.store
+    if codes is None:
+        return f"its shards are said to hold {store}, and no codes are named" if manifest.shards and store.is_coded else ""
+    if not store.is_coded:
+        return f"it names codes, and its shards are said to hold {store}"
+    try:
+        check_sha256(codes.sha256)
+    except InputError as error:
+        return str(error)
     return ""
 
 

@@ -61,12 +61,41 @@ class NetworkEntry:
         return self.graph.bytes + self.probe.bytes
 
 
-def write_network(folder: Path, exported: ExportedNetwork) -> NetworkEntry:
-    """Write an exported network into the bank in `folder`, named by the checksum of its weights.
+@dataclass(frozen=True, kw_only=True)
+class CarriedNetwork:
+    """The network that another bank carries: that bank's folder, and its record there."""
+
+    folder: Path
+    entry: NetworkEntry
+
+
+def write_network(folder: Path, network: ExportedNetwork | CarriedNetwork) -> NetworkEntry:
+    """Write a network into the bank in `folder`, named by the checksum of its weights.
 
     Raises:
         InputError: if the disk has no room for it.
+        BankError: for the network of another bank that is missing or damaged there.
     """
+    if isinstance(network, CarriedNetwork):
+        return _copied(folder, network)
+    return _written(folder, network)
+
+
+def _copied(folder: Path, network: CarriedNetwork) -> NetworkEntry:
+    (place := check_inside(folder, NETWORK)).mkdir(exist_ok=True)
+
+    def copy(entry: FileEntry) -> FileEntry:
+        path = place / entry.file
+        write_bytes(path, read_regular(_checked(network.folder, entry), _MOST_GRAPH_BYTES, _REMEDY))
+        copied = FileEntry.of(path, hash_file(path))
+        if copied.sha256 != entry.sha256:
+            raise BankError(f"the network {network.folder / NETWORK / entry.file} is not the one that was written; {_REMEDY}")
+        return copied
+
+    return replace(network.entry, graph=copy(network.entry.graph), probe=copy(network.entry.probe))
+
+
+def _written(folder: Path, exported: ExportedNetwork) -> NetworkEntry:
     place = check_inside(folder, NETWORK)
     place.mkdir(exist_ok=True)
     embedding, maps = exported.probe.features

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from spade_faiss.bank.network import CarriedNetwork
 from spade_faiss.core.augmentation import Augmentation
 from spade_faiss.core.grouping import Grouping
 from spade_faiss.core.presets import Usual
@@ -21,7 +22,7 @@ class Origin:
     Args:
         source: what makes the features; queries must have the same source. None for another extractor.
         weights_file: where the backbone's weights were loaded from, so that they can be loaded again.
-        network: the exported network, which the bank will carry.
+        network: the exported network, or that of another bank, which the bank will carry.
         augment: the views that it will hold of each picture.
         grouping: what says which of its pictures belong together; None says nothing, as `usual`.
         products: what says which product a picture shows, for a bank of several; None says nothing, likewise.
@@ -31,7 +32,7 @@ class Origin:
 
     source: Source | None = None
     weights_file: str | None = None
-    network: ExportedNetwork | None = None
+    network: ExportedNetwork | CarriedNetwork | None = None
     augment: Augmentation | None = None
     grouping: Grouping | None = None
     products: Grouping | None = None

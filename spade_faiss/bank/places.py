@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from spade_faiss.bank.codes import CODES
 from spade_faiss.bank.locks import LOCK, READERS, WRITER
 from spade_faiss.bank.network import NETWORK
 from spade_faiss.core.files import TEMPORARY_PATTERN
@@ -17,7 +18,7 @@ TUNING = "tuning.json"
 # What is built of one product alone: products/FOLDER/indexes and products/FOLDER/calibration, as those of a whole bank.
 PRODUCTS = "products"
 
-NAMES = (MANIFEST, SHARDS, NETWORK, INDEXES, CALIBRATIONS, TUNING, LOCK, WRITER, READERS)
+NAMES = (MANIFEST, SHARDS, CODES, NETWORK, INDEXES, CALIBRATIONS, TUNING, LOCK, WRITER, READERS)
 # indexes/NAME/gallery/FILE, and the same below products/FOLDER
 _DEPTH, _PRODUCT_DEPTH = 4, 6
 

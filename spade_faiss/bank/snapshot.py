@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spade_faiss.bank.codes import check_codes_file
+from spade_faiss.bank.compaction import join_shards, plan_compaction
 from spade_faiss.bank.locks import Lease, readers
 from spade_faiss.bank.manifest import Manifest, read_manifest
 from spade_faiss.bank.pictures import Pictures
@@ -24,7 +26,8 @@ from spade_faiss.core.schema import shorten
 from spade_faiss.core.settings import Method, Source
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch
-from spade_faiss.features.layout import LARGEST, Layout, within_range
+from spade_faiss.features.codes import Codes, LevelCodes
+from spade_faiss.features.layout import LARGEST, Layout, prepare, within_range
 from spade_faiss.features.tiles import Places, check_places
 
 # How many products a message names.
@@ -98,6 +101,8 @@ class Snapshot:
             "bytes": self.bytes_on_disk,
             "bytes_per_image": round(self.bytes_on_disk / max(1, len(self.pictures))),
             **named_layout(self.layout),
+            "store": str(self.layout.store),
+            "codes": None if self.manifest.codes is None else asdict(self.manifest.codes),
             "source": None if source is None else _named_source(source),
             "augment": None if self.manifest.augment is None else asdict(self.manifest.augment),
             "group_by": None if self.manifest.grouping is None else str(self.manifest.grouping),
@@ -125,6 +130,29 @@ class Snapshot:
             f"the bank {self.path} was extracted with {name}={shorten(value)}, these features with {shorten(theirs)}; "
             f"distances between them mean nothing. Use the bank's setting, or extract a new bank"
         )
+
+    @property
+    def codes(self) -> Codes | None:
+        """How its maps become codes; None in a bank that stores none, or is empty yet.
+
+        Raises:
+            BankError: if the file of the codes is missing or damaged.
+        """
+        return self._state.codes
+
+    def codes_of(self, level: str) -> LevelCodes | None:
+        """What decodes the stored maps of a level; None where they are numbers as they are."""
+        codes = self._state.codes
+        return None if codes is None else codes.levels[level]
+
+    def prepared(self, batch: FeatureBatch) -> FeatureBatch:
+        """Bring features into the form in which they are compared with the bank's, see `prepare` and `Codes.query`.
+
+        Raises:
+            InputError: for features that do not fit the bank's layout.
+        """
+        found, codes = prepare(batch, self.layout), self._state.codes
+        return found if codes is None else codes.query(found)
 
     @property
     def is_tiled(self) -> bool:
@@ -258,6 +286,13 @@ class Snapshot:
         """Return the generations that others read, one entry for each reader."""
         return readers(self.path, besides=self._lease)
 
+    def stored_batches(self, target_bytes: int) -> Iterator[FeatureBatch]:
+        """Yield the images in the order of their rows, as they are stored, in batches of about so many bytes, copied."""
+        state = self._state
+        for group in plan_compaction(state.manifest.shards, target_bytes):
+            if any(state.manifest.shards[number].live_count for number in group):
+                yield join_shards(state, group)
+
     def rows_of_shard(self, index: int) -> npt.NDArray[np.int64]:
         """Return the row of each entry of a shard, (count,); -1 for removed ones."""
         return self._state.rows_of_shard(index)
@@ -286,12 +321,14 @@ class Snapshot:
         return self._checked(found)
 
     def read(self, rows: npt.NDArray[np.integer[Any]]) -> FeatureBatch:
-        """Return the features of rows as they are stored, copied."""
+        """Return the features of rows, copied: in the form that queries have once they are prepared."""
         maps, ids, pictures, places = {}, self.ids, self.pictures, self.tile_places
         for level in self.layout.levels:
-            maps[level.name] = np.empty((len(rows), *level.stored_shape), self.layout.dtype)
-            for out, row in zip(maps[level.name], rows, strict=True):
+            stored = np.empty((len(rows), *level.stored_shape), self.layout.dtype)
+            for out, row in zip(stored, rows, strict=True):
                 self.read_map(level.name, int(row), out)
+            codes = self.codes_of(level.name)
+            maps[level.name] = stored if codes is None else codes.decode(stored)
         parts = [self._inspected(int(row)) for row in rows]
         # Where one is None, the extractor did not say where its inputs show an image.
         known = [part for part in parts if part is not None]
@@ -326,14 +363,22 @@ class Snapshot:
             )
         return None if found is None else found[0]
 
-    def level_map(self, level: str, row: int) -> npt.NDArray[np.floating[Any]]:
-        """Return one image's map at one level, of `Level.stored_shape` and the bank's dtype: a read-only view of the file."""
+    def level_map(self, level: str, row: int) -> npt.NDArray[Any]:
+        """Return one image's map at one level, of `Level.stored_shape` and the bank's dtype: a read-only view of the file.
+
+        Where codes are stored, `codes_of` decodes them.
+        """
         state = self._state
         number, position = state.locate(row)
-        found: npt.NDArray[np.floating[Any]] = state.shard(number).levels[level][position]
+        found: npt.NDArray[Any] = state.shard(number).levels[level][position]
         return found
 
-    def read_map(self, level: str, row: int, out: npt.NDArray[np.floating[Any]]) -> None:
+    def vectors_of_map(self, level: str, row: int) -> FloatArray:
+        """Return one image's map at one level as float32, of `Level.stored_shape`: the vectors that are searched."""
+        stored, codes = self.level_map(level, row), self.codes_of(level)
+        return stored.astype(np.float32, copy=False) if codes is None else codes.decode(stored)
+
+    def read_map(self, level: str, row: int, out: npt.NDArray[Any]) -> None:
         """Copy one image's map at one level into `out`, of `Level.stored_shape` and the bank's dtype, contiguous."""
         state = self._state
         number, position = state.locate(row)
@@ -427,6 +472,8 @@ def _open_again(kind: type[Snapshot], path: Path, manifest: Manifest) -> Snapsho
     lease = Lease(path, manifest.generation)
     for shard in manifest.shards:
         check_shard(path / SHARDS / shard.file, shard)
+    if manifest.codes is not None:
+        check_codes_file(path, manifest.codes)
     return kind(path, manifest, lease)
 
 

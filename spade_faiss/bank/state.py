@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from spade_faiss.bank.codes import CODES, read_codes
 from spade_faiss.bank.manifest import Manifest
 from spade_faiss.bank.pictures import Pictures
 from spade_faiss.bank.places import SHARDS
@@ -18,6 +19,7 @@ from spade_faiss.bank.shards import Shard, ShardEntry, map_shard
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.once import Once
 from spade_faiss.core.types import IntArray
+from spade_faiss.features.codes import Codes
 from spade_faiss.features.tiles import Places, check_places
 
 T = TypeVar("T")
@@ -121,6 +123,12 @@ class BankState:
     def appended(self, manifest: Manifest, ids: Sequence[str]) -> BankState:
         """Return the state after a commit that added entries, and changed nothing else."""
         return BankState(self.path, manifest, ids=self.ids.followed_by(ids), removed=self.removed)
+
+    @property
+    def codes(self) -> Codes | None:
+        """How maps become codes; None in a bank that stores none, or is empty yet."""
+        entry = self.manifest.codes
+        return None if entry is None else read_codes(self.path / CODES, entry.sha256, self.manifest.layout)
 
     def shard(self, number: int) -> Shard:
         """Return a shard, mapped into memory."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 # What was done is kept, and the same command does the rest.
-_GOING_ON = ("fit", "extract", "add", "index", "tune")
+_GOING_ON = ("fit", "extract", "add", "index", "convert", "tune")
 # These compute.
 _COMPUTING = (*_GOING_ON, "score", "watch", "evaluate", "calibrate", "suspects", "doctor", "serve")
 

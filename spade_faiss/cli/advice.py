@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spade_faiss.cli.options import Commands, add_settings, read_settings
 from spade_faiss.cli.text import Output
-from spade_faiss.core.settings import ALL
+from spade_faiss.core.settings import ALL, Extraction
 from spade_faiss.diagnostics.workload import Workload
 
 
@@ -45,6 +45,8 @@ def _recommend(arguments: argparse.Namespace) -> Output:
     use = recipe.name if advice.is_packaged else arguments.out
     if use:
         lines.append(f"use it: spade-faiss index BANK --recipe {use}")
+        if advice.store != Extraction().store:
+            lines.append(f"and store the bank by: spade-faiss convert BANK OUT --store {advice.store}")
         if read_settings(arguments, Workload).k == ALL:
             lines.append("and score with: --k-gallery all")
     else:

@@ -17,6 +17,7 @@ from spade_faiss.core.settings import Extraction, Indexing, Preprocess, Run, Sou
 
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
+    from spade_faiss.bank.codes import CodesEntry
     from spade_faiss.core.presets import Preset
     from spade_faiss.index.build import Built
     from spade_faiss.index.gallery_manifest import GalleryIndexManifest
@@ -343,8 +344,11 @@ def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str
     pool = ",".join(map(str, layout.pool)) if isinstance(layout.pool, tuple) else layout.pool
     for level in layout.levels:
         part = "" if level.roi is None else f"{level.locations} of "
-        yield f"  level      {level.name}: {part}{level.height} x {level.width} locations, {level.channels} channels"
-    yield f"  features   {layout.dtype}, normalize {layout.normalize}, pool {pool}"
+        coded = "" if level.extracted is None else f", stored as {level.channels} numbers"
+        yield f"  level      {level.name}: {part}{level.height} x {level.width} locations, {level.shape[-1]} channels{coded}"
+    yield f"  features   {layout.store}, normalize {layout.normalize}, pool {pool}"
+    if manifest.codes is not None:
+        yield from describe_losses(manifest.codes)
     usual, k_gallery = bank.usual, bank.usual.method.k_gallery
     of_preset = f"preset {usual.preset}: " if usual.preset else ""
     searched = ",".join(map(str, k_gallery)) if isinstance(k_gallery, tuple) else k_gallery
@@ -369,6 +373,17 @@ def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str
         yield f"  history    {event.time}  {event.action} {event.images} images, generation {event.generation}"
     if found.unindexed:
         yield f"  add the images that are not indexed yet: {index_command(bank.path, update=True)}"
+
+
+def describe_losses(codes: CodesEntry) -> Iterator[str]:
+    """Say what codes lose at each level, as it was measured when the bank was made."""
+    if not codes.losses:
+        yield "  codes      learned from 1 picture: what they lose cannot be measured"
+    for loss in codes.losses:
+        yield (
+            f"  codes      {loss.level}: distances correlate by {loss.correlation:.4f} with those of float32; "
+            f"{100 * loss.found:.1f} % of the vectors that are found are as near, or nearly so"
+        )
 
 
 def _resizing(preprocess: Preprocess) -> str:

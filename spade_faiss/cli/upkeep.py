@@ -1,4 +1,4 @@
-"""The commands that maintain a bank: add, remove, restore, compact, verify, suspects."""
+"""The commands that maintain a bank: add, remove, restore, compact, convert, verify, suspects."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spade_faiss.cli.banks import describe_added
+from spade_faiss.cli.banks import describe_added, describe_losses
 from spade_faiss.cli.options import (
     Commands,
     add_method,
@@ -17,11 +17,12 @@ from spade_faiss.cli.options import (
     read_run,
     read_settings,
 )
-from spade_faiss.cli.text import Finding, Output, names
+from spade_faiss.cli.text import Finding, Output, describe_calibration, describe_products, names
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.hints import compact_command, index_command, remove_command, restore_command
 from spade_faiss.core.memory import format_bytes
 from spade_faiss.core.settings import ReportOptions
+from spade_faiss.core.store import STORES
 
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
@@ -58,6 +59,19 @@ def register(commands: Commands) -> None:
         "spade-faiss compact parts.bank",
     )
     compact.add_argument("bank", metavar="BANK", help="the bank's folder")
+    convert = commands.add(
+        "convert",
+        _convert,
+        "make another bank of the same pictures that stores them in another way, such as as codes; run it again to go on",
+        "spade-faiss convert parts.bank small.bank --store pca16-int8",
+    )
+    convert.add_argument("bank", metavar="BANK", help="the bank's folder")
+    convert.add_argument("out", metavar="OUT", help="the folder of the new bank")
+    convert.add_argument("--store", required=True, help=f"how it stores feature maps: {STORES}")
+    convert.add_argument(
+        "--no-calibrate", dest="calibrate", action="store_false", help="do not calibrate; results then have no p-values"
+    )
+    add_run(convert, scores=True, images=False)
     verify = commands.add(
         "verify",
         _verify,
@@ -120,6 +134,37 @@ def _compact(arguments: argparse.Namespace) -> Output:
     if done.bytes_written and any((bank.path / name).is_dir() for name in ("indexes", "products")):
         lines.append(f"  its indexes do not hold the shards that were written: {index_command(bank.path, update=True)}")
     return numbers, lines
+
+
+def _convert(arguments: argparse.Namespace) -> Output:
+    from spade_faiss.workflows.convert import convert
+
+    done = convert(arguments.bank, arguments.out, store=arguments.store, calibrate=arguments.calibrate, run=read_run(arguments))
+    bank, codes = done.bank, done.bank.manifest.codes
+    before, after = (size / max(1, len(bank.pictures)) for size in (done.bytes_before, bank.bytes_on_disk))
+    calibrated = None if done.calibration is None else describe_calibration(bank, done.calibration)
+    numbers = {
+        "bank": str(bank.path),
+        "images": len(bank.pictures),
+        "store": str(bank.layout.store),
+        "bytes_before": done.bytes_before,
+        "bytes": bank.bytes_on_disk,
+        "losses": [vars(loss) for loss in codes.losses] if codes else [],
+        "index": None if done.index is None else {"recipe": done.index.recipe, "bytes": done.index.bytes},
+        "calibration": None if calibrated is None else calibrated[0],
+        "notice": done.notice or None,
+        "time": {"total_s": done.total_s},
+    }
+    of_products, told = describe_products(bank, done.products)
+    numbers |= {"products": of_products} if of_products else {}
+    return numbers, [
+        f"{bank.path}: {bank.size_text} as {bank.layout.store}, {format_bytes(after)} each, before {format_bytes(before)}",
+        *(describe_losses(codes) if codes else ()),
+        *([f"  index {done.index.recipe}: {format_bytes(done.index.bytes)}"] if done.index else []),
+        *([f"  {calibrated[1]}"] if calibrated else []),
+        *([f"  {done.notice}"] if done.notice else []),
+        *told,
+    ]
 
 
 def _verify(arguments: argparse.Namespace) -> Finding:

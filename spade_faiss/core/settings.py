@@ -16,6 +16,7 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.grouping import NONE, Grouping
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import check_at_least, check_choice, is_finite, shorten
+from spade_faiss.core.store import Store
 
 T = TypeVar("T")
 
@@ -27,7 +28,6 @@ TILE_NEIGHBORS = ("anywhere", "same-place")
 PRECISIONS = ("float32", "bfloat16")
 # What runs the forward pass of a network.
 ENGINES = ("auto", "torch", "openvino", "onnxruntime")
-DTYPES = ("float16", "float32")
 NORMALIZE = ("none", "l2")
 POOL_BORDERS = ("valid", "zero")
 # Image scores, see `scoring/image_scores.py`.
@@ -353,7 +353,14 @@ class Extraction:
     network: bool = setting(
         True, "leave the network out of the bank; it can then be used only where torch and the weights are", kind=bool
     )
-    dtype: str = setting("float16", "the number format in which feature maps are stored", choices=DTYPES)
+    store: str = setting(
+        "float16",
+        "how feature maps are stored: float16 or float32, or as codes: int8, a byte a channel, or pcaN-int8, N bytes a "
+        "location at all levels, or at each, the finest first: pca7,40,56-int8 for efficientnet_lite0, pca64-int8 for "
+        "wide_resnet50_2",
+        metavar="STORE",
+        formerly="dtype",
+    )
     normalize: str = setting("none", "whether the vector of each location is scaled to unit length (l2)", choices=NORMALIZE)
     pool: int | tuple[int, ...] = setting(
         1,
@@ -411,7 +418,7 @@ class Extraction:
 
     def __post_init__(self) -> None:
         check_blocks(self.blocks)
-        _ = self.augmentation, self.grouping, self.product_grouping  # raise for what they cannot be
+        _ = self.augmentation, self.grouping, self.product_grouping, Store.parse(self.store)  # raise for what they cannot be
         if self.roi is not None and self.preprocess.tile is not None:
             raise InputError("tile and roi exclude each other: a region is of whole pictures; leave one of them out")
         if self.augment is not None and (self.roi is not None or self.preprocess.roi is not None or self.preprocess.own_rois):

@@ -10,7 +10,7 @@ import yaml
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import format_bytes, parse_bytes
-from spade_faiss.core.settings import ALL
+from spade_faiss.core.settings import ALL, Extraction
 from spade_faiss.diagnostics.measurements import (
     ALIGNED,
     Row,
@@ -50,6 +50,7 @@ class Advice:
         disk_bytes: what the bank and its indexes take.
         recall: the share of the nearest normals that is found.
         loss: the most that any metric of any real set may have lost, see `LOSS`.
+        store: how the bank stores maps, see `Extraction`.
         evidence: where the numbers are from, and what was assumed, in sentences.
     """
 
@@ -60,6 +61,7 @@ class Advice:
     disk_bytes: int
     recall: float
     loss: float
+    store: str
     evidence: tuple[str, ...]
 
     @property
@@ -110,7 +112,7 @@ def recommend(
             measured by FAISS, and by both side by side: their ratio is applied.
 
     Raises:
-        InputError: if the workload is beyond what was measured, or if nothing fits into memory.
+        InputError: if the workload is beyond what was measured, or if nothing fits into memory, or no store into `max_bytes`.
     """
     measured = load_measured() if measured is None else measured
     if workload.device != measured["device"]:
@@ -134,23 +136,48 @@ def recommend(
             pixels = Selection(by_this, pixels.factor, pixels.note)
     best = _choose(_options(workload, images, pixels, losses), parse_bytes(workload.memory))
     image, pixel = best.image, best.pixel
+    index_bytes = pixel["disk_bytes_per_image"] + image["disk_bytes_per_image"]
+    store, stored_bytes, why = _store(workload, measured.get("stores", ()), pixel["bank_bytes_per_image"], index_bytes)
     evidence = [f"measured on {measured['machine']}", images.note, pixels.note, *_evidence(best, searched)]
     if "times" in pixel:
         evidence.append(
             f"that is FAISS's time over {pixel['times']:.1f}, how many times as fast the compiled kernel "
             f"({pixel['simd_level']}) was beside it; here it uses {simd_level}"
         )
+    evidence.append(why)
     return Advice(
         recipe=_recipe_of(image, pixel),
         image_ms=best.image_ms,
         pixel_ms=best.pixel_ms,
         memory_bytes=round(best.memory_bytes),
-        disk_bytes=round(
-            workload.images * (pixel["bank_bytes_per_image"] + pixel["disk_bytes_per_image"] + image["disk_bytes_per_image"])
-        ),
+        disk_bytes=round(workload.images * (stored_bytes + index_bytes)),
         recall=image["recall"],
         loss=losses[name_of(pixel)],
+        store=store,
         evidence=tuple(filter(None, evidence)),
+    )
+
+
+def _store(workload: Workload, stores: Sequence[Row], usual_bytes: float, index_bytes: float) -> tuple[str, float, str]:
+    """The store, the bytes that an image takes by it, and why; `usual_bytes` are those of the usual store."""
+    usual = Extraction().store
+    if workload.max_bytes is None:
+        return usual, usual_bytes, ""
+    if usual_bytes + index_bytes <= workload.max_bytes:
+        return usual, usual_bytes, f"{usual} takes {usual_bytes + index_bytes:,.0f} bytes an image with its index, which fits"
+    found = sorted((row for row in stores if row["set"] == SHAPES[workload.backbone]), key=lambda row: -row["bytes"])
+    good = [row for row in found if row["lost"] is None or row["lost"] <= LOSS]
+    for row in good:
+        if row["bytes"] + index_bytes <= workload.max_bytes:
+            lost = "was not measured with this backbone: look at what `info` says of the bank's codes"
+            if row["lost"] is not None:
+                lost = f"was measured with efficientnet_lite0, at most {row['lost']:.4f} of AUROC and AUPRO against float32"
+            taken = f"takes {row['bytes']:,.0f} bytes an image, and {index_bytes:,.0f} in its index"
+            return row["store"], row["bytes"], f"{row['store']} {taken}; what it loses {lost}"
+    least = min((row["bytes"] for row in good), default=usual_bytes) + index_bytes
+    raise InputError(
+        f"max_bytes={workload.max_bytes:g} is too small: the smallest store that loses next to nothing takes {least:,.0f} "
+        f"bytes an image with the index of this recipe; raise it"
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import parse_bytes
-from spade_faiss.core.schema import check_at_least, check_choice
+from spade_faiss.core.schema import check_at_least, check_choice, is_finite
 from spade_faiss.core.settings import ALL, DEFAULT_BACKBONE, int_or_all, setting
 
 DEVICES = ("cpu", "cuda")
@@ -31,6 +31,12 @@ class Workload:
     device: str = setting("cpu", "where it runs: cpu or cuda")
     backbone: str = setting(DEFAULT_BACKBONE, "the backbone whose shapes are searched: " + " or ".join(SHAPES))
     aligned: bool = setting(False, "the images show the same things at the same places")
+    max_bytes: float | None = setting(
+        None,
+        "the most bytes that a normal image may take in the bank and its index; a smaller store is named where it needs one",
+        metavar="BYTES",
+        kind=float,
+    )
 
     def __post_init__(self) -> None:
         check_at_least("images", self.images, 1)
@@ -39,5 +45,7 @@ class Workload:
         check_choice("device", self.device, DEVICES)
         check_choice("backbone", self.backbone, tuple(SHAPES))
         parse_bytes(self.memory)
+        if self.max_bytes is not None and (not is_finite(self.max_bytes) or self.max_bytes <= 0):
+            raise InputError(f"max_bytes={self.max_bytes!r} must be a number above 0")
         if self.k != ALL and int(self.k) > self.images:
             raise InputError(f"k={self.k} is larger than images={self.images}: an image has at most that many nearest normals")

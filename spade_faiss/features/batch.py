@@ -27,7 +27,8 @@ class Level:
     """One pyramid level: `channels` values at each of `height` x `width` locations, `stride` input pixels apart.
 
     `roi` says which of them are inspected, in a bank that has a region of interest: the others are neither stored nor searched.
-    None inspects all.
+    None inspects all. `extracted` is the number of channels that the backbone makes, in a bank whose codes have fewer numbers;
+    None if they are stored and searched as they are.
     """
 
     name: str
@@ -36,12 +37,15 @@ class Level:
     height: int
     width: int
     roi: Roi | None = None
+    extracted: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isprintable() or "/" in self.name or self.name[:1] in ("", "."):
             raise InputError(f"level name {self.name!r} must be non-empty and printable, hold no '/', and not start with '.'")
         for name in ("channels", "stride", "height", "width"):
             check_at_least(f"level {self.name}: {name}", getattr(self, name), 1)
+        if self.extracted is not None:
+            check_at_least(f"level {self.name}: extracted", self.extracted, self.channels + 1)
         if self.roi is not None and (self.roi.height, self.roi.width) != (self.height, self.width):
             raise InputError(
                 f"level {self.name} has {self.height} x {self.width} locations, its region of interest "
@@ -51,12 +55,12 @@ class Level:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of one image's map, as the backbone makes it."""
-        return self.height, self.width, self.channels
+        return self.height, self.width, self.channels if self.extracted is None else self.extracted
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """The shape of one image's map as it is stored: `shape`, or (locations, channels) where a part is inspected."""
-        return self.shape if self.roi is None else (self.locations, self.channels)
+        return (self.height, self.width, self.channels) if self.roi is None else (self.locations, self.channels)
 
     @property
     def locations(self) -> int:
@@ -77,7 +81,7 @@ class FeatureBatch:
         ids: n distinct, non-empty names.
         embedding: (n, d), the pooled feature of each image.
         levels: the maps of each pyramid level by its name, (n, H, W, C), channels last; once prepared for a bank that has a
-            region of interest, (n, locations, C).
+            region of interest, (n, locations, C). Numbers of floating point, or int8 codes that a bank stores or stored.
         source: what made the features; if a bank knows its own source, the two must be equal.
         valid: (n, H, W) at the size of the input, False where nothing is inspected: in the margins of a letterbox, and, once
             prepared, outside of the bank's region of interest; score maps are 0 there. None says that everything is.
@@ -94,7 +98,7 @@ class FeatureBatch:
 
     ids: Sequence[str]
     embedding: npt.NDArray[np.floating[Any]]
-    levels: Mapping[str, npt.NDArray[np.floating[Any]]]
+    levels: Mapping[str, npt.NDArray[Any]]
     source: Source | None = None
     valid: npt.NDArray[np.bool_] | None = field(default=None, kw_only=True)
     paths: Sequence[str] = field(default=(), kw_only=True)

@@ -13,7 +13,8 @@ from scipy import ndimage
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import check_at_least, check_choice
-from spade_faiss.core.settings import DTYPES, NORMALIZE, POOL_BORDERS, for_each
+from spade_faiss.core.settings import NORMALIZE, POOL_BORDERS, for_each
+from spade_faiss.core.store import DTYPES, LEAST_NUMBERS, MOST_NUMBERS, Store
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level, check_ids, check_strings
 from spade_faiss.features.roi import Bools, cells_with_any, mask_of, on_grid
@@ -32,7 +33,7 @@ class Layout:
         levels: the pyramid levels, finest first.
         embedding_dim: d, the length of an embedding.
         input_size: (height, width) of the backbone's input, which is the size of score maps.
-        dtype: the type of stored level maps, `float16` or `float32`.
+        dtype: the type of stored level maps, `float16` or `float32`, or `int8` for codes.
         normalize: `l2` scales the vector of each location to unit length, `none` leaves it.
         pool: the side of the square neighborhood that each location is averaged over, or one for each level; 1 leaves it alone.
         pool_border: `valid` averages over the locations that exist, `zero` counts those outside of the map as zeros; those
@@ -40,6 +41,8 @@ class Layout:
         roi: the part of the input that is inspected; None for all of it. The levels get what it is on their grids.
         own_rois: whether each image has a part of its own that is inspected, which its `valid` says. Its maps are stored whole,
             and searched in part.
+        numbers: the most numbers that a code has, see `Store`, one for all levels or one for each; the levels get fewer
+            channels where they have more. None for codes of every channel, and where no codes are stored.
 
     Raises:
         InputError: for a value out of its range.
@@ -54,6 +57,12 @@ class Layout:
     pool_border: str = "valid"
     roi: Roi | None = None
     own_rois: bool = False
+    numbers: tuple[int, ...] | int | None = None
+
+    @property
+    def store(self) -> Store:
+        """How maps are stored."""
+        return Store(dtype=self.dtype, numbers=self._numbers)
 
     @property
     def image_bytes(self) -> int:
@@ -63,16 +72,28 @@ class Layout:
 
     @property
     def whole_levels(self) -> tuple[Level, ...]:
-        """The levels as the backbone makes them, whatever part of them is inspected."""
-        return tuple(replace(level, roi=None) for level in self.levels)
+        """The levels as the backbone makes them, whatever part of them is inspected, and however they are stored."""
+        return tuple(replace(level, roi=None, channels=level.shape[-1], extracted=None) for level in self.levels)
 
     def named(self) -> dict[str, Any]:
-        """The layout as plain values to take a checksum of; without a region of interest, they are what they always were."""
-        values = asdict(self)
+        """The layout as plain values to take a checksum of; without a region of interest or codes, they are what they always
+        were.
+        """
+        values = self.written()
         for part in (values, *values["levels"]) if self.roi is None else ():
             del part["roi"]
         if not self.own_rois:
             del values["own_rois"]
+        return values
+
+    def written(self) -> dict[str, Any]:
+        """The layout as a manifest holds it: without what only codes have, it is what older versions read."""
+        values = asdict(self)
+        if self.numbers is None:
+            del values["numbers"]
+        for level in values["levels"]:
+            if level["extracted"] is None:
+                del level["extracted"]
         return values
 
     def inspected(self, n: int, valid: Bools | None) -> Bools | None:
@@ -111,6 +132,7 @@ class Layout:
             raise InputError("own_rois=True says that images have regions of interest of their own, roi that they share one")
         object.__setattr__(self, "levels", tuple(_with_roi(level, self.roi) for level in self.levels))
         check_choice("dtype", self.dtype, DTYPES)
+        self._check_numbers()
         check_choice("normalize", self.normalize, NORMALIZE)
         check_choice("pool_border", self.pool_border, POOL_BORDERS)
         most = 2 * max(max(level.height, level.width) for level in self.levels) + 1
@@ -123,6 +145,33 @@ class Layout:
                     f"pool={pool} is too large: {most} covers the largest map from each of its locations; lower it"
                 )
 
+    def _check_numbers(self) -> None:
+        """Check `numbers`, and give the levels the channels that they are stored with."""
+        if self.numbers is not None and self.dtype != "int8":
+            raise InputError(f"numbers={self.numbers} is of codes, and dtype={self.dtype!r} stores none; leave it out")
+        given = self.numbers[0] if isinstance(self.numbers, tuple) and len(self.numbers) == 1 else self.numbers
+        several: tuple[int | None, ...] = for_each("numbers", given, len(self.levels))
+        for numbers in several if given is not None else ():
+            check_at_least("numbers", numbers, LEAST_NUMBERS)
+            if numbers is not None and numbers > MOST_NUMBERS:
+                raise InputError(f"numbers={numbers} is more than a code has, {MOST_NUMBERS}; lower it")
+        object.__setattr__(self, "numbers", None if given is None else several)
+        levels = (_with_numbers(level, numbers) for level, numbers in zip(self.levels, several, strict=True))
+        object.__setattr__(self, "levels", tuple(levels))
+
+    @property
+    def _numbers(self) -> tuple[int, ...] | None:
+        """`numbers`, one for each level, as they are once they are checked."""
+        assert not isinstance(self.numbers, int)
+        return self.numbers
+
+
+def _with_numbers(level: Level, numbers: int | None) -> Level:
+    channels = level.shape[-1]
+    stored = channels if numbers is None else min(channels, numbers)
+    found = None if stored == channels else channels
+    return level if (level.channels, level.extracted) == (stored, found) else replace(level, channels=stored, extracted=found)
+
 
 def _with_roi(level: Level, roi: Roi | None) -> Level:
     found = None if roi is None else on_grid(roi, level.height, level.width)
@@ -133,8 +182,9 @@ def prepare(batch: FeatureBatch, layout: Layout) -> FeatureBatch:
     """Check a batch against a bank's layout and bring it into the form that is stored and searched.
 
     Returns:
-        The batch with a float32 embedding and maps that are pooled, normalized and of `layout.dtype`. If the layout has a
-        region of interest, the maps are (n, locations, C), and `valid` is False outside of it.
+        The batch with a float32 embedding and maps that are pooled, normalized and of `layout.dtype`; float32 where codes are
+        stored, which `codes.Codes` makes of them. If the layout has a region of interest, the maps are (n, locations, C), and
+        `valid` is False outside of it.
 
     Raises:
         InputError: for shapes that differ from the layout, missing or unknown levels, ids that are empty or repeated, pictures
@@ -204,13 +254,13 @@ def _prepare_maps(
             weight = ndimage.uniform_filter(exists, size, mode="constant")
             values = np.divide(values, weight, out=values, where=exists > 0)
     if level.roi is not None:
-        values = values.reshape(n, -1, level.channels).take(level.cells, axis=1)
+        values = values.reshape(n, -1, level.shape[-1]).take(level.cells, axis=1)
     if layout.normalize == "l2":
         # The norm is computed in float64: the squares of values below 1e-22 leave the range of float32.
         norm = np.sqrt(np.einsum("...c,...c->...", values, values, dtype=np.float64))[..., np.newaxis]
         norm[norm == 0] = 1
         values = np.divide(values, norm, out=np.empty_like(values), casting="same_kind")
-    if layout.dtype == "float32":
+    if layout.dtype != "float16":
         return values
     with np.errstate(over="ignore"):
         stored = values.astype(np.float16)

@@ -23,7 +23,6 @@ from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import FeatureBatch, by_picture, check_ids
 from spade_faiss.features.datasets import Images, find_images
-from spade_faiss.features.layout import prepare
 from spade_faiss.features.memory import most_tiled_bytes
 from spade_faiss.features.tiles import largest_image
 from spade_faiss.index.image_index import ImageIndex
@@ -355,7 +354,7 @@ class Detector:
     def _score_entries(self, batch: FeatureBatch, timings: Timings, named: Sequence[str | None] = ()) -> Scores:
         """Score images, or tiles, at most as many as are scored together; for `named`, see `score_features`."""
         with timings("prepare"):
-            query = prepare(batch, self.bank.layout)
+            query = self.bank.prepared(batch)
         if self._products is not None:
             return self._products(query, named, timings)
         return self.score_prepared(query, timings=timings)
@@ -425,7 +424,7 @@ class Detector:
         timings, found, start = timings or Timings(), [], 0
         for own in self._batches_of_one_size(np.asarray(rows, np.int64)):
             with timings("prepare"):
-                query = prepare(batch[start : start + len(own)], self.bank.layout)
+                query = self.bank.prepared(batch[start : start + len(own)])
             found.append(self._score_own(own, timings, query))
             start += len(own)
         return join(found)

@@ -14,7 +14,7 @@ from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import Level
 from spade_faiss.search.cache import BlockCache
 
-StoredArray = npt.NDArray[np.floating[Any]]
+StoredArray = npt.NDArray[Any]
 
 T = TypeVar("T")
 
@@ -28,12 +28,14 @@ class MapPart(NamedTuple):
     """One of the stored maps that blocks are put together from.
 
     Attributes:
-        stored: returns the map of a bank row as a view, (h*w, C) float16 or float32.
+        stored: returns the map of a bank row as a view, (h*w, C) float16 or float32, or int8 codes.
         size: h and w, where the map is resized to the grid that is searched; None where it has that grid.
+        scale: (C,) float32, what codes are multiplied by; None where numbers are stored as they are.
     """
 
     stored: Callable[[int], StoredArray]
     size: tuple[int, int] | None = None
+    scale: FloatArray | None = None
 
 
 class BlockSource:
@@ -42,10 +44,12 @@ class BlockSource:
     Attributes:
         decodes: whether `read` computes the block. Where it returns a view of what is stored, caching gains nothing.
         partial: whether blocks hold some of the level's locations, which differ from row to row: their number is m, not H*W.
+        scale: (C,) float32, what `stored` codes are multiplied by; None where it returns numbers as they are.
     """
 
     decodes = True
     partial = False
+    scale: FloatArray | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -63,7 +67,7 @@ class BlockSource:
         raise NotImplementedError
 
     def stored(self, row: int) -> StoredArray | None:
-        """The block as it is stored, (H*W, C) float16 or float32, as a view; None where it is not stored as one array."""
+        """The block as it is stored, (H*W, C) float16, float32 or int8, as a view; None where it is not stored as one array."""
         return None
 
     def cells(self, row: int) -> IntArray:
@@ -85,10 +89,11 @@ class BlockSource:
 
 
 class ArraySource(BlockSource):
-    """Blocks that are in memory already, as one array (rows, H*W, C) of float16 or float32."""
+    """Blocks that are in memory already, as one array (rows, H*W, C) of float16 or float32, or of int8 codes with a scale."""
 
-    def __init__(self, maps: StoredArray) -> None:
+    def __init__(self, maps: StoredArray, scale: FloatArray | None = None) -> None:
         self._maps = maps
+        self.scale = scale
         self.decodes = maps.dtype != np.float32
 
     def __len__(self) -> int:
@@ -96,11 +101,7 @@ class ArraySource(BlockSource):
 
     def read(self, row: int, out: FloatArray | None = None) -> FloatArray:
         """See `BlockSource`."""
-        if out is None or not self.decodes:
-            block: FloatArray = self._maps[row].astype(np.float32, copy=False)
-            return block
-        np.copyto(out, self._maps[row])
-        return out
+        return decoded(self._maps[row], self.scale, out if self.decodes else None)
 
     def stored(self, row: int) -> StoredArray:
         """See `BlockSource`."""
@@ -109,7 +110,18 @@ class ArraySource(BlockSource):
 
     def parts(self) -> tuple[MapPart, ...]:
         """See `BlockSource`."""
-        return (MapPart(self.stored),)
+        return (MapPart(self.stored, scale=self.scale),)
+
+
+def decoded(stored: StoredArray, scale: FloatArray | None, out: FloatArray | None = None) -> FloatArray:
+    """The float32 vectors that stored numbers, or codes of a scale, stand for; in `out`, unless they are float32 already."""
+    if scale is not None:
+        codes: FloatArray = np.multiply(stored, scale, out=out, dtype=np.float32)
+        return codes
+    if out is None:
+        return stored.astype(np.float32, copy=False)
+    np.copyto(out, stored)
+    return out
 
 
 class _DerivedSource(BlockSource):
@@ -165,9 +177,14 @@ class Blocks:
         return self._source.read(row)
 
     def stored(self, row: int) -> StoredArray:
-        """The block as the bank stores it, (H*W, C) float16 or float32; decoded where it is not stored as one array."""
+        """The block as the bank stores it, (H*W, C) float16, float32 or int8; decoded where it is not stored as one array."""
         stored = self._source.stored(row)
         return self(row) if stored is None else stored
+
+    @property
+    def scale(self) -> FloatArray | None:
+        """See `BlockSource`."""
+        return self._source.scale
 
     def parts(self) -> tuple[MapPart, ...] | None:
         """See `BlockSource.parts`."""
@@ -207,8 +224,9 @@ class Blocks:
         """(m, C) float32, the vectors at some locations of a bank row; where possible, only they are decoded."""
         block = None if self._cache is None else self._cache.get((self.key, row))
         if block is None:
-            stored = self._source.stored(row)
-            block = self(row) if stored is None else stored
+            if (stored := self._source.stored(row)) is not None:
+                return decoded(stored[locations], self.scale)
+            block = self(row)
         taken: FloatArray = block[locations].astype(np.float32, copy=False)
         return taken
 
@@ -236,7 +254,7 @@ class Blocks:
             compute: makes the block of a bank row, (H*W, channels) float32.
             channels: number of values at each location.
         """
-        level = replace(self.level, channels=channels)
+        level = replace(self.level, channels=channels, extracted=None)
         return Blocks(level, _DerivedSource(self._source, compute), self._shared, self._key_of(name))
 
     def prefetch(self, row: int) -> None:

@@ -18,7 +18,7 @@ from spade_faiss.features.batch import Level
 from spade_faiss.features.layout import LARGEST, within_range
 from spade_faiss.features.resampling import upsample
 from spade_faiss.features.roi import cells_with_any, nearest_cells
-from spade_faiss.search.blocks import Blocks, BlockSource, MapPart, StoredArray
+from spade_faiss.search.blocks import Blocks, BlockSource, MapPart, StoredArray, decoded
 from spade_faiss.search.cache import BlockCache
 
 CONCAT = "concat"
@@ -69,7 +69,7 @@ def vectors_of(level: Level, levels: Sequence[Level], maps_of: Callable[[str], n
     Args:
         level: one of `levels`, or several of them as one, see `searched_levels`.
         levels: the bank's levels.
-        maps_of: returns the maps of the level of a name as they are stored, (n, *stored_shape).
+        maps_of: returns the maps of the level of a name, (n, *stored_shape); those of codes are decoded.
 
     Returns:
         (n, locations, C) float32.
@@ -103,7 +103,7 @@ def _joined(name: str, parts: Sequence[Level]) -> Level:
     if len(parts) == 1:
         return parts[0]
     finest = max(parts, key=lambda part: part.height * part.width)  # with its region of interest
-    return replace(finest, name=name, channels=sum(part.channels for part in parts))
+    return replace(finest, name=name, channels=sum(part.channels for part in parts), extracted=None)
 
 
 def open_blocks(bank: Snapshot, level: Level, cache: BlockCache[FloatArray] | None = None) -> Blocks:
@@ -131,12 +131,14 @@ def open_checked_blocks(bank: Snapshot, level: Level) -> Blocks:
 
 
 class _LevelSource(BlockSource):
-    """One of the bank's own levels: float32 maps are views of the mapped files, float16 ones are decoded."""
+    """One of the bank's own levels: float32 maps are views of the mapped files, float16 ones and codes are decoded."""
 
     def __init__(self, bank: Snapshot, level: Level) -> None:
         self._bank = bank
         self._level = level
-        self.decodes = bank.layout.dtype == "float16"
+        self.decodes = bank.layout.dtype != "float32"
+        codes = bank.codes_of(level.name)
+        self.scale = None if codes is None else codes.scale
         self._scratch = threading.local()
 
     def __len__(self) -> int:
@@ -144,21 +146,20 @@ class _LevelSource(BlockSource):
 
     def read(self, row: int, out: FloatArray | None = None) -> FloatArray:
         if not self.decodes:
-            return self.stored(row).astype(np.float32, copy=False)
+            return decoded(self.stored(row), None)
         shape = (self._level.locations, self._level.channels)
         if out is None:
             out = np.empty(shape, np.float32)
         if not hasattr(self._scratch, "map"):
-            self._scratch.map = np.empty(shape, np.float16)
+            self._scratch.map = np.empty(shape, self._bank.layout.dtype)
         self._bank.read_map(self._level.name, row, self._scratch.map)
-        np.copyto(out, self._scratch.map)
-        return out
+        return decoded(self._scratch.map, self.scale, out)
 
     def stored(self, row: int) -> StoredArray:
         return self._bank.level_map(self._level.name, row).reshape(-1, self._level.channels)
 
     def parts(self) -> tuple[MapPart, ...] | None:
-        return (MapPart(self.stored),)
+        return (MapPart(self.stored, scale=self.scale),)
 
     def check(self) -> None:
         self._bank.check_lengths()
@@ -180,7 +181,7 @@ class _PartialSource(_LevelSource):
         self.decodes = True
 
     def read(self, row: int, out: FloatArray | None = None) -> FloatArray:
-        return self.stored(row).astype(np.float32, copy=False)
+        return decoded(self.stored(row), self.scale)
 
     def stored(self, row: int) -> StoredArray:
         return super().stored(row).take(self.cells(row), axis=0)
@@ -205,7 +206,7 @@ class _JoinedSource(BlockSource):
         return len(self._bank)
 
     def read(self, row: int, out: FloatArray | None = None) -> FloatArray:
-        maps = vectors_of(self._level, self._bank.layout.levels, lambda name: self._bank.level_map(name, row)[None])
+        maps = vectors_of(self._level, self._bank.layout.levels, lambda name: self._bank.vectors_of_map(name, row)[None])
         return maps.reshape(-1, self._level.channels)
 
     def parts(self) -> tuple[MapPart, ...] | None:
@@ -213,9 +214,10 @@ class _JoinedSource(BlockSource):
         sizes = [(part.height, part.width) for part in self._parts]
         if self._level.roi is not None and any(size != grid for size in sizes):
             return None  # what is stored of a region of interest is no grid that could be resized
+        sources = [_LevelSource(self._bank, part) for part in self._parts]
         return tuple(
-            MapPart(_LevelSource(self._bank, part).stored, None if size == grid else size)
-            for part, size in zip(self._parts, sizes, strict=True)
+            MapPart(source.stored, None if size == grid else size, source.scale)
+            for source, size in zip(sources, sizes, strict=True)
         )
 
     def check(self) -> None:

@@ -43,7 +43,9 @@ class ServeSettings:
         metavar="FILE",
         kind=str,
     )
-    max_wait_ms: float = setting(2.0, "how long a picture waits for others that are being decoded, to be scored together with them", metavar="MS")
+    max_wait_ms: float = setting(
+        2.0, "how long a picture waits for others that are being decoded, to be scored together with them", metavar="MS"
+    )
     max_queue: int = setting(64, "how many pictures may wait for a bank; further ones are answered 503 at once", metavar="N")
     keep: str | None = setting(
         None,

@@ -255,19 +255,22 @@ class GallerySearchTests:
             assert array.flags.writeable, "what is returned is read-only"
             assert not any(np.shares_memory(array, other) for other in arguments), "what is returned shares the caller's memory"
 
-    def test_blocks_may_be_stored_as_float16_or_float32(self) -> None:
+    def test_blocks_may_be_stored_as_float16_or_float32_or_codes(self) -> None:
         """The same numbers give the same results, whatever the cache holds of them; memory of a block may be used again."""
         for n, threads, shape in ((3, 1, (5, 7, 16)), (6, 3, (13, 11, 40))):
             case = structured_case(8, n=n, rows=12, k=12, shape=shape)
-            halves = case.vectors.astype(np.float16)
-            decoded = Blocks(case.level, ArraySource(halves.astype(np.float32)))
+            scale = (np.abs(case.vectors).max(axis=(0, 1)) / 127).astype(np.float32)
+            codes = np.rint(case.vectors / scale).astype(np.int8)
             kappa = self._kappas(case)[-1]
-            expected = self.open_search(decoded, Workers(threads))(case.xq, case.neighbors, kappa)
-            for capacity in (0, 3 * decoded.block_bytes, 100 * decoded.block_bytes):
-                blocks = Blocks(case.level, ArraySource(halves), BlockCache(capacity))
-                search = self.open_search(blocks, Workers(threads))
-                for _ in range(2):
-                    assert_same_hits(search(case.xq, case.neighbors, kappa), expected)
+            for stored in (ArraySource(case.vectors.astype(np.float16)), ArraySource(codes, scale)):
+                vectors = np.stack([stored.read(row) for row in range(len(stored))])
+                decoded = Blocks(case.level, ArraySource(vectors))
+                expected = self.open_search(decoded, Workers(threads))(case.xq, case.neighbors, kappa)
+                for capacity in (0, 3 * decoded.block_bytes, 100 * decoded.block_bytes):
+                    blocks = Blocks(case.level, stored, BlockCache(capacity))
+                    search = self.open_search(blocks, Workers(threads))
+                    for _ in range(2):
+                        assert_same_hits(search(case.xq, case.neighbors, kappa), expected)
 
     def test_working_bytes_are_an_upper_bound(self) -> None:
         """A call takes no more than it says, as far as memory is allocated by Python and NumPy."""

@@ -182,6 +182,22 @@ def calibrate_if_needed(bank: Snapshot, run: Run) -> tuple[Calibration | None, s
         return None, f"not calibrated: {error}"
 
 
+def calibrate_whole_if_needed(bank: Snapshot, run: Run) -> tuple[Calibration | None, str, dict[str, Calibration | str]]:
+    """Do what `calibrate_if_needed` does for a bank, or for each product of one of several.
+
+    Returns:
+        The calibration, or why there can be none; and of a bank of several products, the calibration of each, or why it has
+        none: then there is none of the whole.
+    """
+    if not bank.is_of_products:
+        return *calibrate_if_needed(bank, run), {}
+    found: dict[str, Calibration | str] = {}
+    for name in bank.products:
+        made, why_none = calibrate_if_needed(bank.part(name), run)
+        found[name] = made or why_none
+    return None, "", found
+
+
 def _score_own(detector: Detector, rows: list[int]) -> Iterator[Scores]:
     size = detector.images_at_a_time
     with progress_bar(len(rows), "calibrate", detector.run.progress) as bar:

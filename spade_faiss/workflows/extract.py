@@ -19,6 +19,7 @@ from spade_faiss.core.memory import BATCH_SIZE, parse_bytes
 from spade_faiss.core.presets import DEFAULT, PAPER, Preset, Usual, load_preset
 from spade_faiss.core.products import check_product
 from spade_faiss.core.settings import Extraction, Preprocess, Run, for_each
+from spade_faiss.core.store import Store
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch, concatenate
@@ -179,11 +180,19 @@ def extract(
     run = replace(
         run, roi=extraction.roi if preprocess.own_rois else run.roi, group_by=extraction.group_by, products=extraction.products
     )
+    store = Store.parse(extraction.store)
+    if store.is_coded and extraction.products is not None and not (Path(bank) / MANIFEST).exists():
+        # Codes are learned from the first pictures, which are of one product.
+        raise InputError(
+            f"a bank of several products is not made with store={store}: make it with store=float16, and then: "
+            f"spade-faiss convert BANK OUT --store {store}"
+        )
     layout = Layout(
         levels=backbone.levels,
         embedding_dim=backbone.embedding_dim,
         input_size=backbone.input_size,
-        dtype=extraction.dtype,
+        dtype=store.dtype,
+        numbers=store.numbers,
         normalize=extraction.normalize,
         pool=extraction.pool,
         pool_border=extraction.pool_border,
@@ -248,9 +257,9 @@ def choose_preset(bank: str | Path, preset: str | Path | Preset | None, roi: str
     if made is None or made.generation == 0:  # nothing was ever stored, so its settings may still change
         return load_preset(DEFAULT if roi is None or not Path(roi).is_dir() else PAPER)
     placed = {} if made.source is None else {name: getattr(made.source.preprocess, name) for name in _PLACED}
-    stored = {name: getattr(made.layout, name) for name in ("dtype", "normalize", "pool", "pool_border")}
+    stored = {name: getattr(made.layout, name) for name in ("normalize", "pool", "pool_border")}
     augment = None if made.augment is None else str(made.augment)
-    extraction = Extraction(**stored, augment=augment, preprocess=Preprocess(**placed))
+    extraction = Extraction(**stored, store=str(made.layout.store), augment=augment, preprocess=Preprocess(**placed))
     if made.source is not None:
         network = {name: getattr(made.source, name) for name in ("backbone", "precision", "blocks")}
         extraction = replace(extraction, **network)

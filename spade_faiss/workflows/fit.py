@@ -12,7 +12,7 @@ from spade_faiss.decisions.calibration import Calibration
 from spade_faiss.features.datasets import Images
 from spade_faiss.index.build import Built, build_index
 from spade_faiss.search.recipe import load_recipe
-from spade_faiss.workflows.calibrate import calibrate_if_needed
+from spade_faiss.workflows.calibrate import calibrate_whole_if_needed
 from spade_faiss.workflows.extract import Added, choose_preset, extract
 
 
@@ -67,14 +67,7 @@ def fit(
     extracted = time.perf_counter()
     index = build_index(done.bank, recipe, progress=run.progress)
     built = time.perf_counter()
-    products: dict[str, Calibration | str] = {}
-    calibration, notice = None, ""
-    if calibrate and done.bank.is_of_products:
-        for name in done.bank.products:
-            made, why_none = calibrate_if_needed(done.bank.part(name), run)
-            products[name] = made or why_none
-    elif calibrate:
-        calibration, notice = calibrate_if_needed(done.bank, run)
+    calibration, notice, products = calibrate_whole_if_needed(done.bank, run) if calibrate else (None, "", {})
     end = time.perf_counter()
     timing_s = {**done.timing_s, "index": built - extracted, **({"calibrate": end - built} if calibrate else {})}
     return Fit(

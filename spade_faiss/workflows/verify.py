@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.codes import CODES
 from spade_faiss.bank.network import NETWORK
 from spade_faiss.bank.places import SHARDS
 from spade_faiss.bank.snapshot import Snapshot
@@ -53,7 +54,7 @@ def verify(bank: str | Path, *, deep: bool = False, progress: bool = False) -> V
     """
     opened = Bank.open(bank, check=False)
     entries = opened.manifest.shards
-    problems: list[str] = []
+    problems = list(_codes_problems(opened))
     with progress_bar(opened.bytes_on_disk, "verify", progress, unit="B") as bar:
         for index, entry in enumerate(entries):
             problems += _shard_problems(opened, index, deep)
@@ -78,6 +79,20 @@ def verify(bank: str | Path, *, deep: bool = False, progress: bool = False) -> V
         bytes=opened.bytes_on_disk,
         problems=tuple(problems),
     )
+
+
+def _codes_problems(bank: Bank) -> Iterator[str]:
+    """Say whether what decodes the maps is missing or damaged."""
+    if (entry := bank.manifest.codes) is None:
+        return
+    path = bank.path / CODES
+    if problem := _file_problem(path, entry, f"the codes {path}", "restore it from a backup, or make the bank anew"):
+        yield problem
+        return
+    try:
+        _ = bank.codes
+    except BankError as error:
+        yield str(error)
 
 
 def _count_images(bank: Bank) -> int:

@@ -324,7 +324,7 @@ def test_open_or_create_wants_the_same_layout(tmp_path: Path) -> None:
     layout = bank.layout
     assert Bank.open_or_create(tmp_path / "b", layout).layout == layout
     for changed, message in [
-        (replace(layout, dtype="float16"), "has dtype='float32', asked for 'float16'"),
+        (replace(layout, dtype="float16"), "has store='float32', asked for 'float16'"),
         (replace(layout, normalize="l2"), "has normalize='none', asked for 'l2'"),
         (replace(layout, pool=3), "has pool=1, asked for 3"),
         (replace(layout, input_size=(20, 32)), r"has input_size=\(20, 28\), asked for \(20, 32\)"),

@@ -223,7 +223,7 @@ def test_no_progress_where_stderr_is_no_terminal(dataset_folder: Path, fitted_ba
 def test_every_option_arrives(dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bank, out = tmp_path / "b", tmp_path / "out"
     extraction = {
-        "--dtype": "float32",
+        "--store": "float32",
         "--normalize": "l2",
         "--pool": "3",
         "--precision": "bfloat16",

@@ -67,6 +67,40 @@ def advise(images: int, k: int = 5, *, extrapolate: bool = False, simd_level: st
     return recommend(workload, extrapolate=extrapolate, measured=measured, simd_level=simd_level)
 
 
+STORES = [
+    {"set": "lite0", "store": "float16", "bytes": 1000, "lost": 0.0},
+    {"set": "lite0", "store": "int8", "bytes": 500, "lost": 0.0002},
+    {"set": "lite0", "store": "pca12-int8", "bytes": 100, "lost": 0.04},
+    {"set": "lite0", "store": "pca16-int8", "bytes": 200, "lost": 0.001},
+    {"set": "wrn50", "store": "pca64-int8", "bytes": 150, "lost": None},
+]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "most", "store", "why"),
+    [
+        ("efficientnet_lite0", None, "float16", ""),
+        ("efficientnet_lite0", 9500, "float16", "float16 takes 9,000 bytes an image with its index, which fits"),
+        ("efficientnet_lite0", 8999, "int8", "at most 0.0002 of AUROC and AUPRO against float32"),
+        ("efficientnet_lite0", 8499, "pca16-int8", "pca16-int8 takes 200 bytes an image, and 8,000 in its index"),
+        ("wide_resnet50_2", 8499, "pca64-int8", "was not measured with this backbone"),
+    ],
+)
+def test_the_largest_store_that_fits(backbone: str, most: float | None, store: str, why: str) -> None:
+    advice = advise(1000, measured={**MEASURED, "stores": STORES}, backbone=backbone, max_bytes=most)
+    assert advice.store == store
+    assert any(why in line for line in advice.evidence) or not why
+    each = next(int(str(row["bytes"])) for row in STORES if row["store"] == store)
+    assert advice.disk_bytes == pytest.approx(1000 * (each + 8000), rel=0.02)
+
+
+def test_no_store_is_small_enough() -> None:
+    with pytest.raises(InputError, match=r"max_bytes=8150 is too small: .* takes 8,200 bytes an image with the index"):
+        advise(1000, measured={**MEASURED, "stores": STORES}, backbone="efficientnet_lite0", max_bytes=8150)
+    with pytest.raises(InputError, match=r"max_bytes=0\.0 must be a number above 0"):
+        Workload(images=1, max_bytes=0.0)
+
+
 def test_the_fastest_that_loses_next_to_nothing_on_every_set() -> None:
     advice = advise(100_000)
     assert (advice.recipe.build.image, advice.recipe.build.gallery) == ("HNSW32", "ivf")

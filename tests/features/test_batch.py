@@ -289,7 +289,7 @@ def test_level_sizes_are_positive_integers(field: str, value: Any) -> None:
         ({"input_size": [12, 16]}, r"input_size=\[12, 16\] must be a tuple"),
         ({"input_size": (12,)}, r"input_size=\(12,\) must be a tuple"),
         ({"input_size": (12, 0)}, "input_size=0 must be an integer of at least 1"),
-        ({"dtype": "float64"}, "dtype='float64' is not one of float16, float32"),
+        ({"dtype": "float64"}, "dtype='float64' is not one of float16, float32, int8"),
         ({"normalize": "l1"}, "normalize='l1' is not one of none, l2"),
         ({"pool": 0}, "pool=0 must be an integer of at least 1"),
         ({"pool": 2}, "pool=2 must be odd"),

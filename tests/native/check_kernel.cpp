@@ -50,6 +50,7 @@ struct TestVectors {
     std::vector<char> memory;
     Vectors vectors;
     std::vector<float> values;
+    std::vector<float> steps;  // (d), what codes are multiplied by
 };
 
 // Makes vectors around a few centers, so that some are near, some equal and some far; they begin at an odd address.
@@ -58,23 +59,32 @@ TestVectors make_vectors(int count, int d, ElementType type, float scale, const 
     std::uniform_int_distribution<int> pick(0, 3), kind(0, 9);
     TestVectors set;
     set.values.resize(static_cast<std::size_t>(count) * d);
+    std::vector<std::int8_t> codes(set.values.size());
+    for (int c = 0; c < d; ++c) set.steps.push_back(scale * (0.02f + 0.01f * static_cast<float>(c % 3)));
     for (int i = 0; i < count; ++i) {
         const int center = pick(rng), what = kind(rng);
         const float spread = what == 0 ? 0.0f : what == 1 ? 3.0f : what == 2 ? 1e-4f : 0.2f;
         for (int c = 0; c < d; ++c) {
             float value = scale * (centers[static_cast<std::size_t>(center) * d + c] + spread * normal(rng));
             if (type == ElementType::kFloat16) value = from_float16(to_float16(value));
+            if (type == ElementType::kInt8) {
+                const float code = std::min(127.0f, std::max(-128.0f, std::nearbyint(value / set.steps[c])));
+                codes[static_cast<std::size_t>(i) * d + c] = static_cast<std::int8_t>(code);
+                value = code * set.steps[c];
+            }
             set.values[static_cast<std::size_t>(i) * d + c] = value;
         }
     }
-    const std::size_t size = type == ElementType::kFloat16 ? 2 : 4;
+    const std::size_t size = size_of(type);
     set.memory.resize(set.values.size() * size + 1);
     for (std::size_t i = 0; i < set.values.size(); ++i) {
         const std::uint16_t float16 = to_float16(set.values[i]);
-        std::memcpy(set.memory.data() + 1 + i * size,
-                    type == ElementType::kFloat16 ? static_cast<const void*>(&float16) : &set.values[i], size);
+        const void* number = &set.values[i];
+        if (type == ElementType::kFloat16) number = &float16;
+        if (type == ElementType::kInt8) number = &codes[i];
+        std::memcpy(set.memory.data() + 1 + i * size, number, size);
     }
-    set.vectors = {set.memory.data() + 1, type, count, d};
+    set.vectors = {set.memory.data() + 1, type, count, d, type == ElementType::kInt8 ? set.steps.data() : nullptr};
     return set;
 }
 
@@ -248,7 +258,7 @@ void check(const SimdLevel& level, int nq, int nb, int d, int components, Elemen
             const float* q = queries.values.data() + static_cast<std::size_t>(i) * d;
             std::vector<std::pair<float, std::int64_t>> best;
             for (int row = 0; row < nb; ++row) {
-                const float found = sq_distance(q, rows.vectors.row(row), type, d);
+                const float found = sq_distance(q, rows.vectors.row(row), type, rows.vectors.scale, d);
                 const double truth = exact_sq_distance(q, rows.values.data() + static_cast<std::size_t>(row) * d, d);
                 if (std::fabs(found - truth) > 1e-5 * truth + 1e-30) fail(level, "a direct distance is off", nq, nb, d);
                 if (found <= bound[i]) best.emplace_back(found, row);
@@ -276,7 +286,7 @@ void check_clusters(const SimdLevel& level, int nq, int nb, int d, ElementType t
     const TestVectors queries = make_vectors(nq, d, ElementType::kFloat32, 1, around);
     const int count = nb / 8 + 1;
     const TestVectors centers = make_vectors(count, d, ElementType::kFloat32, 1, around);
-    Gallery gallery{d, 1, 1, nb, {MapPart{type, d, 1, {}, {}, {}}}};
+    Gallery gallery{d, 1, 1, nb, {MapPart{type, d, 1, {}, {}, {}, rows.vectors.scale}}};
     std::vector<std::int32_t> cluster(nb);
     std::vector<float> distance(nb);
     for (int i = 0; i < nb; ++i) {
@@ -304,8 +314,9 @@ void check_clusters(const SimdLevel& level, int nq, int nb, int d, ElementType t
         std::vector<std::pair<float, std::int64_t>> best, found;
         for (int row = 0; row < nb; ++row)
             if (row != excluded[0])
-                best.emplace_back(
-                    sq_distance(queries.values.data() + static_cast<std::size_t>(i) * d, rows.vectors.row(row), type, d), row);
+                best.emplace_back(sq_distance(queries.values.data() + static_cast<std::size_t>(i) * d, rows.vectors.row(row),
+                                              type, rows.vectors.scale, d),
+                                  row);
         for (std::size_t j = static_cast<std::size_t>(i) * k; j < static_cast<std::size_t>(i + 1) * k; ++j) {
             if (I[j] >= 0) found.emplace_back(D[j], I[j]);
             if (ids[j] >= 0) found.emplace_back(more[j], ids[j]);
@@ -328,10 +339,11 @@ void check_windows(const SimdLevel& level, int height, int width, int d, Element
     std::normal_distribution<float> normal;
     std::vector<float> around(static_cast<std::size_t>(4) * d);
     for (float& value : around) value = 1 + normal(rng);
-    Gallery gallery{d, width, locations, static_cast<std::int64_t>(images) * locations, {MapPart{type, d, width, {}, {}, {}}}};
+    Gallery gallery{d, width, locations, static_cast<std::int64_t>(images) * locations, {MapPart{type, d, width, {}, {}, {}, nullptr}}};
     std::vector<TestVectors> maps;
     for (int image = 0; image < images; ++image) maps.push_back(make_vectors(locations, d, type, 1, around));
     for (const TestVectors& map : maps) gallery.parts[0].maps.push_back(map.vectors.row(0));
+    gallery.parts[0].scale = maps.back().vectors.scale;  // all maps have the same
     const TestVectors queries = make_vectors(tests * locations, d, ElementType::kFloat32, 1, around);
     const Vectors xq{queries.values.data(), ElementType::kFloat32, tests * locations, d};
     const std::int64_t rows[images] = {9, 4, 6};
@@ -351,7 +363,9 @@ void check_windows(const SimdLevel& level, int height, int width, int d, Element
                 for (int image = 0; image < images; ++image)
                     for (int l = 0; wanted[image * tests + test] && l < locations; ++l)
                         if (std::abs(l / width - at / width) <= radius && std::abs(l % width - at % width) <= radius)
-                            best.emplace_back(sq_distance(q, maps[image].vectors.row(l), type, d), rows[image] * locations + l);
+                            best.emplace_back(
+                                sq_distance(q, maps[image].vectors.row(l), type, maps[image].vectors.scale, d),
+                                rows[image] * locations + l);
                 std::sort(best.begin(), best.end());
                 best.resize(k, {std::numeric_limits<float>::infinity(), -1});
                 for (int j = 0; j < k; ++j) {
@@ -378,7 +392,7 @@ int main() {
             for (int nb : {1, 5, 8, 17, 50})
                 for (int nq : {1, 33})
                     for (int k : {1, 4})
-                        for (ElementType type : {ElementType::kFloat16, ElementType::kFloat32}) {
+                        for (ElementType type : {ElementType::kFloat16, ElementType::kFloat32, ElementType::kInt8}) {
                             const float scale = type == ElementType::kFloat32 && d % 2 ? 1e6f : 1.0f;
                             check(level, nq, nb, d, 0, type, scale, std::min(k, nb), 0), ++checked;
                             // Of most queries; of few; with the coarsest steps.
@@ -392,13 +406,13 @@ int main() {
                 for (int nq : {1, 40})
                     for (int k : {1, 4})
                         for (bool packed : {false, true})
-                            for (ElementType type : {ElementType::kFloat16, ElementType::kFloat32})
+                            for (ElementType type : {ElementType::kFloat16, ElementType::kFloat32, ElementType::kInt8})
                                 check_clusters(level, nq, nb, d, type, k, packed), ++checked;
         for (int d : {1, 24, 40, 130})
             for (const auto& [height, width] : {std::pair{1, 1}, std::pair{5, 3}, std::pair{4, 9}})
                 for (int radius : {0, 1, 2, 20})
                     for (int k : {1, 4})
-                        for (ElementType type : {ElementType::kFloat16, ElementType::kFloat32})
+                        for (ElementType type : {ElementType::kFloat16, ElementType::kFloat32, ElementType::kInt8})
                             check_windows(level, height, width, d, type, radius, k), ++checked;
         for (int components : {0, 31})
             check(level, 40, 300, 1800, components, ElementType::kFloat16, 1, 3, components ? 0 : 5), ++checked;

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from spade_faiss.core.directions import principal_directions
 from spade_faiss.features.batch import Level
 from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.engines import native
 from spade_faiss.search.engines.native import NativeSearch
-from spade_faiss.search.native.basis import COMPONENTS, choose_center, principal_directions
+from spade_faiss.search.native.basis import COMPONENTS, choose_center
 from spade_faiss.search.native.basis import choose_basis as choose_basis_around
 from spade_faiss.search.native.extension import usable_simd_level
 from spade_faiss.search.workers import Workers

@@ -62,7 +62,7 @@ def search(
 ) -> tuple[Floats, Ints, int]:
     """The k nearest of all rows, by clusters: squared distances, rows, and how many distances were computed."""
     native, rng = import_native(), np.random.default_rng(len(kind))
-    gallery = native.Gallery(1, 1, [([row[None] for row in xb], None)])
+    gallery = native.Gallery(1, 1, [([row[None] for row in xb], None, None)])
     centers, cluster = grouped(kind, rng, xb)
     distance = np.sqrt(np.square(xb.astype(np.float64) - centers[cluster]).sum(axis=1)).astype(np.float32)
     clusters = native.Clusters(simd_level, gallery, centers, cluster, np.nextafter(distance, np.float32(np.inf)))
@@ -146,7 +146,7 @@ def test_half_the_margin_misses_the_nearest(simd_level: str) -> None:
     xb = np.array([[0, 0], [10, 0], [20.5, 0]], np.float32)
     centers, cluster = np.array([[0, 0], [15.25, 0]], np.float32), np.array([0, 1, 1], np.int32)
     native = import_native()
-    gallery = native.Gallery(1, 1, [([row[None] for row in xb], None)])
+    gallery = native.Gallery(1, 1, [([row[None] for row in xb], None, None)])
     distance = np.array([0, 5.25, 5.25], np.float32)
     clusters = native.Clusters(simd_level, gallery, centers, cluster, np.nextafter(distance, np.float32(np.inf)))
     clusters.pack(0, 2)
@@ -173,7 +173,7 @@ def test_vectors_that_cannot_be_nearest_are_not_looked_at() -> None:
 
 def test_bad_arguments_are_refused() -> None:
     native, xb = import_native(), np.zeros((4, 3), np.float32)
-    gallery = native.Gallery(1, 1, [([row[None] for row in xb], None)])
+    gallery = native.Gallery(1, 1, [([row[None] for row in xb], None, None)])
     numbers, distance = np.zeros(4, np.int32), np.zeros(4, np.float32)
     with pytest.raises(ValueError, match="those of the centers"):
         native.Clusters(HERE[0], gallery, xb[:2], numbers + 2, distance)

@@ -306,7 +306,7 @@ class Shrinking(Direct):
         (OneImageToo, "test_an_image_does_not_depend_on_its_batch"),
         (Stateful, "test_threads_share_a_search"),
         (Normalizing, "test_arguments_are_left_alone"),
-        (AsStored, "test_blocks_may_be_stored_as_float16_or_float32"),
+        (AsStored, "test_blocks_may_be_stored_as_float16_or_float32_or_codes"),
         (Modest, "test_working_bytes_are_an_upper_bound"),
         (Shrinking, "test_working_bytes_grow_with_the_call"),
     ],

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from spade_faiss.core.directions import principal_directions
 from spade_faiss.core.errors import DependencyError, InputError
 from spade_faiss.features.batch import Level
 from spade_faiss.search.blocks import ArraySource, Blocks
@@ -20,7 +21,6 @@ from spade_faiss.search.engines.faiss import FaissSearch
 from spade_faiss.search.engines.native import NativeSearch
 from spade_faiss.search.exact import open_on_cpu
 from spade_faiss.search.native import extension as kernel
-from spade_faiss.search.native.basis import principal_directions
 from spade_faiss.search.native.extension import (
     SIMD_LEVELS,
     find_simd_level,

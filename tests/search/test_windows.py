@@ -81,7 +81,7 @@ def test_a_sum_is_rounded_once() -> None:
 @pytest.mark.parametrize("d", [3, 24, 40, 130])
 def test_sums_are_those_of_the_kernel(kind: str, d: int) -> None:
     xq, xb = hostile(kind, d)
-    gallery = import_native().Gallery(1, 1, [([row[None] for row in xb], None)])
+    gallery = import_native().Gallery(1, 1, [([row[None] for row in xb], None, None)])
     every = np.tile(np.arange(len(xb)), (len(xq), 1))
     found = kernel_sq_dist(xq, xb, np.repeat(np.arange(len(xq)), len(xb)), every.ravel())
     np.testing.assert_array_equal(found, gallery.sq_distances(xq, every).ravel())
@@ -195,7 +195,7 @@ def test_groups_of_images_are_one_search(monkeypatch: pytest.MonkeyPatch, size: 
 @needs_kernel
 def test_bad_arguments_are_refused() -> None:
     native = import_native()
-    gallery = native.Gallery(2, 3, [([np.zeros((6, 4), np.float32)] * 2, None)])
+    gallery = native.Gallery(2, 3, [([np.zeros((6, 4), np.float32)] * 2, None, None)])
 
     def search(**changes: object) -> None:
         arguments: dict[str, object] = {

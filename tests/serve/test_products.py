@@ -43,7 +43,7 @@ def products(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> Pa
         root / "good",
         bank=root / "bank",
         preset="spade",
-        extraction=Extraction(backbone=backbone, products="folder", dtype="float32"),
+        extraction=Extraction(backbone=backbone, products="folder", store="float32"),
     )
     return root
 

@@ -200,7 +200,7 @@ def test_a_fit_that_stored_nothing_binds_nobody(
 
     monkeypatch.setattr(Backbone, "__call__", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=tiny, dtype="float32", normalize="l2"))
+        fit(good, bank=tmp_path / "bank", preset="spade", extraction=Extraction(backbone=tiny, store="float32", normalize="l2"))
     monkeypatch.setattr(Backbone, "__call__", call)
     assert len(Bank.open(tmp_path / "bank")) == 0
     other = tiny_backbone(seed=1, name="other")

@@ -34,7 +34,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bank_of(
     folder: Path, images: Path | list[Path], tiny: Backbone, group_by: str | None = PATTERN, **settings: object
 ) -> Bank:
-    extraction = Extraction(backbone=tiny, group_by=group_by, dtype="float32", **settings)  # type: ignore[arg-type]
+    extraction = Extraction(backbone=tiny, group_by=group_by, store="float32", **settings)  # type: ignore[arg-type]
     return fit(images, bank=folder, preset="spade", extraction=extraction, calibrate=False).bank
 
 

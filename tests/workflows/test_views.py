@@ -43,7 +43,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bank_of(folder: Path, paths: list[Path], tiny: Backbone, augment: str | None = AUGMENT) -> Bank:
-    extraction = Extraction(backbone=tiny, augment=augment, dtype="float32")
+    extraction = Extraction(backbone=tiny, augment=augment, store="float32")
     return fit(paths, bank=folder, preset="spade", extraction=extraction, calibrate=False).bank
 
 

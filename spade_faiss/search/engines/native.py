@@ -83,7 +83,8 @@ class NativeSearch:
             part = parts[number]
             bound = best.bound(image, part, row)
             listed = min(kappa, len(block.rows))
-            D, I, _, _ = self._native.search(packs[image][number], xq[image, part], block.pack, block.rows, bound, listed)
+            pack, scale = packs[image][number], self._blocks.scale
+            D, I, _, _ = self._native.search(pack, xq[image, part], block.pack, block.rows, bound, listed, scale=scale)
             best.merge(image, part, row, self._blocks.located(row, I), D)
 
         def searches(job: BlockJob) -> list[Task[_Block]]:
@@ -102,7 +103,7 @@ class NativeSearch:
         rows = self._blocks.stored(row)
 
         def pack() -> RowPack:
-            made: RowPack = self._native.RowPack(self._packing(), rows)
+            made: RowPack = self._native.RowPack(self._packing(), rows, self._blocks.scale)
             return made
 
         return _Block(rows, self._blocks.cached(self._simd_level, row, pack))

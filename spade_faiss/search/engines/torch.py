@@ -80,7 +80,7 @@ class _Step(NamedTuple):
     Attributes:
         xq: (nq, C) the queries.
         norm: (nq,) their squared norms, less the center.
-        xb: (nb, C) the part of the block, as it is stored.
+        xb: (nb, C) the part of the block, as it is stored; codes are decoded.
         row: the bank row of the block.
         start: the location of the part's first vector.
     """
@@ -193,7 +193,7 @@ class TorchSearch:
         tile = fit_tile(self._accelerator.tile_bytes, len(which), rows, channels, GROUP)
         new = best[which]
         for start in range(0, rows, tile.rows):
-            xb = block[start : start + tile.rows]
+            xb = self._decoded(block[start : start + tile.rows])
             nominate = self._product.prepare(xb.float() - self._center)
             for first in range(0, len(which), tile.queries):
                 of_step = slice(first, first + tile.queries)
@@ -211,6 +211,15 @@ class TorchSearch:
                     new[open_ + first] = self._settled(step, nominations, open_, new[open_ + first])
         # Only now: a block that is begun anew must not meet what it left.
         best[which] = new
+
+    @once
+    def _scale(self) -> Tensor | None:
+        scale = self._blocks.scale
+        return None if scale is None else self._accelerator.upload(scale).wait()
+
+    def _decoded(self, stored: Tensor) -> Tensor:
+        """A part of a block as it is searched: numbers as they are stored, codes as the vectors that they stand for."""
+        return stored if self._scale is None else stored.float() * self._scale
 
     def _settled(self, step: _Step, nominations: Nominations, which: Tensor, before: _DeviceBest) -> _DeviceBest:
         """The best of what queries `which` of a step had before, and of what they find in it by direct distances."""

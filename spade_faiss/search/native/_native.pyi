@@ -20,7 +20,7 @@ class Packing:
     ) -> None: ...
 
 class RowPack:
-    def __init__(self, packing: Packing, vectors: npt.NDArray[np.floating[Any]]) -> None: ...
+    def __init__(self, packing: Packing, vectors: npt.NDArray[Any], scale: npt.NDArray[np.float32] | None = None) -> None: ...
     @property
     def nbytes(self) -> int: ...
 
@@ -104,9 +104,10 @@ def search(
     query_pack: QueryPack,
     queries: npt.NDArray[np.float32],
     row_pack: RowPack,
-    rows: npt.NDArray[np.floating[Any]],
+    rows: npt.NDArray[Any],
     bound: npt.NDArray[np.float32],
     k: int,
     margin: float = 1.0,
+    scale: npt.NDArray[np.float32] | None = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int, int]: ...
 def filter(query_pack: QueryPack, row_pack: RowPack) -> None: ...

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spade_faiss.core.directions import OVERSAMPLED, principal_directions
 from spade_faiss.core.types import FloatArray
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.native.extension import import_native, refine_cost
@@ -22,7 +23,6 @@ COMPONENTS = (15, 31, 63)
 _SEED = 1234
 _TRAIN_VECTORS = 2048
 _TRIAL_QUERIES = 256
-_ITERATIONS, _OVERSAMPLED = 4, 8
 # The center leaves out the smallest sixteenth of each channel's values, and the largest.
 _TRIMMED = 16
 # Queries with numbers up to this many times those of nearly all sampled vectors have digits.
@@ -83,21 +83,8 @@ def longest_query(blocks: Blocks, center: FloatArray, basis: FloatArray | None) 
 def choosing_bytes(blocks: Blocks) -> int:
     """An upper bound of the bytes that choosing a center and a basis takes."""
     channels = blocks.level.channels
-    iterating = 6 * channels * (COMPONENTS[-1] + _OVERSAMPLED) * np.dtype(np.float64).itemsize
+    iterating = 6 * channels * (COMPONENTS[-1] + OVERSAMPLED) * np.dtype(np.float64).itemsize
     return 4 * _TRAIN_VECTORS * channels * np.dtype(np.float32).itemsize + iterating + 4 * blocks.block_bytes
-
-
-def principal_directions(x: FloatArray, count: int) -> FloatArray:
-    """(count, d) orthonormal directions along which vectors (n, d) vary most, the strongest first, by subspace iteration."""
-    rng = np.random.default_rng(_SEED)
-    d = x.shape[1]
-    span = rng.standard_normal((d, min(d, count + _OVERSAMPLED)))
-    for _ in range(_ITERATIONS):
-        span, _ = np.linalg.qr(x.T @ (x @ span.astype(np.float32)))
-    projected = (x @ span.astype(np.float32)).astype(np.float64)
-    _, rotation = np.linalg.eigh(projected.T @ projected)
-    directions, _ = np.linalg.qr(span @ rotation[:, ::-1])
-    return np.ascontiguousarray(directions.T[:count], np.float32)
 
 
 def _rotated(directions: FloatArray) -> FloatArray:

@@ -34,7 +34,7 @@ def map_gallery(blocks: Blocks, rows: Sequence[int] | None = None) -> Gallery | 
     resized, rows = _how_resized(blocks), range(len(blocks)) if rows is None else rows
     if resized is None or not len(rows):
         return None
-    made = [([part.stored(row) for row in rows], *how) for part, how in resized]
+    made = [([part.stored(row) for row in rows], part.scale, *how) for part, how in resized]
     gallery: Gallery = import_native().Gallery(*_grid(blocks.level), made)
     return gallery
 

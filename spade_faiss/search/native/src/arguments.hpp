@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,17 @@ inline const float* floats_of(const py::array& array, const std::vector<py::ssiz
     require(is_same && array.dtype().equal(py::dtype::of<float>()) && is_contiguous(array) && is_aligned(array.data()),
             requirement + " float32, C-contiguous and aligned");
     return static_cast<const float*>(array.data());
+}
+
+// A view of an array (n, d) of float16 or float32, or of int8 codes with their scales (d,). The caller keeps both alive.
+inline Vectors stored_of(const py::array& array, const std::optional<py::array>& scale, const std::string& name) {
+    if (!scale) return vectors_of(array, name);
+    require(array.dtype().equal(py::dtype::of<std::int8_t>()) && array.ndim() == 2 && is_contiguous(array),
+            name + " must be (n, d) int8, C-contiguous, where they have scales");
+    require(array.shape(1) > 0 && array.shape(1) <= kMostChannels, name + " must have 1 to 65536 channels");
+    require(array.shape(0) < (1 << 28), name + " must be fewer than 2^28");
+    const float* scales = floats_of(*scale, {array.shape(1)}, "scale must be (d,)");
+    return {array.data(), ElementType::kInt8, static_cast<int>(array.shape(0)), static_cast<int>(array.shape(1)), scales};
 }
 
 inline const SimdLevel& level_of(const std::string& name) {

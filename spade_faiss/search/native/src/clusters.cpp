@@ -89,7 +89,7 @@ Clusters::Clusters(const SimdLevel& level, const Gallery& gallery, const Vectors
       most_reach_(packed_centers_.groups, -1),
       packs_(centers.count) {
     for (int c = 0; c < centers.count; ++c)
-        decode(centers.row(c), ElementType::kFloat32, centers.d, padded_,
+        decode(centers.row(c), ElementType::kFloat32, nullptr, centers.d, padded_,
                centers_.data() + static_cast<std::size_t>(c) * padded_);
     for (std::int64_t id = 0; id < gallery.count; ++id) {
         const int c = cluster[id];
@@ -165,7 +165,7 @@ public:
           decoded_(0),
           batch_(clusters.packed_centers_.packing, kBatch) {
         for (int i = 0; i < count_; ++i) {
-            decode(queries.xq.row(i), ElementType::kFloat32, queries.xq.d, padded_,
+            decode(queries.xq.row(i), ElementType::kFloat32, nullptr, queries.xq.d, padded_,
                    xq_.data() + static_cast<std::size_t>(i) * padded_);
             const std::size_t first = static_cast<std::size_t>(i) * k;
             nearest_.push_back({sq_dist + first, id + first, k, kInfinity});

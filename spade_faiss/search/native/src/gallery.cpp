@@ -14,25 +14,27 @@
 namespace spade {
 namespace {
 
-// Up to eight stored numbers from channel c on, as float32.
-SPADE_TARGET_AVX2 SPADE_INLINE __m256 load_channels(const char* vector, ElementType type, int c, int channels) {
-    if (c + 8 <= channels)
-        return type == ElementType::kFloat16
-                   ? _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(vector + 2 * c)))
-                   : _mm256_loadu_ps(reinterpret_cast<const float*>(vector + 4 * static_cast<std::size_t>(c)));
+// Up to eight stored numbers of a part's vector from channel c on, as float32.
+SPADE_TARGET_AVX2 SPADE_INLINE __m256 load_channels(const MapPart& part, const char* vector, int c) {
+    const char* from = vector + c * size_of(part.type);
+    if (c + 8 <= part.channels) {
+        if (part.type == ElementType::kFloat16)
+            return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+        if (part.type == ElementType::kInt8) return decode_codes(from, part.scale + c);
+        return _mm256_loadu_ps(reinterpret_cast<const float*>(from));
+    }
     alignas(32) float rest[8] = {};
-    const std::size_t size = type == ElementType::kFloat16 ? 2 : 4;
-    decode(vector + c * size, type, channels - c, 8, rest);
+    decode(from, part.type, part.scale ? part.scale + c : nullptr, part.channels - c, 8, rest);
     return _mm256_load_ps(rest);
 }
 
 // Writes the channels of one part. Eight are written at a time, so that up to seven zeros follow them.
 SPADE_TARGET_AVX2 void decode_part(const MapPart& part, int grid_width, std::int64_t image, int location, float* to) {
     const char* map = static_cast<const char*>(part.maps[image]);
-    const std::size_t vector_bytes = part.channels * (part.type == ElementType::kFloat16 ? std::size_t{2} : std::size_t{4});
+    const std::size_t vector_bytes = part.channels * size_of(part.type);
     if (part.rows.empty()) {
         const char* vector = map + location * vector_bytes;
-        for (int c = 0; c < part.channels; c += 8) _mm256_storeu_ps(to + c, load_channels(vector, part.type, c, part.channels));
+        for (int c = 0; c < part.channels; c += 8) _mm256_storeu_ps(to + c, load_channels(part, vector, c));
         return;
     }
     const MapPart::Taps &y = part.rows[location / grid_width], &x = part.columns[location % grid_width];
@@ -40,11 +42,10 @@ SPADE_TARGET_AVX2 void decode_part(const MapPart& part, int grid_width, std::int
         return map + (static_cast<std::size_t>(row) * part.width + column) * vector_bytes;
     };
     const auto weighted = [&](int column, int c) SPADE_TARGET_AVX2 {
-        __m256 sum =
-            _mm256_mul_ps(_mm256_set1_ps(y.first_weight), load_channels(at(y.first, column), part.type, c, part.channels));
+        __m256 sum = _mm256_mul_ps(_mm256_set1_ps(y.first_weight), load_channels(part, at(y.first, column), c));
         if (y.second >= 0)
-            sum = _mm256_add_ps(sum, _mm256_mul_ps(_mm256_set1_ps(y.second_weight),
-                                                   load_channels(at(y.second, column), part.type, c, part.channels)));
+            sum = _mm256_add_ps(
+                sum, _mm256_mul_ps(_mm256_set1_ps(y.second_weight), load_channels(part, at(y.second, column), c)));
         return sum;
     };
     for (int c = 0; c < part.channels; c += 8) {
@@ -72,7 +73,7 @@ void Gallery::prefetch(std::int64_t id) const {
     const std::int64_t image = id / locations;
     const int location = static_cast<int>(id % locations);
     for (const MapPart& part : parts) {
-        const std::size_t bytes = part.channels * (part.type == ElementType::kFloat16 ? std::size_t{2} : std::size_t{4});
+        const std::size_t bytes = part.channels * size_of(part.type);
         const char* map = static_cast<const char*>(part.maps[image]);
         const auto ask = [&](std::size_t place) {
             for (std::size_t at = 0; at < bytes; at += line) _mm_prefetch(map + place * bytes + at, _MM_HINT_T0);
@@ -95,7 +96,7 @@ SPADE_TARGET_AVX2 void sq_distances_to(const Gallery& gallery, const Vectors& xq
     Buffer<float> q(padded), x(padded + 8);
     const float* const rows[1] = {x.data()};
     for (int i = 0; i < xq.count; ++i) {
-        decode(xq.row(i), ElementType::kFloat32, gallery.d, padded, q.data());
+        decode(xq.row(i), ElementType::kFloat32, nullptr, gallery.d, padded, q.data());
         for (int j = 0; j < k; ++j, ++ids, ++sq_dist) {
             if (*ids < 0) {
                 *sq_dist = std::numeric_limits<float>::infinity();

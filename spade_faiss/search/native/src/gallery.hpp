@@ -19,6 +19,7 @@ struct MapPart {
     int channels, width;              // of the stored map
     std::vector<Taps> rows, columns;  // of the searched grid; empty where the stored map has that grid
     std::vector<const void*> maps;    // of each image: (height * width, channels)
+    const float* scale = nullptr;     // (channels), of integers alone
 };
 
 // The vector of image i at location l has the id i * locations + l. The caller keeps the maps alive.

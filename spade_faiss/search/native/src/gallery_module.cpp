@@ -24,7 +24,8 @@ std::vector<MapPart::Taps> taps_of(const py::array_t<std::int32_t>& positions, c
     return taps;
 }
 
-// `parts`: for each stored map, the arrays of all images, and None or its height, its width, and the taps of both axes.
+// `parts`: for each stored map, the arrays of all images, None or the scales of their codes, and None or its height, its width,
+// and the taps of both axes.
 std::unique_ptr<OwnedGallery> make_gallery(int height, int width, const py::list& parts) {
     require(height > 0 && width > 0 && static_cast<std::int64_t>(height) * width < (1 << 28),
             "maps must be 1 to 2^28 locations");
@@ -38,11 +39,12 @@ std::unique_ptr<OwnedGallery> make_gallery(int height, int width, const py::list
         const auto arrays = part[0].cast<py::list>();
         MapPart made;
         int stored = gallery.locations;
-        if (!part[1].is_none()) {
-            const auto [rows, columns] = part[1].cast<std::pair<int, int>>();
+        const auto scale = part[1].cast<std::optional<py::array>>();
+        if (!part[2].is_none()) {
+            const auto [rows, columns] = part[2].cast<std::pair<int, int>>();
             require(rows > 0 && columns > 0, "a stored map must not be empty");
             using Taps = std::pair<py::array_t<std::int32_t>, py::array_t<float>>;
-            const auto along_rows = part[2].cast<Taps>(), along_columns = part[3].cast<Taps>();
+            const auto along_rows = part[3].cast<Taps>(), along_columns = part[4].cast<Taps>();
             made.rows = taps_of(along_rows.first, along_rows.second, height, rows);
             made.columns = taps_of(along_columns.first, along_columns.second, width, columns);
             stored = rows * columns;
@@ -51,9 +53,10 @@ std::unique_ptr<OwnedGallery> make_gallery(int height, int width, const py::list
             made.width = width;
         }
         for (const py::handle& array : arrays) {
-            const Vectors vectors = vectors_of(array.cast<py::array>(), "maps");
+            const Vectors vectors = stored_of(array.cast<py::array>(), scale, "maps");
             if (made.maps.empty()) {
                 made.type = vectors.type;
+                made.scale = vectors.scale;
                 made.channels = vectors.d;
             }
             require(vectors.count == stored && vectors.d == made.channels && vectors.type == made.type,
@@ -61,6 +64,7 @@ std::unique_ptr<OwnedGallery> make_gallery(int height, int width, const py::list
             made.maps.push_back(vectors.data);
             owned->arrays.append(array);
         }
+        if (scale) owned->arrays.append(*scale);
         require(!made.maps.empty() && (images == 0 || made.maps.size() == images), "all parts must be of the same images");
         images = made.maps.size();
         gallery.d += made.channels;

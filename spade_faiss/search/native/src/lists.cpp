@@ -67,7 +67,7 @@ Lists::Lists(const SimdLevel& level, const Gallery& gallery, const Vectors& cent
       centroids_packed_(pack_centroids(level, centroids)),
       groups_(std::move(groups)) {
     for (int i = 0; i < centroids.count; ++i)
-        decode(centroids.row(i), ElementType::kFloat32, width_, padded_,
+        decode(centroids.row(i), ElementType::kFloat32, nullptr, width_, padded_,
                centroids_.data() + static_cast<std::size_t>(i) * padded_);
 }
 
@@ -91,7 +91,7 @@ public:
           codes_(static_cast<std::size_t>(kBatch) * padded_),
           residuals_(static_cast<std::size_t>(kBatch) * padded_) {
         for (int i = 0; i < count_; ++i)
-            decode(queries.projected.row(i), ElementType::kFloat32, lists.width_, padded_, projected(i));
+            decode(queries.projected.row(i), ElementType::kFloat32, nullptr, lists.width_, padded_, projected(i));
     }
 
     ListStats run(int k, float* sq_dist, std::int64_t* id) {
@@ -350,7 +350,7 @@ private:
         std::fill_n(id, static_cast<std::size_t>(count_) * k, -1);
         for (int i = 0; i < count_; ++i, sq_dist += k, id += k) {
             const Candidate* found = candidates(i);
-            decode(queries_.xq.row(i), ElementType::kFloat32, gallery.d, padded, q.data());
+            decode(queries_.xq.row(i), ElementType::kFloat32, nullptr, gallery.d, padded, q.data());
             Nearest nearest{sq_dist, id, k, kInfinity};
             for (int at = 0; at < std::min(kAhead, found_[i]); ++at) gallery.prefetch(found[at].id);
             for (int at = 0; at < found_[i]; ++at) {

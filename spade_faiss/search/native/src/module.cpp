@@ -52,8 +52,9 @@ struct LevelPack {
 };
 
 template <typename Pack>
-std::unique_ptr<LevelPack<Pack>> make_pack(const LevelPacking& packing, const py::array& array) {
-    const Vectors vectors = vectors_of(array, "vectors");
+std::unique_ptr<LevelPack<Pack>> make_pack(const LevelPacking& packing, const py::array& array,
+                                           const std::optional<py::array>& scale) {
+    const Vectors vectors = stored_of(array, scale, "vectors");
     require(vectors.d == packing.packing->d, "vectors must have the packing's channels");
     const py::gil_scoped_release released;
     return std::make_unique<LevelPack<Pack>>(packing, vectors);
@@ -64,9 +65,10 @@ void require_one_packing(const LevelPack<QueryPack>& queries, const LevelPack<Ro
 }
 
 py::tuple py_search(const LevelPack<QueryPack>& query_pack, const py::array& queries, const LevelPack<RowPack>& row_pack,
-                    const py::array& rows, const py::array& bound, int k, float margin) {
+                    const py::array& rows, const py::array& bound, int k, float margin,
+                    const std::optional<py::array>& scale) {
     require_one_packing(query_pack, row_pack);
-    const Vectors xq = vectors_of(queries, "queries"), xb = vectors_of(rows, "rows");
+    const Vectors xq = vectors_of(queries, "queries"), xb = stored_of(rows, scale, "rows");
     require(xq.count == query_pack.pack.count && xb.count == row_pack.pack.count && xq.d == query_pack.pack.packing->d &&
                 xb.d == xq.d,
             "packs must be of these queries and rows");
@@ -104,7 +106,7 @@ int py_padded_length(const std::string& simd_level, int length, bool digits) {
 template <typename Pack>
 void define_pack(py::module_& module, const char* name) {
     py::class_<LevelPack<Pack>>(module, name)
-        .def(py::init(&make_pack<Pack>), py::arg("packing"), py::arg("vectors"))
+        .def(py::init(&make_pack<Pack>), py::arg("packing"), py::arg("vectors"), py::arg("scale") = py::none())
         .def_property_readonly("nbytes", [](const LevelPack<Pack>& self) { return self.pack.nbytes(); });
 }
 
@@ -124,7 +126,7 @@ PYBIND11_MODULE(_native, module) {
     define_pack<RowPack>(module, "RowPack");
     define_pack<QueryPack>(module, "QueryPack");
     module.def("search", &py_search, py::arg("query_pack"), py::arg("queries"), py::arg("row_pack"), py::arg("rows"),
-               py::arg("bound"), py::arg("k"), py::arg("margin") = 1.0f,
+               py::arg("bound"), py::arg("k"), py::arg("margin") = 1.0f, py::arg("scale") = py::none(),
                "The k nearest rows of each query: squared distances, rows, and how many distances were computed.");
     define_gallery(module);
     define_clusters(module);

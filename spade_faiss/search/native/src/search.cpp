@@ -223,7 +223,7 @@ private:
         decoded_group_ = group;
         for (unsigned missing = which & ~is_decoded_; missing; missing &= missing - 1) {
             const int r = __builtin_ctz(missing);
-            decode(xb_.row(group * kGroup + r), xb_.type, d_, padded_, decoded_row(r));
+            decode(xb_.row(group * kGroup + r), xb_.type, xb_.scale, d_, padded_, decoded_row(r));
         }
         is_decoded_ |= which;
     }
@@ -232,7 +232,7 @@ private:
     SPADE_TARGET_AVX2 SPADE_INLINE const float* query(int i) {
         const auto* q = static_cast<const float*>(xq_.row(i));
         if (d_ == padded_) return q;
-        decode(q, ElementType::kFloat32, d_, padded_, padded_query_.data());
+        decode(q, ElementType::kFloat32, nullptr, d_, padded_, padded_query_.data());
         return padded_query_.data();
     }
 

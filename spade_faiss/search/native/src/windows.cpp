@@ -48,7 +48,7 @@ struct Layout {
             for (int sum = 0; sum < kSums && chunk < full; ++sum, ++chunk, vector += bytes)
                 _mm256_store_ps(to + kChannels * begin[sum] + place, load<Type>(vector));
         if (chunk < chunks)
-            decode(vector, Type, d % kChannels, kChannels, to + kChannels * (begin[chunk % kSums] + chunk / kSums));
+            decode(vector, Type, nullptr, d % kChannels, kChannels, to + kChannels * (begin[chunk % kSums] + chunk / kSums));
     }
 
     template <ElementType Type>
@@ -121,7 +121,8 @@ private:
 
     void decode_map_row(int image, int y) {
         const MapPart& part = gallery_.parts.front();
-        if (gallery_.parts.size() == 1 && part.rows.empty()) {  // vectors as they are stored
+        // Numbers as they are stored.
+        if (gallery_.parts.size() == 1 && part.rows.empty() && part.type != ElementType::kInt8) {
             const Vectors map{part.maps[image], part.type, gallery_.locations, gallery_.d};
             for (int x = 0; x < width_; ++x) layout_.arrange(map.row(y * width_ + x), part.type, gallery_.d, vector(y, x));
             return;

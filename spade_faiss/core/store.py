@@ -1,0 +1,58 @@
+"""How the maps of a bank are stored: as numbers of 16 or 32 bits, or as codes of one byte a number."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.schema import shorten
+
+# The number formats of stored maps.
+DTYPES = ("float16", "float32", "int8")
+# What a bank may store of a vector whose channels are many: at least one component beside the length of the rest.
+LEAST_NUMBERS, MOST_NUMBERS = 2, 1024
+STORES = "float16, float32, int8, or pcaN-int8 with N from 2 to 1024, one for all levels or one for each, such as pca64-int8"
+
+_PCA = re.compile(r"pca([0-9]{1,4}(?:,[0-9]{1,4})*)-int8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """How the maps of a bank are stored.
+
+    Args:
+        dtype: the type of a stored number.
+        numbers: of codes, the most numbers that are stored of a vector: the components along which the bank's vectors vary
+            most, and, as the last one, the length of what these leave over. One for all levels, or one for each, the finest
+            first. None stores every channel.
+    """
+
+    dtype: str = "float16"
+    numbers: tuple[int, ...] | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Store:
+        """Read a store from its name.
+
+        Raises:
+            InputError: if there is none of that name.
+        """
+        found = _PCA.fullmatch(text) if isinstance(text, str) else None
+        numbers = () if found is None else tuple(map(int, found[1].split(",")))
+        if numbers and min(numbers) >= LEAST_NUMBERS and max(numbers) <= MOST_NUMBERS:
+            return cls(dtype="int8", numbers=numbers)
+        if text not in DTYPES:
+            raise InputError(f"store={shorten(text)} is not one of {STORES}")
+        return cls(dtype=text)
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether maps are stored as codes."""
+        return self.dtype == "int8"
+
+    def __str__(self) -> str:
+        if self.numbers is None:
+            return self.dtype
+        numbers = self.numbers[:1] if len(set(self.numbers)) == 1 else self.numbers
+        return f"pca{','.join(map(str, numbers))}-{self.dtype}"

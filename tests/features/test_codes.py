@@ -1,0 +1,229 @@
+"""Codes of maps: what they keep of distances, what they are rounded to, and what a bank's codes must be like."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spade_faiss.core.errors import InputError
+from spade_faiss.core.settings import Extraction
+from spade_faiss.core.store import Store
+from spade_faiss.features.batch import FeatureBatch, Level
+from spade_faiss.features.code_losses import LevelLoss, measure_losses
+from spade_faiss.features.codes import LevelCodes, check_codes, learn_codes
+from spade_faiss.features.layout import Layout, prepare
+from tests.support.oracle import sq_distances
+from tests.support.vectors import brute
+
+FINE, COARSE = Level("fine", 12, 4, 6, 5), Level("coarse", 5, 8, 3, 3)
+LAYOUT = Layout(levels=(FINE, COARSE), embedding_dim=4, input_size=(24, 20), dtype="int8", numbers=6)
+Doubles = npt.NDArray[np.float64]
+
+
+def pictures(count: int, seed: int = 0) -> FeatureBatch:
+    """Maps that vary in a few directions, as those of a network do, and a little in all others."""
+    rng, levels = np.random.default_rng(seed), {}
+    for level in (FINE, COARSE):
+        mixing = np.random.default_rng(level.channels).standard_normal((4, level.channels))
+        latent = rng.standard_normal((count, level.height, level.width, 4)) * [8, 4, 2, 1]
+        levels[level.name] = (3 + latent @ mixing + 0.1 * rng.standard_normal((count, *level.shape))).astype(np.float32)
+    return FeatureBatch([f"{seed}-{n}" for n in range(count)], rng.standard_normal((count, 4), np.float32), levels)
+
+
+def learned(count: int = 6) -> tuple[FeatureBatch, dict[str, LevelCodes]]:
+    batch = prepare(pictures(count), LAYOUT)
+    return batch, dict(learn_codes(batch, LAYOUT).levels)
+
+
+@pytest.mark.parametrize("name", ["float16", "float32", "int8", "pca2-int8", "pca64-int8", "pca1024-int8", "pca7,40,56-int8"])
+def test_a_store_is_named_as_it_is_asked_for(name: str) -> None:
+    assert str(Store.parse(name)) == name
+    assert Extraction(store=name).store == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["float64", "pca-int8", "pca1-int8", "pca1025-int8", "pca64", "pca6.4-int8", "PCA64-int8", "pca8,-int8", "pca8,1-int8", ""],
+)
+def test_another_name_of_a_store_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="is not one of float16, float32, int8, or pcaN-int8"):
+        Extraction(store=name)
+
+
+def test_levels_have_as_many_numbers_as_codes_store() -> None:
+    assert [(level.channels, level.extracted) for level in LAYOUT.levels] == [(6, 12), (5, None)]
+    assert LAYOUT.whole_levels == (FINE, COARSE)
+    assert [level.shape for level in LAYOUT.levels] == [FINE.shape, COARSE.shape]
+    assert [level.stored_shape for level in LAYOUT.levels] == [(6, 5, 6), (3, 3, 5)]
+    assert LAYOUT.image_bytes == 4 * 4 + 6 * 5 * 6 + 3 * 3 * 5
+    # What is given with codes already is the same, and can be changed back.
+    assert replace(LAYOUT, levels=LAYOUT.levels) == LAYOUT
+    assert replace(LAYOUT, dtype="float16", numbers=None).levels == (FINE, COARSE)
+    # One for all, or one for each.
+    assert str(LAYOUT.store) == "pca6-int8"
+    each = replace(LAYOUT, numbers=(3, 4))
+    assert [level.channels for level in each.levels] == [3, 4]
+    assert str(each.store) == "pca3,4-int8"
+    assert replace(LAYOUT, numbers=Store.parse("pca6-int8").numbers) == LAYOUT
+    with pytest.raises(InputError, match=r"numbers=\(3, 4, 5\) has 3 values for 2 levels; give one for each, or one for all"):
+        replace(LAYOUT, numbers=(3, 4, 5))
+
+
+def test_numbers_without_codes_and_beyond_their_range_are_refused() -> None:
+    with pytest.raises(InputError, match=r"numbers=\(6, 6\) is of codes, and dtype='float16' stores none"):
+        replace(LAYOUT, dtype="float16")
+    with pytest.raises(InputError, match="numbers=1 must be an integer of at least 2"):
+        replace(LAYOUT, numbers=1)
+    with pytest.raises(InputError, match="numbers=1025 is more than a code has, 1024"):
+        replace(LAYOUT, numbers=1025)
+    with pytest.raises(InputError, match="extracted=12 must be an integer of at least 13"):
+        replace(FINE, extracted=12)
+
+
+def test_a_level_of_few_channels_is_not_shortened() -> None:
+    batch, codes = learned()
+    assert codes["coarse"].basis is None
+    assert codes["fine"].basis is not None
+    assert codes["fine"].basis.shape == (5, 12)
+    found = codes["coarse"].decode(codes["coarse"].encode(batch.levels["coarse"])) + codes["coarse"].center
+    # Half a step of each channel at most, which is a 200th of the largest number.
+    assert (np.abs(found - batch.levels["coarse"]) <= 0.5001 * codes["coarse"].scale).all()
+
+
+def test_the_same_pictures_give_the_same_codes_whatever_else_is_in_a_batch() -> None:
+    batch, codes = learned()
+    for name, again in learn_codes(batch, LAYOUT).levels.items():
+        for part, array in vars(again).items():
+            np.testing.assert_array_equal(getattr(codes[name], part), array)
+        maps = batch.levels[name]
+        together, alone = codes[name].query(maps), [codes[name].query(maps[place : place + 1]) for place in range(len(maps))]
+        np.testing.assert_array_equal(np.concatenate(alone), together)
+        np.testing.assert_array_equal(codes[name].query(maps.reshape(len(maps), -1, maps.shape[-1])).ravel(), together.ravel())
+
+
+def test_shortening_makes_no_distance_larger_and_keeps_what_varies() -> None:
+    batch, codes = learned()
+    x = batch.levels["fine"].reshape(-1, 12)
+    true, short = (
+        brute(x[:40], x),
+        brute(codes["fine"].numbers(x[:40]).astype(np.float32), codes["fine"].numbers(x).astype(np.float32)),
+    )
+    assert (short <= true * (1 + 1e-4) + 1e-3).all()
+    # Four directions hold nearly all that varies, and the lengths of the rests some of what they do not.
+    assert short.sum() > 0.98 * true.sum()
+    parts = codes["fine"].numbers(x)[:, :-1].astype(np.float32)
+    assert (brute(parts[:40], parts) <= short * (1 + 1e-4) + 1e-3).all()
+
+
+def test_what_was_stored_is_what_is_asked_unless_it_was_cut_off() -> None:
+    batch, codes = learned()
+    for name, of in codes.items():
+        stored = of.encode(batch.levels[name])
+        assert stored.dtype == np.int8
+        assert np.abs(stored.astype(int)).max() <= 127
+        assert of.cut_off(batch.levels[name]) == 0
+        np.testing.assert_array_equal(of.decode(stored), of.query(batch.levels[name]))
+
+
+@given(st.floats(2, 1e3))
+def test_a_query_is_not_cut_off(factor: float) -> None:
+    """However far a vector lies from all that was learned from, its distances say so."""
+    batch, codes = learned()
+    far = (batch.levels["coarse"][:1] * np.float32(factor * 10)).astype(np.float32)
+    of = codes["coarse"]
+    assert of.cut_off(far) > 0
+    np.testing.assert_allclose(of.query(far) + of.center, far, atol=float(of.scale.max()), rtol=1e-4)
+    assert np.abs(of.encode(far).astype(int)).max() == 127
+
+
+def test_vectors_that_do_not_vary_have_codes() -> None:
+    batch = pictures(3)
+    for value in (0.0, 5.0):
+        flat = replace(batch, levels={name: np.full_like(maps, value) for name, maps in batch.levels.items()})
+        codes = learn_codes(prepare(flat, LAYOUT), LAYOUT)
+        for level in LAYOUT.levels:
+            check_codes(codes.levels[level.name], level)
+            assert not codes.levels[level.name].encode(flat.levels[level.name]).any()
+            assert np.isfinite(codes.levels[level.name].query(batch.levels[level.name])).all()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e14])
+def test_codes_of_very_small_and_very_large_numbers(size: float) -> None:
+    batch = pictures(4)
+    sized = replace(batch, levels={name: (maps * size).astype(np.float32) for name, maps in batch.levels.items()})
+    codes = learn_codes(prepare(sized, LAYOUT), LAYOUT)
+    for level in LAYOUT.levels:
+        of, maps = codes.levels[level.name], sized.levels[level.name]
+        check_codes(of, level)
+        # As exact, to its own scale, as those of usual numbers are.
+        assert np.abs(of.decode(of.encode(maps)) - of.numbers(maps)).max() <= 0.5001 * of.scale.max()
+        assert of.scale.max() < size
+
+
+HOSTILE: list[tuple[dict[str, Any], str]] = [
+    ({"center": np.zeros(11, np.float32)}, "center of level 'fine' is"),
+    ({"center": np.zeros(12)}, "center of level 'fine' is"),
+    ({"center": np.full(12, np.nan, np.float32)}, "not finite"),
+    ({"center": np.full(12, 1e17, np.float32)}, "beyond"),
+    ({"basis": None}, "basis of level 'fine' is None"),
+    ({"basis": np.zeros((5, 12), np.float32)}, "orthonormal"),
+    ({"basis": np.full((5, 12), np.nan, np.float32)}, "orthonormal"),
+    ({"basis": np.ones((5, 12), np.float32)}, "orthonormal"),
+    ({"basis": np.eye(6, 12, dtype=np.float32)}, "basis of level 'fine' is"),
+    ({"scale": np.ones(5, np.float32)}, "scale of level 'fine' is"),
+    ({"scale": np.zeros(6, np.float32)}, "must be above 0"),
+    ({"scale": np.full(6, np.inf, np.float32)}, "must be above 0"),
+    ({"scale": np.full(6, np.nan, np.float32)}, "must be above 0"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), HOSTILE)
+def test_codes_that_no_bank_can_have_are_refused(changes: dict[str, Any], message: str) -> None:
+    _, codes = learned()
+    check_codes(codes["fine"], LAYOUT.levels[0])
+    with pytest.raises(InputError, match=message):
+        check_codes(replace(codes["fine"], **changes), LAYOUT.levels[0])
+
+
+def test_losses_say_what_brute_force_says() -> None:
+    batch, _ = learned()
+    codes = learn_codes(batch, LAYOUT)
+    fine, coarse = measure_losses(batch, codes)
+    assert (fine.level, coarse.level) == ("fine", "coarse")
+    assert (fine.cut_off, coarse.cut_off, coarse.kept) == (0, 0, 1)
+    of, maps = codes.levels["coarse"], batch.levels["coarse"].reshape(6, 9, 5)
+    coded, right = of.query(maps), []
+    for one in range(6):
+        others = np.arange(6) != one
+        for place in range(9):
+            true = sq_distances(maps[others].reshape(-1, 5), maps[one, place])
+            found = sq_distances(coded[others].reshape(-1, 5), coded[one, place]).argmin()
+            right.append(true[found] ** 0.5 <= 1.05 * true.min() ** 0.5)
+    assert coarse.found == pytest.approx(np.mean(right))
+    assert 0.99 < coarse.correlation <= 1
+    x = batch.levels["fine"].reshape(-1, 12) - codes.levels["fine"].center
+    basis = codes.levels["fine"].basis
+    assert basis is not None
+    assert fine.kept == pytest.approx(np.square(x @ basis.T).sum() / np.square(x).sum(), abs=1e-5)
+
+
+def test_a_loss_needs_two_pictures() -> None:
+    batch, _ = learned()
+    codes = learn_codes(batch, LAYOUT)
+    assert measure_losses(batch[:1], codes) == ()
+    views = replace(batch, pictures=["one"] * 6)
+    assert measure_losses(views, codes) == ()
+    assert len(measure_losses(replace(batch, pictures=["one"] * 3 + ["two"] * 3), codes)) == 2
+
+
+@pytest.mark.parametrize("changes", [{"found": 1.5}, {"correlation": float("nan")}, {"kept": -2.0}])
+def test_a_loss_that_is_no_share_is_refused(changes: dict[str, float]) -> None:
+    loss = LevelLoss(level="fine", kept=0.9, cut_off=0, found=0.9, correlation=0.9)
+    with pytest.raises(InputError, match="the loss of level 'fine' holds"):
+        replace(loss, **changes)  # type: ignore[arg-type]
