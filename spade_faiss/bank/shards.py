@@ -54,6 +54,23 @@ class ShardEntry(FileEntry):
         return self.count - len(self.removed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StagedShard:
+    """A shard that lies beside those of a bank and is not committed, see `stage_shard`.
+
+    Args:
+        entry: its record, under the name that it has until it is committed.
+        ids: the ids of its entries.
+        pictures: the ids of the pictures that they were made of.
+        sha256: the checksums of the files of those; empty where there are no files.
+    """
+
+    entry: ShardEntry
+    ids: tuple[str, ...]
+    pictures: tuple[str, ...]
+    sha256: tuple[str, ...]
+
+
 class Shard:
     """A shard that is mapped into memory. Its arrays are read-only views, which keep the mapping alive.
 
@@ -190,6 +207,21 @@ def write_shard(path: Path, batch: FeatureBatch) -> ShardEntry:
     arrays |= {f"level/{level}": maps for level, maps in batch.levels.items()}
     digest = write_arrays(path, arrays, attributes={"schema": SCHEMA, "root": batch.root})
     return ShardEntry(**vars(FileEntry.of(path, digest)), count=len(batch))
+
+
+def stage_shard(folder: Path, name: str, batch: FeatureBatch) -> StagedShard:
+    """Write a prepared batch beside the shards of a bank, for `Bank.append_staged`, which the writer of the bank calls.
+
+    Args:
+        folder: where the bank's shards are.
+        name: the name of the file, which no other has.
+        batch: the batch.
+
+    Raises:
+        InputError: if the disk has no room for it.
+    """
+    entry = write_shard(folder / name, batch)
+    return StagedShard(entry=entry, ids=tuple(batch.ids), pictures=tuple(batch.picture_ids), sha256=tuple(batch.sha256))
 
 
 @lru_cache(maxsize=_OPEN_SHARDS)

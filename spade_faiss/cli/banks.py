@@ -356,4 +356,4 @@ def _add_extraction(command: argparse.ArgumentParser) -> None:
         "transformers), or a YAML file; options beside it change single settings (default: that of the bank, or default)",
     )
     add_settings(command, Extraction, usual="that of the preset, or ")
-    add_run(command, masks=False)
+    add_run(command, masks=False, cluster=True)

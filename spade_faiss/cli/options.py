@@ -113,7 +113,13 @@ def _plain_type(hint: Any) -> type:
 
 
 def add_run(
-    command: argparse.ArgumentParser, *, scores: bool = False, images: bool = True, masks: bool = True, groups: bool = False
+    command: argparse.ArgumentParser,
+    *,
+    scores: bool = False,
+    images: bool = True,
+    masks: bool = True,
+    groups: bool = False,
+    cluster: bool = False,
 ) -> None:
     """Add the options that `read_run` reads.
 
@@ -123,11 +129,13 @@ def add_run(
         images: whether the command reads images, some of which may be unreadable.
         masks: whether these images may come with masks of their own.
         groups: whether they are normal images, which may belong together.
+        cluster: whether the command can work on a cluster.
     """
     names = ("device", *(["engine"] if images else []), "weights", *(["memory"] if scores else []))
     names += ("every", "max_skipped") if images else ()
     names += ("roi",) if images and masks else ()
     names += ("group_by",) if groups else ()
+    names += ("cluster",) if cluster else ()
     add_settings(command, Run, only=names)
 
 

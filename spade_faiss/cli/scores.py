@@ -66,6 +66,7 @@ def _evaluate(arguments: argparse.Namespace) -> Output:
 
 
 def _describe_results(done: Results) -> Output:
+    from spade_faiss.report.exchange import PARTS
     from spade_faiss.report.verdicts import verdict_notices
 
     numbers: dict[str, Any] = {
@@ -93,7 +94,8 @@ def _describe_results(done: Results) -> Output:
         lines.append(notice)
     lines.append(format_times(done.timing_s, done.total_s, done.images))
     lines.append(f"peak memory {format_bytes(done.peak_memory_bytes)}")
-    lines.append(f"look at {done.out / 'report.html'}; numbers are in report.json, scores.csv and scores.h5 beside it")
+    tables = f", and for each part in {PARTS}/," if (done.out / PARTS).exists() else ", scores.csv and scores.h5"
+    lines.append(f"look at {done.out / 'report.html'}; numbers are in report.json{tables} beside it")
     return numbers, lines
 
 
@@ -110,6 +112,6 @@ def _add_scoring(command: argparse.ArgumentParser) -> None:
     command.add_argument("--bank", required=True, help="the bank's folder")
     command.add_argument("--out", required=True, help="the folder to write results to")
     add_method(command)
-    add_run(command, scores=True)
+    add_run(command, scores=True, cluster=True)
     add_settings(command.add_mutually_exclusive_group(), Decision)
     add_settings(command, ReportOptions)

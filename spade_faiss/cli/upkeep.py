@@ -32,7 +32,7 @@ def register(commands: Commands) -> None:
     )
     add.add_argument("images", nargs="+", metavar="IMAGES", help="a folder of normal images, an image, or several")
     _add_bank(add)
-    add_run(add, groups=True)
+    add_run(add, groups=True, cluster=True)
     for name, run, text in (
         ("remove", _remove, "remove normal images from a bank; `restore` brings them back until the bank is compacted"),
         ("restore", _restore, "restore images that were removed"),

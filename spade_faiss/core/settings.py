@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from spade_faiss.core.augmentation import Augmentation
+from spade_faiss.core.cluster_address import parse_address
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.grouping import NONE, Grouping
 from spade_faiss.core.roi import Roi
@@ -594,6 +595,8 @@ class Run:
     `weights` is a file of weights to use in place of the published ones; a bank records its place and its hash. `progress`
     shows bars on stderr if that is a terminal. `roi` is no choice: a bank that was made with a folder of masks needs those of
     the pictures that it meets, and no other bank takes them. Nor is `group_by`, for a bank whose normal pictures have groups.
+    `cluster` is for `extract`, `fit`, `add`, `score_folder` and `evaluate`; pictures, bank and results must then lie on storage
+    that all nodes have at the same path.
     """
 
     device: str = setting("cpu", "where computations run: cpu, cuda, cuda:NUMBER, or auto")
@@ -624,11 +627,20 @@ class Run:
         metavar="GROUPS",
         kind=str,
     )
+    cluster: str | None = setting(
+        None,
+        "work on the machines of a Ray cluster: auto (the one that this machine belongs to), ray://HOST:PORT, or local:N for N "
+        "workers on this machine",
+        metavar="CLUSTER",
+        kind=str,
+    )
     every: int = setting(1, "take every N-th frame of a video as an image, the first included", metavar="N")
     max_skipped: int = setting(10, "how many unreadable images are skipped before the command gives up", metavar="N")
     progress: bool = False
 
     def __post_init__(self) -> None:
         check_choice("engine", self.engine, ENGINES)
+        if self.cluster is not None:
+            parse_address(self.cluster)
         check_at_least("every", self.every, 1)
         check_at_least("max_skipped", self.max_skipped, 0)

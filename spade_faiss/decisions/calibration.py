@@ -110,6 +110,11 @@ class Verdicts:
     rule: str
     level: float
 
+    def __getitem__(self, part: slice) -> Verdicts:
+        """The verdicts on some of the images."""
+        columns = {name: value[part] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, **columns)
+
     def numbers(self, i: int) -> dict[str, Any]:
         """The p-values and the verdict of one image as plain values."""
         names = ("p_image", "p_map", "p_top", "p_structure", "p_value")

@@ -152,6 +152,10 @@ class Detector:
         """A detector with other parameters of SPADE and caches of its own."""
         return Detector(self.bank, self.recipe, method, self.run, self._given_backbone)
 
+    def with_run(self, run: Run) -> Detector:
+        """A detector of the same bank that works in another way, with caches of its own."""
+        return Detector(self.bank, self.recipe, self.method, run, self._given_backbone)
+
     @property
     def backbone(self) -> Backbone:
         """The bank's own backbone, loaded at first use.

@@ -145,10 +145,10 @@ TAKES: dict[str, list[tuple[type, set[str]]]] = {
     "add": [(Run, {"memory"})],
     "score": [(Method, set()), (Run, {"group_by"}), (Decision, set()), (ReportOptions, set())],
     "evaluate": [(Method, set()), (Run, {"group_by"}), (Decision, set()), (ReportOptions, set())],
-    "calibrate": [(Method, {*LOCALIZING, "score"}), (Run, set())],
+    "calibrate": [(Method, {*LOCALIZING, "score"}), (Run, {"cluster"})],
     "suspects": [
         (Method, {*LOCALIZING, "score", "image_scores"}),
-        (Run, {"every", "group_by", "max_skipped", "engine", "roi"}),
+        (Run, {"every", "group_by", "max_skipped", "engine", "roi", "cluster"}),
         (ReportOptions, {"overlays"}),
     ],
 }
