@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from spade_faiss.core.hints import verify_command
 from spade_faiss.core.presets import Usual
 from spade_faiss.core.schema import shorten
 from spade_faiss.core.settings import Source
-from spade_faiss.core.types import FloatArray
+from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.layout import LARGEST, Layout, within_range
 from spade_faiss.features.tiles import Places, check_places
@@ -200,6 +200,11 @@ class Snapshot:
         shards = tuple(replace(shard, removed=()) for shard in self.manifest.shards)
         return Snapshot(self.path, replace(self.manifest, shards=shards), self._lease)
 
+    def with_shards(self, numbers: Sequence[int]) -> Snapshot:
+        """Return the same state as if the bank held some of its shards alone; its rows are numbered anew, in the same order."""
+        shards = tuple(self.manifest.shards[number] for number in sorted(numbers))
+        return Snapshot(self.path, replace(self.manifest, shards=shards), self._lease)
+
     def rows_of_shard(self, index: int) -> npt.NDArray[np.int64]:
         """Return the row of each entry of a shard, (count,); -1 for removed ones."""
         return self._state.rows_of_shard(index)
@@ -298,6 +303,10 @@ class Snapshot:
         state = self._state
         number, position = state.locate(row)
         state.shard(number).release_map(level, position)
+
+    def shard_of(self, rows: IntArray) -> IntArray:
+        """Return the number of the shard that holds each of some rows, of the shape of `rows`."""
+        return np.searchsorted(self._state.starts, rows, side="right") - 1
 
     def locate(self, row: int) -> Place:
         """Return the number of the shard that holds a row, and the row's position in it."""

@@ -135,7 +135,7 @@ def add_run(
     names += ("every", "max_skipped") if images else ()
     names += ("roi",) if images and masks else ()
     names += ("group_by",) if groups else ()
-    names += ("cluster",) if cluster else ()
+    names += ("cluster", *(["replicas"] if scores else [])) if cluster else ()
     add_settings(command, Run, only=names)
 
 

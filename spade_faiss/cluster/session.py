@@ -41,18 +41,26 @@ class Session:
 
     Args:
         cpus: how many processors a worker takes.
+        owners: how many owners of shards a node has: one, or, where one machine stands for several, one for each worker.
     """
 
     cpus: int
+    owners: int = 1
 
     def workers(self) -> int:
         """How many workers the cluster has room for now; nodes come and go."""
         nodes = import_ray().nodes()
         return max(1, sum(int(node["Resources"].get("CPU", 0)) // self.cpus for node in nodes if node["Alive"]))
 
-    def nodes(self) -> list[str]:
-        """The ids of the nodes that compute, ascending."""
-        return sorted(node["NodeID"] for node in import_ray().nodes() if node["Alive"] and node["Resources"].get("CPU", 0))
+    def places(self) -> list[tuple[str, int]]:
+        """Where owners of shards are: the id of a node, and a number on it."""
+        nodes = sorted(node["NodeID"] for node in import_ray().nodes() if node["Alive"] and node["Resources"].get("CPU", 0))
+        return [(node, place) for node in nodes for place in range(self.owners)]
+
+    def at(self, node: str) -> dict[str, Any]:
+        """What Ray is told of an owner: it is on that node and nowhere else, and computes while workers wait for it."""
+        strategies = importlib.import_module("ray.util.scheduling_strategies")
+        return {"num_cpus": 0, "scheduling_strategy": strategies.NodeAffinitySchedulingStrategy(node, soft=False)}
 
     def options(self, device: str) -> dict[str, Any]:
         """What Ray is told of a task: what it takes, and that it is run again where its worker is lost.
@@ -85,11 +93,11 @@ def connect(address: str) -> Iterator[Session]:
     """
     wanted, ray = parse_address(address), import_ray()
     if ray.is_initialized():
-        yield Session(_worker_cpus(ray, address))
+        yield Session(_worker_cpus(ray, address), max(1, wanted.workers))
         return
     cpus = _begin(ray, wanted, address)
     try:
-        yield Session(cpus or _worker_cpus(ray, address))
+        yield Session(cpus or _worker_cpus(ray, address), max(1, wanted.workers))
     finally:
         ray.shutdown()
 
@@ -120,4 +128,4 @@ def _worker_cpus(ray: ModuleType, address: str) -> int:
     found = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     if not (computing := [count for count in found if count]):
         raise ClusterError(f"the cluster {address} has no node that computes; add one with: ray start --address=HEAD:PORT")
-    return min(_WORKER_CPUS, *computing, _WORKER_CPUS)
+    return min([_WORKER_CPUS, *computing])

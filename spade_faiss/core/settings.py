@@ -634,6 +634,12 @@ class Run:
         metavar="CLUSTER",
         kind=str,
     )
+    replicas: int | None = setting(
+        None,
+        "with --cluster, for a bank that is larger than the memory of a node: each node searches shards of its own, and each "
+        "shard is on N nodes",
+        metavar="N",
+    )
     every: int = setting(1, "take every N-th frame of a video as an image, the first included", metavar="N")
     max_skipped: int = setting(10, "how many unreadable images are skipped before the command gives up", metavar="N")
     progress: bool = False
@@ -642,5 +648,9 @@ class Run:
         check_choice("engine", self.engine, ENGINES)
         if self.cluster is not None:
             parse_address(self.cluster)
+        if self.replicas is not None:
+            check_at_least("replicas", self.replicas, 1)
+            if self.cluster is None:
+                raise InputError(f"replicas={self.replicas} is of shards on a cluster; say on which one: --cluster CLUSTER")
         check_at_least("every", self.every, 1)
         check_at_least("max_skipped", self.max_skipped, 0)
