@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spade_faiss.bank.compaction import Compaction, join_shards, plan_compaction
-from spade_faiss.bank.locks import LOCK, READERS, WRITER, Lease, WriterLock, readers
+from spade_faiss.bank.locks import LOCK, READERS, WRITER, Lease, WriterLock
 from spade_faiss.bank.manifest import Manifest, read_manifest, versions, write_manifest
 from spade_faiss.bank.network import NETWORK, write_network
 from spade_faiss.bank.origin import Origin
-from spade_faiss.bank.places import MANIFEST, SHARDS, check_places, leftovers
+from spade_faiss.bank.places import MANIFEST, PRODUCTS, SHARDS, check_places, leftovers
 from spade_faiss.bank.shards import SHARD_BYTES, ShardEntry, StagedShard, check_shard, write_shard
 from spade_faiss.bank.snapshot import Snapshot, first_difference, named_layout
 from spade_faiss.bank.state import BankState, Place
@@ -26,6 +27,8 @@ from spade_faiss.core.files import TEMPORARY_PATTERN, sync_folder
 from spade_faiss.core.inside import check_inside, files_in, is_regular
 from spade_faiss.core.presets import Usual
 from spade_faiss.core.process import PerProcess
+from spade_faiss.core.products import check_product, product_folder
+from spade_faiss.core.schema import shorten
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.layout import Layout, prepare
 
@@ -147,6 +150,11 @@ class Bank(Snapshot):
                 f"the bank {path} has group_by={grouping or 'none'}, asked for {origin.grouping}; use the bank's, "
                 f"or make a new bank"
             )
+        if origin.products is not None and origin.products != (products := bank.manifest.products):
+            raise InputError(
+                f"the bank {path} has products={products or 'none'}, asked for {origin.products}; use the bank's, "
+                f"or make a new bank"
+            )
         if origin.augment != (augment := bank.manifest.augment):
             raise InputError(
                 f"the bank {path} has augment={augment or 'none'}, asked for {origin.augment or 'none'}; use the bank's "
@@ -174,23 +182,28 @@ class Bank(Snapshot):
         for leftover in leftovers(self.path):
             leftover.unlink()
 
-    def append(self, batch: FeatureBatch) -> None:
+    def append(self, batch: FeatureBatch, *, product: str = "") -> None:
         """Store a batch as one new shard and commit it. After this returns, the batch survives a crash.
+
+        Args:
+            batch: the features.
+            product: the product that all of them are of, in a bank of several.
 
         Raises:
             InputError: for a batch that does not fit the bank's layout or source, an id that the bank holds already, or an
-                entry of a picture that was removed.
+                entry of a picture that was removed; without a product in a bank of several, and with one in any other.
             BankError: if another process is writing to the bank.
         """
         self.check_source(batch.source)
         self.check_tiles(batch)
-        self.append_prepared(prepare(batch, self.layout))
+        self.append_prepared(prepare(batch, self.layout), product=product)
 
-    def append_prepared(self, batch: FeatureBatch) -> None:
+    def append_prepared(self, batch: FeatureBatch, *, product: str = "") -> None:
         """Do what `append` does for a batch that `prepare` returned and that is from this bank's source."""
+        self._check_product(product)
         with self.writing(), self._committing():
             self._check_not_held(batch.ids, batch.picture_ids)
-            shard = write_shard(self._new_shard(f"{self.generation + 1:06d}.h5"), batch)
+            shard = write_shard(self._new_shard(f"{self.generation + 1:06d}.h5"), batch, product)
             self._commit_added(shard, batch.ids, batch.picture_ids)
 
     def append_staged(self, staged: StagedShard) -> None:
@@ -200,6 +213,7 @@ class Bank(Snapshot):
             InputError: for an id that the bank holds already, or an entry of a picture that was removed.
             BankError: if another process is writing to the bank, or the shard is missing or not the one that was written.
         """
+        self._check_product(staged.entry.product)
         with self.writing(), self._committing():
             self._check_not_held(staged.ids, staged.pictures)
             written = check_inside(self.path, SHARDS, staged.entry.file)
@@ -272,7 +286,8 @@ class Bank(Snapshot):
             return self._mark("restore", {name: gone[name] for name in ids if name in gone})
 
     def compact(self, *, target_bytes: int = SHARD_BYTES) -> Compaction:
-        """Rewrite shards that hold removed images without them, and join small neighbors. The order of images stays.
+        """Rewrite shards that hold removed images without them, and join small neighbors. The order of images stays, in a bank
+        of several products that of each product's.
 
         Removed images are then gone for good. Shards that somebody still reads stay on disk until the next `compact`.
 
@@ -288,7 +303,7 @@ class Bank(Snapshot):
                     shards.append(old[group[0]])
                 elif any(old[index].live_count for index in group):
                     name = f"{self.generation + 1:06d}-{number:06d}.h5"
-                    shards.append(write_shard(self._new_shard(name), join_shards(state, group)))
+                    shards.append(write_shard(self._new_shard(name), join_shards(state, group), old[group[0]].product))
             if len(groups) < len(old) or dropped:
                 self._state = BankState(self.path, self._commit("compact", dropped, tuple(shards)))
             self._sweep()
@@ -346,18 +361,33 @@ class Bank(Snapshot):
         if any(generation < self.generation for generation in self.readers()):
             _log.info("an older state of %s is still being read; its shards are deleted by a later compact", self.path)
             return
+        self._sweep_products()
         named = {shard.file for shard in self.manifest.shards}
         for path in files_in(check_inside(self.path, SHARDS), "*.h5"):
             if path.name not in named:
                 path.unlink()
 
+    def _sweep_products(self) -> None:
+        """Delete what was built of products that are gone."""
+        named = {product_folder(shard.product) for shard in self.manifest.shards if shard.product}
+        folder = check_inside(self.path, PRODUCTS)
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name not in named:
+                shutil.rmtree(path)
+
+    def _check_product(self, product: str) -> None:
+        """Raise InputError unless a batch says of which product it is where, and only where, the bank is of several."""
+        if self.manifest.products is None:
+            if product:
+                raise InputError(f"product={shorten(product)}: the bank {self.path} was made without products; make a new bank")
+            return
+        if not product:
+            raise InputError(f"the bank {self.path} is of several products; say of which one these images are: product=NAME")
+        check_product(product)
+
     def snapshot(self) -> Snapshot:
         """Return the current state, which does not change when this bank writes."""
         return Snapshot(self.path, self.manifest, self._lease)
-
-    def readers(self) -> list[int]:
-        """Return the generations that others read, one entry for each reader."""
-        return readers(self.path, besides=self._lease)
 
 
 def _first_manifest(folder: Path, layout: Layout, origin: Origin) -> Manifest:
@@ -371,6 +401,7 @@ def _first_manifest(folder: Path, layout: Layout, origin: Origin) -> Manifest:
         usual=origin.usual or Usual(),
         augment=origin.augment,
         grouping=origin.grouping,
+        products=origin.products,
         shards=(),
         versions=versions(),
     )

@@ -34,14 +34,18 @@ class Compaction:
 def plan_compaction(shards: Sequence[ShardEntry], target_bytes: int) -> list[list[int]]:
     """Group neighboring shards; each group becomes one shard of up to `target_bytes`.
 
-    A shard without removed images that is at least half as large stays as it is.
+    Those of a product stand together afterwards, so that they are neighbors whatever was added in between. A shard without
+    removed images that is at least half as large stays as it is.
     """
     groups: list[list[int]] = []
     gathered = 0
-    for number, shard in enumerate(shards):
+    first = {shard.product: number for number, shard in reversed([*enumerate(shards)])}
+    for number in sorted(range(len(shards)), key=lambda number: first[shards[number].product]):
+        shard = shards[number]
         size = shard.bytes * shard.live_count // shard.count
         stays = not shard.removed and size >= target_bytes // 2
-        if groups and gathered and not stays and gathered + size <= target_bytes:
+        is_next = bool(groups) and shard.product == shards[groups[-1][-1]].product
+        if is_next and gathered and not stays and gathered + size <= target_bytes:
             groups[-1].append(number)
             gathered += size
         else:

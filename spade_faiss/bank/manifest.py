@@ -62,6 +62,7 @@ class Manifest:
         history: what was done to the bank, the newest ten thousand commands of it.
         augment: the views that it holds of each picture beside the picture; None if it holds none.
         grouping: what says which pictures belong together; None if each is by itself.
+        products: what says which product a picture shows; None for a bank of one product. Each shard is then of one.
     """
 
     generation: int
@@ -75,6 +76,7 @@ class Manifest:
     history: tuple[Event, ...] = ()
     augment: Augmentation | None = None
     grouping: Grouping | None = None
+    products: Grouping | None = None
 
     def __post_init__(self) -> None:
         check_at_least("generation", self.generation, 0)
@@ -100,7 +102,12 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Commit a state of the bank in `folder`: from now on, whoever opens the bank sees it."""
-    write_signed(folder / MANIFEST, FORMAT, SCHEMA, asdict(manifest))
+    content = asdict(manifest)
+    if manifest.products is None:  # versions before, which know no products, read such a bank
+        del content["products"]
+        for shard in content["shards"]:
+            del shard["product"]
+    write_signed(folder / MANIFEST, FORMAT, SCHEMA, content)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -151,6 +158,9 @@ def _wrong_shards(manifest: Manifest) -> str:
             check_sha256(shard.sha256)
         except InputError as error:
             return str(error)
+        if bool(shard.product) != (manifest.products is not None):
+            has = f"is of product {shorten(shard.product)}" if shard.product else "is of no product"
+            return f"shard {shard.file} {has}, the bank is of {'several' if manifest.products is not None else 'one'}"
         seen |= {shard.file, shard.sha256}
     return ""
 

@@ -24,6 +24,7 @@ class Origin:
         network: the exported network, which the bank will carry.
         augment: the views that it will hold of each picture.
         grouping: what says which of its pictures belong together; None says nothing, as `usual`.
+        products: what says which product a picture shows, for a bank of several; None says nothing, likewise.
         usual: how the bank is searched unless something else is asked for. None says nothing: a new bank is then searched as
             the paper has it, and one that exists as it remembers.
     """
@@ -33,4 +34,5 @@ class Origin:
     network: ExportedNetwork | None = None
     augment: Augmentation | None = None
     grouping: Grouping | None = None
+    products: Grouping | None = None
     usual: Usual | None = None

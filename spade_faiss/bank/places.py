@@ -14,12 +14,14 @@ SHARDS = "features"
 INDEXES = "indexes"
 CALIBRATIONS = "calibration"
 TUNING = "tuning.json"
+# What is built of one product alone: products/FOLDER/indexes and products/FOLDER/calibration, as those of a whole bank.
+PRODUCTS = "products"
 
 NAMES = (MANIFEST, SHARDS, NETWORK, INDEXES, CALIBRATIONS, TUNING, LOCK, WRITER, READERS)
 # A shard that a worker of a cluster has written, and that is not committed yet.
 STAGED = "staged-*.h5"
-# indexes/NAME/gallery/FILE
-_DEPTH = 4
+# indexes/NAME/gallery/FILE, and the same below products/FOLDER
+_DEPTH, _PRODUCT_DEPTH = 4, 6
 
 
 def check_places(folder: Path) -> None:
@@ -30,6 +32,7 @@ def check_places(folder: Path) -> None:
         AccessError: if the operating system does not let us look.
     """
     check_tree(folder, NAMES, _DEPTH)
+    check_tree(folder, (PRODUCTS,), _PRODUCT_DEPTH)
 
 
 def leftovers(folder: Path) -> list[Path]:

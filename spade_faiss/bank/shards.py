@@ -14,6 +14,7 @@ from spade_faiss.core.arrays import map_arrays, text_array, write_arrays
 from spade_faiss.core.errors import BankError
 from spade_faiss.core.files import FileEntry, check_file
 from spade_faiss.core.once import once
+from spade_faiss.core.products import check_product
 from spade_faiss.core.types import Arrays
 from spade_faiss.features.batch import LONGEST_TEXT, FeatureBatch
 from spade_faiss.features.layout import Layout
@@ -38,10 +39,17 @@ class ShardEntry(FileEntry):
     Args:
         count: the number of its images.
         removed: the positions of those that were removed, ascending.
+        product: the product that they all are of; empty in a bank without products.
     """
 
     count: int
     removed: tuple[int, ...] = ()
+    product: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.product:
+            check_product(self.product)
 
     @once
     def live(self) -> npt.NDArray[np.int64]:
@@ -190,8 +198,8 @@ class Shard:
         return flat.reshape(-1, *size).astype(np.bool_)
 
 
-def write_shard(path: Path, batch: FeatureBatch) -> ShardEntry:
-    """Write a prepared batch as a new shard, atomically.
+def write_shard(path: Path, batch: FeatureBatch, product: str = "") -> ShardEntry:
+    """Write a prepared batch, all of one product, as a new shard, atomically.
 
     Raises:
         InputError: if the disk has no room for it.
@@ -206,21 +214,22 @@ def write_shard(path: Path, batch: FeatureBatch) -> ShardEntry:
         arrays[_PLACE] = batch.places
     arrays |= {f"level/{level}": maps for level, maps in batch.levels.items()}
     digest = write_arrays(path, arrays, attributes={"schema": SCHEMA, "root": batch.root})
-    return ShardEntry(**vars(FileEntry.of(path, digest)), count=len(batch))
+    return ShardEntry(**vars(FileEntry.of(path, digest)), count=len(batch), product=product)
 
 
-def stage_shard(folder: Path, name: str, batch: FeatureBatch) -> StagedShard:
+def stage_shard(folder: Path, name: str, batch: FeatureBatch, product: str = "") -> StagedShard:
     """Write a prepared batch beside the shards of a bank, for `Bank.append_staged`, which the writer of the bank calls.
 
     Args:
         folder: where the bank's shards are.
         name: the name of the file, which no other has.
         batch: the batch.
+        product: the product that it is of.
 
     Raises:
         InputError: if the disk has no room for it.
     """
-    entry = write_shard(folder / name, batch)
+    entry = write_shard(folder / name, batch, product)
     return StagedShard(entry=entry, ids=tuple(batch.ids), pictures=tuple(batch.picture_ids), sha256=tuple(batch.sha256))
 
 

@@ -10,21 +10,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spade_faiss.bank.locks import Lease
+from spade_faiss.bank.locks import Lease, readers
 from spade_faiss.bank.manifest import Manifest, read_manifest
 from spade_faiss.bank.pictures import Pictures
-from spade_faiss.bank.places import SHARDS
+from spade_faiss.bank.places import PRODUCTS, SHARDS
 from spade_faiss.bank.shards import check_shard
 from spade_faiss.bank.state import BankState, Place
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.hints import verify_command
-from spade_faiss.core.presets import Usual
+from spade_faiss.core.presets import Usual, of_few
+from spade_faiss.core.products import product_folder
 from spade_faiss.core.schema import shorten
-from spade_faiss.core.settings import Source
+from spade_faiss.core.settings import Method, Source
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.layout import LARGEST, Layout, within_range
 from spade_faiss.features.tiles import Places, check_places
+
+# How many products a message names.
+_LISTED = 12
 
 
 class Snapshot:
@@ -98,6 +102,8 @@ class Snapshot:
             "augment": None if self.manifest.augment is None else asdict(self.manifest.augment),
             "group_by": None if self.manifest.grouping is None else str(self.manifest.grouping),
             "groups": None if self.siblings is self.pictures else len(self.siblings),
+            "products_by": None if self.manifest.products is None else str(self.manifest.products),
+            "product": self.product or None,
             "network": None if self.manifest.network is None else asdict(self.manifest.network),
             "usual": asdict(self.usual),
             "versions": self.manifest.versions,
@@ -204,6 +210,58 @@ class Snapshot:
         """Return the same state as if the bank held some of its shards alone; its rows are numbered anew, in the same order."""
         shards = tuple(self.manifest.shards[number] for number in sorted(numbers))
         return Snapshot(self.path, replace(self.manifest, shards=shards), self._lease)
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """The folders below the bank's own in which the indexes and calibrations of this lie: none, or those of a product."""
+        return ()
+
+    @property
+    def product(self) -> str:
+        """The product that all of this is of; empty for a whole bank, whether it has one or several."""
+        return ""
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """The products that it holds images of, in the order in which they came; empty in a bank that was made without."""
+        return tuple(dict.fromkeys(shard.product for shard in self.manifest.shards if shard.product and shard.live_count))
+
+    @property
+    def is_of_products(self) -> bool:
+        """Whether its images are of several products, each searched and calibrated by itself."""
+        return self.manifest.products is not None and not self.product
+
+    def part(self, product: str) -> Part:
+        """Return the images of one product as a bank by themselves; their rows are counted from 0.
+
+        Raises:
+            InputError: for a product that it holds no image of; the message names those that it does.
+        """
+        if product not in self.products:
+            raise InputError(unknown_product(self, product))
+        shards = tuple(shard for shard in self.manifest.shards if shard.product == product)
+        return Part(self.path, replace(self.manifest, shards=shards), self._lease)
+
+    def images_of(self, product: str) -> int:
+        """Return how many images of a product it holds."""
+        return len(np.unique(self.pictures.of(self.rows_of(product))))
+
+    def rows_of(self, product: str) -> npt.NDArray[np.int64]:
+        """Return the row of each row of `part`, ascending."""
+        starts, shards = self._state.starts, self.manifest.shards
+        found = [np.arange(starts[number], starts[number + 1]) for number, each in enumerate(shards) if each.product == product]
+        return np.concatenate([np.empty(0, np.int64), *found])
+
+    def products_at(self, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        """Return the number in `products` of the product of each of some rows, of any shape."""
+        number = {name: place for place, name in enumerate(self.products)}
+        of_shard = np.array([number.get(shard.product, -1) for shard in self.manifest.shards], np.int64)
+        found: npt.NDArray[np.int64] = of_shard[np.searchsorted(self._state.starts, rows, side="right") - 1]
+        return found
+
+    def readers(self) -> list[int]:
+        """Return the generations that others read, one entry for each reader."""
+        return readers(self.path, besides=self._lease)
 
     def rows_of_shard(self, index: int) -> npt.NDArray[np.int64]:
         """Return the row of each entry of a shard, (count,); -1 for removed ones."""
@@ -324,6 +382,51 @@ class Snapshot:
         """Raise BankError if the ids, paths, checksums, pictures or groups of a shard cannot be read."""
         for field in ("id", "path", "sha256", "picture", "group"):
             self._state.shard(index).texts(field)
+
+
+class Part(Snapshot):
+    """The images of one product of a bank, which are searched and calibrated as if there were no others.
+
+    What is built of them lies in a folder of its own, and says nothing about the shards of other products: whatever is added to
+    those, or removed, it stays as it is.
+    """
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """See `Snapshot.place`."""
+        return PRODUCTS, product_folder(self.product)
+
+    @property
+    def product(self) -> str:
+        """The product."""
+        return self.manifest.shards[0].product
+
+    @property
+    def usual(self) -> Usual:
+        """How the product is searched unless something else is asked for; with fewer neighbors, if it has few images."""
+        usual = self.manifest.usual
+        return replace(usual, method=self.fitted(usual.method))
+
+    def fitted(self, method: Method) -> Method:
+        """Return a method of the whole bank for this product, which may have too few images for it."""
+        return of_few(method, len(self) - self.siblings.largest + 1)
+
+    def with_removed(self) -> Part:
+        """See `Snapshot.with_removed`."""
+        whole = super().with_removed()
+        return Part(self.path, whole.manifest, self._lease)
+
+    def with_shards(self, numbers: Sequence[int]) -> Part:
+        """See `Snapshot.with_shards`; one shard at least."""
+        return Part(self.path, super().with_shards(numbers).manifest, self._lease)
+
+
+def unknown_product(bank: Snapshot, product: object) -> str:
+    """Say that a bank holds no images of a product."""
+    if bank.manifest.products is None:
+        return f"product={shorten(product)}: the bank {bank.path} was made without products; leave it out"
+    held = ", ".join(bank.products[:_LISTED]) + (" ..." if len(bank.products) > _LISTED else "")
+    return f"the bank {bank.path} holds no images of product {shorten(product)}; its products: {held or 'none'}"
 
 
 def _open_again(kind: type[Snapshot], path: Path, manifest: Manifest) -> Snapshot:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from spade_faiss.cli.options import Commands, add_recipe, add_run, add_settings, read_run, read_settings
-from spade_faiss.cli.text import Output, describe_calibration, format_settings, format_times, names
+from spade_faiss.cli.options import Commands, add_cluster, add_recipe, add_run, add_settings, read_run, read_settings
+from spade_faiss.cli.text import Output, describe_calibration, describe_products, format_settings, format_times, names
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.hints import index_command
 from spade_faiss.core.memory import format_bytes
@@ -96,11 +96,14 @@ def _fit(arguments: argparse.Namespace) -> Output:
         "calibration": None if calibrated is None else calibrated[0],
         "notice": done.notice or None,
     }
+    of_products, told = describe_products(done.bank, done.products)
+    numbers |= {"products": of_products} if of_products else {}
     lines = [
         *added,
         *([f"  index {done.index.recipe}: {format_bytes(done.index.bytes)}"] if done.index else []),
         *([f"  {calibrated[1]}"] if calibrated else []),
         *([f"  {done.notice}"] if done.notice else []),
+        *told,
     ]
     return numbers, lines
 
@@ -147,8 +150,8 @@ def _preset(arguments: argparse.Namespace) -> Preset:
 
 
 def _read_run(arguments: argparse.Namespace) -> Run:
-    """The run that makes a bank, where `--roi` and `--group-by` are settings of the bank."""
-    return dataclasses.replace(read_run(arguments), roi=None, group_by=None)
+    """The run that makes a bank, where `--roi`, `--group-by` and `--products` are settings of the bank."""
+    return dataclasses.replace(read_run(arguments), roi=None, group_by=None, products=None)
 
 
 def _describe_network(bank: Bank, source: Source) -> str:
@@ -226,6 +229,7 @@ def _index(arguments: argparse.Namespace) -> Output:
                 "bytes_before": item.bytes_before,
                 "bytes": item.bytes,
                 "time": {"total_s": item.total_s},
+                **({"products": {name: part.done for name, part in item.products.items()}} if item.products else {}),
             }
             for item in built
         ],
@@ -244,6 +248,8 @@ def _describe_built(built: Built, bank: Bank) -> list[str]:
     if (gallery := built.gallery) is not None:
         how = f"{gallery.gallery} {format_settings(gallery.settings)}{_of_levels(gallery)}"
         lines.append(f"  gallery  {how}: {format_bytes(gallery.bytes)}, {built.done['gallery']}")
+    for name, part in built.products.items():
+        lines.append(f"  product {name}: {format_bytes(part.bytes)}, {', '.join(part.done.values())}")
     return lines
 
 
@@ -290,7 +296,34 @@ def _info_numbers(found: BankInfo, calibrations: list[tuple[dict[str, object], s
             for item, stale in found.galleries
         ],
         "calibrations": [numbers for numbers, _ in calibrations],
+        **({"products": {part.bank.product: _product_numbers(part) for part in found.products}} if found.products else {}),
     }
+
+
+def _product_numbers(part: BankInfo) -> dict[str, object]:
+    return {
+        "images": len(part.bank.pictures),
+        "removed": sorted(part.bank.removed),
+        "bytes": part.bank.bytes_on_disk,
+        "galleries": [{"recipe": item.recipe, "bytes": item.bytes, **vars(stale)} for item, stale in part.galleries],
+        "calibrations": [describe_calibration(part.bank, item)[0] for item in part.calibrations],
+    }
+
+
+def _product_lines(found: BankInfo) -> Iterator[str]:
+    from spade_faiss.decisions.rules import few_images_notice
+
+    for part in found.products:
+        bank = part.bank
+        removed = f", {len(bank.removed)} removed ones" if bank.removed else ""
+        yield f"  product    {bank.product}: {bank.size_text}{removed}, {format_bytes(bank.bytes_on_disk)}"
+        for gallery, stale in part.galleries:
+            yield f"    index    {gallery.recipe}: {gallery.gallery}, {stale}, {format_bytes(gallery.bytes)}"
+        if not part.calibrations:
+            yield "    not calibrated: there are no verdicts on its pictures"
+        for item in part.calibrations:
+            few = few_images_notice(item, bank.usual.method.image_scores)
+            yield f"    {describe_calibration(bank, item)[1]}" + (f"; {few}" if few else "")
 
 
 def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str]]) -> Iterator[str]:
@@ -321,6 +354,8 @@ def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str
         yield f"  views      {augment}: {augment.views} entries of each image"
     if (grouping := manifest.grouping) is not None:
         yield f"  groups     {grouping}: {len(bank.siblings)} groups; the largest has {bank.siblings.largest} entries"
+    if (products := manifest.products) is not None:
+        yield f"  products   {len(found.products)} by {products}; each is searched and calibrated by itself"
     yield f"  disk       {format_bytes(bank.bytes_on_disk)} in {len(manifest.shards)} shards"
     for image, stale in found.images:
         yield f"  index      {image.recipe}: {image.factory}, {stale}, {format_bytes(image.bytes)}"
@@ -329,6 +364,7 @@ def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str
         yield f"  index      {gallery.recipe}: {settings}, {stale}, {format_bytes(gallery.bytes)}"
     for _, text in calibrations:
         yield f"  {text}"
+    yield from _product_lines(found)
     for event in manifest.history[-_EVENTS:]:
         yield f"  history    {event.time}  {event.action} {event.images} images, generation {event.generation}"
     if found.unindexed:
@@ -356,4 +392,5 @@ def _add_extraction(command: argparse.ArgumentParser) -> None:
         "transformers), or a YAML file; options beside it change single settings (default: that of the bank, or default)",
     )
     add_settings(command, Extraction, usual="that of the preset, or ")
-    add_run(command, masks=False, cluster=True)
+    add_run(command, masks=False)
+    add_cluster(command)

@@ -13,6 +13,7 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Method, Run, changed
 
 if TYPE_CHECKING:
+    from spade_faiss.bank.snapshot import Snapshot
     from spade_faiss.scoring.detector import Detector
 
 T = TypeVar("T")
@@ -119,7 +120,7 @@ def add_run(
     images: bool = True,
     masks: bool = True,
     groups: bool = False,
-    cluster: bool = False,
+    products: bool = False,
 ) -> None:
     """Add the options that `read_run` reads.
 
@@ -129,14 +130,24 @@ def add_run(
         images: whether the command reads images, some of which may be unreadable.
         masks: whether these images may come with masks of their own.
         groups: whether they are normal images, which may belong together.
-        cluster: whether the command can work on a cluster.
+        products: whether they may be of several products, or of a new one.
     """
     names = ("device", *(["engine"] if images else []), "weights", *(["memory"] if scores else []))
     names += ("every", "max_skipped") if images else ()
     names += ("roi",) if images and masks else ()
     names += ("group_by",) if groups else ()
-    names += ("cluster", *(["replicas"] if scores else [])) if cluster else ()
+    names += ("products", "product") if products else ()
     add_settings(command, Run, only=names)
+
+
+def add_cluster(command: argparse.ArgumentParser, *, searches: bool = False) -> None:
+    """Add the options of a command that can work on a cluster, which `read_run` reads, too.
+
+    Args:
+        command: the parser.
+        searches: whether it searches a bank, whose shards may have owners.
+    """
+    add_settings(command, Run, only=("cluster", *(["replicas"] if searches else [])))
 
 
 def read_run(arguments: argparse.Namespace) -> Run:
@@ -147,6 +158,15 @@ def read_run(arguments: argparse.Namespace) -> Run:
 def add_recipe(command: argparse._ActionsContainer) -> None:
     """Add `--recipe`, which is None unless given."""
     command.add_argument("--recipe", help="the name of a recipe, or a YAML file (default: that of the bank)")
+
+
+def add_product(command: argparse.ArgumentParser) -> None:
+    """Add `--product`, which `open_detector` reads."""
+    command.add_argument(
+        "--product",
+        metavar="NAME",
+        help="of a bank of several products, the one that all images show (default: each image's nearest normals name it)",
+    )
 
 
 def add_method(command: argparse.ArgumentParser, *, without: tuple[str, ...] = ()) -> None:
@@ -182,7 +202,8 @@ def open_detector(arguments: argparse.Namespace) -> Detector:
     from spade_faiss.scoring.detector import Detector
     from spade_faiss.search.recipe import load_recipe
 
-    bank = Bank.open(arguments.bank)
+    whole, product = Bank.open(arguments.bank), getattr(arguments, "product", None)
+    bank: Snapshot = whole if product is None else whole.part(product)
     recipe = load_recipe(arguments.recipe or bank.usual.recipe).with_query(dict(arguments.set))
     p = getattr(arguments, "flag_below_p", None)
     if p is not None:
@@ -194,7 +215,7 @@ def open_detector(arguments: argparse.Namespace) -> Detector:
         from spade_faiss.decisions.calibration import flag_below_p
 
         method = flag_below_p(bank, recipe, method, p)
-    return Detector.open(bank, recipe=recipe, method=method, run=read_run(arguments))
+    return Detector.open(whole, recipe=recipe, method=method, run=read_run(arguments), product=product)
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from spade_faiss.cli.options import Commands, add_method, add_run, add_settings, open_detector, read_settings
+from spade_faiss.cli.options import (
+    Commands,
+    add_cluster,
+    add_method,
+    add_product,
+    add_run,
+    add_settings,
+    open_detector,
+    read_settings,
+)
 from spade_faiss.cli.text import Output, format_times
 from spade_faiss.core.memory import format_bytes
 from spade_faiss.core.settings import Decision, LabeledSet, ReportOptions
@@ -31,7 +40,9 @@ def register(commands: Commands) -> None:
         "score a labeled set (test/<kind>, ground_truth/<kind>) and measure",
         "spade-faiss evaluate bottle/ --bank bottle.bank --out results/",
     )
-    evaluate.add_argument("dataset", metavar="DATASET", help="a folder laid out as MVTec AD")
+    evaluate.add_argument(
+        "dataset", metavar="DATASET", help="a folder laid out as MVTec AD, or one of such folders, each named after a product"
+    )
     add_settings(evaluate, LabeledSet)
     _add_scoring(evaluate)
 
@@ -39,33 +50,33 @@ def register(commands: Commands) -> None:
 def _score(arguments: argparse.Namespace) -> Output:
     from spade_faiss.workflows.score import score_folder
 
-    return _describe_results(
-        score_folder(
-            arguments.images,
-            bank=open_detector(arguments),
-            out=arguments.out,
-            decision=read_settings(arguments, Decision),
-            report=read_settings(arguments, ReportOptions),
-        )
+    detector = open_detector(arguments)
+    done = score_folder(
+        arguments.images,
+        bank=detector,
+        out=arguments.out,
+        decision=read_settings(arguments, Decision),
+        report=read_settings(arguments, ReportOptions),
     )
+    return _describe_results(done, detector.method.score)
 
 
 def _evaluate(arguments: argparse.Namespace) -> Output:
     from spade_faiss.workflows.evaluate import evaluate
 
-    return _describe_results(
-        evaluate(
-            arguments.dataset,
-            bank=open_detector(arguments),
-            out=arguments.out,
-            decision=read_settings(arguments, Decision),
-            report=read_settings(arguments, ReportOptions),
-            normal_kind=read_settings(arguments, LabeledSet).normal_kind,
-        )
+    detector = open_detector(arguments)
+    done = evaluate(
+        arguments.dataset,
+        bank=detector,
+        out=arguments.out,
+        decision=read_settings(arguments, Decision),
+        report=read_settings(arguments, ReportOptions),
+        normal_kind=read_settings(arguments, LabeledSet).normal_kind,
     )
+    return _describe_results(done, detector.method.score)
 
 
-def _describe_results(done: Results) -> Output:
+def _describe_results(done: Results, score: str) -> Output:
     from spade_faiss.report.exchange import PARTS
     from spade_faiss.report.verdicts import verdict_notices
 
@@ -82,11 +93,13 @@ def _describe_results(done: Results) -> Output:
     if done.metrics is not None:
         numbers["metrics"], table = _describe_metrics(done.metrics)
         lines += table
+    if done.products:
+        numbers["products"], table = _describe_products(done, score)
+        lines += table
     numbers["calibration"] = None if done.decisions is None else done.decisions.numbers()
     numbers["calibration_notice"] = done.notice or None
     if (decisions := done.decisions) is not None:
-        given = decisions.verdicts
-        lines.append(f"{int(given.alarm.sum())} alarms of {done.images} images at {given.rule}={given.level:g}")
+        lines.append(f"{int(decisions.verdicts.alarm.sum())} alarms of {done.images} images at {decisions.at}")
         lines += [f"  {notice}" for notice in verdict_notices(decisions)]
     else:
         lines.append(done.notice)
@@ -97,6 +110,23 @@ def _describe_results(done: Results) -> Output:
     tables = f", and for each part in {PARTS}/," if (done.out / PARTS).exists() else ", scores.csv and scores.h5"
     lines.append(f"look at {done.out / 'report.html'}; numbers are in report.json{tables} beside it")
     return numbers, lines
+
+
+def _describe_products(done: Results, score: str) -> tuple[dict[str, Any], list[str]]:
+    from spade_faiss.report.products import product_numbers, product_table
+
+    table = product_table(done.products, score)
+    cells = [[_cell(cell) for cell in row] for row in (table.header, *table.rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(row))
+        for row in (list(zip(line, widths, strict=True)) for line in cells)
+    ]
+    return product_numbers(done.products), lines
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _describe_metrics(metrics: Metrics) -> tuple[dict[str, Any], list[str]]:
@@ -111,7 +141,9 @@ def _describe_metrics(metrics: Metrics) -> tuple[dict[str, Any], list[str]]:
 def _add_scoring(command: argparse.ArgumentParser) -> None:
     command.add_argument("--bank", required=True, help="the bank's folder")
     command.add_argument("--out", required=True, help="the folder to write results to")
+    add_product(command)
     add_method(command)
-    add_run(command, scores=True, cluster=True)
+    add_run(command, scores=True)
+    add_cluster(command, searches=True)
     add_settings(command.add_mutually_exclusive_group(), Decision)
     add_settings(command, ReportOptions)

@@ -62,6 +62,26 @@ def names(ids: Sequence[str]) -> str:
     return ", ".join(ids[:_NAMES]) + (f" and {len(ids) - _NAMES} more" if len(ids) > _NAMES else "")
 
 
+def describe_products(bank: Snapshot, made: Mapping[str, Calibration | str]) -> tuple[dict[str, dict[str, object]], list[str]]:
+    """Describe the products of a bank and their calibrations, in numbers and in a line each, and which have too few images."""
+    from spade_faiss.decisions.rules import few_images_notice
+
+    numbers: dict[str, dict[str, object]] = {}
+    lines = []
+    for name, item in made.items():
+        part = bank.part(name)
+        facts: dict[str, object] = {"images": len(part.pictures)}
+        if isinstance(item, str):
+            numbers[name] = {**facts, "calibration": None, "notice": item}
+            lines.append(f"  product {name}: {part.size_text}; {item}")
+            continue
+        calibration, text = describe_calibration(part, item)
+        few = few_images_notice(item, part.usual.method.image_scores)
+        numbers[name] = {**facts, "calibration": calibration, "notice": few or None}
+        lines.append(f"  product {name}: {part.size_text}; {text}" + (f"; {few}" if few else ""))
+    return numbers, lines
+
+
 def describe_calibration(bank: Snapshot, calibration: Calibration) -> tuple[dict[str, object], str]:
     """Describe a calibration, in numbers and in one line, and whether it still holds for its bank."""
     from spade_faiss.decisions.calibration import calibration_facts

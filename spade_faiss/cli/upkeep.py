@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spade_faiss.cli.banks import describe_added
-from spade_faiss.cli.options import Commands, add_method, add_run, add_settings, open_detector, read_run, read_settings
+from spade_faiss.cli.options import (
+    Commands,
+    add_cluster,
+    add_method,
+    add_product,
+    add_run,
+    add_settings,
+    open_detector,
+    read_run,
+    read_settings,
+)
 from spade_faiss.cli.text import Finding, Output, names
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.hints import compact_command, index_command, remove_command, restore_command
@@ -32,7 +42,8 @@ def register(commands: Commands) -> None:
     )
     add.add_argument("images", nargs="+", metavar="IMAGES", help="a folder of normal images, an image, or several")
     _add_bank(add)
-    add_run(add, groups=True, cluster=True)
+    add_run(add, groups=True, products=True)
+    add_cluster(add)
     for name, run, text in (
         ("remove", _remove, "remove normal images from a bank; `restore` brings them back until the bank is compacted"),
         ("restore", _restore, "restore images that were removed"),
@@ -40,6 +51,7 @@ def register(commands: Commands) -> None:
         command = commands.add(name, run, text, f"spade-faiss {name} line3/0017.png --bank parts.bank")
         command.add_argument("ids", nargs="*", metavar="ID", help="image ids, as reports and `suspects` name them")
         command.add_argument("--list", metavar="FILE", help="a file of ids, one a line")
+        command.add_argument("--product", metavar="NAME", help="all images of one product, in a bank of several")
         _add_bank(command)
     compact = commands.add(
         "compact",
@@ -65,6 +77,7 @@ def register(commands: Commands) -> None:
     suspects.add_argument("bank", metavar="BANK", help="the bank's folder")
     suspects.add_argument("--out", required=True, help="the folder to write the report to")
     add_settings(suspects, ReportOptions, only=("shown",))
+    add_product(suspects)
     add_method(suspects, without=("localize", "flag_above", "score", "image_scores"))
     add_run(suspects, scores=True, images=False)
 
@@ -106,7 +119,7 @@ def _compact(arguments: argparse.Namespace) -> Output:
         f"{bank.path}: dropped {done.dropped} removed images; {format_bytes(done.bytes_after)}, "
         f"before {format_bytes(done.bytes_before)}, written {format_bytes(done.bytes_written)}"
     ]
-    if done.bytes_written and (bank.path / "indexes").is_dir():
+    if done.bytes_written and any((bank.path / name).is_dir() for name in ("indexes", "products")):
         lines.append(f"  its indexes do not hold the shards that were written: {index_command(bank.path, update=True)}")
     return numbers, lines
 
@@ -132,9 +145,12 @@ def _suspects(arguments: argparse.Namespace) -> Output:
             {"id": name, "image_score": float(score)}
             for name, score in zip(found.ids[: report.shown], found.image_score, strict=False)
         ],
+        **({"left_out": found.left_out} if found.left_out else {}),
     }
-    lines = [f"{len(found.ids)} normal images, each scored against the others; the least normal:"]
+    others = "the others of its product, whose median ranks it" if found.products else "the others"
+    lines = [f"{len(found.ids)} normal images, each scored against {others}; the least normal:"]
     lines += [f"  {score:10.4g}  {name}" for name, score in zip(found.ids[:_LISTED], found.image_score, strict=False)]
+    lines += [f"  product {name} is left out: {why}" for name, why in found.left_out.items()]
     lines.append(f"look at {found.out / 'report.html'}; all scores are in {found.out / 'suspects.csv'}")
     lines.append(f"remove one with: {remove_command(arguments.bank)}")
     return numbers, lines
@@ -149,9 +165,12 @@ def _open(arguments: argparse.Namespace) -> tuple[Bank, list[str]]:
         # Invalid UTF-8 cannot be part of an id: it is not found, and named. A byte order mark is not part of the first id.
         text = Path(arguments.list).read_text(encoding="utf-8-sig", errors="replace")
         ids += [line.removesuffix("\r") for line in text.split("\n") if line.strip("\r")]
+    bank = Bank.open(arguments.bank)
+    if arguments.product is not None:  # removed ones, too: they may be restored
+        ids += bank.with_removed().part(arguments.product).pictures.ids
     if not ids:
-        raise InputError("no image was named; give ids, or --list FILE with one a line")
-    return Bank.open(arguments.bank), list(dict.fromkeys(ids))
+        raise InputError("no image was named; give ids, --list FILE with one a line, or --product NAME in a bank of several")
+    return bank, list(dict.fromkeys(ids))
 
 
 def _counts(bank: Bank) -> dict[str, object]:

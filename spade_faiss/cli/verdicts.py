@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from spade_faiss.cli.options import Commands, add_method, add_run, open_detector
-from spade_faiss.cli.text import Output, describe_calibration
+from spade_faiss.cli.options import Commands, add_method, add_product, add_run, open_detector
+from spade_faiss.cli.text import Output, describe_calibration, describe_products
+from spade_faiss.core.errors import InputError
+
+if TYPE_CHECKING:
+    from spade_faiss.scoring.detector import Detector
 
 _ARTICLES = {"knn": "an", "max": "a", "top": "a"}
 
@@ -33,6 +38,7 @@ def register(commands: Commands) -> None:
     )
     calibrate.add_argument("--sample", type=int, metavar="N", help="the most images of the bank to score (default: 200)")
     calibrate.add_argument("--seed", type=int, default=0, help="seed that they are drawn with (default: %(default)s)")
+    add_product(calibrate)
     add_method(calibrate, without=("localize", "flag_above", "score"))
     add_run(calibrate, scores=True, groups=True)
     drift = commands.add(
@@ -43,6 +49,7 @@ def register(commands: Commands) -> None:
     )
     drift.add_argument("results", nargs="+", metavar="RESULTS", help="folders that spade-faiss score wrote")
     drift.add_argument("--bank", required=True, help="the bank's folder")
+    drift.add_argument("--product", metavar="NAME", help="of a bank of several products, one alone (default: each by itself)")
     drift.add_argument("--out", help="the folder to write drift.html and drift.json to (default: the first of RESULTS)")
     drift.add_argument("--level", type=float, default=0.01, help="chance of a false alarm (default: %(default)s)")
     drift.add_argument(
@@ -56,6 +63,8 @@ def _calibrate(arguments: argparse.Namespace) -> Output:
     from spade_faiss.workflows.calibrate import calibrate
 
     detector = open_detector(arguments)
+    if detector.bank.is_of_products:
+        return _calibrate_products(detector, arguments)
     made = calibrate(
         detector,
         holdout=arguments.holdout,
@@ -81,16 +90,34 @@ def _calibrate(arguments: argparse.Namespace) -> Output:
     return {"bank": str(detector.bank.path), **numbers, "thresholds": vars(found)}, lines
 
 
+def _calibrate_products(detector: Detector, arguments: argparse.Namespace) -> Output:
+    from spade_faiss.workflows.calibrate import calibrate_products
+
+    if arguments.holdout is not None:
+        raise InputError("held-out images are of one product; name it: --product NAME")
+    made = calibrate_products(detector, alpha=arguments.alpha, sample=arguments.sample, seed=arguments.seed)
+    numbers, lines = describe_products(detector.bank, made)
+    return {"bank": str(detector.bank.path), "products": numbers}, [f"{detector.bank.path}: {len(made)} products", *lines]
+
+
 def _drift(arguments: argparse.Namespace) -> Output:
     from pathlib import Path
 
-    from spade_faiss.report.drift_page import drift_numbers
-    from spade_faiss.workflows.drift import drift, write_drift
+    from spade_faiss.bank.bank import Bank
+    from spade_faiss.report.drift_page import drift_numbers, product_drift_numbers, product_drift_verdict
+    from spade_faiss.workflows.drift import drift, drift_of_products, write_drift
 
-    found = drift(arguments.results, bank=arguments.bank, level=arguments.level, defects=arguments.defects)
+    results, asked = arguments.results, {"level": arguments.level, "defects": arguments.defects}
     first = Path(arguments.results[0])
     out = Path(arguments.out) if arguments.out else first if first.is_dir() else first.parent
-    write_drift(out, found, results=arguments.results, bank=arguments.bank)
+    if arguments.product is None and Bank.open(arguments.bank).is_of_products:
+        each = drift_of_products(results, bank=arguments.bank, **asked)
+        write_drift(out, each, results=results, bank=arguments.bank)
+        said = (f"  {name}: {item if isinstance(item, str) else item.verdict}" for name, item in each.items())
+        told = [product_drift_verdict(each), *said, f"look at {out / 'drift.html'}"]
+        return {"out": str(out), **product_drift_numbers(each)}, told
+    found = drift(results, bank=arguments.bank, product=arguments.product, **asked)
+    write_drift(out, found, results=results, bank=arguments.bank)
     lines = [
         found.verdict,
         *(

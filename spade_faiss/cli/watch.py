@@ -13,7 +13,16 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from spade_faiss.cli.options import Commands, add_method, add_run, add_settings, open_detector, read_run, read_settings
+from spade_faiss.cli.options import (
+    Commands,
+    add_method,
+    add_product,
+    add_run,
+    add_settings,
+    open_detector,
+    read_run,
+    read_settings,
+)
 from spade_faiss.cli.streams import write_output
 from spade_faiss.cli.text import Finding, to_json
 from spade_faiss.core.errors import InputError
@@ -59,6 +68,7 @@ def register(commands: Commands) -> None:
     watch.add_argument("--token-file", metavar="FILE", help="the token of servers")
     add_settings(watch, WatchSettings)
     add_settings(watch, Decision, only=("alpha",))
+    add_product(watch)
     add_method(watch)
     add_run(watch, scores=True)
 
@@ -81,7 +91,7 @@ def _watch(arguments: argparse.Namespace) -> Finding:
             "--state is missing: give a file in which it is remembered what was delivered, so that it goes on there"
         )
     judge = None if arguments.bank is None else _open_judge(arguments)
-    if settings.alarms_only and judge is not None and judge.rule is None:
+    if settings.alarms_only and judge is not None and judge.rules is None:
         raise InputError(f"--alarms-only needs verdicts: {judge.notice}")
     ledger = Ledger(None if state is None else state_folder(state), name)
     try:

@@ -1,4 +1,4 @@
-"""How normal pictures fall into groups that belong together, such as several shots of one part, and how that is written."""
+"""How normal pictures fall into groups, such as the shots of one part or the pictures of one product, and how it is written."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _LONGEST_PATTERN = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Grouping:
-    """What says to which group a picture belongs.
+    """What says to which group, or to which product, a picture belongs.
 
     Args:
-        by: `folder`: the folder that it lies in; `regex`: what a pattern finds in its id; `table`: a CSV that names the group
-            of each picture, which is not part of a bank.
+        by: `folder`: the folder that it lies in, of products the first one of its id; `regex`: what a pattern finds in its id;
+            `table`: a CSV that names the group of each picture, which is not part of a bank.
         pattern: the pattern of `regex`, with at least one group in parentheses: they say what pictures have in common.
 
     Raises:
@@ -42,8 +42,12 @@ class Grouping:
             )
 
     @classmethod
-    def parse(cls, text: str) -> tuple[Grouping, str]:
+    def parse(cls, text: str, name: str = "group_by") -> tuple[Grouping, str]:
         """Read `folder`, `regex=PATTERN` or the path of a CSV; returns the path as well, which is empty for the others.
+
+        Args:
+            text: what is read.
+            name: the setting that it is the value of, for the message.
 
         Raises:
             InputError: for anything else, and for what is no pattern, or a pattern that marks nothing.
@@ -56,7 +60,7 @@ class Grouping:
             return cls(by=REGEX, pattern=pattern), ""
         if text.lower().endswith(".csv"):
             return cls(by=TABLE), text
-        raise InputError(f"group_by={shorten(text)} is none of {_FORMS}; write for example 'regex=part_(\\d+)'")
+        raise InputError(f"{name}={shorten(text)} is none of {_FORMS}; write for example 'regex=part_(\\d+)'")
 
     def __str__(self) -> str:
         return f"{REGEX}={self.pattern}" if self.by == REGEX else self.by

@@ -53,9 +53,9 @@ def verify_command(bank: str | Path) -> str:
     return _line("verify", bank)
 
 
-def calibrate_command(bank: str | Path, options: str = "") -> str:
-    """Return the command that calibrates a bank; `options` are those of a scoring config, as text."""
-    return " ".join(filter(None, (_line("calibrate", bank), options)))
+def calibrate_command(bank: str | Path, options: str = "", product: str = "") -> str:
+    """Return the command that calibrates a bank, or a product of it; `options` are those of a scoring config, as text."""
+    return " ".join(filter(None, (_line("calibrate", bank, *(["--product", product] if product else [])), options)))
 
 
 def score_command(bank: str | Path = "BANK") -> str:

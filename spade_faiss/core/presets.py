@@ -62,10 +62,20 @@ class Usual:
 
     def within(self, images: int) -> Usual:
         """The same for a bank of so many images: where the method asks for at least as many, all are searched."""
-        k_gallery = self.method.k_gallery
-        several = k_gallery if isinstance(k_gallery, tuple) else (k_gallery,)
-        found = tuple(ALL if k == ALL or int(k) >= images else k for k in several)
-        return replace(self, method=replace(self.method, k_gallery=found if isinstance(k_gallery, tuple) else found[0]))
+        return replace(self, method=within(self.method, images))
+
+
+def within(method: Method, images: int) -> Method:
+    """The method for so many images: where it asks for at least as many, all are searched."""
+    k_gallery = method.k_gallery
+    several = k_gallery if isinstance(k_gallery, tuple) else (k_gallery,)
+    found = tuple(ALL if k == ALL or int(k) >= images else k for k in several)
+    return replace(method, k_gallery=found if isinstance(k_gallery, tuple) else found[0])
+
+
+def of_few(method: Method, images: int) -> Method:
+    """The method for so few images: where it asks for more of the nearest than each has others, those are all it takes."""
+    return replace(within(method, images), k_image=min(method.k_image, max(1, images - 1)))
 
 
 def load_preset(preset: str | Path | Preset) -> Preset:

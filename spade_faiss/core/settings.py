@@ -328,7 +328,8 @@ class Extraction:
     `blocks` are for transformers alone, see `Network.from_timm`. `network` says whether the bank carries the network, so that
     it can be used without torch and without the weights. `augment` is about normal images alone: queries have no views. `roi`
     is a mask, a file, of the pictures' aspect ratio, or a folder of masks, one for each picture, by their ids. `group_by` says
-    which pictures belong together; these are left out together where normal images are scored.
+    which pictures belong together; these are left out together where normal images are scored. `products` says which product a
+    picture shows, where the bank is of several.
     """
 
     backbone: object = setting(
@@ -386,6 +387,19 @@ class Extraction:
         kind=str,
     )
 
+    products: str | None = setting(
+        None,
+        "make one bank of several products, each searched and calibrated by itself: folder, if each product has a folder of "
+        "IMAGES; regex=PATTERN, for what the pattern has in parentheses; or a CSV with columns id and group (default: none)",
+        metavar="PRODUCTS",
+        kind=str,
+    )
+
+    @property
+    def product_grouping(self) -> Grouping | None:
+        """What `products` says, apart from the table that it may name."""
+        return None if self.products is None else Grouping.parse(str(self.products), "products")[0]
+
     @property
     def grouping(self) -> Grouping | None:
         """What `group_by` says, apart from the table that it may name."""
@@ -398,7 +412,7 @@ class Extraction:
 
     def __post_init__(self) -> None:
         check_blocks(self.blocks)
-        _ = self.augmentation, self.grouping  # raise for what they cannot be
+        _ = self.augmentation, self.grouping, self.product_grouping  # raise for what they cannot be
         if self.roi is not None and self.preprocess.tile is not None:
             raise InputError("tile and roi exclude each other: a region is of whole pictures; leave one of them out")
         if self.augment is not None and (self.roi is not None or self.preprocess.roi is not None or self.preprocess.own_rois):
@@ -594,7 +608,8 @@ class Run:
 
     `weights` is a file of weights to use in place of the published ones; a bank records its place and its hash. `progress`
     shows bars on stderr if that is a terminal. `roi` is no choice: a bank that was made with a folder of masks needs those of
-    the pictures that it meets, and no other bank takes them. Nor is `group_by`, for a bank whose normal pictures have groups.
+    the pictures that it meets, and no other bank takes them. Nor is `group_by`, for a bank whose normal pictures have groups,
+    nor are `products` and `product`, one of which a bank of several products takes for normal pictures that are added.
     `cluster` is for `extract`, `fit`, `add`, `score_folder` and `evaluate`; pictures, bank and results must then lie on storage
     that all nodes have at the same path.
     """
@@ -639,6 +654,19 @@ class Run:
         "with --cluster, for a bank that is larger than the memory of a node: each node searches shards of its own, and each "
         "shard is on N nodes",
         metavar="N",
+    )
+    products: str | None = setting(
+        None,
+        "for a bank of several products: which of them, or which new ones, these normal pictures show, by what the bank tells "
+        "products by: folder, the same regex=PATTERN, or a CSV of theirs",
+        metavar="PRODUCTS",
+        kind=str,
+    )
+    product: str | None = setting(
+        None,
+        "for a bank of several products: the one that all of these normal pictures show; it may be a new one",
+        metavar="NAME",
+        kind=str,
     )
     every: int = setting(1, "take every N-th frame of a video as an image, the first included", metavar="N")
     max_skipped: int = setting(10, "how many unreadable images are skipped before the command gives up", metavar="N")

@@ -96,7 +96,7 @@ class Verdicts:
             calibration is of a version that did not record them.
         p_structure: (n,) p-values of the structure scores; NaN as in `p_top`.
         p_value: (n,) p-values of the tests together; of the image score alone if no maps were asked for.
-        alarm: (n,) whether an image is called anomalous.
+        alarm: (n,) whether an image is called anomalous; see `judged`.
         rule: the rule that decided, `alpha` or `fdr`.
         level: the rate that the rule promises.
     """
@@ -115,10 +115,19 @@ class Verdicts:
         columns = {name: value[part] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         return replace(self, **columns)
 
+    @property
+    def judged(self) -> Bools:
+        """(n,) which images there is a verdict on: all but those of products without a calibration."""
+        return np.isfinite(self.p_value)
+
+    def alarm_of(self, i: int) -> bool | None:
+        """Whether one image is called anomalous; None without a verdict."""
+        return bool(self.alarm[i]) if self.judged[i] else None
+
     def numbers(self, i: int) -> dict[str, Any]:
         """The p-values and the verdict of one image as plain values."""
         names = ("p_image", "p_map", "p_top", "p_structure", "p_value")
-        return {**{name: getattr(self, name)[i] for name in names}, "alarm": bool(self.alarm[i])}
+        return {**{name: getattr(self, name)[i] for name in names}, "alarm": self.alarm_of(i)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +145,7 @@ class Calibration:
         image_score: their image scores, in the same order.
         map_score: their map maxima, in the same order.
         pixels: the pixel scores of all their maps.
-        generation, shards_sha256: the state of the bank.
+        generation, shards_sha256: the state of the bank; of a product of it, `shards_sha256` alone is.
         versions: the versions of the libraries that computed the scores.
         top_score, map_std, map_variation: the statistics of their maps, in the same order, see `image_scores.map_statistics`;
             empty in a file of a version that did not record them.
@@ -299,8 +308,10 @@ class Calibration:
 
     def outdated(self, bank: Snapshot, tests: Sequence[str] = ()) -> str:
         """Why the calibration does not hold for the bank as it is now, or for some tests; empty if it does."""
-        renew = f"renew it with: {calibrate_command(bank.path, self.scoring_config.options(bank.usual))}"
-        if (self.generation, self.shards_sha256) != (bank.generation, _hash_shards(bank)):
+        renew = f"renew it with: {calibrate_command(bank.path, self.scoring_config.options(bank.usual), bank.product)}"
+        if bank.product and self.shards_sha256 != _hash_shards(bank):
+            return f"the calibration of product {bank.product} of {bank.path} is out of date: its images have changed; {renew}"
+        if not bank.product and (self.generation, self.shards_sha256) != (bank.generation, _hash_shards(bank)):
             return (
                 f"the calibration of {bank.path} is out of date: it is of generation {self.generation}, "
                 f"the bank is at {bank.generation}; {renew}"
@@ -339,7 +350,7 @@ def state_of(bank: Snapshot) -> dict[str, Any]:
 def write_calibration(bank: Snapshot, calibration: Calibration) -> Path:
     """Write a calibration beside its bank, atomically; it replaces that of the same scoring config. Returns the file."""
     path = _path(bank, calibration.scoring_config)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_signed(path, FORMAT, SCHEMA, asdict(calibration))
     return path
 
@@ -350,7 +361,7 @@ def find_calibration(bank: Snapshot, config: ScoringConfig) -> Calibration | Non
     Raises:
         BankError: if it is damaged, or of another scoring config than its file name says.
     """
-    path, remedy = _path(bank, config), calibrate_command(bank.path, config.options(bank.usual))
+    path, remedy = _path(bank, config), calibrate_command(bank.path, config.options(bank.usual), bank.product)
     if not is_regular(path):
         return None
     found = _read(path, remedy)
@@ -367,10 +378,14 @@ def flag_below_p(bank: Snapshot, recipe: Recipe, method: Method, p: float) -> Me
         InputError: for a p-value that so few calibration images cannot give.
     """
     check_rate("flag_below_p", p)
-    config = ScoringConfig.of(resolve_recipe(recipe), method)
+    if bank.is_of_products:
+        raise InputError(
+            "flag_below_p is by one calibration, and each product has its own; name one: --product NAME, or give flag_above"
+        )
+    config = ScoringConfig.of(resolve_recipe(recipe.within_product if bank.product else recipe), method)
     calibration = find_calibration(bank, config)
     if calibration is None:
-        remedy = calibrate_command(bank.path, config.options(bank.usual))
+        remedy = calibrate_command(bank.path, config.options(bank.usual), bank.product)
         raise BankError(f"flag_below_p needs a calibration, {bank.path} has none; make it with: {remedy}")
     if outdated := calibration.outdated(bank):
         raise BankError(outdated)
@@ -383,12 +398,12 @@ def stored_calibrations(bank: Snapshot) -> list[Calibration]:
     Raises:
         BankError: if one is damaged.
     """
-    paths = sorted(check_inside(bank.path, CALIBRATIONS).glob("*.json"))
-    return [_read(path, calibrate_command(bank.path)) for path in paths]
+    paths = sorted(check_inside(bank.path, *bank.place, CALIBRATIONS).glob("*.json"))
+    return [_read(path, calibrate_command(bank.path, product=bank.product)) for path in paths]
 
 
 def _path(bank: Snapshot, config: ScoringConfig) -> Path:
-    return check_inside(bank.path, CALIBRATIONS, f"{config.key}.json")
+    return check_inside(bank.path, *bank.place, CALIBRATIONS, f"{config.key}.json")
 
 
 def _read(path: Path, remedy: str) -> Calibration:
@@ -396,4 +411,8 @@ def _read(path: Path, remedy: str) -> Calibration:
 
 
 def _hash_shards(bank: Snapshot) -> str:
+    """A hash of the shards; of a product's, also of what was removed of them: the generation counts commits to all products."""
+    if bank.product:
+        found = [f"{shard.sha256}-{','.join(map(str, shard.removed))}" for shard in bank.manifest.shards]
+        return hashlib.sha256(" ".join(found).encode()).hexdigest()
     return hashlib.sha256(" ".join(shard.sha256 for shard in bank.manifest.shards).encode()).hexdigest()

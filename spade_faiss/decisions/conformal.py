@@ -12,16 +12,16 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.ranks import Doubles as Doubles  # for whoever looks for them beside the rest
+from spade_faiss.core.ranks import Values as Values
+from spade_faiss.core.ranks import p_values as p_values
 
-Doubles = npt.NDArray[np.float64]
-Values = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
 
 # alpha * (n + 1) may be a whole number that floating point misses by a little.
@@ -55,20 +55,6 @@ def allowed(alpha: float, n: int) -> int:
             f"it takes {images_needed(alpha)} of them, or a larger alpha"
         )
     return min(count, n)
-
-
-def p_values(calibration: Values, scores: Values) -> Doubles:
-    """(m,) p-values: (1 + the number of calibration scores that are at least as high) / (n + 1).
-
-    The p-value of a normal image is at most alpha with a probability of at most alpha, for any alpha, with ties or without.
-
-    Args:
-        calibration: (n,) scores of normal images.
-        scores: (m,); NaN for an image that was not scored, whose p-value is NaN.
-    """
-    ordered, scores = np.sort(np.asarray(calibration, np.float64)), np.asarray(scores, np.float64)
-    reached = len(ordered) - np.searchsorted(ordered, scores, side="left")
-    return np.where(np.isnan(scores), np.nan, (1 + reached) / (len(ordered) + 1))
 
 
 def p_values_in_bags(bags: Iterable[Doubles]) -> Doubles:

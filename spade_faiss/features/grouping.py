@@ -1,4 +1,7 @@
-"""Finds the group of each normal picture: pictures of a group are left out together where normal pictures are scored."""
+"""Finds the group and the product of each normal picture.
+
+Pictures of a group are left out together where normal pictures are scored; those of a product are searched by themselves.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from spade_faiss.core.errors import InputError, NotFoundError
-from spade_faiss.core.grouping import FOLDER, NONE, REGEX, Grouping, compile_pattern
+from spade_faiss.core.grouping import FOLDER, NONE, REGEX, TABLE, Grouping, compile_pattern
+from spade_faiss.core.products import check_product
 from spade_faiss.core.schema import shorten
 from spade_faiss.features.folders import name_some
 
@@ -61,6 +65,54 @@ def find_groups(names: Sequence[str], grouping: Grouping | None, given: str | No
             "%d of %d pictures belong to no group, each is by itself: %s", len(missing), len(names), name_some(missing)
         )
     return groups if any(groups) else ()
+
+
+def find_products(names: Sequence[str], grouping: Grouping | None, given: str | None, product: str | None) -> tuple[str, ...]:
+    """The product of each picture; none at all in a bank that was made without.
+
+    Args:
+        names: the ids of the pictures.
+        grouping: that of the bank; None if it has no products.
+        given: what the caller says of these pictures: the bank's grouping again, or a table. With `folder`, the first folder of
+            an id names the product.
+        product: the product of all of these pictures, in place of that.
+
+    Raises:
+        InputError: if nothing is said or too much, the bank tells products otherwise or has none, a table is no such table, or
+            a picture is of no product.
+        NotFoundError: if there is no such table.
+    """
+    if product is not None and given is not None:
+        raise InputError(f"product={shorten(product)} and products={shorten(given)} exclude each other; leave one of them out")
+    if grouping is None:
+        if product is None and given is None:
+            return ()
+        raise InputError("this bank was made without products; leave them out, or make a new bank with --products")
+    if product is not None:
+        return (check_product(product),) * len(names)
+    if given is None:
+        raise InputError(
+            f"this bank is of several products; say which ones these pictures show: --product NAME, or --products "
+            f"{'FILE.csv' if grouping.by == TABLE else repr(str(grouping))}"
+        )
+    asked, table = Grouping.parse(given, "products")
+    if asked != grouping:
+        raise InputError(
+            f"this bank tells products by {grouping}, asked for {asked}; use the bank's, or name one: --product NAME"
+        )
+    product_of = _first_folder if asked.by == FOLDER else _group_of(asked, table)
+    found = tuple(product_of(name) or "" for name in names)
+    if missing := [name for name, of in zip(names, found, strict=True) if not of]:
+        raise InputError(
+            f"products={shorten(given)} finds no product for {len(missing)} of {len(names)} pictures: {name_some(missing)}; "
+            f"each picture of this bank is of one. Those of one product are added with: --product NAME"
+        )
+    return tuple(check_product(of) for of in found)
+
+
+def _first_folder(name: str) -> str:
+    folder, sign, _ = name.partition("/")
+    return folder if sign else ""
 
 
 def _group_of(grouping: Grouping, table: str) -> Callable[[str], str | None]:

@@ -117,12 +117,12 @@ class IndexFolder(Generic[M]):
     """
 
     def __init__(self, kind: type[M], bank: Snapshot, recipe: str) -> None:
-        check_inside(bank.path, INDEXES, recipe, kind.MANIFEST, kind="file")
-        check_inside(bank.path, INDEXES, recipe, kind.FOLDER, kind="folder")
+        check_inside(bank.path, *bank.place, INDEXES, recipe, kind.MANIFEST, kind="file")
+        check_inside(bank.path, *bank.place, INDEXES, recipe, kind.FOLDER, kind="folder")
         self._kind = kind
         self._bank = bank
         self._recipe = recipe
-        self.path = bank.path / INDEXES / recipe
+        self.path = bank.path.joinpath(*bank.place, INDEXES, recipe)
         self.files = self.path / kind.FOLDER
         self.manifest = self.path / kind.MANIFEST
 
@@ -204,17 +204,17 @@ class IndexFolder(Generic[M]):
 
 def index_folder(bank: Snapshot, recipe: Recipe) -> Path:
     """Return the folder of all indexes of a recipe; raise BankError if it is a link."""
-    return check_inside(bank.path, INDEXES, recipe.name)
+    return check_inside(bank.path, *bank.place, INDEXES, recipe.name)
 
 
 def index_folders(kind: type[M], bank: Snapshot) -> list[IndexFolder[M]]:
     """Return the places of all indexes of a kind that were built beside a bank, sorted by recipe."""
-    folder = check_inside(bank.path, INDEXES)
+    folder = check_inside(bank.path, *bank.place, INDEXES)
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return [
         IndexFolder(kind, bank, recipe)
         for recipe in names
-        if is_regular(check_inside(bank.path, INDEXES, recipe, kind.MANIFEST))
+        if is_regular(check_inside(bank.path, *bank.place, INDEXES, recipe, kind.MANIFEST))
     ]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.shards import ShardEntry
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.arrays import map_arrays, write_arrays
@@ -44,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 def build_gallery(
-    bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: bool = False
+    bank: Snapshot, recipe: Recipe, *, rebuild: bool = False, progress: bool = False
 ) -> tuple[GalleryIndexManifest, str]:
     """Bring a recipe's gallery index up to date with a bank: train on a sample of its maps, and encode all of them.
 
@@ -115,7 +114,7 @@ class _Build:
         kept: the index that is added to; None for a build that begins.
     """
 
-    def __init__(self, bank: Bank, recipe: Recipe, folder: Path, number: int, kept: GalleryIndexManifest | None) -> None:
+    def __init__(self, bank: Snapshot, recipe: Recipe, folder: Path, number: int, kept: GalleryIndexManifest | None) -> None:
         self.number = number
         self.resolved = resolve_recipe(recipe)
         self._bank = bank

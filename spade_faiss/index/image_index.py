@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.device import CPU, Device
 from spade_faiss.core.errors import BankError, InputError
@@ -228,7 +227,7 @@ def check_factory(recipe: Recipe, embedding_dim: int) -> None:
 
 
 def build_image_index(
-    bank: Bank, recipe: Recipe, *, rebuild: bool = False, progress: bool = False, asked: bool = True
+    bank: Snapshot, recipe: Recipe, *, rebuild: bool = False, progress: bool = False, asked: bool = True
 ) -> tuple[ImageIndexManifest, str]:
     """Bring a recipe's image index up to date with a bank.
 
@@ -403,7 +402,7 @@ def _file_name(build: int) -> str:
 
 
 def _index_to_add_to(
-    bank: Bank, recipe: Recipe, folder: IndexFolder[ImageIndexManifest], before: ImageIndexManifest | None
+    bank: Snapshot, recipe: Recipe, folder: IndexFolder[ImageIndexManifest], before: ImageIndexManifest | None
 ) -> tuple[Any, str | None]:
     """Load the index that is there, if it can be added to; return None, and why not, otherwise."""
     if before is None:
@@ -421,12 +420,12 @@ def _index_to_add_to(
     return index, None
 
 
-def _train(index: Any, bank: Bank) -> None:
+def _train(index: Any, bank: Snapshot) -> None:
     rows = np.random.default_rng(_SEED).permutation(len(bank))[:_TRAIN_ROWS]
     index.train(bank.embedding(np.sort(rows)))
 
 
-def _add_shards(index: Any, bank: Bank, shards: Sequence[int], progress: bool) -> None:
+def _add_shards(index: Any, bank: Snapshot, shards: Sequence[int], progress: bool) -> None:
     """Add all images of some shards, removed ones too, so that they can be restored."""
     everything = bank.with_removed()
     with progress_bar(sum(bank.manifest.shards[number].count for number in shards), "index", progress) as bar:

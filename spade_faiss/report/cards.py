@@ -65,7 +65,8 @@ def _normals(inputs: ReportInputs, i: int) -> Iterator[NormalPicture]:
             at = first.get(inputs.normal_ids[row], -1 - list(inputs.normal_ids).index(inputs.normal_ids[row]))
         matches.setdefault(at, []).append(Match(level=level, corners=corners))
         rows[at] = row
-    nearest = (sorted(first.values()) if is_tiled else range(len(names)))[:_NORMALS_SHOWN]
+    known = [column for column, name in enumerate(names) if name]  # a product of few images has fewer neighbors than others
+    nearest = (sorted(first.values()) if is_tiled else known)[:_NORMALS_SHOWN]
     for column in sorted({*nearest, *matches}, key=lambda at: (at < 0, at)):
         is_neighbor = column >= 0
         name = str(scores.neighbor_ids[i, column]) if is_neighbor else inputs.normal_ids[-1 - column]

@@ -37,10 +37,10 @@ def write_csv(
     times_s: Sequence[float | None] | None = None,
 ) -> None:
     """Write id, image_score, map_score, top_score, rank (1: the highest), kind if there is one, time_s of frames of videos,
-    neighbor_1, dist_1, and so on.
+    product, confidence and p_none in a bank of several products, neighbor_1, dist_1, and so on.
 
     With verdicts, p_image, p_map, p_top, p_structure, p_value and alarm (1 or 0) come before the neighbors; those of maps are
-    empty without a map. structure_score comes before rank if there is one.
+    empty without a map, and all of them for a product without a calibration. structure_score comes before rank if there is one.
 
     Args:
         path: the file to make or replace, atomically; its folder exists.
@@ -60,24 +60,29 @@ def write_csv(
     neighbor_names = [name for i in range(1, scores.neighbor_ids.shape[1] + 1) for name in (f"neighbor_{i}", f"dist_{i}")]
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         kind_name = [*(["kind"] if kinds is not None else []), *(["time_s"] if times_s is not None else [])]
+        kind_name += ["product", "confidence", "p_none"] if scores.routes is not None else []
         verdict_names = ["p_image", "p_map", "p_top", "p_structure", "p_value", "alarm"] if verdicts is not None else []
         file.write(
             csv_line(["id", *(SCORE_COLUMNS[name] for name in of_image), "rank", *kind_name, *verdict_names, *neighbor_names])
         )
         for i, image in enumerate(scores.ids):
             neighbors = map(text_cell, scores.neighbor_ids[i].tolist())
-            pairs = zip(neighbors, scores.neighbor_dist[i], strict=True)
+            distances = ["" if math.isnan(dist) else dist for dist in scores.neighbor_dist[i]]
+            pairs = zip(neighbors, distances, strict=True)
             # str() of a float32 is the shortest text that reads back as the same float32.
             line: list[object] = [text_cell(image), *(values[i] for values in of_image.values()), ranks[i]]
             line += [text_cell(kinds[i])] if kinds is not None else []
             if times_s is not None:
                 line.append("" if times_s[i] is None else times_s[i])
+            if scores.routes is not None:
+                product, *numbers = scores.routes.at(i)
+                line += [text_cell(product), *("" if number is None else number for number in numbers)]
             if verdicts is not None:
                 found = [
                     p[i] for p in (verdicts.p_image, verdicts.p_map, verdicts.p_top, verdicts.p_structure, verdicts.p_value)
                 ]
                 line += ["" if math.isnan(p) else p for p in found]
-                line.append(int(verdicts.alarm[i]))
+                line.append("" if (alarm := verdicts.alarm_of(i)) is None else int(alarm))
             file.write(csv_line(line + [cell for pair in pairs for cell in pair]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from spade_faiss.decisions.drift import TESTED_SCORES, Drift
@@ -52,3 +53,48 @@ def drift_numbers(found: Drift) -> dict[str, Any]:
         "notice": found.outdated or None,
         "tests": {name: dict(vars(test)) for name, test in found.tests.items()},
     }
+
+
+def product_drift_page(found: Mapping[str, Drift | str]) -> Report:
+    """Lay out the results of the drift tests of several products."""
+    tested = {name: item for name, item in found.items() if isinstance(item, Drift)}
+    moved = [name for name, item in tested.items() if item.moved]
+    rows = tuple(
+        (name, None, None, None, item)
+        if isinstance(item, str)
+        else (name, item.images, "yes" if item.moved else "no", f"{item.p_value:.2g}", item.outdated)
+        for name, item in found.items()
+    )
+    curves = {f"{name} ({item.images})": item.p_values["image"] for name, item in tested.items()}
+    note = "Share of recent images with a p-value of at most alpha: on the diagonal if nothing has changed."
+    svg = charts.rate_chart(curves, 1.0, "p-values of recent images") if curves else ""
+    return Report(
+        title="Drift",
+        subtitle=product_drift_verdict(found),
+        headlines=(Headline(label="Drift", value=len(moved), note=f"of {len(tested)} products that were tested"),),
+        summary=(
+            Table(
+                title="By product",
+                header=("product", "recent images", "drift", "p-value", "notice"),
+                rows=rows,
+                note="Kolmogorov-Smirnov, recent against calibration scores of the product.",
+            ),
+        ),
+        charts=(Chart(title="P-values of recent images", svg=svg, note=note),) if curves else (),
+    )
+
+
+def product_drift_verdict(found: Mapping[str, Drift | str]) -> str:
+    """What the tests of all products say, in a sentence."""
+    tested = {name: item for name, item in found.items() if isinstance(item, Drift)}
+    moved = [name for name, item in tested.items() if item.moved]
+    if moved:
+        return f"Scores of {len(moved)} of {len(tested)} products have drifted: {', '.join(moved)}."
+    return f"No drift found in {len(tested)} products."
+
+
+def product_drift_numbers(found: Mapping[str, Drift | str]) -> dict[str, Any]:
+    """Every number of the drift tests of several products, for drift.json."""
+    each = {name: {"notice": item} if isinstance(item, str) else drift_numbers(item) for name, item in found.items()}
+    moved = [name for name, item in found.items() if isinstance(item, Drift) and item.moved]
+    return {"moved": bool(moved), "verdict": product_drift_verdict(found), "products": each}

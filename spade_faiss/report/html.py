@@ -88,6 +88,7 @@ class _View:
         self.scale = [_css(color) for color in color_scale(9)]
         self.has_labels = any(image.kind is not None for image in report.images)
         self.has_verdicts = any(image.alarm is not None for image in report.images)
+        self.has_products = any(image.product is not None for image in report.images)
         self.has_regions = any(card.regions for _, card in cards)
         self.has_masks = any(card.mask is not None for _, card in cards)
 
@@ -98,6 +99,11 @@ class _View:
     def p_value(self, image: ImageRow) -> str:
         """An image's p-value as text."""
         return _DASH if image.p_value is None else f"{image.p_value:.2g}"
+
+    def route(self, image: ImageRow, at: int) -> str:
+        """The confidence (1) in an image's product, or the p-value (2) of its showing none, as text; a dash without one."""
+        number = None if image.product is None else image.product[at]
+        return _DASH if number is None else f"{number:.2g}"
 
     def of_image(self, image: ImageRow, score: str) -> str:
         """One of an image's scores as text."""

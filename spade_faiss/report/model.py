@@ -49,7 +49,7 @@ class ImageRow:
     """One scored image.
 
     `scores` are its image scores by their names in `IMAGE_SCORES`; `kind` and `defective` are its label, None without labels;
-    `p_value` and `alarm` are its verdict, None without one.
+    `p_value` and `alarm` are its verdict, None without one; `product` is what `Routes.at` says, None without products.
     """
 
     id: str
@@ -60,6 +60,7 @@ class ImageRow:
     defective: bool | None = None
     p_value: float | None = None
     alarm: bool | None = None
+    product: tuple[str, float | None, float | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

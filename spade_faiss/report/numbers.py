@@ -9,7 +9,11 @@ from spade_faiss.features.video_frames import VideoFrame
 from spade_faiss.report.csvfile import rank
 from spade_faiss.report.inputs import ReportInputs
 from spade_faiss.report.metric_labels import RANKINGS, SCORE_COLUMNS
+from spade_faiss.report.products import product_numbers
 from spade_faiss.scoring.evaluation import Metrics
+
+# What `Routes.at` says, by the names that it has in results.
+_ROUTE = ("product", "confidence", "p_none")
 
 
 def run_numbers(inputs: ReportInputs) -> dict[str, Any]:
@@ -24,6 +28,7 @@ def run_numbers(inputs: ReportInputs) -> dict[str, Any]:
         "localized": int(scores.localized.sum()),
         "passed_over": results.passed_over,
         "metrics": None if metrics is None else _metric_numbers(metrics),
+        **({"products": product_numbers(results.products)} if results.products else {}),
         "calibration": None if decisions is None else decisions.numbers(),
         "calibration_notice": results.notice or None,
         "time": {"total_s": results.total_s, "timing_s": results.timing_s},
@@ -36,6 +41,7 @@ def run_numbers(inputs: ReportInputs) -> dict[str, Any]:
                 **({"time_s": record.time_s} if isinstance(record, VideoFrame) else {}),
                 **{SCORE_COLUMNS[name]: values[i] for name, values in scores.image_scores.items()},
                 "rank": ranks[i],
+                **({} if scores.routes is None else dict(zip(_ROUTE, scores.routes.at(i), strict=True))),
                 **({} if decisions is None else decisions.image_numbers(i)),
                 "neighbors": [
                     {
@@ -44,6 +50,7 @@ def run_numbers(inputs: ReportInputs) -> dict[str, Any]:
                         **({"group": inputs.normal_group.get(str(name))} if inputs.normal_group else {}),
                     }
                     for name, dist in zip(scores.neighbor_ids[i], scores.neighbor_dist[i], strict=True)
+                    if name
                 ],
             }
             for i, record in enumerate(inputs.records)

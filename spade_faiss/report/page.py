@@ -17,6 +17,7 @@ from spade_faiss.report.metric_labels import SCORE_LABELS
 from spade_faiss.report.metric_tables import metric_charts, metric_headlines, metric_tables
 from spade_faiss.report.model import Cell, Chart, ImageRow, Report, Table
 from spade_faiss.report.pictures import color_range, overlay
+from spade_faiss.report.products import product_table
 from spade_faiss.report.verdicts import verdict_charts, verdict_headlines, verdict_notices, verdict_tables
 
 
@@ -37,7 +38,11 @@ def run_page(inputs: ReportInputs, shown: int) -> Report:
             *(metric_headlines(metrics, inputs.facts.method.score) if metrics else ()),
             *(verdict_headlines(decisions) if decisions else ()),
         ),
-        summary=(*(metric_tables(metrics) if metrics else ()), *(verdict_tables(decisions) if decisions else ())),
+        summary=(
+            *((product_table(products, inputs.facts.method.score),) if (products := inputs.results.products) else ()),
+            *(metric_tables(metrics) if metrics else ()),
+            *(verdict_tables(decisions) if decisions else ()),
+        ),
         charts=tuple(_charts(inputs)),
         groups=tuple(card_groups(inputs, rows, shown)),
         colors=_colors(inputs),
@@ -65,8 +70,9 @@ def _row(inputs: ReportInputs, i: int) -> ImageRow:
         neighbor_dist=float(scores.neighbor_dist[i, 0]),
         kind=record.kind,
         defective=record.defective,
-        p_value=None if decisions is None else float(decisions.verdicts.p_value[i]),
-        alarm=None if decisions is None else bool(decisions.verdicts.alarm[i]),
+        p_value=float(decisions.verdicts.p_value[i]) if decisions is not None and decisions.verdicts.judged[i] else None,
+        alarm=None if decisions is None else decisions.verdicts.alarm_of(i),
+        product=None if scores.routes is None else scores.routes.at(i),
     )
 
 
@@ -107,7 +113,7 @@ def _charts(inputs: ReportInputs) -> Iterator[Chart]:
     scores, defective, decisions = inputs.scores, inputs.defective, inputs.results.decisions
     if len(scores) < 2:
         return  # of one image, a chart shows nothing that the numbers beside the picture do not say
-    limits = None if decisions is None else decisions.rule.thresholds
+    limits = None if decisions is None or decisions.rule is None else decisions.rule.thresholds
     at_image = {} if limits is None else {f"alarm, alpha={limits.alpha:g}": limits.image}
     image = charts.histogram("image score", scores.image_score, defective, at_image)
     yield Chart(title="Image scores", svg=image, note="Mean distance to the nearest normal images.")

@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spade_faiss.decisions.rule import Decisions
+from spade_faiss.decisions.rules import Decisions
 from spade_faiss.features.datasets import Duplicate, Skipped
 from spade_faiss.features.folders import LeftOut, name_some
 from spade_faiss.features.placement import Visible
+from spade_faiss.report.products import ProductResult
 from spade_faiss.scoring.evaluation import Metrics
+from spade_faiss.scoring.routing import NONE_LEVEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class Results:
         timing_s: seconds of each step; steps that ran in other threads overlap.
         total_s: the wall-clock time up to the report.
         peak_memory_bytes: the most memory that the process has used since it started.
+        products: of a bank of several products, what was found of each; empty for any other.
     """
 
     out: Path
@@ -47,10 +50,11 @@ class Results:
     timing_s: dict[str, float]
     total_s: float
     peak_memory_bytes: int
+    products: tuple[ProductResult, ...] = ()
 
     def notices(self) -> list[str]:
         """What was not inspected, or not as it should be: sentences without their period."""
-        return [*self.left_out.notices(), *self.visible.notices(), *self._in_bank_notices()]
+        return [*self.left_out.notices(), *self.visible.notices(), *self._in_bank_notices(), *self._product_notices()]
 
     def search_notice(self) -> str:
         """How much of the gallery was passed over: a sentence, empty where it is not counted."""
@@ -68,6 +72,15 @@ class Results:
             "visible": asdict(self.visible),
             "in_bank": [asdict(item) for item in self.in_bank],
         }
+
+    def _product_notices(self) -> list[str]:
+        said = [] if self.decisions is None else self.decisions.rules.said
+        if none := sum(item.none for item in self.products):
+            said.append(
+                f"{none} of {self.images} images seem to show none of the products (p-value of at most {NONE_LEVEL:g}); each "
+                f"was searched in the one that is nearest"
+            )
+        return said
 
     def _in_bank_notices(self) -> list[str]:
         if not self.in_bank:

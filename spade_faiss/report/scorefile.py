@@ -9,7 +9,9 @@ The layout of `scores.h5`, for n images with k neighbors each and score maps of 
     Of images that were scored in tiles, /maps is a group: its arrays `0`, `1` ... are each of its image's own size, and its
         attribute `tile` is the (height, width) of a tile, in which the cells of /match lie
     /image_scores/structure (n,): if there was a calibration
-    /verdict/p_image, p_map, p_top, p_structure, p_value (n,), alarm (n,): if there was a calibration
+    /product/name, in a bank of several products: bytes as /ids, and /product/confidence, p_none (n,), see `Routes`
+    /verdict/p_image, p_map, p_top, p_structure, p_value (n,), alarm (n,): if there was a calibration; p-values are NaN
+        where a product has none
     /regions/image (r,): the image of each of r regions; score, p_value (r,); and, with `input_` and `original_` before them,
         box (r, 4): x, y, width, height; area (r,); peak (r, 2): y, x; size (r, 2): height, width of the picture;
         counts: the run lengths of all masks, one mask after the other; runs (r,): how many of them each mask has
@@ -40,6 +42,7 @@ import numpy.typing as npt
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.files import atomic_path
 from spade_faiss.core.types import FloatArray
+from spade_faiss.scoring.routing import Routes
 from spade_faiss.scoring.scores import Scores
 
 SCHEMA = 2
@@ -49,6 +52,7 @@ IntArray = npt.NDArray[np.int64]
 # The image scores, each a column.
 _SCORES = ("image_score", "map_score", "top_score")
 _STRUCTURE = "image_scores/structure"
+_PRODUCT, _ROUTE = "product/name", ("confidence", "p_none")
 _ROWS = 1024  # rows a chunk, of everything but maps and names
 _BYTES = 1 << 16  # bytes of names a chunk
 _SIDE = 512  # rows and columns a chunk, of a map of an image that was scored in tiles
@@ -65,6 +69,7 @@ class _Form(NamedTuple):
     neighbors: int
     size: tuple[int, ...] | None
     levels: dict[str, tuple[int, ...]]
+    has_products: bool
 
     @classmethod
     def of(cls, scores: Scores) -> _Form:
@@ -74,7 +79,8 @@ class _Form(NamedTuple):
             raise InputError(f"{n} ids do not fit image scores, neighbors and maps of shapes {shapes}")
         levels = {level: nearest.shape[1:] for level, nearest in scores.nearest.items()}
         # Images that were scored in tiles have maps of any size.
-        return cls(scores.distance, k, None if scores.sizes is not None else scores.maps.shape[1:], levels)
+        size = None if scores.sizes is not None else scores.maps.shape[1:]
+        return cls(scores.distance, k, size, levels, scores.routes is not None)
 
 
 class ScoreWriter:
@@ -147,6 +153,10 @@ class ScoreWriter:
         else:
             self._add_maps(scores)
         self._add("peak", peak)
+        if (routes := scores.routes) is not None:
+            self._add(_PRODUCT, _encoded(routes.product))
+            for name in _ROUTE:
+                self._add(f"product/{name}", getattr(routes, name))
         cells = peak if scores.corners is None else peak - scores.corners
         for level, nearest in scores.nearest.items():
             self._add(f"match/{level}", match_at(cells, size, nearest))
@@ -186,6 +196,10 @@ class ScoreWriter:
             self._new("maps", form.size, np.float32, chunk=1, **_PACKED)
         else:
             self._file.create_group("maps").attrs["tile"] = self._tile
+        if form.has_products:
+            self._new(_PRODUCT, (), np.uint8, chunk=_BYTES, **_PACKED)
+            for name in _ROUTE:
+                self._new(f"product/{name}", (), np.float64)
         self._file.create_group("match", track_order=True)  # levels come back finest first, not by name
         for level, grid in form.levels.items():
             self._new(f"match/{level}", (4,), np.int32)
@@ -222,6 +236,7 @@ class ScoreFile:
         distance: of all scores, `l2` or `squared_l2`.
         settings: the JSON text given to the writer.
         run: the run given to the writer; empty if there was none.
+        routes: which product each image shows; None where the bank has none.
     """
 
     path: Path
@@ -239,6 +254,7 @@ class ScoreFile:
     distance: str
     settings: str
     run: str
+    routes: Routes | None
     _maps: Any
 
     @classmethod
@@ -279,9 +295,12 @@ class ScoreFile:
             distance=file.attrs["distance"].decode(),
             settings=file.attrs["settings"].decode(),
             run=file.attrs.get("run", b"").decode(),
+            routes=_routes(file) if _PRODUCT in file else None,
             _maps=maps,
         )
         columns = [*result.image_scores.values(), result.peak, result.neighbor_ids, result.neighbor_dist, maps]
+        if (routes := result.routes) is not None:
+            columns += [routes.product, routes.confidence, routes.p_none]
         if counts := {len(column) for column in [*columns, *result.match.values()]} - {len(result)}:
             raise ValueError(f"{len(result)} ids, but other columns hold {sorted(counts)}")
         return result
@@ -402,6 +421,11 @@ def _decoded(dataset: Any) -> list[str]:
     if rest:
         raise ValueError(f"{dataset.name} ends in the middle of a name")
     return [name.decode("utf-8", "surrogateescape") for name in names]
+
+
+def _routes(file: Any) -> Routes:
+    numbers = {name: file[f"product/{name}"][...] for name in _ROUTE}
+    return Routes(product=np.array(_decoded(file[_PRODUCT]), dtype=np.str_), **numbers)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.report.scorefile import ScoreFile
+from spade_faiss.scoring.routing import Routes
 
 # What the parts of a run have in common.
 _COMMON = ("grid", "size", "distance", "settings", "run")
@@ -47,10 +48,12 @@ class ScoreParts(ScoreFile):
                 if different := [name for name in _COMMON if getattr(part, name) != getattr(first, name)]:
                     raise InputError(f"{part.path} and {first.path} are not of one run: they differ in {different[0]}")
             structure = [part.structure_score for part in parts if part.structure_score is not None]
+            routes = [part.routes for part in parts if part.routes is not None]
             joined = cls(
                 path=first.path.parent.parent,
                 ids=tuple(name for part in parts for name in part.ids),
                 **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _ROWS},
+                routes=Routes.join(routes) if routes else None,
                 structure_score=np.concatenate(structure) if structure else None,
                 match={level: np.concatenate([part.match[level] for part in parts]) for level in first.match},
                 **{name: getattr(first, name) for name in _COMMON},

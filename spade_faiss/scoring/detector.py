@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.bank.bank import Bank
-from spade_faiss.bank.snapshot import Snapshot
+from spade_faiss.bank.snapshot import Part, Snapshot, unknown_product
 from spade_faiss.core.device import check_fork, find_device
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import parse_bytes, plan_memory
@@ -32,6 +32,8 @@ from spade_faiss.scoring.fusion import score_maps, to_distance
 from spade_faiss.scoring.image_scores import STATISTICS, map_statistics
 from spade_faiss.scoring.level_search import LevelSearch, gallery_sizes, open_level_searches
 from spade_faiss.scoring.memory import DECODE_BYTES, float32_bytes, working_bytes
+from spade_faiss.scoring.products import ProductSearch, check_routable
+from spade_faiss.scoring.routing import Routes
 from spade_faiss.scoring.same_place import SamePlace
 from spade_faiss.scoring.scores import Scores, join
 from spade_faiss.scoring.stitching import Stitcher, check_tiling
@@ -63,6 +65,9 @@ class Detector:
         method: the parameters of SPADE.
         run: the device, the memory budget, and how images are read.
         backbone: the backbone of a bank that was made with a module of yours; else the bank's own is loaded at first use.
+        shared: what the detectors of a bank's products have in common.
+
+    In a bank of several products, each image is searched in the product that it shows, see `of_product` and `Scores.routes`.
     """
 
     @fork_safe
@@ -73,9 +78,12 @@ class Detector:
         method: Method,
         run: Run = Run(),
         backbone: str | Backbone | None = None,
+        *,
+        shared: Shared | None = None,
     ) -> None:
         # A snapshot: the bank may change while the detector is open, its scores are against this state.
         self.bank = bank = bank.snapshot() if isinstance(bank, Bank) else bank
+        recipe = recipe.within_product if bank.product else recipe
         self.resolved = resolve_recipe(recipe)
         self.method = method
         self.run = run
@@ -91,9 +99,24 @@ class Detector:
         if run.replicas is None:
             self._images_once()
         self._same_place = None if method.tile_neighbors == Method.tile_neighbors else SamePlace(bank)
-        self._workers = Workers(device=self.device)
-        self._cache: BlockCache[FloatArray] = BlockCache()
-        self._searches = self._open_searches()
+        is_beside = shared is not None
+        shared = shared or Shared(
+            Workers(device=self.device),
+            BlockCache(),
+            Once(partial(_load_backbone, bank, backbone, run, self.device.torch_name)),
+        )
+        self._workers, self._cache, self._backbone = shared
+        self._given_backbone = backbone
+        self._products: ProductSearch[Detector] | None = None
+        if bank.is_of_products:
+            check_routable(bank)
+            if run.replicas is not None:
+                raise InputError(f"owners search one product: name one of {bank.path}, or leave replicas={run.replicas} out")
+            open_part = partial(_open_part, recipe=recipe, method=method, run=run, backbone=backbone, shared=shared)
+            self._products = ProductSearch(bank, self._images_once(), open_part)
+            self._searches = self._products.largest._searches
+        else:
+            self._searches = self._open_searches()
         cacheable = len(bank) * sum(float32_bytes(search.level.stored_shape) for search in self._searches.values())
         decodes = bank.manifest.source is not None
         self.plan = plan_memory(
@@ -103,9 +126,8 @@ class Detector:
             decodes=decodes,
             picture_bytes=0 if bank.tile_places is None else most_tiled_bytes(largest_image(bank.tile_places)),
         )
-        self._cache.capacity = self.plan.cache_bytes
-        self._given_backbone = backbone
-        self._backbone = Once(partial(_load_backbone, bank, backbone, run, self.device.torch_name))
+        if not is_beside:
+            self._cache.capacity = self.plan.cache_bytes
 
     @classmethod
     def open(
@@ -116,6 +138,7 @@ class Detector:
         method: Method | None = None,
         run: Run = Run(),
         backbone: str | Backbone | None = None,
+        product: str | None = None,
     ) -> Detector:
         """Open a bank for scoring.
 
@@ -126,17 +149,20 @@ class Detector:
             run: `device` computes the backbone, the image index and the gallery search; the process may grow by `memory` while
                 it scores; `weights` is the file of the backbone's weights, if it is no longer where the bank remembers it.
             backbone: a backbone in place of the one the bank names; it must be the same network with the same weights.
+            product: the one that all images show, in a bank of several; None has each image's nearest normals name it.
 
         Raises:
             NotFoundError: if there is no such bank or recipe.
             BankError: if the bank or its index is damaged or missing.
             InputError: for a setting out of range, more neighbors than normal images, too little memory, a device that is not
-                there, or a backbone that is not the bank's.
+                there, a backbone that is not the bank's, or a product that it holds no image of.
         """
-        opened = bank if isinstance(bank, Bank) else Bank.open(bank)
+        whole = bank if isinstance(bank, Bank) else Bank.open(bank)
+        opened = whole if product is None else whole.part(product)
         if recipe is None:
             recipe = opened.usual.recipe if method is None else "exact"
         method = opened.usual.method if method is None else method
+        method = opened.fitted(method) if isinstance(opened, Part) else method
         _check_neighbors(opened, method)
         detector = cls(opened, load_recipe(recipe), method, run, backbone)
         if backbone is not None or run.weights is not None:
@@ -164,6 +190,26 @@ class Detector:
         if not isinstance(self._given_backbone, str | None):
             raise InputError("a Backbone that was passed is of this process; pass its name, or leave it to the bank")
         return partial(Detector, self.bank, self.recipe, self.method, run, self._given_backbone)
+
+    def of_product(self, product: str) -> Detector:
+        """The detector of one product of a bank of several: it takes all images for images of that.
+
+        Raises:
+            InputError: for a product that the bank holds no image of.
+        """
+        if self._products is None:
+            if product != self.bank.product or not product:
+                raise InputError(unknown_product(self.bank, product))
+            return self
+        return self._products.of_product(product)
+
+    @property
+    def product_configs(self) -> dict[str, ScoringConfig]:
+        """The scoring config of each product of a bank of several; none of any other."""
+        if self._products is None:
+            return {}
+        resolved, bank = resolve_recipe(self.recipe.within_product), self.bank
+        return {name: ScoringConfig.of(resolved, bank.part(name).fitted(self.method)) for name in bank.products}
 
     @property
     def backbone(self) -> Backbone:
@@ -247,8 +293,10 @@ class Detector:
         run = replace(self.run, memory=self.decode_bytes)
         return FeatureStream(self.backbone, run, batch_size=self.plan.batch, timings=timings, allow_none=allow_none)
 
-    def batch_scorer(self, timings: Timings) -> Callable[[FeatureBatch], Scores | None]:
+    def batch_scorer(self, timings: Timings) -> Callable[..., Scores | None]:
         """Make what scores batches of features as they come; it returns None for tiles after which others of an image follow.
+
+        In a bank of several products, it takes `products` as `score_features` does.
 
         Args:
             timings: where the seconds of each step are added.
@@ -262,15 +310,18 @@ class Detector:
         import_faiss().omp_set_num_threads(self._workers.threads)
 
     @fork_safe
-    def score_features(self, batch: FeatureBatch, *, timings: Timings | None = None) -> Scores:
+    def score_features(
+        self, batch: FeatureBatch, *, products: Sequence[str | None] | None = None, timings: Timings | None = None
+    ) -> Scores:
         """Score images by their features, from any extractor.
 
         Args:
             batch: features of n images, of the bank's levels and source; of all of their tiles, if the bank holds tiles.
+            products: (n,) the product of each image, in a bank of several; None where its nearest normals shall name it.
             timings: where the seconds of each step are added.
 
         Raises:
-            InputError: for features that do not fit the bank.
+            InputError: for features that do not fit the bank, or a product that it holds no image of.
         """
         check_fork(self.device)
         timings = timings or Timings()
@@ -278,9 +329,16 @@ class Detector:
         self.bank.check_tiles(batch)
         check_ids(batch.ids)
         size = self.plan.batch
+        if products is not None and (self._products is None or len(products) != len(batch)):
+            raise InputError(
+                unknown_product(self.bank, products[0] if len(products) else None)
+                if self._products is None
+                else f"{len(batch)} images were given with {len(products)} products; give the product of each, or None"
+            )
         if not self.bank.is_tiled or not len(batch):
-            parts = (batch[start : start + size] for start in range(0, max(1, len(batch)), size))
-            return join([self._score_entries(part, timings) for part in parts])
+            named = list(products) if products is not None else [None] * len(batch)
+            parts = (slice(start, start + size) for start in range(0, max(1, len(batch)), size))
+            return join([self._score_entries(batch[part], timings, named[part]) for part in parts])
         stitcher, found = self._stitcher(), []
         for image in by_picture(batch):
             parts = (image[start : start + size] for start in range(0, len(image), size))
@@ -300,12 +358,24 @@ class Detector:
         scores = self._score_entries(tiles, timings)
         assert tiles.places is not None
         with timings("fusion"):
-            return stitcher.add(tiles.picture_ids[0], tiles.places, scores)
+            return self._named(stitcher.add(tiles.picture_ids[0], tiles.places, scores))
 
-    def _score_entries(self, batch: FeatureBatch, timings: Timings) -> Scores:
-        """Score images, or tiles, at most as many as are scored together."""
+    def _named(self, scores: Scores | None) -> Scores | None:
+        """The scores of whole images with the product that this is the detector of, if it is of one."""
+        if scores is None or not self.bank.product:
+            return scores
+        return replace(scores, routes=Routes.named([self.bank.product] * len(scores)))
+
+    def _score_entries(self, batch: FeatureBatch, timings: Timings, named: Sequence[str | None] = ()) -> Scores:
+        """Score images, or tiles, at most as many as are scored together; for `named`, see `score_features`."""
         with timings("prepare"):
             query = prepare(batch, self.bank.layout)
+        if self._products is not None:
+            return self._products(query, named, timings)
+        return self.score_prepared(query, timings=timings)
+
+    def score_prepared(self, query: FeatureBatch, *, timings: Timings) -> Scores:
+        """Score images, or tiles, of one product by features that `prepare` returned, at most `images_at_a_time`."""
         with timings("image search"):
             if self._same_place is not None:
                 sq_dist, rows = self._same_place.search(query, self._neighbors)
@@ -317,7 +387,8 @@ class Detector:
     def score_rows(self, rows: Sequence[int], *, timings: Timings | None = None) -> Scores:
         """Score normal images of the bank, each against all the others: how normal images score with this detector.
 
-        All entries of the picture that a row was made of, and of all pictures of its group, are left out.
+        All entries of the picture that a row was made of, and of all pictures of its group, are left out; in a bank of several
+        products, the others are those of its own.
 
         Args:
             rows: bank rows; their scores are named after their pictures. In a bank of tiles, a row stands for its picture, all
@@ -328,8 +399,10 @@ class Detector:
             InputError: for a bank that has no other entry for each of the neighbors asked for.
         """
         check_fork(self.device)
-        self.check_leave_one_out()
         timings = timings or Timings()
+        if self._products is not None:
+            return self._products.score_rows(np.asarray(rows, np.int64), timings)
+        self.check_leave_one_out()
         if not self.bank.is_tiled:
             return join([self._score_own(own, timings) for own in self._batches_of_one_size(np.asarray(rows, np.int64))])
         pictures, stitcher, size, found = self.bank.pictures, self._stitcher(), self.plan.batch, []
@@ -339,7 +412,7 @@ class Detector:
             tiles = pictures.rows(number)
             for start in range(0, len(tiles), size):
                 own = tiles[start : start + size]
-                found.append(stitcher.add(pictures.ids[number], places[own], self._score_own(own, timings)))
+                found.append(self._named(stitcher.add(pictures.ids[number], places[own], self._score_own(own, timings))))
             stitcher.check_complete()
         return join([scores for scores in found if scores is not None])
 
@@ -486,6 +559,7 @@ class Detector:
             distance=self.method.distance,
             passed_over={name: found.passed_over for name, found in levels.items() if found.passed_over is not None},
             valid=query.valid,
+            routes=Routes.named([self.bank.product] * len(query)) if self.bank.product else None,
         )
 
     def _is_localized(self, image_score: FloatArray) -> npt.NDArray[np.bool_]:
@@ -505,6 +579,20 @@ class Detector:
             max(search.working_bytes(images) for search in searches),
             forward=self.bank.manifest.source is not None,
         )
+
+
+class Shared(NamedTuple):
+    """What the detectors of a bank's products have in common: threads, the cache, and the network."""
+
+    workers: Workers
+    cache: BlockCache[FloatArray]
+    backbone: Once[Backbone]
+
+
+def _open_part(
+    part: Part, *, recipe: Recipe, method: Method, run: Run, backbone: str | Backbone | None, shared: Shared
+) -> Detector:
+    return Detector(part, recipe, part.fitted(method), run, backbone, shared=shared)
 
 
 def _load_backbone(bank: Snapshot, backbone: str | Backbone | None, run: Run, device: str) -> Backbone:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.scoring.image_scores import STATISTICS
+from spade_faiss.scoring.routing import Routes
 
 # Where a location's nearest gallery vector comes from: the column of `neighbor_ids` (-1: not one of them), the cell in that
 # image's map, and the image's row in the bank.
@@ -43,6 +44,9 @@ class Scores:
             of its array in `maps`; the rest is 0. `image_score`, `neighbor_ids` and `neighbor_dist` are then those of the tile
             with the highest image score, `level_dist` and `nearest` those of the tile that has the map's strongest pixel.
         corners: (n, 2), likewise: top and left of that tile in the map.
+        routes: of a bank of several products, which one each image shows; it was scored against that one alone. The neighbors
+            of a product with fewer images than others have neighbors are followed by empty names at distance NaN. None
+            elsewhere.
     """
 
     ids: Sequence[str]
@@ -58,6 +62,7 @@ class Scores:
     valid: npt.NDArray[np.bool_] | None = None
     sizes: IntArray | None = None
     corners: IntArray | None = None
+    routes: Routes | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -109,6 +114,7 @@ def join(parts: Sequence[Scores]) -> Scores:
         valid=None if first.valid is None else np.concatenate([part.valid for part in parts if part.valid is not None]),
         sizes=_joined(part.sizes for part in parts),
         corners=_joined(part.corners for part in parts),
+        routes=None if first.routes is None else Routes.join([part.routes for part in parts if part.routes is not None]),
     )
 
 

@@ -114,10 +114,12 @@ def open_blocks(bank: Snapshot, level: Level, cache: BlockCache[FloatArray] | No
         level: one of its levels, or several of them as one, see `searched_levels`.
         cache: where decoded blocks are cached.
     """
+    # The rows of each product are counted from 0, and all products share a cache; no level's name holds a '/'.
+    key = f"product {bank.product}/{level.name}" if bank.product else None
     if bank.layout.own_rois:
-        return Blocks(level, _PartialSource(bank, level), cache)
+        return Blocks(level, _PartialSource(bank, level), cache, key)
     source = _LevelSource(bank, level) if level in bank.layout.levels else _JoinedSource(bank, level)
-    return Blocks(level, source, cache)
+    return Blocks(level, source, cache, key)
 
 
 def open_checked_blocks(bank: Snapshot, level: Level) -> Blocks:

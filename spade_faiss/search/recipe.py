@@ -93,6 +93,15 @@ class Recipe:
         """The recipe with other levels to index, see `Build`; itself if none is named."""
         return replace(self, build=replace(self.build, levels=tuple(levels))) if levels else self
 
+    @property
+    def within_product(self) -> Recipe:
+        """The recipe for one product of a bank of several: its images are few enough to be searched flat.
+
+        An index of all of them cannot be restricted to some of them exactly, whatever its kind.
+        """
+        build, query = replace(self.build, image="Flat"), replace(self.query, image="")
+        return replace(self, build=build, query=query)
+
     def with_query(self, changes: Mapping[str, str]) -> Recipe:
         """The recipe with other query settings.
 

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from spade_faiss.bank.manifest import read_manifest
-from spade_faiss.bank.places import CALIBRATIONS, MANIFEST
+from spade_faiss.bank.places import CALIBRATIONS, MANIFEST, PRODUCTS
 from spade_faiss.core.errors import SpadeError
 from spade_faiss.core.settings import Decision
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.decisions.regions import find_regions
-from spade_faiss.decisions.rule import DecisionRule
+from spade_faiss.decisions.rules import DecisionRules
 from spade_faiss.features import stream
 from spade_faiss.features.datasets import Skipped
 from spade_faiss.features.pictures import LoadedImage
@@ -88,13 +88,13 @@ class Judge:
         decision: the rate of false alarms.
 
     Raises:
-        SpadeError: as `Detector.open` and `DecisionRule.of`.
+        SpadeError: as `Detector.open` and `DecisionRules.of`.
     """
 
     def __init__(self, open_detector: Callable[[], Detector], decision: Decision) -> None:
         self._open = open_detector
         self._decision = decision
-        self.detector, self.rule, self.notice = self._opened()
+        self.detector, self.rules, self.notice = self._opened()
         # Nothing that has changed since it was opened is taken for what was opened.
         is_current = read_manifest(self.detector.bank.path).generation == self.detector.bank.generation
         self._state = self._bank_state() if is_current else ()
@@ -116,17 +116,17 @@ class Judge:
         if state == self._state or (state == self._failed and time.monotonic() < self._next_look_s):
             return False
         try:
-            detector, rule, notice = self._opened()
+            detector, rules, notice = self._opened()
         except (SpadeError, OSError) as error:  # somebody is at work on it
             self._failed, self._next_look_s = state, time.monotonic() + _LOOK_S
             self._say(f"the bank has changed and cannot be used yet ({error}); it is searched as it was")
             return False
-        if rule is None and self.rule is not None:
+        if rules is None and self.rules is not None:
             self._state = state  # looked at again when something more changes, such as its calibration
             self._say(f"{notice}; until then, the bank is searched as it was at generation {self.detector.bank.generation}")
             return False
         before, self._said = self.detector.bank.generation, ""
-        self.detector, self.rule, self.notice, self._state = detector, rule, notice, state
+        self.detector, self.rules, self.notice, self._state = detector, rules, notice, state
         _log.info("the bank is now at generation %d, before %d", detector.bank.generation, before)
         return True
 
@@ -146,13 +146,11 @@ class Judge:
         return judged, list(_unread(arrivals, scoring.skipped, {id(each.arrival) for each in judged}))
 
     def _judge(self, extracted: Extracted, scores: Scores, arrivals: Sequence[Arrival]) -> Iterator[Judged]:
-        detector, rule = self.detector, self.rule
-        values = dict(scores.image_scores)
+        detector, rules, routes = self.detector, self.rules, scores.routes
+        values = dict(scores.image_scores) if rules is None else rules.scores_of(scores)
         verdicts = None
-        if rule is not None:
-            if (structure := rule.calibration.structure(scores.statistics)) is not None:
-                values["structure"] = structure
-            verdicts = rule(values, scores.statistics)
+        if rules is not None:
+            verdicts = rules(values, scores.statistics, None if routes is None else routes.product)
         for i, (arrival, loaded, own) in enumerate(zip(arrivals, extracted.loaded, scores.own_maps(), strict=True)):
             has_map = bool(np.isfinite(values["max"][i]))
             facts: dict[str, Any] = {
@@ -164,8 +162,14 @@ class Judge:
                 "neighbors": [
                     {"id": str(name), "dist": dist}
                     for name, dist in zip(scores.neighbor_ids[i], scores.neighbor_dist[i], strict=True)
+                    if name
                 ],
             }
+            product = None
+            if routes is not None:
+                product, confidence, p_none = routes.at(i)
+                facts |= {"product": product, "confidence": confidence, "p_none": p_none}
+            rule = None if rules is None else rules.rule_of(product)
             if rule is not None and verdicts is not None:
                 regions = find_regions(own, rule.thresholds.pixel, rule.p_of_pixel, loaded.placement)
                 facts |= {
@@ -176,13 +180,13 @@ class Judge:
             yield Judged(
                 arrival=arrival,
                 facts=facts,
-                alarm=None if verdicts is None else bool(verdicts.alarm[i]),
+                alarm=None if verdicts is None else verdicts.alarm_of(i),
                 loaded=loaded,
                 map=own.copy() if has_map else None,
                 colors=usual_colors(rule, own) if has_map else (0.0, 1.0),
             )
 
-    def _opened(self) -> tuple[Detector, DecisionRule | None, str]:
+    def _opened(self) -> tuple[Detector, DecisionRules | None, str]:
         detector = self._open()
         detector = Detector(
             detector.bank,
@@ -190,9 +194,10 @@ class Judge:
             detector.method,
             replace(detector.run, max_skipped=_MOST_SKIPPED, progress=False),
         )
-        rule, notice = DecisionRule.of(detector, self._decision)
+        rules, notice = DecisionRules.of(detector, self._decision)
         _ = detector.backbone  # what is wrong with it is said now
-        return detector, rule, notice
+        said = [notice] if notice else [] if rules is None else rules.said
+        return detector, rules, "; ".join(said)
 
     def _bank_state(self) -> tuple[object, ...]:
         """What changes whenever the bank or its calibrations do."""
@@ -201,6 +206,7 @@ class Judge:
         places = [folder / MANIFEST]
         with suppress(OSError):
             places += sorted((folder / CALIBRATIONS).iterdir())
+        places += sorted((folder / PRODUCTS).glob(f"*/{CALIBRATIONS}/*"))
         for place in places:
             try:
                 status = os.lstat(place)

@@ -18,7 +18,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.progress import progress_bar
@@ -78,6 +77,11 @@ def calibrate(
             or are given twice, a bank with too few images, or a recipe that cannot leave an image out (see
             `Detector.score_rows`).
     """
+    if detector.bank.is_of_products:
+        raise InputError(
+            f"the bank {detector.bank.path} is of several products, each with a calibration of its own: use "
+            f"calibrate_products, or name one: calibrate(detector.of_product(NAME))"
+        )
     if detector.method.localize != "all":
         raise InputError(f"localize={detector.method.localize!r} leaves images without a map; calibrate with localize='all'")
     if alpha is not None:
@@ -134,7 +138,33 @@ def calibrate(
     return calibration
 
 
-def calibrate_if_needed(bank: Bank, run: Run) -> tuple[Calibration | None, str]:
+def calibrate_products(
+    detector: Detector, *, alpha: float | None = None, sample: int | None = None, seed: int = SEED
+) -> dict[str, Calibration | str]:
+    """Do what `calibrate` does, for each product of a bank of several: its images are scored against the others of it.
+
+    Args:
+        detector: of the whole bank, opened with `localize='all'`.
+        alpha, sample, seed: as for `calibrate`, for each product.
+
+    Returns:
+        The calibration of each product, or in words why there can be none, such as too few images.
+
+    Raises:
+        InputError: for settings that no product can be calibrated with.
+    """
+    found: dict[str, Calibration | str] = {}
+    for name in detector.bank.products:
+        try:
+            found[name] = calibrate(detector.of_product(name), alpha=alpha, sample=sample, seed=seed)
+        except InputError as error:
+            found[name] = f"not calibrated: {error}"
+    if found and all(isinstance(item, str) for item in found.values()):
+        raise InputError("; ".join(f"product {name}: {why}" for name, why in found.items()))
+    return found
+
+
+def calibrate_if_needed(bank: Snapshot, run: Run) -> tuple[Calibration | None, str]:
     """Find the calibration of a bank for how it is usually searched; make it if there is none, or it is out of date.
 
     Returns:
@@ -142,8 +172,8 @@ def calibrate_if_needed(bank: Bank, run: Run) -> tuple[Calibration | None, str]:
         bank is no error.
     """
     try:
-        recipe, method = load_recipe(bank.usual.recipe), bank.usual.method
-        detector = Detector(bank, recipe, method, replace(run, weights=None))
+        usual = bank.usual
+        detector = Detector(bank, load_recipe(usual.recipe), usual.method, replace(run, weights=None))
         found = find_calibration(bank, detector.scoring_config)
         if found is not None and not found.outdated(bank):
             return found, ""

@@ -11,11 +11,12 @@ import numpy as np
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.decisions.regions import Region
-from spade_faiss.decisions.rule import DecisionRule
+from spade_faiss.decisions.rules import DecisionRules
 from spade_faiss.features.datasets import Duplicate, ImageRecord, Skipped
 from spade_faiss.features.placement import Placement
 from spade_faiss.report.picture_store import PictureStore
 from spade_faiss.scoring.detector import Detector
+from spade_faiss.scoring.routing import Routes
 from spade_faiss.scoring.scores import Scores
 
 
@@ -32,6 +33,7 @@ class Collected:
         passed_over: for each batch, see `Scores`.
         in_bank: the images whose content is in the bank.
         skipped: the images that could not be read.
+        routes: for each batch, which products its images show; empty for a bank of one product.
         sha256: what each image's file had as its checksum when it was read.
     """
 
@@ -43,6 +45,7 @@ class Collected:
     passed_over: list[dict[str, FloatArray]] = field(default_factory=list)
     in_bank: list[Duplicate] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    routes: list[Routes] = field(default_factory=list)
     sha256: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -59,13 +62,18 @@ class Collected:
         return {name: np.concatenate([batch[name] for batch in self.image_scores]) for name in self.image_scores[0]}
 
     @property
+    def joined_routes(self) -> Routes | None:
+        """Which products all images show; None for a bank of one product."""
+        return Routes.join(self.routes) if self.routes else None
+
+    @property
     def mean_passed_over(self) -> dict[str, float]:
         """The mean of each level's share over the images that have a number."""
         return _mean_shares(self.passed_over)
 
 
 def collect(
-    job: tuple[Detector, DecisionRule | None],
+    job: tuple[Detector, DecisionRules | None],
     images: tuple[Path, Sequence[ImageRecord]],
     append: Callable[[Scores], None],
     pictures: PictureStore,
@@ -86,22 +94,21 @@ def collect(
     Raises:
         InputError: if more images than allowed are unreadable, or all of them.
     """
-    (detector, rule), found = job, Collected()
+    (detector, rules), found = job, Collected()
     normal_of = {digest: name for name, digest in detector.bank.sha256_of.items()}
     stream = detector.stream(timings, "score", allow_none=allow_none)
     for extracted, scores in stream(*images):
         batch = [item.placement for item in extracted.loaded]
-        if rule is not None:
+        if rules is not None:
             with timings("regions"):
-                found.regions += rule.regions(scores, batch)
+                found.regions += rules.regions(scores, batch)
         with timings("write"):
             append(scores)
-        of_images = scores.image_scores
-        if rule is not None and (structure := rule.calibration.structure(scores.statistics)) is not None:
-            of_images["structure"] = structure
+        of_images = dict(scores.image_scores) if rules is None else rules.scores_of(scores)
         found.image_scores.append(of_images)
         found.statistics.append(scores.statistics)
         found.passed_over.append(scores.passed_over)
+        found.routes += [] if scores.routes is None else [scores.routes]
         labels = [record.defective for record in extracted.records]
         pictures.add(
             [item.picture for item in extracted.loaded],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.snapshot import Snapshot, unknown_product
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.hints import calibrate_command, score_command
 from spade_faiss.decisions.calibration import Calibration, stored_calibrations
 from spade_faiss.decisions.conformal import Doubles, check_rate
 from spade_faiss.decisions.drift import DEFECTS, LEVEL, Drift, find_drift
-from spade_faiss.report.drift_page import drift_numbers, drift_page
+from spade_faiss.report.drift_page import drift_numbers, drift_page, product_drift_numbers, product_drift_page
 from spade_faiss.report.exchange import DRIFT_NUMBERS, DRIFT_PAGE, SCORES
 from spade_faiss.report.html import write_html
 from spade_faiss.report.jsonfile import write_json
@@ -25,7 +26,14 @@ from spade_faiss.report.output_place import check_place
 from spade_faiss.report.scorefile import ScoreFile
 
 
-def drift(results: Sequence[str | Path], *, bank: str | Path, level: float = LEVEL, defects: float = DEFECTS) -> Drift:
+def drift(
+    results: Sequence[str | Path],
+    *,
+    bank: str | Path,
+    level: float = LEVEL,
+    defects: float = DEFECTS,
+    product: str | None = None,
+) -> Drift:
     """Compare the scores of recent images with those that the bank was calibrated with.
 
     Args:
@@ -33,31 +41,79 @@ def drift(results: Sequence[str | Path], *, bank: str | Path, level: float = LEV
         bank: the bank's folder.
         level: the chance of a false alarm of the test.
         defects: the share of recent images, those with the highest scores, that may be defects without counting as drift.
+        product: of a bank of several products, the one whose images are compared with its calibration.
 
     Raises:
         NotFoundError: if there is no such bank or result.
         InputError: for results of several scoring configs, or of a state of the bank that is not calibrated.
         BankError: for a damaged bank or calibration.
     """
+    _check(results, level, defects)
+    opened: Snapshot = Bank.open(bank)
+    if product is None and opened.is_of_products:
+        raise InputError(
+            f"the bank {bank} is of several products, each with a calibration of its own: use drift_of_products, or "
+            f"name one: --product NAME"
+        )
+    if product is not None:
+        opened = opened.part(product)
+    parts = [_read(Path(item), opened.product) for item in results]
+    return _compare(opened, parts, level, defects)
+
+
+def drift_of_products(
+    results: Sequence[str | Path], *, bank: str | Path, level: float = LEVEL, defects: float = DEFECTS
+) -> dict[str, Drift | str]:
+    """Do what `drift` does for each product of a bank of several that recent images show.
+
+    Returns:
+        The result for each product, or in words why there is none, such as a missing calibration. Each is tested at the level
+        divided by the number of products (Bonferroni): the chance of any false alarm is at most `level`.
+
+    Raises:
+        NotFoundError, InputError, BankError: as `drift`; InputError also if no image shows a product.
+    """
+    _check(results, level, defects)
+    opened = Bank.open(bank)
+    if not opened.is_of_products:
+        raise InputError(unknown_product(opened, None))
+    by_product = {name: [_read(Path(item), name) for item in results] for name in opened.products}
+    shown = {name: [part for part in parts if len(part.image)] for name, parts in by_product.items()}
+    shown = {name: parts for name, parts in shown.items() if parts}
+    if not shown:
+        raise InputError("none of the recent images shows a product of the bank")
+    found: dict[str, Drift | str] = {}
+    for name, parts in shown.items():
+        try:
+            found[name] = _compare(opened.part(name), parts, level / len(shown), defects)
+        except InputError as error:
+            found[name] = str(error)
+    return found
+
+
+def _check(results: Sequence[str | Path], level: float, defects: float) -> None:
     check_rate("level", level)
     if defects != 0:
         check_rate("defects", defects)
     if not results:
         raise InputError("drift needs results to compare; give folders that spade-faiss score wrote")
-    opened = Bank.open(bank)
-    parts = [_read(Path(item)) for item in results]
-    calibration = _find_calibration(opened, parts)
+
+
+def _compare(bank: Snapshot, parts: Sequence[_Recent], level: float, defects: float) -> Drift:
+    calibration = _find_calibration(bank, parts)
     image, by_map = (np.concatenate(scores) for scores in zip(*((part.image, part.map) for part in parts), strict=True))
     recent = {"image": image, **({} if np.isnan(by_map).any() else {"map": by_map})}
-    return find_drift(calibration, recent, level=level, defects=defects, outdated=calibration.outdated(opened))
+    return find_drift(calibration, recent, level=level, defects=defects, outdated=calibration.outdated(bank))
 
 
-def write_drift(out: str | Path, found: Drift, *, results: Sequence[str | Path], bank: str | Path) -> None:
+def write_drift(
+    out: str | Path, found: Drift | Mapping[str, Drift | str], *, results: Sequence[str | Path], bank: str | Path
+) -> None:
     """Write drift.json and drift.html into a folder: one of the results that were compared, or one of their own.
 
     Args:
         out: the folder; it is made if there is none.
-        found: what `drift` found.
+        found: what `drift` found, or `drift_of_products`.
         results: the results that were compared.
         bank: the bank's folder.
 
@@ -69,21 +125,24 @@ def write_drift(out: str | Path, found: Drift, *, results: Sequence[str | Path],
     if (Path(out) / SCORES).exists() and Path(out).resolve() not in folders:
         raise InputError(f"out={out} holds results that were not compared; choose another folder")
     with output_folder(out, "drift", replaces=(DRIFT_PAGE, DRIFT_NUMBERS)) as folder:
-        write_html(folder.staged / DRIFT_PAGE, replace(drift_page(found), run=folder.run))
+        page = drift_page(found) if isinstance(found, Drift) else product_drift_page(found)
+        numbers = drift_numbers(found) if isinstance(found, Drift) else product_drift_numbers(found)
+        write_html(folder.staged / DRIFT_PAGE, replace(page, run=folder.run))
         compared = [str(item) for item in results]
-        write_json(folder.staged / DRIFT_NUMBERS, {"run": folder.stamp(), "results": compared, **drift_numbers(found)})
+        write_json(folder.staged / DRIFT_NUMBERS, {"run": folder.stamp(), "results": compared, **numbers})
 
 
 class _Recent(NamedTuple):
     """The scores of a run, float64, and how they were computed."""
 
     config: str
-    generation: int
+    state: str
     image: Doubles
     map: Doubles
 
 
-def _read(path: Path) -> _Recent:
+def _read(path: Path, product: str) -> _Recent:
+    """The scores of a run, those of one product if its bank has several."""
     file = _file_of(path)
     if not file.exists():
         raise NotFoundError(f"there are no results at {path} (no scores.h5); make some with: {score_command()}")
@@ -91,11 +150,16 @@ def _read(path: Path) -> _Recent:
         settings = json.loads(scores.settings)
         if not isinstance(settings, dict) or not {"scoring_config", "generation"} <= set(settings):
             raise InputError(f"{file} does not say how it was scored; score the images again with this version")
+        state, own = settings, np.ones(len(scores), np.bool_)
+        if product:
+            state, own = settings.get("products", {}).get(product), np.zeros(len(scores), np.bool_)
+            if scores.routes is not None and state is not None:
+                own = scores.routes.product == product
         return _Recent(
-            config=str(settings["scoring_config"]),
-            generation=int(settings["generation"]),
-            image=scores.image_score.astype(np.float64),
-            map=scores.map_score.astype(np.float64),
+            config="" if state is None else str(state["scoring_config"]),
+            state="" if state is None else str(state["state"]) if product else str(settings["generation"]),
+            image=scores.image_score[own].astype(np.float64),
+            map=scores.map_score[own].astype(np.float64),
         )
 
 
@@ -103,19 +167,26 @@ def _file_of(path: Path) -> Path:
     return path / SCORES if path.is_dir() else path
 
 
-def _find_calibration(bank: Bank, parts: Sequence[_Recent]) -> Calibration:
+def _find_calibration(bank: Snapshot, parts: Sequence[_Recent]) -> Calibration:
     """The calibration that all results are to be compared with."""
-    (config, generation), *others = dict.fromkeys((part.config, part.generation) for part in parts)
+    of = f"product {bank.product} of the bank {bank.path}" if bank.product else f"the bank {bank.path}"
+    (config, state), *others = dict.fromkeys((part.config, part.state) for part in parts)
     if others:
         raise InputError(
             f"the results were scored with {len(others) + 1} scoring configs, or against as many states of the bank: "
-            f"{config} at generation {generation}, {others[0][0]} at {others[0][1]}; compare results of one"
+            f"{config} at {_named(bank, state)}, {others[0][0]} at {_named(bank, others[0][1])}; compare results of one"
         )
     calibration = next((found for found in stored_calibrations(bank) if found.scoring_config.key == config), None)
-    if calibration is None or calibration.generation != generation:
-        has = "none for it" if calibration is None else f"one of generation {calibration.generation}"
+    held = None if calibration is None else calibration.shards_sha256 if bank.product else str(calibration.generation)
+    if calibration is None or held != state:
+        has = "none for it" if held is None else f"one of {_named(bank, held)}"
         raise InputError(
-            f"the results were scored at generation {generation} with scoring config {config}, the bank {bank.path} has "
-            f"{has}; calibrate with the same settings ({calibrate_command(bank.path)}), then score the images again"
+            f"the results were scored at {_named(bank, state)} with scoring config {config}, {of} has {has}; calibrate with "
+            f"the same settings ({calibrate_command(bank.path, product=bank.product)}), then score the images again"
         )
     return calibration
+
+
+def _named(bank: Snapshot, state: str) -> str:
+    """A state of a bank, or of a product's images, in words."""
+    return f"state {state[:8]}" if bank.product else f"generation {state}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from spade_faiss.features.datasets import Dataset, load_dataset
 from spade_faiss.features.folders import name_some
 from spade_faiss.features.pages import hash_image
 from spade_faiss.features.pictures import to_mask
+from spade_faiss.features.product_sets import is_product_set, load_product_set, product_of
 from spade_faiss.features.roi import mask_of
 from spade_faiss.features.roi_files import place_roi
 from spade_faiss.report.results import Results
@@ -39,7 +41,8 @@ def evaluate(
     """Score the test images of a labeled set laid out as MVTec AD; write what `score_folder` writes, with metrics and labels.
 
     Args:
-        dataset: a folder with `test/<kind>` and, for pixel metrics, `ground_truth/<kind>`.
+        dataset: a folder with `test/<kind>` and, for pixel metrics, `ground_truth/<kind>`; or a folder of such folders, each
+            named after a product.
         bank, out, decision, report: as for `score_folder`.
         normal_kind: the folder of `test` that holds normal images; all others hold a kind of defect.
 
@@ -55,13 +58,15 @@ def evaluate(
         raise InputError(
             f"localize={bank.method.localize!r} leaves images without a map to measure; evaluate with localize='all'"
         )
-    loaded = load_dataset(dataset, normal_kind=normal_kind, run=bank.run if isinstance(bank, Detector) else Run())
+    run, of_products = bank.run if isinstance(bank, Detector) else Run(), is_product_set(dataset)
+    loaded = (load_product_set if of_products else load_dataset)(dataset, normal_kind=normal_kind, run=run)
     _check_classes(loaded, normal_kind)
     _check_not_tuned_on(loaded, bank)
     plan = OutputPlan("evaluate", out, [dataset, *loaded.found.entered])
     with open_job(bank, decision, plan) as job, scored_images(job, loaded.found, report) as (scored, scores, pictures):
         with job.timings("metrics"):
-            evaluated = _measure(scored, scores, job.detector, with_masks=loaded.has_masks)
+            truth = [product_of(record) for record in scored.records] if of_products else None
+            evaluated = _measure(scored, scores, job.detector, with_masks=loaded.has_masks, truth=truth)
         return write_results(job, scored, scores, pictures, report, evaluated)
 
 
@@ -90,12 +95,28 @@ def _check_classes(dataset: Dataset, normal_kind: str) -> None:
             )
 
 
-def _measure(scored: Scored, scores: ScoreFile, detector: Detector, *, with_masks: bool) -> Evaluated:
+def _measure(
+    scored: Scored, scores: ScoreFile, detector: Detector, *, with_masks: bool, truth: Sequence[str] | None
+) -> Evaluated:
     kinds = [str(record.kind) for record in scored.records]
     defective = np.array([bool(record.defective) for record in scored.records])
     pixels = _read_pixels(scored, scores, detector) if with_masks else None
     metrics = measure(kinds, defective, scores.image_scores, pixels)
-    return Evaluated(metrics=metrics, masks=None if pixels is None else pixels.masks)
+    masks = None if pixels is None else pixels.masks
+    if scored.routes is None:
+        return Evaluated(metrics=metrics, masks=masks)
+    shown = scored.routes.product if truth is None else np.array(truth, np.str_)
+    products = {}
+    for name in dict.fromkeys(shown.tolist()):
+        own = np.flatnonzero(shown == name)
+        if not defective[own].any() or defective[own].all():
+            continue  # nothing to tell apart
+        pixels_of = None if pixels is None else PixelTruth(**{part: values[own] for part, values in vars(pixels).items()})
+        if pixels_of is not None and not pixels_of.masks.any():
+            pixels_of = None
+        of_images = {score: values[own] for score, values in scores.image_scores.items()}
+        products[name] = measure([kinds[i] for i in own], defective[own], of_images, pixels_of)
+    return Evaluated(metrics=metrics, masks=masks, products=products, truth=truth)
 
 
 def _read_pixels(scored: Scored, scores: ScoreFile, detector: Detector) -> PixelTruth:

@@ -15,14 +15,16 @@ from spade_faiss.bank.shards import SHARD_BYTES
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import BATCH_SIZE, parse_bytes
 from spade_faiss.core.presets import DEFAULT, PAPER, Preset, Usual, load_preset
+from spade_faiss.core.products import check_product
 from spade_faiss.core.settings import Extraction, Preprocess, Run, for_each
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.backbone import Backbone
+from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.datasets import Duplicate, ImageRecord, Images, Skipped, Survey, survey
 from spade_faiss.features.depth import find_bit_depth
 from spade_faiss.features.folders import LeftOut
 from spade_faiss.features.forward.choice import check_torch
-from spade_faiss.features.grouping import find_groups
+from spade_faiss.features.grouping import find_groups, find_products
 from spade_faiss.features.kinds import check_normals
 from spade_faiss.features.layout import Layout
 from spade_faiss.features.memory import forward_bytes
@@ -36,7 +38,7 @@ from spade_faiss.search.protocol import check_own_rois
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.workflows.bank_network import make_network
 from spade_faiss.workflows.extract_pieces import Extracting, Pass, extract_pieces
-from spade_faiss.workflows.shard_buffer import ShardBuffer
+from spade_faiss.workflows.shard_buffer import Belonging, ShardBuffer
 
 # How images are placed in the network's input; the rest of the preprocessing is the backbone's own, or found.
 _PLACED = ("resize_mode", "resize", "size", "tile", "overlap", "roi", "own_rois")
@@ -116,7 +118,9 @@ def extract(
     elif (placed := extraction.preprocess).roi is not None or placed.own_rois:  # the bank's own
         backbone = backbone.with_roi(placed.roi, own_rois=placed.own_rois)
     preprocess = backbone.source.preprocess
-    run = replace(run, roi=extraction.roi if preprocess.own_rois else run.roi, group_by=extraction.group_by)
+    run = replace(
+        run, roi=extraction.roi if preprocess.own_rois else run.roi, group_by=extraction.group_by, products=extraction.products
+    )
     layout = Layout(
         levels=backbone.levels,
         embedding_dim=backbone.embedding_dim,
@@ -143,6 +147,7 @@ def extract(
                 network=made.carried,
                 augment=extraction.augmentation,
                 grouping=extraction.grouping,
+                products=extraction.product_grouping,
                 usual=usual,
             ),
         )
@@ -206,7 +211,8 @@ def add(images: Images, *, bank: str | Path, backbone: Backbone | None = None, r
             network.
         run: `engine` is what runs the backbone; `weights` is the file of its weights, if they are not where they were and
             cannot be downloaded; `roi` is the folder of the images' masks, if the bank was made with one; `group_by` says
-            how these images belong together, if the bank needs to be told.
+            how these images belong together, if the bank needs to be told; `products`, or `product` if all of them are of one,
+            says which products they show, in a bank of several. With `product`, their ids begin with its name.
 
     Raises:
         InputError: for bad input, a folder that holds defects or masks beside normal images, too many unreadable images, an
@@ -275,12 +281,16 @@ def _find_bit_depth(bank: Path, records: Sequence[ImageRecord], run: Run) -> int
 
 def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timings: Timings) -> Added:
     """Extract the images that the bank does not hold, and commit them shard by shard."""
-    records = found.records
+    records = found.records if run.product is None else _of_product(found.records, run.product)
     augmentation = target.manifest.augment
     views = 1 if augmentation is None else augmentation.views
     with target.writing():  # from the start: a second run fails at once, not after it has computed a shard
         with timings("check"):
             new, removed = _not_in(target, records)
+            products = find_products([record.id for record in new], target.manifest.products, run.products, run.product)
+            product_of = dict(zip([record.id for record in new], products, strict=False))
+            if products:  # a shard is of one product
+                new.sort(key=lambda record: product_of[record.id])
             groups = find_groups([record.id for record in new], target.manifest.grouping, run.group_by)
             group_of = {record.id: group for record, group in zip(new, groups, strict=True)} if groups else {}
             known = {digest: name for name, digest in target.with_removed().sha256_of.items()}
@@ -291,13 +301,14 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
             shard_bytes=SHARD_BYTES,
             # In a second run, the images that are left may be those that could not be read in the first.
             allow_none=len(new) < len(records),
+            belongs=Belonging(group_of, product_of),
         )
         before = len(target.pictures)
         if run.cluster is None or not new:
-            came = _extract_here(target, backbone, work, group_of, known, timings)
+            came = _extract_here(target, backbone, work, known, timings)
         else:
             with timings("cluster"):
-                came = extract_pieces(target, backbone, work, group_of, known)
+                came = extract_pieces(target, backbone, work, known)
         return Added(
             bank=target,
             added=len(target.pictures) - before,
@@ -312,18 +323,25 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
         )
 
 
-def _extract_here(
-    target: Bank, backbone: Backbone, work: Extracting, group_of: dict[str, str], known: dict[str, str], timings: Timings
-) -> Pass:
+def _extract_here(target: Bank, backbone: Backbone, work: Extracting, known: dict[str, str], timings: Timings) -> Pass:
     """Extract images in this process; arguments are those of `extract_pieces`, and the seconds of each stage are added."""
     stream = FeatureStream(
         backbone, work.run, batch_size=work.batch_size, timings=timings, allow_none=work.allow_none, known=known
     )
     augmentation = target.manifest.augment
     label = "extract" if augmentation is None else f"extract, {augmentation.views} views each"
-    with ShardBuffer(target.append_prepared, target.layout, work.shard_bytes, timings) as buffer:
-        placements = buffer.fill(stream(work.found.root, work.found.records, label, augmentation), group_of)
+
+    def commit(batch: FeatureBatch, product: str) -> None:
+        target.append_prepared(batch, product=product)
+
+    with ShardBuffer(commit, target.layout, work.shard_bytes, timings) as buffer:
+        placements = buffer.fill(stream(work.found.root, work.found.records, label, augmentation), work.belongs)
     return Pass(placements, stream.skipped, stream.duplicates)
+
+
+def _of_product(records: Sequence[ImageRecord], product: str) -> list[ImageRecord]:
+    """Records whose ids begin with the name of their product: those of two products may be called the same otherwise."""
+    return [replace(record, id=f"{check_product(product)}/{record.id}") for record in records]
 
 
 def _batch_size(backbone: Backbone, run: Run, views: int) -> int:

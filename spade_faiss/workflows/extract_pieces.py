@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +29,7 @@ from spade_faiss.features.datasets import Duplicate, ImageRecord, Skipped, Surve
 from spade_faiss.features.names import is_known
 from spade_faiss.features.placement import Placement
 from spade_faiss.features.stream import FeatureStream
-from spade_faiss.workflows.shard_buffer import ShardBuffer
+from spade_faiss.workflows.shard_buffer import Belonging, ShardBuffer
 
 # A picture that is cut into tiles has any number of entries: of such pictures, a piece has so many at most.
 _TILED_PICTURES = 16
@@ -47,6 +47,7 @@ class Extracting:
         batch_size: how many inputs the network takes at once.
         shard_bytes: how large a shard becomes.
         allow_none: whether all images may be unreadable.
+        belongs: where the images belong.
     """
 
     found: Survey
@@ -54,6 +55,7 @@ class Extracting:
     batch_size: int
     shard_bytes: int
     allow_none: bool
+    belongs: Belonging
 
 
 class Pass(NamedTuple):
@@ -71,10 +73,10 @@ class Pass(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What a worker is asked for: some images, their groups, and the ids of known images by the sha256 of their files."""
+    """What a worker is asked for: some images, where they belong, and the ids of known images by the sha256 of their files."""
 
     records: Sequence[ImageRecord]
-    group_of: Mapping[str, str]
+    belongs: Belonging
     known: dict[str, str]
 
 
@@ -105,19 +107,17 @@ class _Worker:
             known=dict(part.known),
         )
 
-        def stage(batch: FeatureBatch) -> None:
+        def stage(batch: FeatureBatch, product: str) -> None:
             name = STAGED.replace("*", secrets.token_hex(8))
-            shards.append(stage_shard(check_inside(bank.path, SHARDS), name, batch))
+            shards.append(stage_shard(check_inside(bank.path, SHARDS), name, batch, product))
 
         with ShardBuffer(stage, bank.layout, work.shard_bytes, timings) as buffer:
             extracted = stream(work.found.root, part.records, "extract", bank.manifest.augment)
-            placements = buffer.fill(extracted, part.group_of)
+            placements = buffer.fill(extracted, part.belongs)
         return _Done(shards, Pass(placements, tuple(stream.skipped), tuple(stream.duplicates)))
 
 
-def extract_pieces(
-    bank: Bank, backbone: Backbone, work: Extracting, group_of: Mapping[str, str], known: dict[str, str]
-) -> Pass:
+def extract_pieces(bank: Bank, backbone: Backbone, work: Extracting, known: dict[str, str]) -> Pass:
     """Extract images into a bank that this process writes to, on the workers of the cluster that `work.run` names.
 
     The bank holds then what a single process puts into it, in the same order, to the bit where processors are alike.
@@ -126,7 +126,6 @@ def extract_pieces(
         bank: the bank, on storage that all nodes have at the same path.
         backbone: the bank's; workers open it from the bank.
         work: what is extracted, and how.
-        group_of: the group of each picture; empty where pictures have none.
         known: the id of each image that the bank held, by the sha256 of its file; new images are added to it.
 
     Raises:
@@ -138,7 +137,7 @@ def extract_pieces(
     records = work.found.records
     # The engine that was chosen here, so that all workers compute the same.
     there = replace(work.run, cluster=None, progress=False, weights=None, engine=backbone.engine)
-    job = replace(work, found=replace(work.found, records=[]), run=there)
+    job = replace(work, found=replace(work.found, records=[]), run=there, belongs=Belonging({}, {}))
     augment = bank.manifest.augment
     views = 1 if augment is None else augment.views
     with connect(work.run.cluster) as session, _swept(bank):
@@ -152,7 +151,7 @@ def extract_pieces(
 
         def part(piece: Piece, held: dict[str, str]) -> tuple[Piece, _Part]:
             some = piece.of(records)
-            return piece, _Part(some, {record.id: group_of[record.id] for record in some} if group_of else {}, held)
+            return piece, _Part(some, work.belongs.part(record.id for record in some), held)
 
         placements, skipped, duplicates = list[Placement](), list[Skipped](), list[Duplicate]()
         with progress_bar(len(records), "extract", work.run.progress) as bar:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from spade_faiss.core.presets import Preset
@@ -24,11 +24,13 @@ class Fit(Added):
         index: the indexes that were built; None if the recipe needs none.
         calibration: the calibration; None if none was asked for, or if it could not be made.
         notice: why there is no calibration; empty otherwise.
+        products: of a bank of several products, the calibration of each, or why it has none; then there is none of the whole.
     """
 
     index: Built | None
     calibration: Calibration | None
     notice: str
+    products: dict[str, Calibration | str] = field(default_factory=dict)
 
 
 def fit(
@@ -65,7 +67,14 @@ def fit(
     extracted = time.perf_counter()
     index = build_index(done.bank, recipe, progress=run.progress)
     built = time.perf_counter()
-    calibration, notice = calibrate_if_needed(done.bank, run) if calibrate else (None, "")
+    products: dict[str, Calibration | str] = {}
+    calibration, notice = None, ""
+    if calibrate and done.bank.is_of_products:
+        for name in done.bank.products:
+            made, why_none = calibrate_if_needed(done.bank.part(name), run)
+            products[name] = made or why_none
+    elif calibrate:
+        calibration, notice = calibrate_if_needed(done.bank, run)
     end = time.perf_counter()
     timing_s = {**done.timing_s, "index": built - extracted, **({"calibrate": end - built} if calibrate else {})}
     return Fit(
@@ -73,4 +82,5 @@ def fit(
         index=index,
         calibration=calibration,
         notice=notice,
+        products=products,
     )

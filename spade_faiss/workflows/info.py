@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.decisions.calibration import Calibration, stored_calibrations
 from spade_faiss.index.built_index import read_built
 from spade_faiss.index.gallery_manifest import GalleryIndexManifest
@@ -22,17 +23,20 @@ class BankInfo:
         images: its image indexes, each with how it compares to the bank.
         galleries: its gallery indexes, likewise.
         calibrations: its calibrations.
+        products: of a bank of several products, the same of each, in the order of the bank.
     """
 
-    bank: Bank
+    bank: Snapshot
     images: tuple[tuple[ImageIndexManifest, Staleness], ...]
     galleries: tuple[tuple[GalleryIndexManifest, Staleness], ...]
     calibrations: tuple[Calibration, ...]
+    products: tuple[BankInfo, ...] = ()
 
     @property
     def unindexed(self) -> int:
         """The largest number of images that an index does not hold."""
-        return max((stale.unindexed for _, stale in (*self.images, *self.galleries)), default=0)
+        own = max((stale.unindexed for _, stale in (*self.images, *self.galleries)), default=0)
+        return max([own, *(part.unindexed for part in self.products)])
 
 
 def info(bank: str | Path) -> BankInfo:
@@ -42,10 +46,14 @@ def info(bank: str | Path) -> BankInfo:
         NotFoundError: if there is no bank.
         BankError: if it, an index's manifest or a calibration is damaged.
     """
-    opened = Bank.open(bank)
+    return _info(Bank.open(bank))
+
+
+def _info(opened: Snapshot) -> BankInfo:
     return BankInfo(
         bank=opened,
         images=tuple((item, staleness(opened, item.shards)) for item in read_built(ImageIndexManifest, opened)),
         galleries=tuple((item, staleness(opened, item.shards)) for item in read_built(GalleryIndexManifest, opened)),
         calibrations=tuple(stored_calibrations(opened)),
+        products=tuple(_info(opened.part(name)) for name in (opened.products if opened.is_of_products else ())),
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Decision, ReportOptions, Run
 from spade_faiss.core.timing import Timings
-from spade_faiss.decisions.calibration import Verdicts
+from spade_faiss.decisions.calibration import Verdicts, state_of
 from spade_faiss.decisions.regions import Region
-from spade_faiss.decisions.rule import DecisionRule, Decisions
+from spade_faiss.decisions.rules import DecisionRules, Decisions
 from spade_faiss.features.datasets import Duplicate, ImageRecord, Images, Skipped, Survey, survey
 from spade_faiss.features.pictures import Mask
 from spade_faiss.features.placement import Placement, Visible
@@ -38,11 +39,13 @@ from spade_faiss.report.output_place import check_place
 from spade_faiss.report.overlay_files import OverlayFiles
 from spade_faiss.report.page import overlays, run_page
 from spade_faiss.report.picture_store import PictureStore, ShortlistedPictures, SpooledPictures
+from spade_faiss.report.products import ProductResult, product_results
 from spade_faiss.report.results import Results
 from spade_faiss.report.scorefile import ScoreFile, ScoreWriter, add_tables
 from spade_faiss.report.scoreparts import ScoreParts
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.evaluation import Metrics
+from spade_faiss.scoring.routing import Routes
 from spade_faiss.workflows.collected import Collected, collect
 from spade_faiss.workflows.score_pieces import PartPlan, ReadPictures, ScoredPart, score_pieces
 
@@ -96,14 +99,14 @@ class Job:
     Args:
         detector: scores the images.
         folder: the folder of the results.
-        rule: decides which images are alarms; None if there is none, then `notice` says why.
-        notice: why there is no decision rule.
+        rules: decide which images are alarms; None if there are none, then `notice` says why.
+        notice: why there are no decision rules.
         timings: where the seconds of each step are added.
     """
 
     detector: Detector
     folder: OutputFolder
-    rule: DecisionRule | None
+    rules: DecisionRules | None
     notice: str
     timings: Timings
 
@@ -121,6 +124,7 @@ class Scored:
         found: the images as they were found, and what was left out.
         in_bank: the images whose content is in the bank.
         passed_over: for each level whose search counts it, see `Results`.
+        routes: which products they show, of a bank of several.
     """
 
     records: Sequence[ImageRecord]
@@ -131,6 +135,7 @@ class Scored:
     found: Survey
     in_bank: tuple[Duplicate, ...]
     passed_over: dict[str, float]
+    routes: Routes | None = None
 
     def part(self, part: slice) -> Scored:
         """What is known of some of the images."""
@@ -141,15 +146,22 @@ class Scored:
             placements=self.placements[part],
             verdicts=verdicts,
             regions=self.regions[part],
+            routes=None if self.routes is None else self.routes[part],
         )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluated:
-    """The metrics of a labeled set, and the masks (n, H, W) that they were measured with, if it has masks; see `PixelTruth`."""
+    """The metrics of a labeled set, and the masks (n, H, W) that they were measured with, if it has masks; see `PixelTruth`.
+
+    Of a bank of several products, `products` are the metrics of each, and `truth` is which one each image shows, if the set is
+    of several as well.
+    """
 
     metrics: Metrics
     masks: Mask | None
+    products: Mapping[str, Metrics] = field(default_factory=dict)
+    truth: Sequence[str] | None = None
 
 
 @contextmanager
@@ -159,11 +171,11 @@ def open_job(bank: str | Path | Detector, decision: Decision, plan: OutputPlan) 
     with timings("load"):
         detector = bank if isinstance(bank, Detector) else Detector.open(bank)
     check_place(plan.out, bank=detector.bank, images=plan.images)
-    rule, notice = DecisionRule.of(detector, decision)
+    rules, notice = DecisionRules.of(detector, decision)
     with output_folder(plan.out, plan.command) as folder:
         with timings("load"):
             _ = detector.backbone  # loaded now, so that it counts as loading
-        yield Job(detector=detector, folder=folder, rule=rule, notice=notice, timings=timings)
+        yield Job(detector=detector, folder=folder, rules=rules, notice=notice, timings=timings)
 
 
 @contextmanager
@@ -201,11 +213,11 @@ def scored_images(job: Job, found: Survey, report: ReportOptions) -> Iterator[tu
 
 def _score_here(job: Job, found: Survey, pictures: PictureStore) -> Scored:
     """Score images in this process."""
-    detector, rule, timings = job.detector, job.rule, job.timings
+    detector, rules, timings = job.detector, job.rules, job.timings
     tile = detector.bank.layout.input_size if detector.bank.is_tiled else None
     with ScoreWriter(job.folder.staged / SCORES, _settings_text(detector), run=job.folder.run, tile=tile) as writer:
-        collected = collect((detector, rule), (found.root, found.records), writer.append, pictures, timings)
-        scored = _decided(rule, found, collected)
+        collected = collect((detector, rules), (found.root, found.records), writer.append, pictures, timings)
+        scored = _decided(rules, found, collected)
         for group, columns in _tables(scored, collected).items():
             writer.add_table(group, columns)
     return scored
@@ -216,12 +228,12 @@ def _score_parts(job: Job, found: Survey) -> list[ScoredPart]:
     folder = job.folder.staged / PARTS
     folder.mkdir()
     plan = PartPlan(root=found.root, folder=folder, settings=_settings_text(job.detector), run=job.folder.run)
-    return score_pieces((job.detector, job.rule), found, plan)
+    return score_pieces((job.detector, job.rules), found, plan)
 
 
 def _decided_parts(job: Job, found: Survey, parts: Sequence[ScoredPart], collected: Collected) -> Scored:
     """Decide on the images of all parts, and write what was decided into the file of each."""
-    scored, start = _decided(job.rule, found, collected), 0
+    scored, start = _decided(job.rules, found, collected), 0
     for part in parts:
         stop = start + len(part.collected)
         if part.file is not None:
@@ -230,17 +242,20 @@ def _decided_parts(job: Job, found: Survey, parts: Sequence[ScoredPart], collect
     return scored
 
 
-def _decided(rule: DecisionRule | None, found: Survey, collected: Collected) -> Scored:
+def _decided(rules: DecisionRules | None, found: Survey, collected: Collected) -> Scored:
     """Decide on images that were scored."""
+    routes = collected.joined_routes
+    products = None if routes is None else routes.product
     return Scored(
         records=collected.records,
         placements=collected.placements,
         skipped=tuple(collected.skipped),
-        verdicts=None if rule is None else rule(collected.scores, np.concatenate(collected.statistics)),
+        verdicts=None if rules is None else rules(collected.scores, np.concatenate(collected.statistics), products),
         regions=collected.regions,
         found=found,
         in_bank=tuple(collected.in_bank),
         passed_over=collected.mean_passed_over,
+        routes=routes,
     )
 
 
@@ -256,7 +271,21 @@ def _tables(scored: Scored, collected: Collected) -> dict[str, Columns]:
 def _settings_text(detector: Detector) -> str:
     """How images were scored, for scores.h5."""
     settings = {**asdict(detector.method), "recipe": detector.recipe.name, "scoring_config": detector.scoring_config.key}
-    return json.dumps({**settings, "generation": detector.bank.generation})
+    found = {**settings, "generation": detector.bank.generation}
+    if products := _product_states(detector):
+        found["products"] = products
+    return json.dumps(found)
+
+
+def _product_states(detector: Detector) -> dict[str, dict[str, str]]:
+    """By product, the scoring config and the state that images were scored with; none in a bank of one product."""
+    bank = detector.bank
+    configs = {bank.product: detector.scoring_config} if bank.product else detector.product_configs
+    parts = {name: bank if bank.product else bank.part(name) for name in configs}
+    return {
+        name: {"scoring_config": config.key, "state": state_of(parts[name])["shards_sha256"]}
+        for name, config in configs.items()
+    }
 
 
 def write_results(
@@ -327,9 +356,15 @@ def _write_overlays(folder: Path, inputs: ReportInputs, colors: tuple[float, flo
 
 def _summarize(job: Job, scored: Scored, evaluated: Evaluated | None) -> Results:
     decisions = None
-    if job.rule is not None and scored.verdicts is not None:
+    if job.rules is not None and scored.verdicts is not None:
         defective = None if evaluated is None else np.array([bool(record.defective) for record in scored.records])
-        decisions = Decisions(rule=job.rule, verdicts=scored.verdicts, regions=scored.regions, defective=defective)
+        decisions = Decisions(
+            rules=job.rules,
+            verdicts=scored.verdicts,
+            regions=scored.regions,
+            defective=defective,
+            products=None if scored.routes is None else scored.routes.product,
+        )
     return Results(
         out=job.folder.out,
         images=len(scored.records),
@@ -344,7 +379,18 @@ def _summarize(job: Job, scored: Scored, evaluated: Evaluated | None) -> Results
         timing_s=job.timings.seconds,
         total_s=job.timings.total_s,
         peak_memory_bytes=peak_memory_bytes(),
+        products=_by_product(job.detector.bank, scored, decisions, evaluated),
     )
+
+
+def _by_product(
+    bank: Snapshot, scored: Scored, decisions: Decisions | None, evaluated: Evaluated | None
+) -> tuple[ProductResult, ...]:
+    if scored.routes is None:
+        return ()
+    normals = {bank.product: len(bank.pictures)} if bank.product else {name: bank.images_of(name) for name in bank.products}
+    truth, metrics = (None, {}) if evaluated is None else (evaluated.truth, evaluated.products)
+    return product_results(normals, scored.routes, truth, decisions, metrics)
 
 
 def peak_memory_bytes() -> int:

@@ -21,7 +21,7 @@ from spade_faiss.cluster.session import Session, connect
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.timing import Timings
-from spade_faiss.decisions.rule import DecisionRule
+from spade_faiss.decisions.rules import DecisionRules
 from spade_faiss.features.datasets import ImageRecord, Survey, check_skipped
 from spade_faiss.features.pictures import load_image
 from spade_faiss.report.exchange import SCORES
@@ -116,8 +116,8 @@ class _Worker:
 
     def __init__(self, plan: PartPlan, pickled: bytes) -> None:
         self._plan = plan
-        opening, rule = pickle.loads(pickled)
-        self._job: tuple[Detector, DecisionRule | None] = opening(), rule
+        opening, rules = pickle.loads(pickled)
+        self._job: tuple[Detector, DecisionRules | None] = opening(), rules
 
     def score(self, part: _Part) -> ScoredPart:
         """Score images into a scores.h5 of their own."""
@@ -142,7 +142,7 @@ class _Worker:
         return ScoredPart(file if len(collected) else None, collected)
 
 
-def score_pieces(job: tuple[Detector, DecisionRule | None], found: Survey, plan: PartPlan) -> list[ScoredPart]:
+def score_pieces(job: tuple[Detector, DecisionRules | None], found: Survey, plan: PartPlan) -> list[ScoredPart]:
     """Score images on the workers of the cluster that the detector's run names.
 
     Args:
@@ -157,13 +157,13 @@ def score_pieces(job: tuple[Detector, DecisionRule | None], found: Survey, plan:
         InputError: if more images than allowed are unreadable, or all of them.
         ClusterError: if the cluster cannot be reached, or workers are lost again and again.
     """
-    (detector, rule), records = job, found.records
+    (detector, rules), records = job, found.records
     run = detector.run
     assert run.cluster is not None
     parts: list[ScoredPart] = []
     skipped = Collected().skipped
     with connect(run.cluster) as session, _opening(session, detector) as opening:
-        pickled = pickle.dumps((opening, rule))
+        pickled = pickle.dumps((opening, rules))
         pieces = plan_pieces(len(records), batch=detector.images_at_a_time, most=_MOST_IMAGES, workers=session.workers())
         runner = PieceRunner(session, Work(partial(_Worker, plan, pickled), _Worker.score), run.device)
         asked = ((piece, _Part(f"{piece.number:06d}", piece.of(records))) for piece in pieces)

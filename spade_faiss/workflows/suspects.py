@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import atomic_path
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.schema import check_at_least
 from spade_faiss.core.settings import ReportOptions
 from spade_faiss.core.timing import Timings
-from spade_faiss.core.types import FloatArray
+from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.folders import LeftOut
 from spade_faiss.features.placement import Visible
@@ -40,11 +42,23 @@ class Suspects:
     """All normal images of a bank, the least normal one first, with their image scores against the others; files in `out`.
 
     Where several entries were made of a picture, its score is that of its original; of its tiles, the highest.
+
+    In a bank of several products, an image is scored against the others of its own, and how much higher its score is than the
+    median of its product ranks it: what is far in one may be near in another.
+
+    Args:
+        out: the folder.
+        ids: the images.
+        image_score: their scores.
+        products: the product of each, in a bank of several.
+        left_out: by product, why its images are not among them: there are too few.
     """
 
     out: Path
     ids: list[str]
     image_score: FloatArray
+    products: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOptions = ReportOptions()) -> Suspects:
@@ -65,23 +79,58 @@ def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOpti
     timings = Timings()
     detector = bank if isinstance(bank, Detector) else Detector.open(bank)
     detector = detector.with_method(replace(detector.method, score="knn"))
-    detector.check_leave_one_out()
+    if not detector.bank.is_of_products:
+        detector.check_leave_one_out()
     check_place(out, bank=detector.bank)
     with output_folder(out, "suspects") as folder:
-        pictures, image_score = detector.bank.pictures, _score_all(detector, timings)
-        order = np.argsort(-image_score, kind="stable")
-        found = Suspects(out=folder.out, ids=[pictures.ids[number] for number in order], image_score=image_score[order])
+        bank, left_out = detector.bank, _too_few(detector)
+        originals = bank.pictures.originals
+        products = np.array(bank.products)[bank.products_at(originals)] if bank.is_of_products else np.full(len(originals), "")
+        chosen = np.flatnonzero(~np.isin(products, [*left_out]))
+        if not len(chosen):
+            raise InputError("; ".join(left_out.values()))
+        originals, products = originals[chosen], products[chosen]
+        image_score = _score_all(detector, originals, timings)
+        order = np.argsort(-_relative(image_score, products), kind="stable")
+        found = Suspects(
+            out=folder.out,
+            ids=bank.pictures.names(originals[order]),
+            image_score=image_score[order],
+            products=products[order].tolist() if bank.is_of_products else [],
+            left_out=left_out,
+        )
         _write_csv(folder.staged, found, detector)
-        _write_scores(folder, detector, pictures.originals[order[: report.shown]].tolist(), timings)
+        _write_scores(folder, detector, originals[order[: report.shown]].tolist(), timings)
         _write_page(folder, found, detector, report.shown, timings)
         write_json(folder.staged / REPORT, {"run": folder.stamp(), "bank": detector.bank.facts(), "images": len(found.ids)})
     return found
 
 
-def _score_all(detector: Detector, timings: Timings) -> FloatArray:
-    """(n,) image scores of the bank's pictures, each against all the others."""
+def _too_few(detector: Detector) -> dict[str, str]:
+    """By product, why its images cannot be compared with each other."""
+    found = {}
+    for name in detector.bank.products if detector.bank.is_of_products else ():
+        try:
+            detector.of_product(name).check_leave_one_out()
+        except InputError as error:
+            found[name] = str(error)
+    return found
+
+
+def _relative(image_score: FloatArray, products: npt.NDArray[np.str_]) -> FloatArray:
+    """(n,) scores relative to the median of their product; in a bank that is of one, the scores."""
+    found = image_score.copy()
+    for name in dict.fromkeys(products.tolist()):
+        own = products == name
+        if name and (median := np.median(image_score[own])) > 0:
+            found[own] /= median
+    return found
+
+
+def _score_all(detector: Detector, originals: IntArray, timings: Timings) -> FloatArray:
+    """(n,) image scores of pictures of the bank, by their first rows, each against all the others."""
     by_distance = replace(detector.method, localize="none", flag_above=None, image_scores=("knn",))
-    by_image, originals, parts = detector.with_method(by_distance), detector.bank.pictures.originals, []
+    by_image, parts = detector.with_method(by_distance), []
     with progress_bar(len(originals), "suspects", detector.run.progress) as bar:
         size = 1 if detector.bank.is_tiled else _ROWS_AT_A_TIME
         for start in range(0, len(originals), size):
@@ -94,10 +143,12 @@ def _score_all(detector: Detector, timings: Timings) -> FloatArray:
 def _write_csv(staged: Path, found: Suspects, detector: Detector) -> None:
     with atomic_path(staged / "suspects.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         groups = detector.bank.group_of
-        file.write(csv_line(["id", "image_score", "rank", "path", *(["group"] if groups else [])]))
+        names = [*(["group"] if groups else []), *(["product"] if found.products else [])]
+        file.write(csv_line(["id", "image_score", "rank", "path", *names]))
         for place, (name, score) in enumerate(zip(found.ids, found.image_score, strict=True), start=1):
             path = detector.bank.image_path(name)
             group = [text_cell(groups.get(name, ""))] if groups else []
+            group += [text_cell(found.products[place - 1])] if found.products else []
             file.write(csv_line([text_cell(name), score, place, "" if path is None else text_cell(str(path)), *group]))
 
 
@@ -143,6 +194,7 @@ def _write_page(folder: OutputFolder, found: Suspects, detector: Detector, shown
         page = replace(
             run_page(inputs, shown),
             title="Suspects",
+            notices=tuple(f"Product {name} is left out: {why}." for name, why in found.left_out.items()),
             subtitle=f"The {len(names)} of {bank.size_text} in {bank.path.name} that look least like the others",
             run=folder.run,
         )

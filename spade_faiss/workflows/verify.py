@@ -10,6 +10,7 @@ from pathlib import Path
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.network import NETWORK
 from spade_faiss.bank.places import SHARDS
+from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, hash_file
 from spade_faiss.core.inside import is_regular
@@ -17,6 +18,7 @@ from spade_faiss.core.process import fork_safe
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.decisions.calibration import stored_calibrations
 from spade_faiss.features.layout import LARGEST, within_range
+from spade_faiss.index.build import views_of
 from spade_faiss.index.built_index import IndexFolder, M, index_folders
 from spade_faiss.index.gallery_manifest import GalleryIndexManifest
 from spade_faiss.index.image_index import ImageIndexManifest, check_entries, load_index
@@ -59,16 +61,20 @@ def verify(bank: str | Path, *, deep: bool = False, progress: bool = False) -> V
     is_whole = not problems
     if deep and is_whole:
         problems += _id_problems(opened)
-    images, galleries = index_folders(ImageIndexManifest, opened), index_folders(GalleryIndexManifest, opened)
-    for image in images:
-        problems += _index_problems(image, partial(_check_image_index, image, opened, deep and is_whole))
-    for gallery in galleries:
-        problems += _index_problems(gallery, partial(_check_gallery, gallery, opened, deep and is_whole))
-    problems += [*_network_problems(opened), *_calibration_problems(opened)]
+    indexes = 0
+    for view in views_of(opened):
+        images, galleries = index_folders(ImageIndexManifest, view), index_folders(GalleryIndexManifest, view)
+        for image in images:
+            problems += _index_problems(image, partial(_check_image_index, image, view, deep and is_whole))
+        for gallery in galleries:
+            problems += _index_problems(gallery, partial(_check_gallery, gallery, view, deep and is_whole))
+        problems += _calibration_problems(view)
+        indexes += len(images) + len(galleries)
+    problems += _network_problems(opened)
     return Verified(
         images=_count_images(opened),
         shards=len(entries),
-        indexes=len(images) + len(galleries),
+        indexes=indexes,
         bytes=opened.bytes_on_disk,
         problems=tuple(problems),
     )
@@ -142,13 +148,17 @@ def _index_problems(folder: IndexFolder[M], check_files: Callable[[M], object]) 
         yield str(error)
 
 
-def _check_image_index(folder: IndexFolder[ImageIndexManifest], bank: Bank, deep: bool, manifest: ImageIndexManifest) -> None:
+def _check_image_index(
+    folder: IndexFolder[ImageIndexManifest], bank: Snapshot, deep: bool, manifest: ImageIndexManifest
+) -> None:
     index = load_index(folder, manifest, bank.layout.embedding_dim)
     if deep:
         check_entries(bank, index, manifest.shards, folder, most=None)
 
 
-def _check_gallery(folder: IndexFolder[GalleryIndexManifest], bank: Bank, deep: bool, manifest: GalleryIndexManifest) -> None:
+def _check_gallery(
+    folder: IndexFolder[GalleryIndexManifest], bank: Snapshot, deep: bool, manifest: GalleryIndexManifest
+) -> None:
     for entry in manifest.files:
         folder.check_content(entry)
     if deep:
@@ -166,7 +176,7 @@ def _network_problems(bank: Bank) -> Iterator[str]:
             yield problem
 
 
-def _calibration_problems(bank: Bank) -> Iterator[str]:
+def _calibration_problems(bank: Snapshot) -> Iterator[str]:
     """Say which calibration is damaged."""
     try:
         stored_calibrations(bank)

@@ -62,7 +62,7 @@ def test_an_alarm_that_is_normal_comes_into_the_bank_and_can_be_taken_back(serve
     assert now == {"generation": 2, "p_value": now["p_value"], "alarm": False}
     later = line.score(defect)
     assert (later["generation"], later["alarm"]) == (2, False)
-    assert line.station.rule is not None, "it is calibrated as before"
+    assert line.station.rules is not None, "it is calibrated as before"
     assert line.station.alpha == pytest.approx(first["alpha"])
     assert line.client.get("/v1/banks/weave").json()["waiting"] == 0
 
@@ -266,7 +266,7 @@ def test_what_others_do_to_the_bank_is_noticed(serve: Serve, good: Path, defect:
     wait(lambda: line.station.generation == 2)
     change = wait(lambda: line.client.get("/v1/banks/weave/changes").json())[0]
     assert change["cause"] == "somebody else changed the bank"
-    assert line.station.rule is not None
+    assert line.station.rules is not None
     assert line.score(defect)["generation"] == 2
 
 

@@ -178,8 +178,8 @@ def test_recent_scores_are_of_the_last_pictures_and_of_one_generation(history: H
         put(history, picture(number, generation=generation))
     put(history, picture(9, bank="other"))
     put(history, picture(8, scores={"knn": None, "max": None, "top": None}))
-    assert [knn for knn, _ in history.recent_scores("b", 3, 100)] == [3.1, 1.1, 0.1]
-    assert [knn for knn, _ in history.recent_scores("b", 3, 5)] == [3.1, 1.1], "of the last five, whatever they are of"
+    assert [knn for knn, *_ in history.recent_scores("b", 3, 100)] == [3.1, 1.1, 0.1]
+    assert [knn for knn, *_ in history.recent_scores("b", 3, 5)] == [3.1, 1.1], "of the last five, whatever they are of"
     if history._engine.dialect.name == "sqlite":
         with history._reading() as connection:
             asked = "EXPLAIN QUERY PLAN SELECT knn FROM pictures WHERE bank = 'b' ORDER BY received DESC LIMIT 5"

@@ -29,6 +29,7 @@ from spade_faiss.serve.history.records import (
     Overview,
     Page,
     Rate,
+    RecentScore,
     ScoredPicture,
     State,
     new_id,
@@ -252,18 +253,18 @@ class History:
                 values = {f"now_{key}": value for key, value in verdict.items()}
                 connection.execute(update(pictures).where(pictures.c.id == name).values(**values))
 
-    def recent_scores(self, bank: str, generation: int, limit: int) -> list[tuple[float, float | None]]:
-        """The image score and the map maximum of those of a bank's last pictures that are of a generation, newest first.
+    def recent_scores(self, bank: str, generation: int, limit: int) -> list[RecentScore]:
+        """The scores of those of a bank's last pictures that are of a generation, newest first.
 
         No more than `limit` are looked at, whatever they are of: the index has them, and nothing else is read.
         """
-        last = select(pictures.c.knn, pictures.c.max, pictures.c.generation, pictures.c.received)
+        last = select(pictures.c.knn, pictures.c.max, pictures.c.product, pictures.c.generation, pictures.c.received)
         last_ones = last.where(pictures.c.bank == bank).order_by(pictures.c.received.desc()).limit(limit).subquery()
-        chosen = select(last_ones.c.knn, last_ones.c.max)
+        chosen = select(last_ones.c.knn, last_ones.c.max, last_ones.c.product)
         chosen = chosen.where(last_ones.c.generation == generation, last_ones.c.knn.is_not(None))
         with self._reading() as connection:
             found = connection.execute(chosen.order_by(last_ones.c.received.desc()))
-            return [(row.knn, row.max) for row in found]
+            return [RecentScore(row.knn, row.max, row.product) for row in found]
 
     def overview(self, bank: str) -> Overview:
         """How a bank is doing by the history alone: what is served, its alpha and its drift are for the station to add."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -130,6 +130,9 @@ class ScoredPicture:
         key: what its sender calls the request, so that it can be sent again.
         answer: what was said of it last, and not taken back.
         now: what the bank says of it by now, if it was scored again.
+        product: the one that it was searched in; None in a bank of one product.
+        confidence: the share of its nearest normals' votes for that; None if its sender named it.
+        p_none: the p-value of the test that it shows one of the products; None likewise.
     """
 
     id: str
@@ -158,6 +161,17 @@ class ScoredPicture:
     key: str | None = None
     answer: Answer | None = None
     now: LaterVerdict | None = None
+    product: str | None = None
+    confidence: float | None = None
+    p_none: float | None = None
+
+
+class RecentScore(NamedTuple):
+    """The scores of one of the last pictures: the image score, the map maximum, and the product, where the bank has several."""
+
+    image: float
+    map: float | None
+    product: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

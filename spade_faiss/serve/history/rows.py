@@ -13,6 +13,8 @@ from spade_faiss.serve.history.records import Answer, Change, LaterVerdict, Matc
 from spade_faiss.serve.history.tables import answers, changes
 
 _DETAILS = ("regions", "nearest", "peak", "map_size", "colors")
+# Those that rows of versions before lack.
+_MORE_DETAILS = ("confidence", "p_none")
 _ROW: tuple[str, ...] = (
     "id",
     "bank",
@@ -31,13 +33,14 @@ _ROW: tuple[str, ...] = (
     "bytes",
     "kept",
     "key",
+    "product",
 )
 _SCORES = ("knn", "max", "top")
 
 
 def row_of(item: ScoredPicture) -> dict[str, Any]:
     """The row of a picture."""
-    details = {name: getattr(item, name) for name in _DETAILS}
+    details = {name: getattr(item, name) for name in (*_DETAILS, *_MORE_DETAILS)}
     details["nearest"] = [asdict(normal) for normal in item.nearest]
     details["scores"] = {name: score for name, score in item.scores.items() if name not in _SCORES}
     return {
@@ -67,6 +70,7 @@ def picture_of(row: Row[Any], given: Answer | None) -> ScoredPicture:
         map_size=_tuple(details["map_size"]),
         answer=given,
         now=later,
+        **{name: details.get(name) for name in _MORE_DETAILS},
     )
 
 

@@ -49,6 +49,7 @@ pictures = Table(
     Column("now_generation", BigInteger),
     Column("now_p_value", Double),
     Column("now_alarm", Boolean),
+    Column("product", String(255)),  # in a bank of several
     Column("label", String(8)),  # of the answer that holds; the answer itself is in its own table
     UniqueConstraint("bank", "key", name="one_picture_a_key"),
     Index("pictures_by_time", "bank", "received", "alarm"),

@@ -34,8 +34,8 @@ def nearest_normals(scores: Scores, bank: Snapshot) -> list[tuple[NearestNormal,
             box, shown = matched_box((y, x), grid, size, place)
             patch = MatchedPatch(level=level, box=box, size=shown, query=_query_box(peaks[i], corners[i], grid, size))
             patches.setdefault(bank.pictures.names(np.array([row]))[0], []).append(patch)
-        names = scores.neighbor_ids[i].tolist()
-        distance = {name: float(dist) for name, dist in reversed(list(zip(names, scores.neighbor_dist[i], strict=True)))}
+        names = [name for name in scores.neighbor_ids[i].tolist() if name]  # a product of few images has fewer neighbors
+        distance = {name: float(dist) for name, dist in reversed(list(zip(names, scores.neighbor_dist[i], strict=False)))}
         shown_names = [*list(dict.fromkeys(names))[:_NEAREST]]
         shown_names += [name for name in patches if name not in shown_names]
         found.append(

@@ -1,7 +1,8 @@
-"""A state of a bank that is served: its detector, and the rule that decides by its calibration."""
+"""A state of a bank that is served: its detector, and the rules that decide by its calibrations."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Decision, Run
 from spade_faiss.decisions.calibration import LEAVE_ONE_OUT, Calibration, find_calibration
-from spade_faiss.decisions.rule import DecisionRule
+from spade_faiss.decisions.rules import DecisionRules
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.index.build import update_indexes
 from spade_faiss.scoring.detector import Detector
@@ -22,14 +23,14 @@ class Served:
 
     Args:
         detector: scores against it.
-        rule: decides which pictures are alarms; None without a calibration, then `notice` says why.
-        calibration: what the rule decides by; without a rule, one that is out of date, or None.
-        notice: why there is no rule, or what was done differently than asked; empty if there is nothing to say.
+        rules: decide which pictures are alarms; None without a calibration, then `notice` says why.
+        calibrations: what they decide by, or what is out of date, by product; that of a bank of one product has an empty name.
+        notice: why there are no rules, or what was done differently than asked; empty if there is nothing to say.
     """
 
     detector: Detector
-    rule: DecisionRule | None
-    calibration: Calibration | None
+    rules: DecisionRules | None
+    calibrations: Mapping[str, Calibration]
     notice: str = ""
 
     @property
@@ -43,7 +44,7 @@ class Served:
         run: Run,
         *,
         backbone: Backbone | None = None,
-        before: Calibration | None = None,
+        before: Mapping[str, Calibration] | None = None,
         holdout: str | None = None,
     ) -> Served:
         """Open a bank as it is now, with its indexes and its calibration brought up to date.
@@ -52,7 +53,8 @@ class Served:
             path: the bank.
             run: how work is done.
             backbone: that of another state of the bank, which need not be loaded again.
-            before: the calibration of a former state; the new one is made as it was, and promises the same rate.
+            before: the calibrations of a former state; the new ones are made as they were, and promise the same rates. A
+                product that has none gets one if another has.
             holdout: the folder of held-out pictures, for a calibration that is made of such.
 
         Raises:
@@ -66,16 +68,16 @@ class Served:
         # What was passed as a backbone is not loaded again; a new one is, now, so that the first picture does not wait for it.
         detector = Detector.open(bank, run=run, backbone=backbone)
         loaded = detector.backbone
-        found = find_calibration(bank, detector.scoring_config) or before
-        notice = ""
-        if found is not None and found.outdated(bank):
-            notice = _calibrate_as(detector, found, holdout)
-        rule, why_none = DecisionRule.of(detector, Decision())
+        found, notice = _calibrations(detector, before or {}, holdout)
+        rules, why_none = DecisionRules.of(detector, Decision())
         if backbone is None:
             # From now on all states share it.
             detector = Detector(detector.bank, detector.recipe, detector.method, run, loaded)
-        calibration = found if rule is None else rule.calibration
-        return Served(detector=detector, rule=rule, calibration=calibration, notice=notice if rule else why_none)
+        made = {} if rules is None else {name: rule.calibration for name, rule in rules.by_product.items() if rule is not None}
+        said = [notice] if notice else [] if rules is None else rules.said
+        return Served(
+            detector=detector, rules=rules, calibrations={**found, **made}, notice="; ".join(said) if rules else why_none
+        )
 
 
 def check_served(bank: Bank) -> None:
@@ -89,6 +91,35 @@ def check_served(bank: Bank) -> None:
             f"in the bank {bank.path} each picture has a region of interest of its own, and uploads come without; make a bank "
             "with one mask for all"
         )
+
+
+def _calibrations(
+    detector: Detector, before: Mapping[str, Calibration], holdout: str | None
+) -> tuple[dict[str, Calibration], str]:
+    """The calibrations of a bank, of each product if it has several, brought up to date; and what was done differently."""
+    configs, said = detector.product_configs, []
+    if not configs:
+        found = find_calibration(detector.bank, detector.scoring_config) or before.get("")
+        if found is None:
+            return {}, ""
+        return {"": found}, _calibrate_as(detector, found, holdout) if found.outdated(detector.bank) else ""
+    parts = {name: detector.bank.part(name) for name in configs}
+    known = {name: find_calibration(parts[name], config) or before.get(name) for name, config in configs.items()}
+    if not any(known.values()):
+        return {}, ""
+    for name, calibration in known.items():
+        if calibration is None:
+            try:
+                known[name] = calibrate(detector.of_product(name))
+            except InputError as error:
+                said.append(f"product {name} is not calibrated: {error}")
+        elif calibration.outdated(parts[name]):
+            try:
+                notice = _calibrate_as(detector.of_product(name), calibration, None)
+            except InputError as error:  # the other products are served all the same
+                notice = str(error)
+            said += [f"product {name}: {notice}"] if notice else []
+    return {name: calibration for name, calibration in known.items() if calibration is not None}, "; ".join(said)
 
 
 def _calibrate_as(detector: Detector, before: Calibration, holdout: str | None) -> str:

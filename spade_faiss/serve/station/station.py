@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Literal
@@ -17,14 +18,14 @@ from spade_faiss.core.settings import Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.decisions.conformal import Doubles
 from spade_faiss.decisions.drift import DEFECTS, LEVEL, Drift, find_drift
-from spade_faiss.decisions.rule import DecisionRule
+from spade_faiss.decisions.rules import DecisionRules
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.pages import list_pages
 from spade_faiss.features.stream import Decoded, Extracted
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.serve.errors import ConflictError, UnavailableError
 from spade_faiss.serve.history.history import History
-from spade_faiss.serve.history.records import ScoredPicture
+from spade_faiss.serve.history.records import RecentScore, ScoredPicture
 from spade_faiss.serve.metrics import Metrics
 from spade_faiss.serve.settings import ServeSettings
 from spade_faiss.serve.station.pipeline import Job, Pipeline, ScoredBatch
@@ -91,9 +92,9 @@ class Station:
         return self.served.detector
 
     @property
-    def rule(self) -> DecisionRule | None:
-        """Decides which pictures are alarms; None without a calibration."""
-        return self.served.rule
+    def rules(self) -> DecisionRules | None:
+        """Decide which pictures are alarms; None without a calibration."""
+        return self.served.rules
 
     @property
     def generation(self) -> int:
@@ -102,19 +103,19 @@ class Station:
 
     @property
     def alpha(self) -> float | None:
-        """The promised rate of false alarms; None without a calibration."""
-        rule = None if self._served is None else self._served.rule
-        return None if rule is None else rule.thresholds.alpha
+        """The promised rate of false alarms, the highest if products have several; None without a calibration."""
+        rules = None if self._served is None else self._served.rules
+        return None if rules is None else max(rule.thresholds.alpha for rule in rules.rules)
 
     @property
     def normals(self) -> int:
         """How many normal pictures the bank has; 0 while it is being opened."""
         return 0 if self._served is None else len(self._served.detector.bank.pictures)
 
-    @property
-    def maxima(self) -> Doubles | None:
-        """(n,) the map maxima of the normal pictures of the calibration, ascending; None without a calibration."""
-        rule = None if self._served is None else self._served.rule
+    def maxima(self, product: str | None) -> Doubles | None:
+        """(n,) the map maxima of the normal pictures of the calibration, that of a product of several, ascending; or None."""
+        rules = None if self._served is None else self._served.rules
+        rule = None if rules is None else rules.rule_of(product)
         return None if rule is None else np.sort(rule.calibration.scores["max"])
 
     @property
@@ -136,7 +137,7 @@ class Station:
                 _log.error("the bank %s cannot be served: %s", self.name, error)
             self.state, self.message = "failed", str(error)
             return
-        if served.rule is None:
+        if served.rules is None:
             _log.warning(served.notice)
         steps = _Steps(self, served)
         self._pipeline = Pipeline(
@@ -179,22 +180,20 @@ class Station:
         self.changed.set()
 
     def drift(self) -> Drift | None:
-        """The drift test of the last pictures; None without enough of them, or without a calibration. A few seconds old."""
+        """The drift test of the last pictures; None without enough of them, or without a calibration. A few seconds old.
+
+        In a bank of several products, each with enough pictures is tested, and what is told is the strongest sign of drift,
+        with a p-value of all tests together (Bonferroni).
+        """
         served = self._served
-        if served is None or served.rule is None:
+        if served is None or served.rules is None:
             return None
         with self._drift_lock:
             since, generation, found = self._drift
             if generation == served.generation and monotonic() - since < _DRIFT_S:
                 return found
             scores = self.history.recent_scores(self.name, served.generation, _DRIFT_PICTURES)
-            found = None
-            if len(scores) >= _LEAST_DRIFT:
-                image, by_map = zip(*scores, strict=True)
-                recent = {"image": np.array(image, np.float64)}
-                if None not in by_map:
-                    recent["map"] = np.array(by_map, np.float64)
-                found = find_drift(served.rule.calibration, recent, level=LEVEL, defects=DEFECTS)
+            found = _strongest(list(_drifts(served.rules, scores)))
             self._drift = (monotonic(), served.generation, found)
             # What a generation before said would stay otherwise.
             self.metrics.drift_p.labels(self.name).set(float("nan") if found is None else found.p_value)
@@ -218,6 +217,27 @@ class Station:
             metrics.alpha.labels(self.name).set(float("nan") if self.alpha is None else self.alpha)
 
 
+def _drifts(rules: DecisionRules, scores: Sequence[RecentScore]) -> Iterator[Drift]:
+    """The drift test of each product of which there are enough pictures."""
+    for product in dict.fromkeys(score.product for score in scores):
+        own = [score for score in scores if score.product == product]
+        if len(own) < _LEAST_DRIFT or (rule := rules.rule_of(product)) is None:
+            continue
+        recent = {"image": np.array([score.image for score in own], np.float64)}
+        by_map = [score.map for score in own if score.map is not None]
+        if len(by_map) == len(own):
+            recent["map"] = np.array(by_map, np.float64)
+        yield find_drift(rule.calibration, recent, level=LEVEL, defects=DEFECTS)
+
+
+def _strongest(found: Sequence[Drift]) -> Drift | None:
+    if not found:
+        return None
+    strongest = min(found, key=lambda drift: drift.p_value)
+    p_value = min(1.0, strongest.p_value * len(found))
+    return replace(strongest, p_value=p_value, moved=p_value <= LEVEL)
+
+
 class _Steps:
     """What a station does with pictures, see `pipeline.Steps`."""
 
@@ -230,6 +250,7 @@ class _Steps:
         self._served = served
         self._score = self._served.detector.batch_scorer(Timings())
         self._is_prepared = False
+        self._products: dict[str, str | None] = {}  # of the uploads on their way
 
     def decode(self, upload: Upload) -> Decoded:
         """Decode a picture, by the path that files take; its file is on the disk then."""
@@ -241,6 +262,8 @@ class _Steps:
             # Clients know the picture by their own name for it, and learn nothing of where it lies here.
             raise InputError(str(error).replace(repr(str(upload.path)), repr(upload.name[:80]))) from error
         sync(upload.path)
+        if upload.product is not None:
+            self._products[upload.id] = upload.product
         return decoded
 
     def extract(self, decoded: Sequence[Decoded]) -> Iterator[Extracted]:
@@ -255,7 +278,9 @@ class _Steps:
         if not self._is_prepared:
             self._served.detector.prepare_thread()
             self._is_prepared = True
-        scores = self._score(extracted.batch)
+        named = [self._products.pop(name, None) for name in extracted.batch.ids]
+        # In a bank of one product, nobody can have named one.
+        scores = self._score(extracted.batch, products=named) if any(named) else self._score(extracted.batch)
         return None if scores is None else Scored(served=self._served, extracted=extracted, scores=scores)
 
     def record(self, batches: Sequence[ScoredBatch]) -> list[ScoredPicture | ConflictError]:
@@ -272,6 +297,7 @@ class _Steps:
 
     def drop(self, upload: Upload) -> None:
         """Remove what is left of a picture that gets no record."""
+        self._products.pop(upload.id, None)
         self._files.drop(upload.id)
 
 

@@ -168,38 +168,42 @@ class Upkeep:
             return answer.bank_picture
         with suppress(UnknownError):
             picture = self._history.get(answer.picture_id)
-            return f"{picture.id}{picture.suffix}"
+            return _name_in_bank(picture, f"{picture.id}{picture.suffix}")
         return None
 
     def _add(self, normal: Sequence[Answer], done: _Round) -> None:
         """Put pictures into the bank that were answered `normal`."""
         station = self._station
         by_name: dict[str, Answer] = {}
-        paths: list[Path] = []
+        paths: dict[str, Path] = {}
+        products: dict[str, str | None] = {}
         for answer in normal:
             try:
-                path = self._keep(self._history.get(answer.picture_id))
+                picture = self._history.get(answer.picture_id)
+                path = self._keep(picture)
             except UnknownError as error:
                 done.settle(answer, "failed", str(error))
                 continue
-            by_name[path.name] = answer
-            paths.append(path)
+            name = _name_in_bank(picture, path.name)
+            by_name[name], paths[name], products[name] = answer, path, picture.product
         if not paths:
             return
         bank = Bank.open(station.path)
         back = [name for name in by_name if name in bank.removed]
         if back:  # it was there before, and was taken back
             done.added += bank.restore(back)
-        new = [path for path in paths if path.name not in back]
+        new = {name: path for name, path in paths.items() if name not in back}
         skipped, same = {}, {}
-        if new:
+        for product in dict.fromkeys(products[name] for name in new):
             served = station.served
             # Whatever groups the bank has, an upload is by itself: nothing is known of its siblings.
             run = station.run if served.detector.bank.manifest.grouping is None else replace(station.run, group_by=NONE)
-            found = add(new, bank=station.path, backbone=served.detector.backbone, run=run)
+            run = replace(run, product=product)
+            own = [path for name, path in new.items() if products[name] == product]
+            found = add(own, bank=station.path, backbone=served.detector.backbone, run=run)
             done.added += found.added
-            skipped = {item.id: item.reason for item in found.skipped}
-            same = {item.id: item.of for item in found.duplicates}
+            skipped |= {item.id: item.reason for item in found.skipped}
+            same |= {item.id: item.of for item in found.duplicates}
         bank = Bank.open(station.path)
         gone = {of for of in same.values() if of in bank.removed}
         if gone:  # the same picture was in the bank under another name, and left it
@@ -239,7 +243,7 @@ class Upkeep:
             station.path,
             station.run,
             backbone=before.detector.backbone,
-            before=before.calibration,
+            before=before.calibrations,
             holdout=station.settings.holdout_of(station.name),
         )
         station.change_over(served)
@@ -271,7 +275,7 @@ class Upkeep:
     def _score_again(self, served: Served) -> tuple[list[str], int]:
         """Score the last alarms against what is served now; the ids of those that are none any more, and how many still are."""
         most = self._station.settings.score_again
-        if not most or served.rule is None:
+        if not most or served.rules is None:
             return [], 0
         found = self._history.find(Filter(bank=self._station.name, alarm=True, size=most)).items
         gone, left = [], 0
@@ -298,11 +302,18 @@ class Upkeep:
                 with suppress(InputError):
                     decoded.append(features.decode(ImageRecord(item.id, path)))
                     part.append(item)
+            products = {item.id: item.product for item in part}
             for extracted in features.extract(decoded, self._files.root) if decoded else ():
-                scores = score(extracted.batch)
+                named = [products.get(name) for name in extracted.batch.ids]
+                scores = score(extracted.batch, products=named) if any(named) else score(extracted.batch)
                 if scores is not None:
                     scored = Scored(served=served, extracted=extracted, scores=scores)
                     yield list(zip(part, scored.later(), strict=True))
+
+
+def _name_in_bank(picture: ScoredPicture, name: str) -> str:
+    """What the bank calls the file of a picture: in a bank of several products, names begin with that of the product."""
+    return name if picture.product is None else f"{picture.product}/{name}"
 
 
 def _generation(path: Path) -> int:

@@ -36,6 +36,7 @@ class Upload:
         source: where it comes from; untrusted text.
         key: what its sender calls the request.
         received: when (UTC).
+        product: what its sender says that it shows, in a bank of several products.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Upload:
     source: str
     key: str | None
     received: datetime
+    product: str | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,16 +67,15 @@ class Scored:
     @once
     def named(self) -> dict[str, FloatArray]:
         """The image scores by their names; `structure` among them if the calibration can tell."""
-        rule, found = self.served.rule, dict(self.scores.image_scores)
-        if rule is not None and (structure := rule.calibration.structure(self.scores.statistics)) is not None:
-            found["structure"] = structure
-        return found
+        rules = self.served.rules
+        return dict(self.scores.image_scores) if rules is None else rules.scores_of(self.scores)
 
     @property
     def verdicts(self) -> Verdicts | None:
         """The verdicts; None without a calibration."""
-        rule = self.served.rule
-        return None if rule is None else rule(self.named, self.scores.statistics)
+        rules, routes = self.served.rules, self.scores.routes
+        products = None if routes is None else routes.product
+        return None if rules is None else rules(self.named, self.scores.statistics, products)
 
     def later(self) -> list[LaterVerdict]:
         """The verdicts as those on pictures that were scored before."""
@@ -82,8 +83,8 @@ class Scored:
         if verdicts is None:
             return [LaterVerdict(generation=generation, p_value=None, alarm=None)] * n
         return [
-            LaterVerdict(generation=generation, p_value=float(p), alarm=bool(alarm))
-            for p, alarm in zip(verdicts.p_value, verdicts.alarm, strict=True)
+            LaterVerdict(generation=generation, p_value=_finite(p), alarm=verdicts.alarm_of(i))
+            for i, p in enumerate(verdicts.p_value)
         ]
 
 
@@ -97,15 +98,17 @@ def records_of(scored: Scored, uploads: Sequence[Upload], bank: str, files: File
         files: where the maps are written to.
     """
     served, scores = scored.served, scored.scores
-    rule, verdicts = served.rule, scored.verdicts
+    rules, verdicts = served.rules, scored.verdicts
     placements = [image.placement for image in scored.extracted.loaded]
-    regions = [[] for _ in uploads] if rule is None else rule.regions(scores, placements)
+    regions = [[] for _ in uploads] if rules is None else rules.regions(scores, placements)
     nearest = nearest_normals(scores, served.detector.bank)
     peaks, records = scores.peak.tolist(), []
     for i, (upload, own_map, image) in enumerate(zip(uploads, scores.own_maps(), scored.extracted.loaded, strict=True)):
         found = {name: _finite(values[i]) for name, values in scored.named.items()}
         has_map = found["max"] is not None
         width, height = image.placement.original
+        product, confidence, p_none = (None, None, None) if scores.routes is None else scores.routes.at(i)
+        rule = None if rules is None else rules.rule_of(product)
         records.append(
             ScoredPicture(
                 id=upload.id,
@@ -119,9 +122,9 @@ def records_of(scored: Scored, uploads: Sequence[Upload], bank: str, files: File
                 generation=served.generation,
                 scores=found,
                 ranked_by=served.detector.method.score,
-                p_value=None if verdicts is None else float(verdicts.p_value[i]),
+                p_value=None if verdicts is None else _finite(verdicts.p_value[i]),
                 alpha=None if rule is None else rule.thresholds.alpha,
-                alarm=None if verdicts is None else bool(verdicts.alarm[i]),
+                alarm=None if verdicts is None else verdicts.alarm_of(i),
                 threshold=None if rule is None else _finite(rule.thresholds.pixel),
                 colors=usual_colors(rule, own_map) if has_map else None,
                 regions=tuple(_region(region.numbers()) for region in regions[i]),
@@ -131,6 +134,9 @@ def records_of(scored: Scored, uploads: Sequence[Upload], bank: str, files: File
                 suffix=upload.suffix,
                 bytes=upload.bytes + (files.write_map(upload.id, own_map) if has_map else 0),
                 key=upload.key,
+                product=product,
+                confidence=confidence,
+                p_none=p_none,
             )
         )
     return records

@@ -47,6 +47,7 @@ _ID = Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$", description="of the
 _BANK = Annotated[str, PathParameter(description="the name of the bank", examples=["bottles"], min_length=1)]
 _CSV: tuple[str, ...] = ("id", "bank", "name", "source", "received", "generation", "ranked_by", "knn", "max", "top")
 _CSV += ("p_value", "alpha", "alarm", "regions", "label", "note", "now_generation", "now_p_value", "now_alarm")
+_CSV += ("product", "confidence", "p_none")
 
 _UPLOAD_BODY = {
     "requestBody": {
@@ -102,6 +103,15 @@ def _service(request: Request) -> Service:
     return service
 
 
+# `of_product` says what is wrong with one that the bank does not have.
+_PRODUCT = Annotated[
+    str | None,
+    Query(
+        min_length=1,
+        max_length=200,
+        description="of a bank of several products, the one that all pictures show; else each one's nearest normals name it",
+    ),
+]
 ServiceOf = Annotated[Service, Depends(_service)]
 
 
@@ -125,12 +135,12 @@ def bank(bank: _BANK, service: ServiceOf) -> Response:
     openapi_extra=_UPLOAD_BODY,
     responses=problem_responses(400, 408, 409, 413, 415),
 )
-async def score(bank: _BANK, request: Request, service: ServiceOf) -> Response:
+async def score(bank: _BANK, request: Request, service: ServiceOf, product: _PRODUCT = None) -> Response:
     """Scores, p-values, the verdict, regions and nearest normals of each picture; they are on disk when this answers.
 
     A single picture that cannot be read is answered 422; among several, it has a problem in its place.
     """
-    results = await receive_and_score(request, service, bank)
+    results = await receive_and_score(request, service, bank, product)
     if len(results) == 1 and not isinstance(error := results[0][1], ScoredPicture):
         raise error
     return JSONResponse(await run_in_threadpool(_scored, service, bank, results))
@@ -145,12 +155,12 @@ async def score(bank: _BANK, request: Request, service: ServiceOf) -> Response:
     openapi_extra=_UPLOAD_BODY,
     responses=problem_responses(400, 408, 409, 413, 415),
 )
-async def normals(bank: _BANK, request: Request, service: ServiceOf) -> Response:
+async def normals(bank: _BANK, request: Request, service: ServiceOf, product: _PRODUCT = None) -> Response:
     """Pictures that are known to be normal: each is scored, recorded and answered `normal`; the bank follows in the background.
 
     If one of them cannot be read, none comes into the bank.
     """
-    results = await receive_and_score(request, service, bank)
+    results = await receive_and_score(request, service, bank, product)
     for _, found in results:
         if not isinstance(found, ScoredPicture):
             raise found
@@ -421,6 +431,7 @@ def _csv_cells(item: ScoredPicture) -> list[object]:
     cells += [item.generation, item.ranked_by, *numbers, item.p_value, item.alpha, item.alarm, len(item.regions)]
     cells += ["", ""] if given is None else [given.kind, text_cell(given.note)]
     cells += [None, None, None] if later is None else [later.generation, later.p_value, later.alarm]
+    cells += [None if item.product is None else text_cell(item.product), item.confidence, item.p_none]
     return ["" if cell is None else int(cell) if isinstance(cell, bool) else cell for cell in cells]
 
 

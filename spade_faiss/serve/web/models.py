@@ -61,6 +61,9 @@ PICTURE: dict[str, Any] = {
     "kept": True,
     "answer": ANSWER,
     "now": {"generation": 8, "p_value": 0.6, "alarm": False},
+    "product": None,
+    "confidence": None,
+    "p_none": None,
     "links": {
         "self": f"/v1/pictures/{ID}",
         "file": f"/v1/pictures/{ID}/file",
@@ -192,6 +195,11 @@ class PictureModel(Model):
     kept: bool = Field(description="whether its files are still there")
     answer: AnswerModel | None
     now: LaterModel | None = Field(description="what the bank says of it since it has changed")
+    product: str | None = Field(description="that it was searched in; null in a bank of one product")
+    confidence: float | None = Field(
+        description="the share of its nearest normals' votes for the product; null if it was named"
+    )
+    p_none: float | None = Field(description="p-value of the test that it shows one of the products; null if one was named")
     links: LinksModel
 
 
@@ -341,6 +349,9 @@ def picture_numbers(picture: ScoredPicture) -> dict[str, Any]:
         "kept": picture.kept,
         "answer": None if picture.answer is None else answer_numbers(picture.answer),
         "now": None if picture.now is None else asdict(picture.now),
+        "product": picture.product,
+        "confidence": picture.confidence,
+        "p_none": picture.p_none,
         "links": {"self": link, **{name: f"{link}/{name}" for name in ("file", "picture", "map", "overlay")}},
     }
 

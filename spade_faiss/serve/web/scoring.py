@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from starlette.concurrency import run_in_threadpool
@@ -21,22 +22,30 @@ from spade_faiss.serve.web.uploads import Arrived, receiver_of
 Result = tuple[str, ScoredPicture | SpadeError]
 
 
-async def receive_and_score(request: Request, service: Service, bank: str) -> list[Result]:
+async def receive_and_score(request: Request, service: Service, bank: str, product: str | None = None) -> list[Result]:
     """Read the pictures of a request, score them, and return what became of each once that is on disk.
+
+    Args:
+        request: holds the pictures.
+        service: what serves the banks.
+        bank: the bank that they are scored against.
+        product: the product that all of them show, in a bank of several; None where their nearest normals shall name it.
 
     Raises:
         UnknownError: if no such bank is served.
         UnavailableError: if the queue has no room for all of them, or it takes too long; all or none of them are taken.
         TooLargeError: if they are more than are allowed.
-        InputError: for a body that cannot be understood.
+        InputError: for a body that cannot be understood, and for a product that the bank does not have.
         HTTPException: see `Receiver`.
     """
     station = service.station(bank)
+    if product is not None:
+        station.detector.of_product(product)
     station.check_room()
     receiver = receiver_of(request, service.files, service.settings)
     with station.metrics.stage(station.name, "receive"):
         arrived = await receiver(request)
-    uploads = [item.upload for item in arrived if item.upload is not None]
+    uploads = [replace(item.upload, product=product) for item in arrived if item.upload is not None]
     if len(uploads) > (most := service.settings.max_queue):
         receiver.drop()
         raise TooLargeError(f"{len(uploads)} pictures are more than may wait, {most} (see --max-queue); send fewer at a time")

@@ -181,7 +181,8 @@ def _levels(picture: ScoredPicture) -> list[str]:
 
 def _meaning(picture: ScoredPicture) -> str:
     if picture.p_value is None or picture.alpha is None:
-        return "The bank has no calibration, so there is no p-value and no verdict."
+        of = "bank" if picture.product is None else "product"
+        return f"The {of} has no calibration, so there is no p-value and no verdict."
     share = f"{percent(picture.p_value)} of normal pictures would look at least as unusual"
     bound = "at or below" if picture.alarm else "above"
     return f"At most {share}; that is {bound} the promised rate of false alarms, {percent(picture.alpha)}."

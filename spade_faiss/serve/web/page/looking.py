@@ -215,7 +215,7 @@ def _shown(service: Service, picture: ScoredPicture | None) -> dict[str, Any]:
                 _, _, width, height = places[bank.pictures.rows(number)[0]].tolist()
                 sizes[normal.id] = (height, width)
     colors = base64.b64encode(inferno.colors().tobytes()).decode("ascii")
-    return {"picture": picture, "view": picture_view(picture, station.maxima, sizes), "colors": colors}
+    return {"picture": picture, "view": picture_view(picture, station.maxima(picture.product), sizes), "colors": colors}
 
 
 def _said(service: Service, answered: str, undone: str) -> dict[str, Any]:
