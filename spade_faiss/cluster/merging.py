@@ -67,4 +67,5 @@ def merge_hits(parts: Sequence[PartHits], images: int, locations: int, kappa: in
         if hits.passed_over is not None:
             passed_over[at] += hits.passed_over * count
             vectors[at] += count
-    return Hits(sq_dist, row, location, passed_over / np.maximum(vectors, 1) if is_counted else None)
+    shares = (passed_over / np.maximum(vectors, 1)).astype(np.float32)
+    return Hits(sq_dist, row, location, shares if is_counted else None)

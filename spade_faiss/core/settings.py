@@ -610,8 +610,8 @@ class Run:
     shows bars on stderr if that is a terminal. `roi` is no choice: a bank that was made with a folder of masks needs those of
     the pictures that it meets, and no other bank takes them. Nor is `group_by`, for a bank whose normal pictures have groups,
     nor are `products` and `product`, one of which a bank of several products takes for normal pictures that are added.
-    `cluster` is for `extract`, `fit`, `add`, `score_folder` and `evaluate`; pictures, bank and results must then lie on storage
-    that all nodes have at the same path.
+    `cluster` is for `extract`, `fit`, `add`, `calibrate`, `score_folder` and `evaluate`; pictures, bank and results must then
+    lie on storage that all nodes have at the same path.
     """
 
     device: str = setting("cpu", "where computations run: cpu, cuda, cuda:NUMBER, or auto")

@@ -112,8 +112,8 @@ class Verdicts:
 
     def __getitem__(self, part: slice) -> Verdicts:
         """The verdicts on some of the images."""
-        columns = {name: value[part] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return replace(self, **columns)
+        columns = {name: value[part] if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
+        return Verdicts(**columns)
 
     @property
     def judged(self) -> Bools:

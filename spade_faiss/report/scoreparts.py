@@ -49,10 +49,11 @@ class ScoreParts(ScoreFile):
                     raise InputError(f"{part.path} and {first.path} are not of one run: they differ in {different[0]}")
             structure = [part.structure_score for part in parts if part.structure_score is not None]
             routes = [part.routes for part in parts if part.routes is not None]
+            columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ROWS}
             joined = cls(
                 path=first.path.parent.parent,
                 ids=tuple(name for part in parts for name in part.ids),
-                **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _ROWS},
+                **columns,
                 routes=Routes.join(routes) if routes else None,
                 structure_score=np.concatenate(structure) if structure else None,
                 match={level: np.concatenate([part.match[level] for part in parts]) for level in first.match},

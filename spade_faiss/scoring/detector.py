@@ -108,6 +108,7 @@ class Detector:
         self._workers, self._cache, self._backbone = shared
         self._given_backbone = backbone
         self._products: ProductSearch[Detector] | None = None
+        self._searches: dict[str, LevelSearch]
         if bank.is_of_products:
             check_routable(bank)
             if run.replicas is not None:

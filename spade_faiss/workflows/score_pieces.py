@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from spade_faiss.cluster.owned_detector import OwnedDetector
-from spade_faiss.cluster.owner import OwnedBank
-from spade_faiss.cluster.owners import open_owners
 from spade_faiss.cluster.pieces import PieceRunner, Work
 from spade_faiss.cluster.plan import plan_pieces
-from spade_faiss.cluster.session import Session, connect
+from spade_faiss.cluster.session import connect
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.timing import Timings
@@ -25,12 +22,13 @@ from spade_faiss.decisions.rules import DecisionRules
 from spade_faiss.features.datasets import ImageRecord, Survey, check_skipped
 from spade_faiss.features.pictures import load_image
 from spade_faiss.report.exchange import SCORES
-from spade_faiss.report.picture_store import Bools, Values
 from spade_faiss.report.pictures import Picture
 from spade_faiss.report.scorefile import ScoreWriter
+from spade_faiss.report.selection import Bools, Values
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.workflows.collected import Collected, collect
+from spade_faiss.workflows.opened_on_workers import opening
 
 # The most images of a part: its file can be handled, and a worker that is lost has not lost much.
 _MOST_IMAGES = 2000
@@ -116,8 +114,8 @@ class _Worker:
 
     def __init__(self, plan: PartPlan, pickled: bytes) -> None:
         self._plan = plan
-        opening, rules = pickle.loads(pickled)
-        self._job: tuple[Detector, DecisionRules | None] = opening(), rules
+        opened, rules = pickle.loads(pickled)
+        self._job: tuple[Detector, DecisionRules | None] = opened(), rules
 
     def score(self, part: _Part) -> ScoredPart:
         """Score images into a scores.h5 of their own."""
@@ -162,8 +160,8 @@ def score_pieces(job: tuple[Detector, DecisionRules | None], found: Survey, plan
     assert run.cluster is not None
     parts: list[ScoredPart] = []
     skipped = Collected().skipped
-    with connect(run.cluster) as session, _opening(session, detector) as opening:
-        pickled = pickle.dumps((opening, rules))
+    with connect(run.cluster) as session, opening(session, detector) as opened:
+        pickled = pickle.dumps((opened, rules))
         pieces = plan_pieces(len(records), batch=detector.images_at_a_time, most=_MOST_IMAGES, workers=session.workers())
         runner = PieceRunner(session, Work(partial(_Worker, plan, pickled), _Worker.score), run.device)
         asked = ((piece, _Part(f"{piece.number:06d}", piece.of(records))) for piece in pieces)
@@ -178,25 +176,3 @@ def score_pieces(job: tuple[Detector, DecisionRules | None], found: Survey, plan
     if len(skipped) == len(records):
         raise InputError(f"none of the {len(records)} images could be read; the first: {skipped[0].reason}")
     return parts
-
-
-@contextmanager
-def _opening(session: Session, detector: Detector) -> Iterator[Callable[[], Detector]]:
-    """What opens the detector on a worker: it has all of the bank, or asks the owners of its shards."""
-    run = detector.run
-    there = replace(run, cluster=None, replicas=None, progress=False, engine=detector.backbone.engine)
-    if run.replicas is None:
-        yield detector.reopening(there)
-        return
-    owned = OwnedBank(
-        bank=detector.bank,
-        recipe=detector.recipe,
-        method=detector.method,
-        memory=run.memory,
-        threads=session.cpus,
-        replicas=run.replicas,
-    )
-    with open_owners(session, owned) as owners:
-        # It keeps `replicas`: no worker opens all embeddings.
-        kept = replace(there, cluster=run.cluster, replicas=run.replicas)
-        yield partial(OwnedDetector, detector.bank, detector.recipe, detector.method, kept, None, owners)

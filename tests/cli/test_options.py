@@ -145,7 +145,7 @@ TAKES: dict[str, list[tuple[type, set[str]]]] = {
     "add": [(Run, {"memory", "replicas"})],
     "score": [(Method, set()), (Run, {"group_by"}), (Decision, set()), (ReportOptions, set())],
     "evaluate": [(Method, set()), (Run, {"group_by"}), (Decision, set()), (ReportOptions, set())],
-    "calibrate": [(Method, {*LOCALIZING, "score"}), (Run, {"cluster", "replicas"})],
+    "calibrate": [(Method, {*LOCALIZING, "score"}), (Run, set())],
     "suspects": [
         (Method, {*LOCALIZING, "score", "image_scores"}),
         (Run, {"every", "group_by", "max_skipped", "engine", "roi", "cluster", "replicas"}),

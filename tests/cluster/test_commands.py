@@ -16,13 +16,17 @@ from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.settings import Extraction, ReportOptions, Run
 from spade_faiss.features.backbone import Backbone
+from spade_faiss.index.build import build_index
 from spade_faiss.report.exchange import PARTS
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.report.scoreparts import ScoreParts
 from spade_faiss.scoring.detector import Detector
+from spade_faiss.search.recipe import load_recipe
 from spade_faiss.workflows import extract as workflow
 from spade_faiss.workflows import extract_pieces, score_pieces
+from spade_faiss.workflows.calibrate import calibrate
 from spade_faiss.workflows.extract import Added, extract
+from spade_faiss.workflows.index_pieces import encode_by
 from spade_faiss.workflows.score import score_folder
 from tests.cluster.conftest import SMALL
 from tests.support.banks import assert_same
@@ -127,6 +131,26 @@ def test_the_command_line(
         found = json.loads(capsys.readouterr().out)
         numbers.append({name: found[name] for name in ("metrics", "calibration", "images", "skipped")})
     assert numbers[0] == numbers[1]
+
+
+def test_indexes_and_calibrations_are_those_of_one_process(cluster: str, weave: Path, whole_bank: Path, tmp_path: Path) -> None:
+    recipe, banks = load_recipe("clusters"), []
+    for name, run in (("one", Run()), ("many", Run(cluster=cluster))):
+        bank = Bank.open(shutil.copytree(whole_bank, tmp_path / name))
+        banks.append(bank)
+        built = build_index(bank, recipe, encode=encode_by(run))
+        assert built is not None
+        assert built.done == {"gallery": "built"}
+        detector = Detector.open(bank, recipe=recipe, run=run)
+        own, held_out = calibrate(detector), calibrate(detector, holdout=weave / "test" / "good")
+        for made in (own, held_out):
+            banks.append(made)
+    one, own, held_out, many, own_many, held_out_many = banks
+    assert own == own_many
+    assert held_out == held_out_many
+    files = [sorted((bank.path / "indexes").rglob("*.h5")) for bank in (one, many)]
+    assert [path.name for path in files[0]] == [path.name for path in files[1]] != []
+    assert all(here.read_bytes() == there.read_bytes() for here, there in zip(*files, strict=True))
 
 
 def test_errors_name_the_node_and_the_piece(cluster: str, good: Path, whole_bank: Path, tmp_path: Path) -> None:
