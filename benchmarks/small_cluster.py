@@ -57,6 +57,21 @@ class SmallCluster:
         if self.start(words, log).wait():
             raise RuntimeError(log.read_text())
 
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Let this process find the cluster by `auto`."""
+        os.environ["RAY_ADDRESS"] = self._cluster.address
+        try:
+            yield
+        finally:
+            del os.environ["RAY_ADDRESS"]
+
+    def cpu_s(self) -> float:
+        """CPU seconds that all processes of the cluster have taken, those included that have ended."""
+        nodes = [*self._cluster.worker_nodes, self._cluster.head_node]
+        own = {each.process.pid for node in nodes for found in node.all_processes.values() for each in found}
+        return sum(_cpu_s(pid) for pid in own | {*_children(own)})
+
     def workers(self) -> list[int]:
         """The processes that work on pieces now, or own shards."""
         raylets = {node.all_processes["raylet"][0].process.pid for node in self._cluster.worker_nodes}
@@ -140,6 +155,14 @@ def _children(parents: set[int]) -> list[int]:
             if int(path.read_text().rpartition(")")[2].split()[1]) in parents:
                 found.append(int(path.parent.name))
     return sorted(found)
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU seconds of a process and of those of its children that have ended."""
+    with suppress(OSError, ValueError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _title(pid: int) -> str:
