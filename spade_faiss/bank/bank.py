@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from spade_faiss.bank.locks import LOCK, READERS, WRITER, Lease, WriterLock
 from spade_faiss.bank.manifest import Manifest, read_manifest, versions, write_manifest
 from spade_faiss.bank.network import NETWORK, write_network
 from spade_faiss.bank.origin import Origin
-from spade_faiss.bank.places import MANIFEST, PRODUCTS, SHARDS, check_places, leftovers
+from spade_faiss.bank.places import MANIFEST, PRODUCTS, SHARDS, STAGED, check_places, leftovers
 from spade_faiss.bank.shards import SHARD_BYTES, ShardEntry, StagedShard, check_shard, write_shard
 from spade_faiss.bank.snapshot import Snapshot, first_difference, named_layout
 from spade_faiss.bank.state import BankState, Place
@@ -206,8 +207,20 @@ class Bank(Snapshot):
             shard = write_shard(self._new_shard(f"{self.generation + 1:06d}.h5"), batch, product)
             self._commit_added(shard, batch.ids, batch.picture_ids)
 
+    def stage(self, batch: FeatureBatch, *, product: str = "") -> StagedShard:
+        """Write a batch that `prepare` returned beside the bank's shards, for `append_staged` of the process that writes to it.
+
+        It takes no lock, and nothing of it is seen until it is committed.
+
+        Raises:
+            InputError: if the disk has no room.
+        """
+        name = STAGED.replace("*", secrets.token_hex(8))
+        entry = write_shard(check_inside(self.path, SHARDS, name), batch, product)
+        return StagedShard(entry=entry, ids=tuple(batch.ids), pictures=tuple(batch.picture_ids), sha256=tuple(batch.sha256))
+
     def append_staged(self, staged: StagedShard) -> None:
-        """Commit a shard that another process has written beside the bank's own, see `stage_shard`; else as `append_prepared`.
+        """Commit a shard that another process has written beside the bank's own, see `stage`; else as `append_prepared`.
 
         Raises:
             InputError: for an id that the bank holds already, or an entry of a picture that was removed.

@@ -64,7 +64,7 @@ class ShardEntry(FileEntry):
 
 @dataclass(frozen=True, kw_only=True)
 class StagedShard:
-    """A shard that lies beside those of a bank and is not committed, see `stage_shard`.
+    """A shard that lies beside those of a bank and is not committed, see `Bank.stage`.
 
     Args:
         entry: its record, under the name that it has until it is committed.
@@ -215,22 +215,6 @@ def write_shard(path: Path, batch: FeatureBatch, product: str = "") -> ShardEntr
     arrays |= {f"level/{level}": maps for level, maps in batch.levels.items()}
     digest = write_arrays(path, arrays, attributes={"schema": SCHEMA, "root": batch.root})
     return ShardEntry(**vars(FileEntry.of(path, digest)), count=len(batch), product=product)
-
-
-def stage_shard(folder: Path, name: str, batch: FeatureBatch, product: str = "") -> StagedShard:
-    """Write a prepared batch beside the shards of a bank, for `Bank.append_staged`, which the writer of the bank calls.
-
-    Args:
-        folder: where the bank's shards are.
-        name: the name of the file, which no other has.
-        batch: the batch.
-        product: the product that it is of.
-
-    Raises:
-        InputError: if the disk has no room for it.
-    """
-    entry = write_shard(folder / name, batch, product)
-    return StagedShard(entry=entry, ids=tuple(batch.ids), pictures=tuple(batch.picture_ids), sha256=tuple(batch.sha256))
 
 
 @lru_cache(maxsize=_OPEN_SHARDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import NamedTuple
 from spade_faiss.bank.backbone import backbone_of
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.places import SHARDS, STAGED
-from spade_faiss.bank.shards import StagedShard, stage_shard
+from spade_faiss.bank.shards import StagedShard
 from spade_faiss.cluster.pieces import PieceRunner, Work
 from spade_faiss.cluster.plan import Piece, plan_pieces
 from spade_faiss.cluster.session import connect
@@ -108,8 +107,7 @@ class _Worker:
         )
 
         def stage(batch: FeatureBatch, product: str) -> None:
-            name = STAGED.replace("*", secrets.token_hex(8))
-            shards.append(stage_shard(check_inside(bank.path, SHARDS), name, batch, product))
+            shards.append(bank.stage(batch, product=product))
 
         with ShardBuffer(stage, bank.layout, work.shard_bytes, timings) as buffer:
             extracted = stream(work.found.root, part.records, "extract", bank.manifest.augment)
