@@ -25,6 +25,7 @@ from spade_faiss.search.recipe import load_recipe
 from spade_faiss.workflows import extract as workflow
 from spade_faiss.workflows import extract_pieces, score_pieces
 from spade_faiss.workflows.calibrate import calibrate
+from spade_faiss.workflows.drift import drift
 from spade_faiss.workflows.extract import Added, extract
 from spade_faiss.workflows.index_pieces import encode_by
 from spade_faiss.workflows.score import score_folder
@@ -110,6 +111,7 @@ def test_scores_are_those_of_one_process(cluster: str, weave: Path, whole_bank: 
         for other in ("time", "peak_memory_bytes", "run"):
             del report[other]
     assert reports[0] == reports[1]
+    assert drift([tmp_path / "one"], bank=whole_bank).tests == drift([tmp_path / "many"], bank=whole_bank).tests
     # The next run of one process replaces all of it.
     score_folder(new, bank=whole_bank, out=tmp_path / "many")
     assert not (tmp_path / "many" / PARTS).exists()
