@@ -264,7 +264,7 @@ def owners(data: Path, scratch: Path) -> Row:
                 "alone_ms": 1000 * alone_s / QUERIES,
                 "sent_bytes": sent,
                 "received_bytes": received,
-                "bound_bytes": nodes * alone.bank.layout.image_bytes,
+                "bound_bytes": _bound(nodes, alone),
                 "same": _same(expected, scores),
                 "recall": float(np.mean(expected.neighbor_ids == scores.neighbor_ids)),
             }
@@ -277,6 +277,12 @@ def owners(data: Path, scratch: Path) -> Row:
         "image_bytes": alone.bank.layout.image_bytes,
         "rows": rows,
     }
+
+
+def _bound(nodes: int, detector: Detector) -> int:
+    """The most that is sent for an image: its features to each owner, and for each level which rows to search."""
+    layout, number = detector.bank.layout, np.dtype(np.int64).itemsize
+    return nodes * layout.image_bytes + len(layout.levels) * number * (NEIGHBORS + nodes)
 
 
 def _timed(detector: Detector, queries: FeatureBatch) -> tuple[Scores, float]:
