@@ -37,6 +37,7 @@ from spade_faiss.report.exchange import PARTS
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.report.scoreparts import ScoreParts
 from spade_faiss.scoring.scores import Scores
+from spade_faiss.search.distances import import_faiss
 
 Row = dict[str, Any]
 
@@ -46,6 +47,8 @@ LOST = 30
 PICTURES = (1000, 10_000)
 NORMALS, SHARDS, QUERIES, NEIGHBORS = 20_000, 40, 32, 5
 _SIDE = 64
+# Embeddings that are looked at, to measure how long that takes.
+_SCANNED = 50_000
 
 
 def main() -> None:
@@ -324,11 +327,36 @@ def _features(network: Shape, numbers: range) -> FeatureBatch:
     return FeatureBatch([f"image {number}" for number in numbers], embeddings[kind] + noise, levels)
 
 
+def scan(data: Path, scratch: Path) -> list[Row]:
+    """Seconds of one thread for a look at one normal's embedding, for batches of 32 pictures; the shorter of three."""
+    faiss, rows = import_faiss(), []
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        for name, shape in SHAPES.items():
+            rng = np.random.default_rng(0)
+            index = faiss.IndexFlatL2(shape.embedding_dim)
+            index.add(rng.standard_normal((_SCANNED, shape.embedding_dim), np.float32))
+            xq = rng.standard_normal((QUERIES, shape.embedding_dim), np.float32)
+            index.search(xq, NEIGHBORS)
+            seconds = []
+            for _ in range(3):
+                start = time.process_time()
+                index.search(xq, NEIGHBORS)
+                seconds.append(time.process_time() - start)
+            rows.append({"shape": name, "rows": _SCANNED, "queries": QUERIES, "row_s": min(seconds) / QUERIES / _SCANNED})
+            print(rows[-1], flush=True)
+    finally:
+        faiss.omp_set_num_threads(before)
+    return rows
+
+
 FIGURES: dict[str, Callable[[Path, Path], Any]] = {
     "equality": equality,
     "memory": memory,
     "losses": losses,
     "owners": owners,
+    "scan": scan,
 }
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def owners(figures: Figures) -> str:
 
 
 def rates(figures: Figures, network: str) -> Rates:
-    """What an image takes by a network, from what was measured: the fastest engine, the kernel, and FAISS's scan."""
+    """What an image takes by a network, from what was measured: the fastest engine, the kernel, and a scan by FAISS."""
     name = _NETWORKS[network]
     shape = SHAPES[name]
     passes = [row for row in figures["deployment"]["passes"]["rows"] if row["backbone"] == network and row["batch"] == 1]
@@ -92,8 +92,7 @@ def rates(figures: Figures, network: str) -> Rates:
     return Rates(
         forward_s=_THREADS * min(row["ms"]["median"] for row in exact) / 1000,
         search_s=_THREADS * search["s_per_image"]["native"]["median"],
-        # A row is read once from memory; 5 GB/s for each core.
-        row_s=embedding / 5e9,
+        row_s=next(row["row_s"] for row in figures["cluster"]["scan"] if row["shape"] == name),
         image_bytes=2 * values + embedding,
         embedding_bytes=embedding,
         answer_bytes=_ANSWER * sum(level.height * level.width for level in shape.levels),
@@ -127,12 +126,12 @@ def at_scale(figures: Figures) -> str:
                         f"{normals // 10**6} M",
                         nodes,
                         f"{found.bank_bytes / 1e12:.1f} TB",
-                        f"{found.extract_h:.1f} h, ${found.extract_dollars:.0f}",
-                        f"{found.owner_bytes / 1e9:.1f} GB" + ("" if found.fits else " (too many)"),
+                        f"{_short(found.extract_h)} h, ${_short(found.extract_dollars)}",
+                        f"{_short(found.owner_bytes / 1e9)} GB" + ("" if found.fits else " (too many)"),
                         f"{100 * found.mapped_share:.0f} %",
-                        f"{found.images_s:.0f}",
+                        _short(found.images_s),
                         found.bound,
-                        f"${found.day_dollars:.0f}",
+                        f"${_short(found.day_dollars)}",
                     )
                 )
     assumed = (
@@ -141,3 +140,8 @@ def at_scale(figures: Figures) -> str:
         f"scoring {QUERIES:,} images costs."
     )
     return f"{markdown_table(header, lines)}\n\n{assumed}"
+
+
+def _short(value: float) -> str:
+    """A number to two digits, or to a whole."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

@@ -112,7 +112,9 @@ class Verdicts:
 
     def __getitem__(self, part: slice) -> Verdicts:
         """The verdicts on some of the images."""
-        columns = {name: value[part] if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
+        columns: dict[str, Any] = {
+            name: value[part] if isinstance(value, np.ndarray) else value for name, value in vars(self).items()
+        }
         return Verdicts(**columns)
 
     @property
