@@ -1,14 +1,15 @@
-"""Shards that another process writes beside those of a bank: they are committed by the writer, in its order, or swept."""
+"""Shards for several processes: written by one and committed by another, and searched by who owns them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import BankError, InputError
-from tests.support.banks import ABC, DE, F, assert_holds, events, make_bank
+from tests.support.banks import ABC, DE, F, assert_holds, events, make_bank, three_shards
 
 
 def test_staged_shards_are_committed_in_the_writers_order(tmp_path: Path) -> None:
@@ -48,3 +49,13 @@ def test_what_is_staged_is_checked(tmp_path: Path) -> None:
         with pytest.raises(BankError, match="has changed since it was written"):
             bank.append_staged(damaged)
     assert_holds(Bank.open(bank.path), ABC)
+
+
+def test_some_shards_are_a_bank_of_their_own(tmp_path: Path) -> None:
+    bank = three_shards(tmp_path / "bank")
+    bank.remove(["d"])
+    assert bank.shard_of(np.array([[0, 2], [3, 4]])).tolist() == [[0, 0], [1, 2]]
+    some = bank.with_shards([2, 1])
+    assert some.ids == ["e", "f"]
+    np.testing.assert_array_equal(some.embedding(np.array([0, 1])), bank.embedding(np.array([3, 4])))
+    assert len(bank) == 5
