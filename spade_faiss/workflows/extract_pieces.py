@@ -133,8 +133,9 @@ def extract_pieces(bank: Bank, backbone: Backbone, work: Extracting, known: dict
     assert work.run.cluster is not None
     _check_backbone(bank, backbone)
     records = work.found.records
-    # The engine that was chosen here, so that all workers compute the same.
-    there = replace(work.run, cluster=None, progress=False, weights=None, engine=backbone.engine)
+    # The engine that was chosen here, so that all workers compute the same; by another than torch, it is what the bank carries.
+    weights = work.run.weights if bank.manifest.network is None or backbone.engine == "torch" else None
+    there = replace(work.run, cluster=None, progress=False, weights=weights, engine=backbone.engine)
     job = replace(work, found=replace(work.found, records=[]), run=there, belongs=Belonging({}, {}))
     augment = bank.manifest.augment
     views = 1 if augment is None else augment.views

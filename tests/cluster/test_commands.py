@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,23 @@ def test_a_bank_is_that_of_one_process(
     ]
 
 
+@pytest.mark.slow
+def test_a_bank_of_products_and_of_groups_is_that_of_one_process(cluster: str, good: Path, tmp_path: Path) -> None:
+    """Pieces end where they end; shards end where products do."""
+    for number, path in enumerate(sorted(good.iterdir())):
+        folder = good / ("cap" if number % 3 else "pen")
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    extraction = replace(SMALL, products="folder", group_by=r"regex=(\d\d)\d")
+    alone = extract(good, bank=tmp_path / "one", extraction=extraction, preset="spade")
+    done = extract(good, bank=tmp_path / "many", extraction=extraction, preset="spade", run=Run(cluster=cluster))
+    same(alone, done)
+    assert done.bank.products == ("cap", "pen")
+    assert [list(done.bank.rows_of(name)) for name in ("cap", "pen")] == [
+        list(alone.bank.rows_of(name)) for name in ("cap", "pen")
+    ]
+
+
 def test_scores_are_those_of_one_process(cluster: str, weave: Path, whole_bank: Path, tmp_path: Path) -> None:
     new = Path(shutil.copytree(weave / "test", tmp_path / "new"))
     (new / "good" / "002.png").write_bytes(b"no picture")
@@ -122,6 +140,7 @@ def _lines(path: Path) -> list[list[str]]:
         return list(csv.reader(file))[1:]
 
 
+@pytest.mark.slow
 def test_the_command_line(
     cluster: str, weave: Path, whole_bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +154,7 @@ def test_the_command_line(
     assert numbers[0] == numbers[1]
 
 
+@pytest.mark.slow
 def test_indexes_and_calibrations_are_those_of_one_process(cluster: str, weave: Path, whole_bank: Path, tmp_path: Path) -> None:
     recipe, banks = load_recipe("clusters"), []
     for name, run in (("one", Run()), ("many", Run(cluster=cluster))):
@@ -177,6 +197,7 @@ def test_all_skipped_pictures_count_together(cluster: str, good: Path, whole_ban
         score_folder(good, bank=detector, out=tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_module_of_this_process_is_refused(
     cluster: str, good: Path, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

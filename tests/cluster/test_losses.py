@@ -30,7 +30,7 @@ def _has_part(folder: Path) -> bool:
 @pytest.mark.slow
 def test_what_is_lost_changes_nothing(tmp_path: Path) -> None:
     draw, rng, good = random.Random(3), np.random.default_rng(3), tmp_path / "good"
-    for number in range(160):
+    for number in range(112):
         save_png(weave(rng), good / f"{number:03d}.png")
     alone = extract(good, bank=tmp_path / "one.bank", extraction=SMALL, preset="spade").bank
     path, out = tmp_path / "many.bank", tmp_path / "many"

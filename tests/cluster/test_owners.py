@@ -26,6 +26,7 @@ from spade_faiss.scoring.scores import Scores
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.workflows.score import score_folder
 from tests.support.oracle import Features, bank_of, batch_of, product
+from tests.support.product_banks import bank_of_products, shots
 
 N, DIM, INPUT, SHARDS = 23, 6, (28, 36), [4, 3, 5, 2, 4, 3]
 SHAPES = {"fine": (7, 9, 16), "mid": (7, 9, 5), "coarse": (3, 5, 24)}
@@ -117,15 +118,11 @@ def test_owners_find_what_one_process_finds_after_a_loss_too(
     ("recipe", "method"),
     [
         ("clusters", Method(k_image=3, k_gallery=ALL, kappa=2)),
-        pytest.param("exact", Method(k_image=1, k_gallery=ALL, fusion="concat"), marks=pytest.mark.slow),
-        pytest.param(
-            "exact",
-            Method(k_image=3, k_gallery=3, levels=("fine", "mid+coarse"), localize="flagged", flag_above=1.5),
-            marks=pytest.mark.slow,
-        ),
+        ("exact", Method(k_image=3, k_gallery=3, levels=("fine", "mid+coarse"), localize="flagged", flag_above=1.5)),
     ],
-    ids=["clusters", "joined", "flagged"],
+    ids=["clusters", "joined and flagged"],
 )
+@pytest.mark.slow
 def test_every_exact_recipe(cluster: str, folder: Path, queries: FeatureBatch, recipe: str, method: Method) -> None:
     alone = Detector.open(folder, recipe=recipe, method=method)
     with owned(cluster, alone) as together:
@@ -133,6 +130,7 @@ def test_every_exact_recipe(cluster: str, folder: Path, queries: FeatureBatch, r
         same(alone.score_rows([0, 2, 7, 11]), together.score_rows([0, 2, 7, 11]))
 
 
+@pytest.mark.slow
 def test_what_an_owner_raises_names_its_node(cluster: str, folder: Path, queries: FeatureBatch, tmp_path: Path) -> None:
     alone = Detector.open(folder, method=Method(k_image=3, k_gallery=5))
     with owned(cluster, alone) as together:
@@ -151,6 +149,18 @@ def test_neighbors_of_one_place_are_not_looked_for_by_owners(folder: Path) -> No
     method = Method(tile_neighbors="same-place")
     with pytest.raises(InputError, match="leave replicas out"):
         OwnedDetector(alone.bank, alone.recipe, method, Run(), None, Owners({}, (), 1))
+
+
+@pytest.mark.slow
+def test_owners_search_one_product(cluster: str, tmp_path: Path) -> None:
+    bank = bank_of_products(tmp_path / "bank", {"cap": 12, "pen": 9})
+    method = Method(k_image=3, k_gallery=3)
+    with pytest.raises(InputError, match="owners search one product"):
+        Detector.open(bank, method=method, run=Run(cluster=cluster, replicas=1))
+    alone = Detector.open(bank, method=method, product="pen")
+    with owned(cluster, alone) as together:
+        new = shots("pen", ["new/0", "new/1"], seed=1)
+        same(alone.score_features(new), together.score_features(new))
 
 
 def test_replicas_are_of_a_cluster() -> None:

@@ -76,6 +76,7 @@ def test_a_piece_whose_worker_is_lost_is_begun_again(cluster: str, tmp_path: Pat
     assert (tmp_path / "begun-2").stat().st_size == 2
 
 
+@pytest.mark.slow
 def test_a_piece_that_ends_every_worker_is_named(cluster: str, tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=rf"piece 0 \(number 1 to 1\) was begun {RETRIES + 1} times"):
         run(cluster, "lose_always", tmp_path, 1)
