@@ -15,6 +15,7 @@ from typing import Any
 
 LOSSES = ("worker", "node", "driver")
 _TICK_S = 0.02
+_SAMPLE_S = 0.2
 
 
 class SmallCluster:
@@ -66,11 +67,22 @@ class SmallCluster:
         finally:
             del os.environ["RAY_ADDRESS"]
 
-    def cpu_s(self) -> float:
-        """CPU seconds that all processes of the cluster have taken, those included that have ended."""
+    def cpu_s(self, words: Sequence[str], log: Path) -> float:
+        """Run a command to its end; returns the CPU seconds of its driver, of all workers, and of Ray in that time.
+
+        Raises:
+            RuntimeError: if it fails; with what it printed.
+        """
         nodes = [*self._cluster.worker_nodes, self._cluster.head_node]
         own = {each.process.pid for node in nodes for found in node.all_processes.values() for each in found}
-        return sum(_cpu_s(pid) for pid in own | {*_children(own)})
+        before = {pid: _cpu_s(pid) for pid in own | {*_children(own)}}
+        driver, seen = self.start(words, log), dict(before)
+        while driver.poll() is None:  # workers end with the driver, and nobody counts them then
+            seen |= {pid: _cpu_s(pid) or seen.get(pid, 0.0) for pid in own | {driver.pid, *_children(own)}}
+            time.sleep(_SAMPLE_S)
+        if driver.returncode:
+            raise RuntimeError(log.read_text())
+        return sum(seconds - before.get(pid, 0.0) for pid, seconds in seen.items())
 
     def workers(self) -> list[int]:
         """The processes that work on pieces now, or own shards."""
@@ -158,10 +170,10 @@ def _children(parents: set[int]) -> list[int]:
 
 
 def _cpu_s(pid: int) -> float:
-    """CPU seconds of a process and of those of its children that have ended."""
+    """CPU seconds of a process; 0 if it has ended."""
     with suppress(OSError, ValueError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
     return 0.0
 
 

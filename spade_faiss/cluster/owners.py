@@ -61,6 +61,7 @@ class Owners:
         self._replicas = replicas
         self._handles: dict[str, Any] = {}
         self._lost: set[str] = set()
+        self._partitions: dict[tuple[frozenset[str], int], dict[str, Shards]] = {}
         self._turns = itertools.count()
         self._lock = threading.Lock()
         self._traffic = Traffic()
@@ -96,7 +97,7 @@ class Owners:
         answers: list[Any] = []
         replica, waiting = next(self._turns) % self._replicas, self._shards
         while waiting:
-            there = partition(waiting, self._names.keys() - self._lost, replica)
+            there = self._owned(waiting, replica)
             asked = [(owner, shards, self._send(owner, method, shards, request_of)) for owner, shards in there.items()]
             again: set[int] = set()
             for owner, shards, reference in asked:
@@ -104,6 +105,15 @@ class Owners:
                     again |= {*shards}
             waiting = tuple(shard for shard in self._shards if shard[0] in again)
         return answers
+
+    def _owned(self, shards: tuple[tuple[int, str], ...], replica: int) -> dict[str, Shards]:
+        """Which owner has which of some shards now; what it is of all shards is computed once, as long as no owner is lost."""
+        if shards is not self._shards:
+            return partition(shards, self._names.keys() - self._lost, replica)
+        key = frozenset(self._lost), replica
+        if key not in self._partitions:
+            self._partitions[key] = partition(shards, self._names.keys() - self._lost, replica)
+        return self._partitions[key]
 
     def _send(
         self, owner: str, method: str, shards: Shards, request_of: Callable[[Shards], tuple[Any, ...] | None]
