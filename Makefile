@@ -85,7 +85,7 @@ bench: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard spade_faiss/search/native/src/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,serve,watch,demo,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,serve,watch,cluster,demo,dev]'
 	touch $@
 
 $(GPU)/.installed: pyproject.toml setup.py constraints.txt $(wildcard spade_faiss/search/native/src/*)

@@ -11,7 +11,7 @@ from spade_faiss.core import process as _process  # now, so that it can tell a f
 
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
-    from spade_faiss.core.errors import BankError, DependencyError, InputError, NotFoundError, SpadeError
+    from spade_faiss.core.errors import BankError, ClusterError, DependencyError, InputError, NotFoundError, SpadeError
     from spade_faiss.core.presets import Preset, load_preset
     from spade_faiss.core.roi import Roi
     from spade_faiss.core.settings import Decision, Extraction, Method, Preprocess, ReportOptions, Run, Source, Tuning
@@ -68,6 +68,7 @@ _HOMES = {
     "Bank": "bank.bank",
     "BankError": "core.errors",
     "Calibration": "decisions.calibration",
+    "ClusterError": "core.errors",
     "Decision": "core.settings",
     "DependencyError": "core.errors",
     "Detector": "scoring.detector",
@@ -118,6 +119,7 @@ __all__ = [
     "Bank",
     "BankError",
     "Calibration",
+    "ClusterError",
     "Decision",
     "DependencyError",
     "Detector",

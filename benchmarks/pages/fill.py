@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks import gpu
 from benchmarks.pages import (
     cards,
+    cluster,
     deployment,
     few_shots,
     products,
@@ -54,6 +55,7 @@ _FILES = (
         "tuning",
         "serve",
         "stores",
+        "cluster",
     ),
 )
 
@@ -114,6 +116,10 @@ GENERATED: dict[str, Callable[[Figures], str]] = {
     "gpu_lines": cards.lines,
     "gpu_results": cards.results,
     "durability": upkeep.durability,
+    "cluster_equal": cluster.equal,
+    "cluster_facts": cluster.facts,
+    "cluster_owners": cluster.owners,
+    "cluster_at_scale": cluster.at_scale,
     "calibration": upkeep.calibration,
     "calibration_facts": upkeep.calibration_facts,
     "readme_whole_bank": whole_bank.summary,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +20,12 @@ from spade_faiss.bank.locks import LOCK, READERS, WRITER, Lease, WriterLock
 from spade_faiss.bank.manifest import Manifest, read_manifest, versions, write_manifest
 from spade_faiss.bank.network import NETWORK, write_network
 from spade_faiss.bank.origin import Origin
-from spade_faiss.bank.places import MANIFEST, PRODUCTS, SHARDS, check_places, leftovers
-from spade_faiss.bank.shards import SHARD_BYTES, ShardEntry, check_shard, write_shard
+from spade_faiss.bank.places import MANIFEST, PRODUCTS, SHARDS, STAGED, check_places, leftovers
+from spade_faiss.bank.shards import SHARD_BYTES, ShardEntry, StagedShard, check_shard, write_shard
 from spade_faiss.bank.snapshot import Snapshot, first_difference, named_layout
 from spade_faiss.bank.state import BankState, Place
 from spade_faiss.core.errors import BankError, InputError
-from spade_faiss.core.files import TEMPORARY_PATTERN
+from spade_faiss.core.files import TEMPORARY_PATTERN, sync_folder
 from spade_faiss.core.inside import check_inside, files_in, is_regular
 from spade_faiss.core.presets import Usual
 from spade_faiss.core.process import PerProcess
@@ -210,19 +211,64 @@ class Bank(Snapshot):
         """
         self._check_product(product)
         with self.writing(), self._committing():
-            state = self._state
-            gone = state.removed.pictures
-            of = zip(batch.ids, batch.picture_ids, strict=True)
-            if held := [(name, picture) for name, picture in of if state.holds(name) or picture in gone]:
-                removed = " (it was removed: restore it, or compact the bank first)" if held[0][1] in gone else ""
-                raise InputError(
-                    f"the bank {self.path} already holds {len(held)} of these images, the first is {held[0][0]!r}{removed}"
-                )
+            self._check_not_held(batch.ids, batch.picture_ids)
             learned = self._learned_codes(batch)
             encoded = batch if learned is None else self._encoded(batch, learned)
             shard = write_shard(self._new_shard(f"{self.generation + 1:06d}.h5"), encoded, product)
-            manifest = self._commit("add", len(set(batch.picture_ids)), (*state.manifest.shards, shard), learned)
-            self._state = state.appended(manifest, batch.ids)
+            self._commit_added(shard, batch.ids, batch.picture_ids, learned)
+
+    def stage(self, batch: FeatureBatch, *, product: str = "") -> StagedShard:
+        """Write a batch that `prepare` returned beside the bank's shards, for `append_staged` of the process that writes to it.
+
+        It takes no lock, and nothing of it is seen until it is committed.
+
+        Raises:
+            InputError: if the disk has no room, or for a bank of codes that has learned none yet.
+        """
+        if self.layout.store.is_coded:
+            if self.manifest.codes is None:
+                raise InputError(
+                    f"the bank {self.path} has no codes yet: add its first pictures, that they are learned from, here"
+                )
+            batch = self._encoded(batch, self.manifest.codes)
+        name = STAGED.replace("*", secrets.token_hex(8))
+        entry = write_shard(check_inside(self.path, SHARDS, name), batch, product)
+        return StagedShard(entry=entry, ids=tuple(batch.ids), pictures=tuple(batch.picture_ids), sha256=tuple(batch.sha256))
+
+    def append_staged(self, staged: StagedShard) -> None:
+        """Commit a shard that another process has written beside the bank's own, see `stage`; else as `append_prepared`.
+
+        Raises:
+            InputError: for an id that the bank holds already, or an entry of a picture that was removed.
+            BankError: if another process is writing to the bank, or the shard is missing or not the one that was written.
+        """
+        self._check_product(staged.entry.product)
+        with self.writing(), self._committing():
+            self._check_not_held(staged.ids, staged.pictures)
+            written = check_inside(self.path, SHARDS, staged.entry.file)
+            check_shard(written, staged.entry)
+            path = self._new_shard(f"{self.generation + 1:06d}.h5")
+            written.replace(path)
+            sync_folder(path.parent)
+            self._commit_added(replace(staged.entry, file=path.name), staged.ids, staged.pictures)
+
+    def _check_not_held(self, ids: Sequence[str], pictures: Sequence[str]) -> None:
+        """Raise InputError for entries that the bank holds, or that are of pictures which were removed."""
+        state = self._state
+        gone = state.removed.pictures
+        of = zip(ids, pictures, strict=True)
+        if held := [(name, picture) for name, picture in of if state.holds(name) or picture in gone]:
+            removed = " (it was removed: restore it, or compact the bank first)" if held[0][1] in gone else ""
+            raise InputError(
+                f"the bank {self.path} already holds {len(held)} of these images, the first is {held[0][0]!r}{removed}"
+            )
+
+    def _commit_added(
+        self, shard: ShardEntry, ids: Sequence[str], pictures: Sequence[str], codes: CodesEntry | None = None
+    ) -> None:
+        state = self._state
+        manifest = self._commit("add", len(set(pictures)), (*state.manifest.shards, shard), codes)
+        self._state = state.appended(manifest, ids)
 
     def remove(self, ids: Sequence[str]) -> int:
         """Remove images, for all who open the bank from now on. `restore` brings them back until the bank is compacted.

@@ -19,6 +19,8 @@ TUNING = "tuning.json"
 PRODUCTS = "products"
 
 NAMES = (MANIFEST, SHARDS, CODES, NETWORK, INDEXES, CALIBRATIONS, TUNING, LOCK, WRITER, READERS)
+# A shard that a worker of a cluster has written, and that is not committed yet.
+STAGED = "staged-*.h5"
 # indexes/NAME/gallery/FILE, and the same below products/FOLDER
 _DEPTH, _PRODUCT_DEPTH = 4, 6
 
@@ -35,11 +37,12 @@ def check_places(folder: Path) -> None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return the temporary files of killed writers in a folder, and in those of the shards and of the network. Those below
-    indexes/ are not among them: an index may be built at the same time.
+    """Return the temporary files of killed writers in a folder, and in those of the shards and of the network, and shards that
+    nobody committed. Those below indexes/ are not among them: an index may be built at the same time.
     """
-    return [
+    temporary = [
         path
         for place in (folder, *(check_inside(folder, name) for name in (SHARDS, NETWORK)))
         for path in files_in(place, TEMPORARY_PATTERN)
     ]
+    return [*temporary, *files_in(check_inside(folder, SHARDS), STAGED)]

@@ -62,6 +62,23 @@ class ShardEntry(FileEntry):
         return self.count - len(self.removed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StagedShard:
+    """A shard that lies beside those of a bank and is not committed, see `Bank.stage`.
+
+    Args:
+        entry: its record, under the name that it has until it is committed.
+        ids: the ids of its entries.
+        pictures: the ids of the pictures that they were made of.
+        sha256: the checksums of the files of those; empty where there are no files.
+    """
+
+    entry: ShardEntry
+    ids: tuple[str, ...]
+    pictures: tuple[str, ...]
+    sha256: tuple[str, ...]
+
+
 class Shard:
     """A shard that is mapped into memory. Its arrays are read-only views, which keep the mapping alive.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from spade_faiss.core.presets import Usual, of_few
 from spade_faiss.core.products import product_folder
 from spade_faiss.core.schema import shorten
 from spade_faiss.core.settings import Method, Source
-from spade_faiss.core.types import FloatArray
+from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.codes import Codes, LevelCodes
 from spade_faiss.features.layout import LARGEST, Layout, prepare, within_range
@@ -234,6 +234,11 @@ class Snapshot:
         shards = tuple(replace(shard, removed=()) for shard in self.manifest.shards)
         return Snapshot(self.path, replace(self.manifest, shards=shards), self._lease)
 
+    def with_shards(self, numbers: Sequence[int]) -> Snapshot:
+        """Return the same state as if the bank held some of its shards alone; its rows are numbered anew, in the same order."""
+        shards = tuple(self.manifest.shards[number] for number in sorted(numbers))
+        return Snapshot(self.path, replace(self.manifest, shards=shards), self._lease)
+
     @property
     def place(self) -> tuple[str, ...]:
         """The folders below the bank's own in which the indexes and calibrations of this lie: none, or those of a product."""
@@ -402,6 +407,10 @@ class Snapshot:
         number, position = state.locate(row)
         state.shard(number).release_map(level, position)
 
+    def shard_of(self, rows: IntArray) -> IntArray:
+        """Return the number of the shard that holds each of some rows, of the shape of `rows`."""
+        return np.searchsorted(self._state.starts, rows, side="right") - 1
+
     def locate(self, row: int) -> Place:
         """Return the number of the shard that holds a row, and the row's position in it."""
         return self._state.locate(row)
@@ -451,6 +460,10 @@ class Part(Snapshot):
         """See `Snapshot.with_removed`."""
         whole = super().with_removed()
         return Part(self.path, whole.manifest, self._lease)
+
+    def with_shards(self, numbers: Sequence[int]) -> Part:
+        """See `Snapshot.with_shards`; one shard at least."""
+        return Part(self.path, super().with_shards(numbers).manifest, self._lease)
 
 
 def unknown_product(bank: Snapshot, product: object) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from spade_faiss.cli.options import Commands, add_recipe, add_run, add_settings, read_run, read_settings
+from spade_faiss.cli.options import Commands, add_cluster, add_recipe, add_run, add_settings, read_run, read_settings
 from spade_faiss.cli.text import Output, describe_calibration, describe_products, format_settings, format_times, names
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.hints import index_command
@@ -71,6 +71,7 @@ def register(commands: Commands) -> None:
     add_settings(index, Indexing)
     which.add_argument("--update", action="store_true", help="bring all indexes that were built before up to date")
     index.add_argument("--rebuild", action="store_true", help="train and encode everything anew")
+    add_cluster(index)
     info = commands.add(
         "info", _info, "show what a bank holds, and how its indexes compare to it", "spade-faiss info parts.bank"
     )
@@ -207,16 +208,18 @@ def _index(arguments: argparse.Namespace) -> Output:
     from spade_faiss.bank.bank import Bank
     from spade_faiss.index.build import build_index, update_indexes
     from spade_faiss.search.recipe import load_recipe
+    from spade_faiss.workflows.index_pieces import encode_by
 
+    encode = encode_by(read_settings(arguments, Run))
     bank, progress, levels = Bank.open(arguments.bank), not arguments.quiet, read_settings(arguments, Indexing).levels
     if arguments.update:
         if levels:
             raise InputError("--update keeps the levels of all indexes; name the --recipe whose --levels are to change")
-        built = update_indexes(bank, rebuild=arguments.rebuild, progress=progress)
+        built = update_indexes(bank, rebuild=arguments.rebuild, progress=progress, encode=encode)
         nothing = f"no index was built beside {bank.path}: there is nothing to update"
     else:
         recipe = load_recipe(arguments.recipe or bank.usual.recipe).with_levels(levels)
-        one = build_index(bank, recipe, rebuild=arguments.rebuild, progress=progress)
+        one = build_index(bank, recipe, rebuild=arguments.rebuild, progress=progress, encode=encode)
         built = [] if one is None else [one]
         nothing = f"recipe {recipe.name!r} needs no index: {bank.path} can be searched as it is"
     numbers = {
@@ -408,3 +411,4 @@ def _add_extraction(command: argparse.ArgumentParser) -> None:
     )
     add_settings(command, Extraction, usual="that of the preset, or ")
     add_run(command, masks=False)
+    add_cluster(command)

@@ -140,6 +140,16 @@ def add_run(
     add_settings(command, Run, only=names)
 
 
+def add_cluster(command: argparse.ArgumentParser, *, searches: bool = False) -> None:
+    """Add the options of a command that can work on a cluster, which `read_run` reads, too.
+
+    Args:
+        command: the parser.
+        searches: whether it searches a bank, whose shards may have owners.
+    """
+    add_settings(command, Run, only=("cluster", *(["replicas"] if searches else [])))
+
+
 def read_run(arguments: argparse.Namespace) -> Run:
     """Make the `Run` that the options of `add_run` ask for; it shows progress bars unless `--quiet` is given."""
     return dataclasses.replace(read_settings(arguments, Run), progress=not arguments.quiet)

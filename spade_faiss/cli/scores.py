@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from spade_faiss.cli.options import Commands, add_method, add_product, add_run, add_settings, open_detector, read_settings
+from spade_faiss.cli.options import (
+    Commands,
+    add_cluster,
+    add_method,
+    add_product,
+    add_run,
+    add_settings,
+    open_detector,
+    read_settings,
+)
 from spade_faiss.cli.text import Output, format_times
 from spade_faiss.core.memory import format_bytes
 from spade_faiss.core.settings import Decision, LabeledSet, ReportOptions
@@ -68,6 +77,7 @@ def _evaluate(arguments: argparse.Namespace) -> Output:
 
 
 def _describe_results(done: Results, score: str) -> Output:
+    from spade_faiss.report.exchange import PARTS
     from spade_faiss.report.verdicts import verdict_notices
 
     numbers: dict[str, Any] = {
@@ -97,7 +107,8 @@ def _describe_results(done: Results, score: str) -> Output:
         lines.append(notice)
     lines.append(format_times(done.timing_s, done.total_s, done.images))
     lines.append(f"peak memory {format_bytes(done.peak_memory_bytes)}")
-    lines.append(f"look at {done.out / 'report.html'}; numbers are in report.json, scores.csv and scores.h5 beside it")
+    tables = f", and for each part in {PARTS}/," if (done.out / PARTS).exists() else ", scores.csv and scores.h5"
+    lines.append(f"look at {done.out / 'report.html'}; numbers are in report.json{tables} beside it")
     return numbers, lines
 
 
@@ -133,5 +144,6 @@ def _add_scoring(command: argparse.ArgumentParser) -> None:
     add_product(command)
     add_method(command)
     add_run(command, scores=True)
+    add_cluster(command, searches=True)
     add_settings(command.add_mutually_exclusive_group(), Decision)
     add_settings(command, ReportOptions)

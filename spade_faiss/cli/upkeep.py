@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from spade_faiss.cli.banks import describe_added, describe_losses
 from spade_faiss.cli.options import (
     Commands,
+    add_cluster,
     add_method,
     add_product,
     add_run,
@@ -43,6 +44,7 @@ def register(commands: Commands) -> None:
     add.add_argument("images", nargs="+", metavar="IMAGES", help="a folder of normal images, an image, or several")
     _add_bank(add)
     add_run(add, groups=True, products=True)
+    add_cluster(add)
     for name, run, text in (
         ("remove", _remove, "remove normal images from a bank; `restore` brings them back until the bank is compacted"),
         ("restore", _restore, "restore images that were removed"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from spade_faiss.cli.options import Commands, add_method, add_product, add_run, open_detector
+from spade_faiss.cli.options import Commands, add_cluster, add_method, add_product, add_run, open_detector
 from spade_faiss.cli.text import Output, describe_calibration, describe_products
 from spade_faiss.core.errors import InputError
 
@@ -41,6 +41,7 @@ def register(commands: Commands) -> None:
     add_product(calibrate)
     add_method(calibrate, without=("localize", "flag_above", "score"))
     add_run(calibrate, scores=True, groups=True)
+    add_cluster(calibrate, searches=True)
     drift = commands.add(
         "drift",
         _drift,

@@ -27,3 +27,7 @@ class AccessError(SpadeError, OSError):
 
 class DependencyError(SpadeError, ImportError):
     """An optional package that is needed now is not installed."""
+
+
+class ClusterError(SpadeError, RuntimeError):
+    """A cluster that cannot be reached, or whose workers are lost; the message names the node or the piece of the work."""

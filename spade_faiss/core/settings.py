@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from spade_faiss.core.augmentation import Augmentation
+from spade_faiss.core.cluster_address import parse_address
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.grouping import NONE, Grouping
 from spade_faiss.core.roi import Roi
@@ -616,6 +617,8 @@ class Run:
     shows bars on stderr if that is a terminal. `roi` is no choice: a bank that was made with a folder of masks needs those of
     the pictures that it meets, and no other bank takes them. Nor is `group_by`, for a bank whose normal pictures have groups,
     nor are `products` and `product`, one of which a bank of several products takes for normal pictures that are added.
+    `cluster` is for `extract`, `fit`, `add`, `calibrate`, `score_folder` and `evaluate`; pictures, bank and results must then
+    lie on storage that all nodes have at the same path.
     """
 
     device: str = setting("cpu", "where computations run: cpu, cuda, cuda:NUMBER, or auto")
@@ -646,6 +649,19 @@ class Run:
         metavar="GROUPS",
         kind=str,
     )
+    cluster: str | None = setting(
+        None,
+        "work on the machines of a Ray cluster: auto (the one that this machine belongs to), ray://HOST:PORT, or local:N for N "
+        "workers on this machine",
+        metavar="CLUSTER",
+        kind=str,
+    )
+    replicas: int | None = setting(
+        None,
+        "with --cluster, for a bank that is larger than the memory of a node: each node searches shards of its own, and each "
+        "shard is on N nodes",
+        metavar="N",
+    )
     products: str | None = setting(
         None,
         "for a bank of several products: which of them, or which new ones, these normal pictures show, by what the bank tells "
@@ -665,5 +681,11 @@ class Run:
 
     def __post_init__(self) -> None:
         check_choice("engine", self.engine, ENGINES)
+        if self.cluster is not None:
+            parse_address(self.cluster)
+        if self.replicas is not None:
+            check_at_least("replicas", self.replicas, 1)
+            if self.cluster is None:
+                raise InputError(f"replicas={self.replicas} is of shards on a cluster; say on which one: --cluster CLUSTER")
         check_at_least("every", self.every, 1)
         check_at_least("max_skipped", self.max_skipped, 0)

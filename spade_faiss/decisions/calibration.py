@@ -110,6 +110,13 @@ class Verdicts:
     rule: str
     level: float
 
+    def __getitem__(self, part: slice) -> Verdicts:
+        """The verdicts on some of the images."""
+        columns: dict[str, Any] = {
+            name: value[part] if isinstance(value, np.ndarray) else value for name, value in vars(self).items()
+        }
+        return Verdicts(**columns)
+
     @property
     def judged(self) -> Bools:
         """(n,) which images there is a verdict on: all but those of products without a calibration."""

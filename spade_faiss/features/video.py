@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,10 @@ class Video:
         # Decoded before somebody asked for it: threads ask in no strict order, as many at a time as decode images.
         self._ahead: OrderedDict[int, Pixels | str] = OrderedDict()
         self._most_ahead = 2 * (os.cpu_count() or 1)
+
+    def __reduce__(self) -> tuple[Callable[[], Video], tuple[()]]:
+        # In another process it decodes anew; what was decoded here stays here.
+        return partial(Video, self.path, every=self.every, seeks=self._seeks), ()
 
     @property
     def numbers(self) -> range:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from spade_faiss.bank.locks import WriterLock
 from spade_faiss.bank.snapshot import Snapshot
@@ -14,6 +15,7 @@ from spade_faiss.core.inside import check_inside, files_in
 from spade_faiss.core.process import fork_safe
 from spade_faiss.index.built_index import check_not_empty, index_folder, read_built
 from spade_faiss.index.gallery_build import build_gallery
+from spade_faiss.index.gallery_encode import EncodeGroups, encode_here
 from spade_faiss.index.gallery_manifest import GalleryIndexManifest
 from spade_faiss.index.image_index import ImageIndexManifest, build_image_index, check_factory
 from spade_faiss.search.protocol import resolve_recipe
@@ -49,8 +51,24 @@ class Built:
         return own + sum(built.bytes for built in self.products.values())
 
 
+class _Options(TypedDict):
+    """How something is built, see `_build`."""
+
+    rebuild: bool
+    progress: bool
+    asked: bool
+    encode: EncodeGroups
+
+
 @fork_safe
-def build_index(bank: Snapshot, recipe: Recipe, *, rebuild: bool = False, progress: bool = False) -> Built | None:
+def build_index(
+    bank: Snapshot,
+    recipe: Recipe,
+    *,
+    rebuild: bool = False,
+    progress: bool = False,
+    encode: EncodeGroups = encode_here,
+) -> Built | None:
     """Build the indexes that a recipe needs beside a bank, or bring them up to date.
 
     Images that an index does not hold are added to it. It is built anew if it was built with other settings, if too many of its
@@ -64,6 +82,7 @@ def build_index(bank: Snapshot, recipe: Recipe, *, rebuild: bool = False, progre
         recipe: the recipe.
         rebuild: build all indexes anew in any case.
         progress: show bars on stderr if that is a terminal.
+        encode: encodes the maps of shards, in this process or elsewhere.
 
     Returns:
         What was done; None if the recipe needs no index.
@@ -72,15 +91,16 @@ def build_index(bank: Snapshot, recipe: Recipe, *, rebuild: bool = False, progre
         InputError: for an empty bank, settings that do not fit it, or a full disk.
         BankError: if another process is building it.
     """
-    return _build(bank, recipe, rebuild=rebuild, progress=progress, asked=True)
+    return _build(bank, recipe, rebuild=rebuild, progress=progress, asked=True, encode=encode)
 
 
-def _build(bank: Snapshot, recipe: Recipe, *, rebuild: bool, progress: bool, asked: bool) -> Built | None:
+def _build(bank: Snapshot, recipe: Recipe, *, rebuild: bool, progress: bool, asked: bool, encode: EncodeGroups) -> Built | None:
     """Do what `build_index` does; `asked` tells whether the recipe is the user's, and not just what a bank says."""
     start = time.perf_counter()
     check_not_empty(bank)
     needs_gallery_index = resolve_recipe(recipe).method.train is not None and not bank.is_of_products
-    parts = _build_products(bank, recipe, rebuild=rebuild, progress=progress, asked=asked) if bank.is_of_products else {}
+    options: _Options = {"rebuild": rebuild, "progress": progress, "asked": asked, "encode": encode}
+    parts = _build_products(bank, recipe, options) if bank.is_of_products else {}
     if not needs_gallery_index and not recipe.needs_image_index:
         before = sum(built.bytes_before for built in parts.values())
         return Built(recipe.name, None, None, {}, before, time.perf_counter() - start, parts) if parts else None
@@ -95,17 +115,17 @@ def _build(bank: Snapshot, recipe: Recipe, *, rebuild: bool, progress: bool, ask
         if recipe.needs_image_index:
             image, done["image"] = build_image_index(bank, recipe, rebuild=rebuild, progress=progress, asked=asked)
         if needs_gallery_index:
-            gallery, done["gallery"] = build_gallery(bank, recipe, rebuild=rebuild, progress=progress)
+            gallery, done["gallery"] = build_gallery(bank, recipe, rebuild=rebuild, progress=progress, encode=encode)
     before += sum(built.bytes_before for built in parts.values())
     return Built(recipe.name, image, gallery, done, before, time.perf_counter() - start, parts)
 
 
-def _build_products(bank: Snapshot, recipe: Recipe, *, rebuild: bool, progress: bool, asked: bool) -> dict[str, Built]:
+def _build_products(bank: Snapshot, recipe: Recipe, options: _Options) -> dict[str, Built]:
     """Do what `_build` does for each product of a bank."""
     found = {}
     for name in bank.products:
         try:
-            built = _build(bank.part(name), recipe.within_product, rebuild=rebuild, progress=progress, asked=asked)
+            built = _build(bank.part(name), recipe.within_product, **options)
         except InputError as error:
             raise InputError(f"product {name}: {error}") from error
         if built is not None:
@@ -114,7 +134,9 @@ def _build_products(bank: Snapshot, recipe: Recipe, *, rebuild: bool, progress: 
 
 
 @fork_safe
-def update_indexes(bank: Snapshot, *, rebuild: bool = False, progress: bool = False) -> list[Built]:
+def update_indexes(
+    bank: Snapshot, *, rebuild: bool = False, progress: bool = False, encode: EncodeGroups = encode_here
+) -> list[Built]:
     """Bring all indexes that were built beside a bank up to date; see `build_index`, which it calls for each recipe.
 
     Raises:
@@ -130,7 +152,7 @@ def update_indexes(bank: Snapshot, *, rebuild: bool = False, progress: bool = Fa
             image=factory, gallery=gallery.gallery, settings=gallery.settings, levels=gallery.levels
         )
     found = (
-        _build(bank, Recipe(name=name, build=build), rebuild=rebuild, progress=progress, asked=False)
+        _build(bank, Recipe(name=name, build=build), rebuild=rebuild, progress=progress, asked=False, encode=encode)
         for name, build in sorted(recipes.items())
     )
     return [built for built in found if built is not None]

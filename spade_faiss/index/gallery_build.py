@@ -7,8 +7,6 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-
 from spade_faiss.bank.shards import ShardEntry
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.arrays import map_arrays, write_arrays
@@ -19,7 +17,8 @@ from spade_faiss.core.inside import is_regular
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.index.built_index import REBUILD_ASKED_FOR, UP_TO_DATE, IndexFolder, check_not_empty, outcome
-from spade_faiss.index.gallery_files import SHARDS, encode_images, read_trained
+from spade_faiss.index.gallery_encode import EncodeGroups, EncodeJob, Encoding, encode_here
+from spade_faiss.index.gallery_files import SHARDS, read_trained
 from spade_faiss.index.gallery_manifest import (
     EncodedShard,
     GalleryIndexManifest,
@@ -43,7 +42,12 @@ _log = logging.getLogger(__name__)
 
 
 def build_gallery(
-    bank: Snapshot, recipe: Recipe, *, rebuild: bool = False, progress: bool = False
+    bank: Snapshot,
+    recipe: Recipe,
+    *,
+    rebuild: bool = False,
+    progress: bool = False,
+    encode: EncodeGroups = encode_here,
 ) -> tuple[GalleryIndexManifest, str]:
     """Bring a recipe's gallery index up to date with a bank: train on a sample of its maps, and encode all of them.
 
@@ -57,6 +61,7 @@ def build_gallery(
         recipe: a recipe whose search method has a gallery index.
         rebuild: build it anew in any case.
         progress: show a bar on stderr if that is a terminal.
+        encode: makes the files of encodings.
 
     Returns:
         Its manifest, and what was done, in words.
@@ -78,7 +83,7 @@ def build_gallery(
     kept = None if why_anew else before
     build = _Build(bank, recipe, folder.files, kept.build if kept else _next_build(folder, before, rebuild), kept)
     trained_file = build.train()
-    shards, added = build.encode(trained_file, progress)
+    shards, added = build.encode(trained_file, progress, encode)
     # The shards of the training stand first, so that `trained` can count them; those that are gone from the bank are left out.
     first = {shard.sha256 for shard in (kept.shards[: kept.trained] if kept else shards)}
     shards.sort(key=lambda shard: shard.sha256 not in first)
@@ -149,31 +154,43 @@ class _Build:
         }
         return FileEntry.of(path, write_arrays(path, arrays, attributes={_MADE_OF: made_of}))
 
-    def encode(self, trained_file: FileEntry, progress: bool) -> tuple[list[EncodedShard], int]:
+    def encode(self, trained_file: FileEntry, progress: bool, encode: EncodeGroups) -> tuple[list[EncodedShard], int]:
         """Return the files of all shards, and the number of images that were encoded because their file was missing."""
-        trained = read_trained(
-            self._folder / trained_file.file, trained_file.sha256, self._levels, self.resolved, self._rebuild
-        )
         # All images, removed ones too, so that they can be restored.
         everything = self._bank.with_removed()
-        blocks = {name: open_checked_blocks(everything, level) for name, level in self._levels.items()}
-        shards, added = [], 0
+        encoding = Encoding(
+            bank=everything, recipe=self._recipe, folder=self._folder, trained_file=trained_file, rebuild=self._rebuild
+        )
+        groups = self._grouped()
+        entries: list[FileEntry | None] = []
+        jobs: dict[int, EncodeJob] = {}
+        for place, group in enumerate(groups):
+            sha256 = [shard.sha256 for _, shard in group]
+            together = {"shard": sha256[0]} if len(group) == 1 else {"shards": sha256}
+            made_of = hash_json({"trained": trained_file.sha256, **together})
+            file = encoded_name(self.number, sha256)
+            entries.append(self._usable(self._folder / file, made_of))
+            if entries[-1] is None:
+                jobs[place] = EncodeJob(
+                    shards=tuple(number for number, _ in group),
+                    count=sum(shard.count for _, shard in group),
+                    file=file,
+                    attributes={_MADE_OF: made_of, SHARDS: "\n".join(sha256)},
+                )
+        added = sum(job.count for job in jobs.values())
         with progress_bar(len(everything), "index maps", progress) as bar:
-            for group in self._grouped():
-                sha256 = [shard.sha256 for _, shard in group]
-                path, count = self._folder / encoded_name(self.number, sha256), sum(shard.count for _, shard in group)
-                together = {"shard": sha256[0]} if len(group) == 1 else {"shards": sha256}
-                made_of = hash_json({"trained": trained_file.sha256, **together})
-                if (entry := self._usable(path, made_of)) is None:
-                    rows = np.concatenate([everything.rows_of_shard(number) for number, _ in group]).tolist()
-                    arrays = encode_images(self.resolved, blocks, trained, rows, bar)
-                    attributes = {_MADE_OF: made_of, SHARDS: "\n".join(sha256)}
-                    entry = FileEntry.of(path, write_arrays(path, arrays, attributes=attributes))
-                    added += count
-                else:
-                    bar.update(count)
-                shards += [EncodedShard(sha256=shard.sha256, count=shard.count, file=entry) for _, shard in group]
-        return shards, added
+            bar.update(len(everything) - added)
+            places = list(jobs)
+            for number, made in encode(encoding, list(jobs.values())) if jobs else ():
+                entries[places[number]] = made
+                bar.update(jobs[places[number]].count)
+        found = [
+            EncodedShard(sha256=shard.sha256, count=shard.count, file=entry)
+            for group, entry in zip(groups, entries, strict=True)
+            if entry is not None
+            for _, shard in group
+        ]
+        return found, added
 
     def _grouped(self) -> list[list[tuple[int, ShardEntry]]]:
         """Return the bank's shards, with their numbers, by the file that holds their encodings.

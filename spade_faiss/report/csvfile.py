@@ -33,7 +33,7 @@ def write_csv(
     scores: Scores | ScoreFile,
     kinds: Sequence[str] | None = None,
     verdicts: Verdicts | None = None,
-    score: str = Method.score,
+    ranks: npt.NDArray[np.int64] | None = None,
     times_s: Sequence[float | None] | None = None,
 ) -> None:
     """Write id, image_score, map_score, top_score, rank (1: the highest), kind if there is one, time_s of frames of videos,
@@ -47,7 +47,7 @@ def write_csv(
         scores: the scores of n images.
         kinds: n names, such as `good` or the kind of defect; None if the images have no labels.
         verdicts: the verdicts on the n images, or None.
-        score: the image score that they are ranked by.
+        ranks: (n,) the rank of each image; None ranks them among each other by the usual score.
         times_s: when each of n frames is shown in its video, None for an image that is none; None if no image is one.
 
     Raises:
@@ -56,7 +56,7 @@ def write_csv(
     if kinds is not None and len(kinds) != len(scores):
         raise InputError(f"{len(kinds)} kinds for {len(scores)} images")
     of_image = scores.image_scores
-    ranks = rank(of_image[score])
+    ranks = rank(of_image[Method.score]) if ranks is None else ranks
     neighbor_names = [name for i in range(1, scores.neighbor_ids.shape[1] + 1) for name in (f"neighbor_{i}", f"dist_{i}")]
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         kind_name = [*(["kind"] if kinds is not None else []), *(["time_s"] if times_s is not None else [])]

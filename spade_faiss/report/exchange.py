@@ -26,6 +26,8 @@ from spade_faiss.core.files import TEMPORARY_PATTERN, exchange, is_full, sync_fo
 from spade_faiss.core.sole_writer import LOCK
 
 OVERLAYS = "overlays"
+# Of a run on a cluster: a folder for each part, with its scores.h5 and tables.
+PARTS = "score-parts"
 SCORES = "scores.h5"
 REPORT = "report.json"
 DRIFT_PAGE, DRIFT_NUMBERS = "drift.html", "drift.json"
@@ -33,6 +35,7 @@ TUNING_PAGE, TUNING_NUMBERS = "tuning.html", "tuning.json"
 # Everything that a run may write; in this order where it cannot appear at once.
 RESULTS = (
     SCORES,
+    PARTS,
     "scores.csv",
     "regions.csv",
     "suspects.csv",
@@ -44,6 +47,8 @@ RESULTS = (
     TUNING_NUMBERS,
     REPORT,
 )
+# Those that are folders, and the suffixes of the files that a run puts there: what others put there is not ours to remove.
+FOLDERS = {OVERLAYS: (".png",), PARTS: (".h5", ".csv")}
 # Lies in a folder of staged results until it is removed, or has become the folder of the results.
 COVER = ".spade-cover.tmp"
 STAGED = "new"
@@ -117,7 +122,7 @@ class Place:
 
     def keep_scores(self, error: Exception) -> None:
         """Keep what was scored, though its report failed: it may have taken hours."""
-        if not (self.staged / SCORES).exists() or self.workspace.parent == self.target:
+        if not any((self.staged / name).exists() for name in (SCORES, PARTS)) or self.workspace.parent == self.target:
             return
         if is_full(error) or is_full(error.__cause__):
             return
@@ -229,17 +234,17 @@ def _remove_results(folder: Path, kept: Collection[str]) -> None:
         path = folder / name
         if name in kept or not os.path.lexists(path):
             continue
-        if name == OVERLAYS and path.is_dir() and not path.is_symlink():
-            _remove_overlays(path)
+        if name in FOLDERS and path.is_dir() and not path.is_symlink():
+            _remove_files(path, FOLDERS[name])
         else:
             path.unlink()
 
 
-def _remove_overlays(folder: Path) -> None:
-    """Remove the PNG files below a folder, and the folders that are empty then."""
+def _remove_files(folder: Path, suffixes: tuple[str, ...]) -> None:
+    """Remove the files of some suffixes below a folder, and the folders that are empty then."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
-            if name.endswith(".png"):
+            if name.endswith(suffixes):
                 Path(parent, name).unlink()
         with suppress(OSError):
             Path(parent).rmdir()

@@ -18,7 +18,8 @@ from spade_faiss.core.sole_writer import SoleWriter
 from spade_faiss.report.exchange import (
     COVER,
     DRIFT_NUMBERS,
-    OVERLAYS,
+    FOLDERS,
+    PARTS,
     RESULTS,
     SCORES,
     STAGED,
@@ -29,7 +30,7 @@ from spade_faiss.report.exchange import (
 )
 
 # The results that no folder has by chance.
-_SIGNS = (SCORES, "suspects.csv", DRIFT_NUMBERS, TUNING_NUMBERS)
+_SIGNS = (SCORES, PARTS, "suspects.csv", DRIFT_NUMBERS, TUNING_NUMBERS)
 # What systems put into folders, beside hidden files.
 _LITTER = ("lost+found", "Thumbs.db", "desktop.ini")
 
@@ -101,7 +102,7 @@ def check_folder(out: Path) -> None:
         some = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         raise InputError(f"out={out} holds other files and no results ({some}); choose a new or an empty folder")
     for name in RESULTS:
-        if name != OVERLAYS and (out / name).is_dir():
+        if name not in FOLDERS and (out / name).is_dir():
             raise InputError(f"{out / name} is a folder, and a file of the results has its name; rename it, or choose another")
 
 

@@ -165,9 +165,7 @@ class ScoreWriter:
         """Add a named group of arrays, such as the verdicts on all images; see `ScoreFile.table`."""
         if self._file is None:
             raise InputError(f"{self._path} is not open; use: with ScoreWriter(path) as writer: writer.add_table(...)")
-        for name, column in columns.items():
-            self._new(f"{group}/{name}", column.shape[1:], column.dtype)
-            self._add(f"{group}/{name}", column)
+        _add_table(self._file, group, columns)
 
     @contextmanager
     def _write(self) -> Iterator[None]:
@@ -208,8 +206,7 @@ class ScoreWriter:
             self._file[f"match/{level}"].attrs["grid"] = grid
 
     def _new(self, name: str, shape: tuple[int, ...], dtype: Any, *, chunk: int = _ROWS, **packing: Any) -> None:
-        chunks = (chunk, *(max(1, side) for side in shape))
-        self._file.create_dataset(name, (0, *shape), dtype, maxshape=(None, *shape), chunks=chunks, fletcher32=True, **packing)
+        _create(self._file, name, shape, dtype, chunk=chunk, **packing)
 
     def _add_maps(self, scores: Scores) -> None:
         """Add maps that are each of their own size."""
@@ -219,10 +216,7 @@ class ScoreWriter:
             group.create_dataset(str(len(group)), data=scored, chunks=chunks, fletcher32=True, **_PACKED)
 
     def _add(self, name: str, rows: npt.NDArray[Any]) -> None:
-        dataset = self._file[name]
-        start = len(dataset)
-        dataset.resize(start + len(rows), axis=0)
-        dataset[start:] = rows
+        _extend(self._file[name], rows)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -351,6 +345,14 @@ class ScoreFile:
         with _damage_named(self.path):
             return {name: column[...] for name, column in self._maps.file.get(group, {}).items()}
 
+    def files(self, folder: Path) -> Iterator[tuple[Path, ScoreFile, slice]]:
+        """Each file of the scores, where the tables that belong to it are written, and which of the images are in it.
+
+        Args:
+            folder: where the tables of a single file are written.
+        """
+        yield folder, self, slice(0, len(self))
+
     def close(self) -> None:
         """Close the file; its maps can no longer be read."""
         self._maps.file.close()
@@ -360,6 +362,36 @@ class ScoreFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def add_tables(path: Path, tables: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> None:
+    """Add named groups of arrays to a file that is complete but for them, and that nobody reads yet: see `add_table`.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    if not tables:
+        return
+    with _damage_named(path), h5py.File(path, "r+", libver=("v110", "v110"), rdcc_nbytes=0) as file:
+        for group, columns in tables.items():
+            _add_table(file, group, columns)
+
+
+def _add_table(file: Any, group: str, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+    for name, column in columns.items():
+        _create(file, f"{group}/{name}", column.shape[1:], column.dtype)
+        _extend(file[f"{group}/{name}"], column)
+
+
+def _create(file: Any, name: str, shape: tuple[int, ...], dtype: Any, *, chunk: int = _ROWS, **packing: Any) -> None:
+    chunks = (chunk, *(max(1, side) for side in shape))
+    file.create_dataset(name, (0, *shape), dtype, maxshape=(None, *shape), chunks=chunks, fletcher32=True, **packing)
+
+
+def _extend(dataset: Any, rows: npt.NDArray[Any]) -> None:
+    start = len(dataset)
+    dataset.resize(start + len(rows), axis=0)
+    dataset[start:] = rows
 
 
 def match_at(peak: IntArray, size: tuple[int, ...], nearest: npt.NDArray[np.void]) -> npt.NDArray[np.int32]:

@@ -93,7 +93,10 @@ class Detector:
         check_tiling(bank, method, whole_bank=self.resolved.method.whole_bank)
         self.scoring_config = ScoringConfig.of(self.resolved, method)
         self.device = find_device(run.device)
-        self._images = ImageIndex.open(bank, recipe, self.device)
+        # Where owners of its shards search a bank, no other process opens all of its embeddings.
+        self._images_once = Once(partial(ImageIndex.open, bank, recipe, self.device))
+        if run.replicas is None:
+            self._images_once()
         self._same_place = None if method.tile_neighbors == Method.tile_neighbors else SamePlace(bank)
         is_beside = shared is not None
         shared = shared or Shared(
@@ -107,11 +110,13 @@ class Detector:
         self._searches: dict[str, LevelSearch]
         if bank.is_of_products:
             check_routable(bank)
+            if run.replicas is not None:
+                raise InputError(f"owners search one product: name one of {bank.path}, or leave replicas={run.replicas} out")
             open_part = partial(_open_part, recipe=recipe, method=method, run=run, backbone=backbone, shared=shared)
-            self._products = ProductSearch(bank, self._images, open_part, _most_neighbors(method))
+            self._products = ProductSearch(bank, self._images_once(), open_part, _most_neighbors(method))
             self._searches = self._products.largest._searches
         else:
-            self._searches = open_level_searches(bank, self.resolved, method, self._workers, self._cache)
+            self._searches = self._open_searches()
         cacheable = len(bank) * sum(float32_bytes(search.level.stored_shape) for search in self._searches.values())
         decodes = bank.manifest.source is not None
         self.plan = plan_memory(
@@ -175,6 +180,16 @@ class Detector:
     def with_method(self, method: Method) -> Detector:
         """A detector with other parameters of SPADE and caches of its own."""
         return Detector(self.bank, self.recipe, method, self.run, self._given_backbone)
+
+    def reopening(self, run: Run) -> Callable[[], Detector]:
+        """What opens the same detector to work in another way, in another process.
+
+        Raises:
+            InputError: for a `Backbone` that was passed to it: no other process has it.
+        """
+        if not isinstance(self._given_backbone, str | None):
+            raise InputError("a Backbone that was passed is of this process; pass its name, or leave it to the bank")
+        return partial(Detector, self.bank, self.recipe, self.method, run, self._given_backbone)
 
     def of_product(self, product: str) -> Detector:
         """The detector of one product of a bank of several: it takes all images for images of that.
@@ -365,7 +380,7 @@ class Detector:
             if self._same_place is not None:
                 sq_dist, rows = self._same_place.search(query, self._neighbors)
             else:
-                sq_dist, rows = self._images.search(query.embedding, self._neighbors)
+                sq_dist, rows = self._nearest(query.embedding, self._neighbors)
         return self._score(query, sq_dist, rows, timings)
 
     @fork_safe
@@ -455,6 +470,14 @@ class Detector:
         for part in np.split(rows, np.flatnonzero(np.diff(sizes)) + 1):
             yield from (part[start : start + self.plan.batch] for start in range(0, max(1, len(part)), self.plan.batch))
 
+    def _open_searches(self) -> dict[str, LevelSearch]:
+        """The search of each level, by its name."""
+        return open_level_searches(self.bank, self.resolved, self.method, self._workers, self._cache)
+
+    def _nearest(self, embedding: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
+        """The nearest normal images, see `ImageIndex.search`."""
+        return self._images_once().search(embedding, k)
+
     @property
     def _neighbors(self) -> int:
         """How many nearest normal images are looked up for each image."""
@@ -469,7 +492,7 @@ class Detector:
         """The nearest entries of rows `own`, their siblings left out."""
         k, siblings = self._neighbors, self.bank.siblings
         # As many more as the largest group has entries: what an index finds must not depend on what is searched with it.
-        sq_dist, rows = self._images.search(embedding, k + siblings.largest)
+        sq_dist, rows = self._nearest(embedding, k + siblings.largest)
         others = siblings.of(rows) != siblings.of(own)[:, None]
         # There may be more than k: the group may have fewer entries, and an approximate index may have missed some.
         others &= np.cumsum(others, axis=1) <= k

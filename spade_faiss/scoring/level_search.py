@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,9 +18,10 @@ from spade_faiss.index.opened_gallery import EncodedLevel, open_gallery
 from spade_faiss.scoring.fusion import to_distance
 from spade_faiss.scoring.memory import float32_bytes
 from spade_faiss.scoring.scores import NEAREST_DTYPE, NearestArray
+from spade_faiss.search.blocks import StoredArray
 from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.levels import open_blocks, searched_levels, vectors_of
-from spade_faiss.search.protocol import GallerySearch, ResolvedRecipe, check_own_rois
+from spade_faiss.search.protocol import GallerySearch, Hits, ResolvedRecipe, check_own_rois
 from spade_faiss.search.workers import Workers
 
 
@@ -76,11 +77,9 @@ class LevelSearch:
         nearest["neighbor"] = nearest["row"] = -1
         if len(localized) == 0:
             return LevelScores(dist, nearest)
-        assert self.search is not None
         gallery, neighbors = gallery[localized], neighbors[localized]
         every = len(localized) == len(query)  # the usual case, without a copy
-        xq = vectors_of(level, self.bank_levels, lambda name: query.levels[name] if every else query.levels[name][localized])
-        hits = self.search(xq, gallery, self.method.kappa)
+        hits = self.find(lambda name: query.levels[name] if every else query.levels[name][localized], gallery)
         if self.own_rois and np.isinf(hits.sq_dist).any():
             raise InputError(
                 f"kappa={self.method.kappa} is larger than what is inspected of an image's gallery at level {level.name!r}; "
@@ -104,6 +103,16 @@ class LevelSearch:
         passed_over = np.full(len(query), np.nan, np.float32)
         passed_over[localized] = hits.passed_over
         return LevelScores(dist, nearest, passed_over)
+
+    def find(self, maps_of: Callable[[str], StoredArray], gallery: IntArray) -> Hits:
+        """Find the nearest gallery vectors of m images.
+
+        Args:
+            maps_of: returns their maps of one of the bank's levels, as the bank stores maps.
+            gallery: (m, k_gallery), the bank rows that each of them is searched in.
+        """
+        assert self.search is not None
+        return self.search(vectors_of(self.level, self.bank_levels, maps_of), gallery, self.method.kappa)
 
     def working_bytes(self, images: int) -> int:
         """The most that a call for so many images holds at a time, beside its results and the cache of decoded blocks."""

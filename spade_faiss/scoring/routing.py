@@ -68,6 +68,10 @@ class Routes:
             p_none=np.concatenate([part.p_none for part in parts]),
         )
 
+    def __getitem__(self, part: slice) -> Routes:
+        """The routes of some of the pictures."""
+        return Routes(product=self.product[part], confidence=self.confidence[part], p_none=self.p_none[part])
+
     def at(self, i: int) -> tuple[str, float | None, float | None]:
         """The product, the confidence and the p-value of one picture as plain values; None where there is none."""
         numbers = (float(self.confidence[i]), float(self.p_none[i]))

@@ -13,7 +13,7 @@ There are two modes, and both need normal images only:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,15 +33,15 @@ from spade_faiss.decisions.calibration import (
     state_of,
     write_calibration,
 )
-from spade_faiss.decisions.conformal import PixelCounts, allowed, check_rate
+from spade_faiss.decisions.conformal import allowed, check_rate
 from spade_faiss.features.batch import FeatureBatch, by_picture, originals
 from spade_faiss.features.datasets import Images, survey
 from spade_faiss.features.grouping import find_groups
 from spade_faiss.features.kinds import check_normals
 from spade_faiss.features.pages import file_of, hash_images
 from spade_faiss.scoring.detector import Detector
-from spade_faiss.scoring.scores import Scores
 from spade_faiss.search.recipe import load_recipe
+from spade_faiss.workflows.normal_scores import NormalScores, score_on_cluster
 
 # How many images of the bank are scored unless another number is asked for: enough for alpha = 0.005.
 SAMPLE = 200
@@ -86,7 +86,6 @@ def calibrate(
         raise InputError(f"localize={detector.method.localize!r} leaves images without a map; calibrate with localize='all'")
     if alpha is not None:
         check_rate("alpha", alpha)
-    parts: Iterator[Scores]
     if holdout is None:
         count = SAMPLE if sample is None else sample
         check_at_least("sample", count, 1)
@@ -97,38 +96,25 @@ def calibrate(
         rows = pictures.originals[np.sort(np.random.default_rng(seed).permutation(available)[:count])]
         if alpha is not None and len(rows):
             allowed(alpha, len(rows))  # fails before anything is scored
-        parts = _score_own(detector, rows.tolist())
+        found = _score_own(detector, rows.tolist())
     elif sample is not None:
         raise InputError(f"sample={sample} is of the bank's own images; held-out images are all used")
     else:
-        parts, available = _score_holdout(detector, holdout), 0
-    names: list[str] = []
-    image_score: list[float] = []
-    map_score: list[float] = []
-    statistics: list[list[float]] = []
-    pixels = PixelCounts(keys=(), counts=())
-    has_roi = detector.bank.layout.roi is not None or detector.bank.layout.own_rois
-    for scores in parts:
-        names += scores.ids
-        image_score += scores.image_score.tolist()
-        map_score += scores.map_score.tolist()
-        statistics += scores.statistics.tolist()
-        for scored in scores.own_maps() if detector.bank.is_tiled else [scores.maps]:
-            pixels += PixelCounts.of(scored if scores.valid is None or not has_roi else scored[scores.valid])
+        found, available = _score_holdout(detector, holdout), 0
     if alpha is None:
-        alpha = max(DEFAULT_ALPHA, min(0.5, len(detector.method.image_scores) / (len(names) + 1)))
-    allowed(alpha, len(names))
-    top_score, map_std, map_variation = zip(*statistics, strict=True)
+        alpha = max(DEFAULT_ALPHA, min(0.5, len(detector.method.image_scores) / (len(found.names) + 1)))
+    allowed(alpha, len(found.names))
+    top_score, map_std, map_variation = zip(*found.statistics, strict=True)
     calibration = Calibration(
         mode=LEAVE_ONE_OUT if holdout is None else SPLIT,
         scoring_config=detector.scoring_config,
         alpha=float(alpha),
-        available=max(available, len(names)),
+        available=max(available, len(found.names)),
         seed=seed if holdout is None else None,
-        images=tuple(names),
-        image_score=tuple(image_score),
-        map_score=tuple(map_score),
-        pixels=pixels,
+        images=tuple(found.names),
+        image_score=tuple(found.image_score),
+        map_score=tuple(found.map_score),
+        pixels=found.pixels,
         top_score=top_score,
         map_std=map_std,
         map_variation=map_variation,
@@ -198,23 +184,27 @@ def calibrate_whole_if_needed(bank: Snapshot, run: Run) -> tuple[Calibration | N
     return None, "", found
 
 
-def _score_own(detector: Detector, rows: list[int]) -> Iterator[Scores]:
-    size = detector.images_at_a_time
+def _score_own(detector: Detector, rows: list[int]) -> NormalScores:
+    if detector.run.cluster is not None and rows:
+        return score_on_cluster(detector, rows)
+    size, found = detector.images_at_a_time, NormalScores()
     with progress_bar(len(rows), "calibrate", detector.run.progress) as bar:
         for start in range(0, max(1, len(rows)), size):
-            yield detector.score_rows(rows[start : start + size])
+            found.add(detector.score_rows(rows[start : start + size]), detector)
             bar.update(len(rows[start : start + size]))
+    return found
 
 
-def _score_holdout(detector: Detector, holdout: Images | FeatureBatch) -> Iterator[Scores]:
-    size = detector.plan.batch
+def _score_holdout(detector: Detector, holdout: Images | FeatureBatch) -> NormalScores:
+    size, scored = detector.plan.batch, NormalScores()
     if isinstance(holdout, FeatureBatch):
         whole = originals(holdout)
         _check_new(detector.bank, whole.ids, whole.sha256)
         _check_no_siblings(detector.bank, whole.ids, whole.groups)
         parts = (whole[start : start + size] for start in range(0, len(whole), size))
-        yield from map(detector.score_features, by_picture(holdout) if detector.bank.is_tiled else parts)
-        return
+        for part in by_picture(holdout) if detector.bank.is_tiled else parts:
+            scored.add(detector.score_features(part), detector)
+        return scored
     found = survey(holdout, detector.run)
     found.warn()
     check_normals(found.sources, [record.path for record in found.records])
@@ -223,7 +213,11 @@ def _score_holdout(detector: Detector, holdout: Images | FeatureBatch) -> Iterat
     _check_new(detector.bank, [record.id for record in readable], digests)
     names = [record.id for record in found.records]
     _check_no_siblings(detector.bank, names, find_groups(names, detector.bank.manifest.grouping, detector.run.group_by))
-    yield from (scores for _, scores in detector.stream(Timings(), "calibrate")(found.root, found.records))
+    if detector.run.cluster is not None:
+        return score_on_cluster(detector, [], found)
+    for _, scores in detector.stream(Timings(), "calibrate")(found.root, found.records):
+        scored.add(scores, detector)
+    return scored
 
 
 def _check_new(bank: Snapshot, names: Sequence[str], digests: Sequence[str]) -> None:

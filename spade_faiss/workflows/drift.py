@@ -18,12 +18,13 @@ from spade_faiss.decisions.calibration import Calibration, stored_calibrations
 from spade_faiss.decisions.conformal import Doubles, check_rate
 from spade_faiss.decisions.drift import DEFECTS, LEVEL, Drift, find_drift
 from spade_faiss.report.drift_page import drift_numbers, drift_page, product_drift_numbers, product_drift_page
-from spade_faiss.report.exchange import DRIFT_NUMBERS, DRIFT_PAGE, SCORES
+from spade_faiss.report.exchange import DRIFT_NUMBERS, DRIFT_PAGE, PARTS, SCORES
 from spade_faiss.report.html import write_html
 from spade_faiss.report.jsonfile import write_json
 from spade_faiss.report.output_folder import output_folder
 from spade_faiss.report.output_place import check_place
 from spade_faiss.report.scorefile import ScoreFile
+from spade_faiss.report.scoreparts import ScoreParts
 
 
 def drift(
@@ -122,7 +123,7 @@ def write_drift(
     """
     folders = {_file_of(Path(item)).parent.resolve() for item in results}
     check_place(out, bank=Bank.open(bank, check=False))
-    if (Path(out) / SCORES).exists() and Path(out).resolve() not in folders:
+    if any((Path(out) / name).exists() for name in (SCORES, PARTS)) and Path(out).resolve() not in folders:
         raise InputError(f"out={out} holds results that were not compared; choose another folder")
     with output_folder(out, "drift", replaces=(DRIFT_PAGE, DRIFT_NUMBERS)) as folder:
         page = drift_page(found) if isinstance(found, Drift) else product_drift_page(found)
@@ -143,10 +144,10 @@ class _Recent(NamedTuple):
 
 def _read(path: Path, product: str) -> _Recent:
     """The scores of a run, those of one product if its bank has several."""
-    file = _file_of(path)
-    if not file.exists():
+    file, parts = _file_of(path), sorted((path / PARTS).glob(f"*/{SCORES}"))
+    if not parts and not file.exists():
         raise NotFoundError(f"there are no results at {path} (no scores.h5); make some with: {score_command()}")
-    with ScoreFile.open(file) as scores:
+    with ScoreParts.open(parts) if parts else ScoreFile.open(file) as scores:
         settings = json.loads(scores.settings)
         if not isinstance(settings, dict) or not {"scoring_config", "generation"} <= set(settings):
             raise InputError(f"{file} does not say how it was scored; score the images again with this version")

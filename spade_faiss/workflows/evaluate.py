@@ -19,13 +19,12 @@ from spade_faiss.features.pictures import to_mask
 from spade_faiss.features.product_sets import is_product_set, load_product_set, product_of
 from spade_faiss.features.roi import mask_of
 from spade_faiss.features.roi_files import place_roi
-from spade_faiss.report.exchange import SCORES
 from spade_faiss.report.results import Results
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.evaluation import PixelTruth, measure
 from spade_faiss.tuning.record import read_record
-from spade_faiss.workflows.score import Evaluated, OutputPlan, Scored, open_job, open_pictures, score_images, write_results
+from spade_faiss.workflows.score import Evaluated, OutputPlan, Scored, open_job, scored_images, write_results
 
 _log = logging.getLogger(__name__)
 
@@ -64,13 +63,11 @@ def evaluate(
     _check_classes(loaded, normal_kind)
     _check_not_tuned_on(loaded, bank)
     plan = OutputPlan("evaluate", out, [dataset, *loaded.found.entered])
-    with open_job(bank, decision, plan) as job, open_pictures(job, report) as pictures:
-        scored = score_images(job, loaded.found, pictures)
-        with ScoreFile.open(job.folder.staged / SCORES) as scores:
-            with job.timings("metrics"):
-                truth = [product_of(record) for record in scored.records] if of_products else None
-                evaluated = _measure(scored, scores, job.detector, with_masks=loaded.has_masks, truth=truth)
-            return write_results(job, scored, scores, pictures, report, evaluated)
+    with open_job(bank, decision, plan) as job, scored_images(job, loaded.found, report) as (scored, scores, pictures):
+        with job.timings("metrics"):
+            truth = [product_of(record) for record in scored.records] if of_products else None
+            evaluated = _measure(scored, scores, job.detector, with_masks=loaded.has_masks, truth=truth)
+        return write_results(job, scored, scores, pictures, report, evaluated)
 
 
 def _check_not_tuned_on(dataset: Dataset, bank: str | Path | Detector) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,17 +20,17 @@ from spade_faiss.core.settings import Extraction, Preprocess, Run, for_each
 from spade_faiss.core.store import Store
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.backbone import Backbone
-from spade_faiss.features.batch import FeatureBatch, concatenate
+from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.datasets import Duplicate, ImageRecord, Images, Skipped, Survey, survey
 from spade_faiss.features.depth import find_bit_depth
 from spade_faiss.features.folders import LeftOut
 from spade_faiss.features.forward.choice import check_torch
 from spade_faiss.features.grouping import find_groups, find_products
 from spade_faiss.features.kinds import check_normals
-from spade_faiss.features.layout import Layout, prepare
+from spade_faiss.features.layout import Layout
 from spade_faiss.features.memory import forward_bytes
 from spade_faiss.features.pages import hash_images
-from spade_faiss.features.placement import Placement, Visible
+from spade_faiss.features.placement import Visible
 from spade_faiss.features.roi_files import place_roi, read_roi
 from spade_faiss.features.stream import FeatureStream
 from spade_faiss.index.build import check_recipe
@@ -40,67 +38,11 @@ from spade_faiss.search.levels import searched_levels
 from spade_faiss.search.protocol import check_own_rois
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.workflows.bank_network import make_network
+from spade_faiss.workflows.extract_pieces import Extracting, Pass, extract_pieces
+from spade_faiss.workflows.shard_buffer import Belonging, ShardBuffer
 
 # How images are placed in the network's input; the rest of the preprocessing is the backbone's own, or found.
 _PLACED = ("resize_mode", "resize", "size", "tile", "overlap", "roi", "own_rois")
-
-
-class _ShardBuffer:
-    """Gathers batches into shards and commits them in a thread of its own, while the network computes the next ones."""
-
-    def __init__(self, bank: Bank, timings: Timings) -> None:
-        self._bank = bank
-        self._timings = timings
-        self._batches: list[FeatureBatch] = []
-        self._bytes = 0
-        self._product = ""
-        self._whole = 0  # how many of the batches are of whole pictures
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="write")
-        self._pending: Future[None] | None = None
-
-    def add(self, batch: FeatureBatch, *, is_whole: bool, product: str = "") -> None:
-        """Take a batch; `is_whole` says whether all entries of its pictures are there with it, so that a shard may end.
-
-        A shard ends where another product begins.
-        """
-        if product != self._product:
-            self.flush()
-            self._product = product
-        with self._timings("prepare"):
-            prepared = prepare(batch, self._bank.layout)
-        self._batches.append(prepared)
-        self._bytes += prepared.embedding.nbytes + sum(maps.nbytes for maps in prepared.levels.values())
-        self._whole = len(self._batches) if is_whole else self._whole
-        if is_whole and self._bytes >= SHARD_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Commit the pictures that were gathered, once the shard before has been written; a part of one is dropped."""
-        self._wait()
-        if whole := self._batches[: self._whole]:
-            self._pending = self._pool.submit(self._commit, whole, self._product)
-        self._batches, self._bytes, self._whole = [], 0, 0
-
-    def _commit(self, batches: list[FeatureBatch], product: str) -> None:
-        with self._timings("write"):
-            self._bank.append_prepared(concatenate(batches), product=product)
-
-    def _wait(self) -> None:
-        if self._pending:
-            pending, self._pending = self._pending, None
-            with self._timings("wait for write"):
-                pending.result()
-
-    def __enter__(self) -> _ShardBuffer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # What was computed before an error or Ctrl-C is committed too, so that the next run goes on from there.
-        try:
-            self.flush()
-            self._wait()
-        finally:
-            self._pool.shutdown()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,11 +123,12 @@ def extract(
         run, roi=extraction.roi if preprocess.own_rois else run.roi, group_by=extraction.group_by, products=extraction.products
     )
     store = Store.parse(extraction.store)
-    if store.is_coded and extraction.products is not None and not (Path(bank) / MANIFEST).exists():
-        # Codes are learned from the first pictures, which are of one product.
+    is_divided = extraction.products is not None or run.cluster is not None
+    if store.is_coded and is_divided and not (Path(bank) / MANIFEST).exists():
+        # Codes are learned from the first pictures, which are of one product, or on one of many workers.
         raise InputError(
-            f"a bank of several products is not made with store={store}: make it with store=float16, and then: "
-            f"spade-faiss convert BANK OUT --store {store}"
+            f"a bank of several products, or one that a cluster makes, is not made with store={store}: make it with "
+            f"store=float16, and then: spade-faiss convert BANK OUT --store {store}"
         )
     layout = Layout(
         levels=backbone.levels,
@@ -349,7 +292,6 @@ def _find_bit_depth(bank: Path, records: Sequence[ImageRecord], run: Run) -> int
 def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timings: Timings) -> Added:
     """Extract the images that the bank does not hold, and commit them shard by shard."""
     records = found.records if run.product is None else _of_product(found.records, run.product)
-    placements: list[Placement] = []
     augmentation = target.manifest.augment
     views = 1 if augmentation is None else augmentation.views
     with target.writing():  # from the start: a second run fails at once, not after it has computed a shard
@@ -362,54 +304,54 @@ def _add_records(target: Bank, backbone: Backbone, found: Survey, run: Run, timi
             groups = find_groups([record.id for record in new], target.manifest.grouping, run.group_by)
             group_of = {record.id: group for record, group in zip(new, groups, strict=True)} if groups else {}
             known = {digest: name for name, digest in target.with_removed().sha256_of.items()}
-        # In a second run, the images that are left may be those that could not be read in the first.
-        stream = FeatureStream(
-            backbone,
-            run,
+        work = Extracting(
+            found=replace(found, records=new),
+            run=run,
             batch_size=_batch_size(backbone, run, views),
-            timings=timings,
+            shard_bytes=SHARD_BYTES,
+            # In a second run, the images that are left may be those that could not be read in the first.
             allow_none=len(new) < len(records),
-            known=known,
+            belongs=Belonging(group_of, product_of),
         )
         before = len(target.pictures)
-        with _ShardBuffer(target, timings) as buffer:
-            label = "extract" if augmentation is None else f"extract, {views} views each"
-            for extracted in stream(found.root, new, label, augmentation):
-                batch = extracted.batch
-                if group_of:
-                    batch = replace(batch, groups=[group_of[name] for name in batch.picture_ids])
-                for part, product in _by_product(batch, product_of):
-                    buffer.add(part, is_whole=bool(extracted.records), product=product)
-                placements += (image.placement for image in extracted.loaded)
+        if run.cluster is None or not new:
+            came = _extract_here(target, backbone, work, known, timings)
+        else:
+            with timings("cluster"):
+                came = extract_pieces(target, backbone, work, known)
         return Added(
             bank=target,
             added=len(target.pictures) - before,
             present=len(records) - len(new) - len(removed),
             removed=tuple(removed),
-            duplicates=tuple(stream.duplicates),
-            skipped=tuple(stream.skipped),
+            duplicates=tuple(came.duplicates),
+            skipped=tuple(came.skipped),
             left_out=found.left_out,
-            visible=Visible.of(placements, backbone.source.preprocess.input_mode),
+            visible=Visible.of(came.placements, backbone.source.preprocess.input_mode),
             timing_s=timings.seconds,
             total_s=timings.total_s,
         )
 
 
+def _extract_here(target: Bank, backbone: Backbone, work: Extracting, known: dict[str, str], timings: Timings) -> Pass:
+    """Extract images in this process; arguments are those of `extract_pieces`, and the seconds of each stage are added."""
+    stream = FeatureStream(
+        backbone, work.run, batch_size=work.batch_size, timings=timings, allow_none=work.allow_none, known=known
+    )
+    augmentation = target.manifest.augment
+    label = "extract" if augmentation is None else f"extract, {augmentation.views} views each"
+
+    def commit(batch: FeatureBatch, product: str) -> None:
+        target.append_prepared(batch, product=product)
+
+    with ShardBuffer(commit, target.layout, work.shard_bytes, timings) as buffer:
+        placements = buffer.fill(stream(work.found.root, work.found.records, label, augmentation), work.belongs)
+    return Pass(placements, stream.skipped, stream.duplicates)
+
+
 def _of_product(records: Sequence[ImageRecord], product: str) -> list[ImageRecord]:
     """Records whose ids begin with the name of their product: those of two products may be called the same otherwise."""
     return [replace(record, id=f"{check_product(product)}/{record.id}") for record in records]
-
-
-def _by_product(batch: FeatureBatch, product_of: Mapping[str, str]) -> Iterator[tuple[FeatureBatch, str]]:
-    """The parts of a batch that are of one product each; the batch itself where there are no products."""
-    if not product_of:
-        yield batch, ""
-        return
-    start = 0
-    for product, entries in itertools.groupby(batch.picture_ids, lambda name: product_of[name]):
-        end = start + len(list(entries))
-        yield batch[start:end], product
-        start = end
 
 
 def _batch_size(backbone: Backbone, run: Run, views: int) -> int:

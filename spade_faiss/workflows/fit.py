@@ -14,6 +14,7 @@ from spade_faiss.index.build import Built, build_index
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.workflows.calibrate import calibrate_whole_if_needed
 from spade_faiss.workflows.extract import Added, choose_preset, extract
+from spade_faiss.workflows.index_pieces import encode_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ def fit(
     recipe = load_recipe(preset.recipe)
     done = extract(images, bank=bank, extraction=extraction, preset=preset, run=run)
     extracted = time.perf_counter()
-    index = build_index(done.bank, recipe, progress=run.progress)
+    index = build_index(done.bank, recipe, progress=run.progress, encode=encode_by(run))
     built = time.perf_counter()
     calibration, notice, products = calibrate_whole_if_needed(done.bank, run) if calibrate else (None, "", {})
     end = time.perf_counter()

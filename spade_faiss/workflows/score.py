@@ -6,17 +6,19 @@ import json
 import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from spade_faiss.bank.snapshot import Snapshot
+from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Decision, ReportOptions, Run
 from spade_faiss.core.timing import Timings
-from spade_faiss.core.types import FloatArray
 from spade_faiss.decisions.calibration import Verdicts, state_of
 from spade_faiss.decisions.regions import Region
 from spade_faiss.decisions.rules import DecisionRules, Decisions
@@ -24,9 +26,9 @@ from spade_faiss.features.datasets import Duplicate, ImageRecord, Images, Skippe
 from spade_faiss.features.pictures import Mask
 from spade_faiss.features.placement import Placement, Visible
 from spade_faiss.features.video_frames import VideoFrame
-from spade_faiss.report.columns import region_columns, verdict_columns
-from spade_faiss.report.csvfile import write_csv, write_regions_csv
-from spade_faiss.report.exchange import OVERLAYS, REPORT, SCORES
+from spade_faiss.report.columns import Columns, region_columns, verdict_columns
+from spade_faiss.report.csvfile import rank, write_csv, write_regions_csv
+from spade_faiss.report.exchange import OVERLAYS, PARTS, REPORT, SCORES
 from spade_faiss.report.html import write_html
 from spade_faiss.report.inputs import DetectorFacts, ReportInputs, Shown
 from spade_faiss.report.jsonfile import write_json
@@ -39,10 +41,13 @@ from spade_faiss.report.page import overlays, run_page
 from spade_faiss.report.picture_store import PictureStore, ShortlistedPictures, SpooledPictures
 from spade_faiss.report.products import ProductResult, product_results
 from spade_faiss.report.results import Results
-from spade_faiss.report.scorefile import ScoreFile, ScoreWriter
+from spade_faiss.report.scorefile import ScoreFile, ScoreWriter, add_tables
+from spade_faiss.report.scoreparts import ScoreParts
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.evaluation import Metrics
 from spade_faiss.scoring.routing import Routes
+from spade_faiss.workflows.collected import Collected, collect
+from spade_faiss.workflows.score_pieces import PartPlan, ReadPictures, ScoredPart, score_pieces
 
 
 def score_folder(
@@ -75,11 +80,8 @@ def score_folder(
     found = survey(images, bank.run if isinstance(bank, Detector) else Run())
     sources = [images] if isinstance(images, str | Path) else images
     plan = OutputPlan("score", out, [*sources, *found.entered])
-    with open_job(bank, decision, plan) as job, open_pictures(job, report) as pictures:
-        scored = score_images(job, found, pictures)
-        # The maps do not fit into memory: they are read from the file.
-        with ScoreFile.open(job.folder.staged / SCORES) as scores:
-            return write_results(job, scored, scores, pictures, report)
+    with open_job(bank, decision, plan) as job, scored_images(job, found, report) as (scored, scores, pictures):
+        return write_results(job, scored, scores, pictures, report)
 
 
 class OutputPlan(NamedTuple):
@@ -135,6 +137,18 @@ class Scored:
     passed_over: dict[str, float]
     routes: Routes | None = None
 
+    def part(self, part: slice) -> Scored:
+        """What is known of some of the images."""
+        verdicts = None if self.verdicts is None else self.verdicts[part]
+        return replace(
+            self,
+            records=self.records[part],
+            placements=self.placements[part],
+            verdicts=verdicts,
+            regions=self.regions[part],
+            routes=None if self.routes is None else self.routes[part],
+        )
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluated:
@@ -164,85 +178,94 @@ def open_job(bank: str | Path | Detector, decision: Decision, plan: OutputPlan) 
         yield Job(detector=detector, folder=folder, rules=rules, notice=notice, timings=timings)
 
 
-def open_pictures(job: Job, report: ReportOptions) -> AbstractContextManager[PictureStore]:
-    """Where the pictures are kept that the report shows: all of them if each gets an overlay."""
-    return SpooledPictures(job.folder.staged) if report.overlays else ShortlistedPictures(report.shown)
-
-
-def score_images(job: Job, found: Survey, pictures: PictureStore) -> Scored:
-    """Score images into scores.h5, find their regions, and decide.
+@contextmanager
+def scored_images(job: Job, found: Survey, report: ReportOptions) -> Iterator[tuple[Scored, ScoreFile, PictureStore]]:
+    """Score images into scores.h5, or, on a cluster, into one for each part; find their regions, and decide.
 
     Args:
         job: what the run is made with.
         found: the images to score.
-        pictures: takes their pictures.
+        report: which pictures it will show.
+
+    Yields:
+        What is known of the images; their open scores, whose maps do not fit into memory; the pictures that the report shows.
 
     Raises:
         InputError: if more images than allowed are unreadable, or all of them.
     """
+    if job.detector.run.cluster is not None:
+        with job.timings("cluster"):
+            parts = _score_parts(job, found)
+        collected = Collected()
+        for part in parts:
+            collected.extend(part.collected)
+        scored = _decided_parts(job, found, parts, collected)
+        with ScoreParts.open([part.file for part in parts if part.file is not None]) as joined:
+            yield scored, joined, ReadPictures(job.detector, collected)
+        return
+    # All of them are kept if each gets an overlay.
+    store = SpooledPictures(job.folder.staged) if report.overlays else ShortlistedPictures(report.shown)
+    with store as pictures:
+        scored = _score_here(job, found, pictures)
+        with ScoreFile.open(job.folder.staged / SCORES) as scores:
+            yield scored, scores, pictures
+
+
+def _score_here(job: Job, found: Survey, pictures: PictureStore) -> Scored:
+    """Score images in this process."""
     detector, rules, timings = job.detector, job.rules, job.timings
-    read: list[ImageRecord] = []
-    placements: list[Placement] = []
-    regions: list[list[Region]] = []
-    of_images: list[dict[str, FloatArray]] = []
-    statistics, passed_over = [], []
-    routes: list[Routes] = []
-    normal_of = {digest: name for name, digest in detector.bank.sha256_of.items()}
-    in_bank: list[Duplicate] = []
-    stream = detector.stream(timings, "score")
     tile = detector.bank.layout.input_size if detector.bank.is_tiled else None
     with ScoreWriter(job.folder.staged / SCORES, _settings_text(detector), run=job.folder.run, tile=tile) as writer:
-        for extracted, scores in stream(found.root, found.records):
-            batch = [item.placement for item in extracted.loaded]
-            if rules is not None:
-                with timings("regions"):
-                    regions += rules.regions(scores, batch)
-            with timings("write"):
-                writer.append(scores)
-            of_images.append(dict(scores.image_scores) if rules is None else rules.scores_of(scores))
-            statistics.append(scores.statistics)
-            routes += [] if scores.routes is None else [scores.routes]
-            passed_over.append(scores.passed_over)
-            labels = [record.defective for record in extracted.records]
-            pictures.add(
-                [item.picture for item in extracted.loaded],
-                of_images[-1][detector.method.score],
-                np.isfinite(of_images[-1]["max"]),
-                None if None in labels else np.array(labels, np.bool_),
-            )
-            in_bank += (
-                Duplicate(record.id, normal_of[item.sha256])
-                for record, item in zip(extracted.records, extracted.loaded, strict=True)
-                if item.sha256 in normal_of
-            )
-            read += extracted.records
-            placements += batch
-        verdicts = None
-        joined = Routes.join(routes) if routes else None
-        if rules is not None:
-            whole = {name: np.concatenate([batch[name] for batch in of_images]) for name in of_images[0]}
-            verdicts = rules(whole, np.concatenate(statistics), None if joined is None else joined.product)
-            if "structure" in whole:
-                writer.add_table("image_scores", {"structure": whole["structure"]})
-            writer.add_table("verdict", verdict_columns(verdicts))
-            writer.add_table("regions", region_columns(regions))
+        collected = collect((detector, rules), (found.root, found.records), writer.append, pictures, timings)
+        scored = _decided(rules, found, collected)
+        for group, columns in _tables(scored, collected).items():
+            writer.add_table(group, columns)
+    return scored
+
+
+def _score_parts(job: Job, found: Survey) -> list[ScoredPart]:
+    """Score images on a cluster."""
+    folder = job.folder.staged / PARTS
+    folder.mkdir()
+    plan = PartPlan(root=found.root, folder=folder, settings=_settings_text(job.detector), run=job.folder.run)
+    return score_pieces((job.detector, job.rules), found, plan)
+
+
+def _decided_parts(job: Job, found: Survey, parts: Sequence[ScoredPart], collected: Collected) -> Scored:
+    """Decide on the images of all parts, and write what was decided into the file of each."""
+    scored, start = _decided(job.rules, found, collected), 0
+    for part in parts:
+        stop = start + len(part.collected)
+        if part.file is not None:
+            add_tables(part.file, _tables(scored.part(slice(start, stop)), part.collected))
+        start = stop
+    return scored
+
+
+def _decided(rules: DecisionRules | None, found: Survey, collected: Collected) -> Scored:
+    """Decide on images that were scored."""
+    routes = collected.joined_routes
+    products = None if routes is None else routes.product
     return Scored(
-        records=read,
-        placements=placements,
-        skipped=tuple(stream.skipped),
-        verdicts=verdicts,
-        regions=regions,
+        records=collected.records,
+        placements=collected.placements,
+        skipped=tuple(collected.skipped),
+        verdicts=None if rules is None else rules(collected.scores, np.concatenate(collected.statistics), products),
+        regions=collected.regions,
         found=found,
-        in_bank=tuple(in_bank),
-        passed_over=_mean_shares(passed_over),
-        routes=joined,
+        in_bank=tuple(collected.in_bank),
+        passed_over=collected.mean_passed_over,
+        routes=routes,
     )
 
 
-def _mean_shares(batches: Sequence[Mapping[str, FloatArray]]) -> dict[str, float]:
-    """The mean of each level over the images of all batches that have a number."""
-    found = {level: np.concatenate([batch[level] for batch in batches]) for level in batches[0]}
-    return {level: float(np.nanmean(shares)) for level, shares in found.items() if np.isfinite(shares).any()}
+def _tables(scored: Scored, collected: Collected) -> dict[str, Columns]:
+    """What scores.h5 holds of the decisions on images."""
+    if scored.verdicts is None:
+        return {}
+    structure = {name: values for name, values in collected.scores.items() if name == "structure"}
+    tables = {"verdict": verdict_columns(scored.verdicts), "regions": region_columns(scored.regions)}
+    return {**({"image_scores": structure} if structure else {}), **tables}
 
 
 def _settings_text(detector: Detector) -> str:
@@ -290,30 +313,38 @@ def write_results(
         scores=scores,
         records=scored.records,
         masks=None if evaluated is None else evaluated.masks,
-        picture=lambda i: Shown(pictures[i]),
+        picture=partial(_shown, pictures),
         normal_ids=bank.pictures.names(np.arange(len(bank))),
         normal_picture=NormalPictures(bank),
         normal_group=bank.group_of,
         normal_places=bank.tile_places,
     )
-    kinds = None if evaluated is None else [str(record.kind) for record in scored.records]
-    times = [record.time_s if isinstance(record, VideoFrame) else None for record in scored.records]
     staged = job.folder.staged
-    write_csv(
-        staged / "scores.csv",
-        scores,
-        kinds,
-        scored.verdicts,
-        job.detector.method.score,
-        times if any(time is not None for time in times) else None,
-    )
-    if results.decisions is not None:
-        write_regions_csv(staged / "regions.csv", scores.ids, scored.regions)
+    ranks = rank(scores.image_scores[job.detector.method.score])
+    for folder, part, rows in scores.files(staged):
+        _write_csv(folder, part, scored.part(rows), ranks[rows], is_labeled=evaluated is not None)
     page = run_page(inputs, report.shown)
     write_html(staged / "report.html", replace(page, run=job.folder.run))
     shown = _write_overlays(staged / OVERLAYS, inputs, page.colors) if report.overlays and page.colors is not None else {}
     write_json(staged / REPORT, {"run": job.folder.stamp(), "overlays": shown, **run_numbers(inputs)})
     return results
+
+
+def _write_csv(folder: Path, scores: ScoreFile, scored: Scored, ranks: npt.NDArray[np.int64], *, is_labeled: bool) -> None:
+    """Write the tables of the images of one scores.h5; `ranks` are among all images of the run."""
+    kinds = [str(record.kind) for record in scored.records] if is_labeled else None
+    times = [record.time_s if isinstance(record, VideoFrame) else None for record in scored.records]
+    in_video = any(time is not None for time in times)
+    write_csv(folder / "scores.csv", scores, kinds, scored.verdicts, ranks, times if in_video else None)
+    if scored.verdicts is not None:
+        write_regions_csv(folder / "regions.csv", scores.ids, scored.regions)
+
+
+def _shown(pictures: PictureStore, i: int) -> Shown:
+    try:
+        return Shown(pictures[i])
+    except InputError as error:  # of a picture that is read again
+        return Shown(None, str(error))
 
 
 def _write_overlays(folder: Path, inputs: ReportInputs, colors: tuple[float, float]) -> dict[str, str]:

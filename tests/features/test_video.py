@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import threading
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,17 @@ def test_every_nth_frame_is_an_image(tmp_path: Path, suffix: str) -> None:
     assert numbers(found.records) == [0, 4, 8, 12, 16]
     assert len(survey(path).records) == 20
     assert all(load_bytes(record, PLACED) > 64 * 48 * 3 for record in found.records)
+
+
+def test_another_process_reads_the_same_frames(tmp_path: Path) -> None:
+    """Pickled, frames of a video share the video, and decode it anew."""
+    write_video(tmp_path / "a.mp4", numbered(9))
+    records = survey(tmp_path, Run(every=2)).records
+    there: list[ImageRecord] = pickle.loads(pickle.dumps(records))
+    assert [record.id for record in there] == [record.id for record in records]
+    assert numbers(there) == numbers(records)
+    videos = {id(record.video) for record in there if isinstance(record, VideoFrame)}
+    assert len(videos) == 1
 
 
 def test_avi_has_no_times_of_frames_and_they_come_in_order_all_the_same(tmp_path: Path) -> None:

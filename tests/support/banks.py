@@ -125,3 +125,19 @@ def three_shards(path: Path) -> Bank:
     for part in (ABC, DE, F):
         bank.append(part)
     return bank
+
+
+def assert_same(one: Snapshot, other: Snapshot) -> None:
+    """Two banks hold the same images in the same order, bit for bit, whatever shards they are in."""
+    assert one.ids == other.ids
+    assert one.pictures.ids == other.pictures.ids
+    assert one.sha256_of == other.sha256_of
+    assert one.group_of == other.group_of
+    assert one.layout == other.layout
+    rows = np.arange(len(one))
+    np.testing.assert_array_equal(one.embedding(rows), other.embedding(rows))
+    for row in rows.tolist():
+        np.testing.assert_array_equal(one.inspected(row), other.inspected(row))
+        for level in one.layout.levels:
+            np.testing.assert_array_equal(one.level_map(level.name, row), other.level_map(level.name, row))
+    assert [one.image_path(name) for name in one.pictures.ids] == [other.image_path(name) for name in one.pictures.ids]

@@ -185,7 +185,9 @@ def test_a_bank_of_several_products_keeps_them(tmp_path: Path) -> None:
     assert {name: len(made) for name, made in done.products.items() if not isinstance(made, str)} == {"cap": 24, "pen": 24}
     for product in ("cap", "pen"):
         assert done.bank.part(product).ids == bank.part(product).ids
-        np.testing.assert_array_equal(done.bank.part(product).read(np.arange(24)).embedding, bank.part(product).read(np.arange(24)).embedding)
+        np.testing.assert_array_equal(
+            done.bank.part(product).read(np.arange(24)).embedding, bank.part(product).read(np.arange(24)).embedding
+        )
     assert verify(out, deep=True).problems == []
     scores = Detector.open(out).score_features(shots("pen", ["new"], seed=1))
     assert scores.routes is not None
@@ -194,5 +196,5 @@ def test_a_bank_of_several_products_keeps_them(tmp_path: Path) -> None:
 
 def test_codes_are_not_learned_from_the_first_of_several_products(good: Path, tmp_path: Path) -> None:
     extraction = Extraction(backbone=tiny_backbone(), products="folder", store="int8")
-    with pytest.raises(InputError, match="make it with store=float16, and then: spade-faiss convert"):
+    with pytest.raises(InputError, match="store=float16, and then: spade-faiss convert"):
         fit(good, bank=tmp_path / "bank", extraction=extraction)

@@ -218,11 +218,11 @@ def test_a_shard_that_cannot_be_written_ends_the_run_and_is_made_up_for(
 ) -> None:
     append, calls = Bank.append_prepared, []
 
-    def failing(self: Bank, batch: FeatureBatch) -> None:
+    def failing(self: Bank, batch: FeatureBatch, *, product: str = "") -> None:
         calls.append(len(batch))
         if len(calls) == 2:
             raise OSError("no space left on device")
-        append(self, batch)
+        append(self, batch, product=product)
 
     monkeypatch.setattr(Bank, "append_prepared", failing)
     with pytest.raises(OSError, match="no space left"):

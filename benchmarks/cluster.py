@@ -1,0 +1,364 @@
+"""Clusters: small ones on this machine do what one process does; what that costs, what travels, and what losses change.
+
+    python -m benchmarks.cluster --data FOLDER --out benchmarks/results
+
+FOLDER holds `mvtec_bottle`. One machine stands for many: its nodes share its processors, so that CPU seconds are compared, not
+times. Every command runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.datasets import write_elpv
+from benchmarks.features import INPUT_SIZE, SHAPES, Shape
+from benchmarks.main_job import machine
+from benchmarks.small_cluster import LOSSES, run_with_loss, small_cluster
+from spade_faiss import Bank, Detector, FeatureBatch, Layout, Method, Run
+from spade_faiss.cluster.owned_detector import OwnedDetector
+from spade_faiss.cluster.owner import OwnedBank
+from spade_faiss.cluster.owners import open_owners
+from spade_faiss.cluster.session import connect
+from spade_faiss.report.exchange import PARTS
+from spade_faiss.report.scorefile import ScoreFile
+from spade_faiss.report.scoreparts import ScoreParts
+from spade_faiss.scoring.scores import Scores
+from spade_faiss.search.distances import import_faiss
+
+Row = dict[str, Any]
+
+LITE0 = ("--backbone", "efficientnet_lite0", "--preset", "spade")
+NODES = (2, 4)
+LOST = 30
+PICTURES = (1000, 10_000)
+NORMALS, SHARDS, QUERIES, NEIGHBORS = 20_000, 40, 32, 5
+_SIDE = 64
+# What a calibration says of the bank.
+_STATE = ("generation", "shards_sha256", "sha256", "versions")
+# Embeddings that are looked at, to measure how long that takes.
+_SCANNED = 50_000
+
+
+def main() -> None:
+    """Measure everything, or what --only names, and write cluster.json; other figures in it stay as they are."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=sorted(FIGURES), default=list(FIGURES))
+    arguments = parser.parse_args()
+    target = arguments.out / "cluster.json"
+    figures = json.loads(target.read_bytes()) if target.exists() else {}
+    figures["machine"] = machine()
+    for name in arguments.only:
+        with tempfile.TemporaryDirectory() as scratch:
+            figures[name] = FIGURES[name](arguments.data, Path(scratch))
+        target.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        print(f"{name}: {json.dumps(figures[name])}", flush=True)
+
+
+# ---- the same as one process
+
+
+def equality(data: Path, scratch: Path) -> list[Row]:
+    """Extract, index, calibrate and score bottle and ELPV in one process and on clusters: what differs, and CPU seconds."""
+    write_elpv(scratch / "elpv")
+    rows = []
+    for name, folder in (("mvtec_bottle", data / "mvtec_bottle"), ("elpv", scratch / "elpv")):
+        commands = partial(_commands, folder, scratch)
+        alone = _alone([commands("one", ())[step] for step in range(4)], scratch / "log")
+        for nodes in NODES:
+            with small_cluster(nodes) as cluster:
+                spent = sum(cluster.cpu_s(words, scratch / "log") for words in commands(f"{nodes}", ("--cluster", "auto")))
+            one, many = (scratch / f"{name}-{of}.bank" for of in ("one", nodes))
+            rows.append(
+                {
+                    "set": name,
+                    "normals": len(Bank.open(one)),
+                    "nodes": nodes,
+                    "same_bank": same_banks(one, many),
+                    "same_calibration": _calibrations(one) == _calibrations(many),
+                    "same_scores": same_scores(scratch / f"{name}-one", scratch / f"{name}-{nodes}"),
+                    "cpu_s": spent,
+                    "alone_cpu_s": alone,
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def _commands(folder: Path, scratch: Path, of: str, where: tuple[str, ...]) -> list[list[str]]:
+    """What is done with a set."""
+    bank = str(scratch / f"{folder.name}-{of}.bank")
+    return [
+        ["extract", str(folder / "train/good"), "--bank", bank, *LITE0, "--quiet", *where],
+        ["index", bank, "--recipe", "clusters", "--quiet", *where],
+        ["calibrate", bank, "--quiet", *where],
+        ["score", str(folder / "test"), "--bank", bank, "--out", str(scratch / f"{folder.name}-{of}"), "--quiet", *where],
+    ]
+
+
+def _alone(commands: list[list[str]], log: Path) -> float:
+    """Run commands in processes of their own, one after the other; returns their CPU seconds."""
+    _children_s(reset=True)
+    for words in commands:
+        with log.open("wb") as file:
+            subprocess.run([sys.executable, "-m", "spade_faiss", *words], check=True, stdout=file, stderr=file)
+    return _children_s(reset=True)
+
+
+_counted = 0.0
+
+
+def _children_s(*, reset: bool) -> float:
+    """CPU seconds of the processes that have ended since the last reset."""
+    global _counted
+    times = os.times()
+    total = times.children_user + times.children_system
+    spent = total - _counted
+    if reset:
+        _counted = total
+    return spent
+
+
+def _calibrations(bank: Path) -> list[Row]:
+    """What the calibrations of a bank say, but for the state of its shards, which may end elsewhere."""
+    found = [json.loads(path.read_bytes()) for path in sorted((bank / "calibration").glob("*.json"))]
+    assert found
+    return [{name: value for name, value in each.items() if name not in _STATE} for each in found]
+
+
+def same_banks(one: Path, other: Path) -> bool:
+    """Whether two banks hold the same images in the same order, bit for bit."""
+    banks = Bank.open(one), Bank.open(other)
+    if banks[0].ids != banks[1].ids or banks[0].sha256_of != banks[1].sha256_of:
+        return False
+    rows = np.arange(len(banks[0]))
+    if not np.array_equal(*(bank.embedding(rows) for bank in banks)):
+        return False
+    levels = [level.name for level in banks[0].layout.levels]
+    return all(np.array_equal(*(bank.level_map(level, row) for bank in banks)) for level in levels for row in rows.tolist())
+
+
+def same_scores(one: Path, parted: Path) -> bool:
+    """Whether the results of one process and those of a cluster are of the same images and scores, bit for bit."""
+    parts = sorted((parted / PARTS).glob("*/scores.h5"))
+    with ScoreFile.open(one / "scores.h5") as scores, ScoreParts.open(parts) as joined:
+        if scores.ids != joined.ids:
+            return False
+        columns = ("image_score", "map_score", "top_score", "peak", "neighbor_ids", "neighbor_dist")
+        alike = all(np.array_equal(getattr(scores, name), getattr(joined, name)) for name in columns)
+        return alike and all(np.array_equal(*maps) for maps in zip(scores.maps(), joined.maps(), strict=True))
+
+
+# ---- memory, losses
+
+
+def memory(data: Path, scratch: Path) -> list[Row]:
+    """The most memory that the driver takes, by the number of pictures that are extracted on two nodes."""
+    rows = []
+    for count in PICTURES:
+        folder = write_pictures(scratch / f"{count}", count)
+        with small_cluster(2) as cluster:
+            words = ["extract", str(folder), "--bank", str(scratch / f"{count}.bank"), *_TINY, "--cluster", "auto", "--quiet"]
+            driver = cluster.start(words, scratch / "log")
+            peak = 0
+            while driver.poll() is None:
+                peak = max(peak, _peak_bytes(driver.pid))
+                time.sleep(0.2)
+            if driver.returncode:
+                raise RuntimeError((scratch / "log").read_text())
+        rows.append({"pictures": count, "images": len(Bank.open(scratch / f"{count}.bank")), "peak_bytes": peak})
+        print(rows[-1], flush=True)
+    return rows
+
+
+_TINY = (*LITE0, "--resize", "72", "--size", str(_SIDE))
+
+
+def write_pictures(folder: Path, count: int) -> Path:
+    """Write generated pictures, all of them different."""
+    folder.mkdir()
+    rng = np.random.default_rng(count)
+    base = rng.integers(0, 256, (80, 96, 3), np.uint8)
+    for number in range(count):
+        picture = base.copy()
+        picture[: 8 + number % 50, :8] = rng.integers(0, 256, (8 + number % 50, 8, 3), np.uint8)
+        Image.fromarray(picture).save(folder / f"{number:06d}.png", compress_level=1)
+    return folder
+
+
+def _peak_bytes(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return 1024 * int(status.split("VmHWM:")[1].split()[0]) if "VmHWM:" in status else 0
+
+
+def losses(data: Path, scratch: Path, count: int = LOST) -> Row:
+    """Lose a worker, a node or the driver in the middle of extracting, calibrating and scoring; compare with one process."""
+    draw, found = random.Random(7), []
+    folder = write_pictures(scratch / "pictures", 240)
+    one = str(scratch / "one.bank")
+    _alone([["extract", str(folder), "--bank", one, *_TINY, "--quiet"]], scratch / "log")
+    scored = ["score", str(folder), "--bank", one, "--quiet"]
+    _alone([[*scored, "--out", str(scratch / "one")]], scratch / "log")
+    with small_cluster(2) as cluster:
+        for number in range(count):
+            loss, command = LOSSES[number % len(LOSSES)], ("extract", "score")[number // len(LOSSES) % 2]
+            out = scratch / f"lost-{number}"
+            if command == "extract":
+                words = ["extract", str(folder), *_TINY, "--cluster", "auto", "--quiet", "--bank", str(out)]
+                begun = (out / "features" / f"{draw.randint(1, 4):06d}.h5").exists
+            else:
+                words = [*scored, "--cluster", "auto", "--out", str(out)]
+                begun = partial(_has_part, scratch, draw.randint(0, 3))
+            outcome = run_with_loss(cluster, words, loss, begun, draw)
+            same = same_banks(Path(one), out) if command == "extract" else same_scores(scratch / "one", out)
+            left = command == "extract" and len(list((out / "features").iterdir())) != len(Bank.open(out).manifest.shards)
+            found.append({"loss": loss, "command": command, "outcome": outcome, "same": same, "left_over": left})
+            print(found[-1], flush=True)
+    return {"count": count, "rows": found}
+
+
+def _has_part(folder: Path, number: int) -> bool:
+    return any(folder.glob(f".spade-*/new/{PARTS}/{number:06d}/scores.h5"))
+
+
+# ---- owners
+
+
+def owners(data: Path, scratch: Path) -> Row:
+    """Search 20,000 generated normals in 40 shards by owners on 2 and 4 nodes: bytes, ms beside one process, recall."""
+    bank = _write_bank(scratch / "bank")
+    queries = _features(SHAPES["lite0"], range(NORMALS, NORMALS + QUERIES))
+    method = Method(k_image=NEIGHBORS, k_gallery=NEIGHBORS)
+    alone = Detector.open(bank, method=method)
+    expected, alone_s = _timed(alone, queries)
+    rows = []
+    for nodes in NODES:
+        with small_cluster(nodes) as cluster, cluster.connected(), connect("auto") as session:
+            owned = OwnedBank(
+                bank=alone.bank, recipe=alone.recipe, method=method, memory="2GiB", threads=session.cpus, replicas=1
+            )
+            run = Run(cluster="auto", replicas=1)
+            with open_owners(session, owned) as found:
+                together = OwnedDetector(alone.bank, alone.recipe, method, run, None, found)
+                scores, seconds = _timed(together, queries)
+                traffic, calls = found.traffic, 3  # the warm-up is counted too
+                received, sent = traffic.received / calls / QUERIES, traffic.sent / calls / QUERIES
+        rows.append(
+            {
+                "nodes": nodes,
+                "ms": 1000 * seconds / QUERIES,
+                "alone_ms": 1000 * alone_s / QUERIES,
+                "sent_bytes": sent,
+                "received_bytes": received,
+                "bound_bytes": _bound(nodes, alone),
+                "same": _same(expected, scores),
+                "recall": float(np.mean(expected.neighbor_ids == scores.neighbor_ids)),
+            }
+        )
+        print(rows[-1], flush=True)
+    return {
+        "normals": NORMALS,
+        "shards": SHARDS,
+        "queries": QUERIES,
+        "image_bytes": alone.bank.layout.image_bytes,
+        "rows": rows,
+    }
+
+
+def _bound(nodes: int, detector: Detector) -> int:
+    """The most that is sent for an image: its features to each owner, and for each level which rows to search."""
+    layout, number = detector.bank.layout, np.dtype(np.int64).itemsize
+    return nodes * layout.image_bytes + len(layout.levels) * number * (NEIGHBORS + nodes)
+
+
+def _timed(detector: Detector, queries: FeatureBatch) -> tuple[Scores, float]:
+    """What a detector finds, and the seconds of the second and the third call, the shorter ones."""
+    found, seconds = detector.score_features(queries), []
+    for _ in range(2):
+        start = time.perf_counter()
+        found = detector.score_features(queries)
+        seconds.append(time.perf_counter() - start)
+    return found, min(seconds)
+
+
+def _same(one: Scores, other: Scores) -> bool:
+    columns = ("image_score", "maps", "neighbor_ids", "neighbor_dist")
+    alike = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in columns)
+    return alike and all(np.array_equal(one.nearest[name], other.nearest[name]) for name in one.nearest)
+
+
+def _write_bank(folder: Path) -> Path:
+    layout = Layout(levels=SHAPES["lite0"].levels, embedding_dim=SHAPES["lite0"].embedding_dim, input_size=INPUT_SIZE)
+    bank, each = Bank.create(folder, layout), NORMALS // SHARDS
+    for start in range(0, NORMALS, each):
+        bank.append(_features(SHAPES["lite0"], range(start, start + each)))
+    return folder
+
+
+def _features(network: Shape, numbers: range) -> FeatureBatch:
+    """Features with structure: a few prototypes of each level, moved and scaled, so that neighbors are near."""
+    rng = np.random.default_rng(numbers.start)
+    prototypes = np.random.default_rng(5)
+    embeddings = prototypes.standard_normal((64, network.embedding_dim), np.float32)
+    kind = rng.integers(0, 64, len(numbers))
+    levels = {}
+    for level in network.levels:
+        base = prototypes.standard_normal((64, *level.shape), np.float32)
+        noise = rng.standard_normal((8, *level.shape), np.float32) * 0.3
+        levels[level.name] = (base[kind] + noise[rng.integers(0, 8, len(numbers))]).astype(np.float16)
+    noise = rng.standard_normal((len(numbers), network.embedding_dim), np.float32) * 0.5
+    return FeatureBatch([f"image {number}" for number in numbers], embeddings[kind] + noise, levels)
+
+
+def scan(data: Path, scratch: Path) -> list[Row]:
+    """Seconds of one thread for a look at one normal's embedding, for batches of 32 pictures; the shorter of three."""
+    faiss, rows = import_faiss(), []
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        for name, shape in SHAPES.items():
+            rng = np.random.default_rng(0)
+            index = faiss.IndexFlatL2(shape.embedding_dim)
+            index.add(rng.standard_normal((_SCANNED, shape.embedding_dim), np.float32))
+            xq = rng.standard_normal((QUERIES, shape.embedding_dim), np.float32)
+            index.search(xq, NEIGHBORS)
+            seconds = []
+            for _ in range(3):
+                start = time.process_time()
+                index.search(xq, NEIGHBORS)
+                seconds.append(time.process_time() - start)
+            rows.append({"shape": name, "rows": _SCANNED, "queries": QUERIES, "row_s": min(seconds) / QUERIES / _SCANNED})
+            print(rows[-1], flush=True)
+    finally:
+        faiss.omp_set_num_threads(before)
+    return rows
+
+
+FIGURES: dict[str, Callable[[Path, Path], Any]] = {
+    "equality": equality,
+    "memory": memory,
+    "losses": losses,
+    "owners": owners,
+    "scan": scan,
+}
+
+if __name__ == "__main__":
+    main()

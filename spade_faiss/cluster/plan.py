@@ -1,0 +1,50 @@
+"""The plan of a job: a list of pictures or rows is cut into pieces, each for one worker. Pure functions, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+from spade_faiss.core.schema import check_at_least
+
+T = TypeVar("T")
+
+# Where there is enough to do, each worker gets so many pieces, so that none waits long for the last one.
+_PIECES_A_WORKER = 4
+
+
+class Piece(NamedTuple):
+    """A part of a list: its number among the pieces, and which items of the list it has."""
+
+    number: int
+    start: int
+    stop: int
+
+    def of(self, items: Sequence[T]) -> Sequence[T]:
+        """The items of the piece."""
+        return items[self.start : self.stop]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"piece {self.number} (number {self.start + 1} to {self.stop})"
+
+
+def plan_pieces(count: int, *, batch: int, most: int, workers: int) -> list[Piece]:
+    """Cut a list into pieces that together are the list, in its order.
+
+    All pieces but the last have as many items, a multiple of `batch`: so batches are the same ones as where the list is worked
+    on as a whole, and with them what a network computes, to the bit.
+
+    Args:
+        count: how many items the list has.
+        batch: how many items are computed together.
+        most: the most items of a piece, such as those that fill a shard; a piece holds one batch at least.
+        workers: how many workers there are.
+    """
+    for name, value, least in (("count", count, 0), ("batch", batch, 1), ("most", most, 1), ("workers", workers, 1)):
+        check_at_least(name, value, least)
+    shared = -(-count // (workers * _PIECES_A_WORKER))
+    size = batch * max(1, min(-(-shared // batch), -(-most // batch)))
+    return [Piece(number, start, min(start + size, count)) for number, start in enumerate(range(0, count, size))]

@@ -1,0 +1,32 @@
+"""Indexes on a cluster: what a search method learns is learned once, and workers encode the shards of the bank."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from spade_faiss.cluster.pieces import PieceRunner, Work
+from spade_faiss.cluster.plan import plan_pieces
+from spade_faiss.cluster.session import connect
+from spade_faiss.core.files import FileEntry
+from spade_faiss.core.settings import Run
+from spade_faiss.index.gallery_encode import EncodeGroups, EncodeJob, Encoding, GroupEncoder, encode_here
+
+
+def encode_by(run: Run) -> EncodeGroups:
+    """What encodes shards: this process, or the workers of the cluster that a run names."""
+    return encode_here if run.cluster is None else partial(_encode_on, run.cluster)
+
+
+def _encode_on(cluster: str, encoding: Encoding, jobs: Sequence[EncodeJob]) -> Iterator[tuple[int, FileEntry]]:
+    with connect(cluster) as session:
+        pieces = plan_pieces(len(jobs), batch=1, most=1, workers=session.workers())
+        runner = PieceRunner(session, Work(partial(_open, pickle.dumps(encoding)), GroupEncoder.encode))
+        for piece, entry in runner((piece, jobs[piece.start]) for piece in pieces):
+            yield piece.number, entry
+
+
+def _open(pickled: bytes) -> GroupEncoder:
+    encoding: Encoding = pickle.loads(pickled)
+    return encoding.open()

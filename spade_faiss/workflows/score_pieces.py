@@ -1,0 +1,178 @@
+"""Scoring on a cluster: workers score pieces of the list of images, each into a scores.h5 of its own."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from spade_faiss.cluster.pieces import PieceRunner, Work
+from spade_faiss.cluster.plan import plan_pieces
+from spade_faiss.cluster.session import connect
+from spade_faiss.core.errors import InputError, NotFoundError
+from spade_faiss.core.progress import progress_bar
+from spade_faiss.core.timing import Timings
+from spade_faiss.decisions.rules import DecisionRules
+from spade_faiss.features.datasets import ImageRecord, Survey, check_skipped
+from spade_faiss.features.pictures import load_image
+from spade_faiss.report.exchange import SCORES
+from spade_faiss.report.pictures import Picture
+from spade_faiss.report.scorefile import ScoreWriter
+from spade_faiss.report.selection import Bools, Values
+from spade_faiss.scoring.detector import Detector
+from spade_faiss.scoring.scores import Scores
+from spade_faiss.workflows.collected import Collected, collect
+from spade_faiss.workflows.opened_on_workers import opening
+
+# The most images of a part: its file can be handled, and a worker that is lost has not lost much.
+_MOST_IMAGES = 2000
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartPlan:
+    """What a worker needs to know of the run beside its detector.
+
+    Args:
+        root: the folder that the ids of images start from.
+        folder: where the folders of the parts are made.
+        settings: JSON text that says how images are scored.
+        run: tells the run from all others.
+    """
+
+    root: Path
+    folder: Path
+    settings: str
+    run: str
+
+
+class ScoredPart(NamedTuple):
+    """A part of the run: its scores.h5, None if none of its images could be read, and what is known of its images."""
+
+    file: Path | None
+    collected: Collected
+
+
+class _Part(NamedTuple):
+    """What a worker is asked for: the name of the part's folder, and its images."""
+
+    name: str
+    records: Sequence[ImageRecord]
+
+
+class NoPictures:
+    """Takes the pictures of a run and forgets them: a report that is made elsewhere reads them again."""
+
+    def add(self, pictures: Sequence[Picture], image_score: Values, localized: Bools, defective: Bools | None) -> None:
+        """See `PictureStore.add`."""
+
+    def __getitem__(self, i: int) -> Picture:
+        raise KeyError(i)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+
+class ReadPictures(NoPictures):
+    """Reads the pictures that a report shows from their files, when it asks for them.
+
+    Args:
+        detector: says how they lie in the backbone's input.
+        collected: the images of the run, by their numbers.
+    """
+
+    def __init__(self, detector: Detector, collected: Collected) -> None:
+        self._detector = detector
+        self._collected = collected
+
+    def __getitem__(self, i: int) -> Picture:
+        """See `PictureStore`.
+
+        Raises:
+            InputError: if the file cannot be read any more, or is not the one that was scored.
+        """
+        record, rois = self._collected.records[i], self._detector.rois
+        preprocess = self._detector.backbone.source.preprocess
+        loaded = load_image(record, preprocess if rois is None else rois.preprocess(record, preprocess))
+        if loaded.sha256 != self._collected.sha256[i]:
+            raise InputError(f"{record.path} has changed since it was scored")
+        return loaded.picture
+
+
+class _Worker:
+    """A detector, open on a worker."""
+
+    def __init__(self, plan: PartPlan, pickled: bytes) -> None:
+        self._plan = plan
+        opened, rules = pickle.loads(pickled)
+        self._job: tuple[Detector, DecisionRules | None] = opened(), rules
+
+    def score(self, part: _Part) -> ScoredPart:
+        """Score images into a scores.h5 of their own."""
+        plan, (detector, _) = self._plan, self._job
+        if not plan.folder.is_dir():
+            raise NotFoundError(
+                f"there is no folder {plan.folder} here; write results to storage that all nodes have at the same path"
+            )
+        file = plan.folder / part.name / SCORES
+        file.parent.mkdir(exist_ok=True)
+        tile = detector.bank.layout.input_size if detector.bank.is_tiled else None
+        with ExitStack() as stack:
+            writers: list[ScoreWriter] = []
+
+            def append(scores: Scores) -> None:
+                if not writers:  # there is no file without an image
+                    writers.append(stack.enter_context(ScoreWriter(file, plan.settings, run=plan.run, tile=tile)))
+                writers[0].append(scores)
+
+            images = plan.root, part.records
+            collected = collect(self._job, images, append, NoPictures(), Timings(), allow_none=True)
+        return ScoredPart(file if len(collected) else None, collected)
+
+
+def score_pieces(job: tuple[Detector, DecisionRules | None], found: Survey, plan: PartPlan) -> list[ScoredPart]:
+    """Score images on the workers of the cluster that the detector's run names.
+
+    Args:
+        job: what scores the images, and what decides about them; each worker opens it for itself.
+        found: the images, on storage that all nodes have at the same path; so must the bank be, and the folder of the parts.
+        plan: what else a worker needs to know.
+
+    Returns:
+        The parts, in the order of their images.
+
+    Raises:
+        InputError: if more images than allowed are unreadable, or all of them.
+        ClusterError: if the cluster cannot be reached, or workers are lost again and again.
+    """
+    (detector, rules), records = job, found.records
+    run = detector.run
+    assert run.cluster is not None
+    parts: list[ScoredPart] = []
+    skipped = Collected().skipped
+    with connect(run.cluster) as session, opening(session, detector) as opened:
+        pickled = pickle.dumps((opened, rules))
+        pieces = plan_pieces(len(records), batch=detector.images_at_a_time, most=_MOST_IMAGES, workers=session.workers())
+        runner = PieceRunner(session, Work(partial(_Worker, plan, pickled), _Worker.score), run.device)
+        asked = ((piece, _Part(f"{piece.number:06d}", piece.of(records))) for piece in pieces)
+        with progress_bar(len(records), "score", run.progress) as bar:
+            for piece, part in runner(asked):
+                for item in part.collected.skipped:
+                    _log.warning("skipped %s", item.reason)
+                skipped += part.collected.skipped
+                check_skipped(skipped, run.max_skipped)
+                parts.append(part)
+                bar.update(len(piece))
+    if len(skipped) == len(records):
+        raise InputError(f"none of the {len(records)} images could be read; the first: {skipped[0].reason}")
+    return parts
