@@ -132,12 +132,12 @@ def _routes(path: Path) -> dict[str, Row]:
         for product in dict.fromkeys(products.tolist()):
             own = products == product
             right = scores.routes.product[own] == product
-            p = scores.routes.p_none
+            none = scores.routes.none
             found[product] = {
                 "wrong": [scores.ids[i] for i in np.flatnonzero(own)[~right]],
                 "least_confidence": float(scores.routes.confidence[own].min()),
-                "none_of_normal": float((p[own & normal] <= NONE_LEVEL).mean()),
-                "none_of_defective": float((p[own & ~normal] <= NONE_LEVEL).mean()),
+                "none_of_normal": float(none[own & normal].mean()),
+                "none_of_defective": float(none[own & ~normal].mean()),
             }
     return found
 
@@ -187,7 +187,7 @@ def _left_out(data: Path, bank: Bank, backbone: Backbone, sets: tuple[str, ...])
         yield {
             "set": name,
             "images": len(found),
-            "told": int(found.is_none.sum()),
+            "told": int(found.none.sum()),
             "median_p": float(np.median(found.p_none)),
             "median_confidence": float(np.median(found.confidence)),
         }
