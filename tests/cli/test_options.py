@@ -140,15 +140,15 @@ LOCALIZING = {"localize", "flag_above"}
 
 # Command -> the settings that it takes: a dataclass, and the fields of it that the command has no use for.
 TAKES: dict[str, list[tuple[type, set[str]]]] = {
-    "fit": [(Extraction, set()), (Run, {"memory"})],
-    "extract": [(Extraction, set()), (Run, {"memory"})],
+    "fit": [(Extraction, set()), (Run, {"memory", "product"})],
+    "extract": [(Extraction, set()), (Run, {"memory", "product"})],
     "add": [(Run, {"memory"})],
-    "score": [(Method, set()), (Run, {"group_by"}), (Decision, set()), (ReportOptions, set())],
-    "evaluate": [(Method, set()), (Run, {"group_by"}), (Decision, set()), (ReportOptions, set())],
-    "calibrate": [(Method, {*LOCALIZING, "score"}), (Run, set())],
+    "score": [(Method, set()), (Run, {"group_by", "products"}), (Decision, set()), (ReportOptions, set())],
+    "evaluate": [(Method, set()), (Run, {"group_by", "products"}), (Decision, set()), (ReportOptions, set())],
+    "calibrate": [(Method, {*LOCALIZING, "score"}), (Run, {"products"})],
     "suspects": [
         (Method, {*LOCALIZING, "score", "image_scores"}),
-        (Run, {"every", "group_by", "max_skipped", "engine", "roi"}),
+        (Run, {"every", "group_by", "max_skipped", "engine", "roi", "products"}),
         (ReportOptions, {"overlays"}),
     ],
 }
