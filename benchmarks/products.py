@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.calibration import EXPOSURES, number_of, write_exposures
 from benchmarks.process import machine
 from benchmarks.sweep.sets import BACKBONE
 from spade_faiss import Backbone, Bank, Decision, Detector, ReportOptions, evaluate, fit, load_backbone, load_recipe
@@ -35,10 +36,8 @@ from spade_faiss.scoring.routing import NONE_LEVEL, Router
 Row = dict[str, Any]
 
 SETS = ("mvtec_bottle", "magnetic_tile", "mvtec_screw", "mvtec_toothbrush", "aws_cookies")
-# The exposures of one tile belong together; pictures of the other sets are each by themselves.
-GROUPS = r"regex=^(?:.*exp\d_num_(\d+)|(.*))"
 ALPHA = 0.05
-RUN = Run(memory="4GiB", group_by=GROUPS)
+RUN = Run(memory="4GiB")
 
 
 def main() -> None:
@@ -67,12 +66,17 @@ def _measure(data: Path, scratch: Path, sets: tuple[str, ...], preset: str) -> R
         (good / name).symlink_to((data / name / "train" / "good").resolve())
         (labeled / name).symlink_to((data / name).resolve())
     backbone = load_backbone(BACKBONE, preprocess=Preprocess(resize_mode="letterbox"))
+    grouped = EXPOSURES in sets  # those of a tile are left out together
     start = time.perf_counter()
     made = fit(
         good,
         bank=scratch / f"all-{preset}.bank",
         preset=preset,
-        extraction=Extraction(backbone=backbone, products="folder", group_by=GROUPS),
+        extraction=Extraction(
+            backbone=backbone,
+            products="folder",
+            group_by=str(_exposures(data, scratch / "together.csv", f"{EXPOSURES}/")) if grouped else None,
+        ),
         run=RUN,
     )
     fit_s = time.perf_counter() - start
@@ -84,7 +88,9 @@ def _measure(data: Path, scratch: Path, sets: tuple[str, ...], preset: str) -> R
             good / name,
             bank=scratch / f"{name}-{preset}.bank",
             preset=preset,
-            extraction=Extraction(backbone=backbone, group_by=GROUPS),
+            extraction=Extraction(
+                backbone=backbone, group_by=str(_exposures(data, scratch / "alone.csv", "")) if name == EXPOSURES else None
+            ),
             run=RUN,
         )
         results, alone_s = _evaluate(data / name, alone.bank, backbone, scratch / name)
@@ -114,6 +120,11 @@ def _measure(data: Path, scratch: Path, sets: tuple[str, ...], preset: str) -> R
     }
 
 
+def _exposures(data: Path, table: Path, prefix: str) -> Path:
+    """A table of the exposures of each tile."""
+    return write_exposures(sorted((data / EXPOSURES / "train" / "good").iterdir(), key=number_of), table, prefix)
+
+
 def _evaluate(dataset: Path, bank: Bank, backbone: Backbone, out: Path) -> tuple[Results, float]:
     """The results of a labeled set, and the seconds that features and searches took."""
     detector = Detector.open(bank, run=Run(memory="4GiB"), backbone=backbone)
@@ -132,12 +143,15 @@ def _routes(path: Path) -> dict[str, Row]:
         for product in dict.fromkeys(products.tolist()):
             own = products == product
             right = scores.routes.product[own] == product
-            p = scores.routes.p_none
+            none = scores.routes.none
             found[product] = {
                 "wrong": [scores.ids[i] for i in np.flatnonzero(own)[~right]],
+                "normal_tests": int((own & normal).sum()),
                 "least_confidence": float(scores.routes.confidence[own].min()),
-                "none_of_normal": float((p[own & normal] <= NONE_LEVEL).mean()),
-                "none_of_defective": float((p[own & ~normal] <= NONE_LEVEL).mean()),
+                "low_p_of_normal": float((scores.routes.p_none[own & normal] <= NONE_LEVEL).mean()),
+                "low_p_of_defective": float((scores.routes.p_none[own & ~normal] <= NONE_LEVEL).mean()),
+                "none_of_normal": float(none[own & normal].mean()),
+                "none_of_defective": float(none[own & ~normal].mean()),
             }
     return found
 
@@ -187,7 +201,7 @@ def _left_out(data: Path, bank: Bank, backbone: Backbone, sets: tuple[str, ...])
         yield {
             "set": name,
             "images": len(found),
-            "told": int(found.is_none.sum()),
+            "told": int(found.none.sum()),
             "median_p": float(np.median(found.p_none)),
             "median_confidence": float(np.median(found.confidence)),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.pages.text import Figures, markdown_table
+from spade_faiss.decisions.conformal import rate_interval
 
 
 def table(figures: Figures) -> str:
@@ -20,8 +21,8 @@ def table(figures: Figures) -> str:
             f"{row['right']} of {row['images']}",
             f"{row['least_confidence']:.2f}",
             *(_both(row, metric) for metric in ("auroc", "pixel_auroc", "aupro")),
-            f"{_percent(row['false_alarms'])} / {_percent(row['false_alarms_alone'])}",
-            f"{_percent(row['none_of_normal'])} / {_percent(row['none_of_defective'])}",
+            f"{_with_interval(row)} / {_percent(row['false_alarms_alone'])}",
+            *(f"{_percent(row[f'{name}_of_normal'])} / {_percent(row[f'{name}_of_defective'])}" for name in ("low_p", "none")),
         )
         for row in rows
     ]
@@ -29,7 +30,12 @@ def table(figures: Figures) -> str:
     worst = max(row["alone"]["auroc"] - row["one_bank"]["auroc"] for row in rows)
     machine = found["machine"]
     named = ("set", "normals", "product named rightly", "least confidence", "image AUROC", "pixel AUROC", "AUPRO")
-    header = (*named, "false alarms", "`p_none` at most 0.01, normal / defective")
+    header = (
+        *named,
+        "false alarms (95 % interval)",
+        "`p_none` at most 0.01, normal / defective",
+        "said to show none, normal / defective",
+    )
     return (
         f"{markdown_table(header, lines)}\n\n"
         f"Where there are two numbers with a stroke, the first is of the one bank, the second of a bank of the set alone. The "
@@ -55,6 +61,12 @@ def left_out(figures: Figures) -> str:
 
 def _both(row: dict[str, Any], metric: str) -> str:
     return f"{row['one_bank'][metric]:.3f} / {row['alone'][metric]:.3f}"
+
+
+def _with_interval(row: dict[str, Any]) -> str:
+    n = row["normal_tests"]
+    low, high = rate_interval(round(n * row["false_alarms"]), n)
+    return f"{_percent(row['false_alarms'])} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _percent(share: float) -> str:

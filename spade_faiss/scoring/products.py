@@ -122,7 +122,7 @@ class ProductSearch(Generic[D]):
             return routes
         product = np.array([name or str(of) for name, of in zip(named, routes.product, strict=True)], np.str_)
         confidence, p_none = (np.where(given, np.nan, values) for values in (routes.confidence, routes.p_none))
-        return Routes(product=product, confidence=confidence, p_none=p_none)
+        return Routes(product=product, confidence=confidence, p_none=p_none, none=routes.none & ~given)
 
     def _in_order(self, parts: Sequence[Scores], places: Sequence[IntArray]) -> Scores:
         """The scores of all parts, whose images belong at some places of the whole."""
