@@ -179,7 +179,7 @@ def _digests(done: _Done) -> Iterator[str]:
 
 @contextmanager
 def _swept(bank: Bank) -> Iterator[None]:
-    """Remove at the end what workers wrote and nobody commits any more: pieces that were begun twice, or by one that is lost."""
+    """Remove at the end what workers wrote and nobody commits any more: pieces that were begun twice, or not ended."""
     try:
         yield
     finally:
