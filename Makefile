@@ -7,6 +7,8 @@ GPU := .venv-gpu
 WHEEL := .gpu-wheel
 KIT := .gpu-kit
 PROOF := .venv-gpu-proof
+# A process that has run out of tests takes some of the other's; the slowest are named, as all checks have half an hour.
+PARALLEL := -n 2 --dist worksteal --durations 12
 # The Python, on the machine with a card, that has torch.
 GPU_PYTHON ?= python3
 
@@ -16,10 +18,10 @@ demo: $(INSTALLED)
 	$(BIN)/python -m benchmarks.demo demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 # On a machine with a CUDA card; installs faiss-gpu in place of faiss-cpu.
 test-gpu: $(GPU)/.installed
@@ -39,7 +41,11 @@ gpu-proof-kit:
 	$(PYTHON) -m benchmarks.gpu_kit download $(KIT) \
 		$(if $(KIT_PYTHON),--python $(KIT_PYTHON)) $(if $(KIT_TORCH),--torch $(KIT_TORCH))
 
-check: lint types docs test-gpu-wheel bench-smoke test test-slow
+# What takes one core goes two at a time; tests take both.
+check: $(INSTALLED)
+	$(MAKE) --jobs 2 --output-sync=target lint types docs test-gpu-wheel bench-smoke
+	$(MAKE) test
+	$(MAKE) test-slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -83,7 +83,8 @@ def serve(
         try:
             shown = f"[{host}]" if ":" in host else host
             started(f"http://{shown}:{port}")
-            asyncio.run(_Server(config).serve(sockets=[listening]))
+            with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+                runner.run(_Server(config).serve(sockets=[listening]))
         finally:
             ending.set()
             for upkeep in upkeeps:

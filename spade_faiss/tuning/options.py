@@ -125,6 +125,7 @@ def map_options(levels: Sequence[str], method: Method) -> list[MapOption]:
     found = [
         searched(pooled, "global", joined, ALL),
         searched(pooled, "exact", (), 5),
+        searched(pooled, "location", (), ALL),
         searched(pooled, "global", coarse, ALL),
         searched(plain, "exact", (), 5),
         searched(plain, "global", joined, ALL),

@@ -92,6 +92,7 @@ class Pipeline:
         self._metrics = metrics
         self._changed = threading.Condition()
         self._taken = 0  # on their way
+        self._coming = 0  # of these, not decoded yet
         self._decoded: deque[tuple[Job, Decoded]] = deque()
         self._closing = False
         self._ahead = threading.BoundedSemaphore(_AHEAD * batch)
@@ -122,6 +123,7 @@ class Pipeline:
             if self._taken + len(uploads) > self._max_queue:
                 self.refuse(len(uploads))
             self._taken += len(uploads)
+            self._coming += len(uploads)
             jobs = [Job(upload) for upload in uploads]
             for job in jobs:
                 self._decoders.submit(self._decode, job)
@@ -151,10 +153,13 @@ class Pipeline:
                 decoded = self._steps.decode(job.upload)
         except Exception as error:  # outermost frame of a thread
             self._ahead.release()
+            with self._changed:
+                self._coming -= 1
             self._fail([job], error)
             return
         with self._changed:
             job.ready = perf_counter()
+            self._coming -= 1
             self._decoded.append((job, decoded))
             self._changed.notify_all()
 
@@ -169,8 +174,9 @@ class Pipeline:
             if not self._decoded:
                 return []
             rest = self._decoded[0][0].ready + self._max_wait_s - perf_counter()
-            # Who is on the way may join, and nobody waits for more than there can be.
-            self._changed.wait_for(lambda: len(self._decoded) >= min(self._batch, self._max_queue) or self._closing, rest)
+            # Who is being decoded may join: images of a batch are computed side by side, a single one by threads that wait for
+            # each other. Nobody waits for a picture that has not arrived.
+            self._changed.wait_for(lambda: len(self._decoded) >= self._batch or not self._coming or self._closing, rest)
             count = min(self._batch, len(self._decoded))
             found = [self._decoded.popleft() for _ in range(count)]
         for _ in found:

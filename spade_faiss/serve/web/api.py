@@ -98,7 +98,7 @@ router = APIRouter(
 )
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:  # one that is not async would be called in another thread
     service: Service = request.app.state.service
     return service
 
@@ -143,7 +143,7 @@ async def score(bank: _BANK, request: Request, service: ServiceOf, product: _PRO
     results = await receive_and_score(request, service, bank, product)
     if len(results) == 1 and not isinstance(error := results[0][1], ScoredPicture):
         raise error
-    return JSONResponse(await run_in_threadpool(_scored, service, bank, results))
+    return JSONResponse(_scored(service, bank, results))
 
 
 @router.post(

@@ -15,7 +15,7 @@ from spade_faiss.serve.service import Service
 router = APIRouter(tags=["operations"])
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:  # one that is not async would be called in another thread
     service: Service = request.app.state.service
     return service
 
