@@ -162,12 +162,12 @@ def official(data: Path, scratch: Path) -> list[Figures]:
     """
     rows = []
     for name in OFFICIAL:
-        every = sorted((data / name / "train" / "good").iterdir(), key=_number)
+        every = sorted((data / name / "train" / "good").iterdir(), key=number_of)
         held_out = [path for place, path in enumerate(every) if place // RUN % HELD_OUT_RUN == 0]
         for mode in ("leave_one_out", "split", *(["groups"] if name == EXPOSURES else [])):
             bank, out = scratch / f"{name}-{mode}.bank", scratch / f"{name}-{mode}"
             images = [path for path in every if path not in held_out] if mode == "split" else every
-            groups = ["--group-by", _write_exposures(every, scratch / "groups.csv")] if mode == "groups" else []
+            groups = ["--group-by", write_exposures(every, scratch / "groups.csv")] if mode == "groups" else []
             cli("fit", *images, "--bank", bank, "--backbone", "efficientnet_lite0", "--preset", "spade", *groups)
             if mode == "split":
                 cli("calibrate", bank, "--holdout", *held_out)
@@ -178,14 +178,17 @@ def official(data: Path, scratch: Path) -> list[Figures]:
     return rows
 
 
-def _write_exposures(every: list[Path], table: Path) -> Path:
-    """Write which images are exposures of one tile, as far as their names and numbers tell; returns the table."""
+def write_exposures(every: list[Path], table: Path, prefix: str = "") -> Path:
+    """Write which images are exposures of one tile, as far as their names and numbers tell; returns the table.
+
+    Ids are names of files, after a prefix.
+    """
     lines, tile, before = ["id,group"], 0, (0, 0)
     for path in every:
-        exposure, number = int(re.findall(r"exp(\d+)", path.stem)[0]), _number(path)
+        exposure, number = int(re.findall(r"exp(\d+)", path.stem)[0]), number_of(path)
         if exposure <= before[0] or number - before[1] > LONGEST_GAP:
             tile += 1
-        lines.append(f"{path.name},{tile}")
+        lines.append(f"{prefix}{path.name},{tile}")
         before = exposure, number
     table.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return table
@@ -299,7 +302,7 @@ def _kind(image: str) -> str:
     return Path(image).parent.name
 
 
-def _number(path: Path) -> int:
+def number_of(path: Path) -> int:
     """The order in which images were taken: the last number in their names."""
     return int(re.findall(r"\d+", path.stem)[-1])
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from spade_faiss.scoring.detector import Detector
     from spade_faiss.scoring.scores import Scores
     from spade_faiss.search.recipe import Recipe, load_recipe
-    from spade_faiss.workflows.calibrate import calibrate
-    from spade_faiss.workflows.drift import drift
+    from spade_faiss.workflows.calibrate import calibrate, calibrate_products
+    from spade_faiss.workflows.drift import drift, drift_of_products
     from spade_faiss.workflows.evaluate import evaluate
     from spade_faiss.workflows.extract import add, extract
     from spade_faiss.workflows.fit import fit
@@ -94,8 +94,10 @@ _HOMES = {
     "add": "workflows.extract",
     "build_index": "index.build",
     "calibrate": "workflows.calibrate",
+    "calibrate_products": "workflows.calibrate",
     "doctor": "diagnostics.doctor",
     "drift": "workflows.drift",
+    "drift_of_products": "workflows.drift",
     "evaluate": "workflows.evaluate",
     "extract": "workflows.extract",
     "fit": "workflows.fit",
@@ -142,8 +144,10 @@ __all__ = [
     "add",
     "build_index",
     "calibrate",
+    "calibrate_products",
     "doctor",
     "drift",
+    "drift_of_products",
     "evaluate",
     "extract",
     "fit",

@@ -164,6 +164,7 @@ def add_product(command: argparse.ArgumentParser) -> None:
     """Add `--product`, which `open_detector` reads."""
     command.add_argument(
         "--product",
+        default=argparse.SUPPRESS,
         metavar="NAME",
         help="of a bank of several products, the one that all images show (default: each image's nearest normals name it)",
     )

@@ -101,7 +101,7 @@ class _View:
         return _DASH if image.p_value is None else f"{image.p_value:.2g}"
 
     def route(self, image: ImageRow, at: int) -> str:
-        """The confidence (1) in an image's product, or the p-value (2) of its showing none, as text; a dash without one."""
+        """The confidence (1) in an image's product, or the p-value (2) as a normal one of any, as text; a dash without one."""
         number = None if image.product is None else image.product[at]
         return _DASH if number is None else f"{number:.2g}"
 

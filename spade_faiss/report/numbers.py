@@ -41,7 +41,11 @@ def run_numbers(inputs: ReportInputs) -> dict[str, Any]:
                 **({"time_s": record.time_s} if isinstance(record, VideoFrame) else {}),
                 **{SCORE_COLUMNS[name]: values[i] for name, values in scores.image_scores.items()},
                 "rank": ranks[i],
-                **({} if scores.routes is None else dict(zip(_ROUTE, scores.routes.at(i), strict=True))),
+                **(
+                    {}
+                    if scores.routes is None
+                    else {**dict(zip(_ROUTE, scores.routes.at(i), strict=True)), "none": scores.routes.none[i]}
+                ),
                 **({} if decisions is None else decisions.image_numbers(i)),
                 "neighbors": [
                     {

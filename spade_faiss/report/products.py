@@ -83,7 +83,7 @@ def product_results(
                 normals=normals.get(name, 0),
                 images=int(own.sum()),
                 other=None if truth is None else int((routes.product[own] != name).sum()),
-                none=int(routes.is_none[own].sum()),
+                none=int(routes.none[own].sum()),
                 alarms=alarms,
                 false_alarms=false_alarms,
                 metrics=metrics.get(name),
@@ -138,7 +138,8 @@ def product_table(products: Sequence[ProductResult], score: str) -> Table:
         title="By product",
         header=tuple(header),
         rows=tuple(rows),
-        note=f"Each picture was searched in one product. None of the products: p-value of at most {NONE_LEVEL:g}."
+        note=f"Each picture was searched in one product. None of the products: a p-value of at most {NONE_LEVEL:g}, and as far "
+        "from the nearest normals as products are from each other."
         + (
             " Products are shown by the folders of the set; a picture that was taken for another counts where it belongs."
             if with_truth

@@ -77,8 +77,8 @@ class Results:
         said = [] if self.decisions is None else self.decisions.rules.said
         if none := sum(item.none for item in self.products):
             said.append(
-                f"{none} of {self.images} images seem to show none of the products (p-value of at most {NONE_LEVEL:g}); each "
-                f"was searched in the one that is nearest"
+                f"{none} of {self.images} images seem to show none of the products (p-value of at most {NONE_LEVEL:g}, and as "
+                f"far from all normals as products are from each other); each was searched in the one that is nearest"
             )
         return said
 

@@ -9,7 +9,7 @@ The layout of `scores.h5`, for n images with k neighbors each and score maps of 
     Of images that were scored in tiles, /maps is a group: its arrays `0`, `1` ... are each of its image's own size, and its
         attribute `tile` is the (height, width) of a tile, in which the cells of /match lie
     /image_scores/structure (n,): if there was a calibration
-    /product/name, in a bank of several products: bytes as /ids, and /product/confidence, p_none (n,), see `Routes`
+    /product/name, in a bank of several products: bytes as /ids, and /product/confidence, p_none, none (n,), see `Routes`
     /verdict/p_image, p_map, p_top, p_structure, p_value (n,), alarm (n,): if there was a calibration; p-values are NaN
         where a product has none
     /regions/image (r,): the image of each of r regions; score, p_value (r,); and, with `input_` and `original_` before them,
@@ -52,7 +52,7 @@ IntArray = npt.NDArray[np.int64]
 # The image scores, each a column.
 _SCORES = ("image_score", "map_score", "top_score")
 _STRUCTURE = "image_scores/structure"
-_PRODUCT, _ROUTE = "product/name", ("confidence", "p_none")
+_PRODUCT, _ROUTE, _NONE = "product/name", ("confidence", "p_none"), "product/none"
 _ROWS = 1024  # rows a chunk, of everything but maps and names
 _BYTES = 1 << 16  # bytes of names a chunk
 _SIDE = 512  # rows and columns a chunk, of a map of an image that was scored in tiles
@@ -157,6 +157,7 @@ class ScoreWriter:
             self._add(_PRODUCT, _encoded(routes.product))
             for name in _ROUTE:
                 self._add(f"product/{name}", getattr(routes, name))
+            self._add(_NONE, routes.none.astype(np.uint8))
         cells = peak if scores.corners is None else peak - scores.corners
         for level, nearest in scores.nearest.items():
             self._add(f"match/{level}", match_at(cells, size, nearest))
@@ -200,6 +201,7 @@ class ScoreWriter:
             self._new(_PRODUCT, (), np.uint8, chunk=_BYTES, **_PACKED)
             for name in _ROUTE:
                 self._new(f"product/{name}", (), np.float64)
+            self._new(_NONE, (), np.uint8)
         self._file.create_group("match", track_order=True)  # levels come back finest first, not by name
         for level, grid in form.levels.items():
             self._new(f"match/{level}", (4,), np.int32)
@@ -300,7 +302,7 @@ class ScoreFile:
         )
         columns = [*result.image_scores.values(), result.peak, result.neighbor_ids, result.neighbor_dist, maps]
         if (routes := result.routes) is not None:
-            columns += [routes.product, routes.confidence, routes.p_none]
+            columns += [routes.product, routes.confidence, routes.p_none, routes.none]
         if counts := {len(column) for column in [*columns, *result.match.values()]} - {len(result)}:
             raise ValueError(f"{len(result)} ids, but other columns hold {sorted(counts)}")
         return result
@@ -425,7 +427,8 @@ def _decoded(dataset: Any) -> list[str]:
 
 def _routes(file: Any) -> Routes:
     numbers = {name: file[f"product/{name}"][...] for name in _ROUTE}
-    return Routes(product=np.array(_decoded(file[_PRODUCT]), dtype=np.str_), **numbers)
+    none = file[_NONE][...].astype(np.bool_)
+    return Routes(product=np.array(_decoded(file[_PRODUCT]), dtype=np.str_), none=none, **numbers)
 
 
 @contextmanager

@@ -114,7 +114,7 @@ class Detector:
             if run.replicas is not None:
                 raise InputError(f"owners search one product: name one of {bank.path}, or leave replicas={run.replicas} out")
             open_part = partial(_open_part, recipe=recipe, method=method, run=run, backbone=backbone, shared=shared)
-            self._products = ProductSearch(bank, self._images_once(), open_part)
+            self._products = ProductSearch(bank, self._images_once(), open_part, _most_neighbors(method))
             self._searches = self._products.largest._searches
         else:
             self._searches = self._open_searches()
@@ -338,8 +338,8 @@ class Detector:
             )
         if not self.bank.is_tiled or not len(batch):
             named = list(products) if products is not None else [None] * len(batch)
-            parts = (slice(start, start + size) for start in range(0, max(1, len(batch)), size))
-            return join([self._score_entries(batch[part], timings, named[part]) for part in parts])
+            places = (slice(start, start + size) for start in range(0, max(1, len(batch)), size))
+            return join([self._score_entries(batch[place], timings, named[place]) for place in places])
         stitcher, found = self._stitcher(), []
         for image in by_picture(batch):
             parts = (image[start : start + size] for start in range(0, len(image), size))
@@ -482,7 +482,7 @@ class Detector:
     @property
     def _neighbors(self) -> int:
         """How many nearest normal images are looked up for each image."""
-        return max([self.method.k_image, *(int(k) for k in self._k_gallery if k != ALL)])
+        return _most_neighbors(self.method)
 
     @property
     def _k_gallery(self) -> tuple[int | str, ...]:
@@ -588,6 +588,12 @@ class Shared(NamedTuple):
     workers: Workers
     cache: BlockCache[FloatArray]
     backbone: Once[Backbone]
+
+
+def _most_neighbors(method: Method) -> int:
+    """The most neighbors that a method looks up, however many images there are."""
+    several = method.k_gallery if isinstance(method.k_gallery, tuple) else (method.k_gallery,)
+    return max([method.k_image, *(int(k) for k in several if k != ALL)])
 
 
 def _open_part(

@@ -44,12 +44,14 @@ class ProductSearch(Generic[D]):
         bank: a bank of several products.
         images: finds the nearest of all of its images.
         open_part: opens the detector of a product.
+        width: how many neighbors each picture is given, names and distances; a product with few images has fewer, see `Scores`.
     """
 
-    def __init__(self, bank: Snapshot, images: ImageIndex, open_part: Callable[[Part], D]) -> None:
+    def __init__(self, bank: Snapshot, images: ImageIndex, open_part: Callable[[Part], D], width: int) -> None:
         self._bank = bank
         self._route = Router(bank, images)
         self._open_part = open_part
+        self._width = width
         self._opened: dict[str, D] = {}
         self._lock = PerProcess(threading.Lock)
 
@@ -77,7 +79,7 @@ class ProductSearch(Generic[D]):
                 at = chosen[start : start + detector.images_at_a_time]
                 found.append(self._in_whole(detector.score_prepared(_take(query, at), timings=timings), product))
                 places.append(at)
-        return replace(_in_order(found, places), routes=routes)
+        return replace(self._in_order(found, places), routes=routes)
 
     def score_rows(self, rows: IntArray, timings: Timings) -> Scores:
         """Score images of the bank, at some rows of it, each against the others of its product; see `Detector.score_rows`."""
@@ -91,7 +93,7 @@ class ProductSearch(Generic[D]):
             detector = self.of_product(names[number])
             found.append(self._in_whole(detector.score_rows(own.tolist(), timings=timings), names[number]))
             places.append(at)
-        return replace(_in_order(found, places), routes=Routes.named([names[number] for number in of_row]))
+        return replace(self._in_order(found, places), routes=Routes.named([names[number] for number in of_row]))
 
     @property
     def largest(self) -> D:
@@ -120,7 +122,12 @@ class ProductSearch(Generic[D]):
             return routes
         product = np.array([name or str(of) for name, of in zip(named, routes.product, strict=True)], np.str_)
         confidence, p_none = (np.where(given, np.nan, values) for values in (routes.confidence, routes.p_none))
-        return Routes(product=product, confidence=confidence, p_none=p_none)
+        return Routes(product=product, confidence=confidence, p_none=p_none, none=routes.none & ~given)
+
+    def _in_order(self, parts: Sequence[Scores], places: Sequence[IntArray]) -> Scores:
+        """The scores of all parts, whose images belong at some places of the whole."""
+        joined = join([_padded(part, self._width) for part in parts])
+        return _reordered(joined, np.argsort(np.concatenate(places), kind="stable"))
 
     def _in_whole(self, scores: Scores, product: str) -> Scores:
         """The scores with the rows of the whole bank in place of those of the product."""
@@ -153,17 +160,6 @@ def _take(batch: FeatureBatch, at: IntArray) -> FeatureBatch:
         batch.source,
         valid=None if batch.valid is None else batch.valid[at],
     )
-
-
-def _in_order(parts: Sequence[Scores], places: Sequence[IntArray]) -> Scores:
-    """The scores of all parts, whose images belong at some places of the whole."""
-    return _reordered(join(_of_one_width(parts)), np.argsort(np.concatenate(places), kind="stable"))
-
-
-def _of_one_width(parts: Sequence[Scores]) -> list[Scores]:
-    """Scores with as many neighbors each: those of a product with few images are followed by none."""
-    width = max(part.neighbor_ids.shape[1] for part in parts)
-    return [_padded(part, width) for part in parts]
 
 
 def _padded(scores: Scores, width: int) -> Scores:

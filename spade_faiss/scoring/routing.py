@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +15,15 @@ from spade_faiss.core.once import Once
 from spade_faiss.core.ranks import Doubles, p_values
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.index.image_index import ImageIndex
-from spade_faiss.search.distances import direct_sq_dist
+from spade_faiss.search.distances import direct_sq_dist, product_knn
 
 # How many of the nearest normals vote. Their votes weigh less the further they are than the nearest, by this power of the
 # ratio: a product with fewer images than voters can be named as well as any other.
 VOTERS = 5
 _POWER = 4
-# The p-value up to which a picture is said to show none of the products.
-NONE_LEVEL = 0.01
+# A picture is said to show none of the products if it is no normal picture of one, by a p-value of at most this, and further
+# from the nearest than this share of pictures of one product are from the others: a defect is no normal picture, either.
+NONE_LEVEL, NEAR_SHARE = 0.01, 0.05
 # Images of each product whose distances say what is usual: about so many of all, and so many of each at the least and the most.
 _SAMPLE, _LEAST, _MOST = 2000, 20, 200
 # Of fewer distances of a product, no usual one is taken: that of all products stands for it.
@@ -36,28 +38,27 @@ class Routes:
     Args:
         product: (n,) the names of the products.
         confidence: (n,) the share of the nearest normals' votes that named each, from 0 to 1; NaN where the caller named it.
-        p_none: (n,) the p-value of the test that each picture shows one of the products: a small one says that it shows none
-            of them. At most a share of alpha of normal pictures, drawn alike from all products, has one of at most alpha. NaN
-            where the caller named the product, and where the bank has too few images to tell.
+        p_none: (n,) the p-value of the test that each picture is a normal one of any of the products. At most a share of alpha
+            of normal pictures, drawn alike from all products, has one of at most alpha. NaN where the caller named the product,
+            and where the bank has too few images to tell.
+        none: (n,) whether each seems to show none of the products: its `p_none` is at most `NONE_LEVEL`, and it is as far from
+            the nearest normals as pictures of one product are from the others.
     """
 
     product: npt.NDArray[np.str_]
     confidence: Doubles
     p_none: Doubles
+    none: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.product)
-
-    @property
-    def is_none(self) -> npt.NDArray[np.bool_]:
-        """(n,) whether each picture shows none of the products, at the level `NONE_LEVEL`."""
-        return self.p_none <= NONE_LEVEL
 
     @staticmethod
     def named(products: Sequence[str]) -> Routes:
         """The routes of pictures whose products the caller named."""
         unknown = np.full(len(products), np.nan)
-        return Routes(product=np.array(products, np.str_), confidence=unknown, p_none=unknown.copy())
+        none = np.zeros(len(products), np.bool_)
+        return Routes(product=np.array(products, np.str_), confidence=unknown, p_none=unknown.copy(), none=none)
 
     @staticmethod
     def join(parts: Sequence[Routes]) -> Routes:
@@ -66,6 +67,7 @@ class Routes:
             product=np.concatenate([part.product for part in parts]),
             confidence=np.concatenate([part.confidence for part in parts]),
             p_none=np.concatenate([part.p_none for part in parts]),
+            none=np.concatenate([part.none for part in parts]),
         )
 
     def __getitem__(self, part: slice) -> Routes:
@@ -110,13 +112,14 @@ class Router:
         votes = vote(sq_dist, of_neighbor, len(names))
         winner = votes.argmax(axis=1)
         nearest = np.where(of_neighbor == winner[:, None], sq_dist, np.inf).min(axis=1, initial=np.inf)
-        usual, distances = self._usual()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            relative = np.sqrt(nearest.astype(np.float64)) / usual[winner]
+        usual = self._usual()
+        relative = np.sqrt(nearest.astype(np.float64)) / usual.of_product[winner]
+        p_none = p_values(usual.within, relative) if len(usual.within) else np.full(len(xq), np.nan)
         return Routes(
             product=names[winner],
             confidence=votes[np.arange(len(xq)), winner],
-            p_none=p_values(distances, relative) if len(distances) else np.full(len(xq), np.nan),
+            p_none=p_none,
+            none=(p_none <= NONE_LEVEL) & (relative >= usual.far),
         )
 
 
@@ -133,22 +136,54 @@ def vote(sq_dist: FloatArray, of_neighbor: IntArray, products: int) -> Doubles:
     weight = np.where(far == nearest, 1.0, (nearest / np.where(far == 0, 1, far)) ** (_POWER / 2))
     votes = np.zeros((len(sq_dist), products))
     np.add.at(votes, (np.arange(len(sq_dist))[:, None], of_neighbor), weight)
-    return votes / votes.sum(axis=1, keepdims=True)
+    shares: Doubles = votes / votes.sum(axis=1, keepdims=True)
+    return shares
 
 
-def _usual_distances(bank: Snapshot) -> tuple[Doubles, Doubles]:
-    """(products,) the usual distance of an image to the nearest of its product; (m,) distances of a sample relative to it."""
+class _Usual(NamedTuple):
+    """How far normal pictures usually are from each other.
+
+    Attributes:
+        of_product: (products,) the usual distance of a picture to the nearest of its product.
+        within: (m,) distances of a sample to the nearest of its product, relative to the usual one.
+        far: the relative distance to the nearest of another product that most of the sample are beyond; 0 without another.
+    """
+
+    of_product: Doubles
+    within: Doubles
+    far: float
+
+
+def _usual_distances(bank: Snapshot) -> _Usual:
     most = min(_MOST, max(_LEAST, _SAMPLE // max(1, len(bank.products))))
-    found = [_distances_within(bank.part(product), most) for product in bank.products]
-    every = np.concatenate([np.empty(0), *found])
+    sampled = [_sample(bank.part(product), most) for product in bank.products]
+    every = np.concatenate([np.empty(0), *(distances for _, distances in sampled)])
     overall = float(np.median(every)) if len(every) else np.nan
-    usual = np.array([np.median(of) if len(of) >= _LEAST_USUAL else overall for of in found])
+    usual = np.array([np.median(of) if len(of) >= _LEAST_USUAL else overall for _, of in sampled])
     usual = np.where(usual > 0, usual, overall if overall > 0 else 1.0)
-    return usual, np.concatenate([np.empty(0), *(of / each for of, each in zip(found, usual, strict=True))])
+    within = [of / each for (_, of), each in zip(sampled, usual, strict=True)]
+    far = _far([embedding for embedding, _ in sampled], usual)
+    return _Usual(usual, np.concatenate([np.empty(0), *within]), far)
 
 
-def _distances_within(part: Part, most: int) -> Doubles:
-    """(m,) how far up to so many images of a product, drawn at random, are from the nearest others outside of their group."""
+def _far(embeddings: Sequence[FloatArray], usual: Doubles) -> float:
+    """See `_Usual`; each picture is compared with those of the sample that are of other products."""
+    if len(embeddings) < 2:
+        return 0.0
+    every, of = np.concatenate(embeddings), np.repeat(np.arange(len(embeddings)), [len(part) for part in embeddings])
+    found = []
+    for number, xq in enumerate(embeddings):
+        others = np.flatnonzero(of != number)
+        sq_dist, nearest = product_knn(xq, np.ascontiguousarray(every[others]), 1)
+        found.append(np.sqrt(np.maximum(sq_dist[:, 0], 0)) / usual[of[others[nearest[:, 0]]]])
+    return float(np.quantile(np.concatenate(found), NEAR_SHARE))
+
+
+def _sample(part: Part, most: int) -> tuple[FloatArray, Doubles]:
+    """(s, d) the embeddings of up to so many images of a product, drawn at random; (m,) how far each is from the nearest other.
+
+    Others are those that are not of its group; an image that has none is left out of the distances.
+    """
     originals, siblings = part.pictures.originals, part.siblings
     own = originals[np.sort(np.random.default_rng(_SEED).permutation(len(originals))[:most])]
     xq, group = part.embedding(own), siblings.of(own)
@@ -162,4 +197,4 @@ def _distances_within(part: Part, most: int) -> Doubles:
         sq_dist = direct_sq_dist(xq, xb, np.tile(np.arange(len(xb)), (len(own), 1)))
         sq_dist[group[:, None] == siblings.of(rows)] = np.inf
         nearest = np.minimum(nearest, sq_dist.min(axis=1))
-    return np.sqrt(nearest[np.isfinite(nearest)].astype(np.float64))
+    return xq, np.sqrt(nearest[np.isfinite(nearest)].astype(np.float64))

@@ -168,7 +168,7 @@ class Judge:
             product = None
             if routes is not None:
                 product, confidence, p_none = routes.at(i)
-                facts |= {"product": product, "confidence": confidence, "p_none": p_none}
+                facts |= {"product": product, "confidence": confidence, "p_none": p_none, "none": bool(routes.none[i])}
             rule = None if rules is None else rules.rule_of(product)
             if rule is not None and verdicts is not None:
                 regions = find_regions(own, rule.thresholds.pixel, rule.p_of_pixel, loaded.placement)

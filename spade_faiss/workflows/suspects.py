@@ -83,9 +83,9 @@ def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOpti
         detector.check_leave_one_out()
     check_place(out, bank=detector.bank)
     with output_folder(out, "suspects") as folder:
-        bank, left_out = detector.bank, _too_few(detector)
-        originals = bank.pictures.originals
-        products = np.array(bank.products)[bank.products_at(originals)] if bank.is_of_products else np.full(len(originals), "")
+        held, left_out = detector.bank, _too_few(detector)
+        originals = held.pictures.originals
+        products = np.array(held.products)[held.products_at(originals)] if held.is_of_products else np.full(len(originals), "")
         chosen = np.flatnonzero(~np.isin(products, [*left_out]))
         if not len(chosen):
             raise InputError("; ".join(left_out.values()))
@@ -94,9 +94,9 @@ def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOpti
         order = np.argsort(-_relative(image_score, products), kind="stable")
         found = Suspects(
             out=folder.out,
-            ids=bank.pictures.names(originals[order]),
+            ids=held.pictures.names(originals[order]),
             image_score=image_score[order],
-            products=products[order].tolist() if bank.is_of_products else [],
+            products=products[order].tolist() if held.is_of_products else [],
             left_out=left_out,
         )
         _write_csv(folder.staged, found, detector)

@@ -173,7 +173,12 @@ def _backbone(bank: Path, opened: Bank | None, extraction: Extraction, records: 
 
 
 def _check_whole(backbone: Backbone, extraction: Extraction, opened: Bank | None) -> None:
-    """Raise InputError for what copies cannot be made of yet."""
+    """Raise InputError for what copies cannot be made of yet, and for several products, which all share the settings."""
+    if extraction.products is not None or (opened is not None and opened.is_of_products):
+        raise InputError(
+            "settings are chosen for one product, and a bank of several has the same for all; tune a bank of one of them, and "
+            "make the bank of all by what it says: spade-faiss fit IMAGES --products ... --preset FILE"
+        )
     preprocess = backbone.source.preprocess
     views = extraction.augment is not None or (opened is not None and opened.manifest.augment is not None)
     if preprocess.tile is not None or preprocess.own_rois or preprocess.roi is not None or extraction.roi is not None or views:

@@ -140,15 +140,15 @@ LOCALIZING = {"localize", "flag_above"}
 
 # Command -> the settings that it takes: a dataclass, and the fields of it that the command has no use for.
 TAKES: dict[str, list[tuple[type, set[str]]]] = {
-    "fit": [(Extraction, set()), (Run, {"memory", "replicas"})],
-    "extract": [(Extraction, set()), (Run, {"memory", "replicas"})],
+    "fit": [(Extraction, set()), (Run, {"memory", "product", "replicas"})],
+    "extract": [(Extraction, set()), (Run, {"memory", "product", "replicas"})],
     "add": [(Run, {"memory", "replicas"})],
-    "score": [(Method, set()), (Run, {"group_by"}), (Decision, set()), (ReportOptions, set())],
-    "evaluate": [(Method, set()), (Run, {"group_by"}), (Decision, set()), (ReportOptions, set())],
-    "calibrate": [(Method, {*LOCALIZING, "score"}), (Run, set())],
+    "score": [(Method, set()), (Run, {"group_by", "products"}), (Decision, set()), (ReportOptions, set())],
+    "evaluate": [(Method, set()), (Run, {"group_by", "products"}), (Decision, set()), (ReportOptions, set())],
+    "calibrate": [(Method, {*LOCALIZING, "score"}), (Run, {"products"})],
     "suspects": [
         (Method, {*LOCALIZING, "score", "image_scores"}),
-        (Run, {"every", "group_by", "max_skipped", "engine", "roi", "cluster", "replicas"}),
+        (Run, {"every", "group_by", "max_skipped", "engine", "roi", "products", "cluster", "replicas"}),
         (ReportOptions, {"overlays"}),
     ],
 }

@@ -30,6 +30,7 @@ LEAVES = {
     "docs/how-to/calibrate.md": ["results/drift.html", "results/regions.csv"],
     "docs/how-to/maintain-a-bank.md": ["suspects/report.html"],
     "docs/how-to/region-of-interest.md": ["results/overlays"],
+    "docs/how-to/many-products.md": ["results/report.html", "results-weave/scores.csv", "plant.bank/products"],
     "docs/how-to/choose-a-recipe.md": ["parts.bank/indexes/ivf/gallery.json"],
 }
 PRINTS = {
@@ -50,6 +51,8 @@ def folder(dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     shutil.copytree(dataset_folder / "train" / "good", tmp_path / "good")
     shutil.copytree(dataset_folder / "test" / "good", tmp_path / "good2")
     shutil.copytree(dataset_folder / "test" / "spot", tmp_path / "new")
+    shutil.copytree(dataset_folder / "train" / "good", tmp_path / "products" / "weave")
+    shutil.copytree(dataset_folder / "test" / "spot", tmp_path / "products" / "felt")
     shutil.copytree(dataset_folder, tmp_path / "dataset")
     (tmp_path / "newly-good" / "line3").mkdir(parents=True)
     shutil.copy(sorted((dataset_folder / "test" / "good").iterdir())[0], tmp_path / "newly-good" / "line3" / "0017.png")

@@ -80,7 +80,7 @@ def test_a_picture_of_none_of_the_products_is_told(bank: Bank) -> None:
     detector = Detector.open(bank, method=METHOD)
     foreign = detector.score_features(shots("none of them", ["x", "y"]))
     assert foreign.routes is not None
-    assert foreign.routes.is_none.all()
+    assert foreign.routes.none.all()
     ordinary = detector.score_features(concatenate([shots(name, [f"{name} {i}" for i in range(40)], 9) for name in COUNTS]))
     assert ordinary.routes is not None
     # Each p-value up to alpha is had by about that share of normal pictures, in each product: 9 of 40 are far beyond 5 %.

@@ -144,9 +144,10 @@ def test_input_that_is_no_result(bank: Bank, tmp_path: Path) -> None:
     (tmp_path / "scores.h5").write_bytes(b"none")
     with pytest.raises(InputError, match="damaged"):
         drift([tmp_path], bank=bank.path)
-    for name, value in (("level", 0.0), ("defects", 1.0)):
-        with pytest.raises(InputError, match=name):
-            drift([tmp_path], bank=bank.path, **{name: value})
+    with pytest.raises(InputError, match="level"):
+        drift([tmp_path], bank=bank.path, level=0.0)
+    with pytest.raises(InputError, match="defects"):
+        drift([tmp_path], bank=bank.path, defects=1.0)
 
 
 def _queries(seed: int) -> FeatureBatch:

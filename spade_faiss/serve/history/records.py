@@ -132,7 +132,7 @@ class ScoredPicture:
         now: what the bank says of it by now, if it was scored again.
         product: the one that it was searched in; None in a bank of one product.
         confidence: the share of its nearest normals' votes for that; None if its sender named it.
-        p_none: the p-value of the test that it shows one of the products; None likewise.
+        p_none: the p-value of the test that it is a normal picture of any of the products; None likewise.
     """
 
     id: str

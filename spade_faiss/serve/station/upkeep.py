@@ -193,7 +193,8 @@ class Upkeep:
         if back:  # it was there before, and was taken back
             done.added += bank.restore(back)
         new = {name: path for name, path in paths.items() if name not in back}
-        skipped, same = {}, {}
+        skipped: dict[str, str] = {}
+        same: dict[str, str] = {}
         for product in dict.fromkeys(products[name] for name in new):
             served = station.served
             # Whatever groups the bank has, an upload is by itself: nothing is known of its siblings.

@@ -199,7 +199,9 @@ class PictureModel(Model):
     confidence: float | None = Field(
         description="the share of its nearest normals' votes for the product; null if it was named"
     )
-    p_none: float | None = Field(description="p-value of the test that it shows one of the products; null if one was named")
+    p_none: float | None = Field(
+        description="p-value of the test that it is a normal picture of any of the products; null if one was named"
+    )
     links: LinksModel
 
 

@@ -139,7 +139,7 @@ def test_the_threshold_says_which_alpha_it_means(looked_at: Looked, open_window:
     server, address = looked_at
     picture = server.queue()[0]
     values = server.history.files.read_map(picture.id)
-    maxima = server.station.maxima
+    maxima = server.station.maxima(None)
     assert values is not None
     assert maxima is not None
     window = open_window(address)
