@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 from spade_faiss.bank.backbone import backbone_of
 from spade_faiss.bank.bank import Bank
-from spade_faiss.bank.places import SHARDS, STAGED
+from spade_faiss.bank.places import leftovers
 from spade_faiss.bank.shards import StagedShard
 from spade_faiss.cluster.pieces import PieceRunner, Work
 from spade_faiss.cluster.plan import Piece, plan_pieces
 from spade_faiss.cluster.session import connect
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.inside import check_inside, files_in
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.settings import Run
 from spade_faiss.core.timing import Timings
@@ -180,11 +179,11 @@ def _digests(done: _Done) -> Iterator[str]:
 
 @contextmanager
 def _swept(bank: Bank) -> Iterator[None]:
-    """Remove at the end what workers wrote and nobody commits any more: pieces that were begun twice."""
+    """Remove at the end what workers wrote and nobody commits any more: pieces that were begun twice, or not ended."""
     try:
         yield
     finally:
-        for path in files_in(check_inside(bank.path, SHARDS), STAGED):
+        for path in leftovers(bank.path):
             path.unlink(missing_ok=True)
 
 
