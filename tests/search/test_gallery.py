@@ -99,11 +99,21 @@ def test_bad_arguments_are_refused() -> None:
     gallery = import_native().Gallery
     maps = [np.zeros((6, 3), np.float32)]
     with pytest.raises(ValueError, match="of one shape and type"):
-        gallery(2, 3, [([*maps, np.zeros((5, 3), np.float32)], None)])
+        gallery(2, 3, [([*maps, np.zeros((5, 3), np.float32)], None, None)])
     with pytest.raises(ValueError, match="of the same images"):
-        gallery(2, 3, [(maps, None), (maps * 2, None)])
+        gallery(2, 3, [(maps, None, None), (maps * 2, None, None)])
     with pytest.raises(ValueError, match="positions of the stored map"):
         axis = (np.full((2, 2), 4, np.int32), np.ones((2, 2), np.float32))
-        gallery(2, 3, [(maps, (2, 3), axis, axis)])
+        gallery(2, 3, [(maps, None, (2, 3), axis, axis)])
     with pytest.raises(ValueError, match="ids must be those of vectors"):
-        gallery(2, 3, [(maps, None)]).vectors(np.array([6]))
+        gallery(2, 3, [(maps, None, None)]).vectors(np.array([6]))
+    codes, scale = [np.zeros((6, 3), np.int8)], np.ones(3, np.float32)
+    np.testing.assert_array_equal(gallery(2, 3, [(codes, scale, None)]).vectors(np.array([5])), np.zeros((1, 3)))
+    for stored, wrong, message in (
+        (codes, None, "float16 or float32"),
+        (maps, scale, "int8, C-contiguous, where they have scales"),
+        (codes, scale[:2], "scale must be"),
+        (codes, scale.astype(np.float64), "scale must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gallery(2, 3, [(stored, wrong, None)])
