@@ -183,7 +183,8 @@ def test_ids_that_are_not_there_change_nothing(bank: Path, tmp_path: Path, capsy
         said = error_of(capsys, command, "image 1", "image 99", "../x", "--bank", bank)
         assert "does not hold 2 of these images" in said
         assert "the first is 'image 99'" in said
-        assert error_of(capsys, command, "--bank", bank) == "no image was named; give ids, or --list FILE with one a line"
+        said = error_of(capsys, command, "--bank", bank)
+        assert said == "no image was named; give ids, --list FILE with one a line, or --product NAME in a bank of several"
         assert "none.txt" in error_of(capsys, command, "--list", tmp_path / "none.txt", "--bank", bank)
         (tmp_path / "empty.txt").touch()
         assert "no image was named" in error_of(capsys, command, "--list", tmp_path / "empty.txt", "--bank", bank)
