@@ -143,14 +143,16 @@ def _calibrations(bank: Path) -> list[Row]:
 
 def same_banks(one: Path, other: Path) -> bool:
     """Whether two banks hold the same images in the same order, bit for bit."""
-    banks = Bank.open(one), Bank.open(other)
-    if banks[0].ids != banks[1].ids or banks[0].sha256_of != banks[1].sha256_of:
+    first, second = Bank.open(one), Bank.open(other)
+    if first.ids != second.ids or first.sha256_of != second.sha256_of:
         return False
-    rows = np.arange(len(banks[0]))
-    if not np.array_equal(*(bank.embedding(rows) for bank in banks)):
+    rows = np.arange(len(first))
+    if not np.array_equal(first.embedding(rows), second.embedding(rows)):
         return False
-    levels = [level.name for level in banks[0].layout.levels]
-    return all(np.array_equal(*(bank.level_map(level, row) for bank in banks)) for level in levels for row in rows.tolist())
+    levels = [level.name for level in first.layout.levels]
+    return all(
+        np.array_equal(first.level_map(level, row), second.level_map(level, row)) for level in levels for row in rows.tolist()
+    )
 
 
 def same_scores(one: Path, parted: Path) -> bool:

@@ -72,7 +72,8 @@ class Routes:
 
     def __getitem__(self, part: slice) -> Routes:
         """The routes of some of the pictures."""
-        return Routes(product=self.product[part], confidence=self.confidence[part], p_none=self.p_none[part])
+        values = {name: value[part] for name, value in vars(self).items()}
+        return Routes(**values)
 
     def at(self, i: int) -> tuple[str, float | None, float | None]:
         """The product, the confidence and the p-value of one picture as plain values; None where there is none."""

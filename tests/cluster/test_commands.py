@@ -16,6 +16,7 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.settings import Extraction, ReportOptions, Run
+from spade_faiss.decisions.calibration import Calibration
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.index.build import build_index
 from spade_faiss.report.exchange import PARTS
@@ -153,7 +154,7 @@ def test_the_command_line(
 
 @pytest.mark.slow
 def test_indexes_and_calibrations_are_those_of_one_process(cluster: str, weave: Path, whole_bank: Path, tmp_path: Path) -> None:
-    recipe, banks = load_recipe("clusters"), []
+    recipe, banks, made = load_recipe("clusters"), list[Bank](), list[tuple[Calibration, Calibration]]()
     for name, run in (("one", Run()), ("many", Run(cluster=cluster))):
         bank = Bank.open(shutil.copytree(whole_bank, tmp_path / name))
         banks.append(bank)
@@ -161,12 +162,9 @@ def test_indexes_and_calibrations_are_those_of_one_process(cluster: str, weave: 
         assert built is not None
         assert built.done == {"gallery": "built"}
         detector = Detector.open(bank, recipe=recipe, run=run)
-        own, held_out = calibrate(detector), calibrate(detector, holdout=weave / "test" / "good")
-        for made in (own, held_out):
-            banks.append(made)
-    one, own, held_out, many, own_many, held_out_many = banks
-    assert own == own_many
-    assert held_out == held_out_many
+        made.append((calibrate(detector), calibrate(detector, holdout=weave / "test" / "good")))
+    (one, many), (calibrated, calibrated_by_many) = banks, made
+    assert calibrated == calibrated_by_many
     files = [sorted((bank.path / "indexes").rglob("*.h5")) for bank in (one, many)]
     assert [path.name for path in files[0]] == [path.name for path in files[1]] != []
     assert all(here.read_bytes() == there.read_bytes() for here, there in zip(*files, strict=True))
