@@ -45,7 +45,7 @@ COST_STORES: Mapping[str, tuple[str, ...]] = {
     "wrn50": ("float16", "int8", "pca64-int8", "pca32-int8"),
     "lite0": ("float16", "int8", "pca7,40,56-int8", "pca16-int8"),
 }
-COST_NORMALS, TESTS, REPEATS = 16, 4, 5
+COST_NORMALS, TESTS, REPEATS = 64, 6, 7
 MEMORY = "6GiB"
 # Of the section `large`: pictures, the store, the most memory, and after how many pictures it is measured on the way.
 LARGE, LARGE_SHAPES, LARGE_NUMBERS, LARGE_MEMORY = 100_000, "lite0", (7, 40, 56), "1GiB"
