@@ -38,14 +38,14 @@ def measured() -> str:
 def _store_rows(figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What a picture takes by each store, and the most that it loses on real sets, which were measured with one backbone."""
     quality = figures["quality"]["rows"]
-    of_backbone = {"lite0": stores.stores_of(quality)}
-    seen: set[tuple[str, str]] = set()
-    for row in figures["cost"]["rows"]:
-        if (key := (row["set"], row["store"])) not in seen:
-            seen.add(key)
-            is_measured = row["store"] in of_backbone.get(row["set"], ())
-            lost = max(stores.worst_loss(quality, search, row["store"])[0] for search in SEARCHES) if is_measured else None
-            yield {"set": row["set"], "store": row["store"], "bytes": round(row["bytes"]), "lost": lost}
+    for store in stores.stores_of(quality):
+        lost = max(stores.worst_loss(quality, search, store)[0] for search in SEARCHES)
+        taken = max(row["bytes"] for row in quality if row["store"] == store)
+        yield {"set": "lite0", "store": store, "bytes": round(taken), "lost": max(0.0, lost)}
+    others = [row for row in figures.get("cost", {"rows": []})["rows"] if row["set"] != "lite0"]
+    for name, store in dict.fromkeys((row["set"], row["store"]) for row in others):
+        taken = max(row["bytes"] for row in others if (row["set"], row["store"]) == (name, store))
+        yield {"set": name, "store": store, "bytes": round(taken), "lost": None}
 
 
 def _whole_rows(figures: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -36,7 +36,10 @@ def losses(figures: Figures) -> str:
             worst = (worst_loss(rows, search, store, (name,)) for name in METRICS)
             lines.append((title, f"`{store}`", _kilobytes(of[0]["bytes"]), *(f"{lost[0]:.4f} ({lost[1]})" for lost in worst)))
     header = ("searched by", "store", "bytes a picture", "image AUROC, map", "pixel AUROC", "AUPRO")
-    sets = ", ".join(dict.fromkeys(row["set"] for row in rows))
+    sets = "; ".join(
+        f"{title}: {', '.join(dict.fromkeys(row['set'] for row in rows if row['search'] == search))}"
+        for search, title in _SEARCHES.items()
+    )
     note = (
         f"The most that any set loses against `{BASE}`, and which one; below 0 where all gain. The nearest pictures, and the "
         f"image AUROC by them, are the same for all: embeddings are stored as they were. Sets: {sets}."
@@ -46,7 +49,9 @@ def losses(figures: Figures) -> str:
 
 def cost(figures: Figures) -> str:
     """What a search takes with each store, beside float16."""
-    found = figures["stores"]["cost"]
+    found = figures["stores"].get("cost")
+    if found is None:
+        return "Not measured yet: `python -m benchmarks.stores --only cost`."
     lines = [
         (
             _SHAPES[row["set"]],
@@ -105,7 +110,7 @@ def worst_loss(
     """The most that any set loses by a store against float32 in some metrics, and the set."""
     by = {(row["set"], row["search"], row["store"]): row for row in rows}
     found = []
-    for name in dict.fromkeys(row["set"] for row in rows):
+    for name in dict.fromkeys(row["set"] for row in rows if row["search"] == search):
         base, row = by[name, search, BASE], by[name, search, store]
         found += [(base[metric] - row[metric], name) for metric in metrics if base.get(metric) is not None]
     return max(found)

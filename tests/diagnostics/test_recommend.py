@@ -67,7 +67,7 @@ def advise(images: int, k: int = 5, *, extrapolate: bool = False, simd_level: st
     return recommend(workload, extrapolate=extrapolate, measured=measured, simd_level=simd_level)
 
 
-STORES = [
+STORES: list[dict[str, Any]] = [
     {"set": "lite0", "store": "float16", "bytes": 1000, "lost": 0.0},
     {"set": "lite0", "store": "int8", "bytes": 500, "lost": 0.0002},
     {"set": "lite0", "store": "pca12-int8", "bytes": 100, "lost": 0.04},
