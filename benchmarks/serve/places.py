@@ -36,7 +36,7 @@ class Places:
     requests: int = 20_000
     kills: int = 30
     feedbacks: int = 50
-    cases: int = 5000
+    cases: int = 6000
     repeats: int = 3
 
     def normals(self) -> list[Path]:
