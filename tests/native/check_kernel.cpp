@@ -339,7 +339,8 @@ void check_windows(const SimdLevel& level, int height, int width, int d, Element
     std::normal_distribution<float> normal;
     std::vector<float> around(static_cast<std::size_t>(4) * d);
     for (float& value : around) value = 1 + normal(rng);
-    Gallery gallery{d, width, locations, static_cast<std::int64_t>(images) * locations, {MapPart{type, d, width, {}, {}, {}, nullptr}}};
+    Gallery gallery{
+        d, width, locations, static_cast<std::int64_t>(images) * locations, {MapPart{type, d, width, {}, {}, {}, nullptr}}};
     std::vector<TestVectors> maps;
     for (int image = 0; image < images; ++image) maps.push_back(make_vectors(locations, d, type, 1, around));
     for (const TestVectors& map : maps) gallery.parts[0].maps.push_back(map.vectors.row(0));
@@ -363,9 +364,8 @@ void check_windows(const SimdLevel& level, int height, int width, int d, Element
                 for (int image = 0; image < images; ++image)
                     for (int l = 0; wanted[image * tests + test] && l < locations; ++l)
                         if (std::abs(l / width - at / width) <= radius && std::abs(l % width - at % width) <= radius)
-                            best.emplace_back(
-                                sq_distance(q, maps[image].vectors.row(l), type, maps[image].vectors.scale, d),
-                                rows[image] * locations + l);
+                            best.emplace_back(sq_distance(q, maps[image].vectors.row(l), type, maps[image].vectors.scale, d),
+                                              rows[image] * locations + l);
                 std::sort(best.begin(), best.end());
                 best.resize(k, {std::numeric_limits<float>::infinity(), -1});
                 for (int j = 0; j < k; ++j) {

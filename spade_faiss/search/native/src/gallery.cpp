@@ -18,8 +18,7 @@ namespace {
 SPADE_TARGET_AVX2 SPADE_INLINE __m256 load_channels(const MapPart& part, const char* vector, int c) {
     const char* from = vector + c * size_of(part.type);
     if (c + 8 <= part.channels) {
-        if (part.type == ElementType::kFloat16)
-            return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+        if (part.type == ElementType::kFloat16) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
         if (part.type == ElementType::kInt8) return decode_codes(from, part.scale + c);
         return _mm256_loadu_ps(reinterpret_cast<const float*>(from));
     }
@@ -44,8 +43,8 @@ SPADE_TARGET_AVX2 void decode_part(const MapPart& part, int grid_width, std::int
     const auto weighted = [&](int column, int c) SPADE_TARGET_AVX2 {
         __m256 sum = _mm256_mul_ps(_mm256_set1_ps(y.first_weight), load_channels(part, at(y.first, column), c));
         if (y.second >= 0)
-            sum = _mm256_add_ps(
-                sum, _mm256_mul_ps(_mm256_set1_ps(y.second_weight), load_channels(part, at(y.second, column), c)));
+            sum = _mm256_add_ps(sum,
+                                _mm256_mul_ps(_mm256_set1_ps(y.second_weight), load_channels(part, at(y.second, column), c)));
         return sum;
     };
     for (int c = 0; c < part.channels; c += 8) {

@@ -65,8 +65,7 @@ void require_one_packing(const LevelPack<QueryPack>& queries, const LevelPack<Ro
 }
 
 py::tuple py_search(const LevelPack<QueryPack>& query_pack, const py::array& queries, const LevelPack<RowPack>& row_pack,
-                    const py::array& rows, const py::array& bound, int k, float margin,
-                    const std::optional<py::array>& scale) {
+                    const py::array& rows, const py::array& bound, int k, float margin, const std::optional<py::array>& scale) {
     require_one_packing(query_pack, row_pack);
     const Vectors xq = vectors_of(queries, "queries"), xb = stored_of(rows, scale, "rows");
     require(xq.count == query_pack.pack.count && xb.count == row_pack.pack.count && xq.d == query_pack.pack.packing->d &&
