@@ -29,7 +29,7 @@ from spade_faiss.core.files import TEMPORARY_PATTERN, sync_folder
 from spade_faiss.core.inside import check_inside, files_in, is_regular
 from spade_faiss.core.presets import Usual
 from spade_faiss.core.process import PerProcess
-from spade_faiss.core.products import check_product, product_folder
+from spade_faiss.core.products import check_product, is_product_folder, product_folder
 from spade_faiss.core.schema import shorten
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.code_losses import measure_losses
@@ -428,11 +428,13 @@ class Bank(Snapshot):
                 path.unlink()
 
     def _sweep_products(self) -> None:
-        """Delete what was built of products that are gone."""
+        """Delete what was built of products that are gone, and nothing else that lies there."""
+        if self.manifest.products is None:
+            return
         named = {product_folder(shard.product) for shard in self.manifest.shards if shard.product}
         folder = check_inside(self.path, PRODUCTS)
         for path in folder.iterdir() if folder.is_dir() else ():
-            if path.name not in named:
+            if path.name not in named and is_product_folder(path.name) and path.is_dir():
                 shutil.rmtree(path)
 
     def _check_product(self, product: str) -> None:

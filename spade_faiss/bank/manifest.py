@@ -116,6 +116,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_signed(folder / MANIFEST, FORMAT, SCHEMA, content)
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether there is a bank in which anything was ever stored; one that was only begun may still be made otherwise."""
+    return (folder / MANIFEST).is_file() and read_manifest(folder).generation > 0
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read the committed state of the bank in `folder`.
 

@@ -27,6 +27,11 @@ def check_product(name: object) -> str:
     return name
 
 
+def is_product_folder(name: str) -> bool:
+    """Whether a folder may be one that `product_folder` names."""
+    return re.fullmatch(rf"[A-Za-z0-9_-]{{1,{_READABLE}}}-[0-9a-f]{{16}}", name) is not None
+
+
 def product_folder(name: str) -> str:
     """Return the name of the folder of a product: what can be read of its name, and a part of its hash."""
     return f"{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:_READABLE]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

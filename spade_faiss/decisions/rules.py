@@ -69,7 +69,7 @@ class DecisionRules:
                 notices[name] = notice
         by_structure = "structure" in (detector.method.score, *detector.method.image_scores)
         if all(rule is None for rule in found.values()) or (by_structure and None in found.values()):
-            first = next(iter(notices.values()))
+            first = next(f"product {name}: {notices[name]}" for name, rule in found.items() if rule is None)
             if decision.alpha is not None or decision.fdr is not None or by_structure:
                 raise BankError(first)
             return None, first

@@ -110,12 +110,19 @@ def join(parts: Sequence[Scores]) -> Scores:
         level_dist={level: np.concatenate([part.level_dist[level] for part in parts]) for level in first.level_dist},
         nearest={level: np.concatenate([part.nearest[level] for part in parts]) for level in first.nearest},
         distance=first.distance,
-        passed_over={level: np.concatenate([part.passed_over[level] for part in parts]) for level in first.passed_over},
+        passed_over={
+            level: _shares_of(level, parts) for level in dict.fromkeys(level for part in parts for level in part.passed_over)
+        },
         valid=None if first.valid is None else np.concatenate([part.valid for part in parts if part.valid is not None]),
         sizes=_joined(part.sizes for part in parts),
         corners=_joined(part.corners for part in parts),
         routes=None if first.routes is None else Routes.join([part.routes for part in parts if part.routes is not None]),
     )
+
+
+def _shares_of(level: str, parts: Sequence[Scores]) -> FloatArray:
+    """The shares of all parts that were passed over at a level, NaN for parts that did not count them."""
+    return np.concatenate([part.passed_over.get(level, np.full(len(part), np.nan, np.float32)) for part in parts])
 
 
 def _joined_maps(parts: Sequence[Scores]) -> FloatArray:

@@ -134,8 +134,10 @@ class _Image:
             nearest={level: _columns_of(found[in_peak], at_peak == worst) for level, found in of_peak.nearest.items()},
             distance=of_worst.distance,
             passed_over={
-                level: np.concatenate([part.passed_over[level] for part in self._parts]).mean(keepdims=True)
-                for level in of_worst.passed_over
+                level: np.concatenate([part.passed_over[level] for part in self._parts if level in part.passed_over]).mean(
+                    keepdims=True
+                )
+                for level in dict.fromkeys(level for part in self._parts for level in part.passed_over)
             },
             sizes=np.array([self._map.shape], np.int64),
             corners=self._places[at_peak : at_peak + 1, 1::-1].astype(np.int64),

@@ -130,5 +130,6 @@ def collect(
 
 def _mean_shares(batches: Sequence[Mapping[str, FloatArray]]) -> dict[str, float]:
     """The mean of each level over the images of all batches that have a number."""
-    found = {level: np.concatenate([batch[level] for batch in batches]) for level in batches[0]}
+    levels = dict.fromkeys(level for batch in batches for level in batch)  # not every batch counts them
+    found = {level: np.concatenate([batch[level] for batch in batches if level in batch]) for level in levels}
     return {level: float(np.nanmean(shares)) for level, shares in found.items() if np.isfinite(shares).any()}

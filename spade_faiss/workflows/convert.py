@@ -73,9 +73,10 @@ def convert(bank: str | Path, out: str | Path, *, store: str, calibrate: bool = 
     """
     start, opened = time.perf_counter(), Bank.open(bank)
     if opened.layout.store.is_coded:
+        anew = f"make one with --store float16 and convert that to {store}"
         raise InputError(
             f"the bank {bank} stores {opened.layout.store}, and what its codes left out is gone; convert the bank that it was "
-            f"made of, or make one with: spade-faiss fit IMAGES --bank BANK --store {store}"
+            f"made of, or {anew}"
         )
     if not len(opened):
         raise InputError(f"the bank {bank} is empty; add pictures to it first")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spade_faiss.bank.backbone import backbone_of
 from spade_faiss.bank.bank import Bank
-from spade_faiss.bank.manifest import read_manifest
+from spade_faiss.bank.manifest import is_begun, read_manifest
 from spade_faiss.bank.origin import Origin
 from spade_faiss.bank.places import MANIFEST
 from spade_faiss.bank.shards import SHARD_BYTES
@@ -124,7 +124,7 @@ def extract(
     )
     store = Store.parse(extraction.store)
     is_divided = extraction.products is not None or run.cluster is not None
-    if store.is_coded and is_divided and not (Path(bank) / MANIFEST).exists():
+    if store.is_coded and is_divided and not is_begun(Path(bank)):
         # Codes are learned from the first pictures, which are of one product, or on one of many workers.
         raise InputError(
             f"a bank of several products, or one that a cluster makes, is not made with store={store}: make it with "

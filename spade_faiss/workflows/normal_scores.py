@@ -81,6 +81,8 @@ class _Worker:
         size = detector.images_at_a_time
         for start in range(0, len(part.rows), size):
             found.add(detector.score_rows(part.rows[start : start + size]), detector)
+        if not part.records:  # rows need neither the network nor masks
+            return found, ()
         stream = detector.stream(Timings(), "calibrate", allow_none=True)
         for _, scores in stream(self._root, part.records):
             found.add(scores, detector)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from spade_faiss.bank.backbone import backbone_of
 from spade_faiss.bank.bank import Bank
-from spade_faiss.bank.manifest import read_manifest
-from spade_faiss.bank.places import MANIFEST
+from spade_faiss.bank.manifest import is_begun
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import parse_bytes
 from spade_faiss.core.presets import DEFAULT, Usual, load_preset
@@ -91,7 +90,7 @@ def tune(
     """
     found = survey(images, run)
     check_normals(found.sources, [record.path for record in found.records])
-    opened = Bank.open(bank) if _is_made(bank) else None
+    opened = Bank.open(bank) if is_begun(Path(bank)) else None
     if out is not None and opened is not None:
         check_place(out, bank=opened, images=found.sources)
     backbone = _backbone(Path(bank), opened, extraction, found.records, run)
@@ -152,11 +151,6 @@ def undo_tuning(bank: str | Path, *, run: Run = Run()) -> Bank:
     build_index(opened, load_recipe(opened.usual.recipe), progress=run.progress)
     calibrate_if_needed(opened, run)
     return opened
-
-
-def _is_made(bank: str | Path) -> bool:
-    """Whether there is a bank in which anything was ever stored."""
-    return (Path(bank) / MANIFEST).is_file() and read_manifest(Path(bank)).generation > 0
 
 
 def _backbone(bank: Path, opened: Bank | None, extraction: Extraction, records: Sequence[ImageRecord], run: Run) -> Backbone:

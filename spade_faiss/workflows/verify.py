@@ -17,6 +17,7 @@ from spade_faiss.core.files import FileEntry, hash_file
 from spade_faiss.core.inside import is_regular
 from spade_faiss.core.process import fork_safe
 from spade_faiss.core.progress import progress_bar
+from spade_faiss.core.schema import shorten
 from spade_faiss.decisions.calibration import stored_calibrations
 from spade_faiss.features.layout import LARGEST, within_range
 from spade_faiss.index.build import views_of
@@ -86,6 +87,9 @@ def _codes_problems(bank: Bank) -> Iterator[str]:
     if (entry := bank.manifest.codes) is None:
         return
     path = bank.path / CODES
+    if entry.file != CODES:
+        yield f"the manifest says that the codes are in {shorten(entry.file)}, and not in {CODES}"
+        return
     if problem := _file_problem(path, entry, f"the codes {path}", "restore it from a backup, or make the bank anew"):
         yield problem
         return

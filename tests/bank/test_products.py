@@ -84,6 +84,22 @@ def test_what_was_built_of_a_product_goes_with_it(bank: Bank) -> None:
     assert not folders["pen"].exists()
 
 
+def test_what_else_lies_in_a_folder_of_that_name_stays(bank: Bank, tmp_path: Path) -> None:
+    plain = make_bank(tmp_path / "plain")
+    plain.append(ABC)
+    for path in (plain.path, bank.path):
+        (path / "products" / "2026-export").mkdir(parents=True)
+        (path / "products" / "2026-export" / "list.csv").write_text("mine")
+        (path / "products" / ".DS_Store").write_text("a system's")
+    plain.remove([plain.ids[0]])
+    plain.compact()
+    bank.remove(numbered("pen", 3))
+    bank.compact()
+    for path in (plain.path, bank.path):
+        assert (path / "products" / "2026-export" / "list.csv").read_text() == "mine"
+        assert (path / "products" / ".DS_Store").exists()
+
+
 def test_folders_of_products_differ(tmp_path: Path) -> None:
     names = ["a/b", "a_b", "a b", "ä", "x" * 200, "x" * 199]
     assert len({product_folder(name) for name in names}) == len(names)

@@ -12,6 +12,8 @@ from spade_faiss import Detector, FeatureBatch, InputError, Method, Scores, buil
 from spade_faiss.bank.bank import Bank
 from spade_faiss.features.batch import concatenate
 from spade_faiss.scoring.routing import VOTERS, vote
+from spade_faiss.scoring.scores import join
+from spade_faiss.search.native.extension import usable_simd_level
 from tests.support.product_banks import bank_of_one, bank_of_products, shots
 
 COUNTS = {"cap": 40, "pen": 50, "loose": 35}
@@ -151,3 +153,18 @@ def test_votes_by_hand() -> None:
 def test_the_method_is_that_of_each_product(bank: Bank, settings: dict[str, Any]) -> None:
     found = Detector.open(bank, method=Method(k_image=3, **settings)).score_features(queries())
     assert np.isfinite(found.maps).all()
+
+
+def test_what_was_passed_over_is_known_of_products_that_counted_it(tmp_path: Path) -> None:
+    """Five neighbors are nearly all of a small product, and few of a large one, whose search passes nothing over."""
+    bank = bank_of_products(tmp_path / "bank", {"cap": 8, "pen": 60})
+    build_index(bank, load_recipe("clusters"))
+    detector = Detector.open(bank, recipe="clusters", method=Method(k_image=3, k_gallery=5))
+    for order in (("cap", "pen"), ("pen", "cap")):
+        batch = concatenate([shots(product, [f"new {product}"], seed=7) for product in order])
+        found = detector.score_features(batch)
+        for shares in found.passed_over.values():
+            assert np.isnan(shares[order.index("pen")])
+            assert np.isfinite(shares[order.index("cap")]) or usable_simd_level() is None
+    one = join([detector.score_features(batch[:1]), detector.score_features(batch[1:])])
+    assert one.passed_over.keys() == found.passed_over.keys()

@@ -278,7 +278,10 @@ class _Steps:
         if not self._is_prepared:
             self._served.detector.prepare_thread()
             self._is_prepared = True
-        named = [self._products.pop(name, None) for name in extracted.batch.ids]
+        asked = [self._products.pop(name, None) for name in extracted.batch.ids]
+        # A product that was named when the picture came may be gone by now.
+        held = self._served.detector.bank.products
+        named = [name if name in held else None for name in asked]
         # In a bank of one product, nobody can have named one.
         scores = self._score(extracted.batch, products=named) if any(named) else self._score(extracted.batch)
         return None if scores is None else Scored(served=self._served, extracted=extracted, scores=scores)

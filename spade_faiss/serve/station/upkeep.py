@@ -303,7 +303,9 @@ class Upkeep:
                 with suppress(InputError):
                     decoded.append(features.decode(ImageRecord(item.id, path)))
                     part.append(item)
-            products = {item.id: item.product for item in part}
+            # Those that senders named; where the nearest normals did, they do it again: the bank may hold others by now.
+            held = detector.bank.products
+            products = {item.id: item.product for item in part if item.confidence is None and item.product in held}
             for extracted in features.extract(decoded, self._files.root) if decoded else ():
                 named = [products.get(name) for name in extracted.batch.ids]
                 scores = score(extracted.batch, products=named) if any(named) else score(extracted.batch)

@@ -10,7 +10,8 @@ from functools import partial
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from spade_faiss.core.errors import SpadeError
+from spade_faiss.bank.snapshot import unknown_product
+from spade_faiss.core.errors import InputError, SpadeError
 from spade_faiss.serve.errors import TooLargeError, UnavailableError
 from spade_faiss.serve.history.records import ScoredPicture
 from spade_faiss.serve.service import Service
@@ -39,8 +40,9 @@ async def receive_and_score(request: Request, service: Service, bank: str, produ
         HTTPException: see `Receiver`.
     """
     station = service.station(bank)
-    if product is not None:
-        station.detector.of_product(product)
+    # Its detector is not asked for: to open one takes longer than all other clients should wait.
+    if product is not None and product not in (held := station.detector.bank).products:
+        raise InputError(unknown_product(held, product))
     station.check_room()
     receiver = receiver_of(request, service.files, service.settings)
     with station.metrics.stage(station.name, "receive"):
