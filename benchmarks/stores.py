@@ -98,7 +98,7 @@ def quality(places: Places, sets: Sequence[str]) -> Iterator[Row]:
                     "store": store,
                     "normals": len(bank),
                     "bytes": bank.bytes_on_disk / len(bank),
-                    "index_bytes": _index_bytes(bank) / len(bank),
+                    "index_bytes": _index_bytes(bank, recipe) / len(bank),
                     "ms": 1000 * (timings.seconds["prepare"] + timings.seconds["pixel search"]) / len(scores.maps),
                     **_metrics(chosen, scores.image_score, scores.maps),
                     "losses": [vars(loss) for loss in bank.manifest.codes.losses] if bank.manifest.codes else [],
@@ -125,7 +125,7 @@ def cost(places: Places, sets: Sequence[str]) -> Iterator[Row]:
                     "store": store,
                     "normals": len(bank),
                     "bytes": bank.bytes_on_disk / len(bank),
-                    "index_bytes": _index_bytes(bank) / len(bank),
+                    "index_bytes": _index_bytes(bank, recipe) / len(bank),
                     "ms": _ms(taken[store]),
                     "prepare_ms": _ms(alone[store]),
                     "times": ratio_of(taken[store], taken["float16"]),
@@ -274,8 +274,9 @@ def _mean_of_top(scores: FloatArray) -> float:
     return float(np.partition(scores, -count)[-count:].mean(dtype=np.float64))
 
 
-def _index_bytes(bank: Bank) -> int:
-    folder = bank.path / "indexes"
+def _index_bytes(bank: Bank, recipe: str) -> int:
+    """The bytes of a recipe's index; a bank that is kept from before may have others."""
+    folder = bank.path / "indexes" / recipe
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 
