@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.pages.text import Figures, markdown_table
+from benchmarks.pages.text import Figures, markdown_table, measured_on, milliseconds_of
 
 METRICS = ("map_auroc", "pixel_auroc", "aupro")
 # What losses of the tables are against, and what is taken unasked.
@@ -23,7 +23,7 @@ def quality(figures: Figures) -> str:
         lines.append((row["set"], row["search"], row["store"], _kilobytes(row["bytes"]), *metrics))
     lines += list(_patchcore(figures, {row["set"] for row in found["rows"]}))
     header = ("set", "preset", "store", "bytes a picture", "image AUROC, knn", "image AUROC, map", "pixel AUROC", "AUPRO")
-    return f"{markdown_table(header, lines)}\n\n{_machine(found)}"
+    return f"{markdown_table(header, lines)}\n\n{measured_on(found)}"
 
 
 def losses(figures: Figures) -> str:
@@ -59,7 +59,7 @@ def cost(figures: Figures) -> str:
             f"`{row['store']}`",
             _kilobytes(row["bytes"]),
             _kilobytes(row["index_bytes"]) if row["index_bytes"] else "–",
-            _spread(row["ms"]),
+            milliseconds_of(row["ms"]),
             f"{row['prepare_ms']['median']:.1f} ms",
             f"{row['times']:.2f}",
         )
@@ -67,7 +67,9 @@ def cost(figures: Figures) -> str:
     ]
     header = ("shapes", "preset", "store", "bytes a picture", "its index", "search", "of it, preparing", "times `float16`")
     (normals,) = {row["normals"] for row in found["rows"]}
-    return f"{markdown_table(header, lines)}\n\n{normals} normals, generated features, one picture at a time. {_machine(found)}"
+    return (
+        f"{markdown_table(header, lines)}\n\n{normals} normals, generated features, one picture at a time. {measured_on(found)}"
+    )
 
 
 def large(figures: Figures) -> str:
@@ -82,8 +84,8 @@ def large(figures: Figures) -> str:
             f"{row['bytes'] * row['normals'] / 1e9:.2f} GB",
             "–" if row["build_per_s"] is None else f"{row['build_per_s']['median']:.0f}",
             f"{row['open_s']:.2f} s",
-            _spread(row["cold_ms"]),
-            _spread(row["warm_ms"]),
+            milliseconds_of(row["cold_ms"]),
+            milliseconds_of(row["warm_ms"]),
             f"{row['grown_bytes'] / 2**20:.0f} MiB of {row['memory']}",
         )
         for row in grown
@@ -96,7 +98,7 @@ def large(figures: Figures) -> str:
                 f"\n\nAdding {row['added']} pictures to the {row['normals']:,} takes {row['add_s']:.2f} s, removing "
                 f"{row['removed']} {row['remove_s']:.2f} s, bringing them back {row['restore_s']:.2f} s."
             )
-    return f"{text}\n\n{_machine(found)}"
+    return f"{text}\n\n{measured_on(found)}"
 
 
 def stores_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -128,15 +130,3 @@ def _patchcore(figures: Figures, sets: set[str]) -> Iterator[tuple[str, ...]]:
 
 def _kilobytes(count: float) -> str:
     return f"{count / 1000:.1f} kB"
-
-
-def _spread(ms: Mapping[str, float]) -> str:
-    return f"{ms['median']:.1f} ms ({ms['min']:.1f} to {ms['max']:.1f})"
-
-
-def _machine(found: Mapping[str, Any]) -> str:
-    machine = found["machine"]
-    return (
-        f"Measured on {machine['date']}: {machine['cpu']}, {machine['threads']} threads, faiss-cpu {machine['faiss-cpu']}. "
-        "Others used the machine at the same time."
-    )

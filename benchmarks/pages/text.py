@@ -23,6 +23,20 @@ def milliseconds(spread: Figures) -> str:
     return f"{1000 * spread['median']:.1f}"
 
 
+def milliseconds_of(spread: Figures) -> str:
+    """A median of a few milliseconds, and what it lies between."""
+    return f"{spread['median']:.1f} ms ({spread['min']:.1f} to {spread['max']:.1f})"
+
+
+def measured_on(found: Figures) -> str:
+    """What a section was measured on, beside other work."""
+    machine = found["machine"]
+    return (
+        f"Measured on {machine['date']}: {machine['cpu']}, {machine['threads']} threads, faiss-cpu {machine['faiss-cpu']}. "
+        "Others used the machine at the same time."
+    )
+
+
 def mebibytes(count: float) -> str:
     """A number of bytes in MiB."""
     return f"{count / 2**20:.0f} MiB"

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.pages.text import Figures, markdown_table, mebibytes
+from benchmarks.pages.text import Figures, markdown_table, measured_on, mebibytes
 
 _METRICS = ("image_auroc", "pixel_auroc", "aupro")
 # What is compared in a few words, and the searches that it is, of which the first that was measured counts.
@@ -168,8 +168,4 @@ def _costs(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _machine(found: Mapping[str, Any]) -> str:
-    machine = found["machine"]
-    return (
-        f"Measured on {machine['date']}: {machine['cpu']}, {machine['threads']} threads, faiss-cpu {machine['faiss-cpu']}. "
-        "Others used the machine at the same time. In brackets: how many times as long all normals take."
-    )
+    return f"{measured_on(found)} In brackets: how many times as long all normals take."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.pages.text import Figures, markdown_table, mebibytes
+from benchmarks.pages.text import Figures, markdown_table, measured_on, mebibytes, milliseconds_of
 
 _SHAPES = {"lite0": "efficientnet_lite0, 224", "vits14": "ViT-S/14, 448"}
 
@@ -18,14 +18,16 @@ def speed(figures: Figures) -> str:
             _SHAPES[row["set"]],
             row["k"],
             row["radius"],
-            _spread(row["ms"]["window"]),
+            milliseconds_of(row["ms"]["window"]),
             *(_beside(row, name) for name in ("exact", "plain")),
         )
         for row in found["rows"]
     ]
     table = markdown_table(("shapes", "K", "radius", "window", "`exact`", "window without the kernel"), lines)
     (normals,) = {row["normals"] for row in found["rows"]}
-    return f"{table}\n\n{normals} normals. In brackets: how many times as long as the window by the kernel. {_machine(found)}"
+    return (
+        f"{table}\n\n{normals} normals. In brackets: how many times as long as the window by the kernel. {measured_on(found)}"
+    )
 
 
 def dino(figures: Figures) -> str:
@@ -34,30 +36,18 @@ def dino(figures: Figures) -> str:
     (row,) = found["rows"]
     theirs = row["ms"]["AnomalyDINO"]
     names = {"exact": "`exact`", "clusters": "`clusters`", "window": "`location`, radius 1"}
-    lines = [("AnomalyDINO: `IndexFlatL2` over all patches", _spread(theirs), "", "")]
+    lines = [("AnomalyDINO: `IndexFlatL2` over all patches", milliseconds_of(theirs), "", "")]
     for name, title in names.items():
         off = f"{row['off'][name]:.0e}" if name != "window" else "another definition"
-        lines.append((title, _spread(row["ms"][name]), f"{row['times'][name]:.1f}", off))
+        lines.append((title, milliseconds_of(row["ms"][name]), f"{row['times'][name]:.1f}", off))
     table = markdown_table(("search", "ms a picture", "times as fast", "score off by at most"), lines)
     passes = ", ".join(f"{engine} {ms['median']:.0f} ms" for engine, ms in row["forward_ms"].items())
     return (
         f"{table}\n\n"
         f"{row['normals']} normals, {row['tests']} test pictures. The bank takes {mebibytes(row['bank_bytes'])} and was "
-        f"made in {row['extract_s']:.0f} s. The forward pass of one picture: {passes}. {_machine(found)}"
+        f"made in {row['extract_s']:.0f} s. The forward pass of one picture: {passes}. {measured_on(found)}"
     )
 
 
 def _beside(row: Mapping[str, Any], name: str) -> str:
     return f"{row['ms'][name]['median']:.0f} ms ({row['times'][name]:.1f})" if name in row["ms"] else "–"
-
-
-def _spread(ms: Mapping[str, float]) -> str:
-    return f"{ms['median']:.1f} ms ({ms['min']:.1f} to {ms['max']:.1f})"
-
-
-def _machine(found: Mapping[str, Any]) -> str:
-    machine = found["machine"]
-    return (
-        f"Measured on {machine['date']}: {machine['cpu']}, {machine['threads']} threads, faiss-cpu {machine['faiss-cpu']}. "
-        "Others used the machine at the same time."
-    )
