@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 Figures = dict[str, Any]
@@ -23,12 +23,12 @@ def milliseconds(spread: Figures) -> str:
     return f"{1000 * spread['median']:.1f}"
 
 
-def milliseconds_of(spread: Figures) -> str:
+def milliseconds_of(spread: Mapping[str, float]) -> str:
     """A median of a few milliseconds, and what it lies between."""
     return f"{spread['median']:.1f} ms ({spread['min']:.1f} to {spread['max']:.1f})"
 
 
-def measured_on(found: Figures) -> str:
+def measured_on(found: Mapping[str, Any]) -> str:
     """What a section was measured on, beside other work."""
     machine = found["machine"]
     return (
