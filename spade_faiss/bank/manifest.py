@@ -113,6 +113,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
             del shard["product"]
     if manifest.codes is None:
         del content["codes"]
+    if not manifest.usual.method.level_weights:
+        del content["usual"]["method"]["level_weights"]
     write_signed(folder / MANIFEST, FORMAT, SCHEMA, content)
 
 

@@ -130,10 +130,13 @@ def _with_names(method: Method, levels: Sequence[str]) -> Method:
         return levels[number - 1] if number <= len(levels) else None
 
     several = isinstance(method.k_gallery, tuple) and len(method.k_gallery) == len(method.levels)
-    found, k_gallery = [], []
+    weighted = len(method.level_weights) == len(method.levels)
+    found, k_gallery, weights = [], [], []
     for place, name in enumerate(method.levels):
         if parts := [kept for part in name.split("+") if (kept := named(part)) is not None]:
             found.append("+".join(parts))
             k_gallery += [cast(tuple[int | str, ...], method.k_gallery)[place]] if several else []
+            weights += [method.level_weights[place]] if weighted else []
     kept_k = tuple(k_gallery) if several and found else method.k_gallery
-    return replace(method, levels=tuple(found), k_gallery=kept_k)
+    kept_weights = tuple(weights) if weighted and found else method.level_weights
+    return replace(method, levels=tuple(found), k_gallery=kept_k, level_weights=kept_weights)

@@ -36,6 +36,9 @@ IMAGE_SCORES = ("knn", "max", "top", "structure")
 # As a number of nearest normal images: every one of the bank.
 ALL = "all"
 
+# Weights of levels lie between this and its inverse, so that float32 holds what is weighted.
+_LIGHTEST = 1e-6
+
 # The longest side of a network's input, and of an image that it is cut out of, in pixels.
 LARGEST_SIDE = 10_000
 # A large image has too many tiles that are smaller.
@@ -120,6 +123,11 @@ def pixels(text: str) -> int | tuple[int, int]:
 def numbers(text: str) -> tuple[int, ...]:
     """Convert numbers that are separated by commas."""
     return tuple(map(int, text.split(","))) if text else ()
+
+
+def real_numbers(text: str) -> tuple[float, ...]:
+    """Convert numbers that are separated by commas, which need not be whole."""
+    return tuple(map(float, text.split(","))) if text else ()
 
 
 def check_blocks(blocks: tuple[int, ...]) -> None:
@@ -432,8 +440,8 @@ class Method:
 
     An image score is the mean distance to the `k_image` nearest normal images. A pixel score is the mean distance to the
     `kappa` nearest vectors in the feature maps of the `k_gallery` nearest normal images; several numbers are for the searched
-    levels, one for each. With `localize='flagged'`, only images
-    whose image score is above `flag_above` get a map.
+    levels, one for each. The score map is the mean of the searched levels' maps, each weighted by its `level_weights`; without
+    any, all weigh the same. With `localize='flagged'`, only images whose image score is above `flag_above` get a map.
 
     `score` and `image_scores` name image scores, see `IMAGE_SCORES`; they say what is done with them, and change none of them.
     """
@@ -458,6 +466,13 @@ class Method:
         "mean",
         "how pyramid levels are combined: by the mean of their score maps, or by one search in all of them (concat)",
         choices=FUSIONS,
+    )
+    level_weights: tuple[float, ...] = setting(
+        (),
+        "how much the score map of each searched level weighs in their mean, such as 1,2.5,0.8; only their ratios count "
+        "(default: all the same)",
+        metavar="NUMBERS",
+        kind=real_numbers,
     )
     distance: str = setting("l2", "the distance that scores are made of; the paper uses squared_l2", choices=DISTANCES)
     sigma: float = setting(
@@ -498,6 +513,15 @@ class Method:
                 check_at_least("k_gallery", k, 1)
         check_level_names(self.levels)
         check_choice("fusion", self.fusion, FUSIONS)
+        weights = self.level_weights
+        if not isinstance(weights, tuple) or not all(
+            is_finite(each) and _LIGHTEST <= each <= 1 / _LIGHTEST for each in weights
+        ):
+            raise InputError(
+                f"level_weights={shorten(weights)} must be a tuple of positive numbers, one for each searched level, such as "
+                f"(1.0, 2.5); to leave a level out, name the others: levels"
+            )
+        object.__setattr__(self, "level_weights", tuple(map(float, weights)))
         check_choice("distance", self.distance, DISTANCES)
         if not is_finite(self.sigma) or self.sigma < 0:
             raise InputError(f"sigma={self.sigma!r} must be a number of 0 or more")

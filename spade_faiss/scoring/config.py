@@ -13,9 +13,12 @@ from spade_faiss.search.protocol import ResolvedRecipe, resolve_recipe
 from spade_faiss.search.recipe import Settings, load_recipe, recipe_names
 
 _KEY_LENGTH = 16
-_OF_METHOD = ("k_image", "k_gallery", "kappa", "levels", "fusion", "distance", "sigma", "top_share", "tile_neighbors")
+_OF_METHOD = (
+    *("k_image", "k_gallery", "kappa", "levels", "fusion", "distance", "sigma", "top_share", "tile_neighbors"),
+    "level_weights",
+)
 # Settings that scoring configs had not at first: at their defaults the key is what it was, and calibrations stay valid.
-_ADDED = ("top_share", "tile_neighbors")
+_ADDED = ("top_share", "tile_neighbors", "level_weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,7 @@ class ScoringConfig:
     sigma: float
     top_share: float = Method.top_share
     tile_neighbors: str = Method.tile_neighbors
+    level_weights: tuple[float, ...] = Method.level_weights
 
     @staticmethod
     def of(resolved: ResolvedRecipe, method: Method) -> ScoringConfig:

@@ -91,6 +91,9 @@ class Detector:
                 f"sigma={method.sigma:g} is wider than the input, {most} pixels: it would level all maps; lower it"
             )
         check_tiling(bank, method, whole_bank=self.resolved.method.whole_bank)
+        if method.level_weights:
+            searched = searched_levels(bank.layout.levels, method.fusion, method.levels)
+            for_each("level_weights", method.level_weights, len(searched))
         self.scoring_config = ScoringConfig.of(self.resolved, method)
         self.device = find_device(run.device)
         # Where owners of its shards search a bank, no other process opens all of its embeddings.
@@ -540,7 +543,8 @@ class Detector:
             is_tile = self.bank.is_tiled
             if len(localized):
                 sigma = 0.0 if is_tile else self.method.sigma
-                maps[localized] = score_maps([dist[localized] for dist in level_dist.values()], size, sigma)
+                own_dist = [dist[localized] for dist in level_dist.values()]
+                maps[localized] = score_maps(own_dist, size, sigma, self.method.level_weights)
             if query.valid is not None:
                 maps *= query.valid
             if is_tile:

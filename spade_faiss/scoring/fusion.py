@@ -18,24 +18,38 @@ def to_distance(sq_dist: FloatArray, distance: str) -> FloatArray:
     return np.sqrt(sq_dist) if distance == "l2" else sq_dist
 
 
-def score_maps(level_dist: Sequence[FloatArray], size: tuple[int, int], sigma: float) -> FloatArray:
-    """(n, H, W): the levels' distances (n, h, w), upsampled, averaged with equal weights, smoothed by a Gaussian.
+def score_maps(
+    level_dist: Sequence[FloatArray], size: tuple[int, int], sigma: float, weights: Sequence[float] = ()
+) -> FloatArray:
+    """(n, H, W): the levels' distances (n, h, w), upsampled, averaged, smoothed by a Gaussian.
 
     Source: Cohen & Hoshen, arXiv 2005.02357, section 3.3; scipy's defaults for the Gaussian (reflect, truncated at 4 sigma).
 
     Where locations are not inspected, which have NaN, a pixel is the mean of the inspected ones alone, weighted as they are
     among all; 0 where none of them reaches (normalized convolution: Knutsson & Westin, "Normalized and differential
     convolution", 1993).
+
+    Args:
+        level_dist: the distances of each level.
+        size: (H, W).
+        sigma: the width of the Gaussian, in pixels of the result.
+        weights: what each level weighs in the average; all the same unless given.
     """
+    are_equal = len(set(weights)) < 2  # then without a product, whose rounding would show
     total = np.zeros((len(level_dist[0]), *size), np.float32)
-    for dist in level_dist:
-        inspected = ~np.isnan(dist)
-        if inspected.all():
-            total += resample(dist, size, sigma)
-            continue
-        if (inspected == inspected[0]).all():  # as in all images of a bank with one region of interest
-            inspected = inspected[:1]
-        weight = resample(inspected.astype(np.float32), size, sigma)
-        summed = resample(np.where(inspected, dist, np.float32(0)), size, sigma)
-        total += np.divide(summed, weight, out=np.zeros_like(summed), where=weight > _LEAST_WEIGHT)
-    return total / np.float32(len(level_dist))
+    for dist, weight in zip(level_dist, weights or [1.0] * len(level_dist), strict=True):
+        found = _resampled(dist, size, sigma)
+        total += found if are_equal else found * np.float32(weight)
+    return total / np.float32(len(level_dist) if are_equal else sum(weights))
+
+
+def _resampled(dist: FloatArray, size: tuple[int, int], sigma: float) -> FloatArray:
+    """(n, H, W): the distances of a level, upsampled and smoothed, those of inspected locations alone."""
+    inspected = ~np.isnan(dist)
+    if inspected.all():
+        return resample(dist, size, sigma)
+    if (inspected == inspected[0]).all():  # as in all images of a bank with one region of interest
+        inspected = inspected[:1]
+    weight = resample(inspected.astype(np.float32), size, sigma)
+    summed = resample(np.where(inspected, dist, np.float32(0)), size, sigma)
+    return np.divide(summed, weight, out=np.zeros_like(summed), where=weight > _LEAST_WEIGHT)

@@ -170,6 +170,7 @@ def _check_usual(usual: Usual, layout: Layout) -> None:
     check_recipe(recipe, layout.embedding_dim)
     levels = searched_levels(layout.levels, method.fusion, method.levels)
     for_each("k_gallery", method.k_gallery, len(levels))
+    for_each("level_weights", method.level_weights or 1.0, len(levels))
     if layout.own_rois:
         check_own_rois(recipe)
         if method.fusion == "concat" or any("+" in name for name in method.levels):

@@ -119,8 +119,9 @@ def test_owners_find_what_one_process_finds_after_a_loss_too(
     [
         ("clusters", Method(k_image=3, k_gallery=ALL, kappa=2)),
         ("exact", Method(k_image=3, k_gallery=3, levels=("fine", "mid+coarse"), localize="flagged", flag_above=1.5)),
+        ("exact", Method(k_image=3, k_gallery=3, level_weights=(0.5, 2.0, 1.0))),
     ],
-    ids=["clusters", "joined and flagged"],
+    ids=["clusters", "joined and flagged", "weighted"],
 )
 @pytest.mark.slow
 def test_every_exact_recipe(cluster: str, folder: Path, queries: FeatureBatch, recipe: str, method: Method) -> None:
