@@ -151,7 +151,7 @@ def _real(
     folder: Path, backbone: Backbone, normals: Sequence[Any], labeled: Sequence[Any], found: Found, tests: int
 ) -> dict[MapOption, Row]:
     """What every map that was tried is worth on the real defects, by a bank of all normal pictures."""
-    samples = read_samples(folder / "real", backbone, normals, _part(labeled, tests), _RUN)
+    samples, _ = read_samples(folder / "real" / "samples", backbone, normals, _part(labeled, tests), _RUN)
     layout = Layout(levels=backbone.levels, embedding_dim=backbone.embedding_dim, input_size=backbone.input_size)
     rows: dict[MapOption, Row] = {}
     bank: tuple[Stored, Bank] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Extraction, Tuning
 
 if TYPE_CHECKING:
-    from spade_faiss.tuning.record import Record
+    from spade_faiss.tuning.record import Record, Tried
     from spade_faiss.workflows.tune import Tuned
 
 
@@ -75,17 +76,30 @@ def describe_tuned(done: Tuned, out: str | None) -> Output:
 
 def _table(record: Record) -> list[str]:
     """The options that were tried, the best first, with their differences to the default; `*` marks what was chosen."""
-    width = max(len(tried.name) for tried in record.options)
-    lines = [f"  {'':{width}}  pictures                  maps                      ms an image"]
-    for tried in sorted(record.options, key=lambda each: -each.image.difference):
-        mark = "*" if tried.name == record.chosen else "d" if tried.name == record.default else " "
-        cells = [
-            f"{each.difference:+.3f} ({each.low:+.3f} {each.high:+.3f}){'!' if each.sure else ' '}"
-            for each in (tried.image, tried.maps)
-        ]
-        lines.append(f"{mark} {tried.name:{width}}  {cells[0]:24}  {cells[1]:24}  {tried.ms:6.1f}")
+    lines, choice = [], record.input
+    if choice is not None:
+        lines += _rows(choice.tried, (choice.chosen, choice.default))
+        lines.append(f"  {choice.reason}; {choice.found} of {choice.defects} defects count, wherever a picture shows them")
+        lines += [f"  the budget left out {choice.left_out} inputs"] if choice.left_out else []
+        lines += ["", f"  by {choice.chosen}:"]
+    lines += _rows(record.options, (record.chosen, record.default))
     lines.append(f"  differences to the default (d), with 95 % intervals; ! is surely better; of {record.defects} defects")
     lines.append(f"  {record.found} are found by most options, and count: {record.reason}")
     if record.left_out:
         lines.append(f"  the budget left out {record.left_out} ways to make maps")
+    return lines
+
+
+def _rows(options: Sequence[Tried], names: tuple[str, str]) -> list[str]:
+    """A table of options; `names` are those of the choice and of the default."""
+    width, (chosen, default) = max(len(tried.name) for tried in options), names
+    lines = [f"  {'':{width}}  pictures                  maps                      ms an image  kB an image  MiB of memory"]
+    for tried in sorted(options, key=lambda each: -each.image.difference):
+        mark = "*" if tried.name == chosen else "d" if tried.name == default else " "
+        cells = [
+            f"{each.difference:+.3f} ({each.low:+.3f} {each.high:+.3f}){'!' if each.sure else ' '}"
+            for each in (tried.image, tried.maps)
+        ]
+        costs = f"{tried.total_ms:11.1f}  {tried.bytes / 1000:11.1f}  {(tried.memory or 0) / 2**20:13.0f}"
+        lines.append(f"{mark} {tried.name:{width}}  {cells[0]:24}  {cells[1]:24}  {costs}")
     return lines

@@ -120,6 +120,11 @@ def pixels(text: str) -> int | tuple[int, int]:
     return (int(height), int(width)) if by else int(text)
 
 
+def several_pixels(text: str) -> tuple[int | tuple[int, int], ...]:
+    """Convert what `pixels` converts, several of them separated by commas."""
+    return tuple(map(pixels, text.split(","))) if text else ()
+
+
 def numbers(text: str) -> tuple[int, ...]:
     """Convert numbers that are separated by commas."""
     return tuple(map(int, text.split(","))) if text else ()
@@ -597,6 +602,25 @@ class Tuning:
         metavar="DATASET",
         kind=str,
     )
+    backbones: tuple[str, ...] = setting(
+        (),
+        "for a new bank: other networks that are tried beside --backbone, such as resnet18,timm:NAME; each must be installed",
+        metavar="NAMES",
+        kind=level_names,
+    )
+    sizes: tuple[int | tuple[int, int], ...] = setting(
+        (),
+        "for a new bank: other sizes of the input that are tried beside --size, such as 320,448 or 320x640",
+        metavar="PIXELS",
+        kind=several_pixels,
+    )
+    resize_modes: tuple[str, ...] = setting(
+        (),
+        "for a new bank: which resize modes are tried, such as crop,stretch (default: crop and letterbox, or that of "
+        "--resize-mode, --resize or --tile alone where one of them is given)",
+        metavar="MODES",
+        kind=level_names,
+    )
     seed: int = setting(0, "the seed that decides which pictures are spoilt, and how", metavar="N")
     budget: float | None = setting(
         None,
@@ -606,7 +630,7 @@ class Tuning:
     )
     max_ms: float | None = setting(
         None,
-        "the most milliseconds that the search may take for an image, by this machine's clock",
+        "the most milliseconds that the network and the search may take for an image, by this machine's clock",
         metavar="MS",
         kind=float,
     )
@@ -616,6 +640,14 @@ class Tuning:
 
     def __post_init__(self) -> None:
         check_at_least("seed", self.seed, 0)
+        for name in ("backbones", "sizes", "resize_modes"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or len(set(values)) < len(values) or "" in values:
+                raise InputError(f"{name}={shorten(values)} must be a tuple that names each of them once")
+        for size in self.sizes:
+            Preprocess(size=size)  # raises for what it cannot be
+        for mode in self.resize_modes:
+            check_choice("resize_modes", mode, RESIZE_MODES)
         for name in ("budget", "max_ms", "max_bytes"):
             value = getattr(self, name)
             if value is not None and (not is_finite(value) or value <= 0):

@@ -155,6 +155,17 @@ class Backbone:
         """The same network for images with another region of interest, or with regions of their own, see `Preprocess`."""
         return self._with_preprocess(replace(self.source.preprocess, roi=roi, own_rois=own_rois))
 
+    def placed_as(self, preprocess: Preprocess) -> Backbone:
+        """The same network for images that are placed otherwise in inputs of the same size: by another resize mode.
+
+        Raises:
+            InputError: for another size, for which the network has to be loaded again.
+        """
+        if preprocess.input_size != self.input_size:
+            raise InputError(f"size={preprocess.size} is not that of the backbone, {self.source.preprocess.size}")
+        own = self.source.preprocess
+        return self._with_preprocess(replace(preprocess, mean=own.mean, std=own.std, bit_depth=own.bit_depth))
+
     def _with_preprocess(self, preprocess: Preprocess) -> Backbone:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)

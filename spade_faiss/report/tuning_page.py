@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from spade_faiss.report.model import Card, CardGroup, Headline, ImageRow, Report, Table
 from spade_faiss.report.pictures import shrink, shrink_factor, shrink_map, shrink_mask
 from spade_faiss.tuning.options import Option
-from spade_faiss.tuning.record import Compared, Record
+from spade_faiss.tuning.record import ChosenInput, Compared, Record, Tried
 from spade_faiss.tuning.search import Found
 
 # How many pictures are shown by each setting.
@@ -27,18 +28,22 @@ def tuning_page(found: Found, record: Record) -> Report:
     return Report(
         title="Tuning",
         subtitle=record.reason[0].upper() + record.reason[1:] + ".",
-        notices=(f"The budget left out {record.left_out} ways to make maps.",) if record.left_out else (),
+        notices=_notices(record),
         headlines=(
             Headline(label="Choice", value="changed" if changed else "the default", note=record.chosen),
             Headline(label="Pictures", value=record.pictures, note="normal ones that were scored"),
             Headline(label="Defects", value=record.defects, note=f"{spoilt}, of which options find {record.found}"),
         ),
-        summary=(_table(record, "image", "Pictures", _IMAGE_NOTE), _table(record, "maps", "Maps", _MAP_NOTE)),
+        summary=(
+            *_input_tables(record.input),
+            _table(record.options, (record.chosen, record.default), "image", "Pictures", _IMAGE_NOTE),
+            _table(record.options, (record.chosen, record.default), "maps", "Maps", _MAP_NOTE),
+        ),
         groups=groups,
         colors=(1.0, 2.0),
         images=tuple({card.image.id: card.image for group in groups for card in group.cards}.values()),
         score=found.option.score,
-        details=(_costs(record),),
+        details=(_costs("Costs", record.options),),
     )
 
 
@@ -49,11 +54,34 @@ _IMAGE_NOTE = (
 _MAP_NOTE = "How much of a defect is found at false positive rates of up to 0.3 (AUPRO), likewise."
 
 
-def _table(record: Record, which: str, title: str, note: str) -> Table:
+def _notices(record: Record) -> tuple[str, ...]:
+    found = [f"The budget left out {record.left_out} ways to make maps."] if record.left_out else []
+    if record.input is not None and record.input.left_out:
+        found.append(f"The budget left out {record.input.left_out} inputs.")
+    return tuple(found)
+
+
+def _input_tables(choice: ChosenInput | None) -> tuple[Table, ...]:
+    """What networks and inputs were compared by, where there were several; their settings are the default ones."""
+    if choice is None:
+        return ()
+    names = (choice.chosen, choice.default)
+    said = f"{choice.reason[0].upper()}{choice.reason[1:]}; {choice.found} of {choice.defects} defects count. "
+    hidden = "A defect that an input cuts off is one that it misses."
+    return (
+        _table(choice.tried, names, "image", "Inputs: pictures", said + hidden),
+        _table(choice.tried, names, "maps", "Inputs: maps", f"{_MAP_NOTE} Maps are compared on the whole picture. {hidden}"),
+        _costs("Inputs: costs", choice.tried),
+    )
+
+
+def _table(options: Sequence[Tried], names: tuple[str, str], which: str, title: str, note: str) -> Table:
+    """Options beside each other; `names` are those of the choice and of the default."""
     rows: list[tuple[str, float | None, float, str, str]] = []
-    for tried in record.options:
+    chosen, default = names
+    for tried in options:
         own: Compared = getattr(tried, which)
-        mark = " (chosen)" if tried.name == record.chosen else " (default)" if tried.name == record.default else ""
+        mark = " (chosen)" if tried.name == chosen else " (default)" if tried.name == default else ""
         interval = f"{own.low:+.3f} to {own.high:+.3f}"
         rows.append((tried.name + mark, own.value, own.difference, interval, "yes" if own.sure else "no"))
     first, rest = rows[:1], sorted(rows[1:], key=lambda row: -row[2])
@@ -61,11 +89,21 @@ def _table(record: Record, which: str, title: str, note: str) -> Table:
     return Table(title=title, header=header, rows=(*first, *rest), note=note)
 
 
-def _costs(record: Record) -> Table:
+def _costs(title: str, options: Sequence[Tried]) -> Table:
     rows = tuple(
-        (tried.name, round(tried.ms, 1), round(tried.bytes), "yes" if tried.allowed else "no") for tried in record.options
+        (
+            tried.name,
+            None if tried.forward_ms is None else round(tried.forward_ms, 1),
+            round(tried.ms, 1),
+            round(tried.bytes),
+            None if tried.memory is None else round(tried.memory / 2**20),
+            "yes" if tried.allowed else "no",
+        )
+        for tried in options
     )
-    return Table(title="Costs", header=("settings", "ms an image", "bytes an image", "allowed"), rows=rows, decimals=1)
+    header = ("settings", "ms of the network", "ms of the search", "bytes an image", "MiB of memory", "allowed")
+    note = "Milliseconds are of an image, on this machine; memory is what scoring takes while it runs, without the cache."
+    return Table(title=title, header=header, rows=rows, note=note, decimals=1)
 
 
 def _group(found: Found, title: str, option: Option) -> CardGroup:

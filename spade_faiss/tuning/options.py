@@ -51,7 +51,12 @@ class MapOption:
         k = self.method.k_gallery
         gallery = "/".join(map(str, k)) if isinstance(k, tuple) else str(k)
         others = "" if self.recipe in ("exact", "global", "clusters") else f", {self.recipe}"
-        return f"{self.stored}; {levels}; K={gallery}{others}"
+        weights = ", weights " + "/".join(f"{each:g}" for each in self.method.level_weights)
+        return f"{self.stored}; {levels}; K={gallery}{others}{weights if self.method.level_weights else ''}"
+
+    def weighted_by(self, weights: tuple[float, ...]) -> MapOption:
+        """The same with other weights of levels."""
+        return replace(self, method=replace(self.method, level_weights=weights))
 
     def ranked_by(self, score: str) -> Option:
         """The option that ranks images by a score."""

@@ -8,14 +8,19 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from spade_faiss.bank.manifest import versions
 from spade_faiss.bank.places import TUNING
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.inside import check_inside, is_regular
 from spade_faiss.core.presets import Usual
 from spade_faiss.core.signed_json import read_signed, write_signed
+from spade_faiss.tuning.inputs import FoundInput
 from spade_faiss.tuning.search import Found
 from spade_faiss.tuning.statistics import Differences
+from spade_faiss.tuning.trials import Trial
 
 FORMAT = "spade_faiss tuning"
 SCHEMA = 1
@@ -59,6 +64,8 @@ class Tried:
         ms: the milliseconds that searching took for an image.
         bytes: what an image takes in the bank and its index.
         allowed: whether limits and the bank let it be chosen.
+        forward_ms: the milliseconds that the network takes for an image; None where it was not measured.
+        memory: the bytes that scoring takes while it runs, as planned, without the cache; None where it was not recorded.
     """
 
     name: str
@@ -67,6 +74,35 @@ class Tried:
     ms: float
     bytes: float
     allowed: bool
+    forward_ms: float | None = None
+    memory: float | None = None
+
+    @property
+    def total_ms(self) -> float:
+        """The milliseconds of the network and the search for an image."""
+        return self.ms + (self.forward_ms or 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenInput:
+    """Which network and input were chosen, and why, before all other options.
+
+    Args:
+        chosen, default: their names.
+        reason: why, in a sentence.
+        defects: how many spoilt copies, or real defects, were scored.
+        found: how many of them were found where they are shown, on which alone the choice rests.
+        left_out: how many inputs the budget left out.
+        tried: all that were tried, the default first.
+    """
+
+    chosen: str
+    default: str
+    reason: str
+    defects: int
+    found: int
+    left_out: int
+    tried: tuple[Tried, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +122,7 @@ class Record:
         options: all that were tried, the default first.
         labels_sha256: the checksums of the labeled pictures, where there were some: results that are measured on them say
             nothing about new pictures.
+        input: which network and input were chosen; None where they were not chosen among.
         versions: the versions of the libraries that computed it.
     """
 
@@ -101,24 +138,18 @@ class Record:
     left_out: int
     options: tuple[Tried, ...]
     labels_sha256: tuple[str, ...] = ()
+    input: ChosenInput | None = None
     versions: dict[str, str] = field(default_factory=versions)
 
 
-def record_of(found: Found, seed: int, before: Usual | None, labels_sha256: tuple[str, ...]) -> Record:
+def record_of(
+    found: Found, seed: int, before: Usual | None, labels_sha256: tuple[str, ...], found_input: FoundInput | None = None
+) -> Record:
     """What a search found, as a bank remembers it."""
-    tried = []
-    for place, option in enumerate(found.options):
-        trial = found.trial(option)
-        tried.append(
-            Tried(
-                name=option.name,
-                image=Compared.of(found.image, place),
-                maps=Compared.of(found.maps, place),
-                ms=trial.ms,
-                bytes=trial.bytes,
-                allowed=bool(found.allowed[place]),
-            )
-        )
+    tried = [
+        _tried(option.name, found.trial(option), found.forward_ms, (found.image, found.maps, found.allowed), place)
+        for place, option in enumerate(found.options)
+    ]
     return Record(
         chosen=found.option.name,
         default=found.options[found.default].name,
@@ -132,6 +163,39 @@ def record_of(found: Found, seed: int, before: Usual | None, labels_sha256: tupl
         left_out=found.left_out,
         options=tuple(tried),
         labels_sha256=labels_sha256,
+        input=None if found_input is None else _chosen_input(found_input),
+    )
+
+
+def _chosen_input(found: FoundInput) -> ChosenInput:
+    several = zip(found.inputs, found.trials, found.forward_ms, strict=True)
+    return ChosenInput(
+        chosen=found.input.name,
+        default=found.inputs[0].name,
+        reason=found.chosen.reason,
+        defects=len(found.table.spoilt_group),
+        found=int(found.table.found().sum()),
+        left_out=found.left_out,
+        tried=tuple(
+            _tried(each.name, trial, forward_ms, (found.image, found.maps, found.allowed), place)
+            for place, (each, trial, forward_ms) in enumerate(several)
+        ),
+    )
+
+
+def _tried(
+    name: str, trial: Trial, forward_ms: float, judged: tuple[Differences, Differences, npt.NDArray[np.bool_]], place: int
+) -> Tried:
+    image, maps, allowed = judged
+    return Tried(
+        name=name,
+        image=Compared.of(image, place),
+        maps=Compared.of(maps, place),
+        ms=trial.ms,
+        bytes=trial.bytes,
+        allowed=bool(allowed[place]),
+        forward_ms=forward_ms,
+        memory=trial.memory,
     )
 
 

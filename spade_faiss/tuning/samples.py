@@ -6,20 +6,16 @@ Features are computed once for a network and a size of its input; all options ar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.files import atomic_path
-from spade_faiss.core.progress import Bar, progress_bar
-from spade_faiss.core.settings import Run
-from spade_faiss.core.timing import Timings
+from spade_faiss.core.settings import Preprocess, Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch, concatenate
 from spade_faiss.features.datasets import ImageRecord
@@ -27,19 +23,34 @@ from spade_faiss.features.decoding import MAX_PIXELS, decode, naming_file
 from spade_faiss.features.frames import Frame
 from spade_faiss.features.pages import split_page
 from spade_faiss.features.pictures import Mask, Picture, to_mask
-from spade_faiss.features.pixels import to_rgb
 from spade_faiss.features.placement import Placement, place
 from spade_faiss.features.roi import mask_of
 from spade_faiss.features.roi_files import place_roi
-from spade_faiss.features.stream import FeatureStream
 from spade_faiss.spoil.foreground import find_object
 from spade_faiss.spoil.spoiling import Spoil, plan_spoils, spoil
+from spade_faiss.tuning.feature_files import load_features, load_shown, save_features, save_shown
+from spade_faiss.tuning.picture_grid import SIDE, visible_in, whole
+from spade_faiss.tuning.picture_stream import PicturesOf, longest_side
+from spade_faiss.tuning.references import Sizes, chosen, read_references
 
-# Of larger pictures a smaller copy is spoilt: the network sees no more of them.
-_LONGEST_SIDE = 1024
-_BATCH = 16
 # How many defects are shown on the page, about.
 _SHOWN = 12
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class InPicture:
+    """Where the pictures that are scored lie in the input, so that maps in other inputs can be compared with theirs.
+
+    Args:
+        preprocess: how pictures lie in the input.
+        normal_sizes, spoilt_sizes: the width and height of each picture, as it was spoilt.
+        masks: (S, SIDE, SIDE) where defective pictures are defective, see `picture_grid`; None if that is not known.
+    """
+
+    preprocess: Preprocess
+    normal_sizes: Sizes
+    spoilt_sizes: Sizes
+    masks: npt.NDArray[np.bool_] | None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -57,6 +68,7 @@ class Samples:
         spoils: how each was made; empty for real defects.
         kinds: the kind of each defect.
         shown: a few of them: the number of the defect, and its picture as the network saw it.
+        in_picture: where they lie in the input; None where no other input is compared with this one.
     """
 
     references: FeatureBatch
@@ -68,11 +80,19 @@ class Samples:
     spoils: Sequence[Spoil]
     kinds: Sequence[str]
     shown: Mapping[int, Picture]
+    in_picture: InPicture | None = None
 
     @property
     def normal_count(self) -> int:
         """How many normal pictures are scored."""
         return len(self.rows) if self.normals is None else len(self.normals)
+
+    @property
+    def seen(self) -> npt.NDArray[np.bool_]:
+        """(S,) whether the input shows anything of the defect; those whose place is not known count as shown."""
+        if self.masks is None:
+            return np.ones(len(self.spoilt), np.bool_)
+        return np.asarray(self.masks.any(axis=(1, 2)))
 
     @property
     def groups(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -85,193 +105,236 @@ class Samples:
         return np.array(own), np.array(own)[self.owner]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Copies:
+    """Of how many normal pictures copies are spoilt, how many copies of each, and the seed that decides which and how."""
+
+    pictures: int
+    each: int
+    seed: int
+
+
 def make_samples(
-    folder: Path, backbone: Backbone, records: Sequence[ImageRecord], counts: tuple[int, int], run: Run, seed: int
-) -> Samples:
+    folder: Path,
+    backbone: Backbone,
+    records: Sequence[ImageRecord],
+    copies: Copies,
+    run: Run,
+    inputs: Sequence[Preprocess] = (),
+) -> tuple[Samples, list[ImageRecord]]:
     """Spoil copies of normal pictures and compute the features of all; what is in `folder` already is read.
+
+    Args:
+        folder: where features are kept; those of the normal pictures beside it, for whoever spoils others of their copies.
+        backbone: computes them.
+        records: the normal pictures, which are the references.
+        copies: how many of them are spoilt, and how.
+        run: how images are read, and how many may be skipped.
+        inputs: all inputs that are compared: copies are then the same in each of them, and spoilt wherever one shows the
+            picture. Without, they are spoilt where the backbone's own input shows it.
+
+    Returns:
+        The samples, and the records of the normal pictures that could be read.
+    """
+    own = backbone.source.preprocess
+    longest = longest_side([each.input_size for each in (own, *inputs)])
+    found, records, sizes = read_references(folder.parent / f"references-{longest}", backbone, records, run, longest)
+    if len(records) < len(found):  # some of them cannot be read for another input
+        wanted = {record.id for record in records}
+        places = [place for place, name in enumerate(found.ids) if name in wanted]
+        found, sizes = chosen(found, places), [sizes[place] for place in places]
+    rows = np.sort(np.random.default_rng([copies.seed, 0x5A3]).permutation(len(records))[: copies.pictures])
+    if not (folder / "done").exists():
+        _spoil_all(folder, PicturesOf(backbone, run, longest), records, rows.tolist(), copies, inputs or [own])
+    made = json.loads((folder / "made.json").read_bytes())
+    spoils, owner = [Spoil(**values) for values in made["spoils"]], made["owner"]
+    own_sizes = [sizes[row] for row in rows.tolist()]
+    where = InPicture(
+        preprocess=own,
+        normal_sizes=own_sizes,
+        spoilt_sizes=[own_sizes[number] for number in owner],
+        masks=_unpacked(folder / "grid.npy", SIDE),
+    )
+    samples = Samples(
+        references=found,
+        normals=None,
+        rows=rows,
+        spoilt=load_features(folder / "spoilt"),
+        masks=_unpacked(folder / "masks.npy", backbone.input_size[1]),
+        owner=np.array(owner, np.int64),
+        spoils=spoils,
+        kinds=[each.kind for each in spoils],
+        shown=load_shown(folder),
+        in_picture=where if inputs else None,
+    )
+    return samples, records
+
+
+def _spoil_all(
+    folder: Path,
+    pictures: PicturesOf,
+    records: Sequence[ImageRecord],
+    rows: Sequence[int],
+    copies: Copies,
+    inputs: Sequence[Preprocess],
+) -> None:
+    """Spoil copies of the pictures of some rows, and write their features, masks and plans into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plans = plan_spoils(len(rows), copies.each, copies.seed)
+    batches: list[FeatureBatch] = []
+    masks: list[Mask] = []
+    on_grid: list[Mask] = []
+    made: list[Spoil] = []
+    owner: list[int] = []
+    shown: dict[int, Picture] = {}
+    with pictures.stream(len(rows) * copies.each, "spoilt copies") as stream:
+        for number, row in enumerate(rows):
+            other = records[(row + 1 + len(records) // 2) % len(records)]
+            scene = [pictures.read(record) for record in (records[row], other)]
+            spoilt = _spoilt(records[row], scene, inputs, plans[number])
+            placed: list[Placement] = []
+            for part in stream([copy.frame for copy in spoilt]):
+                if number % max(1, len(rows) // _SHOWN) == 0 and not placed:
+                    shown[len(made)] = part.pictures[0]
+                batches.append(part.batch)
+                placed += part.placements
+            for copy, where in zip(spoilt, placed, strict=True):
+                masks.append(_placed_mask(copy.mask, where))
+                on_grid.append(_placed_mask(copy.mask, whole(*where.original)))
+                made.append(copy.how)
+                owner.append(number)
+    if not batches:
+        raise InputError("no copy of these pictures could be spoilt: they show nothing but one color")
+    save_features(folder / "spoilt", concatenate(batches))
+    np.save(folder / "masks.npy", np.packbits(np.stack(masks), axis=-1))
+    np.save(folder / "grid.npy", np.packbits(np.stack(on_grid), axis=-1))
+    save_shown(folder, shown)
+    content = {"owner": owner, "spoils": [asdict(each) for each in made]}
+    (folder / "made.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / "done").touch()
+
+
+def read_samples(
+    folder: Path,
+    backbone: Backbone,
+    records: Sequence[ImageRecord],
+    labeled: Sequence[ImageRecord],
+    run: Run,
+    inputs: Sequence[Preprocess] = (),
+) -> tuple[Samples, list[ImageRecord]]:
+    """Compute the features of normal pictures, the references, and of a labeled set in place of spoilt copies.
 
     Args:
         folder: where features are kept.
         backbone: computes them.
-        records: the normal pictures, which are the references.
-        counts: of how many of them copies are spoilt, and how many copies of each.
+        records: the normal pictures.
+        labeled: the labeled ones; those that cannot be read are skipped, as `evaluate` skips them.
         run: how images are read.
-        seed: decides which are spoilt, and how.
+        inputs: see `make_samples`.
     """
-    pictures, each = min(counts[0], len(records)), counts[1]
-    rows = np.sort(np.random.default_rng([seed, 0x5A3]).permutation(len(records))[:pictures])
-    if not (folder / "done").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with progress_bar(len(records) + pictures * each, "features", run.progress) as bar:
-            stream = _Stream(backbone, run, bar)
-            _save(folder / "references", concatenate([batch for batch, _, _ in stream.records(records)]))
-            plans = plan_spoils(pictures, each, seed)
-            batches: list[FeatureBatch] = []
-            masks: list[Mask] = []
-            made: list[Spoil] = []
-            owner: list[int] = []
-            shown: dict[int, Picture] = {}
-            for number, row in enumerate(rows.tolist()):
-                other = records[(row + 1 + len(records) // 2) % len(records)]
-                frames, found, spoils = _spoilt(backbone, records[row], other, plans[number])
-                placed: list[Placement] = []
-                for batch, placements, pictures_seen in stream.records(frames):
-                    if number % max(1, pictures // _SHOWN) == 0 and not placed:
-                        shown[len(made)] = pictures_seen[0]
-                    batches.append(batch)
-                    placed += placements
-                masks += [_placed_mask(mask, where) for mask, where in zip(found, placed, strict=True)]
-                made += spoils
-                owner += [number] * len(frames)
-        if not batches:
-            raise InputError("no copy of these pictures could be spoilt: they show nothing but one color")
-        _save(folder / "spoilt", concatenate(batches))
-        np.save(folder / "masks.npy", np.packbits(np.stack(masks), axis=-1))
-        _save_shown(folder, shown)
-        content = {"owner": owner, "spoils": [asdict(each) for each in made], "width": masks[0].shape[1]}
-        (folder / "made.json").write_text(json.dumps(content), encoding="utf-8")
-        (folder / "done").touch()
-    made_content = json.loads((folder / "made.json").read_bytes())
-    spoils = [Spoil(**values) for values in made_content["spoils"]]
-    packed = np.load(folder / "masks.npy")
-    return Samples(
-        references=_load(folder / "references", backbone),
-        normals=None,
-        rows=rows,
-        spoilt=_load(folder / "spoilt", backbone),
-        masks=np.unpackbits(packed, axis=-1, count=made_content["width"]).astype(np.bool_),
-        owner=np.array(made_content["owner"], np.int64),
-        spoils=spoils,
-        kinds=[each.kind for each in spoils],
-        shown=_load_shown(folder),
-    )
-
-
-def read_samples(
-    folder: Path, backbone: Backbone, records: Sequence[ImageRecord], labeled: Sequence[ImageRecord], run: Run
-) -> Samples:
-    """Compute the features of normal pictures, the references, and of a labeled set in place of spoilt copies."""
-    defective = np.array([bool(record.defective) for record in labeled])
+    longest = longest_side([each.input_size for each in (backbone.source.preprocess, *inputs)])
+    references, readable, _ = read_references(folder.parent / f"references-{longest}", backbone, records, run, longest)
     has_masks = any(record.mask is not None for record in labeled)
     if not (folder / "done").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with progress_bar(len(records) + len(labeled), "features", run.progress) as bar:
-            stream = _Stream(backbone, run, bar)
-            _save(folder / "references", concatenate([batch for batch, _, _ in stream.records(records)]))
-            parts, masks = [], []
+        with PicturesOf(backbone, run, longest).stream(len(labeled), "labeled pictures") as stream:
+            parts, masks, on_grid = [], [], []
+            kept: list[ImageRecord] = []
+            sizes: Sizes = []
             shown: dict[int, Picture] = {}
-            number, every = 0, max(1, int(defective.sum()) // _SHOWN)
-            for start in range(0, len(labeled), _BATCH):
-                some = labeled[start : start + _BATCH]
-                for batch, placements, pictures in stream.records(some):
-                    parts.append(batch)
-                    for record, where, picture in zip(some, placements, pictures, strict=True):
-                        if record.defective:
-                            shown |= {number: picture} if number % every == 0 else {}
-                            number += 1
-                        if has_masks and record.defective:
-                            empty = np.zeros(where.valid.shape, np.bool_)
-                            masks.append(empty if record.mask is None else _given_mask(record, where))
-        _save(folder / "labeled", concatenate(parts))
+            number, every = 0, max(1, sum(bool(record.defective) for record in labeled) // _SHOWN)
+            for part in stream(labeled):
+                parts.append(part.batch)
+                kept += part.records
+                sizes += [where.original for where in part.placements]
+                for record, where, picture in zip(part.records, part.placements, part.pictures, strict=True):
+                    if record.defective:
+                        shown |= {number: picture} if number % every == 0 else {}
+                        number += 1
+                    if has_masks and record.defective:
+                        own_mask, grid_mask = _given_masks(record, where)
+                        masks.append(own_mask)
+                        on_grid.append(grid_mask)
+        defective = [bool(record.defective) for record in kept]
+        if not any(defective) or all(defective):
+            raise InputError("of the labeled pictures, no normal or no defective one could be read")
+        save_features(folder / "labeled", concatenate(parts))
         if has_masks:
             np.save(folder / "masks.npy", np.stack(masks))
-        _save_shown(folder, shown)
+            np.save(folder / "grid.npy", np.stack(on_grid))
+        save_shown(folder, shown)
+        content = {"defective": defective, "kinds": [str(record.kind) for record in kept], "sizes": sizes}
+        (folder / "made.json").write_text(json.dumps(content), encoding="utf-8")
         (folder / "done").touch()
-    features = _load(folder / "labeled", backbone)
-    return Samples(
-        references=_load(folder / "references", backbone),
-        normals=_chosen(features, np.flatnonzero(~defective)),
+    features, content = load_features(folder / "labeled"), json.loads((folder / "made.json").read_bytes())
+    is_defective = np.array(content["defective"], np.bool_)
+    normals, spoilt = np.flatnonzero(~is_defective).tolist(), np.flatnonzero(is_defective).tolist()
+    all_sizes = [(width, height) for width, height in content["sizes"]]
+    samples = Samples(
+        references=references,
+        normals=chosen(features, normals),
         rows=np.empty(0, np.int64),
-        spoilt=_chosen(features, np.flatnonzero(defective)),
+        spoilt=chosen(features, spoilt),
         masks=np.load(folder / "masks.npy") if has_masks else None,
         owner=np.empty(0, np.int64),
         spoils=[],
-        kinds=[str(record.kind) for record in labeled if record.defective],
-        shown=_load_shown(folder),
+        kinds=[content["kinds"][place] for place in spoilt],
+        shown=load_shown(folder),
+        in_picture=InPicture(
+            preprocess=backbone.source.preprocess,
+            normal_sizes=[all_sizes[place] for place in normals],
+            spoilt_sizes=[all_sizes[place] for place in spoilt],
+            masks=np.load(folder / "grid.npy") if has_masks else None,
+        )
+        if inputs
+        else None,
     )
+    return samples, readable
 
 
-def _given_mask(record: ImageRecord, where: Placement) -> Mask:
-    """The mask of a picture, of which a smaller copy may have been placed."""
-    assert record.mask is not None
+def _given_masks(record: ImageRecord, where: Placement) -> tuple[Mask, Mask]:
+    """The mask of a picture, of which a smaller copy may have been placed: in the input, and on the grid of the picture."""
+    if record.mask is None:
+        return np.zeros(where.valid.shape, np.bool_), np.zeros((SIDE, SIDE), np.bool_)
     with naming_file(record.path):
         file, page = split_page(record.path)
         size = decode(file.read_bytes(), MAX_PIXELS, page).size
-    return to_mask(record.mask, replace(where, original=size))
+    return to_mask(record.mask, replace(where, original=size)), to_mask(record.mask, whole(*size))
 
 
-def _chosen(batch: FeatureBatch, places: npt.NDArray[np.int64]) -> FeatureBatch:
-    return concatenate([batch[int(place) : int(place) + 1] for place in places])
+@dataclass(frozen=True, eq=False)
+class _Copy:
+    """A spoilt copy: its picture, where it was spoilt (H, W), and how."""
+
+    frame: Frame
+    mask: Mask
+    how: Spoil
 
 
-class _Stream:
-    """Computes features of records a few at a time, without their names: sets may have the same."""
+def _spoilt(record: ImageRecord, scene: Sequence[Picture], inputs: Sequence[Preprocess], plans: Sequence[Spoil]) -> list[_Copy]:
+    """Spoilt copies of a picture; those that no input shows anything of are left out.
 
-    def __init__(self, backbone: Backbone, run: Run, bar: Bar) -> None:
-        self._backbone, self._run, self._bar = backbone, Run(device=run.device, memory=run.memory, max_skipped=0), bar
-
-    def records(self, records: Sequence[ImageRecord]) -> Iterator[tuple[FeatureBatch, list[Placement], list[Picture]]]:
-        """Yield the features of some pictures, where each lies in the input, and the inputs as pictures."""
-        for start in range(0, len(records), _BATCH):
-            frames = [
-                record if isinstance(record, Frame) else self._frame(record) for record in records[start : start + _BATCH]
-            ]
-            stream = FeatureStream(self._backbone, self._run, batch_size=_BATCH, timings=Timings())
-            for extracted in stream(Path(), frames, "features"):
-                yield (
-                    extracted.batch,
-                    [image.placement for image in extracted.loaded],
-                    [image.picture for image in extracted.loaded],
-                )
-            self._bar.update(len(frames))
-
-    def _frame(self, record: ImageRecord) -> Frame:
-        return Frame(record.id, record.path, pixels=read_picture(record, self._backbone))
-
-
-def read_picture(record: ImageRecord, backbone: Backbone) -> Picture:
-    """(H, W, 3) the picture as it is spoilt: upright, in RGB of 8 bits, and not larger than it has to be."""
-    file, page = split_page(record.path)
-    with naming_file(record.path):
-        image = to_rgb(decode(file.read_bytes(), MAX_PIXELS, page), backbone.source.preprocess.bit_depth)
-    longest = max(_LONGEST_SIDE, 2 * max(backbone.input_size))
-    if max(image.size) > longest:
-        factor = longest / max(image.size)
-        size = (max(1, round(image.size[0] * factor)), max(1, round(image.size[1] * factor)))
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    return np.asarray(image)
-
-
-def _spoilt(
-    backbone: Backbone, record: ImageRecord, other: ImageRecord, plans: Sequence[Spoil]
-) -> tuple[list[Frame], list[Mask], list[Spoil]]:
-    """Spoilt copies of a picture with their masks; those that show nothing are left out."""
-    picture, donor = read_picture(record, backbone), read_picture(other, backbone)
-    placement = place(picture.shape[1], picture.shape[0], backbone.source.preprocess)
-    roi = place_roi(backbone.source.preprocess)
-    allowed = visible_in(picture, placement, placement.valid if roi is None else placement.valid & mask_of(roi))
+    Args:
+        record: the picture.
+        scene: its pixels, and those of another one.
+        inputs: the inputs that it is looked at in.
+        plans: how it is spoilt.
+    """
+    picture, donor = scene
+    size = picture.shape[0], picture.shape[1]
+    placements = [place(size[1], size[0], preprocess) for preprocess in inputs]
+    allowed = np.zeros(size, np.bool_)
+    for preprocess, placement in zip(inputs, placements, strict=True):
+        roi = place_roi(preprocess)
+        allowed |= visible_in(size, placement, placement.valid if roi is None else placement.valid & mask_of(roi))
     on = find_object(picture) & allowed
     on = on if on.any() else allowed
-    frames, masks, made = [], [], []
+    found = []
     for number, how in enumerate(plans):
-        found = spoil(picture, how, on=on, other=donor)
-        if found is not None and _placed_mask(found.mask, placement).any():
-            frames.append(Frame(f"{record.id} ({number}: {how.kind})", record.path, pixels=found.picture))
-            masks.append(found.mask)
-            made.append(how)
-    return frames, masks, made
-
-
-def visible_in(picture: Picture, placement: Placement, inside: Mask) -> Mask:
-    """(H, W) of the picture: True where the input shows it, inside a part (h, w) of the input."""
-    places = []
-    for side, resized, offset, most in zip(
-        (picture.shape[0], picture.shape[1]), placement.resized[::-1], placement.offset[::-1], inside.shape, strict=True
-    ):
-        at = ((np.arange(side) + 0.5) * resized / side).astype(np.int64) + offset
-        places.append((np.clip(at, 0, most - 1), (at >= 0) & (at < most)))
-    (rows, row_shown), (columns, column_shown) = places
-    found: Mask = inside[np.ix_(rows, columns)] & row_shown[:, None] & column_shown[None, :]
+        made = spoil(picture, how, on=on, other=donor)
+        if made is not None and any(_placed_mask(made.mask, placement).any() for placement in placements):
+            frame = Frame(f"{record.id} ({number}: {how.kind})", record.path, pixels=made.picture)
+            found.append(_Copy(frame, made.mask, how))
     return found
 
 
@@ -283,35 +346,5 @@ def _placed_mask(mask: Mask, placement: Placement) -> Mask:
     return np.pad(found if found.any() else share > 0, placement.padding)
 
 
-def _save(path: Path, batch: FeatureBatch) -> None:
-    """Features as files that are mapped later: maps in half precision, as banks store them."""
-    arrays: dict[str, npt.NDArray[Any]] = {"embedding": np.asarray(batch.embedding, np.float32)}
-    if batch.valid is not None:
-        arrays["valid"] = batch.valid
-    path.mkdir(exist_ok=True)
-    for name, values in arrays.items():
-        np.save(path / f"{name}.npy", values)
-    for number, maps in enumerate(batch.levels.values()):
-        np.save(path / f"level-{number}.npy", np.asarray(maps, np.float16))
-    with atomic_path(path / "ids.json") as temporary:
-        temporary.write_text(json.dumps([list(batch.ids), list(batch.levels)]), encoding="utf-8")
-
-
-def _save_shown(folder: Path, shown: Mapping[int, Picture]) -> None:
-    np.save(folder / "shown.npy", np.stack(list(shown.values())))
-    np.save(folder / "numbers.npy", np.array(list(shown), np.int64))
-
-
-def _load_shown(folder: Path) -> dict[int, Picture]:
-    return dict(zip(np.load(folder / "numbers.npy").tolist(), np.load(folder / "shown.npy"), strict=True))
-
-
-def _load(path: Path, backbone: Backbone) -> FeatureBatch:
-    ids, levels = json.loads((path / "ids.json").read_bytes())
-    valid = path / "valid.npy"
-    return FeatureBatch(
-        ids,
-        np.load(path / "embedding.npy"),
-        {name: np.load(path / f"level-{number}.npy", mmap_mode="r") for number, name in enumerate(levels)},
-        valid=np.load(valid) if valid.exists() else None,
-    )
+def _unpacked(path: Path, width: int) -> npt.NDArray[np.bool_]:
+    return np.unpackbits(np.load(path), axis=-1, count=width).astype(np.bool_)

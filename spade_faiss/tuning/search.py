@@ -17,8 +17,9 @@ from spade_faiss.core.settings import ALL, Method, Run, Tuning
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.layout import Layout
+from spade_faiss.tuning.forward_cost import forward_ms
 from spade_faiss.tuning.options import MapOption, Option, Stored, default_option, map_options, with_scores
-from spade_faiss.tuning.samples import Samples, make_samples, read_samples
+from spade_faiss.tuning.samples import Copies, Samples, make_samples, read_samples
 from spade_faiss.tuning.statistics import Chosen, Differences, Trials, choose, image_differences, map_differences
 from spade_faiss.tuning.trials import Trial, comparable, of_map, run_trials, table_of
 
@@ -43,6 +44,7 @@ class Found:
         image, maps: how the options differ from the default.
         trials: what each way to make maps measured.
         samples: the pictures.
+        forward_ms: the milliseconds of the network's forward pass for an image.
         left_out: how many ways to make maps the budget left out.
         timing_s: seconds by stage.
     """
@@ -56,6 +58,7 @@ class Found:
     maps: Differences
     trials: dict[MapOption, Trial]
     samples: Samples
+    forward_ms: float = 0.0
     left_out: int = 0
     timing_s: dict[str, float] = field(default_factory=dict)
 
@@ -96,7 +99,18 @@ def group_sizes(records: Sequence[ImageRecord], group_of: Mapping[str, str]) -> 
     return [*grouped.values(), *[1] * (len(records) - grouped.total())]
 
 
-def search(folder: Path, backbone: Backbone, question: Question, tuning: Tuning, run: Run) -> Found:
+class TooFewPicturesError(InputError):
+    """There are fewer normal pictures, or groups of them, than a choice takes."""
+
+
+def deadline_of(tuning: Tuning, share: float = 1.0) -> float | None:
+    """The `time.monotonic()` at which a share of the budget is spent, which begins now; None without a budget."""
+    return None if tuning.budget is None else time.monotonic() + 60 * tuning.budget * share
+
+
+def search(
+    folder: Path, backbone: Backbone, question: Question, tuning: Tuning, run: Run, *, deadline: float | None = None
+) -> Found:
     """Try options on normal pictures and on spoilt copies of them, and choose.
 
     After an interruption, the same call with the same folder goes on where it stopped.
@@ -106,27 +120,27 @@ def search(folder: Path, backbone: Backbone, question: Question, tuning: Tuning,
         backbone: computes features.
         question: the pictures, and what is to be decided.
         tuning: the seed and the limits.
-        run: how images are read, and the memory that scoring may use.
+        run: how images are read, how many may be skipped, and the memory that scoring may use.
+        deadline: the `time.monotonic()` after which no option is begun; that of the budget, from now on, unless given.
 
     Raises:
-        InputError: for fewer than `LEAST_PICTURES` normal pictures, or groups of them.
+        TooFewPicturesError: for fewer than `LEAST_PICTURES` normal pictures that can be read, or groups of them.
+        InputError: for more pictures that cannot be read than may be skipped.
     """
-    records = _drawn(question.records, tuning.seed)
-    sizes = group_sizes(records, question.group_of)
-    if len(sizes) < LEAST_PICTURES:
-        what = "groups of normal pictures" if question.group_of else "normal pictures"
-        raise InputError(f"{len(sizes)} {what} are too few to choose by, at least {LEAST_PICTURES} are needed")
+    records = drawn(question, tuning.seed)
     start = time.monotonic()
-    deadline = None if tuning.budget is None else start + 60 * tuning.budget
+    deadline = deadline or deadline_of(tuning)
     if question.labeled:
-        samples = read_samples(folder / "samples", backbone, records, question.labeled, run)
+        samples, readable = read_samples(folder / "samples", backbone, records, question.labeled, run)
     else:
         spoilt = min(MOST_SPOILT, len(records))
         each = min(max(round(_COPIES / spoilt), _LEAST_EACH), _MOST_EACH)
-        samples = make_samples(folder / "samples", backbone, records, (spoilt, each), run, tuning.seed)
-    if question.group_of:
-        groups = [question.group_of.get(record.id, "") for record in records]
-        samples = replace(samples, references=replace(samples.references, groups=groups))
+        samples, readable = make_samples(
+            folder / "samples", backbone, records, Copies(pictures=spoilt, each=each, seed=tuning.seed), run
+        )
+    check_enough(readable, question.group_of)
+    samples = grouped(samples, readable, question.group_of)
+    forward = forward_ms(folder / "forward.json", backbone, list(samples.shown.values()))
     made = time.monotonic()
     levels = [level.name for level in backbone.levels]
     default = question.default or default_option(levels)
@@ -135,7 +149,7 @@ def search(folder: Path, backbone: Backbone, question: Question, tuning: Tuning,
         tried_maps = [replace(option, stored=question.only_stored) for option in tried_maps]
     maps = list(dict.fromkeys(comparable(option) for option in (default.map, *tried_maps)))
     # Settings that ask for more neighbors than so few pictures have are those of all.
-    maps = [option for option in maps if _is_searchable(option, len(records) - max(sizes))]
+    maps = [option for option in maps if _is_searchable(option, len(readable) - max(group_sizes(readable, question.group_of)))]
     layout = Layout(levels=backbone.levels, embedding_dim=backbone.embedding_dim, input_size=backbone.input_size)
     trials = run_trials(folder, samples, layout, maps, run, deadline)
     tried = time.monotonic()
@@ -143,12 +157,8 @@ def search(folder: Path, backbone: Backbone, question: Question, tuning: Tuning,
     table = table_of(options, trials, samples)
     if question.labeled:
         table = replace(table, least_found=0.0)
-    found = [trials[of_map(option, trials)] for option in options]
-    beyond = [_beyond(trial, tuning) for trial in found]
-    allowed = np.array([not limits for limits in beyond])
-    chosen = choose(table, [option.name for option in options], default=0, allowed=allowed, seed=tuning.seed)
-    if limits := beyond[chosen.option]:  # only the default can be
-        chosen = replace(chosen, reason=f"{chosen.reason}, though it takes {limits}")
+    costs = [Cost.of(trials[of_map(option, trials)], forward) for option in options]
+    chosen, allowed = choose_within(table, [option.name for option in options], costs, tuning)
     return Found(
         options=options,
         default=0,
@@ -159,25 +169,72 @@ def search(folder: Path, backbone: Backbone, question: Question, tuning: Tuning,
         maps=map_differences(table, 0, tuning.seed),
         trials=trials,
         samples=samples,
-        left_out=len(maps) - len(trials),
+        forward_ms=forward,
+        left_out=sum(option not in trials for option in maps),
         timing_s={"features": made - start, "options": tried - made, "statistics": time.monotonic() - tried},
     )
 
 
-def _beyond(trial: Trial, tuning: Tuning) -> str:
-    """Which limits an option exceeds, in words; empty for none."""
-    found = []
-    if tuning.max_ms is not None and trial.ms > tuning.max_ms:
-        found.append(f"{trial.ms:.1f} ms an image (max_ms={tuning.max_ms:g})")
-    if tuning.max_bytes is not None and trial.bytes > tuning.max_bytes:
-        found.append(f"{trial.bytes:.0f} bytes an image (max_bytes={tuning.max_bytes:g})")
-    return " and ".join(found)
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What an option costs for an image: the milliseconds of the network and of the search, and bytes in the bank."""
+
+    forward_ms: float
+    search_ms: float
+    bytes: float
+
+    @staticmethod
+    def of(trial: Trial, forward_ms: float) -> Cost:
+        """That of a trial, with a network that takes so long."""
+        return Cost(forward_ms=forward_ms, search_ms=trial.ms, bytes=trial.bytes)
+
+    def beyond(self, tuning: Tuning) -> str:
+        """Which limits it exceeds, in words; empty for none."""
+        found, ms = [], self.forward_ms + self.search_ms
+        if tuning.max_ms is not None and ms > tuning.max_ms:
+            found.append(f"{ms:.1f} ms an image (max_ms={tuning.max_ms:g})")
+        if tuning.max_bytes is not None and self.bytes > tuning.max_bytes:
+            found.append(f"{self.bytes:.0f} bytes an image (max_bytes={tuning.max_bytes:g})")
+        return " and ".join(found)
 
 
-def _drawn(records: Sequence[ImageRecord], seed: int) -> list[ImageRecord]:
-    """At most `MOST_REFERENCES` of the pictures, in their order."""
-    chosen = np.random.default_rng([seed, 0xD4A]).permutation(len(records))[:MOST_REFERENCES]
-    return [records[place] for place in np.sort(chosen)]
+def choose_within(
+    table: Trials, names: Sequence[str], costs: Sequence[Cost], tuning: Tuning
+) -> tuple[Chosen, npt.NDArray[np.bool_]]:
+    """Choose among options that the limits allow, the first of which is the default; with (O,) which they allow."""
+    beyond = [cost.beyond(tuning) for cost in costs]
+    allowed = np.array([not limits for limits in beyond])
+    chosen = choose(table, names, default=0, allowed=allowed, seed=tuning.seed)
+    if limits := beyond[chosen.option]:  # only the default can be
+        chosen = replace(chosen, reason=f"{chosen.reason}, though it takes {limits}")
+    return chosen, allowed
+
+
+def check_enough(records: Sequence[ImageRecord], group_of: Mapping[str, str]) -> None:
+    """Raise TooFewPicturesError unless there are enough normal pictures, or groups of them, to choose by."""
+    if (count := len(group_sizes(records, group_of))) < LEAST_PICTURES:
+        what = "groups of normal pictures" if group_of else "normal pictures"
+        raise TooFewPicturesError(f"{count} {what} are too few to choose by ({LEAST_PICTURES} are enough)")
+
+
+def grouped(samples: Samples, records: Sequence[ImageRecord], group_of: Mapping[str, str]) -> Samples:
+    """The samples of these normal pictures, which know their groups."""
+    if not group_of:
+        return samples
+    groups = [group_of.get(record.id, "") for record in records]
+    return replace(samples, references=replace(samples.references, groups=groups))
+
+
+def drawn(question: Question, seed: int) -> list[ImageRecord]:
+    """At most `MOST_REFERENCES` of the normal pictures, in their order.
+
+    Raises:
+        TooFewPicturesError: if there are too few.
+    """
+    chosen = np.random.default_rng([seed, 0xD4A]).permutation(len(question.records))[:MOST_REFERENCES]
+    records = [question.records[place] for place in np.sort(chosen)]
+    check_enough(records, question.group_of)
+    return records
 
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ https://doi.org/10.1111/j.1468-0262.2005.00615.x, single step).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,8 @@ class Trials:
         areas: (O, S) how much of each defect its map finds, see `map_areas`; NaN for a defect without a mask.
         normal_group, spoilt_group: (n,), (S,) the number of the picture that each was made of.
         least_found: see `LEAST_FOUND`; 0 where defects are real, all of which count.
+        seen: (O, S) whether an option's input shows anything of a defect; None where all do. Whether a defect is found is up to
+            those that do; the others miss it.
     """
 
     normal: Doubles
@@ -58,6 +60,7 @@ class Trials:
     normal_group: Ints
     spoilt_group: Ints
     least_found: float = LEAST_FOUND
+    seen: Bools | None = None
 
     def __post_init__(self) -> None:
         options, n, defects = len(self.normal), len(self.normal_group), len(self.spoilt_group)
@@ -74,8 +77,11 @@ class Trials:
         return found
 
     def found(self) -> Bools:
-        """(S,) the defects that options find, in the mean over them."""
-        return np.asarray(self.rates().mean(axis=0) >= self.least_found)
+        """(S,) the defects that options find, in the mean over those that show them."""
+        if self.seen is None:
+            return np.asarray(self.rates().mean(axis=0) >= self.least_found)
+        mean = np.where(self.seen, self.rates(), 0.0).sum(axis=0) / np.maximum(1, self.seen.sum(axis=0))
+        return np.asarray(mean >= self.least_found)
 
     def telling_images(self) -> Bools:
         """(S,) the defects that are found, but not by every option alike: what all find says nothing."""
@@ -263,8 +269,3 @@ def _best(difference: Doubles, eligible: Bools, otherwise: int) -> int:
 def _gain(found: Differences, option: int) -> str:
     percent = (100 * each[option] for each in (found.difference, found.low, found.high))
     return "{:.1f} % ({:.1f} to {:.1f})".format(*percent)
-
-
-def without(trials: Trials, options: Bools) -> Trials:
-    """The trials of some options alone."""
-    return replace(trials, normal=trials.normal[options], spoilt=trials.spoilt[options], areas=trials.areas[options])

@@ -26,13 +26,14 @@ from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.tuning.options import MapOption, Option, Stored
+from spade_faiss.tuning.overlaps import Overlaps
+from spade_faiss.tuning.picture_grid import on_picture
 from spade_faiss.tuning.samples import Samples
-from spade_faiss.tuning.statistics import Bools, Doubles, Trials, map_areas
+from spade_faiss.tuning.statistics import Doubles, Trials
+from spade_faiss.tuning.weighted import fused, light, standardizing_weights
 
 _SCORES = ("knn", "max", "top")
 _BATCH = 32
-# Of the pixels that are not defective, every third in a row and in a column is enough to rank the others among.
-_STEP = 3
 _SEARCHING = ("image search", "pixel search", "fusion")
 
 
@@ -47,7 +48,11 @@ class Trial:
         shown: the maps of the defects that are shown, in the order of `Samples.shown`, in half precision.
         ms: the milliseconds that an image took to be searched, where it was tried.
         bytes: what an image takes in the bank and its index, on average.
+        memory: the bytes that scoring takes while it runs, as it is planned, without the cache.
         s: the seconds that the trial took.
+        in_picture: (S,) the areas of defects on the grid of the picture, see `picture_grid`; None where other inputs are not
+            compared.
+        weights: what levels were weighted by, where that was found from the normal pictures; empty otherwise.
     """
 
     normal: dict[str, Doubles]
@@ -56,13 +61,19 @@ class Trial:
     shown: npt.NDArray[np.float16]
     ms: float
     bytes: float
+    memory: float
     s: float
+    in_picture: Doubles | None = None
+    weights: tuple[float, ...] = ()
 
 
 def run_trials(
     folder: Path, samples: Samples, layout: Layout, maps: Sequence[MapOption], run: Run, deadline: float | None = None
 ) -> dict[MapOption, Trial]:
     """Try ways to make maps, in their order; those that were tried before are read.
+
+    Where levels are searched apart and weigh the same, their weighted mean is tried as well, see `standardizing_weights`: it
+    takes no other search.
 
     Args:
         folder: where banks are made, and what was measured is kept.
@@ -76,14 +87,22 @@ def run_trials(
     bank: tuple[Stored, Bank] | None = None
     with progress_bar(len(maps), "options", run.progress, unit="option") as bar:
         for option in maps:
-            path = folder / f"trial-{hash_json({'option': asdict(option)})[:16]}.npz"
+            key = hash_json({"option": asdict(option)})[:16]
+            path, standardized = folder / f"trial-{key}.npz", folder / f"trial-{key}-standardized.npz"
             if path.exists():
                 found[option] = _read(path)
+                weighted = _read(standardized) if standardized.exists() else None
             elif not found or deadline is None or time.monotonic() < deadline:
                 if bank is None or bank[0] != option.stored:
                     bank = option.stored, _make_bank(folder / "try.bank", samples, layout, option.stored)
-                found[option] = _try(bank[1], samples, option, run)
+                found[option], weighted = _try(bank[1], samples, option, run)
+                if weighted is not None:  # first: where the plain one is, the weighted one is, if there is any
+                    _write(standardized, weighted)
                 _write(path, found[option])
+            else:
+                weighted = None
+            if weighted is not None:
+                found[option.weighted_by(weighted.weights)] = weighted
             bar.update()
     shutil.rmtree(folder / "try.bank", ignore_errors=True)
     return found
@@ -97,22 +116,21 @@ def _make_bank(path: Path, samples: Samples, layout: Layout, stored: Stored) -> 
     return bank
 
 
-def _try(bank: Bank, samples: Samples, option: MapOption, run: Run) -> Trial:
+def _try(bank: Bank, samples: Samples, option: MapOption, run: Run) -> tuple[Trial, Trial | None]:
+    """Score all pictures by an option, and by the same with standardized levels, where there are several."""
     start, timings = time.perf_counter(), Timings()
     recipe = load_recipe(option.recipe).with_levels(option.method.levels if option.recipe != "exact" else ())
     built = build_index(bank, recipe, rebuild=True)
-    detector = Detector(bank, recipe, replace(option.method, score="knn", image_scores=("knn",)), replace(run, weights=None))
-    outside: list[FloatArray] = []
-    normal, spoilt = _Gathered(), _Gathered()
+    method = replace(option.method, score="knn", image_scores=("knn",))
+    detector = Detector(bank, recipe, method, replace(run, weights=None))
+    plain, kept = _Collected(samples), _Kept()
     for at in range(0, samples.normal_count, _BATCH):
         if samples.normals is None:
             scores = detector.score_rows(samples.rows[at : at + _BATCH].tolist(), timings=timings)
         else:
             scores = detector.score_features(samples.normals[at : at + _BATCH], timings=timings)
-        normal.add(scores)
-        outside.append(_outside(scores, np.zeros(scores.maps.shape, np.bool_)))
-    defects: list[tuple[FloatArray, Bools]] = []
-    shown: list[npt.NDArray[np.float16]] = []
+        plain.add_normal(scores)
+        kept.normal.append(light(scores))
     for at in range(0, len(samples.spoilt), _BATCH):
         batch = samples.spoilt[at : at + _BATCH]
         if samples.normals is None:
@@ -120,25 +138,88 @@ def _try(bank: Bank, samples: Samples, option: MapOption, run: Run) -> Trial:
             scores = detector.score_copies(batch, own, timings=timings)
         else:
             scores = detector.score_features(batch, timings=timings)
-        spoilt.add(scores)
-        shown += [scores.maps[number - at].astype(np.float16) for number in samples.shown if at <= number < at + len(batch)]
-        if samples.masks is not None:
-            masks = samples.masks[at : at + _BATCH]
-            masks = masks if scores.valid is None else masks & scores.valid
-            outside.append(_outside(scores, masks))
-            defects.append((scores.maps, masks))
-    others = np.sort(np.concatenate(outside))
-    areas = [map_areas(maps, masks, others) for maps, masks in defects]
+        plain.add_spoilt(scores)
+        kept.spoilt.append(light(scores))
     images = samples.normal_count + len(samples.spoilt)
-    return Trial(
-        normal=normal.scores,
-        spoilt=spoilt.scores,
-        areas=np.concatenate(areas) if areas else np.full(len(samples.spoilt), np.nan),
-        shown=np.stack(shown),
+    costs = _Costs(
         ms=1000 * sum(timings.seconds.get(stage, 0.0) for stage in _SEARCHING) / images,
         bytes=(bank.bytes_on_disk + (built.bytes if built else 0)) / len(bank),
-        s=time.perf_counter() - start,
+        memory=float(detector.plan.working_bytes),
     )
+    found = plain.trial(costs, start)
+    weights = () if option.method.level_weights else standardizing_weights(kept.normal)
+    if not weights:
+        return found, None
+    start = time.perf_counter()
+    weighted = _Collected(samples)
+    method = replace(method, level_weights=weights)
+    for scores in kept.normal:
+        weighted.add_normal(fused(scores, bank.layout.input_size, method))
+    for scores in kept.spoilt:
+        weighted.add_spoilt(fused(scores, bank.layout.input_size, method))
+    return found, replace(weighted.trial(costs, start), weights=weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Costs:
+    """See `Trial`."""
+
+    ms: float
+    bytes: float
+    memory: float
+
+
+class _Kept:
+    """The scores of all batches, without their maps."""
+
+    def __init__(self) -> None:
+        self.normal: list[Scores] = []
+        self.spoilt: list[Scores] = []
+
+
+class _Collected:
+    """What is measured of batch after batch: first normal pictures, then defective ones."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+        self._normal, self._spoilt = _Gathered(), _Gathered()
+        self._own, self._grid = Overlaps(), Overlaps()
+        self._normals = self._defects = 0
+        self._shown: list[npt.NDArray[np.float16]] = []
+
+    def add_normal(self, scores: Scores) -> None:
+        self._normal.add(scores)
+        inside = np.ones(scores.maps.shape, np.bool_) if scores.valid is None else scores.valid
+        self._own.add_normal(scores.maps, inside)
+        if (where := self._samples.in_picture) is not None:
+            sizes = where.normal_sizes[self._normals : self._normals + len(scores)]
+            self._grid.add_normal(on_picture(scores.maps, sizes, where.preprocess))
+        self._normals += len(scores)
+
+    def add_spoilt(self, scores: Scores) -> None:
+        samples, part = self._samples, slice(self._defects, self._defects + len(scores))
+        self._spoilt.add(scores)
+        self._shown += [scores.maps[n - part.start].astype(np.float16) for n in samples.shown if part.start <= n < part.stop]
+        if samples.masks is not None:
+            inside = np.ones(scores.maps.shape, np.bool_) if scores.valid is None else scores.valid
+            self._own.add_defects(scores.maps, samples.masks[part] & inside, inside)
+        if (where := samples.in_picture) is not None and where.masks is not None:
+            maps = on_picture(scores.maps, where.spoilt_sizes[part], where.preprocess)
+            self._grid.add_defects(maps, where.masks[part])
+        self._defects = part.stop
+
+    def trial(self, costs: _Costs, start: float) -> Trial:
+        return Trial(
+            normal=self._normal.scores,
+            spoilt=self._spoilt.scores,
+            areas=self._own.areas(self._defects),
+            shown=np.stack(self._shown),
+            ms=costs.ms,
+            bytes=costs.bytes,
+            memory=costs.memory,
+            s=time.perf_counter() - start,
+            in_picture=None if self._samples.in_picture is None else self._grid.areas(self._defects),
+        )
 
 
 class _Gathered:
@@ -156,24 +237,18 @@ class _Gathered:
         return {name: np.concatenate(parts).astype(np.float64) for name, parts in self._parts.items()}
 
 
-def _outside(scores: Scores, masks: Bools) -> FloatArray:
-    """The scores of some pixels that are inspected and not defective."""
-    inside = ~masks[:, ::_STEP, ::_STEP]
-    if scores.valid is not None:
-        inside &= scores.valid[:, ::_STEP, ::_STEP]
-    return scores.maps[:, ::_STEP, ::_STEP][inside]
-
-
 def _write(path: Path, trial: Trial) -> None:
     arrays = {f"normal-{name}": values for name, values in trial.normal.items()}
     arrays |= {f"spoilt-{name}": values for name, values in trial.spoilt.items()}
+    arrays |= {} if trial.in_picture is None else {"in_picture": trial.in_picture}
+    cost = np.array([trial.ms, trial.bytes, trial.memory, trial.s])
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays, areas=trial.areas, shown=trial.shown, cost=np.array([trial.ms, trial.bytes, trial.s]))  # type: ignore[arg-type]
+        np.savez(file, **arrays, areas=trial.areas, shown=trial.shown, cost=cost, weights=np.array(trial.weights, np.float64))  # type: ignore[arg-type]
 
 
 def _read(path: Path) -> Trial:
     with np.load(path) as file:
-        ms, size, seconds = file["cost"].tolist()
+        ms, size, memory, seconds = file["cost"].tolist()
         return Trial(
             normal={name: file[f"normal-{name}"] for name in _SCORES},
             spoilt={name: file[f"spoilt-{name}"] for name in _SCORES},
@@ -181,7 +256,10 @@ def _read(path: Path) -> Trial:
             shown=file["shown"],
             ms=ms,
             bytes=size,
+            memory=memory,
             s=seconds,
+            in_picture=file.get("in_picture"),
+            weights=tuple(file["weights"].tolist()),
         )
 
 

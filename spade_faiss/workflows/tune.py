@@ -11,13 +11,11 @@ from spade_faiss.bank.backbone import backbone_of
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.manifest import is_begun
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.memory import parse_bytes
 from spade_faiss.core.presets import DEFAULT, Usual, load_preset
 from spade_faiss.core.settings import Extraction, Run, Tuning
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.datasets import ImageRecord, Images, load_dataset, survey
-from spade_faiss.features.depth import find_bit_depth
 from spade_faiss.features.grouping import find_groups
 from spade_faiss.features.kinds import check_normals
 from spade_faiss.features.pages import hash_image, hash_images
@@ -30,16 +28,20 @@ from spade_faiss.report.output_folder import output_folder
 from spade_faiss.report.output_place import check_place
 from spade_faiss.report.tuning_page import tuning_numbers, tuning_page
 from spade_faiss.search.recipe import load_recipe
+from spade_faiss.tuning.inputs import FoundInput, Input, search_inputs
 from spade_faiss.tuning.options import Option, Stored, default_option, option_of
 from spade_faiss.tuning.record import Record, read_record, record_of, write_record
-from spade_faiss.tuning.search import LEAST_PICTURES, Found, Question, group_sizes, search
-from spade_faiss.workflows.bank_network import make_network
+from spade_faiss.tuning.search import Found, Question, TooFewPicturesError, check_enough, deadline_of, search
 from spade_faiss.workflows.calibrate import calibrate_if_needed
-from spade_faiss.workflows.extract import check_backbone, load_named
 from spade_faiss.workflows.fit import fit
+from spade_faiss.workflows.tune_inputs import candidates, check_inputs
 
 # What is kept of an interrupted run lies beside the bank, under its name and this.
 _SUFFIX = ".tuning"
+# Is in there while a new bank is made by what was chosen.
+_MAKING = "making"
+# In so much of the budget, inputs are begun to be compared: what is chosen among their options matters as much.
+_SHARE_OF_INPUTS = 0.5
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -78,46 +80,47 @@ def tune(
         images: normal pictures: a folder, an image, or a list of them; for a bank that is there, those of the bank.
         bank: the bank's folder.
         extraction: for a new bank, the backbone and how its features are stored; what is given is not chosen.
-        tuning: the seed, the limits, and a labeled set to use in place of spoilt copies.
+        tuning: the seed, the limits, a labeled set to use in place of spoilt copies, and, for a new bank, which other networks
+            and inputs are tried.
         out: a folder for a page and the numbers; None for none.
-        run: the device, the weights and the memory budget.
+        run: the device, the weights, the memory budget, and how many pictures that cannot be read may be skipped.
 
     Raises:
-        InputError: for bad input, a bank of tiles, with regions of interest or with views, or an `out` that is no place for
-            results.
+        InputError: for bad input, too many unreadable images, a bank of tiles, with regions of interest or with views, inputs
+            to choose among for a bank that is there, or an `out` that is no place for results.
         NotFoundError: if a path does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """
     found = survey(images, run)
     check_normals(found.sources, [record.path for record in found.records])
-    opened = Bank.open(bank) if is_begun(Path(bank)) else None
+    work = Path(f"{Path(bank)}{_SUFFIX}")  # without a slash at the end: beside the bank, not in it
+    # One that an interrupted run has begun to make is made by the same choice.
+    opened = Bank.open(bank) if is_begun(Path(bank)) and not (work / _MAKING).exists() else None
     if out is not None and opened is not None:
         check_place(out, bank=opened, images=found.sources)
-    backbone = _backbone(Path(bank), opened, extraction, found.records, run)
-    _check_whole(backbone, extraction, opened)
+    check_inputs(tuning, extraction, is_new=opened is None, run=run)
+    _check_whole(extraction, opened)
     records, labeled = found.records, _labeled(tuning)
     if any(isinstance(record, VideoFrame) for record in (*records, *labeled)):
         raise InputError("settings can be chosen by images, not yet by frames of videos; leave tuning out, or the videos")
     records, group_of = _distinct(records, opened, extraction)
-    if (count := len(group_sizes(records, group_of))) < LEAST_PICTURES:
-        what = "groups of normal pictures" if group_of else "normal pictures"
-        notice = f"{count} {what} are too few to choose by ({LEAST_PICTURES} are enough): the default stays"
-        made = opened or fit(images, bank=bank, extraction=extraction, run=run).bank
-        return Tuned(bank=made, record=None, notice=notice, timing_s={})
     question = Question(records=records, labeled=labeled, group_of=group_of)
+    try:
+        check_enough(records, group_of)
+        if opened is None:
+            choice = _choose_new(work, Path(bank), question, extraction, tuning, run)
+        else:
+            choice = _choose_among_searches(work, opened, question, extraction, tuning, run)
+    except TooFewPicturesError as error:
+        made = opened or fit(images, bank=bank, extraction=extraction, run=run).bank
+        return Tuned(bank=made, record=None, notice=f"{error}: the default stays", timing_s={})
+    chosen, digests = choice.found, tuple(hash_image(record.path) for record in labeled)
     if opened is None:
-        question = _given(question, extraction, [level.name for level in backbone.levels])
-    else:
-        default = option_of(opened.usual, opened.layout)
-        method = replace(opened.usual.method, localize="all", flag_above=None)
-        question = replace(question, default=default, only_stored=default.map.stored, method=method)
-    work = Path(f"{Path(bank)}{_SUFFIX}")  # without a slash at the end: beside the bank, not in it
-    chosen = search(work / _fingerprint(backbone, question, tuning), backbone, question, tuning, run)
-    digests = tuple(hash_image(record.path) for record in labeled)
-    if opened is None:
-        extraction = replace(extraction, **vars(chosen.option.map.stored))
+        extraction = replace(choice.extraction, **vars(chosen.option.map.stored))
+        work.mkdir(parents=True, exist_ok=True)
+        (work / _MAKING).touch()
         opened = fit(images, bank=bank, extraction=extraction, preset=chosen.option.preset(extraction), run=run).bank
-        record = record_of(chosen, tuning.seed, None, digests)
+        record = record_of(chosen, tuning.seed, None, digests, choice.found_input)
         write_record(opened, record)
         notice = ""
     else:
@@ -127,7 +130,7 @@ def tune(
     if out is not None:
         _write_page(out, opened, chosen, record)
     shutil.rmtree(work, ignore_errors=True)
-    return Tuned(bank=opened, record=record, notice=notice, timing_s=chosen.timing_s)
+    return Tuned(bank=opened, record=record, notice=notice, timing_s=choice.timing_s)
 
 
 def undo_tuning(bank: str | Path, *, run: Run = Run()) -> Bank:
@@ -153,27 +156,61 @@ def undo_tuning(bank: str | Path, *, run: Run = Run()) -> Bank:
     return opened
 
 
-def _backbone(bank: Path, opened: Bank | None, extraction: Extraction, records: Sequence[ImageRecord], run: Run) -> Backbone:
-    """The backbone of the bank, or that of a new one by the engine that will run it."""
-    if opened is not None:
-        given = extraction.backbone if isinstance(extraction.backbone, Backbone) else None
-        return backbone_of(opened, given, run)
-    check_backbone(extraction, run)
-    backbone = load_named(extraction, run)
-    if backbone.source.preprocess.bit_depth is None:
-        depth = find_bit_depth([record.path for record in records], parse_bytes(run.memory))
-        backbone = backbone.with_bit_depth(depth)
-    return make_network(bank, backbone, records, extraction, run).backbone
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Choice:
+    """What was found, the input by which it was found, if there were several, and the extraction of that."""
+
+    found: Found
+    extraction: Extraction
+    found_input: FoundInput | None = None
+
+    @property
+    def timing_s(self) -> dict[str, float]:
+        """Seconds by stage."""
+        own = {} if self.found_input is None else {"inputs": self.found_input.s}
+        return {**own, **self.found.timing_s}
 
 
-def _check_whole(backbone: Backbone, extraction: Extraction, opened: Bank | None) -> None:
+def _choose_new(work: Path, bank: Path, question: Question, extraction: Extraction, tuning: Tuning, run: Run) -> _Choice:
+    """Choose for a new bank: first a network and its input, by default options, then the options."""
+    deadline, first = deadline_of(tuning), deadline_of(tuning, _SHARE_OF_INPUTS)
+    several = candidates(bank, extraction, tuning, question.records, run)
+    inputs = []
+    for each in several:
+        own = _given(question, extraction, [level.name for level in each.backbone.levels])
+        folder = work / _fingerprint(each.backbone, own, tuning)
+        inputs.append(Input(backbone=each.backbone, folder=folder, question=own))
+    found_input = search_inputs(inputs, tuning, run, deadline=first) if len(inputs) > 1 else None
+    place = 0 if found_input is None else found_input.chosen.option
+    chosen = inputs[place]
+    found = search(chosen.folder, chosen.backbone, chosen.question, tuning, run, deadline=deadline)
+    return _Choice(found=found, extraction=several[place].extraction, found_input=found_input)
+
+
+def _choose_among_searches(
+    work: Path, opened: Bank, question: Question, extraction: Extraction, tuning: Tuning, run: Run
+) -> _Choice:
+    """Choose how a bank that is there is searched; its features stay."""
+    given = extraction.backbone if isinstance(extraction.backbone, Backbone) else None
+    backbone = backbone_of(opened, given, run)
+    default = option_of(opened.usual, opened.layout)
+    method = replace(opened.usual.method, localize="all", flag_above=None)
+    question = replace(question, default=default, only_stored=default.map.stored, method=method)
+    found = search(work / _fingerprint(backbone, question, tuning), backbone, question, tuning, run)
+    return _Choice(found=found, extraction=extraction)
+
+
+def _check_whole(extraction: Extraction, opened: Bank | None) -> None:
     """Raise InputError for what copies cannot be made of yet, and for several products, which all share the settings."""
     if extraction.products is not None or (opened is not None and opened.is_of_products):
         raise InputError(
             "settings are chosen for one product, and a bank of several has the same for all; tune a bank of one of them, and "
             "make the bank of all by what it says: spade-faiss fit IMAGES --products ... --preset FILE"
         )
-    preprocess = backbone.source.preprocess
+    given = extraction.backbone
+    preprocess = given.source.preprocess if isinstance(given, Backbone) else extraction.preprocess
+    if opened is not None and opened.manifest.source is not None:
+        preprocess = opened.manifest.source.preprocess
     views = extraction.augment is not None or (opened is not None and opened.manifest.augment is not None)
     if preprocess.tile is not None or preprocess.own_rois or preprocess.roi is not None or extraction.roi is not None or views:
         raise InputError(
@@ -221,7 +258,7 @@ def _fingerprint(backbone: Backbone, question: Question, tuning: Tuning) -> str:
         for record in (*question.records, *question.labeled)
         if record.path.is_file()
     ]
-    source = repr(backbone.source)
+    source = repr(backbone.source.comparable())
     return hash_json({"files": files, "source": source, "seed": tuning.seed, "groups": dict(question.group_of)})[:16]
 
 

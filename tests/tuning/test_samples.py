@@ -9,14 +9,14 @@ import pytest
 
 from spade_faiss.core.settings import Run
 from spade_faiss.features.datasets import load_dataset, survey
-from spade_faiss.tuning import samples
+from spade_faiss.tuning import picture_stream, samples
 from tests.support.backbones import tiny_backbone
 from tests.support.pictures import save_png
 
 
 def test_masks_of_pictures_of_which_a_smaller_copy_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mask has the size of its picture, not that of the copy."""
-    monkeypatch.setattr(samples, "_LONGEST_SIDE", 48)
+    monkeypatch.setattr(picture_stream, "_LONGEST_SIDE", 48)
     rng = np.random.default_rng(0)
     for name in ("train/good/a", "train/good/b", "test/good/a", "test/spot/a", "test/spot/b"):
         save_png(rng.integers(0, 255, (96, 96, 3), np.uint8), tmp_path / f"{name}.png")
@@ -24,7 +24,7 @@ def test_masks_of_pictures_of_which_a_smaller_copy_is_scored(tmp_path: Path, mon
     mask[:48, 48:] = 255
     for name in ("a", "b"):
         save_png(mask, tmp_path / "ground_truth" / "spot" / f"{name}_mask.png")
-    found = samples.read_samples(
+    found, _ = samples.read_samples(
         tmp_path / "kept", tiny_backbone(), survey(tmp_path / "train").records, load_dataset(tmp_path).test, Run()
     )
     expected = np.zeros((24, 24), np.bool_)

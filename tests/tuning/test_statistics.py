@@ -57,6 +57,18 @@ def test_what_all_find_and_what_none_finds_says_nothing() -> None:
     assert trials(normal, spoilt, areas).telling_maps().tolist() == [False, True, False, False]
 
 
+def test_a_defect_is_found_by_those_that_show_it_and_missed_by_the_others() -> None:
+    """In the mean over both it would be noise: 0.6 and 1."""
+    normal, spoilt, areas = [[1, 2, 3, 4, 5]] * 2, [[3.5, 9], [9, 9]], [[0.0, 0.5], [0.8, 0.5]]
+    assert trials(normal, spoilt, areas, least_found=0.9).found().tolist() == [False, True]
+    seen = np.array([[False, True], [True, True]])
+    found = trials(normal, spoilt, areas, least_found=0.9, seen=seen)
+    assert found.found().tolist() == [True, True]
+    assert found.telling_images().tolist() == found.telling_maps().tolist() == [True, False]
+    assert image_differences(found, 0).difference.tolist() == pytest.approx([0, (1 - 0.6) / 2])
+    assert map_differences(found, 0).difference.tolist() == pytest.approx([0, 0.4])
+
+
 def test_differences_by_hand() -> None:
     found = image_differences(trials([[1, 2, 3, 4, 5]] * 2, [[9, 9, 9, 9], [9, 4.5, 9, 9]]), base=0)
     np.testing.assert_allclose(found.value, [1, 0.95])

@@ -7,6 +7,7 @@ import logging
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -160,7 +161,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     limit = 2
     monkeypatch.setattr(search, "map_options", _some_options)
 
-    def counted(*arguments: Any) -> trials.Trial:
+    def counted(*arguments: Any) -> tuple[trials.Trial, trials.Trial | None]:
         if len(tried) == limit:
             raise KeyboardInterrupt
         tried.append(arguments[2])
@@ -195,7 +196,7 @@ def _some_options(levels: list[str], method: Method) -> list[Any]:
 
 
 def _without_costs(record: Any) -> Any:
-    return replace(record, options=tuple(replace(tried, ms=0.0) for tried in record.options))
+    return replace(record, options=tuple(replace(tried, ms=0.0, forward_ms=0.0) for tried in record.options))
 
 
 def test_what_undoing_goes_back_to_survives_a_kill_and_a_second_choice(
@@ -253,7 +254,8 @@ def test_how_features_are_stored_is_not_chosen_where_it_is_given(
         tried.extend(arguments[3])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(search, "make_samples", lambda *_: None)
+    monkeypatch.setattr(search, "make_samples", lambda folder, backbone, records, *_: (SimpleNamespace(shown={}), records))
+    monkeypatch.setattr(search, "forward_ms", lambda *_: 1.0)
     monkeypatch.setattr(search, "run_trials", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tune(good, bank=tmp_path / "new.bank", extraction=Extraction(backbone=backbone, network=False, **given))

@@ -68,7 +68,7 @@ def test_groups_of_a_new_bank_are_given_and_one_that_is_there_knows_its_own(
     """By what pictures show: their ids depend on which folder was named."""
     asked: list[search.Question] = []
 
-    def interrupted(*arguments: Any) -> None:
+    def interrupted(*arguments: Any, **named: Any) -> None:
         asked.append(arguments[2])
         raise KeyboardInterrupt
 
