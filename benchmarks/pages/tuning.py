@@ -1,4 +1,4 @@
-"""What tuning is worth: by set, the default, the choice and the best option in hindsight, from tuning.json."""
+"""What tuning is worth: by set, the default, the choice and the best option in hindsight, from tuning.json; and inputs."""
 
 from __future__ import annotations
 
@@ -149,3 +149,26 @@ def _patchcore(figures: Figures) -> dict[str, Row]:
     rows = {(row["set"], row["search"]): row for row in figures["whole_bank"]["patchcore"]["rows"]}
     names = dict.fromkeys(name for name, _ in rows)
     return {name: next((rows[name, search] for search in _PATCHCORE if (name, search) in rows), {}) for name in names}
+
+
+def inputs(figures: Figures) -> str:
+    """Inputs by set: what spoilt copies said about them, what is so, and what they cost."""
+    rows = figures["tuning_inputs"]["rows"]
+    if not rows:
+        return _NOTHING
+    lines = []
+    for row in rows:
+        for each in row["inputs"]:
+            mark = " (chosen)" if each["name"] == row["chosen"] else " (default)" if each["name"] == row["default"] else ""
+            said = [
+                f"{own['difference']:+.3f} ({own['low']:+.3f} to {own['high']:+.3f}{', sure' if own['sure'] else ''})"
+                for own in (each["spoilt"]["image"], each["spoilt"]["maps"])
+            ]
+            real = [f"{each['real'][metric]:.3f}" if metric in each["real"] else "–" for metric in _METRICS]
+            costs = f"{each['bytes'] / 1000:.0f} kB, {each['memory'] / 2**20:.0f} MiB"
+            lines.append((f"{row['set']} ({row['normals']})", each["name"] + mark, *said, *real, costs))
+    header = (
+        *("set (normals)", "input", "spoilt: images", "spoilt: maps", *(f"real: {name}" for name in _METRICS.values())),
+        "an image in the bank, and memory",
+    )
+    return markdown_table(header, lines)

@@ -30,7 +30,7 @@ from spade_faiss.tuning.statistics import Chosen, Differences, Doubles, Trials, 
 from spade_faiss.tuning.trials import Trial, comparable, run_trials
 
 # So many spoilt copies in all, and of each picture at least and at most; they are others than those that options are chosen by.
-_COPIES, _LEAST_EACH, _MOST_EACH = 160, 4, 8
+_COPIES, _LEAST_EACH, _MOST_EACH = 120, 3, 8
 _SEED_APART = 7919
 
 

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from benchmarks import tuning_inputs
 from benchmarks.pages import tuning
+from spade_faiss import Bank, Detector, Extraction, Preprocess, Tuning
+from spade_faiss.core.settings import Run
+from spade_faiss.core.timing import Timings
+from spade_faiss.features.backbone import Backbone
+from spade_faiss.features.batch import concatenate
+from spade_faiss.features.datasets import load_dataset
+from spade_faiss.features.pictures import to_mask
+from spade_faiss.features.placement import place
+from spade_faiss.features.stream import FeatureStream
+from spade_faiss.search.recipe import load_recipe
+from spade_faiss.tuning import inputs
+from spade_faiss.tuning.options import default_option
+from spade_faiss.workflows import tune_inputs
+from tests.support.backbones import tiny_backbone
 
 Row = dict[str, Any]
 
@@ -61,5 +82,60 @@ def test_choices_name_the_default() -> None:
 
 
 def test_nothing_measured_is_said() -> None:
-    empty: Row = {"tuning": {"rows": []}, "whole_bank": {"patchcore": {"rows": []}}}
-    assert {part(empty) for part in (tuning.table, tuning.aims, tuning.choices)} == {"No set was measured yet."}
+    empty: Row = {"tuning": {"rows": []}, "tuning_inputs": {"rows": []}, "whole_bank": {"patchcore": {"rows": []}}}
+    parts = (tuning.table, tuning.aims, tuning.choices, tuning.inputs)
+    assert {part(empty) for part in parts} == {"No set was measured yet."}
+
+
+def test_inputs_are_shown_with_what_spoils_said_and_what_is_so() -> None:
+    spoilt = {"difference": 0.02, "low": 0.01, "high": 0.03, "sure": True}
+    each = {
+        "name": "net; crop 224",
+        "bytes": 262_000.0,
+        "memory": float(64 << 20),
+        "spoilt": {"image": {**spoilt, "difference": 0.0, "low": 0.0, "high": 0.0, "sure": False}, "maps": spoilt},
+        "real": {"image_auroc": 0.9},
+    }
+    row = {"set": "one", "normals": 50, "default": "net; crop 224", "chosen": "net; letterbox 224"}
+    row["inputs"] = [
+        each,
+        {**each, "name": "net; letterbox 224", "real": {"image_auroc": 1, "pixel_auroc": 0.5, "aupro": 0.25}},
+    ]
+    table = tuning.inputs({"tuning_inputs": {"rows": [row]}})
+    said = "+0.000 (+0.000 to +0.000) | +0.020 (+0.010 to +0.030, sure)"
+    assert f"| one (50) | net; crop 224 (default) | {said} | 0.900 | – | – | 262 kB, 64 MiB |" in table
+    assert f"| one (50) | net; letterbox 224 (chosen) | {said} | 1.000 | 0.500 | 0.250 | 262 kB, 64 MiB |" in table
+
+
+def test_inputs_are_measured_on_the_whole_picture(
+    dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stretched picture is seen whole: its metrics are those of its maps, each pixel repeated as often as the grid has it."""
+
+    def load(extraction: Extraction, run: Run) -> Backbone:
+        return tiny_backbone(0, str(extraction.backbone), extraction.preprocess)
+
+    monkeypatch.setattr(tune_inputs, "load_named", load)
+    monkeypatch.setattr(tuning_inputs, "_RUN", Run(engine="torch"))
+    monkeypatch.setattr(inputs, "MOST_SPOILT", 3)
+    monkeypatch.setattr(inputs, "_COPIES", 9)
+    asked = Extraction(backbone="tiny", network=False, preprocess=Preprocess(size=28))
+    row = tuning_inputs.measure(dataset_folder, tmp_path / "scratch", asked, Tuning(resize_modes=("stretch",)))
+    crop, stretch = row["inputs"]
+    assert (crop["name"], stretch["name"]) == ("tiny; crop 28", "tiny; stretch 28")
+    assert row["default"] == "tiny; crop 28"
+    bank = Bank.open(tmp_path / "scratch" / "1" / "real.bank")
+    assert len(bank) == 24
+    records = load_dataset(dataset_folder).test
+    backbone = tiny_backbone(0, "tiny", Preprocess(resize_mode="stretch", size=28))
+    option = default_option([level.name for level in backbone.levels]).map
+    recipe = load_recipe(option.recipe).with_levels(option.method.levels)
+    stream = FeatureStream(backbone, Run(), batch_size=16, timings=Timings())
+    batch = concatenate([each.batch for each in stream(dataset_folder, records, "x")])
+    scores = Detector(bank, recipe, option.method).score_features(replace(batch, source=None))
+    where = place(96, 80, backbone.source.preprocess)
+    masks = np.stack([np.zeros((28, 28), bool) if each.mask is None else to_mask(each.mask, where) for each in records])
+    labels = np.array([bool(each.defective) for each in records])
+    assert stretch["real"]["image_auroc"] == pytest.approx(roc_auc_score(labels, scores.top_score))
+    assert stretch["real"]["pixel_auroc"] == pytest.approx(roc_auc_score(masks.ravel(), scores.maps.ravel()), abs=0.01)
+    assert crop["real"]["pixel_auroc"] != stretch["real"]["pixel_auroc"]
