@@ -20,7 +20,7 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.presets import Usual
 from spade_faiss.core.settings import Method, Run
 from spade_faiss.features.backbone import Backbone
-from spade_faiss.tuning import search, trials
+from spade_faiss.tuning import inputs, search, trials
 from spade_faiss.tuning.options import Stored
 from spade_faiss.tuning.record import read_record
 from spade_faiss.tuning.statistics import LEAST_TELLING, Chosen
@@ -79,7 +79,9 @@ def test_features_stay_and_old_versions_read_the_manifest(tuned_from: Path, fitt
     before, after = (json.loads((path / "manifest.json").read_bytes()) for path in (fitted_bank, tuned_from))
     assert set(before) == set(after)
     assert before["schema"] == after["schema"]
-    assert set(before["usual"]["method"]) == set(after["usual"]["method"])
+    # Weights of levels are what older versions cannot search by, and are there only where they were chosen.
+    weighted = {"level_weights"} if Bank.open(tuned_from).usual.method.level_weights else set()
+    assert set(before["usual"]["method"]) | weighted == set(after["usual"]["method"])
     assert before["layout"] == after["layout"]
     assert before["shards"] == after["shards"]
     assert after["generation"] == before["generation"] + 1
@@ -355,9 +357,19 @@ def test_fit_tune_makes_a_bank_by_the_choice(
     good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search, "map_options", _some_options)
-    small = ["--backbone", "efficientnet_lite0", "--resize", "72", "--size", "64", "--quiet", "--json"]
+    monkeypatch.setattr(inputs, "MOST_SPOILT", 6)
+    small = ["--backbone", "efficientnet_lite0", "--size", "64", "--quiet", "--json"]
     assert main(["fit", str(good), "--bank", str(tmp_path / "b"), "--tune", *small]) == 0
     numbers = json.loads(capsys.readouterr().out)
     bank = Bank.open(tmp_path / "b")
     assert numbers["tuning"]["usual"]["recipe"] == bank.usual.recipe
-    assert read_record(bank) is not None
+    record, source = read_record(bank), bank.manifest.source
+    assert record is not None
+    assert record.input is not None
+    assert [tried.name for tried in record.input.tried] == [
+        "efficientnet_lite0; crop 64",
+        "efficientnet_lite0; letterbox 64",
+    ]
+    assert source is not None
+    assert record.input.chosen == f"efficientnet_lite0; {source.preprocess.resize_mode} 64"
+    assert source.engine != "torch", "the engine that is timed is the one that will be used"
