@@ -20,7 +20,7 @@ from spade_faiss.tuning.feature_files import load_features
 from spade_faiss.tuning.inputs import Input, search_inputs
 from spade_faiss.tuning.picture_grid import SIDE
 from spade_faiss.tuning.samples import Copies, make_samples
-from spade_faiss.tuning.search import Question, TooFewPicturesError
+from spade_faiss.tuning.search import Cost, Question, TooFewPicturesError
 from tests.support.backbones import tiny_backbone
 from tests.support.pictures import save_png
 
@@ -58,14 +58,14 @@ def inputs_of(work: Path, records: Sequence[ImageRecord], preprocesses: Sequence
 
 
 def test_copies_are_the_same_pixels_in_every_input(good: Path, tmp_path: Path) -> None:
-    records, several = survey(good).records, (CROP, LETTERBOX, LARGE)
+    records, several = survey(good).records, (LETTERBOX, LARGE, CROP)
     made = [
         make_samples(
             tmp_path / str(n) / "s", tiny_backbone(0, "t", each), records, Copies(pictures=6, each=4, seed=3), Run(), several
         )
         for n, each in enumerate(several)
     ]
-    (first, _), *others = made
+    *others, (first, _) = made
     assert first.in_picture is not None
     assert first.in_picture.masks is not None
     assert first.in_picture.masks.shape == (len(first.spoilt), SIDE, SIDE)
@@ -139,6 +139,13 @@ def test_limits_count_the_network_and_what_a_picture_takes(good: Path, tmp_path:
     assert not none.allowed.any(), "the search comes on top of the network"
     assert none.chosen.option == 0
     assert "max_ms=" in none.chosen.reason
+
+
+def test_the_network_counts_beside_the_search() -> None:
+    cost = Cost(forward_ms=5, search_ms=1, bytes=10)
+    assert cost.beyond(Tuning(max_ms=6, max_bytes=10)) == ""
+    assert cost.beyond(Tuning(max_ms=5.5)) == "6.0 ms an image (max_ms=5.5)"
+    assert cost.beyond(Tuning(max_ms=5.5, max_bytes=9)) == "6.0 ms an image (max_ms=5.5) and 10 bytes an image (max_bytes=9)"
 
 
 def test_networks_whose_levels_have_other_sizes_are_compared(good: Path, tmp_path: Path, few: None) -> None:
