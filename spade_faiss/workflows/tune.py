@@ -10,7 +10,7 @@ from pathlib import Path
 from spade_faiss.bank.backbone import backbone_of
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.manifest import is_begun
-from spade_faiss.core.errors import InputError
+from spade_faiss.core.errors import InputError, SpadeError
 from spade_faiss.core.presets import DEFAULT, Usual, load_preset
 from spade_faiss.core.settings import Extraction, Run, Tuning
 from spade_faiss.core.signed_json import hash_json
@@ -238,7 +238,7 @@ def _distinct(
     A twin or a sibling that is left in the bank makes a normal picture look nearer to the others than any new one is.
     """
     by_digest: dict[str, ImageRecord] = {}
-    for record, digest in zip(records, hash_images([record.path for record in records]), strict=True):
+    for record, digest in zip(records, _digests(records), strict=True):
         by_digest.setdefault(digest, record)
     distinct = list(by_digest.values())
     ids = [record.id for record in distinct]
@@ -249,6 +249,21 @@ def _distinct(
         group_by_digest = {held[name]: group for name, group in own.items() if name in held}
         groups = tuple(group_by_digest.get(digest) or own.get(record.id, "") for digest, record in by_digest.items())
     return distinct, {name: group for name, group in zip(ids, groups, strict=False) if group}
+
+
+def _digests(records: Sequence[ImageRecord]) -> list[str]:
+    """The checksum of each picture; a picture that cannot be opened, which is skipped when it is read, has one of its own."""
+    try:
+        return hash_images([record.path for record in records])
+    except (SpadeError, OSError):
+        return [_digest_or_name(record) for record in records]
+
+
+def _digest_or_name(record: ImageRecord) -> str:
+    try:
+        return hash_image(record.path)
+    except (SpadeError, OSError):
+        return f"cannot be opened: {record.id}"
 
 
 def _fingerprint(backbone: Backbone, question: Question, tuning: Tuning) -> str:

@@ -13,7 +13,8 @@ import pytest
 
 from spade_faiss import Bank, Detector, Extraction, Tuning, fit, tune
 from spade_faiss.cli import main
-from spade_faiss.core.errors import InputError
+from spade_faiss.core.errors import AccessError, InputError
+from spade_faiss.core.files import hash_file
 from spade_faiss.core.settings import Preprocess, Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.tuning import inputs, search
@@ -159,6 +160,23 @@ def test_pictures_that_cannot_be_read_are_skipped_as_fit_skips_them(good: Path, 
     assert few.record is None
     assert few.notice == "9 normal pictures are too few to choose by (10 are enough): the default stays"
     assert len(few.bank.pictures) == 9
+
+
+def test_a_picture_that_cannot_be_opened_is_skipped_like_one_that_cannot_be_read(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(good, tmp_path / "good")
+    (folder / "x.png").write_bytes(b"")
+
+    def closed(path: Path) -> str:
+        if path.name == "x.png":
+            raise AccessError(f"{path} cannot be opened")
+        return hash_file(path)
+
+    monkeypatch.setattr("spade_faiss.features.pages.hash_file", closed)
+    done = tune(folder, bank=tmp_path / "b", extraction=ASKED, run=RUN)
+    assert done.record is not None
+    assert len(done.bank.pictures) == 12
 
 
 def _of(bank: Bank) -> Backbone:
