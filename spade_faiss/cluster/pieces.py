@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import secrets
 import socket
 from collections import deque
@@ -28,10 +29,10 @@ _opened: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class Work(Generic[State, Argument, Result]):
-    """What is done with each piece; both functions are found on workers by their names.
+    """What is done with each piece.
 
     Args:
-        open: opens what all pieces need, once in each worker.
+        open: opens what all pieces need, once in each worker; it travels pickled, with what it holds.
         run: works on a piece: gets what was opened, and what the piece is of.
     """
 
@@ -52,7 +53,8 @@ class PieceRunner(Generic[State, Argument, Result]):
         ray = import_ray()
         self._session = session
         self._key = secrets.token_hex(8)
-        self._work = ray.put(work)
+        # As bytes: a worker unpickles what it opens once, and what goes wrong then is an error of the piece.
+        self._work = ray.put(_Packed(pickle.dumps(work.open), work.run))
         self._task = ray.remote(_run_piece).options(**session.options(device))
 
     def __call__(self, pieces: Iterable[tuple[Piece, Argument]]) -> Iterator[tuple[Piece, Result]]:
@@ -91,12 +93,20 @@ def node_name() -> str:
     return f"node {socket.gethostname()} ({ray.util.get_node_ip_address()})"
 
 
-def _run_piece(key: str, work: Work[State, Argument, Result], piece: str, argument: Argument) -> Result:
+@dataclass(frozen=True)
+class _Packed(Generic[State, Argument, Result]):
+    """A `Work` as it travels."""
+
+    open: bytes
+    run: Callable[[State, Argument], Result]
+
+
+def _run_piece(key: str, work: _Packed[State, Argument, Result], piece: str, argument: Argument) -> Result:
     """What a worker does, in its own process."""
     try:
         if key not in _opened:
             _opened.clear()  # of a command before
-            _opened[key] = work.open()
+            _opened[key] = pickle.loads(work.open)()
         return work.run(_opened[key], argument)
     except SpadeError as error:
         raise type(error)(f"{error} [{node_name()}, {piece}]") from error

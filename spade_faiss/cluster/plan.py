@@ -43,8 +43,18 @@ def plan_pieces(count: int, *, batch: int, most: int, workers: int) -> list[Piec
         most: the most items of a piece, such as those that fill a shard; a piece holds one batch at least.
         workers: how many workers there are.
     """
+    return pieces_of(count, piece_size(count, batch=batch, most=most, workers=workers))
+
+
+def piece_size(count: int, *, batch: int, most: int, workers: int) -> int:
+    """How many items a piece has; arguments are those of `plan_pieces`."""
     for name, value, least in (("count", count, 0), ("batch", batch, 1), ("most", most, 1), ("workers", workers, 1)):
         check_at_least(name, value, least)
     shared = -(-count // (workers * _PIECES_A_WORKER))
-    size = batch * max(1, min(-(-shared // batch), -(-most // batch)))
+    return batch * max(1, min(-(-shared // batch), -(-most // batch)))
+
+
+def pieces_of(count: int, size: int) -> list[Piece]:
+    """A list cut into pieces of so many items; the last one may have fewer."""
+    check_at_least("size", size, 1)
     return [Piece(number, start, min(start + size, count)) for number, start in enumerate(range(0, count, size))]

@@ -36,7 +36,7 @@ class RoiFolder:
         """Raise InputError unless every picture has one mask: what is to be inspected of the others is not known."""
         if frames := [record.id for record in records if isinstance(record, Frame)]:
             raise InputError(f"{name_some(frames)} are pictures from memory, which have no masks; score them as files")
-        if missing := [record.id for record in records if self._path(record) is None]:
+        if missing := [record.id for record in records if self.mask_of(record) is None]:
             raise InputError(
                 f"{len(missing)} of {len(records)} pictures have no mask in {self._folder}: {name_some(missing)}; give each "
                 f"of them one, {MASK_NAMES}"
@@ -49,11 +49,12 @@ class RoiFolder:
             InputError: as `read_roi`, and for a picture without a mask.
         """
         self.check([record])
-        path = self._path(record)
+        path = self.mask_of(record)
         assert path is not None
         return replace(preprocess, roi=read_roi(path), own_rois=False)
 
-    def _path(self, record: ImageRecord) -> Path | None:
+    def mask_of(self, record: ImageRecord) -> Path | None:
+        """Where the mask of a picture is, of a page with its number; None if it has none."""
         file, page = split_page(Path(record.id))
         mask = self._masks(file)
         return mask if mask is None or page is None else mask.with_name(f"{mask.name}#{page}")

@@ -52,6 +52,8 @@ FOLDERS = {OVERLAYS: (".png",), PARTS: (".h5", ".csv")}
 # Lies in a folder of staged results until it is removed, or has become the folder of the results.
 COVER = ".spade-cover.tmp"
 STAGED = "new"
+# Beside the staged results: a folder for each run on a cluster that was lost, with the parts that it has scored.
+_KEPT_PARTS = "parts"
 # After an error, what had been scored is kept in a folder of this name.
 _UNFINISHED = ".unfinished"
 
@@ -62,13 +64,14 @@ class Place:
     """The folder of the results, and beside it the workspace: the lock, and `staged`, which the other exchanges names with.
 
     `staged` holds the mark `COVER` as long as it was made by a run; where the mark is in the folder of the results, that one
-    is in the workspace, and comes back.
+    is in the workspace, and comes back. `kept_parts` stays from run to run, until complete results are shown.
     """
 
     def __init__(self, out: Path) -> None:
         self.target = out.resolve()
         self.workspace = _find_workspace(self.target)
         self.staged = self.workspace / STAGED
+        self.kept_parts = self.workspace / _KEPT_PARTS
         self._removing = self.workspace / "removing"
         self._moving = self.workspace / "moving"
         self._kept_scores = self.target.with_name(self.target.name + _UNFINISHED)
@@ -100,6 +103,8 @@ class Place:
         sync_folder(self.target.parent)
         self.settle()
         self._clear_kept_scores()  # of a run that failed, and has now been repeated
+        if PARTS not in kept:  # so have those that were lost, or they are out of date
+            shutil.rmtree(self.kept_parts, ignore_errors=True)
 
     def settle(self) -> None:
         """Bring the folder of the results back if the cover is shown, and clear what a run left in the workspace."""

@@ -44,12 +44,15 @@ class OutputFolder:
     Args:
         out: the folder of the results, as the user named it.
         staged: where the run writes them, under their names.
+        kept_parts: where a run may keep parts that the next one goes on with if this one is lost, in a folder for each run; it
+            need not exist, and goes when results are complete.
         run: tells this run from all others; every file says it, or has its checksum in report.json.
         command: what makes the results.
     """
 
     out: Path
     staged: Path
+    kept_parts: Path
     run: str
     command: str
 
@@ -81,7 +84,9 @@ def output_folder(out: str | Path, command: str, *, replaces: Collection[str] = 
     with _errors_named(out) as place, _writing(out, place):
         place.settle()
         place.prepare()
-        folder = OutputFolder(out=out, staged=place.staged, run=secrets.token_hex(8), command=command)
+        folder = OutputFolder(
+            out=out, staged=place.staged, kept_parts=place.kept_parts, run=secrets.token_hex(8), command=command
+        )
         try:
             yield folder
         except Exception as error:

@@ -369,6 +369,8 @@ class ScoreFile:
 def add_tables(path: Path, tables: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> None:
     """Add named groups of arrays to a file that is complete but for them, and that nobody reads yet: see `add_table`.
 
+    Groups of these names that are there are replaced: whoever added them may have been lost before all files had theirs.
+
     Raises:
         InputError: if the file is damaged.
     """
@@ -376,6 +378,8 @@ def add_tables(path: Path, tables: Mapping[str, Mapping[str, npt.NDArray[Any]]])
         return
     with _damage_named(path), h5py.File(path, "r+", libver=("v110", "v110"), rdcc_nbytes=0) as file:
         for group, columns in tables.items():
+            if group in file:
+                del file[group]
             _add_table(file, group, columns)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,9 +67,15 @@ class Collected:
         return Routes.join(self.routes) if self.routes else None
 
     @property
+    def shares(self) -> dict[str, FloatArray]:
+        """The share that each level's search passed over, of the images of the batches that count it; see `Scores`."""
+        levels = dict.fromkeys(level for batch in self.passed_over for level in batch)  # not every batch counts them
+        return {level: np.concatenate([batch[level] for batch in self.passed_over if level in batch]) for level in levels}
+
+    @property
     def mean_passed_over(self) -> dict[str, float]:
         """The mean of each level's share over the images that have a number."""
-        return _mean_shares(self.passed_over)
+        return {level: float(np.nanmean(found)) for level, found in self.shares.items() if np.isfinite(found).any()}
 
 
 def collect(
@@ -126,10 +132,3 @@ def collect(
         found.sha256 += (item.sha256 for item in extracted.loaded)
     found.skipped += stream.skipped
     return found
-
-
-def _mean_shares(batches: Sequence[Mapping[str, FloatArray]]) -> dict[str, float]:
-    """The mean of each level over the images of all batches that have a number."""
-    levels = dict.fromkeys(level for batch in batches for level in batch)  # not every batch counts them
-    found = {level: np.concatenate([batch[level] for batch in batches if level in batch]) for level in levels}
-    return {level: float(np.nanmean(shares)) for level, shares in found.items() if np.isfinite(shares).any()}

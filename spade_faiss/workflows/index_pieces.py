@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -22,11 +21,6 @@ def encode_by(run: Run) -> EncodeGroups:
 def _encode_on(cluster: str, encoding: Encoding, jobs: Sequence[EncodeJob]) -> Iterator[tuple[int, FileEntry]]:
     with connect(cluster) as session:
         pieces = plan_pieces(len(jobs), batch=1, most=1, workers=session.workers())
-        runner = PieceRunner(session, Work(partial(_open, pickle.dumps(encoding)), GroupEncoder.encode))
+        runner = PieceRunner(session, Work(encoding.open, GroupEncoder.encode))
         for piece, entry in runner((piece, jobs[piece.start]) for piece in pieces):
             yield piece.number, entry
-
-
-def _open(pickled: bytes) -> GroupEncoder:
-    encoding: Encoding = pickle.loads(pickled)
-    return encoding.open()

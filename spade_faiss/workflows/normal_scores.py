@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -72,9 +71,9 @@ class _Part(NamedTuple):
 class _Worker:
     """A detector, open on a worker."""
 
-    def __init__(self, root: Path, pickled: bytes) -> None:
+    def __init__(self, root: Path, opened: Callable[[], Detector]) -> None:
         self._root = root
-        self._detector: Detector = pickle.loads(pickled)()
+        self._detector = opened()
 
     def score(self, part: _Part) -> tuple[NormalScores, Sequence[Skipped]]:
         detector, found = self._detector, NormalScores()
@@ -109,7 +108,7 @@ def score_on_cluster(detector: Detector, rows: Sequence[int], held_out: Survey |
     found, skipped, count = NormalScores(), list[Skipped](), len(rows) + len(records)
     with connect(run.cluster) as session, opening(session, detector) as opened:
         pieces = plan_pieces(count, batch=detector.images_at_a_time, most=_MOST_IMAGES, workers=session.workers())
-        runner = PieceRunner(session, Work(partial(_Worker, root, pickle.dumps(opened)), _Worker.score), run.device)
+        runner = PieceRunner(session, Work(partial(_Worker, root, opened), _Worker.score), run.device)
         with progress_bar(count, "calibrate", run.progress) as bar:
             for piece, (scores, lost) in runner((piece, _Part(piece.of(rows), piece.of(records))) for piece in pieces):
                 found.extend(scores)

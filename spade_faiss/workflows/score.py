@@ -47,7 +47,8 @@ from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.evaluation import Metrics
 from spade_faiss.scoring.routing import Routes
 from spade_faiss.workflows.collected import Collected, collect
-from spade_faiss.workflows.score_pieces import PartPlan, ReadPictures, ScoredPart, score_pieces
+from spade_faiss.workflows.kept_parts import ScoredPart
+from spade_faiss.workflows.score_pieces import ReadPictures, score_pieces
 
 
 def score_folder(
@@ -124,6 +125,7 @@ class Scored:
         found: the images as they were found, and what was left out.
         in_bank: the images whose content is in the bank.
         passed_over: for each level whose search counts it, see `Results`.
+        run: tells the run from all others.
         routes: which products they show, of a bank of several.
     """
 
@@ -135,6 +137,7 @@ class Scored:
     found: Survey
     in_bank: tuple[Duplicate, ...]
     passed_over: dict[str, float]
+    run: str
     routes: Routes | None = None
 
     def part(self, part: slice) -> Scored:
@@ -195,12 +198,12 @@ def scored_images(job: Job, found: Survey, report: ReportOptions) -> Iterator[tu
     """
     if job.detector.run.cluster is not None:
         with job.timings("cluster"):
-            parts = _score_parts(job, found)
+            run, parts = score_pieces((job.detector, job.rules), found, job.folder, _settings_text(job.detector))
         collected = Collected()
         for part in parts:
             collected.extend(part.collected)
-        scored = _decided_parts(job, found, parts, collected)
-        with ScoreParts.open([part.file for part in parts if part.file is not None]) as joined:
+        scored = _decided_parts(job.rules, (found, run), parts, collected)
+        with ScoreParts.open(_stage_parts(job.folder.staged, parts)) as joined:
             yield scored, joined, ReadPictures(job.detector, collected)
         return
     # All of them are kept if each gets an overlay.
@@ -217,23 +220,31 @@ def _score_here(job: Job, found: Survey, pictures: PictureStore) -> Scored:
     tile = detector.bank.layout.input_size if detector.bank.is_tiled else None
     with ScoreWriter(job.folder.staged / SCORES, _settings_text(detector), run=job.folder.run, tile=tile) as writer:
         collected = collect((detector, rules), (found.root, found.records), writer.append, pictures, timings)
-        scored = _decided(rules, found, collected)
+        scored = _decided(rules, (found, job.folder.run), collected)
         for group, columns in _tables(scored, collected).items():
             writer.add_table(group, columns)
     return scored
 
 
-def _score_parts(job: Job, found: Survey) -> list[ScoredPart]:
-    """Score images on a cluster."""
-    folder = job.folder.staged / PARTS
-    folder.mkdir()
-    plan = PartPlan(root=found.root, folder=folder, settings=_settings_text(job.detector), run=job.folder.run)
-    return score_pieces((job.detector, job.rules), found, plan)
+def _stage_parts(staged: Path, parts: Sequence[ScoredPart]) -> list[Path]:
+    """Give the files of all parts a second name among the results; where they are kept, they stay until these are complete."""
+    files = []
+    for part in parts:
+        if part.file is not None:
+            files.append(staged / PARTS / part.file.parent.name / SCORES)
+            files[-1].parent.mkdir(parents=True)
+            try:
+                files[-1].hardlink_to(part.file)
+            except OSError:  # of a file system without such names
+                part.file.rename(files[-1])
+    return files
 
 
-def _decided_parts(job: Job, found: Survey, parts: Sequence[ScoredPart], collected: Collected) -> Scored:
+def _decided_parts(
+    rules: DecisionRules | None, images: tuple[Survey, str], parts: Sequence[ScoredPart], collected: Collected
+) -> Scored:
     """Decide on the images of all parts, and write what was decided into the file of each."""
-    scored, start = _decided(job.rules, found, collected), 0
+    scored, start = _decided(rules, images, collected), 0
     for part in parts:
         stop = start + len(part.collected)
         if part.file is not None:
@@ -242,9 +253,9 @@ def _decided_parts(job: Job, found: Survey, parts: Sequence[ScoredPart], collect
     return scored
 
 
-def _decided(rules: DecisionRules | None, found: Survey, collected: Collected) -> Scored:
-    """Decide on images that were scored."""
-    routes = collected.joined_routes
+def _decided(rules: DecisionRules | None, images: tuple[Survey, str], collected: Collected) -> Scored:
+    """Decide on images that were scored; `images` are as they were found, and the run that tells them from all others."""
+    (found, run), routes = images, collected.joined_routes
     products = None if routes is None else routes.product
     return Scored(
         records=collected.records,
@@ -255,6 +266,7 @@ def _decided(rules: DecisionRules | None, found: Survey, collected: Collected) -
         found=found,
         in_bank=tuple(collected.in_bank),
         passed_over=collected.mean_passed_over,
+        run=run,
         routes=routes,
     )
 
@@ -324,9 +336,10 @@ def write_results(
     for folder, part, rows in scores.files(staged):
         _write_csv(folder, part, scored.part(rows), ranks[rows], is_labeled=evaluated is not None)
     page = run_page(inputs, report.shown)
-    write_html(staged / "report.html", replace(page, run=job.folder.run))
+    stamp = replace(job.folder, run=scored.run).stamp
+    write_html(staged / "report.html", replace(page, run=scored.run))
     shown = _write_overlays(staged / OVERLAYS, inputs, page.colors) if report.overlays and page.colors is not None else {}
-    write_json(staged / REPORT, {"run": job.folder.stamp(), "overlays": shown, **run_numbers(inputs)})
+    write_json(staged / REPORT, {"run": stamp(), "overlays": shown, **run_numbers(inputs)})
     return results
 
 

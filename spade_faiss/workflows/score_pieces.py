@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from spade_faiss.cluster.pieces import PieceRunner, Work
-from spade_faiss.cluster.plan import plan_pieces
+from spade_faiss.cluster.plan import piece_size, pieces_of
 from spade_faiss.cluster.session import connect
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.progress import progress_bar
@@ -22,12 +21,14 @@ from spade_faiss.decisions.rules import DecisionRules
 from spade_faiss.features.datasets import ImageRecord, Survey, check_skipped
 from spade_faiss.features.pictures import load_image
 from spade_faiss.report.exchange import SCORES
+from spade_faiss.report.output_folder import OutputFolder
 from spade_faiss.report.pictures import Picture
 from spade_faiss.report.scorefile import ScoreWriter
 from spade_faiss.report.selection import Bools, Values
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.workflows.collected import Collected, collect
+from spade_faiss.workflows.kept_parts import PartsRecord, ScoredPart, begin_parts, key_of, read_part, write_part
 from spade_faiss.workflows.opened_on_workers import opening
 
 # The most images of a part: its file can be handled, and a worker that is lost has not lost much.
@@ -53,11 +54,11 @@ class PartPlan:
     run: str
 
 
-class ScoredPart(NamedTuple):
-    """A part of the run: its scores.h5, None if none of its images could be read, and what is known of its images."""
+class ScoredParts(NamedTuple):
+    """The parts of a run, in the order of their images; `run` tells it from all others."""
 
-    file: Path | None
-    collected: Collected
+    run: str
+    parts: list[ScoredPart]
 
 
 class _Part(NamedTuple):
@@ -112,44 +113,45 @@ class ReadPictures(NoPictures):
 class _Worker:
     """A detector, open on a worker."""
 
-    def __init__(self, plan: PartPlan, pickled: bytes) -> None:
+    def __init__(self, plan: PartPlan, opened: Callable[[], Detector], rules: DecisionRules | None) -> None:
         self._plan = plan
-        opened, rules = pickle.loads(pickled)
-        self._job: tuple[Detector, DecisionRules | None] = opened(), rules
+        self._job = opened(), rules
 
     def score(self, part: _Part) -> ScoredPart:
-        """Score images into a scores.h5 of their own."""
+        """Score images into a scores.h5 of their own, unless they were scored before and are the same."""
         plan, (detector, _) = self._plan, self._job
         if not plan.folder.is_dir():
             raise NotFoundError(
                 f"there is no folder {plan.folder} here; write results to storage that all nodes have at the same path"
             )
-        file = plan.folder / part.name / SCORES
-        file.parent.mkdir(exist_ok=True)
+        folder, rois = plan.folder / part.name, detector.rois
+        if (kept := read_part(folder, plan.run, part.records, rois)) is not None:
+            return kept
+        folder.mkdir(exist_ok=True)
         tile = detector.bank.layout.input_size if detector.bank.is_tiled else None
         with ExitStack() as stack:
             writers: list[ScoreWriter] = []
 
             def append(scores: Scores) -> None:
                 if not writers:  # there is no file without an image
-                    writers.append(stack.enter_context(ScoreWriter(file, plan.settings, run=plan.run, tile=tile)))
+                    writers.append(stack.enter_context(ScoreWriter(folder / SCORES, plan.settings, run=plan.run, tile=tile)))
                 writers[0].append(scores)
 
             images = plan.root, part.records
             collected = collect(self._job, images, append, NoPictures(), Timings(), allow_none=True)
-        return ScoredPart(file if len(collected) else None, collected)
+        return write_part(folder, plan.run, collected, part.records, rois)
 
 
-def score_pieces(job: tuple[Detector, DecisionRules | None], found: Survey, plan: PartPlan) -> list[ScoredPart]:
+def score_pieces(job: tuple[Detector, DecisionRules | None], found: Survey, folder: OutputFolder, settings: str) -> ScoredParts:
     """Score images on the workers of the cluster that the detector's run names.
+
+    Parts that a run of the same images and settings had scored before it was lost are kept.
 
     Args:
         job: what scores the images, and what decides about them; each worker opens it for itself.
-        found: the images, on storage that all nodes have at the same path; so must the bank be, and the folder of the parts.
-        plan: what else a worker needs to know.
-
-    Returns:
-        The parts, in the order of their images.
+        found: the images, on storage that all nodes have at the same path; so must the bank be, and the folder of the results.
+        folder: the folder of the results.
+        settings: JSON text that says how images are scored.
 
     Raises:
         InputError: if more images than allowed are unreadable, or all of them.
@@ -161,9 +163,12 @@ def score_pieces(job: tuple[Detector, DecisionRules | None], found: Survey, plan
     parts: list[ScoredPart] = []
     skipped = Collected().skipped
     with connect(run.cluster) as session, opening(session, detector) as opened:
-        pickled = pickle.dumps((opened, rules))
-        pieces = plan_pieces(len(records), batch=detector.images_at_a_time, most=_MOST_IMAGES, workers=session.workers())
-        runner = PieceRunner(session, Work(partial(_Worker, plan, pickled), _Worker.score), run.device)
+        size = piece_size(len(records), batch=detector.images_at_a_time, most=_MOST_IMAGES, workers=session.workers())
+        new = PartsRecord(run=folder.run, size=size)
+        place, record = begin_parts(folder.kept_parts, key_of(detector, rules, settings, found), new)
+        pieces = pieces_of(len(records), record.size)
+        plan = PartPlan(root=found.root, folder=place, settings=settings, run=record.run)
+        runner = PieceRunner(session, Work(partial(_Worker, plan, opened, rules), _Worker.score), run.device)
         asked = ((piece, _Part(f"{piece.number:06d}", piece.of(records))) for piece in pieces)
         with progress_bar(len(records), "score", run.progress) as bar:
             for piece, part in runner(asked):
@@ -175,4 +180,6 @@ def score_pieces(job: tuple[Detector, DecisionRules | None], found: Survey, plan
                 bar.update(len(piece))
     if len(skipped) == len(records):
         raise InputError(f"none of the {len(records)} images could be read; the first: {skipped[0].reason}")
-    return parts
+    if kept := sum(len(part.collected) for part in parts if part.kept):
+        _log.warning("%d of %d images had been scored by a run that was lost; their scores were kept", kept, len(records))
+    return ScoredParts(record.run, parts)
