@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -77,6 +77,18 @@ class Session:
         return {**found, "num_gpus": 1} if device == "cuda" else found
 
 
+# The connection that this process has opened, as Ray's own is one of the process.
+_open: Session | None = None
+
+
+def connected(address: str | None) -> AbstractContextManager[Session | None]:
+    """Stay connected from job to job inside a `with` block, so that workers need not start anew for each; nothing for None.
+
+    It raises what `connect` raises.
+    """
+    return nullcontext() if address is None else connect(address)
+
+
 @contextmanager
 def connect(address: str) -> Iterator[Session]:
     """Be connected to a cluster inside a `with` block.
@@ -91,14 +103,17 @@ def connect(address: str) -> Iterator[Session]:
         DependencyError: if Ray is not installed.
         ClusterError: if there is no such cluster, or it has no node that computes.
     """
+    global _open
     wanted, ray = parse_address(address), import_ray()
     if ray.is_initialized():
-        yield Session(_worker_cpus(ray, address), max(1, wanted.workers))
+        yield _open or Session(_worker_cpus(ray, address), max(1, wanted.workers))
         return
     cpus = _begin(ray, wanted, address)
     try:
-        yield Session(cpus or _worker_cpus(ray, address), max(1, wanted.workers))
+        _open = Session(cpus or _worker_cpus(ray, address), max(1, wanted.workers))
+        yield _open
     finally:
+        _open = None
         ray.shutdown()
 
 
@@ -112,8 +127,11 @@ def _begin(ray: ModuleType, wanted: Address, address: str) -> int:
     try:
         ray.init(address=wanted.ray, **quiet)
     except (ConnectionError, RuntimeError) as error:
+        # Ray's client says the same of a cluster that refuses it.
+        token = "; one that asks for a token takes RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, set for the command as well"
         raise ClusterError(
             f"there is no cluster at {address} ({error}); start one with: ray start --head, or use --cluster local:N"
+            f"{token if wanted.ray.startswith('ray://') else ''}"
         ) from error
     except ImportError as error:
         raise DependencyError(

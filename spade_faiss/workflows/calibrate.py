@@ -19,6 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from spade_faiss.bank.snapshot import Snapshot
+from spade_faiss.cluster.session import connected
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.schema import check_at_least
@@ -140,11 +141,12 @@ def calibrate_products(
         InputError: for settings that no product can be calibrated with.
     """
     found: dict[str, Calibration | str] = {}
-    for name in detector.bank.products:
-        try:
-            found[name] = calibrate(detector.of_product(name), alpha=alpha, sample=sample, seed=seed)
-        except InputError as error:
-            found[name] = f"not calibrated: {error}"
+    with connected(detector.run.cluster):
+        for name in detector.bank.products:
+            try:
+                found[name] = calibrate(detector.of_product(name), alpha=alpha, sample=sample, seed=seed)
+            except InputError as error:
+                found[name] = f"not calibrated: {error}"
     if found and all(isinstance(item, str) for item in found.values()):
         raise InputError("; ".join(f"product {name}: {why}" for name, why in found.items()))
     return found

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from spade_faiss.cluster.session import connected
 from spade_faiss.core.presets import Preset
 from spade_faiss.core.settings import Extraction, Run
 from spade_faiss.decisions.calibration import Calibration
@@ -61,15 +62,17 @@ def fit(
             image that has changed since the bank took it, or an existing bank with other settings.
         NotFoundError: if a path, the preset or its recipe does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
+        ClusterError: if the cluster that `run` names cannot be reached, or workers are lost again and again.
     """
     start, preset = time.perf_counter(), choose_preset(bank, preset)
     recipe = load_recipe(preset.recipe)
-    done = extract(images, bank=bank, extraction=extraction, preset=preset, run=run)
-    extracted = time.perf_counter()
-    index = build_index(done.bank, recipe, progress=run.progress, encode=encode_by(run))
-    built = time.perf_counter()
-    calibration, notice, products = calibrate_whole_if_needed(done.bank, run) if calibrate else (None, "", {})
-    end = time.perf_counter()
+    with connected(run.cluster):
+        done = extract(images, bank=bank, extraction=extraction, preset=preset, run=run)
+        extracted = time.perf_counter()
+        index = build_index(done.bank, recipe, progress=run.progress, encode=encode_by(run))
+        built = time.perf_counter()
+        calibration, notice, products = calibrate_whole_if_needed(done.bank, run) if calibrate else (None, "", {})
+        end = time.perf_counter()
     timing_s = {**done.timing_s, "index": built - extracted, **({"calibrate": end - built} if calibrate else {})}
     return Fit(
         **{**vars(done), "timing_s": timing_s, "total_s": end - start},
