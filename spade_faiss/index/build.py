@@ -14,8 +14,8 @@ from spade_faiss.core.files import TEMPORARY_PATTERN
 from spade_faiss.core.inside import check_inside, files_in
 from spade_faiss.core.process import fork_safe
 from spade_faiss.index.built_index import check_not_empty, index_folder, read_built
+from spade_faiss.index.encoding import Encode, encode_here
 from spade_faiss.index.gallery_build import build_gallery
-from spade_faiss.index.gallery_encode import EncodeGroups, encode_here
 from spade_faiss.index.gallery_manifest import GalleryIndexManifest
 from spade_faiss.index.image_index import ImageIndexManifest, build_image_index, check_factory
 from spade_faiss.search.protocol import resolve_recipe
@@ -57,7 +57,7 @@ class _Options(TypedDict):
     rebuild: bool
     progress: bool
     asked: bool
-    encode: EncodeGroups
+    encode: Encode
 
 
 @fork_safe
@@ -67,7 +67,7 @@ def build_index(
     *,
     rebuild: bool = False,
     progress: bool = False,
-    encode: EncodeGroups = encode_here,
+    encode: Encode = encode_here,
 ) -> Built | None:
     """Build the indexes that a recipe needs beside a bank, or bring them up to date.
 
@@ -82,7 +82,7 @@ def build_index(
         recipe: the recipe.
         rebuild: build all indexes anew in any case.
         progress: show bars on stderr if that is a terminal.
-        encode: encodes the maps of shards, in this process or elsewhere.
+        encode: encodes the maps of shards, in this process or elsewhere; and embeddings for an inverted file.
 
     Returns:
         What was done; None if the recipe needs no index.
@@ -94,7 +94,7 @@ def build_index(
     return _build(bank, recipe, rebuild=rebuild, progress=progress, asked=True, encode=encode)
 
 
-def _build(bank: Snapshot, recipe: Recipe, *, rebuild: bool, progress: bool, asked: bool, encode: EncodeGroups) -> Built | None:
+def _build(bank: Snapshot, recipe: Recipe, *, rebuild: bool, progress: bool, asked: bool, encode: Encode) -> Built | None:
     """Do what `build_index` does; `asked` tells whether the recipe is the user's, and not just what a bank says."""
     start = time.perf_counter()
     check_not_empty(bank)
@@ -113,7 +113,9 @@ def _build(bank: Snapshot, recipe: Recipe, *, rebuild: bool, progress: bool, ask
             for leftover in files_in(place, TEMPORARY_PATTERN):  # a killed build left it
                 leftover.unlink()
         if recipe.needs_image_index:
-            image, done["image"] = build_image_index(bank, recipe, rebuild=rebuild, progress=progress, asked=asked)
+            image, done["image"] = build_image_index(
+                bank, recipe, rebuild=rebuild, progress=progress, asked=asked, encode=encode
+            )
         if needs_gallery_index:
             gallery, done["gallery"] = build_gallery(bank, recipe, rebuild=rebuild, progress=progress, encode=encode)
     before += sum(built.bytes_before for built in parts.values())
@@ -135,7 +137,7 @@ def _build_products(bank: Snapshot, recipe: Recipe, options: _Options) -> dict[s
 
 @fork_safe
 def update_indexes(
-    bank: Snapshot, *, rebuild: bool = False, progress: bool = False, encode: EncodeGroups = encode_here
+    bank: Snapshot, *, rebuild: bool = False, progress: bool = False, encode: Encode = encode_here
 ) -> list[Built]:
     """Bring all indexes that were built beside a bank up to date; see `build_index`, which it calls for each recipe.
 

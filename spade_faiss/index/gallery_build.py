@@ -17,7 +17,8 @@ from spade_faiss.core.inside import is_regular
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.index.built_index import REBUILD_ASKED_FOR, UP_TO_DATE, IndexFolder, check_not_empty, outcome
-from spade_faiss.index.gallery_encode import EncodeGroups, EncodeJob, Encoding, encode_here
+from spade_faiss.index.encoding import Encode, encode_here
+from spade_faiss.index.gallery_encode import EncodeJob, GalleryEncoding
 from spade_faiss.index.gallery_files import SHARDS, read_trained
 from spade_faiss.index.gallery_manifest import (
     EncodedShard,
@@ -47,7 +48,7 @@ def build_gallery(
     *,
     rebuild: bool = False,
     progress: bool = False,
-    encode: EncodeGroups = encode_here,
+    encode: Encode = encode_here,
 ) -> tuple[GalleryIndexManifest, str]:
     """Bring a recipe's gallery index up to date with a bank: train on a sample of its maps, and encode all of them.
 
@@ -154,11 +155,11 @@ class _Build:
         }
         return FileEntry.of(path, write_arrays(path, arrays, attributes={_MADE_OF: made_of}))
 
-    def encode(self, trained_file: FileEntry, progress: bool, encode: EncodeGroups) -> tuple[list[EncodedShard], int]:
+    def encode(self, trained_file: FileEntry, progress: bool, encode: Encode) -> tuple[list[EncodedShard], int]:
         """Return the files of all shards, and the number of images that were encoded because their file was missing."""
         # All images, removed ones too, so that they can be restored.
         everything = self._bank.with_removed()
-        encoding = Encoding(
+        encoding = GalleryEncoding(
             bank=everything, recipe=self._recipe, folder=self._folder, trained_file=trained_file, rebuild=self._rebuild
         )
         groups = self._grouped()

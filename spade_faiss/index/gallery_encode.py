@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +35,7 @@ class EncodeJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoding:
+class GalleryEncoding:
     """What the shards of a bank are encoded with.
 
     Args:
@@ -58,10 +57,6 @@ class Encoding:
         return GroupEncoder(self)
 
 
-# Makes the files of some groups, in any order; yields each with its group's number.
-EncodeGroups = Callable[[Encoding, Sequence[EncodeJob]], Iterator[tuple[int, FileEntry]]]
-
-
 class GroupEncoder:
     """Encodes groups of shards.
 
@@ -69,7 +64,7 @@ class GroupEncoder:
         encoding: what with.
     """
 
-    def __init__(self, encoding: Encoding) -> None:
+    def __init__(self, encoding: GalleryEncoding) -> None:
         levels = indexed_levels(encoding.bank, encoding.recipe.build.levels)
         self._encoding = encoding
         self._resolved = resolve_recipe(encoding.recipe)
@@ -88,10 +83,3 @@ class GroupEncoder:
         rows = np.concatenate([bank.rows_of_shard(number) for number in job.shards]).tolist()
         arrays = encode_images(self._resolved, self._blocks, self._trained, rows)
         return FileEntry.of(path, write_arrays(path, arrays, attributes=job.attributes))
-
-
-def encode_here(encoding: Encoding, jobs: Sequence[EncodeJob]) -> Iterator[tuple[int, FileEntry]]:
-    """Make the files in this process, see `EncodeGroups`."""
-    encoder = encoding.open()
-    for number, job in enumerate(jobs):
-        yield number, encoder.encode(job)

@@ -12,13 +12,15 @@ import numpy as np
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.device import CPU, Device
 from spade_faiss.core.errors import BankError, InputError
-from spade_faiss.core.files import FileEntry, atomic_path, hash_file
+from spade_faiss.core.files import FileEntry
 from spade_faiss.core.hints import index_command
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.index.built_index import REBUILD_ASKED_FOR, UP_TO_DATE, BuiltIndex, IndexFolder, check_not_empty, outcome
+from spade_faiss.index.encoding import Encode, encode_here
 from spade_faiss.index.faiss_file import check_stored_factory, empty_index, read_index
 from spade_faiss.index.gpu import to_card
+from spade_faiss.index.image_encode import ImageEncoding, add_parts, can_merge, image_jobs, write_index
 from spade_faiss.index.staleness import IndexedShard, too_many_tombstones, why_train_anew
 from spade_faiss.search.distances import direct_sq_dist, import_faiss, rounding_of, scan, sort_by_distance, sq_norms
 from spade_faiss.search.recipe import Recipe
@@ -227,7 +229,13 @@ def check_factory(recipe: Recipe, embedding_dim: int) -> None:
 
 
 def build_image_index(
-    bank: Snapshot, recipe: Recipe, *, rebuild: bool = False, progress: bool = False, asked: bool = True
+    bank: Snapshot,
+    recipe: Recipe,
+    *,
+    rebuild: bool = False,
+    progress: bool = False,
+    asked: bool = True,
+    encode: Encode = encode_here,
 ) -> tuple[ImageIndexManifest, str]:
     """Bring a recipe's image index up to date with a bank.
 
@@ -240,6 +248,7 @@ def build_image_index(
         rebuild: build it anew in any case.
         progress: show a bar on stderr if that is a terminal.
         asked: whether the factory string is the user's, and not what a bank says that its index was built with.
+        encode: fills parts of a new inverted file elsewhere, where the bank is large enough; other indexes are filled here.
 
     Returns:
         Its manifest, and what was done, in words.
@@ -268,12 +277,19 @@ def build_image_index(
             if not index.is_trained:
                 _train(index, bank)
                 trained = len(bank.manifest.shards)
-        _add_shards(index, bank, missing, progress)
+        jobs = image_jobs(bank, missing)
+        if encode is not encode_here and index.ntotal == 0 and len(jobs) > 1 and can_merge(index):
+            folder.files.mkdir(parents=True, exist_ok=True)
+            encoding = ImageEncoding.of(index, bank, recipe.build.image, folder.files)
+            add_parts(index, encoding, jobs, encode, progress)
+        else:
+            _add_shards(index, bank, missing, progress)
     except RuntimeError as error:
         raise InputError(
             f"FAISS could not make {recipe.build.image!r} for {len(bank)} embeddings of d={bank.layout.embedding_dim}: {error}"
         ) from error
     build = before.build + 1 if before else 0
+    folder.files.mkdir(parents=True, exist_ok=True)
     added = [bank.manifest.shards[number] for number in missing]
     manifest = ImageIndexManifest(
         recipe=recipe.name,
@@ -286,7 +302,7 @@ def build_image_index(
         ),
         faiss=faiss.__version__,
         factory=recipe.build.image,
-        file=_write_index(index, folder, build),
+        file=write_index(index, folder.files / _file_name(build)),
     )
     folder.write(manifest)
     folder.sweep(manifest)
@@ -433,15 +449,3 @@ def _add_shards(index: Any, bank: Snapshot, shards: Sequence[int], progress: boo
             xb = everything.embeddings_of_shard(number)
             index.add(xb)
             bar.update(len(xb))
-
-
-def _write_index(index: Any, folder: IndexFolder[ImageIndexManifest], build: int) -> FileEntry:
-    faiss = import_faiss()
-    folder.files.mkdir(parents=True, exist_ok=True)
-    path = folder.files / _file_name(build)
-    with atomic_path(path) as temporary:
-        # Written by us: FAISS does not notice if there is no room for the end of a file.
-        with temporary.open("wb") as opened:
-            faiss.write_index(index, faiss.PyCallbackIOWriter(opened.write))
-        digest = hash_file(temporary)
-    return FileEntry.of(path, digest)

@@ -10,17 +10,21 @@ from spade_faiss.cluster.plan import plan_pieces
 from spade_faiss.cluster.session import connect
 from spade_faiss.core.files import FileEntry
 from spade_faiss.core.settings import Run
-from spade_faiss.index.gallery_encode import EncodeGroups, EncodeJob, Encoding, GroupEncoder, encode_here
+from spade_faiss.index.encoding import Encode, Encoder, Encoding, Job, encode_here
 
 
-def encode_by(run: Run) -> EncodeGroups:
+def encode_by(run: Run) -> Encode:
     """What encodes shards: this process, or the workers of the cluster that a run names."""
     return encode_here if run.cluster is None else partial(_encode_on, run.cluster)
 
 
-def _encode_on(cluster: str, encoding: Encoding, jobs: Sequence[EncodeJob]) -> Iterator[tuple[int, FileEntry]]:
+def _encode_on(cluster: str, encoding: Encoding[Job], jobs: Sequence[Job]) -> Iterator[tuple[int, FileEntry]]:
     with connect(cluster) as session:
         pieces = plan_pieces(len(jobs), batch=1, most=1, workers=session.workers())
-        runner = PieceRunner(session, Work(encoding.open, GroupEncoder.encode))
+        runner = PieceRunner(session, Work(encoding.open, _encode))
         for piece, entry in runner((piece, jobs[piece.start]) for piece in pieces):
             yield piece.number, entry
+
+
+def _encode(encoder: Encoder[Job], job: Job) -> FileEntry:
+    return encoder.encode(job)

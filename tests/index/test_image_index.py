@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ import pytest
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import BankError, InputError
+from spade_faiss.core.files import FileEntry
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.layout import Layout
-from spade_faiss.index import image_index
+from spade_faiss.index import image_encode, image_index
 from spade_faiss.index.built_index import IndexFolder, index_folder, read_built
+from spade_faiss.index.encoding import Encoding, Job, encode_here
 from spade_faiss.index.image_index import ImageIndex, ImageIndexManifest, build_image_index
 from spade_faiss.index.staleness import IndexedShard
 from spade_faiss.search.distances import import_faiss
@@ -367,7 +370,7 @@ def test_an_interrupted_build_leaves_the_old_index(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_index, "atomic_path", interrupt)
+        patch.setattr(image_index, "write_index", interrupt)
         with pytest.raises(KeyboardInterrupt):
             build_image_index(bank, recipe, rebuild=rebuild)
     with monkeypatch.context() as patch:
@@ -592,3 +595,50 @@ def test_what_an_index_says_of_itself(bank: Bank) -> None:
         assert (item.build, item.trained) == (0, 4 if recipe is IVF else 0)
         assert item.file.file == file_of(bank, recipe).name == "image-000000.faiss"
         assert item.bytes == item.file.bytes == file_of(bank, recipe).stat().st_size
+
+
+@pytest.mark.parametrize("factory", ["IVF4,Flat", "IVF4,PQ4x4", "IVF4,SQ8"])
+def test_an_inverted_file_that_is_filled_in_parts_is_the_same(
+    factory: str, tmp_path: Path, xb: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts may come in any order; the file is that of one process to the bit, and nothing else is left."""
+    recipe = Recipe(name="r", build=Build(image=factory))
+    banks = [make_bank(tmp_path / name, xb, [50, 60, 1, 90]) for name in ("one", "many")]
+    monkeypatch.setattr(image_encode, "_PART_ROWS", 60)
+    done: list[int] = []
+
+    def elsewhere(encoding: Encoding[Job], jobs: Sequence[Job]) -> Iterator[tuple[int, FileEntry]]:
+        for number, job in reversed([*enumerate(jobs)]):
+            done.append(number)
+            there: Encoding[Job] = pickle.loads(pickle.dumps(encoding))
+            yield number, there.open().encode(job)
+
+    build_image_index(banks[0], recipe)
+    build_image_index(banks[1], recipe, encode=elsewhere)
+    assert done == [1, 0]
+    files = [[path for path in index_folder(bank, recipe).iterdir() if path.suffix == ".faiss"] for bank in banks]
+    assert [path.name for path in files[0]] == [path.name for path in files[1]] == ["image-000000.faiss"]
+    assert files[0][0].read_bytes() == files[1][0].read_bytes()
+    # A graph is of all vectors, and images that are added to an index are few.
+    for bank in banks:
+        fill(bank, structured(5, seed=9), [5])
+    assert build_image_index(banks[1], recipe, encode=elsewhere)[1] == "added 5 images to it"
+    build_image_index(banks[1], HNSW, encode=elsewhere)
+    assert done == [1, 0]
+
+
+def test_a_part_that_is_not_the_one_that_was_written_is_refused(
+    tmp_path: Path, xb: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = make_bank(tmp_path / "bank", xb, [100, 101])
+    monkeypatch.setattr(image_encode, "_PART_ROWS", 60)
+
+    def damaged(encoding: Encoding[Job], jobs: Sequence[Job]) -> Iterator[tuple[int, FileEntry]]:
+        for number, entry in encode_here(encoding, jobs):
+            path = index_folder(bank, IVF) / entry.file
+            path.write_bytes(path.read_bytes()[:-1])
+            yield number, entry
+
+    with pytest.raises(BankError, match="not the file that was written; run the command again"):
+        build_image_index(bank, IVF, encode=damaged)
+    assert not list(index_folder(bank, IVF).glob("*.faiss"))
