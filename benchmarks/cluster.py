@@ -2,8 +2,8 @@
 
     python -m benchmarks.cluster --data FOLDER --out benchmarks/results
 
-FOLDER holds `mvtec_bottle`. One machine stands for many: its nodes share its processors, so that CPU seconds are compared, not
-times. Every command runs in a process of its own.
+FOLDER holds `mvtec_bottle`; ELPV comes from the package elpv-dataset. One machine stands for many: its nodes share its
+processors, so that CPU seconds are compared, not times. Every command runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import argparse
 import json
 import os
 import random
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,7 @@ from PIL import Image
 from benchmarks.datasets import write_elpv
 from benchmarks.features import INPUT_SIZE, SHAPES, Shape
 from benchmarks.main_job import machine
-from benchmarks.small_cluster import LOSSES, run_with_loss, small_cluster
+from benchmarks.small_cluster import LOSSES, SmallCluster, run_with_loss, small_cluster
 from spade_faiss import Bank, Detector, FeatureBatch, Layout, Method, Run
 from spade_faiss.cluster.owned_detector import OwnedDetector
 from spade_faiss.cluster.owner import OwnedBank
@@ -43,7 +45,12 @@ Row = dict[str, Any]
 
 LITE0 = ("--backbone", "efficientnet_lite0", "--preset", "spade")
 NODES = (2, 4)
+# How often all commands are run on a set, in one process and on each cluster in turn.
+ROUNDS = {"mvtec_bottle": 3, "elpv": 1}
 LOST = 30
+# What loses something, and the most seconds that its workers have been there by then.
+COMMANDS = ("extract", "fit", "add", "index", "calibrate", "score", "evaluate")
+_LATEST_S = 1.5
 PICTURES = (1000, 10_000)
 NORMALS, SHARDS, QUERIES, NEIGHBORS = 20_000, 40, 32, 5
 _SIDE = 64
@@ -75,28 +82,47 @@ def main() -> None:
 
 def equality(data: Path, scratch: Path) -> list[Row]:
     """Extract, index, calibrate and score bottle and ELPV in one process and on clusters: what differs, and CPU seconds."""
-    write_elpv(scratch / "elpv")
+    write_elpv(scratch / "elpv", ("mono", "poly"))
     rows = []
-    for name, folder in (("mvtec_bottle", data / "mvtec_bottle"), ("elpv", scratch / "elpv")):
-        commands = partial(_commands, folder, scratch)
-        alone = _alone([commands("one", ())[step] for step in range(4)], scratch / "log")
-        for nodes in NODES:
-            with small_cluster(nodes) as cluster:
-                spent = sum(cluster.cpu_s(words, scratch / "log") for words in commands(f"{nodes}", ("--cluster", "auto")))
-            one, many = (scratch / f"{name}-{of}.bank" for of in ("one", nodes))
-            rows.append(
-                {
-                    "set": name,
-                    "normals": len(Bank.open(one)),
-                    "nodes": nodes,
-                    "same_bank": same_banks(one, many),
-                    "same_calibration": _calibrations(one) == _calibrations(many),
-                    "same_scores": same_scores(scratch / f"{name}-one", scratch / f"{name}-{nodes}"),
-                    "cpu_s": spent,
-                    "alone_cpu_s": alone,
-                }
-            )
+    for name, folder in (("elpv", scratch / "elpv"), ("mvtec_bottle", data / "mvtec_bottle")):
+        rounds = [_round(name, folder, scratch) for _ in range(ROUNDS[name])]
+        for place in range(len(NODES)):
+            mine = [found[place] for found in rounds]
+            same = {key: all(row[key] for row in mine) for key in mine[0] if key.startswith("same_")}
+            cpu = {key: statistics.median(row[key] for row in mine) for key in ("cpu_s", "alone_cpu_s")}
+            load = statistics.median(row["load"] for row in mine)
+            known = {key: mine[0][key] for key in ("set", "normals", "scored", "nodes")}
+            rows.append({**known, **same, **cpu, "rounds": len(mine), "load": load})
             print(rows[-1], flush=True)
+    return rows
+
+
+def _round(name: str, folder: Path, scratch: Path) -> list[Row]:
+    """Run all commands on a set once, in one process and on each cluster; returns what came of each cluster."""
+    for path in scratch.glob(f"{name}-*"):
+        shutil.rmtree(path)
+    commands, rows = partial(_commands, folder, scratch), list[Row]()
+    load = os.getloadavg()[0]
+    alone = _alone(commands("one", ()), scratch / "log")
+    for nodes in NODES:
+        with small_cluster(nodes) as cluster:
+            spent = sum(cluster.cpu_s(words, scratch / "log") for words in commands(f"{nodes}", ("--cluster", "auto")))
+        one, many = (scratch / f"{name}-{of}.bank" for of in ("one", nodes))
+        rows.append(
+            {
+                "set": name,
+                "normals": len(Bank.open(one)),
+                "scored": count_scores(scratch / f"{name}-one"),
+                "nodes": nodes,
+                "same_bank": same_banks(one, many),
+                "same_calibration": _calibrations(one) == _calibrations(many),
+                "same_scores": same_scores(scratch / f"{name}-one", scratch / f"{name}-{nodes}"),
+                "cpu_s": spent,
+                "alone_cpu_s": alone,
+                "load": load,
+            }
+        )
+        print(rows[-1], flush=True)
     return rows
 
 
@@ -155,6 +181,12 @@ def same_banks(one: Path, other: Path) -> bool:
     )
 
 
+def count_scores(results: Path) -> int:
+    """How many images the results of one process are of."""
+    with ScoreFile.open(results / "scores.h5") as scores:
+        return len(scores)
+
+
 def same_scores(one: Path, parted: Path) -> bool:
     """Whether the results of one process and those of a cluster are of the same images and scores, bit for bit."""
     parts = sorted((parted / PARTS).glob("*/scores.h5"))
@@ -199,7 +231,7 @@ def write_pictures(folder: Path, count: int) -> Path:
     for number in range(count):
         picture = base.copy()
         picture[: 8 + number % 50, :8] = rng.integers(0, 256, (8 + number % 50, 8, 3), np.uint8)
-        Image.fromarray(picture).save(folder / f"{number:06d}.png", compress_level=1)
+        Image.fromarray(picture).save(folder / f"{count}-{number:06d}.png", compress_level=1)
     return folder
 
 
@@ -212,33 +244,100 @@ def _peak_bytes(pid: int) -> int:
 
 
 def losses(data: Path, scratch: Path, count: int = LOST) -> Row:
-    """Lose a worker, a node or the driver in the middle of extracting, calibrating and scoring; compare with one process."""
+    """Lose a worker, a node or the driver in the middle of each command; compare with what one process makes."""
     draw, found = random.Random(7), []
-    folder = write_pictures(scratch / "pictures", 240)
-    one = str(scratch / "one.bank")
-    _alone([["extract", str(folder), "--bank", one, *_TINY, "--quiet"]], scratch / "log")
-    scored = ["score", str(folder), "--bank", one, "--quiet"]
-    _alone([[*scored, "--out", str(scratch / "one")]], scratch / "log")
+    alone = _Alone(scratch)
     with small_cluster(2) as cluster:
+        alone.prepare(cluster)
         for number in range(count):
-            loss, command = LOSSES[number % len(LOSSES)], ("extract", "score")[number // len(LOSSES) % 2]
+            loss, command = LOSSES[number % len(LOSSES)], COMMANDS[number // len(LOSSES) % len(COMMANDS)]
             out = scratch / f"lost-{number}"
-            if command == "extract":
-                words = ["extract", str(folder), *_TINY, "--cluster", "auto", "--quiet", "--bank", str(out)]
-                begun = (out / "features" / f"{draw.randint(1, 4):06d}.h5").exists
-            else:
-                words = [*scored, "--cluster", "auto", "--out", str(out)]
-                begun = partial(_has_part, scratch, draw.randint(0, 3))
-            outcome = run_with_loss(cluster, words, loss, begun, draw)
-            same = same_banks(Path(one), out) if command == "extract" else same_scores(scratch / "one", out)
-            left = command == "extract" and len(list((out / "features").iterdir())) != len(Bank.open(out).manifest.shards)
-            found.append({"loss": loss, "command": command, "outcome": outcome, "same": same, "left_over": left})
-            print(found[-1], flush=True)
-    return {"count": count, "rows": found}
+            words = alone.words(command, out, ("--cluster", "auto", "--quiet"))
+            outcome = run_with_loss(cluster, words, loss, _Working(cluster, draw.uniform(0, _LATEST_S)), draw)
+            row = {
+                "loss": loss,
+                "command": command,
+                "outcome": outcome,
+                "same": alone.same(command, out),
+                "left_over": bool(_left_over(scratch, out)),
+                "went_on": "their scores were kept" in Path(f"{words[-1]}.log").read_text(),
+            }
+            found.append(row)
+            print(row, flush=True)
+    return {"count": count, "load": os.getloadavg()[0], "rows": found}
 
 
-def _has_part(folder: Path, number: int) -> bool:
-    return any(folder.glob(f".spade-*/new/{PARTS}/{number:06d}/scores.h5"))
+class _Working:
+    """Whether workers have been there for some seconds."""
+
+    def __init__(self, cluster: SmallCluster, seconds: float) -> None:
+        self._cluster, self._seconds = cluster, seconds
+        self._since: float | None = None
+
+    def __call__(self) -> bool:
+        if self._since is None and self._cluster.workers():
+            self._since = time.monotonic()
+        return self._since is not None and time.monotonic() - self._since >= self._seconds
+
+
+class _Alone:
+    """Commands on a small labeled set, what they start from, and what one process makes of it.
+
+    Args:
+        scratch: where all of it is.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._set = scratch / "set"
+        (self._set / "train").mkdir(parents=True)
+        write_pictures(self._set / "train" / "good", 240)
+        (self._set / "test").mkdir()
+        write_pictures(self._set / "test" / "good", 121)
+        write_pictures(self._set / "test" / "spot", 122)
+        self._more = write_pictures(scratch / "more", 123)
+
+    def prepare(self, cluster: SmallCluster) -> None:
+        """Make the bank that commands work on, in several shards, and run each command in one process."""
+        bank = str(self._scratch / "shards.bank")
+        words = ["extract", str(self._set / "train" / "good"), *_TINY, "--quiet", "--cluster", "auto", "--bank", bank]
+        cluster.run(words, self._scratch / "log")
+        for command in COMMANDS:
+            _alone([self.words(command, self._scratch / f"one-{command}", ("--quiet",))], self._scratch / "log")
+
+    def words(self, command: str, out: Path, where: tuple[str, ...]) -> list[str]:
+        """A command, whose result is at `out`: a bank, or a folder of scores."""
+        good, bank = str(self._set / "train" / "good"), str(self._scratch / "shards.bank")
+        if command in ("extract", "fit"):
+            return [command, good, *_TINY, *where, "--bank", str(out)]
+        if command in ("score", "evaluate"):
+            source = self._set / "test" if command == "score" else self._set
+            return [command, str(source), "--bank", bank, *where, "--out", str(out)]
+        shutil.copytree(bank, out)
+        if command == "add":
+            return ["add", str(self._more), *where, "--bank", str(out)]
+        return [command, *(["--recipe", "clusters"] if command == "index" else []), *where, str(out)]
+
+    def same(self, command: str, out: Path) -> bool:
+        """Whether the result is that of one process."""
+        one = self._scratch / f"one-{command}"
+        if command in ("score", "evaluate"):
+            metrics = [json.loads((path / "report.json").read_bytes()).get("metrics") for path in (one, out)]
+            return same_scores(one, out) and metrics[0] == metrics[1]
+        if command == "index":
+            files = [{path.name: path.read_bytes() for path in (of / "indexes").rglob("*.h5")} for of in (one, out)]
+            return bool(files[0]) and files[0] == files[1] and same_banks(one, out)
+        is_calibrated = command in ("fit", "calibrate")
+        return same_banks(one, out) and (not is_calibrated or _calibrations(one) == _calibrations(out))
+
+
+def _left_over(scratch: Path, out: Path) -> list[Path]:
+    """Files that belong to nothing any more: beside the shards of a bank, or where results were staged."""
+    found = [*scratch.glob(".spade-*"), *out.rglob(".spade-*")]
+    if (out / "features").is_dir():
+        shards = {shard.file for shard in Bank.open(out).manifest.shards}
+        found += [path for path in (out / "features").iterdir() if path.name not in shards]
+    return found
 
 
 # ---- owners
