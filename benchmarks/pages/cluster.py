@@ -20,21 +20,52 @@ _THREADS = 2
 def equal(figures: Figures) -> str:
     """The bank, the calibration and the scores beside those of one process, and CPU seconds."""
     rows = figures["cluster"].get("equality", [])
-    header = ("set (normal images)", "nodes", "bank", "calibration", "scores", "CPU s", "one process", "times")
+    header = (
+        "set (normal, scored)",
+        "nodes",
+        "bank",
+        "calibration",
+        "scores",
+        "CPU s",
+        "one process",
+        "times",
+        "rounds",
+        "load",
+    )
     return markdown_table(
         header,
         (
             (
-                f"{row['set']} ({row['normals']})",
+                f"{row['set']} ({row['normals']}, {row['scored']})",
                 row["nodes"],
                 *("same" if row[f"same_{what}"] else "**different**" for what in ("bank", "calibration", "scores")),
                 f"{row['cpu_s']:.0f}",
                 f"{row['alone_cpu_s']:.0f}",
                 f"{row['cpu_s'] / row['alone_cpu_s']:.2f}",
+                row["rounds"],
+                f"{row['load']:.1f}",
             )
             for row in rows
         ),
     )
+
+
+def overhead(figures: Figures) -> str:
+    """What clusters add to the CPU seconds of one process: for each set of commands, and for each of their seconds."""
+    rows = figures["cluster"].get("equality", [])
+    lines = []
+    for nodes in sorted({row["nodes"] for row in rows}):
+        mine = sorted((row for row in rows if row["nodes"] == nodes), key=lambda row: row["alone_cpu_s"])
+        if len(mine) < 2:  # a line takes two sets
+            continue
+        less, more = mine[0], mine[-1]
+        marginal = (more["cpu_s"] - less["cpu_s"]) / (more["alone_cpu_s"] - less["alone_cpu_s"])
+        fixed = less["cpu_s"] - marginal * less["alone_cpu_s"]
+        lines.append(
+            f"- {nodes} nodes: from {less['set']} to {more['set']}, each CPU second of one process becomes {marginal:.2f}; the "
+            f"line through both leaves {fixed:.0f} s for the four commands, however small the set."
+        )
+    return "\n".join(lines) or "Not measured yet."
 
 
 def facts(figures: Figures) -> str:
@@ -51,10 +82,12 @@ def facts(figures: Figures) -> str:
         rows = lost["rows"]
         kinds = Counter(f"{row['loss']} in {row['command']}" for row in rows if row["outcome"] == "lost")
         wrong = sum(not row["same"] or row["left_over"] for row in rows)
+        resumed = sum(row["went_on"] for row in rows)
         hit = ", ".join(f"{name} {count}" for name, count in sorted(kinds.items()))
         lines.append(
             f"- Losses: {len(rows)} seeded ones, of which {sum(kinds.values())} hit the command in its work ({hit}); "
-            f"banks and scores that differ from those of one process, or files that were left over: {wrong}."
+            f"banks, indexes, calibrations and scores that differ from those of one process, or files that were left over: "
+            f"{wrong}. Runs that went on with parts of a command that was lost: {resumed}."
         )
     return "\n".join(lines)
 

@@ -118,6 +118,7 @@ GENERATED: dict[str, Callable[[Figures], str]] = {
     "gpu_results": cards.results,
     "durability": upkeep.durability,
     "cluster_equal": cluster.equal,
+    "cluster_overhead": cluster.overhead,
     "cluster_facts": cluster.facts,
     "cluster_owners": cluster.owners,
     "cluster_at_scale": cluster.at_scale,
