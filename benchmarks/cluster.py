@@ -253,7 +253,10 @@ def losses(data: Path, scratch: Path, count: int = LOST) -> Row:
             loss, command = LOSSES[number % len(LOSSES)], COMMANDS[number // len(LOSSES) % len(COMMANDS)]
             out = scratch / f"lost-{number}"
             words = alone.words(command, out, ("--cluster", "auto", "--quiet"))
-            outcome = run_with_loss(cluster, words, loss, _Working(cluster, draw.uniform(0, _LATEST_S)), draw)
+            working: Callable[[], bool] = _Working(cluster, draw.uniform(0, _LATEST_S))
+            if command in ("score", "evaluate"):  # not before there is something to lose
+                working = partial(_has_parts, scratch, draw.randint(1, 3))
+            outcome = run_with_loss(cluster, words, loss, working, draw)
             row = {
                 "loss": loss,
                 "command": command,
@@ -278,6 +281,11 @@ class _Working:
         if self._since is None and self._cluster.workers():
             self._since = time.monotonic()
         return self._since is not None and time.monotonic() - self._since >= self._seconds
+
+
+def _has_parts(folder: Path, count: int) -> bool:
+    """Whether so many parts of a run are whole."""
+    return len([*folder.glob(".spade-*/parts/*/*/part.json")]) >= count
 
 
 class _Alone:

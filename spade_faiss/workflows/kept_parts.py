@@ -114,6 +114,11 @@ def begin_parts(place: Path, key: str, record: PartsRecord) -> tuple[Path, Parts
     return folder, found
 
 
+def whole_parts(folder: Path) -> frozenset[str]:
+    """The names of the parts of a run that say that they are whole."""
+    return frozenset(path.parent.name for path in folder.glob(f"*/{PartRecord.FILE}"))
+
+
 def key_of(detector: Detector, rules: DecisionRules | None, settings: str, found: Survey) -> str:
     """What the parts of a run depend on, beside the content of the pictures, as a short text that names it.
 

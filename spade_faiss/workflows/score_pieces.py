@@ -28,7 +28,7 @@ from spade_faiss.report.selection import Bools, Values
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.workflows.collected import Collected, collect
-from spade_faiss.workflows.kept_parts import PartsRecord, ScoredPart, begin_parts, key_of, read_part, write_part
+from spade_faiss.workflows.kept_parts import PartsRecord, ScoredPart, begin_parts, key_of, read_part, whole_parts, write_part
 from spade_faiss.workflows.opened_on_workers import opening
 
 # The most images of a part: its file can be handled, and a worker that is lost has not lost much.
@@ -167,6 +167,7 @@ def score_pieces(job: tuple[Detector, DecisionRules | None], found: Survey, fold
         new = PartsRecord(run=folder.run, size=size)
         place, record = begin_parts(folder.kept_parts, key_of(detector, rules, settings, found), new)
         pieces = pieces_of(len(records), record.size)
+        before = whole_parts(place)
         plan = PartPlan(root=found.root, folder=place, settings=settings, run=record.run)
         runner = PieceRunner(session, Work(partial(_Worker, plan, opened, rules), _Worker.score), run.device)
         asked = ((piece, _Part(f"{piece.number:06d}", piece.of(records))) for piece in pieces)
@@ -180,6 +181,7 @@ def score_pieces(job: tuple[Detector, DecisionRules | None], found: Survey, fold
                 bar.update(len(piece))
     if len(skipped) == len(records):
         raise InputError(f"none of the {len(records)} images could be read; the first: {skipped[0].reason}")
-    if kept := sum(len(part.collected) for part in parts if part.kept):
+    # A part may also be there because its worker was lost with it in hand.
+    if kept := sum(len(part.collected) for part in parts if part.kept and part.file and part.file.parent.name in before):
         _log.warning("%d of %d images had been scored by a run that was lost; their scores were kept", kept, len(records))
     return ScoredParts(record.run, parts)

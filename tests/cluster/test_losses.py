@@ -24,7 +24,7 @@ SETTINGS = ("--backbone", "efficientnet_lite0", "--resize", "72", "--size", "64"
 
 
 def _has_part(folder: Path) -> bool:
-    return any(folder.glob(f".spade-*/new/{PARTS}/*/scores.h5"))
+    return any(folder.glob(".spade-*/parts/*/*/part.json"))
 
 
 @pytest.mark.slow
@@ -34,6 +34,7 @@ def test_what_is_lost_changes_nothing(tmp_path: Path) -> None:
         save_png(weave(rng), good / f"{number:03d}.png")
     alone = extract(good, bank=tmp_path / "one.bank", extraction=SMALL, preset="spade").bank
     path, out = tmp_path / "many.bank", tmp_path / "many"
+    out.mkdir()
     with small_cluster(2) as cluster:
         words = ["extract", str(good), *SETTINGS, "--cluster", "auto", "--quiet", "--bank", str(path)]
         begun = (path / "features" / "000002.h5").exists
@@ -41,12 +42,16 @@ def test_what_is_lost_changes_nothing(tmp_path: Path) -> None:
         assert_same(alone, Bank.open(path))
         files = {shard.file for shard in Bank.open(path).manifest.shards}
         assert {item.name for item in (path / "features").iterdir()} == files
-        words = ["score", str(good), "--bank", str(alone.path), "--cluster", "auto", "--quiet", "--out", str(out)]
-        outcomes.append(run_with_loss(cluster, words, "node", partial(_has_part, tmp_path), draw))
-    assert outcomes == ["lost", "lost"]
+        words = ["score", str(good), "--bank", str(alone.path), "--cluster", "auto", "--quiet", "--out"]
+        for loss in ("node", "driver"):
+            outcomes.append(run_with_loss(cluster, [*words, str(out / loss)], loss, partial(_has_part, out), draw))
+    assert outcomes == ["lost", "lost", "lost"]
+    assert "of 112 images had been scored by a run that was lost; their scores were kept" in (out / "driver.log").read_text()
     score_folder(good, bank=alone.path, out=tmp_path / "one")
-    parted = sorted((out / PARTS).glob("*/scores.h5"))
-    with ScoreFile.open(tmp_path / "one" / "scores.h5") as one, ScoreParts.open(parted) as parts:
-        assert one.ids == parts.ids
-        np.testing.assert_array_equal(one.image_score, parts.image_score)
-        assert all(np.array_equal(*maps) for maps in zip(one.maps(), parts.maps(), strict=True))
+    for loss in ("node", "driver"):
+        parted = sorted((out / loss / PARTS).glob("*/scores.h5"))
+        with ScoreFile.open(tmp_path / "one" / "scores.h5") as one, ScoreParts.open(parted) as parts:
+            assert one.ids == parts.ids
+            np.testing.assert_array_equal(one.image_score, parts.image_score)
+            assert all(np.array_equal(*maps) for maps in zip(one.maps(), parts.maps(), strict=True))
+    assert sorted(path.name for path in out.iterdir()) == ["driver", "driver.log", "node", "node.log"]
