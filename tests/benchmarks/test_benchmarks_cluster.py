@@ -14,17 +14,30 @@ MACHINE = {"date": "2026-11-30", "cores": 2, "cpu": "some"}
 
 def test_what_differs_stands_out() -> None:
     row = {"set": "bottle", "normals": 209, "nodes": 2, "same_bank": True, "same_calibration": True, "same_scores": False}
+    row |= {"scored": 83, "rounds": 3, "load": 0.25}
     table = page.equal({"cluster": {"equality": [{**row, "cpu_s": 110.0, "alone_cpu_s": 100.0}]}})
-    assert "| bottle (209) | 2 | same | same | **different** | 110 | 100 | 1.10 |" in table
+    assert "| bottle (209, 83) | 2 | same | same | **different** | 110 | 100 | 1.10 | 3 | 0.2 |" in table
+
+
+def test_what_is_added_is_told_apart() -> None:
+    """99 seconds more for 80 more of one process, and what the smaller set takes beside 30 times that."""
+    sets = (("large", 150.0, 110.0), ("small", 51.0, 30.0))
+    rows = [{"set": name, "nodes": 2, "cpu_s": cpu, "alone_cpu_s": alone} for name, cpu, alone in sets]
+    said = page.overhead({"cluster": {"equality": [*rows, {**rows[0], "nodes": 4}]}})
+    assert "2 nodes: from small to large, each CPU second of one process becomes 1.24; the line" in said
+    assert "leaves 14 s for the four commands" in said
+    assert "4 nodes" not in said
 
 
 def test_losses_are_counted() -> None:
     row = {"loss": "node", "command": "extract", "outcome": "lost", "same": True, "left_over": False}
-    rows = [row, {**row, "loss": "worker", "same": False}, {**row, "outcome": "ended"}]
+    row["went_on"] = False
+    rows = [row, {**row, "loss": "worker", "same": False, "went_on": True}, {**row, "outcome": "ended"}]
     figures = {"cluster": {"machine": MACHINE, "losses": {"rows": rows}, "memory": []}}
     said = page.facts(figures)
     assert "3 seeded ones, of which 2 hit the command in its work (node in extract 1, worker in extract 1)" in said
-    assert said.endswith("or files that were left over: 1.")
+    assert "or files that were left over: 1." in said
+    assert said.endswith("parts of a command that was lost: 1.")
 
 
 def test_owners_are_compared_with_one_process() -> None:
