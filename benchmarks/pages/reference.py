@@ -17,7 +17,7 @@ from spade_faiss.search.protocol import SearchMethod
 from spade_faiss.search.recipe import gallery_names, load_recipe, recipe_names
 
 _ROOT = Path(__file__).parents[2]
-_COMMON = ("help", "json", "quiet", "debug")
+_COMMON = ("help", "json", "quiet", "debug", "cache", "cache_bytes")
 
 
 def command_line() -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spade_faiss.bank.codes import CODES, CodesEntry, check_codes_file, read_codes, write_codes
+from spade_faiss.bank.codes import CODES, CodesEntry, check_codes_file, codes_path, read_codes, write_codes
 from spade_faiss.bank.compaction import Compaction, join_shards, plan_compaction
 from spade_faiss.bank.locks import LOCK, READERS, WRITER, Lease, WriterLock
 from spade_faiss.bank.manifest import Manifest, read_manifest, versions, write_manifest
@@ -24,6 +24,7 @@ from spade_faiss.bank.places import MANIFEST, PRODUCTS, SHARDS, STAGED, check_pl
 from spade_faiss.bank.shards import SHARD_BYTES, ShardEntry, StagedShard, check_shard, write_shard
 from spade_faiss.bank.snapshot import Snapshot, first_difference, named_layout
 from spade_faiss.bank.state import BankState, Place
+from spade_faiss.core.copies import copy_of
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import TEMPORARY_PATTERN, sync_folder
 from spade_faiss.core.inside import check_inside, files_in, is_regular
@@ -35,6 +36,7 @@ from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.code_losses import measure_losses
 from spade_faiss.features.codes import learn_codes
 from spade_faiss.features.layout import Layout, prepare
+from spade_faiss.storage.copy import bank_folder
 
 if TYPE_CHECKING:
     pass
@@ -70,8 +72,9 @@ class Bank(Snapshot):
 
         Raises:
             InputError: for a folder that holds a bank, or anything else.
+            BusyError: if somebody else has created one at the same URL at the same time.
         """
-        folder = Path(path)
+        folder = bank_folder(path)
         _check_new(folder)
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
         with WriterLock(folder, f"the bank {folder}")():
@@ -96,8 +99,9 @@ class Bank(Snapshot):
             BankError: for a damaged manifest, one of another version, and for a missing or changed shard; for a link, a pipe or
                 the like where a file or a folder of the bank should be.
             AccessError: if the operating system does not open a file.
+            StorageError: if a URL cannot be reached.
         """
-        folder = Path(path)
+        folder = bank_folder(path)
         check_places(folder)
         while True:
             manifest = read_manifest(folder)
@@ -124,7 +128,7 @@ class Bank(Snapshot):
         Raises:
             InputError: if there is a bank of another layout, source or augmentation; the message has both values.
         """
-        if not is_regular(Path(path) / MANIFEST):
+        if not is_regular(bank_folder(path) / MANIFEST):
             return cls.create(path, layout, origin)
         bank = cls.open(path)
         if bank.generation == 0:  # nothing was ever stored, so its settings may still change
@@ -182,11 +186,18 @@ class Bank(Snapshot):
         """Begin to write: take over the newest state, and delete what a killed writer left."""
         self._continued = False
         check_places(self.path)
+        if (copy := copy_of(self.path)) is not None:
+            copy.refresh(whole=True)
         current = read_manifest(self.path)
         if current.generation != self.generation:
             self._state = BankState(self.path, current)
         for leftover in leftovers(self.path):
             leftover.unlink()
+        if copy is not None:  # what a killed writer had not stored is not at the URL, and nobody else has it
+            named = {shard.file for shard in current.shards}
+            for path in files_in(check_inside(self.path, SHARDS), "*.h5"):
+                if path.name not in named and not copy.is_kept(path):
+                    path.unlink()
 
     def append(self, batch: FeatureBatch, *, product: str = "") -> None:
         """Store a batch as one new shard and commit it. After this returns, the batch survives a crash.
@@ -384,10 +395,12 @@ class Bank(Snapshot):
         return write_codes(self.path, codes, len(set(batch.picture_ids)), measure_losses(batch, codes))
 
     def _encoded(self, batch: FeatureBatch, entry: CodesEntry) -> FeatureBatch:
-        return read_codes(self.path / CODES, entry.sha256, self.layout).encode(batch)
+        return read_codes(codes_path(self.path, entry), entry.sha256, self.layout).encode(batch)
 
     def _new_shard(self, name: str) -> Path:
         """Return the path of a shard that is about to be written; raise BankError if a committed one has its name."""
+        if copy_of(self.path) is not None:  # others may write at the same time: no two choose the same name
+            name = f"{Path(name).stem}-{secrets.token_hex(4)}.h5"
         path = check_inside(self.path, SHARDS, name)
         if is_regular(path) and any(shard.file == name for shard in self.manifest.shards):
             raise BankError(
@@ -426,6 +439,8 @@ class Bank(Snapshot):
         for path in files_in(check_inside(self.path, SHARDS), "*.h5"):
             if path.name not in named:
                 path.unlink()
+        if (copy := copy_of(self.path)) is not None:
+            copy.sweep()
 
     def _sweep_products(self) -> None:
         """Delete what was built of products that are gone, and nothing else that lies there."""
@@ -486,6 +501,9 @@ def _whose(state: BankState, name: str) -> str:
 def _check_new(folder: Path) -> None:
     """Raise InputError unless a bank can be created in `folder`."""
     check_places(folder)
+    if (copy := copy_of(folder)) is not None and not is_regular(folder / MANIFEST):
+        copy.check_new()
+        return
     if is_regular(folder / MANIFEST):
         raise InputError(f"{folder} already holds a bank; open it, or choose another folder")
     if not folder.exists():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from spade_faiss.core.arrays import map_arrays, write_arrays
+from spade_faiss.core.copies import copy_of
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, check_file
 from spade_faiss.core.inside import check_inside
@@ -19,6 +22,8 @@ from spade_faiss.features.codes import Codes, LevelCodes, check_codes
 from spade_faiss.features.layout import Layout
 
 CODES = "codes.h5"
+# At a URL, several writers may learn codes at the same time, of whom one is the first to commit.
+_NAME = re.compile(r"codes(-[0-9a-f]{8})?\.h5")
 SCHEMA = 1
 
 _REMEDY = "restore it from a backup, or make the bank anew"
@@ -51,16 +56,22 @@ def write_codes(folder: Path, codes: Codes, pictures: int, losses: tuple[LevelLo
     arrays: Arrays = {}
     for name, of_level in codes.levels.items():
         arrays |= {f"level/{name}/{part}": array for part, array in vars(of_level).items() if array is not None}
-    path = check_inside(folder, CODES)
+    own = "" if copy_of(folder) is None else f"-{secrets.token_hex(4)}"
+    path = check_inside(folder, CODES.replace(".", f"{own}."))
     digest = write_arrays(path, arrays, attributes={"schema": SCHEMA})
     return CodesEntry(**vars(FileEntry.of(path, digest)), pictures=pictures, losses=losses)
 
 
+def codes_path(folder: Path, entry: CodesEntry) -> Path:
+    """Return the path of the file of the codes; raise BankError if they are said to be in another file of the bank."""
+    if not _NAME.fullmatch(entry.file):
+        raise BankError(f"the bank {folder} is damaged: its codes are said to be in {entry.file}, not in {CODES}; {_REMEDY}")
+    return check_inside(folder, entry.file)
+
+
 def check_codes_file(folder: Path, entry: CodesEntry) -> None:
     """Raise BankError if the file of the codes is not the one that the manifest records; see `check_file`."""
-    path = check_inside(folder, CODES)
-    if entry.file != CODES:
-        raise BankError(f"the bank {folder} is damaged: its codes are said to be in {entry.file}, not in {CODES}; {_REMEDY}")
+    path = codes_path(folder, entry)
     check_file(path, entry, f"the codes {path}", "the manifest", _REMEDY)
 
 

@@ -9,12 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from spade_faiss.bank.codes import CodesEntry
-from spade_faiss.bank.network import NetworkEntry
-from spade_faiss.bank.places import MANIFEST
+from spade_faiss.bank.network import NETWORK, NetworkEntry
+from spade_faiss.bank.places import MANIFEST, SHARDS
 from spade_faiss.bank.shards import ShardEntry
 from spade_faiss.core.augmentation import Augmentation
+from spade_faiss.core.copies import copy_of
 from spade_faiss.core.errors import BankError, InputError, NotFoundError
-from spade_faiss.core.files import check_sha256
+from spade_faiss.core.files import FileEntry, check_sha256
 from spade_faiss.core.grouping import Grouping
 from spade_faiss.core.hints import fit_command
 from spade_faiss.core.inside import is_regular
@@ -23,6 +24,7 @@ from spade_faiss.core.schema import check_at_least, shorten
 from spade_faiss.core.settings import Source
 from spade_faiss.core.signed_json import read_signed, write_signed
 from spade_faiss.features.layout import Layout
+from spade_faiss.storage.copy import bank_folder
 
 FORMAT = "spade_faiss bank"
 SCHEMA = 3
@@ -115,11 +117,23 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         del content["codes"]
     if not manifest.usual.method.level_weights:
         del content["usual"]["method"]["level_weights"]
-    write_signed(folder / MANIFEST, FORMAT, SCHEMA, content)
+    write_signed(folder / MANIFEST, FORMAT, SCHEMA, content, _files_of(folder, manifest))
 
 
-def is_begun(folder: Path) -> bool:
+def _files_of(folder: Path, manifest: Manifest) -> list[tuple[Path, FileEntry]]:
+    """Return the files that a state of the bank in `folder` names."""
+    network = () if manifest.network is None else (manifest.network.graph, manifest.network.probe)
+    codes = () if manifest.codes is None else (manifest.codes,)
+    return [
+        *((folder / SHARDS / entry.file, entry) for entry in manifest.shards),
+        *((folder / NETWORK / entry.file, entry) for entry in network),
+        *((folder / entry.file, entry) for entry in codes),
+    ]
+
+
+def is_begun(folder: str | Path) -> bool:
     """Whether there is a bank in which anything was ever stored; one that was only begun may still be made otherwise."""
+    folder = bank_folder(folder)
     return (folder / MANIFEST).is_file() and read_manifest(folder).generation > 0
 
 
@@ -132,6 +146,8 @@ def read_manifest(folder: Path) -> Manifest:
         AccessError: if the operating system does not open it.
     """
     path = folder / MANIFEST
+    if (copy := copy_of(folder)) is not None:
+        copy.refresh(whole=False)
     if not is_regular(path):
         raise NotFoundError(f"there is no bank at {folder} (no {MANIFEST}); make one with: {fit_command(folder)}")
     manifest = read_signed(path, Manifest, FORMAT, SCHEMA, "restore it from a backup")

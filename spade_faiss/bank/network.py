@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spade_faiss.core.copies import copy_of, fetched
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, check_file, hash_file, write_bytes
 from spade_faiss.core.inside import check_inside, read_regular
@@ -31,6 +33,8 @@ _REMEDY = "restore it from a backup, or pass --engine torch"
 # Protobuf's own limit.
 _MOST_GRAPH_BYTES = (1 << 31) - 1
 _MOST_LIMIT = 1.0
+# Names of files may have 128 characters.
+_MOST_STEM = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +85,17 @@ def write_network(folder: Path, network: ExportedNetwork | CarriedNetwork) -> Ne
     return _written(folder, network)
 
 
+def _own_suffix(folder: Path) -> str:
+    """What is added to the name of a new file of the bank in `folder`: at a URL, others may write at the same time."""
+    return "" if copy_of(folder) is None else f"-{secrets.token_hex(4)}"
+
+
 def _copied(folder: Path, network: CarriedNetwork) -> NetworkEntry:
     (place := check_inside(folder, NETWORK)).mkdir(exist_ok=True)
 
     def copy(entry: FileEntry) -> FileEntry:
-        path = place / entry.file
+        stem, dot, kind = entry.file.rpartition(".")
+        path = place / f"{stem[:_MOST_STEM]}{_own_suffix(folder)}{dot}{kind}"
         write_bytes(path, read_regular(_checked(network.folder, entry), _MOST_GRAPH_BYTES, _REMEDY))
         copied = FileEntry.of(path, hash_file(path))
         if copied.sha256 != entry.sha256:
@@ -99,13 +109,14 @@ def _written(folder: Path, exported: ExportedNetwork) -> NetworkEntry:
     place = check_inside(folder, NETWORK)
     place.mkdir(exist_ok=True)
     embedding, maps = exported.probe.features
+    ours = _own_suffix(folder)
     contents = {
         "onnx": exported.graph,
         "probe": b"".join(part.astype("<f4").tobytes() for part in (exported.probe.inputs, embedding, *maps.values())),
     }
     entries = {}
     for kind, content in contents.items():
-        path = place / f"{exported.source.weights_sha256}.{kind}"
+        path = place / f"{exported.source.weights_sha256}{ours}.{kind}"
         write_bytes(path, content)
         entries[kind] = FileEntry.of(path, hash_file(path))
     return NetworkEntry(
@@ -115,7 +126,7 @@ def _written(folder: Path, exported: ExportedNetwork) -> NetworkEntry:
 
 def _checked(folder: Path, entry: FileEntry) -> Path:
     """Return a file of the network; raise BankError if it is not the one that the manifest records, see `check_file`."""
-    path = check_inside(folder, NETWORK, entry.file)
+    path = fetched(check_inside(folder, NETWORK, entry.file), entry.sha256)
     check_file(path, entry, f"the network {path}", "the manifest", _REMEDY)
     return path
 

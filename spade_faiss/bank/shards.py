@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.arrays import map_arrays, text_array, write_arrays
+from spade_faiss.core.copies import copy_of, let_go_by
 from spade_faiss.core.errors import BankError
 from spade_faiss.core.files import FileEntry, check_file
 from spade_faiss.core.once import once
@@ -220,6 +221,8 @@ def write_shard(path: Path, batch: FeatureBatch, product: str = "") -> ShardEntr
 @lru_cache(maxsize=_OPEN_SHARDS)
 def map_shard(path: Path, sha256: str, count: int, layout: Layout) -> Shard:
     """Map a shard into memory, or return it from the cache; arguments and errors are those of `Shard`."""
+    if copy_of(path) is not None:
+        let_go_by(map_shard.cache_clear)
     return Shard(path, sha256, count, layout)
 
 

@@ -18,6 +18,7 @@ from spade_faiss.bank.pictures import Pictures
 from spade_faiss.bank.places import PRODUCTS, SHARDS
 from spade_faiss.bank.shards import check_shard
 from spade_faiss.bank.state import BankState, Place
+from spade_faiss.core.copies import named
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.hints import verify_command
 from spade_faiss.core.presets import Usual, of_few
@@ -29,6 +30,7 @@ from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.codes import Codes, LevelCodes
 from spade_faiss.features.layout import LARGEST, Layout, prepare, within_range
 from spade_faiss.features.tiles import Places, check_places
+from spade_faiss.storage.copy import bank_folder
 
 # How many products a message names.
 _LISTED = 12
@@ -55,8 +57,13 @@ class Snapshot:
         # A bank that commits replaces it: a method takes it once, and then works on one state.
         self._state = BankState(self.path, manifest)
 
-    def __reduce__(self) -> tuple[Callable[..., Snapshot], tuple[type[Snapshot], Path, Manifest]]:
-        return _open_again, (type(self), self.path, self.manifest)
+    def __reduce__(self) -> tuple[Callable[..., Snapshot], tuple[type[Snapshot], str, Manifest]]:
+        return _open_again, (type(self), self.name, self.manifest)
+
+    @property
+    def name(self) -> str:
+        """Where it is: its folder, or its URL."""
+        return named(str(self.path))
 
     @property
     def manifest(self) -> Manifest:
@@ -93,7 +100,7 @@ class Snapshot:
         """Return what identifies the bank, and its size, for reports and `info`."""
         source = self.manifest.source
         return {
-            "path": str(self.path),
+            "path": self.name,
             "generation": self.generation,
             "images": len(self.pictures),
             "entries": len(self),
@@ -474,13 +481,14 @@ def unknown_product(bank: Snapshot, product: object) -> str:
     return f"the bank {bank.path} holds no images of product {shorten(product)}; its products: {held or 'none'}"
 
 
-def _open_again(kind: type[Snapshot], path: Path, manifest: Manifest) -> Snapshot:
+def _open_again(kind: type[Snapshot], place: str, manifest: Manifest) -> Snapshot:
     """Open a state that may not be the newest one any more.
 
     Raises:
-        NotFoundError: if there is no bank at `path`.
+        NotFoundError: if there is no bank at `place`.
         BankError: if a shard of that state is missing or changed.
     """
+    path = bank_folder(place)
     read_manifest(path)
     lease = Lease(path, manifest.generation)
     for shard in manifest.shards:

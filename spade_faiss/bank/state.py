@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from spade_faiss.bank.codes import CODES, read_codes
+from spade_faiss.bank.codes import codes_path, read_codes
 from spade_faiss.bank.manifest import Manifest
 from spade_faiss.bank.pictures import Pictures
 from spade_faiss.bank.places import SHARDS
@@ -128,7 +128,7 @@ class BankState:
     def codes(self) -> Codes | None:
         """How maps become codes; None in a bank that stores none, or is empty yet."""
         entry = self.manifest.codes
-        return None if entry is None else read_codes(self.path / CODES, entry.sha256, self.manifest.layout)
+        return None if entry is None else read_codes(codes_path(self.path, entry), entry.sha256, self.manifest.layout)
 
     def shard(self, number: int) -> Shard:
         """Return a shard, mapped into memory."""

@@ -17,8 +17,10 @@ from spade_faiss.cli import advice, banks, doctor, scores, serve, tuning, upkeep
 from spade_faiss.cli.options import Commands
 from spade_faiss.cli.streams import open_closed_streams, write_error, write_output
 from spade_faiss.cli.text import to_json
+from spade_faiss.core.copies import named
 from spade_faiss.core.errors import SpadeError
 from spade_faiss.core.memory import is_out_of_memory
+from spade_faiss.core.settings import Caching
 from spade_faiss.core.text import printable
 from spade_faiss.diagnostics.limits import check_libraries_fit
 from spade_faiss.features.forward.choice import is_installed, usable_engines
@@ -65,11 +67,17 @@ def _run(arguments: argparse.Namespace) -> int:
     logging.getLogger("spade_faiss").setLevel(logging.DEBUG if arguments.debug else logging.NOTSET)
     signals = _Signals()
     try:
+        from spade_faiss.storage.cache import trim_cache, use_cache  # not for --help
+
         with _signals_as_interrupts(signals):
             if arguments.command in _COMPUTING:
                 check_libraries_fit(torch=_loads_torch(arguments))
+            if caching := {name: getattr(arguments, name) for name in ("cache", "cache_bytes") if name in arguments}:
+                use_cache(Caching(**caching))
             numbers, lines, *failed = arguments.run(arguments)
-        output = to_json(numbers) if arguments.json else "\n".join(map(printable, lines))
+            trim_cache()
+        # What lies in the copy of something at a URL is called by that.
+        output = named(to_json(numbers) if arguments.json else "\n".join(map(printable, lines)))
     except (KeyboardInterrupt, Exception) as error:
         if signals.received or isinstance(error, KeyboardInterrupt):
             write_error(f"interrupted; {_what_remains(arguments)}")
@@ -156,7 +164,7 @@ class _OneLine(logging.Formatter):
     """Messages on one line, without orders to the terminal; tracebacks stay as they are."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # logging's own name
-        return printable(super().formatMessage(record))
+        return printable(named(super().formatMessage(record)))
 
 
 class _Parser(argparse.ArgumentParser):

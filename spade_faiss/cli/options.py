@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from spade_faiss.cli.text import Finding, Output
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Method, Run, changed
+from spade_faiss.core.settings import Caching, Method, Run, changed
 
 if TYPE_CHECKING:
     from spade_faiss.bank.snapshot import Snapshot
@@ -20,13 +20,14 @@ T = TypeVar("T")
 
 
 class Commands:
-    """Adds commands to a parser; all of them have `--json`, `--quiet` and `--debug`."""
+    """Adds commands to a parser; all of them have `--json`, `--quiet`, `--debug`, `--cache` and `--cache-bytes`."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self._common = argparse.ArgumentParser(add_help=False)
         self._common.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         self._common.add_argument("--quiet", action="store_true", help="show no progress bars")
         self._common.add_argument("--debug", action="store_true", help="log more, and show the traceback of an error")
+        add_settings(self._common, Caching)
         self._parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(

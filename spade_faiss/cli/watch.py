@@ -74,13 +74,15 @@ def register(commands: Commands) -> None:
 
 
 def _watch(arguments: argparse.Namespace) -> Finding:
+    from spade_faiss.storage.url import is_url
     from spade_faiss.watch.destinations import Secrets, check_folders, make_sinks, make_source, source_name, usual_state
     from spade_faiss.watch.ledger import Ledger
     from spade_faiss.watch.watch import Watch, state_folder
 
     settings, run = read_settings(arguments, WatchSettings), read_run(arguments)
     name = source_name(arguments.source)
-    check_folders(arguments.source, arguments.to, None if arguments.bank is None else Path(arguments.bank))
+    is_here = arguments.bank is not None and not is_url(arguments.bank)
+    check_folders(arguments.source, arguments.to, Path(arguments.bank) if is_here else None)
     secrets = Secrets(arguments.secret_file, arguments.mqtt_password_file, arguments.token_file)
     sinks = make_sinks(arguments.to, secrets, name)
     if arguments.bank is None and not (sinks and all(sink.wants_pictures for sink in sinks)):

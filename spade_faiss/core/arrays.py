@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -15,6 +16,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from spade_faiss.core.copies import Use, fetched, let_go_by
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import atomic_path, hash_file
 from spade_faiss.core.hdf5_layout import read_layout
@@ -99,15 +101,19 @@ def map_arrays(path: Path, sha256: str) -> Mapped:
     """Map the arrays of a file into memory. Views of them keep the mapping alive after it has left the cache.
 
     Args:
-        path: the file.
-        sha256: its checksum, which is not compared: it is part of the cache's key, because a file may be replaced.
+        path: the file; of a bank at a URL, it is fetched.
+        sha256: its checksum, which is not compared: it is part of the cache's key, because a file may be replaced. What is
+            fetched is compared.
 
     Raises:
         BankError: for a file that is missing or damaged, or holds anything but what `write_arrays` writes.
         AccessError: if the operating system does not open it.
     """
     try:
-        return Mapped(path)
+        use = Use()
+        fetched(path, sha256, use)
+        let_go_by(map_arrays.cache_clear)
+        return Mapped(path, use)
     except FileNotFoundError as error:
         raise BankError(f"{path} was deleted after the bank was opened; open the bank again") from error
     except (ValueError, OverflowError) as error:
@@ -121,6 +127,10 @@ def _descriptors() -> Descriptors:
     return Descriptors()
 
 
+def _end(use: Use | None) -> None:
+    """Nothing is left to do: what will call this refers to the use until then."""
+
+
 class Mapped:
     """A file that is mapped into memory. It keeps no descriptor, so that a bank may have any number of shards.
 
@@ -130,7 +140,7 @@ class Mapped:
             `check_length` before. `read` needs no such call.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, use: Use | None = None) -> None:
         descriptor = open_regular(path)
         try:
             self._file = FileIdentity.of(path, descriptor)
@@ -138,6 +148,8 @@ class Mapped:
             if "\n".join(sorted(layout)) != (names := self.attributes.get(_NAMES)):
                 raise ValueError(f"it holds {shorten(sorted(layout))}, but its list of arrays is {shorten(names)}")
             self._mapped = map_file(descriptor, self._file.size)
+            # Views keep the mapping, and the mapping keeps the file where it was fetched to.
+            weakref.finalize(self._mapped, _end, use).atexit = False
         except OSError as error:
             raise cannot_open(path, error) from error
         finally:

@@ -1,8 +1,16 @@
 """The errors that spade_faiss raises on purpose."""
 
+from spade_faiss.core.copies import named
+
 
 class SpadeError(Exception):
-    """The base of all errors below. Its message says what went wrong and what to do next."""
+    """The base of all errors below. Its message says what went wrong and what to do next.
+
+    Where a file lies in the copy of what is at a URL, the message names the URL.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(named(each) if isinstance(each, str) else each for each in args))
 
 
 class InputError(SpadeError, ValueError):
@@ -23,6 +31,10 @@ class BusyError(BankError):
 
 class AccessError(SpadeError, OSError):
     """A file that the operating system does not open: no permission, or too many open files. It need not be damaged."""
+
+
+class StorageError(SpadeError, OSError):
+    """Storage at a URL that cannot be reached, or that does not let us read or write."""
 
 
 class DependencyError(SpadeError, ImportError):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from spade_faiss.core.copies import copy_of
 from spade_faiss.core.errors import BankError, InputError, NotFoundError
 from spade_faiss.core.inside import is_regular, open_regular
 
@@ -163,7 +164,8 @@ class FileEntry:
 def check_file(path: Path, entry: FileEntry, name: str, where: str, remedy: str) -> None:
     """Check that the file at `path` is the one that was recorded.
 
-    A file of the recorded size and modification time is trusted; of any other, the checksum is compared.
+    A file of the recorded size and modification time is trusted; of any other, the checksum is compared. One of a bank at a URL
+    need not be here yet: its checksum is compared when it is fetched.
 
     Args:
         path: the file.
@@ -175,6 +177,8 @@ def check_file(path: Path, entry: FileEntry, name: str, where: str, remedy: str)
     Raises:
         BankError: if the file is missing, is a link or no file, or is not the one that was recorded.
     """
+    if copy_of(path) is not None:
+        return
     if not is_regular(path):
         raise BankError(f"{name}, which {where} names, is missing; {remedy}")
     status = path.lstat()

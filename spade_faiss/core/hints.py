@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from spade_faiss.core.copies import named
+
 
 def fit_command(bank: str | Path) -> str:
     """Return the command that makes a bank."""
@@ -65,4 +67,4 @@ def score_command(bank: str | Path = "BANK") -> str:
 
 def _line(*words: str | Path | bool) -> str:
     """Join words to a command line that a shell takes apart again; False stands for an option that is not given."""
-    return " ".join(["spade-faiss", *(shlex.quote(str(word)) for word in words if word)])
+    return " ".join(["spade-faiss", *(shlex.quote(named(str(word))) for word in words if word)])

@@ -27,7 +27,7 @@ _UNITS.update({f"{prefix}B": 1000 ** (power + 1) for power, prefix in enumerate(
 _UNITS.update({f"{prefix}iB": 1024 ** (power + 1) for power, prefix in enumerate("KMGT")})
 
 
-def parse_bytes(text: str | int) -> int:
+def parse_bytes(text: str | int, name: str = "memory") -> int:
     """Convert a size such as `2GiB`, `500MB` or `1073741824` to bytes.
 
     Raises:
@@ -36,10 +36,10 @@ def parse_bytes(text: str | int) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(text).strip())
     units = {unit.lower(): factor for unit, factor in _UNITS.items()}
     if found is None or found[2].lower() not in units:
-        raise InputError(f"memory={text!r} is not a size; write for example 500MB or 2GiB")
+        raise InputError(f"{name}={text!r} is not a size; write for example 500MB or 2GiB")
     size = float(found[1]) * units[found[2].lower()]
     if not math.isfinite(size):
-        raise InputError(f"memory={text!r} is more than any machine has; write for example 2GiB")
+        raise InputError(f"{name}={text!r} is more than any machine has; write for example 2GiB")
     return round(size)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from spade_faiss.core.augmentation import Augmentation
 from spade_faiss.core.cluster_address import parse_address
@@ -652,6 +652,26 @@ class Tuning:
             value = getattr(self, name)
             if value is not None and (not is_finite(value) or value <= 0):
                 raise InputError(f"{name}={value!r} must be a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caching:
+    """Where copies of what lies at URLs are kept, for banks and pictures that are given as `s3://BUCKET/NAME`."""
+
+    DEFAULT_BYTES: ClassVar[str] = "20GiB"
+
+    cache: str | None = setting(
+        None,
+        "for banks and pictures at URLs: the folder that copies of their files are kept in (default: SPADE_FAISS_CACHE, or the "
+        "user's cache folder)",
+        metavar="FOLDER",
+    )
+    cache_bytes: str | None = setting(
+        None,
+        "how much of the cache may stay when nobody uses it, such as 5GB; files that were not used for long are deleted first "
+        "(default: SPADE_FAISS_CACHE_BYTES, or 20GiB)",
+        metavar="SIZE",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

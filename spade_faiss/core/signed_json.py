@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from spade_faiss.core.copies import copy_of
 from spade_faiss.core.errors import BankError, InputError
-from spade_faiss.core.files import write_bytes
+from spade_faiss.core.files import FileEntry, write_bytes
 from spade_faiss.core.inside import read_regular
 from spade_faiss.core.schema import cut, from_mapping, shorten
 
@@ -23,10 +25,21 @@ _MOST_CONTAINERS = 1 << 15
 _MOST_CHARACTERS = 1000
 
 
-def write_signed(path: Path, format: str, schema: int, content: dict[str, Any]) -> None:
-    """Create or replace a signed JSON file, atomically.
+def write_signed(
+    path: Path, format: str, schema: int, content: dict[str, Any], files: Iterable[tuple[Path, FileEntry]] = ()
+) -> None:
+    """Create or replace a signed JSON file, atomically; of a bank at a URL, there, and only if nobody else has replaced it.
+
+    Args:
+        path: the file.
+        format: the format that it names.
+        schema: the schema of that.
+        content: what it holds.
+        files: the files that it names, which are at the URL before it is.
 
     Raises:
+        BusyError: if somebody else has replaced it at the URL since it was read.
+        StorageError: if the URL cannot be reached.
         InputError: for content that is longer than `read_signed` reads, or holds more lists and mappings.
     """
     signed = {"format": format, "schema": schema, **content}
@@ -37,7 +50,10 @@ def write_signed(path: Path, format: str, schema: int, content: dict[str, Any]) 
             f"{path} would take {len(data)} bytes and {_containers(data)} lists and mappings, at most {_MOST_BYTES} and "
             f"{_MOST_CONTAINERS} are read; compact the bank"
         )
-    write_bytes(path, data)
+    if (copy := copy_of(path)) is not None:
+        copy.commit(path, data, files)
+    else:
+        write_bytes(path, data)
 
 
 def read_signed(path: Path, cls: type[T], format: str, schema: int, remedy: str) -> T:

@@ -23,6 +23,7 @@ from spade_faiss.features.pages import list_pages
 from spade_faiss.features.records import ImageRecord as ImageRecord  # for whoever looks for it beside `find_images`
 from spade_faiss.features.video_frames import LostFrames, VideoFrame, list_frames
 from spade_faiss.features.video_names import VIDEO_SUFFIXES, check_can_read, is_video
+from spade_faiss.storage.pictures import local_pictures
 
 # A folder, an image, or a list of both.
 Images = str | Path | Sequence[str | Path]
@@ -111,7 +112,7 @@ def survey(source: Images, run: Run = Run()) -> Survey:
     are left out where PyAV is missing, which reads them.
 
     Args:
-        source: what to look through.
+        source: what to look through; what is at a URL is fetched.
         run: says which frames of videos are images.
 
     Returns:
@@ -123,7 +124,8 @@ def survey(source: Images, run: Run = Run()) -> Survey:
         InputError: if there is no image, if a listed file is not an image, or if an image is listed twice.
         DependencyError: for a listed video, if PyAV is not installed.
     """
-    items = [Path(source)] if isinstance(source, str | Path) else list(map(Path, source))
+    listed = [source] if isinstance(source, str | Path) else list(source)
+    items = [local_pictures(item, is_read, progress=run.progress) for item in listed]
     folders = [item.resolve() for item in items if item.is_dir()]
     walk = Walk()
     walked = iter(walk(folders))
@@ -155,6 +157,11 @@ def survey(source: Images, run: Run = Run()) -> Survey:
             f"listed twice, in {str(root)!r}: {name_some(repeated)}; list every image once, alone or with its folder"
         )
     return Survey(root, records, walk.left_out(root), folders, walk.entered)
+
+
+def is_read(name: str) -> bool:
+    """Whether a file of this name is read: an image, a video, or a mask, which is an image."""
+    return is_image(name) or is_video(name)
 
 
 def records_of(path: Path, root: Path, run: Run = Run()) -> list[ImageRecord]:
@@ -194,7 +201,7 @@ def load_dataset(root: str | Path, *, normal_kind: str = LabeledSet.normal_kind,
         InputError: if `test` holds no images, or images outside the folders that name their kind, or a kind that is normal by
             its name and not the normal kind; or if a mask is missing or ambiguous.
     """
-    root = Path(root).resolve()
+    root = local_pictures(root, is_read, progress=run.progress).resolve()
     if not root.is_dir():
         raise NotFoundError(f"dataset folder {str(root)!r} does not exist; expected {LAYOUT}")
     entries = sorted((root / "test").iterdir()) if (root / "test").is_dir() else []

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from spade_faiss.core.augmentation import Augmentation
+from spade_faiss.core.copies import named
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import parse_bytes
 from spade_faiss.core.progress import progress_bar
@@ -304,7 +305,7 @@ class FeatureStream:
             valid=np.concatenate([image.valid for image in job.images]) if in_part else None,
             paths=[os.path.relpath(image.record.path, root) for image in of] if are_files else (),
             sha256=[image.loaded.sha256 for image in of] if are_files else (),
-            root=str(root.resolve()) if are_files else "",
+            root=named(str(root.resolve())) if are_files else "",
             pictures=[image.record.id for image in of] if job.places is not None or len(of) > len(records) else (),
             places=job.places,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from spade_faiss.bank.places import INDEXES
 from spade_faiss.bank.snapshot import Snapshot
+from spade_faiss.core.copies import copy_of, fetched
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, check_sha256, hash_file
 from spade_faiss.core.hints import index_command
@@ -22,6 +24,8 @@ from spade_faiss.search.recipe import Recipe
 
 # More commits and builds than there can have been.
 _MOST = 1 << 53
+# Numbers of builds at a URL begin here.
+_OTHERS = 1 << 40
 
 UP_TO_DATE = "is up to date"
 REBUILD_ASKED_FOR = "asked for"
@@ -182,9 +186,17 @@ class IndexFolder(Generic[M]):
                     f"rebuild it with: {self.command(rebuild=True)}"
                 )
 
+    def fetched(self, entry: FileEntry) -> Path:
+        """Return the path of a file that is about to be opened; it raises what `copies.fetched` raises."""
+        return fetched(self.files / entry.file, entry.sha256)
+
+    def next_build(self, number: int) -> int:
+        """Return the number of the next build: `number`, or, at a URL, one that nobody who builds at the same time chooses."""
+        return number if copy_of(self.path) is None else _OTHERS + secrets.randbelow(_OTHERS)
+
     def check_content(self, entry: FileEntry) -> None:
         """Raise BankError if a file is missing, or its checksum is not the recorded one; the file is read in full."""
-        path = self.files / entry.file
+        path = self.fetched(entry)
         found = hash_file(path) if is_regular(path) else None
         if found != entry.sha256:
             state = "is missing" if found is None else f"has sha256 {found}, expected {entry.sha256}"
@@ -192,7 +204,8 @@ class IndexFolder(Generic[M]):
 
     def write(self, built: M) -> None:
         """Write the manifest: from now on, the files that it names are the index."""
-        write_signed(self.manifest, built.FORMAT, built.SCHEMA, asdict(built))
+        files = ((self.files / entry.file, entry) for entry in built.files)
+        write_signed(self.manifest, built.FORMAT, built.SCHEMA, asdict(built), files)
 
     def sweep(self, built: M) -> None:
         """Delete files of other builds."""

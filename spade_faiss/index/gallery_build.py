@@ -10,6 +10,7 @@ from pathlib import Path
 from spade_faiss.bank.shards import ShardEntry
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.arrays import map_arrays, write_arrays
+from spade_faiss.core.copies import copy_of, fetched
 from spade_faiss.core.errors import BankError
 from spade_faiss.core.files import FileEntry, hash_file
 from spade_faiss.core.hints import index_command
@@ -128,7 +129,7 @@ class _Build:
         self._folder = folder
         self._levels = indexed_levels(bank, recipe.build.levels)
         self._rebuild = index_command(bank.path, recipe.name, rebuild=True)
-        self._recorded = {entry.file: entry.sha256 for entry in kept.files} if kept else {}
+        self._recorded = {entry.file: entry for entry in kept.files} if kept else {}
         self._groups = kept.groups if kept else []
 
     def train(self) -> FileEntry:
@@ -215,10 +216,15 @@ class _Build:
 
     def _usable(self, path: Path, made_of: str) -> FileEntry | None:
         """Return the record of a file that exists, is undamaged, and was made of the same; None otherwise."""
+        recorded = self._recorded.get(path.name)
+        if recorded is not None and copy_of(path) is not None:
+            if path.name != trained_name(self.number):
+                return recorded  # it need not be here: its checksum is compared when it is fetched
+            fetched(path, recorded.sha256)
         if not is_regular(path):
             return None
         digest = hash_file(path)
-        if self._recorded.get(path.name, digest) != digest:
+        if recorded is not None and recorded.sha256 != digest:
             _log.warning("%s is damaged (it has changed since it was written) and is made again", path)
             return None
         try:
@@ -237,6 +243,11 @@ def _next_build(folder: IndexFolder[GalleryIndexManifest], before: GalleryIndexM
 
     A new number keeps the files of another build from being taken for its own.
     """
+    if copy_of(folder.path) is not None:
+        # A build of ours that was interrupted goes on: nobody else has its number.
+        begun = [int(path.stem.removeprefix("trained-")) for path in folder.files.glob("trained-*[0-9].h5")]
+        begun = [number for number in begun if before is None or number != before.build]
+        return max(begun) if begun and not rebuild and before is None else folder.next_build(0)
     if before is not None:
         return before.build + 1
     builds = [int(path.stem[-3:]) for path in folder.files.glob("trained-[0-9][0-9][0-9].h5")]

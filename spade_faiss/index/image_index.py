@@ -288,7 +288,7 @@ def build_image_index(
         raise InputError(
             f"FAISS could not make {recipe.build.image!r} for {len(bank)} embeddings of d={bank.layout.embedding_dim}: {error}"
         ) from error
-    build = before.build + 1 if before else 0
+    build = folder.next_build(before.build + 1 if before else 0)
     folder.files.mkdir(parents=True, exist_ok=True)
     added = [bank.manifest.shards[number] for number in missing]
     manifest = ImageIndexManifest(

@@ -28,6 +28,8 @@ from spade_faiss.report.exchange import (
     names,
     workspaces,
 )
+from spade_faiss.report.output_url import folder_for
+from spade_faiss.storage.url import is_url, local_path, parse_url
 
 # The results that no folder has by chance.
 _SIGNS = (SCORES, PARTS, "suspects.csv", DRIFT_NUMBERS, TUNING_NUMBERS)
@@ -71,7 +73,7 @@ def output_folder(out: str | Path, command: str, *, replaces: Collection[str] = 
     killed runs left is cleared.
 
     Args:
-        out: the folder; it is made, with its parents, if there is none.
+        out: the folder; it is made, with its parents, if there is none. Or a URL, see `output_url`.
         command: what makes the results.
         replaces: the results that go when those of this run come; others stay beside them.
 
@@ -79,7 +81,11 @@ def output_folder(out: str | Path, command: str, *, replaces: Collection[str] = 
         InputError: if `out` is a file, or holds other files and no results, if another process is writing to it, or there is
             no room.
     """
-    out = Path(out)
+    if is_url(out):
+        with folder_for(parse_url(str(out)), replaces) as here, output_folder(here, command, replaces=replaces) as folder:
+            yield folder
+        return
+    out = local_path(out)
     check_folder(out)
     with _errors_named(out) as place, _writing(out, place):
         place.settle()

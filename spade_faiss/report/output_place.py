@@ -9,18 +9,25 @@ from spade_faiss.bank.places import MANIFEST, SHARDS
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError
 from spade_faiss.report.output_folder import check_folder
+from spade_faiss.report.output_url import check_url
+from spade_faiss.storage.url import is_url, local_path, parse_url
 
 
 def check_place(out: str | Path, *, bank: Snapshot, images: Iterable[str | Path] = ()) -> None:
     """Raise InputError if `out` is no place for results.
 
     Args:
-        out: the folder that they are to be written to.
+        out: the folder that they are to be written to, or a URL.
         bank: the bank that is searched.
         images: what is read: folders of images, images, folders of results.
     """
-    place = Path(out).resolve()
-    for source in map(Path, images):
+    if is_url(out):
+        read = [bank.name, *images]
+        check_url(parse_url(str(out)), [parse_url(str(each)) for each in read if is_url(each)])
+        return
+    sources = [local_path(each) for each in images if not is_url(each)]
+    place = local_path(out).resolve()
+    for source in sources:
         folder = source.resolve()
         if source.is_dir() and place.is_relative_to(folder):
             raise InputError(f"out={out} lies inside of {source}: its pictures would be scored the next time; choose another")
@@ -36,8 +43,8 @@ def check_place(out: str | Path, *, bank: Snapshot, images: Iterable[str | Path]
             part = place.relative_to(folder).parts[0]
             if part in ("train", "test", "ground_truth"):
                 raise InputError(f"out={out} lies inside of the data set {folder}; choose a folder outside of its {part}/")
-    _check_normal_images(Path(out), bank)
-    check_folder(Path(out))
+    _check_normal_images(local_path(out), bank)
+    check_folder(local_path(out))
 
 
 def _check_normal_images(out: Path, bank: Snapshot) -> None:

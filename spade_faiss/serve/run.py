@@ -27,6 +27,7 @@ from spade_faiss.serve.settings import ServeSettings
 from spade_faiss.serve.station.station import Station
 from spade_faiss.serve.station.upkeep import Upkeep
 from spade_faiss.serve.web.app import create_app
+from spade_faiss.storage.url import check_no_url
 
 DATABASE = "history.sqlite"
 _LOCK = "server.lock"
@@ -103,6 +104,7 @@ def name_banks(banks: Sequence[str | Path]) -> dict[str, Path]:
     """
     named: dict[str, Path] = {}
     for bank in banks:
+        check_no_url("bank", bank)
         path = Path(bank).resolve()
         if not (path / MANIFEST).is_file():
             raise NotFoundError(f"there is no bank at {bank}; make one with: spade-faiss fit IMAGES --bank {bank}")

@@ -23,6 +23,7 @@ from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import Built, build_index
 from spade_faiss.search.recipe import load_recipe
+from spade_faiss.storage.copy import bank_folder
 from spade_faiss.workflows.calibrate import calibrate_whole_if_needed
 
 # Codes are learned from so many pictures, as far as these take no more bytes.
@@ -80,7 +81,7 @@ def convert(bank: str | Path, out: str | Path, *, store: str, calibrate: bool = 
         )
     if not len(opened):
         raise InputError(f"the bank {bank} is empty; add pictures to it first")
-    if os.path.realpath(bank) == os.path.realpath(out):
+    if os.path.realpath(opened.path) == os.path.realpath(bank_folder(out)):
         raise InputError(f"{out} is the bank itself; name a new folder for the other one")
     asked = Store.parse(store)
     layout = replace(opened.layout, dtype=asked.dtype, numbers=asked.numbers)

@@ -25,6 +25,7 @@ from spade_faiss.report.output_folder import output_folder
 from spade_faiss.report.output_place import check_place
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.report.scoreparts import ScoreParts
+from spade_faiss.storage.url import check_no_url
 
 
 def drift(
@@ -98,6 +99,8 @@ def _check(results: Sequence[str | Path], level: float, defects: float) -> None:
         check_rate("defects", defects)
     if not results:
         raise InputError("drift needs results to compare; give folders that spade-faiss score wrote")
+    for folder in results:
+        check_no_url("results", folder)
 
 
 def _compare(bank: Snapshot, parts: Sequence[_Recent], level: float, defects: float) -> Drift:
@@ -122,6 +125,7 @@ def write_drift(
         InputError: if `out` holds results that were not compared, or is no place for results, as for `score_folder`.
     """
     folders = {_file_of(Path(item)).parent.resolve() for item in results}
+    check_no_url("out", out)
     check_place(out, bank=Bank.open(bank, check=False))
     if any((Path(out) / name).exists() for name in (SCORES, PARTS)) and Path(out).resolve() not in folders:
         raise InputError(f"out={out} holds results that were not compared; choose another folder")

@@ -12,7 +12,7 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.hints import score_command
 from spade_faiss.core.settings import Decision, LabeledSet, ReportOptions, Run
-from spade_faiss.features.datasets import Dataset, load_dataset
+from spade_faiss.features.datasets import Dataset, is_read, load_dataset
 from spade_faiss.features.folders import name_some
 from spade_faiss.features.pages import hash_image
 from spade_faiss.features.pictures import to_mask
@@ -23,6 +23,8 @@ from spade_faiss.report.results import Results
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.evaluation import PixelTruth, measure
+from spade_faiss.storage.pictures import local_pictures
+from spade_faiss.storage.url import check_cluster
 from spade_faiss.tuning.record import read_record
 from spade_faiss.workflows.score import Evaluated, OutputPlan, Scored, open_job, scored_images, write_results
 
@@ -41,8 +43,8 @@ def evaluate(
     """Score the test images of a labeled set laid out as MVTec AD; write what `score_folder` writes, with metrics and labels.
 
     Args:
-        dataset: a folder with `test/<kind>` and, for pixel metrics, `ground_truth/<kind>`; or a folder of such folders, each
-            named after a product.
+        dataset: a folder, or a URL, with `test/<kind>` and, for pixel metrics, `ground_truth/<kind>`; or a folder of such
+            folders, each named after a product.
         bank, out, decision, report: as for `score_folder`.
         normal_kind: the folder of `test` that holds normal images; all others hold a kind of defect.
 
@@ -58,7 +60,10 @@ def evaluate(
         raise InputError(
             f"localize={bank.method.localize!r} leaves images without a map to measure; evaluate with localize='all'"
         )
-    run, of_products = bank.run if isinstance(bank, Detector) else Run(), is_product_set(dataset)
+    run = bank.run if isinstance(bank, Detector) else Run()
+    check_cluster(run, dataset, out)
+    dataset = local_pictures(dataset, is_read, progress=run.progress)
+    of_products = is_product_set(dataset)
     loaded = (load_product_set if of_products else load_dataset)(dataset, normal_kind=normal_kind, run=run)
     _check_classes(loaded, normal_kind)
     _check_not_tuned_on(loaded, bank)

@@ -12,6 +12,7 @@ from spade_faiss.bank.manifest import is_begun, read_manifest
 from spade_faiss.bank.origin import Origin
 from spade_faiss.bank.places import MANIFEST
 from spade_faiss.bank.shards import SHARD_BYTES
+from spade_faiss.core.copies import named
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.memory import BATCH_SIZE, parse_bytes
 from spade_faiss.core.presets import DEFAULT, PAPER, Preset, Usual, load_preset
@@ -37,6 +38,8 @@ from spade_faiss.index.build import check_recipe
 from spade_faiss.search.levels import searched_levels
 from spade_faiss.search.protocol import check_own_rois
 from spade_faiss.search.recipe import load_recipe
+from spade_faiss.storage.copy import bank_folder
+from spade_faiss.storage.url import check_cluster
 from spade_faiss.workflows.bank_network import make_network
 from spade_faiss.workflows.extract_pieces import Extracting, Pass, extract_pieces
 from spade_faiss.workflows.shard_buffer import Belonging, ShardBuffer
@@ -105,6 +108,8 @@ def extract(
         BankError: if the bank is damaged, or another process is writing to it.
     """
     check_backbone(extraction, run)
+    folder = bank_folder(bank)
+    check_cluster(run, bank, images)
     chosen = choose_preset(bank, preset, extraction.roi).with_extraction(extraction)
     extraction = chosen.extraction
     found = _find_normals(images, run)
@@ -112,7 +117,7 @@ def extract(
     if extraction.augment is not None and backbone.source.preprocess.tile is not None:
         raise InputError(f"augment={extraction.augment!r} is of whole images, and tile cuts them up; leave one of them out")
     if backbone.source.preprocess.bit_depth is None:
-        backbone = backbone.with_bit_depth(_find_bit_depth(Path(bank), found.records, run))
+        backbone = backbone.with_bit_depth(_find_bit_depth(folder, found.records, run))
     if extraction.roi is not None:
         own_rois = Path(extraction.roi).is_dir()
         backbone = backbone.with_roi(None if own_rois else read_roi(extraction.roi), own_rois=own_rois)
@@ -124,7 +129,7 @@ def extract(
     )
     store = Store.parse(extraction.store)
     is_divided = extraction.products is not None or run.cluster is not None
-    if store.is_coded and is_divided and not is_begun(Path(bank)):
+    if store.is_coded and is_divided and not is_begun(folder):
         # Codes are learned from the first pictures, which are of one product, or on one of many workers.
         raise InputError(
             f"a bank of several products, or one that a cluster makes, is not made with store={store}: make it with "
@@ -146,7 +151,7 @@ def extract(
     _check_usual(usual, layout)
     timings = Timings()
     with timings("network"):
-        made = make_network(Path(bank), backbone, found.records, extraction, run)
+        made = make_network(folder, backbone, found.records, extraction, run)
     with timings("check"):
         target = Bank.open_or_create(
             bank,
@@ -197,7 +202,8 @@ def choose_preset(bank: str | Path, preset: str | Path | Preset | None, roi: str
     """
     if preset is not None:
         return load_preset(preset)
-    made = read_manifest(Path(bank)) if (Path(bank) / MANIFEST).is_file() else None
+    folder = bank_folder(bank)
+    made = read_manifest(folder) if (folder / MANIFEST).is_file() else None
     if made is None or made.generation == 0:  # nothing was ever stored, so its settings may still change
         return load_preset(DEFAULT if roi is None or not Path(roi).is_dir() else PAPER)
     placed = {} if made.source is None else {name: getattr(made.source.preprocess, name) for name in _PLACED}
@@ -231,6 +237,7 @@ def add(images: Images, *, bank: str | Path, backbone: Backbone | None = None, r
         NotFoundError: if there is no such bank, or a path does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """
+    check_cluster(run, bank, images)
     found = _find_normals(images, run)
     timings = Timings()
     with timings("check"):
@@ -379,7 +386,7 @@ def _not_in(bank: Bank, records: Sequence[ImageRecord]) -> tuple[list[ImageRecor
         if held[record.id] != digest:
             before = everything.image_path(record.id)
             gone = "; it was removed: compact the bank to forget it" if record.id in bank.removed else ""
-            if before != record.path:
+            if before != Path(named(str(record.path))):
                 raise InputError(
                     f"the bank {bank.path} holds another image named {record.id!r}, from {before}; "
                     f"rename this one, {record.path}{gone}"

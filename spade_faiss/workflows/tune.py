@@ -28,6 +28,7 @@ from spade_faiss.report.output_folder import output_folder
 from spade_faiss.report.output_place import check_place
 from spade_faiss.report.tuning_page import tuning_numbers, tuning_page
 from spade_faiss.search.recipe import load_recipe
+from spade_faiss.storage.url import check_no_url
 from spade_faiss.tuning.inputs import FoundInput, Input, search_inputs
 from spade_faiss.tuning.options import Option, Stored, default_option, option_of
 from spade_faiss.tuning.record import Record, read_record, record_of, write_record
@@ -91,6 +92,8 @@ def tune(
         NotFoundError: if a path does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """
+    for name, place in (("bank", bank), ("labels", tuning.labels)):
+        check_no_url(name, place)
     found = survey(images, run)
     check_normals(found.sources, [record.path for record in found.records])
     work = Path(f"{Path(bank)}{_SUFFIX}")  # without a slash at the end: beside the bank, not in it

@@ -8,16 +8,16 @@ from functools import partial
 from pathlib import Path
 
 from spade_faiss.bank.bank import Bank
-from spade_faiss.bank.codes import CODES
+from spade_faiss.bank.codes import codes_path
 from spade_faiss.bank.network import NETWORK
 from spade_faiss.bank.places import SHARDS
 from spade_faiss.bank.snapshot import Snapshot
+from spade_faiss.core.copies import copy_of, named
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, hash_file
 from spade_faiss.core.inside import is_regular
 from spade_faiss.core.process import fork_safe
 from spade_faiss.core.progress import progress_bar
-from spade_faiss.core.schema import shorten
 from spade_faiss.decisions.calibration import stored_calibrations
 from spade_faiss.features.layout import LARGEST, within_range
 from spade_faiss.index.build import views_of
@@ -86,9 +86,10 @@ def _codes_problems(bank: Bank) -> Iterator[str]:
     """Say whether what decodes the maps is missing or damaged."""
     if (entry := bank.manifest.codes) is None:
         return
-    path = bank.path / CODES
-    if entry.file != CODES:
-        yield f"the manifest says that the codes are in {shorten(entry.file)}, and not in {CODES}"
+    try:
+        path = codes_path(bank.path, entry)
+    except BankError as error:
+        yield str(error)
         return
     if problem := _file_problem(path, entry, f"the codes {path}", "restore it from a backup, or make the bank anew"):
         yield problem
@@ -119,6 +120,12 @@ def _shard_problems(bank: Bank, index: int, deep: bool) -> Iterator[str]:
 
 def _file_problem(path: Path, entry: FileEntry, name: str, remedy: str) -> str:
     """Say what is wrong with a file that is written once, all of which is read; empty if nothing is."""
+    if (copy := copy_of(path)) is not None:
+        found = copy.stored_sha256(path)
+        if found == entry.sha256:
+            return ""
+        wrong = f"has sha256 {found}, the manifest says {entry.sha256}" if found else "is missing"
+        return f"{named(name)} {wrong}; {remedy}"
     if not is_regular(path):
         return f"{name} is missing; {remedy}"
     if (size := path.lstat().st_size) != entry.bytes:
@@ -162,6 +169,12 @@ def _index_problems(folder: IndexFolder[M], check_files: Callable[[M], object]) 
     try:
         manifest = folder.read()
         folder.check_shards(manifest)
+        remedy = f"rebuild it with: {folder.command(rebuild=True)}"
+        for entry in manifest.files if copy_of(folder.path) is not None else ():
+            path = folder.files / entry.file
+            if problem := _file_problem(path, entry, f"the index {path}", remedy):
+                yield problem
+                return
         check_files(manifest)
     except (BankError, InputError) as error:
         yield str(error)

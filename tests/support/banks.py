@@ -26,7 +26,7 @@ INPUT = (20, 28)
 SOURCE = Source(backbone="net", weights_sha256="ab12", preprocess=Preprocess(resize=72, size=64))
 
 
-def make_bank(path: Path, *, source: Source | None = None, weights_file: str | None = None, **settings: Any) -> Bank:
+def make_bank(path: str | Path, *, source: Source | None = None, weights_file: str | None = None, **settings: Any) -> Bank:
     layout = Layout(levels=(FINE, COARSE), embedding_dim=DIM, input_size=INPUT, **{"dtype": "float32", **settings})
     return Bank.create(path, layout, Origin(source=source, weights_file=weights_file))
 

@@ -1,0 +1,74 @@
+"""Objects at a URL: what storage has to do for a bank, pictures and results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from spade_faiss.storage.url import Url
+
+
+class Taken(Exception):
+    """There is an object of that name already, or another version of it than the one that was to be replaced."""
+
+
+class NoConditions(Exception):
+    """The storage cannot write on a condition."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object: its name below the URL, its size, its version, and when it was written by the clock of the storage.
+
+    Attributes:
+        name: the name.
+        bytes: the size.
+        version: what changes when it is replaced, such as an ETag; empty where the storage has none.
+        modified_s: the seconds since 1970.
+    """
+
+    name: str
+    bytes: int
+    version: str
+    modified_s: float
+
+
+class ObjectStore(Protocol):
+    """What lies at a URL. Every method raises StorageError where the storage cannot be reached, or refuses."""
+
+    url: Url
+
+    def list(self) -> list[Stored]:
+        """Return all objects below the URL, sorted by name."""
+
+    def find(self, name: str) -> Stored | None:
+        """Return what is known of an object; None if there is none."""
+
+    def read(self, name: str, most: int) -> bytes:
+        """Return the content of an object, `most` bytes and one more at most.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+
+    def download(self, name: str, path: Path) -> None:
+        """Write an object to a file; raises what `read` raises."""
+
+    def create(self, name: str, content: bytes | Path) -> str:
+        """Store an object if there is none of that name; return its version.
+
+        Raises:
+            Taken: if there is one.
+            NoConditions: if the storage cannot tell.
+        """
+
+    def replace(self, name: str, content: bytes, version: str) -> str:
+        """Replace an object if it is still of a version; return the new one. It raises what `create` raises."""
+
+    def put(self, name: str, content: bytes | Path) -> None:
+        """Store an object, or replace it whatever it is."""
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete objects; those that there are not are passed over."""
