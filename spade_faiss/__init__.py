@@ -11,10 +11,18 @@ from spade_faiss.core import process as _process  # now, so that it can tell a f
 
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank
-    from spade_faiss.core.errors import BankError, ClusterError, DependencyError, InputError, NotFoundError, SpadeError
+    from spade_faiss.core.errors import (
+        BankError,
+        ClusterError,
+        DependencyError,
+        InputError,
+        NotFoundError,
+        SpadeError,
+        StorageError,
+    )
     from spade_faiss.core.presets import Preset, load_preset
     from spade_faiss.core.roi import Roi
-    from spade_faiss.core.settings import Decision, Extraction, Method, Preprocess, ReportOptions, Run, Source, Tuning
+    from spade_faiss.core.settings import Caching, Decision, Extraction, Method, Preprocess, ReportOptions, Run, Source, Tuning
     from spade_faiss.decisions.calibration import Calibration
     from spade_faiss.diagnostics.doctor import doctor
     from spade_faiss.diagnostics.recommend import recommend
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
     from spade_faiss.scoring.detector import Detector
     from spade_faiss.scoring.scores import Scores
     from spade_faiss.search.recipe import Recipe, load_recipe
+    from spade_faiss.storage.cache import use_cache
     from spade_faiss.workflows.calibrate import calibrate, calibrate_products
     from spade_faiss.workflows.convert import convert
     from spade_faiss.workflows.drift import drift, drift_of_products
@@ -67,6 +76,7 @@ _HOMES = {
     "Backbone": "features.backbone",
     "Bank": "bank.bank",
     "BankError": "core.errors",
+    "Caching": "core.settings",
     "Calibration": "decisions.calibration",
     "ClusterError": "core.errors",
     "Decision": "core.settings",
@@ -90,6 +100,7 @@ _HOMES = {
     "Scores": "scoring.scores",
     "Source": "core.settings",
     "SpadeError": "core.errors",
+    "StorageError": "core.errors",
     "Tuning": "core.settings",
     "Workload": "diagnostics.workload",
     "add": "workflows.extract",
@@ -111,6 +122,7 @@ _HOMES = {
     "suspects": "workflows.suspects",
     "tune": "workflows.tune",
     "update_indexes": "index.build",
+    "use_cache": "storage.cache",
     "verify": "workflows.verify",
 }
 
@@ -118,6 +130,7 @@ __all__ = [
     "Backbone",
     "Bank",
     "BankError",
+    "Caching",
     "Calibration",
     "ClusterError",
     "Decision",
@@ -141,6 +154,7 @@ __all__ = [
     "Scores",
     "Source",
     "SpadeError",
+    "StorageError",
     "Tuning",
     "Workload",
     "add",
@@ -162,6 +176,7 @@ __all__ = [
     "suspects",
     "tune",
     "update_indexes",
+    "use_cache",
     "verify",
 ]
 

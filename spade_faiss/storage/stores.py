@@ -6,10 +6,8 @@ import importlib.util
 
 from spade_faiss.core.errors import DependencyError
 from spade_faiss.storage.objects import ObjectStore
-from spade_faiss.storage.url import Url
+from spade_faiss.storage.url import CLOUDS, Url
 
-# What obstore reaches, with writes that depend on a condition; all others are read by fsspec.
-CLOUDS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 INSTALL = "pip install 'spade-faiss[s3]'"
 
 

@@ -14,6 +14,8 @@ from spade_faiss.core.settings import Run
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.DOTALL)
 # What `Path` makes of a URL.
 _BROKEN = re.compile(r"[a-z][a-z0-9+-]+:/[^/]")
+# What obstore reaches, with writes that depend on a condition; all others are read by fsspec.
+CLOUDS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
 
 
@@ -66,7 +68,9 @@ def parse_url(text: str) -> Url:
     found = _URL.fullmatch(text)
     if found is None:
         raise InputError(f"{shorten(text)} is no URL; give one such as s3://bucket/parts.bank")
-    scheme, path = found[1], found[2].strip("/")
+    scheme, path = found[1], found[2].rstrip("/")
+    if scheme not in CLOUDS:  # hdfs:///data/parts.bank: there, a place may have no host
+        path = path.lstrip("/")
     if "@" in path.split("/", 1)[0]:
         raise InputError(
             f"a {scheme}:// URL must not hold a user or a password: it is shown in results and messages; give these in the "
