@@ -242,8 +242,12 @@ class Bank(Snapshot):
                     f"the bank {self.path} has no codes yet: add its first pictures, that they are learned from, here"
                 )
             batch = self._encoded(batch, self.manifest.codes)
-        name = STAGED.replace("*", secrets.token_hex(8))
-        entry = write_shard(check_inside(self.path, SHARDS, name), batch, product)
+        copy = copy_of(self.path)
+        name = STAGED.replace("*", secrets.token_hex(8)) if copy is None else f"{secrets.token_hex(8)}.h5"
+        path = check_inside(self.path, SHARDS, name)
+        entry = write_shard(path, batch, product)
+        if copy is not None:  # whoever commits it has another copy
+            copy.store(path, entry)
         return StagedShard(entry=entry, ids=tuple(batch.ids), pictures=tuple(batch.picture_ids), sha256=tuple(batch.sha256))
 
     def append_staged(self, staged: StagedShard) -> None:
@@ -257,6 +261,9 @@ class Bank(Snapshot):
         with self.writing(), self._committing():
             self._check_not_held(staged.ids, staged.pictures)
             written = check_inside(self.path, SHARDS, staged.entry.file)
+            if copy_of(self.path) is not None:  # it is at the URL, under a name of its own
+                self._commit_added(staged.entry, staged.ids, staged.pictures)
+                return
             check_shard(written, staged.entry)
             path = self._new_shard(f"{self.generation + 1:06d}.h5")
             written.replace(path)

@@ -694,7 +694,7 @@ class Run:
     the pictures that it meets, and no other bank takes them. Nor is `group_by`, for a bank whose normal pictures have groups,
     nor are `products` and `product`, one of which a bank of several products takes for normal pictures that are added.
     `cluster` is for `extract`, `fit`, `add`, `calibrate`, `score_folder` and `evaluate`; pictures, bank and results must then
-    lie on storage that all nodes have at the same path.
+    lie on storage that all nodes have at the same path. The bank may be at a URL, of which each node has its own cache.
     """
 
     device: str = setting("cpu", "where computations run: cpu, cuda, cuda:NUMBER, or auto")

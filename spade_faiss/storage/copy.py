@@ -177,6 +177,9 @@ class BankCopy:
         is_here = is_regular(path)
         if name in self._sizes and (not is_here or self._place.is_kept(path, entry.sha256)):
             return
+        if not is_here and (found := self._store.find(name)) is not None:  # by another node
+            self._sizes[name] = found.bytes
+            return
         if not is_here:
             raise BankError(f"{self.url}/{name} is missing, and so is its copy {path.name} in the cache; run the command again")
         self._check_can_write()

@@ -83,18 +83,14 @@ def parse_url(text: str) -> Url:
 
 
 def check_cluster(run: Run, *places: object) -> None:
-    """Raise InputError for URLs where work is done on a cluster: its workers share folders.
-
-    Raises:
-        InputError: that says which place is at a URL.
-    """
+    """Raise InputError for pictures or results at URLs where work is done on a cluster: these, its workers share as folders."""
     if run.cluster is None:
         return
     flat = [each for place in places for each in (place if isinstance(place, list | tuple) else [place])]
     if urls := [str(place) for place in flat if is_url(place)]:
         raise InputError(
-            f"{urls[0]} cannot be worked on with cluster={run.cluster!r}: workers share folders. Use a folder that all nodes "
-            "have, or leave --cluster out"
+            f"{urls[0]} cannot be worked on with cluster={run.cluster!r}: pictures and results are in folders that "
+            "all nodes have; a bank may be at a URL. Or leave --cluster out"
         )
 
 

@@ -39,7 +39,6 @@ from spade_faiss.search.levels import searched_levels
 from spade_faiss.search.protocol import check_own_rois
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.storage.copy import bank_folder
-from spade_faiss.storage.url import check_cluster
 from spade_faiss.workflows.bank_network import make_network
 from spade_faiss.workflows.extract_pieces import Extracting, Pass, extract_pieces
 from spade_faiss.workflows.shard_buffer import Belonging, ShardBuffer
@@ -109,7 +108,6 @@ def extract(
     """
     check_backbone(extraction, run)
     folder = bank_folder(bank)
-    check_cluster(run, bank, images)
     chosen = choose_preset(bank, preset, extraction.roi).with_extraction(extraction)
     extraction = chosen.extraction
     found = _find_normals(images, run)
@@ -237,7 +235,6 @@ def add(images: Images, *, bank: str | Path, backbone: Backbone | None = None, r
         NotFoundError: if there is no such bank, or a path does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """
-    check_cluster(run, bank, images)
     found = _find_normals(images, run)
     timings = Timings()
     with timings("check"):

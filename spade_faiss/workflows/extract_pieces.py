@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from spade_faiss.bank.backbone import backbone_of
@@ -88,9 +87,9 @@ class _Done(NamedTuple):
 class _Worker:
     """A bank and its backbone, open on a worker."""
 
-    def __init__(self, path: Path, work: Extracting) -> None:
+    def __init__(self, place: str, work: Extracting) -> None:
         self._work = work
-        self._bank = Bank.open(path, check=False)
+        self._bank = Bank.open(place, check=False)
         self._backbone = backbone_of(self._bank, None, work.run)
 
     def extract(self, part: _Part) -> _Done:
@@ -120,7 +119,7 @@ def extract_pieces(bank: Bank, backbone: Backbone, work: Extracting, known: dict
     The bank holds then what a single process puts into it, in the same order, to the bit where processors are alike.
 
     Args:
-        bank: the bank, on storage that all nodes have at the same path.
+        bank: the bank, on storage that all nodes have at the same path, or at a URL.
         backbone: the bank's; workers open it from the bank.
         work: what is extracted, and how.
         known: the id of each image that the bank held, by the sha256 of its file; new images are added to it.
@@ -145,7 +144,7 @@ def extract_pieces(bank: Bank, backbone: Backbone, work: Extracting, known: dict
             most=_TILED_PICTURES if bank.is_tiled else max(1, -(-work.shard_bytes // (views * bank.layout.image_bytes))),
             workers=session.workers(),
         )
-        runner = PieceRunner(session, Work(partial(_Worker, bank.path, job), _Worker.extract), work.run.device)
+        runner = PieceRunner(session, Work(partial(_Worker, bank.name, job), _Worker.extract), work.run.device)
 
         def part(piece: Piece, held: dict[str, str]) -> tuple[Piece, _Part]:
             some = piece.of(records)

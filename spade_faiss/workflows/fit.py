@@ -69,7 +69,7 @@ def fit(
     with connected(run.cluster):
         done = extract(images, bank=bank, extraction=extraction, preset=preset, run=run)
         extracted = time.perf_counter()
-        index = build_index(done.bank, recipe, progress=run.progress, encode=encode_by(run))
+        index = build_index(done.bank, recipe, progress=run.progress, encode=encode_by(run, done.bank))
         built = time.perf_counter()
         calibration, notice, products = calibrate_whole_if_needed(done.bank, run) if calibrate else (None, "", {})
         end = time.perf_counter()

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.cluster.pieces import PieceRunner, Work
 from spade_faiss.cluster.plan import plan_pieces
 from spade_faiss.cluster.session import connect
+from spade_faiss.core.copies import copy_of
 from spade_faiss.core.files import FileEntry
 from spade_faiss.core.settings import Run
 from spade_faiss.index.encoding import Encode, Encoder, Encoding, Job, encode_here
 
 
-def encode_by(run: Run) -> Encode:
-    """What encodes shards: this process, or the workers of the cluster that a run names."""
-    return encode_here if run.cluster is None else partial(_encode_on, run.cluster)
+def encode_by(run: Run, bank: Snapshot) -> Encode:
+    """What encodes shards: this process, or the workers of the cluster that a run names.
+
+    The copy of a bank at a URL is of this node alone: it is encoded here.
+    """
+    return encode_here if run.cluster is None or copy_of(bank.path) is not None else partial(_encode_on, run.cluster)
 
 
 def _encode_on(cluster: str, encoding: Encoding[Job], jobs: Sequence[Job]) -> Iterator[tuple[int, FileEntry]]:

@@ -80,7 +80,7 @@ def score_folder(
         BankError: if a rate is asked for and there is no calibration, or one that is out of date.
     """
     run = bank.run if isinstance(bank, Detector) else Run()
-    check_cluster(run, images, out)
+    check_cluster(run, out)
     found = survey(images, run)
     sources = [images] if isinstance(images, str | Path) else images
     plan = OutputPlan("score", out, [*sources, *found.entered])

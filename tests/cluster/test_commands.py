@@ -158,7 +158,7 @@ def test_indexes_and_calibrations_are_those_of_one_process(cluster: str, weave: 
     for name, run in (("one", Run()), ("many", Run(cluster=cluster))):
         bank = Bank.open(shutil.copytree(whole_bank, tmp_path / name))
         banks.append(bank)
-        built = build_index(bank, recipe, encode=encode_by(run))
+        built = build_index(bank, recipe, encode=encode_by(run, bank))
         assert built is not None
         assert built.done == {"gallery": "built"}
         detector = Detector.open(bank, recipe=recipe, run=run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,6 @@ def test_a_bank_in_a_folder_imports_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("url", "package"), [("s3://bucket/x", "obstore"), ("ftp://host/x", "fsspec")])
 def test_a_missing_package_is_named(url: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DependencyError, match=rf"{url} takes {package}, .*: pip install 'spade-faiss\[s3\]'"):
         stores.open_store(parse_url(url))

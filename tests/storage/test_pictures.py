@@ -14,7 +14,8 @@ from spade_faiss.core.settings import Caching, Run
 from spade_faiss.features.datasets import survey
 from spade_faiss.features.decoding import read_image
 from spade_faiss.storage import pictures as pictures_module
-from spade_faiss.storage.cache import open_cache, use_cache
+from spade_faiss.storage.cache import use_cache
+from spade_faiss.storage.cloud import CloudStore
 from spade_faiss.storage.objects import Stored
 from tests.support.object_storage import Server
 from tests.support.pictures import save_png
@@ -62,13 +63,17 @@ def test_pictures_that_change_are_fetched_again(
     survey(f"{bucket}/new")
     objects["b.png"] = a_picture(tmp_path / "one.png", 2)
     del objects["c.png"]
-    fetched = []
-    make_room = type(open_cache()).make_room
-    monkeypatch.setattr(type(open_cache()), "make_room", lambda cache, size: (fetched.append(size), make_room(cache, size))[1])
+    fetched, download = list[str](), CloudStore.download
+
+    def counted(store: CloudStore, name: str, path: Path) -> None:
+        fetched.append(name)
+        download(store, name, path)
+
+    monkeypatch.setattr(CloudStore, "download", counted)
     found = survey(f"{bucket}/new").records
     assert [record.id for record in found] == ["a.png", "b.png"]
     assert read_image(found[1].path).getpixel((0, 0)) == (2, 2, 2)
-    assert len(fetched) == 1
+    assert fetched == ["b.png"]
 
 
 def test_a_picture_that_cannot_be_read_is_named_by_its_url(bucket: str, server: Server) -> None:
@@ -134,13 +139,9 @@ def test_a_url_that_was_made_a_path(bucket: str) -> None:
         survey(Path(f"{bucket}/new"))
 
 
-def test_a_cluster_takes_no_urls(bucket: str, tmp_path: Path) -> None:
-    from spade_faiss.workflows.extract import add, extract
-
-    with pytest.raises(InputError, match="cannot be worked on with cluster='local:2': workers share folders"):
-        extract(f"{bucket}/new", bank=tmp_path / "parts.bank", run=Run(cluster="local:2"))
-    with pytest.raises(InputError, match="cannot be worked on with cluster='local:2': workers share folders"):
-        add(tmp_path, bank=f"{bucket}/parts.bank", run=Run(cluster="local:2"))
+def test_a_cluster_takes_no_pictures_at_urls(bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot be worked on with cluster='local:2': pictures and results are in folders"):
+        survey([tmp_path, f"{bucket}/new"], Run(cluster="local:2"))
 
 
 def test_a_file_url_is_a_folder(tmp_path: Path) -> None:

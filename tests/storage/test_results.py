@@ -26,9 +26,14 @@ def write(out: str, *names: str) -> None:
 def test_results_are_stored_when_they_are_complete(
     bucket: str, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    out, objects, order = f"{bucket}/line 3/results", server.objects(f"{bucket}/line 3/results"), []
+    out, objects, order = f"{bucket}/line 3/results", server.objects(f"{bucket}/line 3/results"), list[str]()
     put = CloudStore.put
-    monkeypatch.setattr(CloudStore, "put", lambda store, name, content: (order.append(name), put(store, name, content))[1])
+
+    def noted(store: CloudStore, name: str, content: bytes | Path) -> None:
+        order.append(name)
+        put(store, name, content)
+
+    monkeypatch.setattr(CloudStore, "put", noted)
     write(out, "scores.h5", "report.html", "report.json", "overlays/a.png", "overlays/b.png", "regions.csv")
     assert order == ["overlays/a.png", "overlays/b.png", "regions.csv", "scores.h5", "report.json", "report.html"]
     objects["notes.txt"] = objects["overlays/notes.txt"] = b"not ours"
