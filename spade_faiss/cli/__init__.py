@@ -20,7 +20,7 @@ from spade_faiss.cli.text import to_json
 from spade_faiss.core.copies import named
 from spade_faiss.core.errors import SpadeError
 from spade_faiss.core.memory import is_out_of_memory
-from spade_faiss.core.settings import Caching
+from spade_faiss.core.settings import changed
 from spade_faiss.core.text import printable
 from spade_faiss.diagnostics.limits import check_libraries_fit
 from spade_faiss.features.forward.choice import is_installed, usable_engines
@@ -67,13 +67,13 @@ def _run(arguments: argparse.Namespace) -> int:
     logging.getLogger("spade_faiss").setLevel(logging.DEBUG if arguments.debug else logging.NOTSET)
     signals = _Signals()
     try:
-        from spade_faiss.storage.cache import trim_cache, use_cache  # not for --help
+        from spade_faiss.storage.cache import chosen_cache, trim_cache, use_cache  # not for --help
 
         with _signals_as_interrupts(signals):
             if arguments.command in _COMPUTING:
                 check_libraries_fit(torch=_loads_torch(arguments))
-            if caching := {name: getattr(arguments, name) for name in ("cache", "cache_bytes") if name in arguments}:
-                use_cache(Caching(**caching))
+            given = {name: getattr(arguments, name) for name in ("cache", "cache_bytes") if name in arguments}
+            use_cache(changed(chosen_cache(), {**given, "progress": not arguments.quiet}))
             numbers, lines, *failed = arguments.run(arguments)
             trim_cache()
         # What lies in the copy of something at a URL is called by that.

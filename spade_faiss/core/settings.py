@@ -656,7 +656,10 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class Caching:
-    """Where copies of what lies at URLs are kept, for banks and pictures that are given as `s3://BUCKET/NAME`."""
+    """Where copies of what lies at URLs are kept, for banks and pictures that are given as `s3://BUCKET/NAME`.
+
+    `progress` shows a bar on stderr for each file of a bank that is fetched, if that is a terminal.
+    """
 
     DEFAULT_BYTES: ClassVar[str] = "20GiB"
 
@@ -672,6 +675,7 @@ class Caching:
         "(default: SPADE_FAISS_CACHE_BYTES, or 20GiB)",
         metavar="SIZE",
     )
+    progress: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

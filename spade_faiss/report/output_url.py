@@ -11,6 +11,7 @@ from pathlib import Path
 
 from spade_faiss.core.copies import register
 from spade_faiss.core.errors import AccessError, InputError
+from spade_faiss.core.progress import progress_bar
 from spade_faiss.report.exchange import FOLDERS, REPORT, RESULTS
 from spade_faiss.storage.cache import open_cache
 from spade_faiss.storage.names import MANIFEST
@@ -91,8 +92,11 @@ def folder_for(url: Url, replaces: Collection[str]) -> Iterator[Path]:
 def _store_all(store: ObjectStore, folder: Path, replaces: Collection[str]) -> None:
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     names = [name for name in names if name.partition("/")[0] in RESULTS]
-    for name in sorted(names, key=lambda name: (_LAST.index(name) if name in _LAST else -1, name)):
-        store.put(name, folder / name)
+    ordered = sorted(names, key=lambda name: (_LAST.index(name) if name in _LAST else -1, name))
+    with progress_bar(sum((folder / name).stat().st_size for name in names), "store", open_cache().progress, unit="B") as bar:
+        for name in ordered:
+            store.put(name, folder / name)
+            bar.update((folder / name).stat().st_size)
     there = {stored.name for stored in store.list()}
     store.delete(sorted(name for name in there - {*names} if _is_result(name, replaces)))
 

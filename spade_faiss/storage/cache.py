@@ -59,10 +59,12 @@ class Cache:
     Args:
         folder: the folder; it is made when it is needed.
         most_bytes: how many bytes files that nobody uses may take.
+        progress: whether to show a bar for a file that is fetched.
     """
 
-    def __init__(self, folder: Path, most_bytes: int) -> None:
+    def __init__(self, folder: Path, most_bytes: int, *, progress: bool = False) -> None:
         self.folder = folder
+        self.progress = progress
         self.most_bytes = most_bytes
         self._known: int | None = None
         self._guard = threading.Lock()
@@ -279,15 +281,16 @@ class CachePlace:
         names = [record.read_text().split("\n")[0] for record in (self._home / _KEPT).iterdir()]
         return {self._home / name for name in names}
 
-    def clear(self) -> None:
-        """Delete all files of the copy but its locks: what lies at the URL is another bank, or none any more."""
+    def clear(self, *, last: str) -> None:
+        """Delete all files of the copy but its locks, `last` as the last: at the URL is another bank, or none any more."""
         for record in (self._home / _KEPT).iterdir():
             record.unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if path.is_dir() and not path.name.startswith("."):
                 shutil.rmtree(path, ignore_errors=True)
-            elif not path.name.startswith("."):
+            elif not path.name.startswith(".") and path.name != last:
                 path.unlink(missing_ok=True)
+        (self.folder / last).unlink(missing_ok=True)
 
     def _record(self, sha256: str) -> Path:
         return self._home / _KEPT / sha256
@@ -306,6 +309,11 @@ def use_cache(caching: Caching) -> None:
     open_cache.cache_clear()
 
 
+def chosen_cache() -> Caching:
+    """Return what was chosen last; the defaults, if nothing was."""
+    return _CHOSEN.get("now", Caching())
+
+
 def trim_cache() -> None:
     """Delete what this process used and does not use any more, if the cache holds too much; nothing where it was not opened."""
     if open_cache.cache_info().currsize:
@@ -319,8 +327,8 @@ def open_cache() -> Cache:
     Raises:
         InputError: for a size that is none.
     """
-    caching = _CHOSEN.get("now", Caching())
+    caching = chosen_cache()
     users = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
     folder = caching.cache or os.environ.get(FOLDER_VARIABLE) or f"{users}/spade-faiss"
     size = caching.cache_bytes if caching.cache_bytes is not None else os.environ.get(BYTES_VARIABLE, Caching.DEFAULT_BYTES)
-    return Cache(Path(os.path.realpath(folder)), parse_bytes(size, "cache_bytes"))
+    return Cache(Path(os.path.realpath(folder)), parse_bytes(size, "cache_bytes"), progress=caching.progress)

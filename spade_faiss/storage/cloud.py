@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -14,13 +14,15 @@ from obstore import exceptions
 from obstore.store import from_url
 
 from spade_faiss.core.errors import InputError, StorageError
-from spade_faiss.storage.objects import NoConditions, Stored, Taken
+from spade_faiss.storage.objects import NoConditions, Stored, Taken, ignore
 from spade_faiss.storage.url import Url
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as Client
 
 _TRIES = 5
+# Of a whole request, which may be a file of some GiB; of a part of an answer; of an address that nobody answers at.
+_TIMEOUTS = {"timeout": "6h", "read_timeout": "2m", "connect_timeout": "20s"}
 _TRY_FOR = timedelta(minutes=2)
 # An object of up to this size is written in one request, which alone may have a condition. Amazon takes 5 GiB.
 _ONE_REQUEST = 4 << 30
@@ -55,7 +57,7 @@ class CloudStore:
     def _open(self) -> Client:
         # An address without TLS is somebody's choice, who wrote it into the environment.
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-        options: dict[str, Any] = {"client_options": {"allow_http": endpoint.startswith("http://"), "timeout": "10m"}}
+        options: dict[str, Any] = {"client_options": {"allow_http": endpoint.startswith("http://"), **_TIMEOUTS}}
         if self.url.scheme in ("s3", "s3a"):
             if endpoint:
                 options["config"] = {"endpoint": endpoint}
@@ -79,7 +81,7 @@ class CloudStore:
         except FileNotFoundError:
             return None
 
-    def read(self, name: str, most: int) -> bytes:
+    def read(self, name: str, most: int) -> tuple[bytes, str]:
         """See `ObjectStore.read`."""
         with self._named("read", name):
             got = obstore.get(self._client, name)
@@ -89,15 +91,16 @@ class CloudStore:
                 left -= len(parts[-1])
                 if not left:
                     break
-        return b"".join(parts)
+        return b"".join(parts), _version(got.meta)
 
-    def download(self, name: str, path: Path) -> None:
+    def download(self, name: str, path: Path, advance: Callable[[int], object] = ignore) -> None:
         """See `ObjectStore.download`."""
         with self._named("read", name):
             got = obstore.get(self._client, name)
             with path.open("wb") as file:
                 for chunk in got.stream(min_chunk_size=_CHUNK_BYTES):
                     file.write(chunk)
+                    advance(len(chunk))
 
     def create(self, name: str, content: bytes | Path) -> str:
         """See `ObjectStore.create`."""
@@ -111,7 +114,8 @@ class CloudStore:
 
     def replace(self, name: str, content: bytes, version: str) -> str:
         """See `ObjectStore.replace`."""
-        return self._put(name, content, {"e_tag": version})
+        e_tag, _, number = version.partition("\n")
+        return self._put(name, content, {"e_tag": e_tag, **({"version": number} if number else {})})
 
     def _put(self, name: str, content: bytes | Path, mode: Any) -> str:
         with self._named("written", name):
@@ -129,7 +133,7 @@ class CloudStore:
                 if "501 Not Implemented" in str(error):
                     raise NoConditions(_short(error)) from error
                 raise
-        return done["e_tag"] or ""
+        return _version(done)
 
     def put(self, name: str, content: bytes | Path) -> None:
         """See `ObjectStore.put`."""
@@ -178,6 +182,11 @@ def _has_profile() -> bool:
     """Whether credentials are in a file, which obstore does not read by itself."""
     given = os.environ.get("AWS_SHARED_CREDENTIALS_FILE")
     return "AWS_PROFILE" in os.environ or (Path(given) if given else Path("~/.aws/credentials").expanduser()).is_file()
+
+
+def _version(meta: Mapping[str, Any]) -> str:
+    """What a write on a condition takes: an ETag, and a number where the storage has one, as Google's."""
+    return "\n".join(filter(None, (meta["e_tag"], meta["version"])))
 
 
 def _stored(meta: Mapping[str, Any]) -> Stored:

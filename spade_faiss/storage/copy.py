@@ -19,6 +19,7 @@ from spade_faiss.core.errors import BankError, BusyError, InputError
 from spade_faiss.core.files import hash_file, write_bytes
 from spade_faiss.core.inside import is_regular
 from spade_faiss.core.memory import format_bytes
+from spade_faiss.core.progress import progress_bar
 from spade_faiss.storage.cache import open_cache
 from spade_faiss.storage.names import MANIFEST, MARKS, PROBES, SHARDS, is_document, is_file, named_files
 from spade_faiss.storage.objects import NoConditions, ObjectStore, Stored, Taken
@@ -68,7 +69,8 @@ class BankCopy:
         self._sizes = {stored.name: stored.bytes for stored in listed if is_file(stored.name)}
         if MANIFEST not in documents:  # there is no bank, or none any more: nothing that is here belongs to the next one
             self._versions.clear()
-            self._place.clear()
+            if is_regular(self.folder / MANIFEST):  # else somebody may be about to make a bank
+                self._place.clear(last=MANIFEST)
             return
         (self.folder / SHARDS).mkdir(exist_ok=True)
         for name in self._local_documents() - documents.keys():
@@ -79,23 +81,22 @@ class BankCopy:
 
     def _fetch_document(self, stored: Stored) -> None:
         path = self.folder / stored.name
-        if stored.version and self._versions.get(stored.name) == stored.version and is_regular(path):
+        known = self._versions.get(stored.name, "").partition("\n")[0]
+        if stored.version and known == stored.version and is_regular(path):
             return
         if stored.bytes > _MOST_BYTES:
             raise BankError(
                 f"{self.url}/{stored.name} is of {stored.bytes} bytes, more than the {_MOST_BYTES} that such a file may have"
             )
         try:
-            data = self._store.read(stored.name, _MOST_BYTES)
+            data, version = self._store.read(stored.name, _MOST_BYTES)
         except FileNotFoundError:  # it was deleted since it was listed
             path.unlink(missing_ok=True)
             self._versions.pop(stored.name, None)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, data)
-        # If it was replaced between the listing and the reading, this version is older than what was read: a commit that begins
-        # with it is refused, and the next one begins with a new listing.
-        self._versions[stored.name] = stored.version
+        self._versions[stored.name] = version
 
     def _local_documents(self) -> set[str]:
         found = (path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*.json"))
@@ -114,7 +115,8 @@ class BankCopy:
         def fetch(to: Path) -> None:
             _log.debug("fetching %s/%s", self.url, name)
             try:
-                self._store.download(name, to)
+                with progress_bar(self._sizes.get(name, 0), "fetch", self._cache.progress, unit="B") as bar:
+                    self._store.download(name, to, bar.update)
             except FileNotFoundError as error:
                 raise BankError(
                     f"{self.url}/{name} is missing; if the bank was compacted since it was opened, open it again, else restore "
@@ -149,21 +151,20 @@ class BankCopy:
                 new = self._store.create(name, data) if version is None else self._store.replace(name, data, version)
             except Taken as error:
                 # A connection that broke after the storage had written makes the same request twice.
-                found = self._store.find(name)
-                if found is None or self._read(name) != data:
+                there, new = self._read(name)
+                if there != data:
                     raise BusyError(
                         f"somebody else has changed {self.url}/{name} since it was read here; what they wrote is kept, and so "
                         "is all that was stored before. Run the same command again: it begins with what is there now"
                     ) from error
-                new = found.version
             write_bytes(path, data)
             self._versions[name] = new
 
-    def _read(self, name: str) -> bytes | None:
+    def _read(self, name: str) -> tuple[bytes | None, str]:
         try:
             return self._store.read(name, _MOST_BYTES)
         except FileNotFoundError:
-            return None
+            return None, ""
 
     def store(self, path: Path, entry: Entry) -> None:
         """See `Copy.store`.
@@ -296,8 +297,9 @@ class BankCopy:
 
 def _other(version: str) -> str:
     """A version that no object has."""
-    quote = '"' if version.startswith('"') else ""
-    return f"{quote}{'0' * 32}{quote}"
+    e_tag, _, number = version.partition("\n")
+    quote = '"' if e_tag.startswith('"') else ""
+    return f"{quote}{'0' * 32}{quote}" + ("\n1" if number else "")
 
 
 _OPEN: dict[str, BankCopy] = {}

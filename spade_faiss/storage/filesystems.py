@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 
 from spade_faiss.core.errors import InputError, StorageError
-from spade_faiss.storage.objects import NoConditions, Stored
+from spade_faiss.storage.objects import NoConditions, Stored, ignore
 from spade_faiss.storage.url import Url
 
 _MOST_CHARACTERS = 300
@@ -57,16 +57,17 @@ class FileSystemStore:
         except FileNotFoundError:
             return None
 
-    def read(self, name: str, most: int) -> bytes:
+    def read(self, name: str, most: int) -> tuple[bytes, str]:
         """See `ObjectStore.read`."""
         with self._named("read", name), self._files.open(self._path(name), "rb") as file:
             content: bytes = file.read(most + 1)
-        return content
+        return content, ""
 
-    def download(self, name: str, path: Path) -> None:
+    def download(self, name: str, path: Path, advance: Callable[[int], object] = ignore) -> None:
         """See `ObjectStore.download`."""
         with self._named("read", name):
             self._files.get_file(self._path(name), str(path))
+        advance(path.stat().st_size)
 
     def create(self, name: str, content: bytes | Path) -> str:
         """See `ObjectStore.create`."""

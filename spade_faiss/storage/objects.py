@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from spade_faiss.storage.url import Url
+
+
+def ignore(_: int) -> None:
+    """Take note of nothing."""
 
 
 class Taken(Exception):
@@ -25,7 +29,8 @@ class Stored:
     Attributes:
         name: the name.
         bytes: the size.
-        version: what changes when it is replaced, such as an ETag; empty where the storage has none.
+        version: what changes when it is replaced, such as an ETag; empty where the storage has none. What is written on a
+            condition takes the version that comes with the content: some storage lists a part of it.
         modified_s: the seconds since 1970.
     """
 
@@ -46,15 +51,15 @@ class ObjectStore(Protocol):
     def find(self, name: str) -> Stored | None:
         """Return what is known of an object; None if there is none."""
 
-    def read(self, name: str, most: int) -> bytes:
-        """Return the content of an object, `most` bytes and one more at most.
+    def read(self, name: str, most: int) -> tuple[bytes, str]:
+        """Return the content of an object, `most` bytes and one more at most, and the version that `replace` takes.
 
         Raises:
             FileNotFoundError: if there is none.
         """
 
-    def download(self, name: str, path: Path) -> None:
-        """Write an object to a file; raises what `read` raises."""
+    def download(self, name: str, path: Path, advance: Callable[[int], object] = ignore) -> None:
+        """Write an object to a file, and say how many bytes have come; raises what `read` raises."""
 
     def create(self, name: str, content: bytes | Path) -> str:
         """Store an object if there is none of that name; return its version.
@@ -65,7 +70,10 @@ class ObjectStore(Protocol):
         """
 
     def replace(self, name: str, content: bytes, version: str) -> str:
-        """Replace an object if it is still of a version; return the new one. It raises what `create` raises."""
+        """Replace an object if it is still of a version that `read`, `create` or `replace` returned; return the new one.
+
+        It raises what `create` raises.
+        """
 
     def put(self, name: str, content: bytes | Path) -> None:
         """Store an object, or replace it whatever it is."""
