@@ -304,7 +304,13 @@ _CHOSEN: dict[str, Caching] = {}
 
 
 def use_cache(caching: Caching) -> None:
-    """Choose the cache of this process, before it opens anything at a URL."""
+    """Choose the cache of this process, before it opens anything at a URL.
+
+    Raises:
+        InputError: for a size that is none.
+    """
+    if caching.cache_bytes is not None:
+        parse_bytes(caching.cache_bytes, "cache_bytes")
     _CHOSEN["now"] = caching
     open_cache.cache_clear()
 

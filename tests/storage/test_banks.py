@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -424,3 +425,12 @@ def test_objects_of_other_names_are_not_fetched(bucket: str, server: Server, ano
     found = Bank.open(url)
     documents = {path.relative_to(found.path).as_posix() for path in found.path.rglob("*.json")}
     assert documents == {"manifest.json"}
+
+
+def test_a_fork_is_told_that_it_cannot_fetch(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's threads are not in a fork: it would wait for ever."""
+    bank = make_bank(f"{bucket}/parts.bank")
+    bank.append(batch("a"))
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(StorageError, match="was opened by the parent of this process; open it in each process"):
+        Bank.open(f"{bucket}/parts.bank")

@@ -14,7 +14,9 @@ import pytest
 from spade_faiss.bank.bank import Bank
 from spade_faiss.cli import main
 from spade_faiss.core.settings import Extraction, Preprocess
+from spade_faiss.storage import copy
 from spade_faiss.workflows.fit import fit
+from tests.support.banks import batch, make_bank
 from tests.support.object_storage import Server
 
 SMALL = Extraction(backbone="efficientnet_lite0", preprocess=Preprocess(resize=72, size=64))
@@ -112,3 +114,30 @@ def test_all_commands_do_what_they_do_in_folders(
     for name, content in objects.contents().items():
         assert str(tmp_path).encode() not in content, name  # no folder of the cache is told to anybody
         assert b"whose-key-nobody-may-see" not in content
+
+
+def test_the_cache_is_chosen_by_options(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank = make_bank(f"{bucket}/parts.bank")
+    bank.append(batch("a", "b"))
+    monkeypatch.setattr(copy, "_OPEN", {})
+    capsys.readouterr()
+    run("info", f"{bucket}/parts.bank", "--json", "--cache", str(tmp_path / "chosen"), "--cache-bytes", "1GB")
+    assert json.loads(capsys.readouterr().out)["path"] == f"{bucket}/parts.bank"
+    (shard,) = (tmp_path / "chosen").rglob("*.h5")
+    assert shard.name == bank.manifest.shards[0].file
+    assert main(["info", f"{bucket}/parts.bank", "--quiet", "--cache-bytes", "much"]) == 1
+    assert "cache_bytes='much' is not a size; write for example" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [("serve", "{url}"), ("drift", "{url}", "--bank", "{url}"), ("tune", "{here}", "--bank", "{url}")], ids=" ".join
+)
+def test_commands_that_take_folders_say_so(
+    words: tuple[str, ...], bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_bank(f"{bucket}/x")
+    said = main([word.format(url=f"{bucket}/x", here=tmp_path) for word in words])
+    assert said == 1
+    assert "is a URL, and a folder or a file of this machine is needed here" in capsys.readouterr().err
