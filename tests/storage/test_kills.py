@@ -19,9 +19,9 @@ from tests.support.killed_uploads import fit_tiny
 from tests.support.object_storage import Server, clean_environment
 from tests.support.pictures import write_dataset
 
-# About how many requests a run makes.
-REQUESTS = 40
 SEED = 20
+# How many requests a run makes, and one that finds all done.
+REQUESTS, LEAST = 22, 15
 
 
 def content(bank: str | Path) -> dict[str, Any]:
@@ -35,7 +35,18 @@ def content(bank: str | Path) -> dict[str, Any]:
     }
 
 
+def chains(kills: int) -> list[list[str]]:
+    """Runs, by the bank that they make: each is killed a few times, the first time early or late, and made then."""
+    draw, found = random.Random(SEED), []
+    while kills > 0:
+        at = [draw.randint(1, REQUESTS), *(draw.randint(1, LEAST) for _ in range(2))][: min(kills, 2 + len(found) % 2)]
+        found.append([f"{number}:{draw.choice(('before', 'after'))}" for number in at] + ["0:never"])
+        kills -= len(at)
+    return found
+
+
 def kill_and_repeat(server: Server, bucket: str, tmp_path: Path, kills: int) -> None:
+    """Kill a `fit` so many times, at seeded requests to the storage, and see that what comes of it is what it always is."""
     pictures = tmp_path / "weave"
     write_dataset(pictures)
     good = pictures / "train" / "good"
@@ -43,26 +54,18 @@ def kill_and_repeat(server: Server, bucket: str, tmp_path: Path, kills: int) -> 
     expected = content(tmp_path / "here.bank")
     assert len(expected["shards"]) > 3
     assert expected["statistics"]
-    draw = random.Random(SEED)
-    runs = []
-    for number in range(kills):
-        # One in three is killed again while it goes on.
-        for again in range(1 + (number % 3 == 2)):
-            at = 1 + (number * REQUESTS // kills if not again else draw.randrange(3, 12))
-            runs.append(f"kill-{number}:{at}:{draw.choice(('before', 'after'))}")
-        runs.append(f"kill-{number}:0:never")
+    runs = [f"kill-{bank}:{run}" for bank, chain in enumerate(chains(kills)) for run in chain]
     words = [sys.executable, "-m", "tests.support.killed_uploads", str(tmp_path), str(good), bucket, *runs]
     done = subprocess.run(
-        words, env=clean_environment() | server.environment, capture_output=True, text=True, timeout=600, check=False
+        words, env=clean_environment() | server.environment, capture_output=True, text=True, timeout=1800, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    codes = [code for code, _ in found]
+    codes = [code for code, _ in json.loads(done.stdout.splitlines()[-1])]
     assert set(codes) == {-9, 0}, done.stderr
-    assert codes.count(-9) >= kills - 1  # a run that goes on may make fewer requests
-    for number in range(kills):
-        use_cache(Caching(cache=str(tmp_path / "elsewhere")))
-        assert content(f"{bucket}/kill-{number}") == expected, number
+    assert codes.count(-9) == kills, codes
+    use_cache(Caching(cache=str(tmp_path / "elsewhere")))
+    for bank in range(len(chains(kills))):
+        assert content(f"{bucket}/kill-{bank}") == expected, bank
 
 
 @pytest.mark.slow

@@ -39,10 +39,11 @@ def _kill_at(number: int, when: str, count: list[int]) -> None:
             is_last = count[0] == number
             if is_last and when == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = request(*arguments)
-            if is_last:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+            try:
+                return request(*arguments)
+            finally:  # whether it was done or refused
+                if is_last:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         return call
 
