@@ -103,7 +103,22 @@ def test_versions_agree() -> None:
     assert project["dynamic"] == ["version"]
     assert version("spade-faiss") == spade_faiss.__version__
     assert set(project["optional-dependencies"]) == {
-        *("cpu", "gpu", "edge", "demo", "dev", "tiff", "torch", "onnxruntime", "openvino", "serve", "video", "watch", "cluster")
+        *(
+            "cpu",
+            "gpu",
+            "edge",
+            "demo",
+            "dev",
+            "tiff",
+            "torch",
+            "onnxruntime",
+            "openvino",
+            "serve",
+            "video",
+            "watch",
+            "cluster",
+            "s3",
+        )
     }
 
 

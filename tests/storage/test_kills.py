@@ -37,7 +37,7 @@ def content(bank: str | Path) -> dict[str, Any]:
 
 def chains(kills: int) -> list[list[str]]:
     """Runs, by the bank that they make: each is killed a few times, the first time early or late, and made then."""
-    draw, found = random.Random(SEED), []
+    draw, found = random.Random(SEED), list[list[str]]()
     while kills > 0:
         at = [draw.randint(1, REQUESTS), *(draw.randint(1, LEAST) for _ in range(2))][: min(kills, 2 + len(found) % 2)]
         found.append([f"{number}:{draw.choice(('before', 'after'))}" for number in at] + ["0:never"])
