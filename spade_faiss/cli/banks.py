@@ -210,8 +210,8 @@ def _index(arguments: argparse.Namespace) -> Output:
     from spade_faiss.search.recipe import load_recipe
     from spade_faiss.workflows.index_pieces import encode_by
 
-    encode = encode_by(read_settings(arguments, Run), bank)
     bank, progress, levels = Bank.open(arguments.bank), not arguments.quiet, read_settings(arguments, Indexing).levels
+    encode = encode_by(read_settings(arguments, Run), bank)
     if arguments.update:
         if levels:
             raise InputError("--update keeps the levels of all indexes; name the --recipe whose --levels are to change")
