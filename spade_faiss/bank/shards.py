@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -148,9 +149,9 @@ class Shard:
         """Ask the operating system to read an image's map from disk soon."""
         self._mapped.prefetch(f"level/{level}", position)
 
-    def release_map(self, level: str, position: int) -> None:
-        """Release the memory of an image's map; it is read again at its next use."""
-        self._mapped.release(f"level/{level}", position)
+    def release_maps(self, level: str, positions: Iterable[int]) -> None:
+        """Release the memory of some images' maps; they are read again at their next use."""
+        self._mapped.release(f"level/{level}", positions)
 
     def texts(self, field: str) -> list[str]:
         """Return the `id`, `path`, `sha256`, `picture` or `group` of each entry; an empty list where the shard has none.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -408,11 +408,14 @@ class Snapshot:
         for number in range(len(state.manifest.shards)):
             state.shard(number).check_length()
 
-    def release_map(self, level: str, row: int) -> None:
-        """Release the memory of one image's map, if it was read; it is read again at its next use."""
+    def release_maps(self, level: str, rows: Iterable[int]) -> None:
+        """Release the memory of some images' maps, as far as they were read; they are read again at their next use."""
         state = self._state
-        number, position = state.locate(row)
-        state.shard(number).release_map(level, position)
+        by_shard: dict[int, list[int]] = {}
+        for number, position in map(state.locate, rows):
+            by_shard.setdefault(number, []).append(position)
+        for number, positions in by_shard.items():
+            state.shard(number).release_maps(level, positions)
 
     def shard_of(self, rows: IntArray) -> IntArray:
         """Return the number of the shard that holds each of some rows, of the shape of `rows`."""

@@ -6,7 +6,7 @@ import mmap
 import os
 import shutil
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -186,18 +186,26 @@ class Mapped:
 
     def prefetch(self, name: str, position: int) -> None:
         """Ask the operating system to read one item of an array from disk soon."""
-        self._advise("MADV_WILLNEED", name, position)
+        self._advise("MADV_WILLNEED", name, [position])
 
-    def release(self, name: str, position: int) -> None:
-        """Release the memory of one item. It stays in the system's file cache as long as there is room."""
-        self._advise("MADV_DONTNEED", name, position)
+    def release(self, name: str, positions: Iterable[int]) -> None:
+        """Release the memory of some items. They stay in the system's file cache as long as there is room."""
+        self._advise("MADV_DONTNEED", name, positions)
 
-    def _advise(self, option: str, name: str, position: int) -> None:
-        size = self.arrays[name][position].nbytes
-        start = self._offsets[name] + position * size
-        # Linux may map files in pages of this size: what shares a page with the item is read and released with it.
-        first = start // _MAPPED_BYTES * _MAPPED_BYTES
-        end = min(-(-(start + size) // _MAPPED_BYTES) * _MAPPED_BYTES, self._file.size)
-        if hasattr(mmap, option):
+    def _advise(self, option: str, name: str, positions: Iterable[int]) -> None:
+        if not hasattr(mmap, option):
+            return
+        size = self.arrays[name][0].nbytes
+        # Linux may map files in pages of this size: what shares a page with an item is read and released with it.
+        pages: list[list[int]] = []
+        for position in sorted(positions):
+            start = self._offsets[name] + position * size
+            first, end = start // _MAPPED_BYTES, -(-(start + size) // _MAPPED_BYTES)
+            if pages and first <= pages[-1][1]:
+                pages[-1][1] = end
+            else:
+                pages.append([first, end])
+        for first, end in pages:
+            begin = first * _MAPPED_BYTES
             with suppress(OSError):  # it is advice only, and need not be followed
-                self._mapped.madvise(getattr(mmap, option), first, end - first)
+                self._mapped.madvise(getattr(mmap, option), begin, min(end * _MAPPED_BYTES, self._file.size) - begin)

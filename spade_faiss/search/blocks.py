@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,8 +18,8 @@ StoredArray = npt.NDArray[Any]
 
 T = TypeVar("T")
 
-# The center is the mean of this many blocks.
-_CENTER_BLOCKS = 8
+# The center is the mean of this many blocks, and what is typical is taken from them.
+SPREAD_BLOCKS = 8
 # A sample is drawn from up to this many blocks.
 _SAMPLE_BLOCKS = 500
 
@@ -84,8 +84,8 @@ class BlockSource:
     def prefetch(self, row: int) -> None:
         """Take note that a row will be read soon, so that the disk can start."""
 
-    def release(self, row: int) -> None:
-        """Take note that a row is not needed for now, so that its mapped pages need not stay in memory."""
+    def release(self, rows: Iterable[int]) -> None:
+        """Take note that some rows are not needed for now, so that their mapped pages need not stay in memory."""
 
 
 class ArraySource(BlockSource):
@@ -137,8 +137,8 @@ class _DerivedSource(BlockSource):
     def read(self, row: int, out: FloatArray | None = None) -> FloatArray:
         return self._compute(row)
 
-    def release(self, row: int) -> None:
-        self._of.release(row)
+    def release(self, rows: Iterable[int]) -> None:
+        self._of.release(rows)
 
 
 class Blocks:
@@ -216,6 +216,10 @@ class Blocks:
         made: T = self._shared.get_or_make((self._key_of(name), row), make)
         return made
 
+    def peek(self, name: str, row: int) -> Any:
+        """Return what `cached` has made of a block, if the cache holds it."""
+        return None if self._shared is None else self._shared.get((self._key_of(name), row))
+
     def reserve(self, nbytes: int) -> int:
         """Take up to so many bytes out of the cache for good, see `BlockCache`; without a cache there is no limit."""
         return nbytes if self._shared is None else self._shared.reserve(nbytes)
@@ -262,9 +266,9 @@ class Blocks:
         if self._cache is None or self._cache.get((self.key, row)) is None:
             self._source.prefetch(row)
 
-    def release(self, row: int) -> None:
-        """Say that a row is not needed for now."""
-        self._source.release(row)
+    def release(self, *rows: int) -> None:
+        """Say that some rows are not needed for now."""
+        self._source.release(rows)
 
     @property
     def block_bytes(self) -> int:
@@ -289,7 +293,7 @@ class Blocks:
 
     @property
     def _spread(self) -> list[int]:
-        return sorted({int(row) for row in np.linspace(0, len(self) - 1, _CENTER_BLOCKS)})
+        return sorted({int(row) for row in np.linspace(0, len(self) - 1, SPREAD_BLOCKS)})
 
     def _key_of(self, name: str) -> str:
         return f"{self.key}/{name}"  # no level's name holds a '/'

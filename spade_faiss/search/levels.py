@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -167,8 +167,8 @@ class _LevelSource(BlockSource):
     def prefetch(self, row: int) -> None:
         self._bank.prefetch_map(self._level.name, row)
 
-    def release(self, row: int) -> None:
-        self._bank.release_map(self._level.name, row)
+    def release(self, rows: Iterable[int]) -> None:
+        self._bank.release_maps(self._level.name, rows)
 
 
 class _PartialSource(_LevelSource):
@@ -227,9 +227,10 @@ class _JoinedSource(BlockSource):
         for level in self._parts:
             self._bank.prefetch_map(level.name, row)
 
-    def release(self, row: int) -> None:
+    def release(self, rows: Iterable[int]) -> None:
+        rows = list(rows)
         for level in self._parts:
-            self._bank.release_map(level.name, row)
+            self._bank.release_maps(level.name, rows)
 
 
 class _CheckedSource(_LevelSource):

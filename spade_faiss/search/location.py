@@ -58,10 +58,11 @@ class LocationSearch:
         self._least = min(radius + 1, level.height) * min(radius + 1, level.width)
         if level.roi is not None:
             self._least = int((window_of(level, radius) >= 0).sum(axis=1).min())
-        # The kernel reads the rows of a map, and of a region of interest there are none.
-        is_native = usable_simd_level(level.channels) is not None and level.roi is None and can_be_mapped(blocks)
+        simd_level = usable_simd_level(level.channels) if can_be_mapped(blocks) else None
         self._search: GallerySearch = (
-            WindowSearch(blocks, workers, radius) if is_native else BlockWindowSearch(blocks, workers, radius)
+            BlockWindowSearch(blocks, workers, radius)
+            if simd_level is None
+            else WindowSearch(blocks, workers, radius, simd_level)
         )
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:

@@ -150,7 +150,7 @@ def _feature_problems(bank: Bank, index: int) -> Iterator[str]:
                     f"extract its images again"
                 )
             for row in rows:
-                everything.release_map(level.name, row)
+                everything.release_maps(level.name, [row])
     except BankError as error:
         yield str(error)
 

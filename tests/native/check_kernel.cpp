@@ -347,7 +347,14 @@ void check_windows(const SimdLevel& level, int height, int width, int d, Element
     gallery.parts[0].scale = maps.back().vectors.scale;  // all maps have the same
     const TestVectors queries = make_vectors(tests * locations, d, ElementType::kFloat32, 1, around);
     const Vectors xq{queries.values.data(), ElementType::kFloat32, tests * locations, d};
-    const std::int64_t rows[images] = {9, 4, 6};
+    // Steps so fine that some vectors have no codes, and so coarse that all of them are alike.
+    const float steps[] = {0.001f, 0.02f, 3.0f};
+    const WindowCoding coding(d, around.data(), level.most_window_code, steps[(d + radius + k) % 3], height, width, {});
+    std::vector<WindowCodes> codes;
+    std::vector<const WindowCodes*> of_images;
+    for (int image = 0; image < images; ++image) codes.emplace_back(coding, gallery, image);
+    const std::int64_t order[images] = {2, 0, 1};
+    for (std::int64_t image : order) of_images.push_back(&codes[image]);
     const std::uint8_t wanted[images * tests] = {1, 1, 1, 0, 0, 1};
     const int middle = (locations + 1) / 2;
     for (const auto& [first, last] : {std::pair{0, middle}, std::pair{middle, locations}}) {
@@ -356,7 +363,7 @@ void check_windows(const SimdLevel& level, int height, int width, int d, Element
         const std::size_t size = static_cast<std::size_t>(tests) * asked.count() * k;
         std::vector<float> D(size, std::numeric_limits<float>::infinity());
         std::vector<std::int64_t> I(size, -1);
-        search_windows(gallery, rows, wanted, asked, radius, {k, D.data(), I.data()});
+        search_windows(gallery, order, images, level, coding, of_images.data(), wanted, asked, radius, {k, D.data(), I.data()});
         for (int test = 0; test < tests; ++test)
             for (int at = first; at < last; ++at) {
                 const float* q = queries.values.data() + static_cast<std::size_t>(test * locations + at) * d;
@@ -364,8 +371,9 @@ void check_windows(const SimdLevel& level, int height, int width, int d, Element
                 for (int image = 0; image < images; ++image)
                     for (int l = 0; wanted[image * tests + test] && l < locations; ++l)
                         if (std::abs(l / width - at / width) <= radius && std::abs(l % width - at % width) <= radius)
-                            best.emplace_back(sq_distance(q, maps[image].vectors.row(l), type, maps[image].vectors.scale, d),
-                                              rows[image] * locations + l);
+                            best.emplace_back(
+                                sq_distance(q, maps[order[image]].vectors.row(l), type, maps[image].vectors.scale, d),
+                                order[image] * locations + l);
                 std::sort(best.begin(), best.end());
                 best.resize(k, {std::numeric_limits<float>::infinity(), -1});
                 for (int j = 0; j < k; ++j) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 
 import numpy as np
@@ -53,8 +53,9 @@ class Source(BlockSource):
     def prefetch(self, row: int) -> None:
         self._note("prefetch", row)
 
-    def release(self, row: int) -> None:
-        self._note("release", row)
+    def release(self, rows: Iterable[int]) -> None:
+        for row in rows:
+            self._note("release", row)
 
 
 class Recorder:

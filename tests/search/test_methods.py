@@ -104,8 +104,9 @@ def test_only_what_was_asked_for_is_read(recipe: Recipe, stored: bool) -> None:
     if encoded is not None:
         encoded.requested.clear()
     search(case.xq, neighbors, 1)
-    assert set(source.read_rows) | set(source.stored_rows) == {0, 3, 5, 7}
-    assert set(source.released) == {0, 3, 5, 7}
+    # Of windows in stored maps, the kernel knows where these are since the first search.
+    read = source.prefetched if recipe is LOCATION and stored else [*source.read_rows, *source.stored_rows]
+    assert set(read) == set(source.released) == {0, 3, 5, 7}
     if encoded is not None and recipe is not CLUSTERS:  # for the whole bank alone
         assert encoded.requested == {0, 3, 5, 7}
     if recipe is COMPACT and stored:

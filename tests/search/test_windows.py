@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from spade_faiss.core.settings import ALL, Method, Run
 from spade_faiss.features.batch import Level
 from spade_faiss.search import location
 from spade_faiss.search.blocks import ArraySource, Blocks
+from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.engines import windows
 from spade_faiss.search.engines.native import NativeSearch
 from spade_faiss.search.engines.windows import WindowSearch
@@ -36,7 +38,14 @@ HEIGHT, WIDTH = 7, 11
 LOCATIONS = HEIGHT * WIDTH
 
 needs_kernel = pytest.mark.skipif(usable_simd_level() is None, reason="no SIMD level of the kernel runs here")
-by_each_engine = pytest.mark.parametrize("engine", [pytest.param(WindowSearch, marks=needs_kernel), BlockWindowSearch])
+HERE = [level for level in SIMD_LEVELS if not why_not()[level]]
+by_each_engine = pytest.mark.parametrize(
+    "engine",
+    [
+        *(pytest.param(partial(WindowSearch, simd_level=level), id=level, marks=needs_kernel) for level in HERE),
+        BlockWindowSearch,
+    ],
+)
 
 
 def rounded(exact: Fraction) -> np.float32:
@@ -148,11 +157,11 @@ def test_windows_of_any_size(engine: Any, size: tuple[int, int], radius: int, ka
 
 @needs_kernel
 def test_a_window_of_everything_is_exact_search_on_every_simd_level() -> None:
-    """Windows know no SIMD level: there is one order of adding up, which all levels share."""
+    """There is one order of adding up, which all levels share."""
     xq, maps = maps_of("near duplicates", 130, np.float16)
     neighbors = np.array([[3, 0, 4, 1], [2, 3, 1, 0]])
-    found = WindowSearch(blocks_of(maps), Workers(2), WIDTH)(xq, neighbors, 3)
-    for simd_level in [level for level in SIMD_LEVELS if not why_not()[level]]:
+    for simd_level in HERE:
+        found = WindowSearch(blocks_of(maps), Workers(2), WIDTH, simd_level)(xq, neighbors, 3)
         assert_same_hits(NativeSearch(blocks_of(maps), Workers(2), simd_level)(xq, neighbors, 3), found)
 
 
@@ -187,19 +196,132 @@ def test_distances_beyond_float32_are_infinite(engine: Any) -> None:
 def test_groups_of_images_are_one_search(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     xq, maps = maps_of("white", 24, np.float16)
     neighbors = np.array([[3, 0, 4], [2, 3, 1]])
-    expected = WindowSearch(blocks_of(maps), Workers(2), 2)(xq, neighbors, 2)
+    search = partial(WindowSearch, radius=2, simd_level=HERE[0])
+    expected = search(blocks_of(maps), Workers(2))(xq, neighbors, 2)
     monkeypatch.setattr(windows, "_GROUP_BYTES", size * blocks_of(maps).block_bytes)
-    assert_same_hits(WindowSearch(blocks_of(maps), Workers(2), 2)(xq, neighbors, 2), expected)
+    assert_same_hits(search(blocks_of(maps), Workers(2))(xq, neighbors, 2), expected)
+
+
+@needs_kernel
+@pytest.mark.parametrize("simd_level", HERE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_rule_nothing_out_that_is_nearest(kind: str, simd_level: str) -> None:
+    """Of many images, whose nearest vectors codes can hardly tell apart; a bound without what rounding loses misses some."""
+    xq, xb = hostile(kind, 24)
+    rng = np.random.default_rng(3)
+    with np.errstate(over="ignore", invalid="ignore"):
+        maps = np.stack([xb[rng.permutation(len(xb))[:LOCATIONS]] for _ in range(40)])
+        maps += rng.normal(0, 1e-3, maps.shape).astype(np.float32) * np.abs(maps)
+    maps = np.clip(np.nan_to_num(maps), -1e15, 1e15)
+    neighbors = np.tile(rng.permutation(40), (2, 1))
+    search = WindowSearch(blocks_of(maps), Workers(1), 2, simd_level)
+    queries = np.stack([xq, xq[::-1]])
+    assert_same_hits(search(queries, neighbors, 2), BlockWindowSearch(blocks_of(maps), Workers(2), 2)(queries, neighbors, 2))
+
+
+@needs_kernel
+@pytest.mark.parametrize("simd_level", HERE)
+def test_a_bound_that_is_too_tight_misses_some(simd_level: str) -> None:
+    """Half of what rounding loses is not enough: the bound is what the results depend on."""
+    native, rng = import_native(), np.random.default_rng(4)
+    # Of one channel, so that what rounding loses of a query and of a vector may add up. Most vectors are further away.
+    maps = rng.uniform(39.5, 40.5, (200, LOCATIONS, 1)).astype(np.float32)
+    maps[rng.random(maps.shape) < 0.9] += 20
+    queries = rng.uniform(0, 1, (LOCATIONS, 1)).astype(np.float32)
+    gallery = native.Gallery(HEIGHT, WIDTH, [(list(maps), None, None)])
+
+    def found(margin: float) -> tuple[Floats, Ints]:
+        coding = native.WindowCoding(simd_level, np.zeros(1, np.float32), 1.0, HEIGHT, WIDTH)
+        codes = [native.WindowCodes(coding, gallery, image) for image in range(len(maps))]
+        sq_dist, ids = np.full((1, LOCATIONS, 1), np.inf, np.float32), np.full((1, LOCATIONS, 1), -1, np.int64)
+        rows, wanted = np.arange(len(maps)), np.ones((len(maps), 1), np.bool_)
+        arguments = (gallery, rows, coding, codes, wanted, queries, (0, LOCATIONS), 2, sq_dist, ids)
+        native.search_windows(*arguments, margin=margin)
+        return sq_dist, ids
+
+    sq_dist, ids = found(1)
+    expected = BlockWindowSearch(blocks_of(maps), Workers(2), 2)(queries[None], np.arange(len(maps))[None], 1)
+    np.testing.assert_array_equal(sq_dist, expected.sq_dist)
+    np.testing.assert_array_equal(ids[..., 0], expected.row * LOCATIONS + expected.location)
+    assert (found(0.5)[0] > sq_dist).any()
+
+
+@needs_kernel
+def test_codes_are_made_once_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    make = WindowSearch._make
+
+    def counted(self: WindowSearch, row: int) -> Any:
+        made.append(row)
+        return make(self, row)
+
+    monkeypatch.setattr(WindowSearch, "_make", counted)
+    xq, maps = maps_of("white", 24, np.float16)
+    neighbors = np.array([[3, 0, 4], [2, 3, 1]])
+    level = Level("level", 24, stride=1, height=HEIGHT, width=WIDTH)
+
+    def rows_made(capacity: int) -> list[int]:
+        made.clear()
+        search = WindowSearch(Blocks(level, ArraySource(maps), BlockCache(capacity)), Workers(2), 2, HERE[0])
+        assert_same_hits(search(xq, neighbors, 2), search(xq, neighbors, 2))
+        return sorted(made)
+
+    assert rows_made(1 << 20) == [0, 1, 2, 3, 4]
+    assert rows_made(0) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+@needs_kernel
+def test_searches_may_share_a_cache() -> None:
+    """Each has codes of its own: those of another coding cannot be compared."""
+    xq, maps = maps_of("white", 24, np.float16)
+    neighbors = np.array([[3, 0, 4], [2, 3, 1]])
+    blocks = Blocks(Level("level", 24, stride=1, height=HEIGHT, width=WIDTH), ArraySource(maps), BlockCache(1 << 20))
+    for radius in (1, 2):
+        found = WindowSearch(blocks, Workers(2), radius, HERE[0])(xq, neighbors, 2)
+        assert_same_hits(found, BlockWindowSearch(blocks, Workers(2), radius)(xq, neighbors, 2))
+
+
+@needs_kernel
+def test_codes_that_the_cache_has_dropped_do_not_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search of more images than there is room for holds what the cache does, and two groups: what --memory promises."""
+    alive: set[int] = set()
+    most = 0
+
+    class Codes:
+        nbytes = 100
+
+        def __init__(self, row: int) -> None:
+            nonlocal most
+            self.row = row
+            alive.add(row)
+            most = max(most, len(alive))
+
+        def __del__(self) -> None:
+            alive.discard(self.row)
+
+    maps = np.zeros((40, LOCATIONS, 4), np.float32)
+    monkeypatch.setattr(WindowSearch, "_make", lambda self, row: Codes(row))
+    monkeypatch.setattr(windows, "_GROUP_BYTES", 2 * blocks_of(maps).block_bytes)
+    level = Level("level", 4, stride=1, height=HEIGHT, width=WIDTH)
+    search = WindowSearch(Blocks(level, ArraySource(maps), BlockCache(20 * Codes.nbytes)), Workers(1), 2, HERE[0])
+    for rows in (np.arange(20), np.arange(40)):
+        searched = [group.rows for group in search._groups(rows, np.ones((len(rows), 1), np.bool_))]
+        np.testing.assert_array_equal(np.concatenate(searched), rows)
+    assert most <= 20 + 2 * 2
 
 
 @needs_kernel
 def test_bad_arguments_are_refused() -> None:
     native = import_native()
     gallery = native.Gallery(2, 3, [([np.zeros((6, 4), np.float32)] * 2, None, None)])
+    coding, other = (native.WindowCoding(HERE[0], np.zeros(4, np.float32), step, 2, 3) for step in (1.0, 2.0))
+    codes = native.WindowCodes(coding, gallery, 0)
 
     def search(**changes: object) -> None:
         arguments: dict[str, object] = {
-            "rows": np.array([5, 7]),
+            "rows": np.array([1, 0]),
+            "coding": coding,
+            "codes": [codes, codes],
             "wanted": np.ones((2, 1), np.bool_),
             "queries": np.zeros((6, 4), np.float32),
             "range": (1, 4),
@@ -213,8 +335,12 @@ def test_bad_arguments_are_refused() -> None:
     read_only = np.full((1, 3, 2), -1, np.int64)
     read_only.flags.writeable = False
     for changes, message in (
-        ({"rows": np.array([5])}, "a row for each image"),
-        ({"rows": np.array([5, -1])}, "rows must be those of a bank"),
+        ({"rows": np.empty(0, np.int64)}, "rows must be"),
+        ({"codes": [codes]}, "codes for each row"),
+        ({"codes": [codes, native.WindowCodes(other, gallery, 1)]}, "by this coding"),
+        ({"coding": other}, "by this coding"),
+        ({"rows": np.array([0, -1])}, "rows must be images"),
+        ({"rows": np.array([0, 2])}, "rows must be images"),
         ({"wanted": np.ones((1, 2), np.bool_)}, "wanted must be"),
         ({"queries": np.zeros((5, 4), np.float32)}, "queries must be"),
         ({"queries": np.zeros((6, 3), np.float32)}, "queries must be"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,8 +101,8 @@ class CountingSource(BlockSource):
     def prefetch(self, row: int) -> None:
         self.prefetched.append(row)
 
-    def release(self, row: int) -> None:
-        self.released.append(row)
+    def release(self, rows: Iterable[int]) -> None:
+        self.released += rows
 
     def forget(self) -> None:
         for rows in (self.read_rows, self.stored_rows, self.prefetched, self.released):

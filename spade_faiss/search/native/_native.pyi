@@ -90,15 +90,36 @@ def k_center(
     slack: float,
     threads: int = 1,
 ) -> tuple[npt.NDArray[np.int64], float]: ...
+
+class WindowCoding:
+    def __init__(
+        self,
+        simd_level: str,
+        center: npt.NDArray[np.float32],
+        step: float,
+        height: int,
+        width: int,
+        cells: Sequence[int] = (),
+    ) -> None: ...
+
+class WindowCodes:
+    def __init__(self, coding: WindowCoding, gallery: Gallery, image: int) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def most_window_code(simd_level: str) -> int: ...
 def search_windows(
     gallery: Gallery,
     rows: npt.NDArray[np.int64],
+    coding: WindowCoding,
+    codes: Sequence[WindowCodes],
     wanted: npt.NDArray[np.bool_],
     queries: npt.NDArray[np.float32],
     range: tuple[int, int],
     radius: int,
     sq_dist: npt.NDArray[np.float32],
     id: npt.NDArray[np.int64],
+    margin: float = 1.0,
 ) -> None: ...
 def search(
     query_pack: QueryPack,

@@ -2,6 +2,7 @@
 #include "target.hpp"
 #define SPADE_TARGET SPADE_TARGET_AVX2
 #include "filter256.hpp"
+#include "window_screen.hpp"
 
 namespace spade {
 namespace {
@@ -35,6 +36,13 @@ struct Avx2Products {
     }
 };
 
+// The sums of two products fit 16 bits: codes of queries are at most 127, those of maps 63.
+struct Avx2Quads {
+    SPADE_TARGET SPADE_INLINE static __m256i add(__m256i sums, __m256i query, __m256i cells) {
+        return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(query, cells), _mm256_set1_epi16(1)));
+    }
+};
+
 }  // namespace
 
 void filter_avx2(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima) {
@@ -44,6 +52,10 @@ void filter_avx2(const RowCodes& rows, GroupRange groups, const QueryPack& queri
 void screen_avx2(const RowCodes& rows, GroupRange groups, const QueryPack& queries, Thresholds thresholds,
                  std::uint16_t* within) {
     screen_by<Avx2Products>(rows, groups, queries, thresholds, within);
+}
+
+void screen_windows_avx2(const WindowMap& map, const WindowLine& line, const WindowShape& window, std::uint8_t* within) {
+    screen_windows_by<Avx2Quads>(map, line, window, within);
 }
 
 SPADE_TARGET void estimate_rows_avx2(const RowCodes& rows, GroupRange groups, const QueryCodes& query, float* out) {

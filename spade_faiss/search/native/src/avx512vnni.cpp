@@ -3,6 +3,8 @@
 #include <cstring>
 
 #include "filter512.hpp"
+#define SPADE_TARGET SPADE_TARGET_AVX512VNNI
+#include "window_screen.hpp"
 
 namespace spade {
 namespace {
@@ -52,7 +54,17 @@ SPADE_TARGET_AVX512VNNI void filter_all(const RowCodes& rows, GroupRange groups,
             filter_panels<1>(rows, groups, queries, panel, result);
 }
 
+struct Avx512VnniQuads {
+    SPADE_TARGET SPADE_INLINE static __m256i add(__m256i sums, __m256i query, __m256i cells) {
+        return _mm256_dpbusd_epi32(sums, query, cells);
+    }
+};
+
 }  // namespace
+
+void screen_windows_avx512vnni(const WindowMap& map, const WindowLine& line, const WindowShape& window, std::uint8_t* within) {
+    screen_windows_by<Avx512VnniQuads>(map, line, window, within);
+}
 
 void filter_avx512vnni(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima) {
     if (rows.has_digits())

@@ -1,6 +1,7 @@
 // The filter for AVX-VNNI, which adds products of bytes up in 32 bits, 256 bits at a time.
 #define SPADE_TARGET __attribute__((target("avx2,fma,f16c,avxvnni")))
 #include "filter256.hpp"
+#include "window_screen.hpp"
 
 namespace spade {
 namespace {
@@ -22,7 +23,17 @@ struct AvxVnniProducts {
     }
 };
 
+struct AvxVnniQuads {
+    SPADE_TARGET SPADE_INLINE static __m256i add(__m256i sums, __m256i query, __m256i cells) {
+        return _mm256_dpbusd_avx_epi32(sums, query, cells);
+    }
+};
+
 }  // namespace
+
+void screen_windows_avxvnni(const WindowMap& map, const WindowLine& line, const WindowShape& window, std::uint8_t* within) {
+    screen_windows_by<AvxVnniQuads>(map, line, window, within);
+}
 
 void filter_avxvnni(const RowCodes& rows, GroupRange groups, const QueryPack& queries, float* minima) {
     filter_by<AvxVnniProducts>(rows, groups, queries, minima);

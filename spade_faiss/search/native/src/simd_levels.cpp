@@ -80,12 +80,15 @@ std::vector<SimdLevel> detect() {
                         kState512 | kStateTiles);
     if (amx.empty()) amx = request_tiles();
     return {
-        {"amx", eight_bit_codes(64), filter_amx, screen_amx, estimate_rows_avx512vnni, 24 << 10, amx},
-        {"avx512vnni", eight_bit_codes(4), filter_avx512vnni, screen_avx512vnni, estimate_rows_avx512vnni, 128 << 10,
-         avx512vnni},
-        {"avxvnni", eight_bit_codes(4), filter_avxvnni, screen_avxvnni, estimate_rows_avx2, 128 << 10, avxvnni},
-        {"avx2", six_bit_codes(16), filter_avx2, screen_avx2, estimate_rows_avx2, 128 << 10, avx2},
-        {"reference", eight_bit_codes(4), filter_reference, screen_reference, estimate_rows_avx2, 128 << 10, avx2},
+        {"amx", eight_bit_codes(64), filter_amx, screen_amx, estimate_rows_avx512vnni, screen_windows_avx512vnni, 127, 24 << 10,
+         amx},
+        {"avx512vnni", eight_bit_codes(4), filter_avx512vnni, screen_avx512vnni, estimate_rows_avx512vnni,
+         screen_windows_avx512vnni, 127, 128 << 10, avx512vnni},
+        {"avxvnni", eight_bit_codes(4), filter_avxvnni, screen_avxvnni, estimate_rows_avx2, screen_windows_avxvnni, 127,
+         128 << 10, avxvnni},
+        {"avx2", six_bit_codes(16), filter_avx2, screen_avx2, estimate_rows_avx2, screen_windows_avx2, 63, 128 << 10, avx2},
+        {"reference", eight_bit_codes(4), filter_reference, screen_reference, estimate_rows_avx2, screen_windows_reference, 127,
+         128 << 10, avx2},
     };
 }
 

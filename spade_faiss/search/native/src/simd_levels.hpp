@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "filter.hpp"
+#include "window_codes.hpp"
 
 namespace spade {
 
@@ -14,8 +15,10 @@ struct SimdLevel {
     Filter filter;
     Screen screen;
     EstimateRows estimate_rows;
-    int chunk_bytes;      // how many bytes of rows stay in the cache nearest to the core while all queries are filtered
-    std::string why_not;  // why this processor or operating system does not run it; empty if it does
+    ScreenWindows screen_windows;
+    int most_window_code;  // the largest magnitude of a code that its screen multiplies
+    int chunk_bytes;       // how many bytes of rows stay in the cache nearest to the core while all queries are filtered
+    std::string why_not;   // why this processor or operating system does not run it; empty if it does
 };
 
 // All SIMD levels, the fastest first and the reference last. The processor is asked at the first call only.

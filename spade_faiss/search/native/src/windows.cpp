@@ -3,10 +3,12 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <vector>
 
 #include "buffer.hpp"
+#include "distance.hpp"
 #include "floats.hpp"
 #include "nearest.hpp"
 #include "packs.hpp"
@@ -22,6 +24,9 @@ constexpr int kChannels = 8, kVectors = 8;
 constexpr int kSums = 4;
 // A sum of so many chunks is worth a look at what it says already.
 constexpr int kWorthALook = 4;
+// Where codes rule out less than so many of sixteen vectors, it is the same in so many images that follow, which are compared
+// without them.
+constexpr int kLeastRuledOut = 12, kImagesWithout = 8;
 
 // How a vector is laid out here: in chunks of eight channels, those of one sum side by side, so that each sum is read in one
 // go.
@@ -80,28 +85,120 @@ SPADE_TARGET_AVX2 SPADE_INLINE __m256 sums_of_lanes(__m256* eight) {
 // A search of all queries in all images.
 class WindowSearch {
 public:
-    WindowSearch(const Gallery& gallery, const WindowQueries& queries, int radius, const WindowHits& hits)
+    WindowSearch(const Gallery& gallery, const SimdLevel& level, const WindowCoding& coding, const WindowQueries& queries,
+                 int radius, const WindowHits& hits, float margin)
         : gallery_(gallery),
+          screen_(level.screen_windows),
           queries_(queries),
           hits_(hits),
-          width_(gallery.width),
-          height_(gallery.locations / gallery.width),
+          margin_(margin),
+          width_(coding.width),
+          height_(coding.height),
           reach_y_(std::min(radius, height_ - 1)),
           reach_x_(std::min(radius, width_ - 1)),
+          window_{reach_y_, reach_x_},
+          window_bytes_(window_.bytes()),
           kept_(std::min(height_, 2 * reach_y_ + 1)),
           layout_(gallery.d),
           plain_(layout_.length() + kChannels),
           xq_(layout_.length() * queries.images * queries.count()),
-          map_(layout_.length() * kept_ * width_) {
+          map_(layout_.length() * kept_ * width_),
+          query_codes_(coding, queries.images * queries.count()),
+          threshold_(width_),
+          within_(static_cast<std::size_t>(width_) * window_bytes_),
+          padded_query_(round_up(gallery.d, kDistanceAlign)),
+          padded_row_(round_up(gallery.d, kDistanceAlign) + kChannels) {
         for (int image = 0; image < queries.images; ++image)
-            for (int i = 0; i < queries.count(); ++i)
-                layout_.arrange(queries.xq.row(image * gallery.locations + queries.first + i), ElementType::kFloat32, gallery.d,
-                                query(image, i));
+            for (int i = 0; i < queries.count(); ++i) {
+                layout_.arrange(xq(image, i), ElementType::kFloat32, gallery.d, query(image, i));
+                query_codes_.assign(image * queries.count() + i, xq(image, i));
+            }
     }
 
-    SPADE_TARGET_AVX2 void run(int image, std::int64_t row, const std::uint8_t* wanted) {
+    SPADE_TARGET_AVX2 void run(int image, const WindowCodes& codes, const std::uint8_t* wanted) {
+        first_id_ = static_cast<std::int64_t>(image) * gallery_.locations;
+        const bool skips_codes = without_ > 0;
+        without_ -= skips_codes;
+        passed_ = compared_ = 0;
+        std::vector<std::uint8_t> directly(wanted, wanted + queries_.images);
+        for (int test = 0; test < queries_.images; ++test) {
+            // A region of interest is searched by codes alone: without them, whole rows of a map are decoded.
+            if (!wanted[test] || (coding().cells.empty() && (skips_codes || !has_met_any(test)))) continue;
+            directly[test] = 0;
+            search_by_codes(test, image, codes);
+        }
+        if (16 * passed_ > (16 - kLeastRuledOut) * compared_) without_ = kImagesWithout;
+        compare_all(image, directly.data());
+    }
+
+private:
+    const WindowCoding& coding() const { return query_codes_.coding; }
+    // The query as it is.
+    const float* xq(int image, int i) const {
+        return static_cast<const float*>(queries_.xq.row(image * gallery_.locations + queries_.first + i));
+    }
+    std::size_t place(int image, int i) const { return (static_cast<std::size_t>(image) * queries_.count() + i) * hits_.k; }
+
+    // Whether a test image was searched in another image before; if not, codes could rule nothing out.
+    bool has_met_any(int test) const { return hits_.sq_dist[place(test, 0)] < kInfinity; }
+
+    // Compares the queries of a test image with the vectors of their windows that codes do not rule out.
+    SPADE_TARGET_AVX2 void search_by_codes(int test, int image, const WindowCodes& codes) {
+        const std::size_t length = static_cast<std::size_t>(codes.quads) * kQuad;
+        const WindowMap map = codes.map();
+        for (int first = queries_.first, last; first < queries_.last; first = last) {
+            last = coding().line_end(first, queries_.last);
+            const int y = coding().cell_of(first) / width_, left = coding().cell_of(first) % width_;
+            const int number = test * queries_.count() + first - queries_.first, count = last - first;
+            query_codes_.thresholds(number, count, hits_.sq_dist + place(test, first - queries_.first) + hits_.k - 1, hits_.k,
+                                    codes, margin_, threshold_.data());
+            screen_(map, {y, left, count, query_codes_.codes.data() + number * length, threshold_.data()}, window_,
+                    within_.data());
+            top_ = window_.top(y);
+            const int rows = window_.bottom(y, height_) - top_ + 1;
+            compared_ += static_cast<std::int64_t>(count) * rows * std::min(width_, 2 * reach_x_ + 1);
+            passing_.clear();
+            for (int i = 0; i < count; ++i)
+                list_passing(first + i, left + i, image, map, rows, within_.data() + i * window_bytes_);
+            compare_passing(test, image);
+        }
+    }
+
+    // Lists the cells that passed, and has the processor fetch their vectors.
+    SPADE_INLINE void list_passing(int location, int x, int image, const WindowMap& map, int rows, const std::uint8_t* within) {
+        for (int begin = 0; begin < window_bytes_; begin += 8) {
+            std::uint64_t eight;
+            std::memcpy(&eight, within + begin, 8);
+            for (; eight; eight &= eight - 1) {
+                const int bit = __builtin_ctzll(eight), unit = begin + bit / kCells;
+                const int u = window_.at(x, unit / rows, map).begin + bit % kCells;
+                const int found = coding().location_of((top_ + unit % rows) * width_ + u);
+                passing_.push_back({location, found});
+                gallery_.prefetch(static_cast<std::int64_t>(image) * gallery_.locations + found);
+            }
+        }
+    }
+
+    SPADE_TARGET_AVX2 void compare_passing(int test, int image) {
+        passed_ += static_cast<std::int64_t>(passing_.size());
+        const int padded = round_up(gallery_.d, kDistanceAlign);
+        int last = -1;
+        for (const Pair& pair : passing_) {
+            const int i = pair.location - queries_.first;
+            if (pair.location != last) std::copy(xq(test, i), xq(test, i) + gallery_.d, padded_query_.data());
+            last = pair.location;
+            gallery_.decode(static_cast<std::int64_t>(image) * gallery_.locations + pair.found, padded, padded_row_.data());
+            const float* const x[1] = {padded_row_.data()};
+            float found;
+            sq_distances<1>(padded_query_.data(), x, padded, &found);
+            const std::size_t at = place(test, i);
+            Nearest{hits_.sq_dist + at, hits_.id + at, hits_.k, kInfinity}.offer(found, first_id_ + pair.found);
+        }
+    }
+
+    // Compares the queries of the wanted test images with all vectors of their windows.
+    SPADE_TARGET_AVX2 void compare_all(int image, const std::uint8_t* wanted) {
         if (std::none_of(wanted, wanted + queries_.images, [](std::uint8_t is_wanted) { return is_wanted; })) return;
-        first_id_ = row * gallery_.locations;
         int decoded = 0;  // up to this row of the map
         for (int y = queries_.first / width_; y * width_ < queries_.last; ++y) {
             top_ = std::max(0, y - reach_y_);
@@ -113,7 +210,6 @@ public:
         }
     }
 
-private:
     float* query(int image, int i) { return xq_.data() + layout_.length() * (image * queries_.count() + i); }
 
     // The vector of a cell of the map, whose row is decoded.
@@ -137,8 +233,8 @@ private:
     // Compares a query with its window.
     SPADE_TARGET_AVX2 void search(int image, int location) {
         const int i = location - queries_.first, x = location % width_;
-        const std::size_t place = (static_cast<std::size_t>(image) * queries_.count() + i) * hits_.k;
-        Nearest nearest{hits_.sq_dist + place, hits_.id + place, hits_.k, kInfinity};
+        const std::size_t at = place(image, i);
+        Nearest nearest{hits_.sq_dist + at, hits_.id + at, hits_.k, kInfinity};
         const float* const q = query(image, i);
         const int left = std::max(0, x - reach_x_), right = std::min(width_ - 1, x + reach_x_);
         const float* vectors[kVectors];
@@ -215,28 +311,43 @@ private:
         return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(sq_dist, limit, _CMP_LE_OQ))) & ((1u << R) - 1);
     }
 
+    // The locations of a query, and of a vector that is compared with it.
+    struct Pair {
+        int location, found;
+    };
+
     const Gallery& gallery_;
+    const ScreenWindows screen_;
     const WindowQueries& queries_;
     const WindowHits& hits_;
+    const float margin_;
     const int width_, height_, reach_y_, reach_x_;
+    const WindowShape window_;
+    const int window_bytes_;
     const int kept_;  // how many rows of a map are decoded at a time
     const Layout layout_;
     Buffer<float> plain_;  // a vector that is put together, before it is laid out
     Buffer<float> xq_;     // (images, queries, length)
     Buffer<float> map_;    // (kept, width, length): row y of the map is at y % kept
+    WindowQueryCodes query_codes_;
+    Buffer<std::int32_t> threshold_;           // (width): of the queries of a row
+    Buffer<std::uint8_t> within_;              // (width, bytes of a window)
+    Buffer<float> padded_query_, padded_row_;  // vectors as `sq_distances` reads them
+    std::vector<Pair> passing_;
+    std::int64_t passed_ = 0, compared_ = 0;  // of the image that is searched: vectors that codes left, of how many
+    int without_ = 0;                         // images to come that are compared without codes
     int top_ = 0, bottom_ = 0;
     std::int64_t first_id_ = 0;  // of the image that is searched
 };
 
 }  // namespace
 
-void search_windows(const Gallery& gallery, const std::int64_t* rows, const std::uint8_t* wanted, const WindowQueries& queries,
-                    int radius, const WindowHits& hits) {
+void search_windows(const Gallery& gallery, const std::int64_t* images, std::int64_t count, const SimdLevel& level,
+                    const WindowCoding& coding, const WindowCodes* const* codes, const std::uint8_t* wanted,
+                    const WindowQueries& queries, int radius, const WindowHits& hits, float margin) {
     const ScopedDefaultFloatMode float_mode;
-    WindowSearch search(gallery, queries, radius, hits);
-    const auto images = static_cast<int>(gallery.count / gallery.locations);
-    for (int image = 0; image < images; ++image)
-        search.run(image, rows[image], wanted + static_cast<std::size_t>(image) * queries.images);
+    WindowSearch search(gallery, level, coding, queries, radius, hits, margin);
+    for (std::int64_t i = 0; i < count; ++i) search.run(static_cast<int>(images[i]), *codes[i], wanted + i * queries.images);
 }
 
 }  // namespace spade

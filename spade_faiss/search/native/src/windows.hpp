@@ -1,12 +1,15 @@
 // Windows: the nearest vectors within a window around each query's own place, in the maps of some images.
 //
-// Every vector of a window is compared directly. A map is decoded once for all test images that are searched in it, as many of
-// its rows at a time as a window is high, and what a query has met before ends most comparisons after a part of the channels.
+// What a query has met before bounds what can still be the nearest: codes of a map (window_codes.hpp) say which vectors of a
+// window are not beyond that, and those are compared directly. In the first image that is searched, and where most would
+// remain, every vector is compared: the map is decoded once for all test images that are searched in it, as many of its rows at
+// a time as a window is high, and a comparison ends after the first channels where these say enough.
 #pragma once
 
 #include <cstdint>
 
 #include "gallery.hpp"
+#include "simd_levels.hpp"
 
 namespace spade {
 
@@ -25,15 +28,18 @@ struct WindowHits {
     std::int64_t* id;
 };
 
-// Takes the vectors of all windows in a gallery into `hits`.
+// Takes the vectors of all windows in some images of a gallery into `hits`.
 //
-//   rows: for each image of the gallery, its number: the vector at location l has the id rows[image] * locations + l.
-//   wanted: (images of the gallery, test images), whether a test image is searched in an image.
+//   images, count: the images that are searched.
+//   codes: for each of them, its codes, by this coding and level.
+//   wanted: (count, test images), whether a test image is searched in an image.
 //   radius: how many cells a window reaches up, down, left and right.
+//   margin: 1; less breaks the bound of the codes, for tests.
 //
 // A squared distance is that of `sq_distances`, to the bit. What is found depends neither on the order of the images, which
 // should be that of their distance, nor on what else is searched; an image must not be searched twice.
-void search_windows(const Gallery& gallery, const std::int64_t* rows, const std::uint8_t* wanted, const WindowQueries& queries,
-                    int radius, const WindowHits& hits);
+void search_windows(const Gallery& gallery, const std::int64_t* images, std::int64_t count, const SimdLevel& level,
+                    const WindowCoding& coding, const WindowCodes* const* codes, const std::uint8_t* wanted,
+                    const WindowQueries& queries, int radius, const WindowHits& hits, float margin = 1);
 
 }  // namespace spade
