@@ -31,6 +31,7 @@ from benchmarks.sweep.measures import exponent, share_as_near
 from benchmarks.sweep.points import PeerPoint
 from benchmarks.sweep.sets import COARSE_POOLED, NORMALIZED, POOLED, POOLED_NORMALIZED, PixelSet, Places, pixel_set
 from spade_faiss import Bank, Detector, FeatureBatch, Scores
+from spade_faiss.core.presets import of_few
 from spade_faiss.core.settings import ALL, Method, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
@@ -63,6 +64,19 @@ JOINED = ("blocks.2+blocks.4",)
 APART = ("blocks.2", "blocks.4")
 # How all normals are searched: the names of the engines here, and their recipes.
 RECIPES = {"scan": "exact", "clusters": "clusters", "global": "global"}
+# What quality is measured of: how maps are prepared, the levels, the gallery, and the recipe.
+QUALITY_SEARCHES: dict[str, tuple[str, tuple[str, ...], KGallery, str]] = {
+    "K=5": ("", (), 5, "exact"),
+    "K=5, averaged": (POOLED, (), 5, "exact"),
+    "K=5, unit length": (NORMALIZED, (), 5, "exact"),
+    "K=5, averaged, unit length": (POOLED_NORMALIZED, (), 5, "exact"),
+    "all, averaged, apart": (POOLED, APART, ALL, "clusters"),
+    "all, averaged, joined": (POOLED, JOINED, ALL, "clusters"),
+    "all, averaged, joined, by `global`": (POOLED, JOINED, ALL, "global"),
+    "finest as it is, K=20; all, averaged, joined": (COARSE_POOLED, ("blocks.1", *JOINED), (20, ALL), "clusters"),
+    "K=100, averaged, in windows": (POOLED, (), 100, "location"),
+    "all, averaged, in windows": (POOLED, (), ALL, "location"),
+}
 MEMORY = "6GiB"
 TESTS, REPEATS = 12, 9
 # Queries of each set of hostile vectors: more than ten million in all.
@@ -90,6 +104,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder of the real sets")
     parser.add_argument("--scratch", type=Path, help="where banks are written and kept for the next run; some 4 GB")
     parser.add_argument("--only", nargs="+", choices=sorted(SECTIONS), default=_default_sections())
+    parser.add_argument("--searches", nargs="+", help="the searches of `quality`, by their names; rows of others stay")
     arguments = parser.parse_args()
     target = arguments.out / "whole_bank.json"
     figures = json.loads(target.read_bytes()) if target.exists() else {}
@@ -97,8 +112,12 @@ def main() -> None:
         places = Places(arguments.data, arguments.scratch or Path(temporary))
         places.scratch.mkdir(parents=True, exist_ok=True)
         for name in arguments.only:
-            figures[name] = {"machine": machine(), "rows": []}
-            for row in SECTIONS[name](places):
+            measure, before = SECTIONS[name], []
+            if name == "quality" and arguments.searches:
+                measure = partial(quality, searches=arguments.searches)
+                before = [row for row in figures[name]["rows"] if row["search"] not in arguments.searches]
+            figures[name] = {"machine": machine(), "rows": before}
+            for row in measure(places):
                 print(name, json.dumps({key: value for key, value in row.items() if key != "runs"}), flush=True)
                 figures[name]["rows"].append(row)
             target.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -123,7 +142,7 @@ class Compared:
 
     def open(self, recipe: str | Recipe, k_gallery: KGallery = ALL) -> Detector:
         """Open its detector with another recipe or gallery."""
-        method = Method(k_image=min(5, len(Bank.open(self.bank))), k_gallery=k_gallery, levels=self.levels)
+        method = of_few(Method(k_gallery=k_gallery, levels=self.levels), len(Bank.open(self.bank)))
         return Detector.open(self.bank, recipe=recipe, method=method, run=Run(memory=MEMORY, device="cpu"))
 
 
@@ -257,22 +276,12 @@ def equality(places: Places) -> Iterator[Row]:
             yield {"set": kind, "channels": d, **{name: found[name] for name in ("queries", "missed", "worst")}}
 
 
-def quality(places: Places) -> Iterator[Row]:
-    """What the gallery is worth: image AUROC by the mean of a map's top 1 %, pixel AUROC and AUPRO."""
+def quality(places: Places, searches: Sequence[str] = ()) -> Iterator[Row]:
+    """What galleries are worth: image AUROC by the mean of a map's top 1 %, pixel AUROC and AUPRO; of all searches, or some."""
     for name in QUALITY_SETS:
-        plain, pooled = pixel_set(name, places), pixel_set(name + POOLED, places)
-        mixed = pixel_set(name + COARSE_POOLED, places)
-        searches: dict[str, tuple[PixelSet, tuple[str, ...], KGallery, str]] = {
-            "K=5": (plain, (), 5, "exact"),
-            "K=5, averaged": (pooled, (), 5, "exact"),
-            "K=5, unit length": (pixel_set(name + NORMALIZED, places), (), 5, "exact"),
-            "K=5, averaged, unit length": (pixel_set(name + POOLED_NORMALIZED, places), (), 5, "exact"),
-            "all, averaged, apart": (pooled, APART, ALL, "clusters"),
-            "all, averaged, joined": (pooled, JOINED, ALL, "clusters"),
-            "all, averaged, joined, by `global`": (pooled, JOINED, ALL, "global"),
-            "finest as it is, K=20; all, averaged, joined": (mixed, ("blocks.1", *JOINED), (20, ALL), "clusters"),
-        }
-        for label, (chosen, levels, k_gallery, name_of_recipe) in searches.items():
+        for label in searches or QUALITY_SEARCHES:
+            prepared, levels, k_gallery, name_of_recipe = QUALITY_SEARCHES[label]
+            chosen = pixel_set(name + prepared, places)
             compared, recipe = Compared(chosen.bank, chosen.tests, levels), load_recipe(name_of_recipe).with_levels(levels)
             start = time.perf_counter()
             build_index(Bank.open(compared.bank), recipe, rebuild=True)

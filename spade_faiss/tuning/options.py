@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from spade_faiss.core.presets import Preset, Usual, load_preset
+from spade_faiss.core.presets import Preset, Usual, load_preset, within
 from spade_faiss.core.settings import ALL, Extraction, Method
 from spade_faiss.features.layout import Layout
 
+# The neighbors of a window's gallery: more gained nothing where it was tried.
+_MANY = 100
 # Image scores that are made of a map, so that one map has several.
 MAP_SCORES = ("top", "max")
 
@@ -128,20 +130,27 @@ def map_options(levels: Sequence[str], method: Method) -> list[MapOption]:
         return MapOption(stored=stored, recipe=recipe, method=replace(method, levels=chosen, k_gallery=k, k_image=5))
 
     found = [
+        searched(pooled, "location", (), _MANY),
         searched(pooled, "global", joined, ALL),
         searched(pooled, "exact", (), 5),
-        searched(pooled, "location", (), ALL),
         searched(pooled, "global", coarse, ALL),
         searched(plain, "exact", (), 5),
         searched(plain, "global", joined, ALL),
         searched(unit, "exact", (), 5),
+        searched(unit, "location", (), _MANY),
         searched(unit, "global", joined, ALL),
         searched(pooled_unit, "exact", (), 5),
+        searched(pooled_unit, "location", (), _MANY),
         searched(pooled_unit, "global", joined, ALL),
-        searched(plain, "location", (), ALL),
+        searched(plain, "location", (), _MANY),
         searched(plain, "exact", (levels[0],), 5),
     ]
     return list(dict.fromkeys(found))
+
+
+def within_few(option: MapOption, others: int) -> MapOption:
+    """The option for pictures that have so many others: what asks for more neighbors searches them all."""
+    return replace(option, method=within(option.method, others + 1))
 
 
 def with_scores(maps: Sequence[MapOption]) -> list[Option]:

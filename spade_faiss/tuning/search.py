@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import ALL, Method, Run, Tuning
+from spade_faiss.core.settings import Method, Run, Tuning
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.layout import Layout
 from spade_faiss.tuning.forward_cost import forward_ms
-from spade_faiss.tuning.options import MapOption, Option, Stored, default_option, map_options, with_scores
+from spade_faiss.tuning.options import MapOption, Option, Stored, default_option, map_options, with_scores, within_few
 from spade_faiss.tuning.samples import Copies, Samples, make_samples, read_samples
 from spade_faiss.tuning.statistics import Chosen, Differences, Trials, choose, image_differences, map_differences
 from spade_faiss.tuning.trials import Trial, comparable, of_map, run_trials, table_of
@@ -148,8 +148,7 @@ def search(
     if question.only_stored is not None:
         tried_maps = [replace(option, stored=question.only_stored) for option in tried_maps]
     maps = list(dict.fromkeys(comparable(option) for option in (default.map, *tried_maps)))
-    # Settings that ask for more neighbors than so few pictures have are those of all.
-    maps = [option for option in maps if _is_searchable(option, len(readable) - max(group_sizes(readable, question.group_of)))]
+    maps = _different(maps, len(readable) - max(group_sizes(readable, question.group_of)))
     layout = Layout(levels=backbone.levels, embedding_dim=backbone.embedding_dim, input_size=backbone.input_size)
     trials = run_trials(folder, samples, layout, maps, run, deadline)
     tried = time.monotonic()
@@ -248,8 +247,10 @@ def _is_same(option: Option, default: Option) -> bool:
     return option.score == default.score and comparable(option.map) == comparable(default.map)
 
 
-def _is_searchable(option: MapOption, others: int) -> bool:
-    """Whether a picture that is left out with its group has as many others as the option asks for."""
-    k = option.method.k_gallery
-    most = max((int(each) for each in (k if isinstance(k, tuple) else (k,)) if each != ALL), default=1)
-    return max(most, option.method.k_image) <= others
+def _different(options: Sequence[MapOption], others: int) -> list[MapOption]:
+    """The options, without those that are one of the others where a picture has no more than so many others.
+
+    One that asks for more neighbors than there are takes all of them, as a bank of so few does.
+    """
+    found = {within_few(option, others): option for option in reversed(options)}
+    return [option for option in options if found[within_few(option, others)] is option]

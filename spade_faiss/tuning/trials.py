@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from spade_faiss.index.build import build_index
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.search.recipe import load_recipe
-from spade_faiss.tuning.options import MapOption, Option, Stored
+from spade_faiss.tuning.options import MapOption, Option, Stored, within_few
 from spade_faiss.tuning.overlaps import Overlaps
 from spade_faiss.tuning.picture_grid import on_picture
 from spade_faiss.tuning.samples import Samples
@@ -108,6 +109,14 @@ def run_trials(
     return found
 
 
+def _least_others(samples: Samples) -> int:
+    """How many others the normal picture has that has fewest: a picture that is left out takes its group with it."""
+    if samples.normals is not None:
+        return len(samples.references) - 1
+    sizes = Counter(group for group in samples.references.groups or () if group)
+    return len(samples.references) - max(sizes.values(), default=1)
+
+
 def _make_bank(path: Path, samples: Samples, layout: Layout, stored: Stored) -> Bank:
     shutil.rmtree(path, ignore_errors=True)
     bank = Bank.create(path, replace(layout, **vars(stored)), Origin())
@@ -121,7 +130,7 @@ def _try(bank: Bank, samples: Samples, option: MapOption, run: Run) -> tuple[Tri
     start, timings = time.perf_counter(), Timings()
     recipe = load_recipe(option.recipe).with_levels(option.method.levels if option.recipe != "exact" else ())
     built = build_index(bank, recipe, rebuild=True)
-    method = replace(option.method, score="knn", image_scores=("knn",))
+    method = replace(within_few(option, _least_others(samples)).method, score="knn", image_scores=("knn",))
     detector = Detector(bank, recipe, method, replace(run, weights=None))
     plain, kept = _Collected(samples), _Kept()
     for at in range(0, samples.normal_count, _BATCH):

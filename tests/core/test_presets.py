@@ -30,15 +30,15 @@ def test_spade_is_what_settings_are_by_themselves() -> None:
     assert preset.usual(LEVELS) == Usual(preset="spade", recipe="exact", method=Method())
 
 
-def test_default_is_the_whole_bank_with_two_levels_joined() -> None:
+def test_default_is_windows_of_a_hundred_normals_at_all_levels() -> None:
     preset = load_preset("default")
     assert (preset.extraction.pool, preset.extraction.pool_border) == (3, "zero")
-    method = preset.usual(LEVELS).method
-    assert (method.levels, method.k_gallery, method.score) == (("mid+coarse",), ALL, "top")
+    usual = preset.usual(LEVELS)
+    assert (usual.recipe, usual.method.levels, usual.method.k_gallery, usual.method.score) == ("location", (), 100, "top")
 
 
 def test_levels_that_a_network_does_not_have_are_left_out() -> None:
-    preset = load_preset("default")
+    preset = Preset(name="joined", method=Method(levels=("#2+#3",)))
     assert preset.usual(LEVELS[:2]).method.levels == ("mid",)
     assert preset.usual(LEVELS[:1]).method.levels == ()
     # Names that are numbers are no numbers.

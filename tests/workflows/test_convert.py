@@ -16,7 +16,8 @@ from spade_faiss.bank.origin import Origin
 from spade_faiss.bank.shards import write_shard
 from spade_faiss.cli import main
 from spade_faiss.core.grouping import Grouping
-from spade_faiss.core.settings import Method, Run
+from spade_faiss.core.presets import load_preset
+from spade_faiss.core.settings import ALL, Method, Run
 from spade_faiss.decisions.calibration import stored_calibrations
 from spade_faiss.workflows import convert as convert_module
 from spade_faiss.workflows.verify import verify
@@ -157,9 +158,15 @@ def test_the_commands(bank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_fit_and_add_with_codes(good: Path, tmp_path: Path) -> None:
-    """By the preset that is taken unasked: what is searched is joined, and indexed."""
+    """What is searched is joined, and indexed."""
     network, path = tiny_backbone(), tmp_path / "bank"
-    done = fit(sorted(good.glob("lot[012]/*")), bank=path, extraction=Extraction(backbone=network, store="pca3-int8"))
+    preset = replace(
+        load_preset("default"),
+        recipe="global",
+        method=Method(levels=("#2+#3",), k_gallery=ALL, score="top", image_scores=("top",)),
+    )
+    lots = sorted(good.glob("lot[012]/*"))
+    done = fit(lots, bank=path, preset=preset, extraction=Extraction(backbone=network, store="pca3-int8"))
     assert done.index is not None
     learned = done.bank.manifest.codes
     assert learned is not None

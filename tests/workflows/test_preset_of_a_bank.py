@@ -24,8 +24,6 @@ from spade_faiss.workflows.extract import add, choose_preset
 from spade_faiss.workflows.fit import fit
 
 SMALL = ("--backbone", "efficientnet_lite0", "--resize", "72", "--size", "64")
-# Levels 2 and 3 of the three.
-JOINED = ("blocks.2+blocks.4",)
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +38,14 @@ def test_a_new_bank_is_made_by_default(default_bank: Path) -> None:
     bank = Bank.open(default_bank)
     assert (bank.layout.pool, bank.layout.pool_border) == (3, "zero")
     preset = load_preset("default")
-    assert bank.usual == Usual(preset="default", recipe=preset.recipe, method=replace(preset.method, levels=JOINED))
+    assert bank.usual == Usual(preset="default", recipe=preset.recipe, method=preset.method).within(len(bank))
+    assert bank.manifest.usual.method.k_gallery == 100  # once there are as many
 
 
 def test_it_is_searched_as_it_remembers(default_bank: Path, dataset_folder: Path) -> None:
     detector = Detector.open(default_bank)
-    assert (detector.recipe.name, detector.method.levels, detector.method.k_gallery) == ("global", JOINED, ALL)
-    asked = Detector.open(
-        default_bank, recipe="global", method=Method(levels=JOINED, k_gallery=ALL, score="top", image_scores=("top",))
-    )
+    assert (detector.recipe.name, detector.method.levels, detector.method.k_gallery) == ("location", (), ALL)
+    asked = Detector.open(default_bank, recipe="location", method=Method(k_gallery=ALL, score="top", image_scores=("top",)))
     scores, expected = (each.score(dataset_folder / "test") for each in (detector, asked))
     np.testing.assert_array_equal(scores.maps, expected.maps)
 
@@ -57,7 +54,7 @@ def test_it_is_calibrated_for_that_search(default_bank: Path) -> None:
     (calibration,) = stored_calibrations(Bank.open(default_bank))
     assert calibration.scoring_config == Detector.open(default_bank).scoring_config
     assert calibration.scoring_config.options(Bank.open(default_bank).usual) == ""
-    assert calibration.scoring_config.options(Usual()) == "--recipe global --k-gallery all --levels blocks.2+blocks.4"
+    assert calibration.scoring_config.options(Usual()) == "--recipe location --k-gallery all"
 
 
 def test_another_search_may_be_asked_for(default_bank: Path) -> None:
@@ -82,7 +79,7 @@ def test_another_preset_is_refused(default_bank: Path, dataset_folder: Path, bac
     with pytest.raises(InputError, match=r"has pool=3, asked for 1"):
         fit(good, bank=default_bank, preset="spade", extraction=Extraction(backbone=backbone))
     other = replace(load_preset("default"), method=replace(load_preset("default").method, k_gallery=7))
-    with pytest.raises(InputError, match=r"is searched with k_gallery='all', asked for 7; leave the preset out"):
+    with pytest.raises(InputError, match=r"is searched with k_gallery=100, asked for 7; leave the preset out"):
         fit(good, bank=default_bank, preset=other, extraction=Extraction(backbone=backbone))
     assert Bank.open(default_bank).manifest == before
 
@@ -95,7 +92,7 @@ def test_a_bank_may_have_indexes_of_other_recipes(
     other = replace(load_preset("default"), recipe="clusters")
     done = fit(dataset_folder / "train" / "good", bank=path, preset=other, extraction=Extraction(backbone=backbone))
     assert done.index is not None
-    assert (done.index.recipe, done.bank.usual.recipe) == ("clusters", "global")
+    assert (done.index.recipe, done.bank.usual.recipe) == ("clusters", "location")
     asked = Detector.open(path, recipe="clusters", method=done.bank.usual.method)
     assert asked.recipe.name == "clusters"
 
@@ -106,7 +103,7 @@ def test_what_a_bank_could_not_be_searched_by_is_refused_before_the_work(
     preset = load_preset("default")
     for wrong, message in (
         (replace(preset, method=replace(preset.method, levels=("layer1",))), "there is no level 'layer1'"),
-        (replace(preset, method=replace(preset.method, k_gallery=(5, 6, 7))), "has 3 values for 1 levels"),
+        (replace(preset, method=replace(preset.method, k_gallery=(5, 6))), "has 2 values for 3 levels"),
     ):
         with pytest.raises(InputError, match=message):
             fit(dataset_folder / "train/good", bank=tmp_path / "b", preset=wrong, extraction=Extraction(backbone=backbone))
@@ -152,15 +149,15 @@ def test_the_command_line(dataset_folder: Path, tmp_path: Path, capsys: pytest.C
     bank = tmp_path / "b"
     assert main(["fit", str(dataset_folder / "train/good"), "--bank", str(bank), *SMALL, "--pool", "1", "--quiet"]) == 0
     opened = Bank.open(bank)
-    assert (opened.layout.pool, opened.layout.pool_border, opened.usual.recipe) == (1, "zero", "global")
+    assert (opened.layout.pool, opened.layout.pool_border, opened.usual.recipe) == (1, "zero", "location")
     out = tmp_path / "out"
     assert (
         main(["score", str(dataset_folder / "test"), "--bank", str(bank), "--out", str(out), "--k-image", "3", "--quiet"]) == 0
     )
     report = json.loads((out / "report.json").read_bytes())
     method = report["method"]
-    assert (method["recipe"]["name"], method["k_image"], method["k_gallery"]) == ("global", 3, "all")
+    assert (method["recipe"]["name"], method["k_image"], method["k_gallery"]) == ("location", 3, "all")
     assert main(["suspects", str(bank), "--out", str(tmp_path / "suspects"), "--quiet"]) == 0
     capsys.readouterr()
     assert main(["info", str(bank)]) == 0
-    assert "searched   preset default: recipe global, k_gallery all at blocks.2+blocks.4; score top" in capsys.readouterr().out
+    assert "searched   preset default: recipe location, k_gallery all; score top" in capsys.readouterr().out
