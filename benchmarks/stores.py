@@ -26,21 +26,24 @@ from benchmarks.gallery import in_turn, ratio_of
 from benchmarks.process import drop_from_cache, machine, peak_bytes, resident_bytes, seconds, spread
 from benchmarks.sweep.sets import FULL, POOLED_FULL, PixelSet, Places, pixel_set
 from spade_faiss import Bank, Detector, FeatureBatch, convert
-from spade_faiss.core.settings import ALL, Method, Run
+from spade_faiss.core.presets import load_preset, of_few
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import build_index
 from spade_faiss.scoring.metrics import detection_metrics, localization_metrics
-from spade_faiss.search.recipe import load_recipe
+from spade_faiss.search.recipe import Recipe, load_recipe
 
 Row = dict[str, Any]
 
 QUALITY_SETS = ("mvtec_bottle", "magnetic_tile", "mvtec_screw", "mvtec_toothbrush", "aws_cookies", "elpv")
 # float32 is what losses are against; the others are in the order in which they take less.
 STORES = ("float32", "float16", "int8", "pca32-int8", "pca16-int8", "pca7,40,56-int8")
-# The presets, how maps are prepared for their methods, and the recipes.
-SEARCHES: Mapping[str, tuple[str, str]] = {"spade": (FULL, "exact"), "default": (POOLED_FULL, "global")}
+# The presets, and how maps are prepared for their methods.
+SEARCHES: Mapping[str, str] = {"spade": FULL, "default": POOLED_FULL}
+# Of larger sets, so many test images are scored.
+MOST_TESTS = 300
 COST_STORES: Mapping[str, tuple[str, ...]] = {
     "wrn50": ("float16", "int8", "pca64-int8", "pca32-int8"),
     "lite0": ("float16", "int8", "pca7,40,56-int8", "pca16-int8"),
@@ -85,11 +88,11 @@ def main() -> None:
 def quality(places: Places, sets: Sequence[str]) -> Iterator[Row]:
     """What each store keeps of the quality of both presets, and what it takes."""
     for name in sets:
-        for search, (prepared, recipe) in SEARCHES.items():
-            chosen = pixel_set(name + prepared, places)
+        for search, prepared in SEARCHES.items():
+            chosen = pixel_set(name + prepared, places).part(MOST_TESTS)
             for store in STORES:
                 bank = _stored(chosen.bank, store, places)
-                detector = _open(bank, search, recipe)
+                detector = _open(bank, search)
                 timings = Timings()
                 scores = detector.score_features(chosen.tests, timings=timings)
                 yield {
@@ -98,7 +101,6 @@ def quality(places: Places, sets: Sequence[str]) -> Iterator[Row]:
                     "store": store,
                     "normals": len(bank),
                     "bytes": bank.bytes_on_disk / len(bank),
-                    "index_bytes": _index_bytes(bank, recipe) / len(bank),
                     "ms": 1000 * (timings.seconds["prepare"] + timings.seconds["pixel search"]) / len(scores.maps),
                     **_metrics(chosen, scores.image_score, scores.maps),
                     "losses": [vars(loss) for loss in bank.manifest.codes.losses] if bank.manifest.codes else [],
@@ -112,9 +114,9 @@ def cost(places: Places, sets: Sequence[str]) -> Iterator[Row]:
         source = write_bank(places.scratch / "cost" / f"{name}.bank", product, COST_NORMALS).path
         tests = product.tests(TESTS)
         one_by_one = [tests[place : place + 1] for place in range(len(tests))]
-        for search, (_, recipe) in SEARCHES.items():
+        for search in SEARCHES:
             banks = {store: _stored(source, store, places) for store in stores}
-            detectors = {store: _open(bank, search, recipe) for store, bank in banks.items()}
+            detectors = {store: _open(bank, search) for store, bank in banks.items()}
             # Preparing a query is part of what codes cost.
             taken = in_turn({store: partial(_search_s, of) for store, of in detectors.items()}, one_by_one, REPEATS)
             alone = in_turn({store: partial(_prepare_s, of) for store, of in detectors.items()}, one_by_one, REPEATS)
@@ -125,7 +127,6 @@ def cost(places: Places, sets: Sequence[str]) -> Iterator[Row]:
                     "store": store,
                     "normals": len(bank),
                     "bytes": bank.bytes_on_disk / len(bank),
-                    "index_bytes": _index_bytes(bank, recipe) / len(bank),
                     "ms": _ms(taken[store]),
                     "prepare_ms": _ms(alone[store]),
                     "times": ratio_of(taken[store], taken["float16"]),
@@ -235,13 +236,16 @@ def _stored(source: Path, store: str, places: Places) -> Bank:
     return Bank.open(path)
 
 
-def _open(bank: Bank, search: str, recipe: str) -> Detector:
-    names = [level.name for level in bank.layout.levels]
-    joined = ("+".join(names[1:]),)
-    method = Method(levels=joined, k_gallery=ALL) if search == "default" else Method(k_gallery=min(5, len(bank)))
-    chosen = load_recipe(recipe) if search == "spade" else load_recipe(recipe).with_levels(joined)
-    build_index(bank, chosen)
-    return Detector.open(bank, recipe=chosen, method=method, run=Run(memory=MEMORY, device="cpu"))
+def _open(bank: Bank, search: str) -> Detector:
+    recipe, method = _as_preset(bank, search)
+    build_index(bank, recipe)
+    return Detector.open(bank, recipe=recipe, method=method, run=Run(memory=MEMORY, device="cpu"))
+
+
+def _as_preset(bank: Bank, name: str) -> tuple[Recipe, Method]:
+    usual = load_preset(name).usual([level.name for level in bank.layout.levels])
+    recipe = load_recipe(usual.recipe)
+    return recipe if usual.recipe == "exact" else recipe.with_levels(usual.method.levels), of_few(usual.method, len(bank))
 
 
 def _search_s(detector: Detector, one: FeatureBatch) -> float:
@@ -272,12 +276,6 @@ def _metrics(chosen: PixelSet, knn: FloatArray, maps: FloatArray) -> Row:
 def _mean_of_top(scores: FloatArray) -> float:
     count = max(1, round(_TOP * len(scores)))
     return float(np.partition(scores, -count)[-count:].mean(dtype=np.float64))
-
-
-def _index_bytes(bank: Bank, recipe: str) -> int:
-    """The bytes of a recipe's index; a bank that is kept from before may have others."""
-    folder = bank.path / "indexes" / recipe
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 
 def _ms(taken: Sequence[float]) -> Row:

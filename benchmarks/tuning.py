@@ -25,6 +25,7 @@ from benchmarks.sweep.sets import BACKBONE, RESIZE_MODES
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.origin import Origin
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.presets import of_few
 from spade_faiss.core.settings import Preprocess, Run, Tuning
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.core.timing import Timings
@@ -177,7 +178,7 @@ def _bank(path: Path, references: FeatureBatch, layout: Layout, stored: Stored) 
 def _metrics(bank: Bank, samples: Samples, option: MapOption) -> Row:
     recipe = load_recipe(option.recipe).with_levels(option.method.levels if option.recipe != "exact" else ())
     build_index(bank, recipe, rebuild=True)
-    detector = Detector(bank, recipe, option.method, _RUN)
+    detector = Detector(bank, recipe, of_few(option.method, len(bank)), _RUN)
     assert samples.normals is not None
     scores: dict[str, list[FloatArray]] = {"knn": [], "max": [], "top": []}
     maps, valid = [], []

@@ -23,6 +23,7 @@ from benchmarks.sweep.sets import BACKBONE
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.origin import Origin
 from spade_faiss.cli.options import add_settings, read_settings
+from spade_faiss.core.presets import of_few
 from spade_faiss.core.settings import Extraction, Preprocess, Run, Tuning
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
@@ -125,7 +126,7 @@ def _real(
         bank.append(samples.references[start : start + 2 * _BATCH])
     recipe = load_recipe(option.map.recipe).with_levels(option.map.method.levels)
     build_index(bank, recipe)
-    return _metrics(Detector(bank, recipe, option.map.method, _RUN), samples, option.score)
+    return _metrics(Detector(bank, recipe, of_few(option.map.method, len(bank)), _RUN), samples, option.score)
 
 
 def _metrics(detector: Detector, samples: Samples, score: str) -> Row:

@@ -1,4 +1,4 @@
-"""Measures windows: what recipe `location` costs among few images and all, beside exact search and beside AnomalyDINO's search.
+"""Measures windows: what recipe `location` costs among few images and all, beside others, and as a bank grows.
 
 Run as `python -m benchmarks.windows --out benchmarks/results --data FOLDER`, FOLDER holding mvtec_bottle. What is compared runs
 in turn, in one process, with the same number of threads.
@@ -50,7 +50,11 @@ SPEED_SHAPES = {
         384,
     ),
 }
-NORMALS, KS, RADII = 300, (5, 150, ALL), (1, 3)
+NORMALS, KS, RADII = 300, (5, 100, ALL), (1, 3)
+# Banks that grow, of generated features, and how many neighbors are searched: as the preset `default` has it, and five.
+GROWTH_SHAPES, GROWTH_NORMALS, MANY, FEW = "lite0", (200, 1000, 5000), 100, 5
+# What a machine of a line has for it; a bank of 5,000 has 0.6 GiB of codes.
+GROWTH_MEMORY = ("2GiB", "256MiB")
 TESTS, REPEATS = 4, 3
 # AnomalyDINO compares the patches of the last block, at this size, and averages the highest 1 % of their distances.
 NETWORK, SIZE, LAST, TOP = "vit_small_patch14_dinov2", 448, 11, 0.01
@@ -103,6 +107,25 @@ def speed(places: Places) -> Iterator[Row]:
                 }
 
 
+def growth(places: Places) -> Iterator[Row]:
+    """What windows of the nearest hundred cost as a bank grows, with room for the codes of all images and of few."""
+    product = Product(SHAPES[GROWTH_SHAPES])
+    tests = product.tests(TESTS)
+    one_by_one = [tests[place : place + 1] for place in range(len(tests))]
+    banks = {count: write_bank(places.scratch / f"{count}.bank", product, count).path for count in GROWTH_NORMALS}
+    engines: dict[str, Engine] = {}
+    for count, bank in banks.items():
+        engines |= {f"{count} {memory}": engine_of(_open(bank, "location", MANY, memory)) for memory in GROWTH_MEMORY}
+        engines[f"{count} exact"] = engine_of(_open(bank, "exact", FEW))
+    taken = in_turn(engines, one_by_one, REPEATS)
+    for count, bank in banks.items():
+        yield {
+            "normals": count,
+            "bank_bytes": Bank.open(bank).bytes_on_disk,
+            "ms": {name: _ms(taken[f"{count} {name}"]) for name in (*GROWTH_MEMORY, "exact")},
+        }
+
+
 def dino(places: Places) -> Iterator[Row]:
     """ViT-S/14 at 448 on real pictures, all normals being searched: ours beside AnomalyDINO's last step, on the same features.
 
@@ -147,10 +170,10 @@ def dino(places: Places) -> Iterator[Row]:
     }
 
 
-def _open(bank: Path, recipe: str | Recipe, k: int | str) -> Detector:
+def _open(bank: Path, recipe: str | Recipe, k: int | str, memory: str = AMPLE) -> Detector:
     # Cosine distances are half of squared ones, between vectors of unit length.
     method = Method(k_gallery=k, distance="squared_l2", sigma=0, score="top", top_share=TOP)
-    return Detector.open(bank, recipe=recipe, method=method, run=Run(memory=AMPLE))
+    return Detector.open(bank, recipe=recipe, method=method, run=Run(memory=memory))
 
 
 def _with_radius(radius: int) -> Recipe:
@@ -217,7 +240,7 @@ def _ms(of: list[float]) -> Row:
     return {key: value for key, value in spread([1000 * each for each in of]).items() if key != "runs"}
 
 
-SECTIONS: Mapping[str, Callable[[Places], Iterator[Row]]] = {"speed": speed, "dino": dino}
+SECTIONS: Mapping[str, Callable[[Places], Iterator[Row]]] = {"speed": speed, "growth": growth, "dino": dino}
 
 if __name__ == "__main__":
     main()

@@ -135,6 +135,7 @@ GENERATED: dict[str, Callable[[Figures], str]] = {
     "tiles_quality": tiles.quality,
     "tiles_large": tiles.large,
     "windows_speed": windows.speed,
+    "windows_growth": windows.growth,
     "windows_dino": windows.dino,
     "deployment_aims": deployment.aims,
     "deployment_passes": deployment.passes,

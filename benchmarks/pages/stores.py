@@ -58,14 +58,13 @@ def cost(figures: Figures) -> str:
             row["search"],
             f"`{row['store']}`",
             _kilobytes(row["bytes"]),
-            _kilobytes(row["index_bytes"]) if row["index_bytes"] else "–",
             milliseconds_of(row["ms"]),
             f"{row['prepare_ms']['median']:.1f} ms",
             f"{row['times']:.2f}",
         )
         for row in found["rows"]
     ]
-    header = ("shapes", "preset", "store", "bytes a picture", "its index", "search", "of it, preparing", "times `float16`")
+    header = ("shapes", "preset", "store", "bytes a picture", "search", "of it, preparing", "times `float16`")
     (normals,) = {row["normals"] for row in found["rows"]}
     return (
         f"{markdown_table(header, lines)}\n\n{normals} normals, generated features, one picture at a time. {measured_on(found)}"

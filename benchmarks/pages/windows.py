@@ -30,6 +30,19 @@ def speed(figures: Figures) -> str:
     )
 
 
+def growth(figures: Figures) -> str:
+    """Milliseconds an image as banks grow: windows, with room for the codes of all images and of few, beside five neighbors."""
+    found = figures["windows"].get("growth")
+    if found is None:
+        return "Not measured yet: `python -m benchmarks.windows --only growth`."
+    header = ("normals", "bank", *(name if name == "exact" else f"windows, {name}" for name in found["rows"][0]["ms"]))
+    lines = [
+        (f"{row['normals']:,}", mebibytes(row["bank_bytes"]), *(milliseconds_of(ms) for ms in row["ms"].values()))
+        for row in found["rows"]
+    ]
+    return f"{markdown_table(header, lines)}\n\n{measured_on(found)}"
+
+
 def dino(figures: Figures) -> str:
     """ViT-S/14 at 448: forward passes, the bank, and searches of all normals beside AnomalyDINO's."""
     found = figures["windows"]["dino"]

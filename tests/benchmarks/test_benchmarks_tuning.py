@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks import tuning_inputs
 from benchmarks.pages import tuning
 from spade_faiss import Bank, Detector, Extraction, Preprocess, Tuning
+from spade_faiss.core.presets import of_few
 from spade_faiss.core.settings import Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.backbone import Backbone
@@ -132,7 +133,7 @@ def test_inputs_are_measured_on_the_whole_picture(
     recipe = load_recipe(option.recipe).with_levels(option.method.levels)
     stream = FeatureStream(backbone, Run(), batch_size=16, timings=Timings())
     batch = concatenate([each.batch for each in stream(dataset_folder, records, "x")])
-    scores = Detector(bank, recipe, option.method).score_features(replace(batch, source=None))
+    scores = Detector(bank, recipe, of_few(option.method, len(bank))).score_features(replace(batch, source=None))
     where = place(96, 80, backbone.source.preprocess)
     masks = np.stack([np.zeros((28, 28), bool) if each.mask is None else to_mask(each.mask, where) for each in records])
     labels = np.array([bool(each.defective) for each in records])

@@ -27,6 +27,16 @@ def test_windows_are_measured_among_few_images_and_all(monkeypatch: pytest.Monke
     assert "| efficientnet_lite0, 224 | 7 | 3 |" in table
 
 
+def test_windows_are_measured_as_a_bank_grows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(windows, "SHAPES", {"lite0": TINY["square"]})
+    monkeypatch.setattr(windows, "GROWTH_NORMALS", (7, 9))
+    monkeypatch.setattr(windows, "MANY", 6)
+    rows = list(windows.growth(Places(None, tmp_path)))
+    assert [row["normals"] for row in rows] == [7, 9]
+    assert all(ms["median"] > 0 for row in rows for ms in row["ms"].values())
+    assert "| 9 |" in page.growth({"windows": {"growth": {"machine": MACHINE, "rows": rows}}})
+
+
 def test_anomaly_dinos_scores_are_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(windows, "NETWORK", "test_vit")
     monkeypatch.setattr(windows, "SIZE", 64)
