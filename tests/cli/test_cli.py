@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -612,6 +613,19 @@ def test_a_recipe_of_ones_own_is_built_and_queried(
 MODULES = {"fit": "banks", "score": "scores", "verify": "upkeep"}
 
 
+@pytest.fixture
+def as_from_a_terminal() -> Iterator[None]:
+    """Signals end a command, as they do in a terminal: tests that run in the background are begun with some of them ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("as_from_a_terminal")
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -649,6 +663,7 @@ def test_an_interruption_says_what_is_true_of_the_command(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.usefixtures("as_from_a_terminal")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_a_library_is_imported_is_no_bug(
     number: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
