@@ -55,7 +55,7 @@ NORMALS, KS, RADII = 300, (5, 100, ALL), (1, 3)
 GROWTH_SHAPES, GROWTH_NORMALS, MANY, FEW = "lite0", (200, 1000, 5000), 100, 5
 # What a machine of a line has for it; a bank of 5,000 has 0.6 GiB of codes.
 GROWTH_MEMORY = ("2GiB", "256MiB")
-TESTS, REPEATS = 4, 3
+TESTS, REPEATS = 4, 5
 # AnomalyDINO compares the patches of the last block, at this size, and averages the highest 1 % of their distances.
 NETWORK, SIZE, LAST, TOP = "vit_small_patch14_dinov2", 448, 11, 0.01
 PICTURES, TEST_PICTURES, FORWARD_REPEATS = 60, 12, 5

@@ -138,9 +138,9 @@ def test_a_new_bank_is_made_by_the_choice(good: Path, backbone: Backbone, tmp_pa
     assert done.record is not None
     assert done.record.before is None
     assert done.record.left_out > 5
-    assert len(done.record.options) == 3
+    assert len(done.record.options) == 5  # the default, and with weighted levels, each by two scores; and the nearest
     assert len(done.bank.pictures) == 24
-    assert done.bank.usual.recipe == "global"
+    assert done.bank.usual.recipe == "location"
     with pytest.raises(InputError, match="was made by what was chosen"):
         undo_tuning(tmp_path / "new.bank")
 
