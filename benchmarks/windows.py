@@ -55,6 +55,8 @@ NORMALS, KS, RADII = 300, (5, 100, ALL), (1, 3)
 GROWTH_SHAPES, GROWTH_NORMALS, MANY, FEW = "lite0", (200, 1000, 5000), 100, 5
 # What a machine of a line has for it; a bank of 5,000 has 0.6 GiB of codes.
 GROWTH_MEMORY = ("2GiB", "256MiB")
+# Each test image comes several times: only then are the codes of its neighbors there.
+GROWTH_REPEATS = 12
 TESTS, REPEATS = 4, 5
 # AnomalyDINO compares the patches of the last block, at this size, and averages the highest 1 % of their distances.
 NETWORK, SIZE, LAST, TOP = "vit_small_patch14_dinov2", 448, 11, 0.01
@@ -117,7 +119,7 @@ def growth(places: Places) -> Iterator[Row]:
     for count, bank in banks.items():
         engines |= {f"{count} {memory}": engine_of(_open(bank, "location", MANY, memory)) for memory in GROWTH_MEMORY}
         engines[f"{count} exact"] = engine_of(_open(bank, "exact", FEW))
-    taken = in_turn(engines, one_by_one, REPEATS)
+    taken = in_turn(engines, one_by_one, GROWTH_REPEATS)
     for count, bank in banks.items():
         yield {
             "normals": count,

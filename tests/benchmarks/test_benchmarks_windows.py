@@ -31,6 +31,7 @@ def test_windows_are_measured_as_a_bank_grows(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(windows, "SHAPES", {"lite0": TINY["square"]})
     monkeypatch.setattr(windows, "GROWTH_NORMALS", (7, 9))
     monkeypatch.setattr(windows, "MANY", 6)
+    monkeypatch.setattr(windows, "GROWTH_REPEATS", 2)
     rows = list(windows.growth(Places(None, tmp_path)))
     assert [row["normals"] for row in rows] == [7, 9]
     assert all(ms["median"] > 0 for row in rows for ms in row["ms"].values())
