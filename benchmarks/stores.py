@@ -28,6 +28,7 @@ from benchmarks.sweep.sets import FULL, POOLED_FULL, PixelSet, Places, pixel_set
 from spade_faiss import Bank, Detector, FeatureBatch, convert
 from spade_faiss.core.presets import load_preset, of_few
 from spade_faiss.core.settings import Method, Run
+from spade_faiss.core.store import Store
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.layout import Layout
@@ -39,19 +40,19 @@ Row = dict[str, Any]
 
 QUALITY_SETS = ("mvtec_bottle", "magnetic_tile", "mvtec_screw", "mvtec_toothbrush", "aws_cookies", "elpv")
 # float32 is what losses are against; the others are in the order in which they take less.
-STORES = ("float32", "float16", "int8", "pca32-int8", "pca16-int8", "pca7,40,56-int8")
+STORES = ("float32", "float16", "int8", "int4", "int3", "pca16-int8")
 # The presets, and how maps are prepared for their methods.
 SEARCHES: Mapping[str, str] = {"spade": FULL, "default": POOLED_FULL}
 # Of larger sets, so many test images are scored.
 MOST_TESTS = 300
 COST_STORES: Mapping[str, tuple[str, ...]] = {
-    "wrn50": ("float16", "int8", "pca64-int8", "pca32-int8"),
-    "lite0": ("float16", "int8", "pca7,40,56-int8", "pca16-int8"),
+    "wrn50": ("float16", "int8", "int4", "pca128-int4", "pca64-int8"),
+    "lite0": ("float16", "int8", "int4", "int3", "pca16-int8"),
 }
 COST_NORMALS, TESTS, REPEATS = 64, 6, 7
 MEMORY = "6GiB"
 # Of the section `large`: pictures, the store, the most memory, and after how many pictures it is measured on the way.
-LARGE, LARGE_SHAPES, LARGE_NUMBERS, LARGE_MEMORY = 100_000, "lite0", (7, 40, 56), "1GiB"
+LARGE, LARGE_SHAPES, LARGE_STORE, LARGE_MEMORY = 100_000, "lite0", "int4", "1GiB"
 LARGE_STEPS = (10_000, 30_000, 100_000)
 LARGE_ADDED, LARGE_SHARD = 100, 1000
 # Generating a picture takes longer than storing it: so many are generated, and the others are those, moved and weighed anew.
@@ -144,8 +145,7 @@ def large(places: Places, sets: Sequence[str]) -> Iterator[Row]:
             levels=shape.levels,
             embedding_dim=shape.embedding_dim,
             input_size=INPUT_SIZE,
-            dtype="int8",
-            numbers=LARGE_NUMBERS,
+            **vars(Store.parse(LARGE_STORE)),
         )
         bank = Bank.open_or_create(path, layout)
         while len(bank) < normals:

@@ -492,7 +492,7 @@ def _first_manifest(folder: Path, layout: Layout, origin: Origin) -> Manifest:
 
 
 def _comparable(layout: Layout) -> dict[str, Any]:
-    values = named_layout(replace(layout, numbers=None))
+    values = named_layout(replace(layout, numbers=None, bits=None))
     del values["dtype"]
     return {"store": str(layout.store), "roi": None, **values}
 

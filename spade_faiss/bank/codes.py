@@ -93,10 +93,12 @@ def read_codes(path: Path, sha256: str, layout: Layout) -> Codes:
     try:
         levels = {}
         for level in layout.levels:
-            center, basis, scale = (found.pop(f"level/{level.name}/{part}", None) for part in ("center", "basis", "scale"))
+            center, basis, scale, bits = (
+                found.pop(f"level/{level.name}/{part}", None) for part in ("center", "basis", "scale", "bits")
+            )
             if center is None or scale is None:
                 raise InputError(f"it has no codes of level {level.name!r}")
-            levels[level.name] = LevelCodes(center=center, basis=basis, scale=scale)
+            levels[level.name] = LevelCodes(center=center, basis=basis, scale=scale, bits=bits)
             check_codes(levels[level.name], level)
         if found:
             raise InputError(f"it holds {min(found)}, which is of no level")

@@ -103,7 +103,7 @@ class Shard:
         expected: dict[str, tuple[tuple[int, ...], str]] = {
             _EMBEDDING: ((count, layout.embedding_dim), "float32"),
             _ID: ((count,), "S"),
-            **{f"level/{level.name}": ((count, *level.stored_shape), layout.dtype) for level in layout.levels},
+            **{f"level/{level.name}": ((count, *level.stored_shape), layout.stored_dtype) for level in layout.levels},
         }
         optional = {
             _VALID: ((count, -(-height * width // 8)), "uint8"),

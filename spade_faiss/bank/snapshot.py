@@ -336,7 +336,7 @@ class Snapshot:
         """Return the features of rows, copied: in the form that queries have once they are prepared."""
         maps, ids, pictures, places = {}, self.ids, self.pictures, self.tile_places
         for level in self.layout.levels:
-            stored = np.empty((len(rows), *level.stored_shape), self.layout.dtype)
+            stored = np.empty((len(rows), *level.stored_shape), self.layout.stored_dtype)
             for out, row in zip(stored, rows, strict=True):
                 self.read_map(level.name, int(row), out)
             codes = self.codes_of(level.name)
@@ -376,7 +376,7 @@ class Snapshot:
         return None if found is None else found[0]
 
     def level_map(self, level: str, row: int) -> npt.NDArray[Any]:
-        """Return one image's map at one level, of `Level.stored_shape` and the bank's dtype: a read-only view of the file.
+        """Return one image's map at one level, of `Level.stored_shape` and `Layout.stored_dtype`: a read-only view of the file.
 
         Where codes are stored, `codes_of` decodes them.
         """
@@ -386,12 +386,12 @@ class Snapshot:
         return found
 
     def vectors_of_map(self, level: str, row: int) -> FloatArray:
-        """Return one image's map at one level as float32, of `Level.stored_shape`: the vectors that are searched."""
+        """Return one image's map at one level as float32, (..., channels): the vectors that are searched."""
         stored, codes = self.level_map(level, row), self.codes_of(level)
         return stored.astype(np.float32, copy=False) if codes is None else codes.decode(stored)
 
     def read_map(self, level: str, row: int, out: npt.NDArray[Any]) -> None:
-        """Copy one image's map at one level into `out`, of `Level.stored_shape` and the bank's dtype, contiguous."""
+        """Copy one image's map at one level into `out`, of `Level.stored_shape` and `Layout.stored_dtype`, contiguous."""
         state = self._state
         number, position = state.locate(row)
         state.shard(number).read_map(level, position, out)

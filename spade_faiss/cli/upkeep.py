@@ -65,7 +65,7 @@ def register(commands: Commands) -> None:
         "convert",
         _convert,
         "make another bank of the same pictures that stores them in another way, such as as codes; run it again to go on",
-        "spade-faiss convert parts.bank small.bank --store pca7,40,56-int8",
+        "spade-faiss convert parts.bank small.bank --store int4",
     )
     convert.add_argument("bank", metavar="BANK", help="the bank's folder")
     convert.add_argument("out", metavar="OUT", help="the folder of the new bank")

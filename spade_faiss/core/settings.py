@@ -369,9 +369,9 @@ class Extraction:
     )
     store: str = setting(
         "float16",
-        "how feature maps are stored: float16 or float32, or as codes: int8, a byte a channel, or pcaN-int8, N bytes a "
-        "location at all levels, or at each, the finest first: pca7,40,56-int8 for efficientnet_lite0, pca64-int8 for "
-        "wide_resnet50_2",
+        "how feature maps are stored: float16 or float32, or as codes: int8, a byte a channel, or int2 to int6, so many bits a "
+        "channel on average; pcaN-int8 or pcaN-int4 store N numbers of a location at all levels, or at each, the finest first: "
+        "int4 for efficientnet_lite0, pca128-int4 for wide_resnet50_2",
         metavar="STORE",
         formerly="dtype",
     )

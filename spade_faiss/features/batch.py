@@ -28,7 +28,8 @@ class Level:
 
     `roi` says which of them are inspected, in a bank that has a region of interest: the others are neither stored nor searched.
     None inspects all. `extracted` is the number of channels that the backbone makes, in a bank whose codes have fewer numbers;
-    None if they are stored and searched as they are.
+    None if they are stored and searched as they are. `packed_bytes` is what the codes of a vector take, in a bank that packs
+    them; None where each number is stored by itself.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Level:
     width: int
     roi: Roi | None = None
     extracted: int | None = None
+    packed_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isprintable() or "/" in self.name or self.name[:1] in ("", "."):
@@ -46,6 +48,8 @@ class Level:
             check_at_least(f"level {self.name}: {name}", getattr(self, name), 1)
         if self.extracted is not None:
             check_at_least(f"level {self.name}: extracted", self.extracted, self.channels + 1)
+        if self.packed_bytes is not None:
+            check_at_least(f"level {self.name}: packed_bytes", self.packed_bytes, 1)
         if self.roi is not None and (self.roi.height, self.roi.width) != (self.height, self.width):
             raise InputError(
                 f"level {self.name} has {self.height} x {self.width} locations, its region of interest "
@@ -59,8 +63,11 @@ class Level:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """The shape of one image's map as it is stored: `shape`, or (locations, channels) where a part is inspected."""
-        return (self.height, self.width, self.channels) if self.roi is None else (self.locations, self.channels)
+        """The shape of one image's map as it is stored: (height, width, channels), or (locations, channels) where a part is
+        inspected; of packed codes, the last is `packed_bytes`.
+        """
+        last = self.channels if self.packed_bytes is None else self.packed_bytes
+        return (self.height, self.width, last) if self.roi is None else (self.locations, last)
 
     @property
     def locations(self) -> int:

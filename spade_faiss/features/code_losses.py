@@ -72,7 +72,8 @@ def _measure(name: str, codes: LevelCodes, maps: FloatArray) -> LevelLoss:
     nearest, found = np.sqrt(np.concatenate(true)), np.sqrt(np.concatenate(reached))
     variance = np.square(vectors - codes.center, dtype=np.float64).sum()
     spanned = codes.numbers(vectors)
-    kept = 1.0 if codes.basis is None else np.square(spanned[:, :-1]).sum() / variance if variance > 0 else 1.0
+    whole = codes.basis is None or len(codes.basis) == len(codes.scale)
+    kept = 1.0 if whole else np.square(spanned[:, :-1]).sum() / variance if variance > 0 else 1.0
     return LevelLoss(
         level=name,
         kept=min(1.0, float(kept)),

@@ -1,17 +1,24 @@
-"""Codes: maps as small integers, one byte a number, in a basis that is learned from the first pictures of a bank.
+"""Codes: maps as small integers, a byte or a few bits a number, in a basis that is learned from the first pictures of a bank.
 
 A vector x of a level, taken relative to the level's center, is first shortened to [B x, |x - B^T B x|]: its components along
 the orthonormal rows of a basis B, and the length of what the basis leaves over. Where a level has no more channels than a code
-has numbers, nothing is left over, and the vector stays as it is. Each number is then rounded to a multiple of its channel's
-scale. The multiples are what a bank stores, as integers from -127 to 127; multiplied by the scales, they are the vectors that
-are searched.
+has numbers, nothing is left over: B turns the vector, or there is none, and it stays as it is.
+
+Each number is then rounded: for a byte, to a multiple of its channel's scale, from -127 to 127 times; for fewer bits, to an odd
+multiple, of which there are two to the power of the number's bits. The multiples are what a bank stores; multiplied by the
+scales, they are the vectors that are searched.
 
 Shortening makes no distance larger, and keeps what matters of it: for the lengths r of the rests of q and x,
 
     |q - x|^2  >=  |B q - B x|^2 + (r_q - r_x)^2                                   (triangle inequality for what B leaves over)
 
-A query is prepared in the same way, rounded to the same multiples, but not cut off at 127 of them: however far it lies from all
-normal pictures, its distances say so. A picture of the bank that nothing was cut off from is at distance 0 from itself.
+A few bits go where they save most: the squares of what rounding takes away add up to the same whichever number they are of, so
+one bit after the other is given to the number that is off by most ("reverse water-filling"; Cover and Thomas, Elements of
+Information Theory, section 10.3.3). In the principal directions, no other basis needs fewer bits.
+
+A query is prepared in the same way, rounded to the same multiples, but not cut off at the last of them: however far it lies
+from all normal pictures, its distances say so. A picture of the bank that nothing was cut off from is at distance 0 from
+itself, and pictures that are searched for lie as far from the bank as its own pictures lie from each other.
 """
 
 from __future__ import annotations
@@ -27,6 +34,7 @@ from spade_faiss.core.directions import principal_directions
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level
+from spade_faiss.features.bit_packing import MOST_NUMBER_BITS, Bits, pack, packed_bytes, unpack
 from spade_faiss.features.layout import LARGEST, Layout
 
 LARGEST_CODE = 127
@@ -40,8 +48,32 @@ _LEAST_SCALE = 1 / 128
 # How far from 1 or 0 products of a basis' rows may be.
 _ORTHONORMAL = 1e-4
 
-Codes8 = npt.NDArray[np.int8]
+# The share of a sample's numbers that codes of a few bits may cut off. Steps for the least squared error would cut off a
+# hundredth: then the bank's own pictures, which are cut off, too, would lie nearer to each other than new ones lie to them,
+# and a calibration by them would promise too few false alarms.
+_CUT_OFF = 1e-4
+
 Maps = npt.NDArray[np.floating[Any]]
+Stored = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """What makes numbers of stored codes.
+
+    Attributes:
+        scale: (N,) float32, what the codes of each number are multiplied by.
+        bits: (N,) uint8, how many bits each number is packed in; None for a byte each.
+    """
+
+    scale: FloatArray
+    bits: Bits | None = None
+
+    def __call__(self, stored: Stored, out: FloatArray | None = None) -> FloatArray:
+        """The vectors (..., N) float32 that stored codes stand for, (..., N) int8 or packed, (..., bytes) uint8."""
+        codes = stored if self.bits is None else unpack(stored, self.bits)
+        vectors: FloatArray = np.multiply(codes, self.scale, out=out, dtype=np.float32)
+        return vectors
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,19 +82,32 @@ class LevelCodes:
 
     Attributes:
         center: (C,) float32, what is subtracted from a vector.
-        basis: (N - 1, C) float32, orthonormal rows; None where vectors are not shortened.
-        scale: (N,) float32, what the codes of each number are multiplied by; N is C without a basis.
+        basis: (N - 1, C) float32, orthonormal rows, or (C, C) where a vector is turned and none of it left over; None where
+            vectors stay as they are.
+        scale: (N,) float32, what the codes of each number are multiplied by; N is C where nothing is left over.
+        bits: (N,) uint8, how many bits each number is packed in; None for a byte each.
     """
 
     center: FloatArray
     basis: FloatArray | None
     scale: FloatArray
+    bits: Bits | None = None
 
-    def encode(self, maps: Maps) -> Codes8:
-        """Encode what is to be stored, (n, ..., C): (n, ..., N) int8."""
-        codes = np.empty((*maps.shape[:-1], len(self.scale)), np.int8)
+    @property
+    def decode(self) -> Decoder:
+        """What makes vectors of what is stored."""
+        return Decoder(self.scale, self.bits)
+
+    def encode(self, maps: Maps) -> Stored:
+        """Encode what is to be stored, (n, ..., C): (n, ..., N) int8, or packed, (n, ..., bytes) uint8."""
+        last, dtype = (len(self.scale), np.int8) if self.bits is None else (packed_bytes(self.bits), np.uint8)
+        codes = np.empty((*maps.shape[:-1], last), dtype)
         for place, one in enumerate(maps):
-            np.clip(self._multiples(one), -LARGEST_CODE, LARGEST_CODE, out=codes[place], casting="unsafe")
+            multiples = self._multiples(one)
+            if self.bits is None:
+                np.clip(multiples, -LARGEST_CODE, LARGEST_CODE, out=codes[place], casting="unsafe")
+            else:
+                codes[place] = pack(multiples, self.bits)
         return codes
 
     def query(self, maps: Maps) -> FloatArray:
@@ -73,14 +118,10 @@ class LevelCodes:
         # What lies beyond is beyond all that a network computes; its squares would leave float32.
         return np.clip(found, -LARGEST, LARGEST, out=found)
 
-    def decode(self, codes: npt.NDArray[Any], out: FloatArray | None = None) -> FloatArray:
-        """The vectors (..., N) float32 that codes (..., N) stand for."""
-        vectors: FloatArray = np.multiply(codes, self.scale, out=out, dtype=np.float32)
-        return vectors
-
     def cut_off(self, maps: Maps) -> float:
         """The share of the numbers of maps (n, ..., C) that are beyond what a code holds."""
-        return float(np.mean([np.mean(np.abs(self._multiples(one)) > LARGEST_CODE) for one in maps]))
+        largest = LARGEST_CODE if self.bits is None else (1 << self.bits.astype(np.int64)) - 1
+        return float(np.mean([np.mean(np.abs(self._multiples(one)) > largest) for one in maps]))
 
     def numbers(self, vectors: Maps) -> npt.NDArray[np.float64]:
         """What vectors (..., C) are shortened to, (..., N), before it is rounded.
@@ -92,14 +133,16 @@ class LevelCodes:
         if self.basis is None:
             return x
         parts = x @ self.basis.T.astype(np.float64)
+        if len(self.basis) == len(self.scale):
+            return parts
         sq_rest = np.einsum("...c,...c->...", x, x) - np.einsum("...k,...k->...", parts, parts)
         return np.concatenate([parts, np.sqrt(np.maximum(sq_rest, 0))[..., np.newaxis]], axis=-1)
 
     def _multiples(self, one: Maps) -> npt.NDArray[np.float64]:
-        """The whole multiples (..., N) of the scales that are nearest to one image's vectors (..., C)."""
+        """The multiples (..., N) of the scales that are nearest to one image's vectors (..., C): whole, or odd ones."""
         found = self.numbers(one)
         found /= self.scale
-        return np.rint(found, out=found)
+        return np.rint(found, out=found) if self.bits is None else _odd(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,30 +181,100 @@ def _learn(sample: FloatArray, level: Level) -> LevelCodes:
     center = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
     # Squares of large features exceed float32; directions do not depend on the length.
     centered = sample - center
-    largest = float(np.abs(centered).max())
+    largest = max(float(np.abs(centered).max()), float(np.finfo(np.float32).tiny))
     basis = None
-    if level.extracted is not None:
-        basis = principal_directions(centered / max(largest, np.finfo(np.float32).tiny), level.channels - 1)
+    if rows := _basis_rows(level):
+        basis = principal_directions(centered / largest, rows)
     unscaled = LevelCodes(center=center, basis=basis, scale=np.ones(level.channels, np.float32))
-    reach = _MARGIN * np.abs(unscaled.numbers(sample)).max(axis=0)
+    numbers = unscaled.numbers(sample)
+    reach = np.abs(numbers).max(axis=0)
     # Where nothing varies, any scale does.
-    reach = np.maximum(reach, _LEAST_SCALE * reach.max()) if reach.max() > 0 else np.full_like(reach, LARGEST_CODE)
-    scale = np.clip(reach / LARGEST_CODE, np.finfo(np.float32).tiny, LARGEST / LARGEST_CODE)
-    return replace(unscaled, scale=scale.astype(np.float32))
+    reach = np.maximum(reach, _LEAST_SCALE * reach.max()) if reach.max() > 0 else np.full_like(reach, LARGEST_CODE / _MARGIN)
+    if level.packed_bytes is None:
+        return replace(unscaled, scale=_as_scale(_MARGIN * reach / LARGEST_CODE))
+    bits, scale = _share_bits(numbers, reach, 8 * level.packed_bytes)
+    return replace(unscaled, scale=_as_scale(scale), bits=bits)
+
+
+def _basis_rows(level: Level) -> int:
+    """The rows of the basis of a level; 0 for none."""
+    if level.extracted is not None:
+        return level.channels - 1
+    return 0 if level.packed_bytes is None else level.channels
+
+
+def _as_scale(scale: npt.NDArray[np.float64]) -> FloatArray:
+    return np.clip(scale, np.finfo(np.float32).tiny, LARGEST / LARGEST_CODE).astype(np.float32)
+
+
+def _odd(numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The odd numbers that are nearest to some; of two, the larger one. In place."""
+    numbers /= 2
+    np.floor(numbers, out=numbers)
+    numbers *= 2
+    numbers += 1
+    return numbers
+
+
+def _share_bits(
+    numbers: npt.NDArray[np.float64], reach: npt.NDArray[np.float64], total: int
+) -> tuple[Bits, npt.NDArray[np.float64]]:
+    """Share bits out among the numbers of a vector, for the least squared error, so that hardly any number is cut off.
+
+    Args:
+        numbers: (n, N), of a sample.
+        reach: (N,), the largest magnitude of each.
+        total: the bits of a vector, at least N.
+
+    Returns:
+        (N,) the bits of each number, at least one, and (N,) its scale.
+    """
+    count = len(reach)
+    # Numbers between -1 and 1: their squares, and those of their errors, are in range.
+    numbers = numbers / reach
+    # A little more: the largest itself is not cut off.
+    most = 1.001 * np.quantile(np.abs(numbers), 1 - _CUT_OFF, axis=0, method="higher")
+    sq_error, step = np.full((MOST_NUMBER_BITS + 1, count), np.inf), np.empty((MOST_NUMBER_BITS + 1, count))
+    for bits in range(1, MOST_NUMBER_BITS + 1):
+        step[bits] = most / (1 << bits)
+        rounded = _odd(numbers / step[bits])
+        rounded *= step[bits]
+        rounded -= numbers
+        sq_error[bits] = np.einsum("nk,nk->k", rounded, rounded)
+    sq_error *= np.square(reach / reach.max())
+    bits_of, columns = np.ones(count, np.intp), np.arange(count)
+    saved = sq_error[1] - sq_error[2]
+    for _ in range(min(total, MOST_NUMBER_BITS * count) - count):
+        best = int(saved.argmax())
+        bits_of[best] += 1
+        at = bits_of[best]
+        saved[best] = sq_error[at, best] - sq_error[at + 1, best] if at < MOST_NUMBER_BITS else -np.inf
+    return bits_of.astype(np.uint8), step[bits_of, columns] * reach
 
 
 def check_codes(codes: LevelCodes, level: Level) -> None:
     """Raise InputError unless codes may be those of a level: what a bank holds may come from anybody."""
-    d, n = level.shape[-1], level.channels
-    expected = {"center": (d,), "scale": (n,), **({} if level.extracted is None else {"basis": (n - 1, d)})}
+    d, n, rows = level.shape[-1], level.channels, _basis_rows(level)
+    expected: dict[str, tuple[tuple[int, ...], type]] = {"center": ((d,), np.float32), "scale": ((n,), np.float32)}
+    if rows:
+        expected["basis"] = ((rows, d), np.float32)
+    if level.packed_bytes is not None:
+        expected["bits"] = ((n,), np.uint8)
     for name, array in vars(codes).items():
-        shape = None if array is None else array.shape
-        if shape != expected.get(name) or (array is not None and array.dtype != np.float32):
-            raise InputError(f"{name} of level {level.name!r} is {shape}, expected {expected.get(name)} of float32")
+        found, wanted = None if array is None else (array.shape, array.dtype), expected.get(name)
+        if found != wanted:
+            said = "none" if wanted is None else f"{wanted[0]} of {np.dtype(wanted[1])}"
+            raise InputError(f"{name} of level {level.name!r} is {None if array is None else array.shape}, expected {said}")
     if not np.isfinite(codes.center).all() or np.abs(codes.center).max() > LARGEST:
         raise InputError(f"the center of level {level.name!r} holds values that are not finite, or beyond {LARGEST:g}")
     if not ((codes.scale > 0) & (codes.scale <= LARGEST / LARGEST_CODE)).all():  # false for NaN
         raise InputError(f"the scales of level {level.name!r} must be above 0 and at most {LARGEST / LARGEST_CODE:g}")
+    if codes.bits is not None and (
+        codes.bits.min() < 1 or codes.bits.max() > MOST_NUMBER_BITS or packed_bytes(codes.bits) != level.packed_bytes
+    ):
+        raise InputError(
+            f"the bits of level {level.name!r} must be 1 to {MOST_NUMBER_BITS} each, and {level.packed_bytes} bytes together"
+        )
     if codes.basis is not None:
         basis = codes.basis.astype(np.float64)
         # Written so that NaN is refused, too.

@@ -14,7 +14,7 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import check_at_least, check_choice
 from spade_faiss.core.settings import NORMALIZE, POOL_BORDERS, for_each
-from spade_faiss.core.store import DTYPES, LEAST_NUMBERS, MOST_NUMBERS, Store
+from spade_faiss.core.store import DTYPES, LEAST_BITS, LEAST_NUMBERS, MOST_BITS, MOST_NUMBERS, Store
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level, check_ids, check_strings
 from spade_faiss.features.roi import Bools, cells_with_any, mask_of, on_grid
@@ -43,6 +43,8 @@ class Layout:
             and searched in part.
         numbers: the most numbers that a code has, see `Store`, one for all levels or one for each; the levels get fewer
             channels where they have more. None for codes of every channel, and where no codes are stored.
+        bits: how many bits a number of a code takes on average, see `Store`; None for a byte each, and where no codes are
+            stored.
 
     Raises:
         InputError: for a value out of its range.
@@ -58,22 +60,30 @@ class Layout:
     roi: Roi | None = None
     own_rois: bool = False
     numbers: tuple[int, ...] | int | None = None
+    bits: int | None = None
 
     @property
     def store(self) -> Store:
         """How maps are stored."""
-        return Store(dtype=self.dtype, numbers=self._numbers)
+        return Store(dtype=self.dtype, numbers=self._numbers, bits=self.bits)
+
+    @property
+    def stored_dtype(self) -> str:
+        """The type of the stored arrays: `dtype`, or bytes of packed codes."""
+        return self.dtype if self.bits is None else "uint8"
 
     @property
     def image_bytes(self) -> int:
         """The bytes that the features of an image take where they are stored."""
         values = sum(math.prod(level.stored_shape) for level in self.levels)
-        return 4 * self.embedding_dim + values * np.dtype(self.dtype).itemsize
+        return 4 * self.embedding_dim + values * np.dtype(self.stored_dtype).itemsize
 
     @property
     def whole_levels(self) -> tuple[Level, ...]:
         """The levels as the backbone makes them, whatever part of them is inspected, and however they are stored."""
-        return tuple(replace(level, roi=None, channels=level.shape[-1], extracted=None) for level in self.levels)
+        return tuple(
+            replace(level, roi=None, channels=level.shape[-1], extracted=None, packed_bytes=None) for level in self.levels
+        )
 
     def named(self) -> dict[str, Any]:
         """The layout as plain values to take a checksum of; without a region of interest or codes, they are what they always
@@ -89,11 +99,13 @@ class Layout:
     def written(self) -> dict[str, Any]:
         """The layout as a manifest holds it: without what only codes have, it is what older versions read."""
         values = asdict(self)
-        if self.numbers is None:
-            del values["numbers"]
+        for name in ("numbers", "bits"):
+            if values[name] is None:
+                del values[name]
         for level in values["levels"]:
-            if level["extracted"] is None:
-                del level["extracted"]
+            for name in ("extracted", "packed_bytes"):
+                if level[name] is None:
+                    del level[name]
         return values
 
     def inspected(self, n: int, valid: Bools | None) -> Bools | None:
@@ -146,7 +158,7 @@ class Layout:
                 )
 
     def _check_numbers(self) -> None:
-        """Check `numbers`, and give the levels the channels that they are stored with."""
+        """Check `numbers` and `bits`, and give the levels the channels and bytes that they are stored with."""
         if self.numbers is not None and self.dtype != "int8":
             raise InputError(f"numbers={self.numbers} is of codes, and dtype={self.dtype!r} stores none; leave it out")
         given = self.numbers[0] if isinstance(self.numbers, tuple) and len(self.numbers) == 1 else self.numbers
@@ -156,7 +168,13 @@ class Layout:
             if numbers is not None and numbers > MOST_NUMBERS:
                 raise InputError(f"numbers={numbers} is more than a code has, {MOST_NUMBERS}; lower it")
         object.__setattr__(self, "numbers", None if given is None else several)
-        levels = (_with_numbers(level, numbers) for level, numbers in zip(self.levels, several, strict=True))
+        if self.bits is not None:
+            if self.dtype != "int8":
+                raise InputError(f"bits={self.bits} is of codes, and dtype={self.dtype!r} stores none; leave it out")
+            check_at_least("bits", self.bits, LEAST_BITS)
+            if self.bits > MOST_BITS:
+                raise InputError(f"bits={self.bits} is more than a packed number takes on average, {MOST_BITS}; lower it")
+        levels = (_as_stored(level, numbers, self.bits) for level, numbers in zip(self.levels, several, strict=True))
         object.__setattr__(self, "levels", tuple(levels))
 
     @property
@@ -166,11 +184,13 @@ class Layout:
         return self.numbers
 
 
-def _with_numbers(level: Level, numbers: int | None) -> Level:
+def _as_stored(level: Level, numbers: int | None, bits: int | None) -> Level:
     channels = level.shape[-1]
     stored = channels if numbers is None else min(channels, numbers)
-    found = None if stored == channels else channels
-    return level if (level.channels, level.extracted) == (stored, found) else replace(level, channels=stored, extracted=found)
+    extracted = None if stored == channels else channels
+    packed = None if bits is None else -(-stored * bits // 8)
+    is_same = (level.channels, level.extracted, level.packed_bytes) == (stored, extracted, packed)
+    return level if is_same else replace(level, channels=stored, extracted=extracted, packed_bytes=packed)
 
 
 def _with_roi(level: Level, roi: Roi | None) -> Level:

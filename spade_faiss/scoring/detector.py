@@ -120,7 +120,9 @@ class Detector:
             self._searches = self._products.largest._searches
         else:
             self._searches = self._open_searches()
-        cacheable = len(bank) * sum(float32_bytes(search.level.stored_shape) for search in self._searches.values())
+        cacheable = len(bank) * sum(
+            float32_bytes((search.level.locations, search.level.channels)) for search in self._searches.values()
+        )
         decodes = bank.manifest.source is not None
         self.plan = plan_memory(
             parse_bytes(run.memory),

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from spade_faiss.core.once import once
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import Level
+from spade_faiss.features.codes import Decoder
 from spade_faiss.search.cache import BlockCache
 
 StoredArray = npt.NDArray[Any]
@@ -28,14 +29,14 @@ class MapPart(NamedTuple):
     """One of the stored maps that blocks are put together from.
 
     Attributes:
-        stored: returns the map of a bank row as a view, (h*w, C) float16 or float32, or int8 codes.
+        stored: returns the map of a bank row as a view, (h*w, C) float16 or float32, or codes.
         size: h and w, where the map is resized to the grid that is searched; None where it has that grid.
-        scale: (C,) float32, what codes are multiplied by; None where numbers are stored as they are.
+        decoder: what makes numbers of codes; None where numbers are stored as they are.
     """
 
     stored: Callable[[int], StoredArray]
     size: tuple[int, int] | None = None
-    scale: FloatArray | None = None
+    decoder: Decoder | None = None
 
 
 class BlockSource:
@@ -44,12 +45,12 @@ class BlockSource:
     Attributes:
         decodes: whether `read` computes the block. Where it returns a view of what is stored, caching gains nothing.
         partial: whether blocks hold some of the level's locations, which differ from row to row: their number is m, not H*W.
-        scale: (C,) float32, what `stored` codes are multiplied by; None where it returns numbers as they are.
+        decoder: what makes numbers of the codes that `stored` returns; None where it returns numbers as they are.
     """
 
     decodes = True
     partial = False
-    scale: FloatArray | None = None
+    decoder: Decoder | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -67,7 +68,7 @@ class BlockSource:
         raise NotImplementedError
 
     def stored(self, row: int) -> StoredArray | None:
-        """The block as it is stored, (H*W, C) float16, float32 or int8, as a view; None where it is not stored as one array."""
+        """The block as it is stored, (H*W, C) float16 or float32, or codes, as a view; None where it is not one array."""
         return None
 
     def cells(self, row: int) -> IntArray:
@@ -89,11 +90,11 @@ class BlockSource:
 
 
 class ArraySource(BlockSource):
-    """Blocks that are in memory already, as one array (rows, H*W, C) of float16 or float32, or of int8 codes with a scale."""
+    """Blocks that are in memory already, as one array (rows, H*W, C) of float16 or float32, or of codes with their decoder."""
 
-    def __init__(self, maps: StoredArray, scale: FloatArray | None = None) -> None:
+    def __init__(self, maps: StoredArray, decoder: Decoder | None = None) -> None:
         self._maps = maps
-        self.scale = scale
+        self.decoder = decoder
         self.decodes = maps.dtype != np.float32
 
     def __len__(self) -> int:
@@ -101,7 +102,7 @@ class ArraySource(BlockSource):
 
     def read(self, row: int, out: FloatArray | None = None) -> FloatArray:
         """See `BlockSource`."""
-        return decoded(self._maps[row], self.scale, out if self.decodes else None)
+        return decoded(self._maps[row], self.decoder, out if self.decodes else None)
 
     def stored(self, row: int) -> StoredArray:
         """See `BlockSource`."""
@@ -110,14 +111,13 @@ class ArraySource(BlockSource):
 
     def parts(self) -> tuple[MapPart, ...]:
         """See `BlockSource`."""
-        return (MapPart(self.stored, scale=self.scale),)
+        return (MapPart(self.stored, decoder=self.decoder),)
 
 
-def decoded(stored: StoredArray, scale: FloatArray | None, out: FloatArray | None = None) -> FloatArray:
-    """The float32 vectors that stored numbers, or codes of a scale, stand for; in `out`, unless they are float32 already."""
-    if scale is not None:
-        codes: FloatArray = np.multiply(stored, scale, out=out, dtype=np.float32)
-        return codes
+def decoded(stored: StoredArray, decoder: Decoder | None, out: FloatArray | None = None) -> FloatArray:
+    """The float32 vectors that stored numbers or codes stand for; in `out`, unless they are float32 already."""
+    if decoder is not None:
+        return decoder(stored, out)
     if out is None:
         return stored.astype(np.float32, copy=False)
     np.copyto(out, stored)
@@ -182,9 +182,9 @@ class Blocks:
         return self(row) if stored is None else stored
 
     @property
-    def scale(self) -> FloatArray | None:
+    def decoder(self) -> Decoder | None:
         """See `BlockSource`."""
-        return self._source.scale
+        return self._source.decoder
 
     def parts(self) -> tuple[MapPart, ...] | None:
         """See `BlockSource.parts`."""
@@ -229,7 +229,7 @@ class Blocks:
         block = None if self._cache is None else self._cache.get((self.key, row))
         if block is None:
             if (stored := self._source.stored(row)) is not None:
-                return decoded(stored[locations], self.scale)
+                return decoded(stored[locations], self.decoder)
             block = self(row)
         taken: FloatArray = block[locations].astype(np.float32, copy=False)
         return taken
@@ -258,7 +258,7 @@ class Blocks:
             compute: makes the block of a bank row, (H*W, channels) float32.
             channels: number of values at each location.
         """
-        level = replace(self.level, channels=channels, extracted=None)
+        level = replace(self.level, channels=channels, extracted=None, packed_bytes=None)
         return Blocks(level, _DerivedSource(self._source, compute), self._shared, self._key_of(name))
 
     def prefetch(self, row: int) -> None:

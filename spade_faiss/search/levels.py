@@ -103,7 +103,7 @@ def _joined(name: str, parts: Sequence[Level]) -> Level:
     if len(parts) == 1:
         return parts[0]
     finest = max(parts, key=lambda part: part.height * part.width)  # with its region of interest
-    return replace(finest, name=name, channels=sum(part.channels for part in parts), extracted=None)
+    return replace(finest, name=name, channels=sum(part.channels for part in parts), extracted=None, packed_bytes=None)
 
 
 def open_blocks(bank: Snapshot, level: Level, cache: BlockCache[FloatArray] | None = None) -> Blocks:
@@ -138,7 +138,8 @@ class _LevelSource(BlockSource):
         self._level = level
         self.decodes = bank.layout.dtype != "float32"
         codes = bank.codes_of(level.name)
-        self.scale = None if codes is None else codes.scale
+        self.decoder = None if codes is None else codes.decode
+        self._stored_shape = (level.locations, level.stored_shape[-1])
         self._scratch = threading.local()
 
     def __len__(self) -> int:
@@ -151,15 +152,15 @@ class _LevelSource(BlockSource):
         if out is None:
             out = np.empty(shape, np.float32)
         if not hasattr(self._scratch, "map"):
-            self._scratch.map = np.empty(shape, self._bank.layout.dtype)
+            self._scratch.map = np.empty(self._stored_shape, self._bank.layout.stored_dtype)
         self._bank.read_map(self._level.name, row, self._scratch.map)
-        return decoded(self._scratch.map, self.scale, out)
+        return decoded(self._scratch.map, self.decoder, out)
 
     def stored(self, row: int) -> StoredArray:
-        return self._bank.level_map(self._level.name, row).reshape(-1, self._level.channels)
+        return self._bank.level_map(self._level.name, row).reshape(self._stored_shape)
 
     def parts(self) -> tuple[MapPart, ...] | None:
-        return (MapPart(self.stored, scale=self.scale),)
+        return (MapPart(self.stored, decoder=self.decoder),)
 
     def check(self) -> None:
         self._bank.check_lengths()
@@ -181,7 +182,7 @@ class _PartialSource(_LevelSource):
         self.decodes = True
 
     def read(self, row: int, out: FloatArray | None = None) -> FloatArray:
-        return decoded(self.stored(row), self.scale)
+        return decoded(self.stored(row), self.decoder)
 
     def stored(self, row: int) -> StoredArray:
         return super().stored(row).take(self.cells(row), axis=0)
@@ -216,7 +217,7 @@ class _JoinedSource(BlockSource):
             return None  # what is stored of a region of interest is no grid that could be resized
         sources = [_LevelSource(self._bank, part) for part in self._parts]
         return tuple(
-            MapPart(source.stored, None if size == grid else size, source.scale)
+            MapPart(source.stored, None if size == grid else size, source.decoder)
             for source, size in zip(sources, sizes, strict=True)
         )
 

@@ -52,6 +52,8 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.types import Arrays
+from spade_faiss.features.bit_packing import MOST_NUMBER_BITS, pack
+from spade_faiss.features.codes import Decoder
 from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.distances import import_faiss
@@ -261,8 +263,15 @@ class GallerySearchTests:
             case = structured_case(8, n=n, rows=12, k=12, shape=shape)
             scale = (np.abs(case.vectors).max(axis=(0, 1)) / 127).astype(np.float32)
             codes = np.rint(case.vectors / scale).astype(np.int8)
+            bits = (3 + np.arange(len(scale)) % (MOST_NUMBER_BITS - 2)).astype(np.uint8)
+            steps = (127 * scale / (1 << bits)).astype(np.float32)
+            packed = pack(2 * np.floor(case.vectors / steps / 2) + 1, bits)
             kappa = self._kappas(case)[-1]
-            for stored in (ArraySource(case.vectors.astype(np.float16)), ArraySource(codes, scale)):
+            for stored in (
+                ArraySource(case.vectors.astype(np.float16)),
+                ArraySource(codes, Decoder(scale)),
+                ArraySource(packed, Decoder(steps, bits)),
+            ):
                 vectors = np.stack([stored.read(row) for row in range(len(stored))])
                 decoded = Blocks(case.level, ArraySource(vectors))
                 expected = self.open_search(decoded, Workers(threads))(case.xq, case.neighbors, kappa)

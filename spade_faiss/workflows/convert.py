@@ -84,7 +84,7 @@ def convert(bank: str | Path, out: str | Path, *, store: str, calibrate: bool = 
     if os.path.realpath(opened.path) == os.path.realpath(bank_folder(out)):
         raise InputError(f"{out} is the bank itself; name a new folder for the other one")
     asked = Store.parse(store)
-    layout = replace(opened.layout, dtype=asked.dtype, numbers=asked.numbers)
+    layout = replace(opened.layout, dtype=asked.dtype, numbers=asked.numbers, bits=asked.bits)
     target = Bank.open_or_create(out, layout, _origin_of(opened))
     _fill(target, opened.snapshot(), layout, run)
     index = build_index(target, load_recipe(target.usual.recipe), progress=run.progress)

@@ -139,6 +139,7 @@ def extract(
         input_size=backbone.input_size,
         dtype=store.dtype,
         numbers=store.numbers,
+        bits=store.bits,
         normalize=extraction.normalize,
         pool=extraction.pool,
         pool_border=extraction.pool_border,

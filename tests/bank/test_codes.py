@@ -18,6 +18,7 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.codes import CODES
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, hash_file
+from spade_faiss.core.store import Store
 from spade_faiss.features.layout import prepare
 from spade_faiss.workflows.verify import verify
 from tests.support.banks import ABC, COARSE, DE, F, PowerCutError, batch, fail, files, forget_mappings, make_bank
@@ -176,7 +177,7 @@ HOSTILE: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
         "level/x/scale, which is of no",
     ),
     ("no basis", lambda found: found.pop("level/blocks.2/basis"), "basis of level 'blocks.2' is None"),
-    ("a basis too many", lambda found: found.update({"level/blocks.1/basis": np.eye(2, 3, dtype=np.float32)}), "expected None"),
+    ("a basis too many", lambda found: found.update({"level/blocks.1/basis": np.eye(2, 3, dtype=np.float32)}), "expected none"),
     (
         "too many numbers",
         lambda found: found.update({"level/blocks.1/scale": np.ones(9, np.float32)}),
@@ -227,6 +228,43 @@ def test_damaged_and_missing_codes_are_noticed(tmp_path: Path) -> None:
         Bank.open(bank.path)
 
 
+def test_packed_codes_that_somebody_tampered_with_are_refused(tmp_path: Path) -> None:
+    changes: list[tuple[Callable[[dict[str, Any]], object], str]] = [
+        (lambda found: found.pop("level/blocks.1/bits"), r"bits of level 'blocks.1' is None, expected \(3,\) of uint8"),
+        (lambda found: found.update({"level/blocks.1/bits": np.array([8, 3, 1], np.uint8)}), "1 to 7 each, and 2 bytes"),
+        (lambda found: found.update({"level/blocks.1/bits": np.array([0, 5, 7], np.uint8)}), "1 to 7 each, and 2 bytes"),
+        (lambda found: found.update({"level/blocks.1/bits": np.array([1, 1, 1], np.uint8)}), "1 to 7 each, and 2 bytes"),
+        (lambda found: found.pop("level/blocks.1/basis"), "basis of level 'blocks.1' is None"),
+    ]
+    for number, (change, message) in enumerate(changes):
+        bank = make_bank(tmp_path / f"bank{number}", dtype="int8", bits=4)
+        bank.append(ABC)
+        replaced(bank.path, change)
+        with pytest.raises(BankError, match=message):
+            Bank.open(bank.path).read(np.array([0]))
+
+
+@pytest.mark.parametrize("store", ["int4", "pca4-int3"])
+def test_a_bank_of_packed_codes_holds_what_its_codes_say(tmp_path: Path, store: str) -> None:
+    bank = make_bank(tmp_path / "bank", **vars(Store.parse(store)))
+    for part in (ABC, DE, F):
+        bank.append(part)
+    bank.remove(["b"])
+    bank.compact()
+    opened = Bank.open(bank.path)
+    assert (opened.ids, str(opened.layout.store), opened.facts()["store"]) == (["a", "c", "d", "e", "f"], store, store)
+    assert opened.codes is not None
+    encoded = opened.codes.encode(prepare(DE, opened.layout))
+    for level in opened.layout.levels:
+        found = opened.level_map(level.name, 2)
+        assert (found.dtype.name, found.shape) == ("uint8", level.stored_shape)
+        np.testing.assert_array_equal(found, encoded.levels[level.name][0])
+        np.testing.assert_array_equal(opened.vectors_of_map(level.name, 2), levels_of(opened, [2])[level.name][0])
+    assert verify(bank.path, deep=True).problems == ()
+    written = json.loads((bank.path / "manifest.json").read_text())
+    assert written["layout"]["bits"] == Store.parse(store).bits
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -242,6 +280,8 @@ def test_damaged_and_missing_codes_are_noticed(tmp_path: Path) -> None:
         (lambda content: content["layout"].update(numbers=[3, 2000]), "numbers=2000 is more than a code has"),
         (lambda content: content["layout"].update(numbers=[3, 3]), "is damaged"),
         (lambda content: content["layout"]["levels"][1].update(extracted=4), "extracted=4 must be"),
+        (lambda content: content["layout"].update(bits=4), "is damaged"),
+        (lambda content: content["layout"].update(bits=9), "bits=9 is more than a packed number takes on average"),
     ],
 )
 def test_manifests_that_contradict_codes_are_refused(

@@ -17,20 +17,20 @@ import pytest
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each attack runs in a process of its own")
 
 SEED = 20
-# The attacks are divided between so many processes.
-PARTS = 2
+# The attacks are divided between so many processes, each on a bank of another store.
+STORES = ("float16", "int4")
 AT_LEAST = 300
-# Every second attack is run here; `python -m tests.support.attacks FOLDER SEED 0 1` runs all of them, in some 20 minutes.
+# Every second attack is run here; `python -m tests.support.attacks FOLDER STORE SEED 0 1` runs all of them, in some 20 minutes.
 SHARE = 2
 QUICK = 3
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def run(folder: Path, first: int, step: int) -> subprocess.Popen[str]:
+def run(folder: Path, store: str, first: int, step: int) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.attacks", str(folder), str(SEED), str(first), str(step)],
+        [sys.executable, "-m", "tests.support.attacks", str(folder), store, str(SEED), str(first), str(step)],
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
@@ -63,9 +63,10 @@ def check(results: list[dict[str, Any]]) -> None:
 
 @pytest.mark.slow
 def test_no_attack_leads_out_of_the_bank_or_ends_in_a_traceback(tmp_path: Path) -> None:
-    processes = [run(tmp_path, part * SHARE, PARTS * SHARE) for part in range(PARTS)]
+    parts = len(STORES)
+    processes = [run(tmp_path, store, part * SHARE, parts * SHARE) for part, store in enumerate(STORES)]
     results = [result for process in processes for result in results_of(process)]
-    assert len(results) >= AT_LEAST + PARTS
+    assert len(results) >= AT_LEAST + parts
     check(results)
     refused = sum(bool(result["refused"]) for result in results)
     assert refused > AT_LEAST * 2 // 3, f"only {refused} of {len(results)} attacks were refused"
@@ -73,4 +74,4 @@ def test_no_attack_leads_out_of_the_bank_or_ends_in_a_traceback(tmp_path: Path) 
 
 def test_a_sample_of_the_attacks(tmp_path: Path) -> None:
     total = 670  # about; the sample need not be of this size exactly
-    check(results_of(run(tmp_path, 5, total // QUICK)))
+    check(results_of(run(tmp_path, "int4", 5, total // QUICK)))

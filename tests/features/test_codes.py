@@ -41,7 +41,9 @@ def learned(count: int = 6) -> tuple[FeatureBatch, dict[str, LevelCodes]]:
     return batch, dict(learn_codes(batch, LAYOUT).levels)
 
 
-@pytest.mark.parametrize("name", ["float16", "float32", "int8", "pca2-int8", "pca64-int8", "pca1024-int8", "pca7,40,56-int8"])
+@pytest.mark.parametrize(
+    "name", ["float16", "float32", "int8", "pca2-int8", "pca1024-int8", "pca7,40,56-int8", "int2", "int6", "pca64-int4"]
+)
 def test_a_store_is_named_as_it_is_asked_for(name: str) -> None:
     assert str(Store.parse(name)) == name
     assert Extraction(store=name).store == name
@@ -49,10 +51,25 @@ def test_a_store_is_named_as_it_is_asked_for(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["float64", "pca-int8", "pca1-int8", "pca1025-int8", "pca64", "pca6.4-int8", "PCA64-int8", "pca8,-int8", "pca8,1-int8", ""],
+    [
+        "float64",
+        "pca-int8",
+        "pca1-int8",
+        "pca1025-int8",
+        "pca64",
+        "pca6.4-int8",
+        "PCA64-int8",
+        "pca8,-int8",
+        "pca8,1-int8",
+        "",
+        "int7",
+        "int1",
+        "int16",
+        "pca8-int7",
+    ],
 )
 def test_another_name_of_a_store_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match="is not one of float16, float32, int8, or pcaN-int8"):
+    with pytest.raises(InputError, match="is not one of float16, float32, int8, int2 to int6, or one of the codes after pcaN-"):
         Extraction(store=name)
 
 
@@ -75,6 +92,18 @@ def test_levels_have_as_many_numbers_as_codes_store() -> None:
         replace(LAYOUT, numbers=(3, 4, 5))
 
 
+def test_packed_codes_take_the_bytes_that_their_bits_fill() -> None:
+    packed = replace(LAYOUT, numbers=None, bits=3)
+    assert [(level.channels, level.packed_bytes) for level in packed.levels] == [(12, 5), (5, 2)]  # 36 and 15 bits
+    assert [level.stored_shape for level in packed.levels] == [(6, 5, 5), (3, 3, 2)]
+    assert (packed.stored_dtype, LAYOUT.stored_dtype, str(packed.store)) == ("uint8", "int8", "int3")
+    assert packed.image_bytes == 4 * 4 + 6 * 5 * 5 + 3 * 3 * 2
+    assert packed.whole_levels == (FINE, COARSE)
+    assert replace(packed, bits=None, dtype="float16").levels == (FINE, COARSE)
+    both = replace(LAYOUT, bits=3)
+    assert [(level.channels, level.extracted, level.packed_bytes) for level in both.levels] == [(6, 12, 3), (5, None, 2)]
+
+
 def test_numbers_without_codes_and_beyond_their_range_are_refused() -> None:
     with pytest.raises(InputError, match=r"numbers=\(6, 6\) is of codes, and dtype='float16' stores none"):
         replace(LAYOUT, dtype="float16")
@@ -82,6 +111,13 @@ def test_numbers_without_codes_and_beyond_their_range_are_refused() -> None:
         replace(LAYOUT, numbers=1)
     with pytest.raises(InputError, match="numbers=1025 is more than a code has, 1024"):
         replace(LAYOUT, numbers=1025)
+    for changes, message in (
+        ({"dtype": "float32", "numbers": None, "bits": 4}, "bits=4 is of codes, and dtype='float32' stores none"),
+        ({"bits": 1}, "bits=1 must be an integer of at least 2"),
+        ({"bits": 7}, "bits=7 is more than a packed number takes on average, 6"),
+    ):
+        with pytest.raises(InputError, match=message):
+            replace(LAYOUT, **changes)
     with pytest.raises(InputError, match="extracted=12 must be an integer of at least 13"):
         replace(FINE, extracted=12)
 
@@ -140,6 +176,43 @@ def test_a_query_is_not_cut_off(factor: float) -> None:
     assert of.cut_off(far) > 0
     np.testing.assert_allclose(of.query(far) + of.center, far, atol=float(of.scale.max()), rtol=1e-4)
     assert np.abs(of.encode(far).astype(int)).max() == 127
+
+
+@pytest.mark.parametrize(("bits", "numbers"), [(2, None), (4, None), (6, None), (3, 6)])
+def test_packed_codes_keep_what_their_bits_hold(bits: int, numbers: int | None) -> None:
+    """A vector is off by half a step in each number, those that are cut off aside; more bits leave less of an error."""
+    layout = replace(LAYOUT, bits=bits, numbers=numbers)
+    batch = prepare(pictures(6), layout)
+    errors = {}
+    for level in layout.levels:
+        codes, maps = learn_codes(batch, layout).levels[level.name], batch.levels[level.name]
+        check_codes(codes, level)
+        assert codes.bits is not None
+        stored = codes.encode(maps)
+        assert (stored.dtype, stored.shape) == (np.dtype(np.uint8), (6, level.height, level.width, level.packed_bytes))
+        numbers_of, found = codes.numbers(maps), codes.decode(stored)
+        inside = np.abs(numbers_of) <= codes.scale * (1 << codes.bits.astype(int))
+        assert inside.mean() > 0.999
+        assert (np.abs(found - numbers_of) <= 1.0001 * codes.scale)[inside].all()
+        # A query is rounded to the same numbers, and not cut off.
+        query = codes.query(maps)
+        np.testing.assert_array_equal(query[inside], found[inside])
+        assert (np.abs(query - numbers_of) <= 1.0001 * codes.scale).all()
+        assert codes.cut_off(maps) == pytest.approx(np.mean(query != found))
+        # Numbers that vary more have more bits.
+        spread = numbers_of.reshape(-1, len(codes.bits)).std(axis=0)
+        assert (np.diff(codes.bits[np.argsort(spread)].astype(int)) >= -1).all()
+        errors[level.name] = np.square(found - numbers_of).sum() / np.square(numbers_of).sum()
+    assert all(error < {2: 0.25, 3: 0.1, 4: 0.02, 6: 0.001}[bits] for error in errors.values()), errors
+
+
+def test_a_full_basis_keeps_distances() -> None:
+    layout = replace(LAYOUT, bits=4, numbers=None)
+    batch = prepare(pictures(6), layout)
+    codes, x = learn_codes(batch, layout).levels["fine"], batch.levels["fine"].reshape(-1, 12)
+    turned = codes.numbers(x).astype(np.float32)
+    assert turned.shape == x.shape
+    np.testing.assert_allclose(brute(turned[:40], turned), brute(x[:40], x), rtol=1e-4, atol=1e-3)
 
 
 def test_vectors_that_do_not_vary_have_codes() -> None:

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
 #include <utility>
 #include <vector>
@@ -50,41 +51,59 @@ struct TestVectors {
     std::vector<char> memory;
     Vectors vectors;
     std::vector<float> values;
-    std::vector<float> steps;  // (d), what codes are multiplied by
+    std::shared_ptr<StoredCodes> codes;
 };
 
+// How vectors are stored: as numbers, as codes of a byte each, or as packed ones.
+enum class Stored { kFloat16, kFloat32, kBytes, kPacked };
+constexpr Stored kAllStored[] = {Stored::kFloat16, Stored::kFloat32, Stored::kBytes, Stored::kPacked};
+
 // Makes vectors around a few centers, so that some are near, some equal and some far; they begin at an odd address.
-TestVectors make_vectors(int count, int d, ElementType type, float scale, const std::vector<float>& centers) {
+TestVectors make_vectors(int count, int d, Stored stored, float scale, const std::vector<float>& centers) {
     std::normal_distribution<float> normal;
     std::uniform_int_distribution<int> pick(0, 3), kind(0, 9);
     TestVectors set;
     set.values.resize(static_cast<std::size_t>(count) * d);
-    std::vector<std::int8_t> codes(set.values.size());
-    for (int c = 0; c < d; ++c) set.steps.push_back(scale * (0.02f + 0.01f * static_cast<float>(c % 3)));
+    const bool packed = stored == Stored::kPacked;
+    std::vector<float> steps;
+    std::vector<std::uint8_t> bits;
+    for (int c = 0; c < d; ++c) {
+        steps.push_back(scale * (packed ? 0.5f : 0.02f) * (1 + 0.5f * static_cast<float>(c % 3)));
+        bits.push_back(static_cast<std::uint8_t>(1 + (5 * c + d) % kMostCodeBits));
+    }
+    const bool coded = packed || stored == Stored::kBytes;
+    if (coded) set.codes = std::make_shared<StoredCodes>(d, steps.data(), packed ? bits.data() : nullptr);
+    const ElementType type = coded                        ? ElementType::kCodes
+                             : stored == Stored::kFloat16 ? ElementType::kFloat16
+                                                          : ElementType::kFloat32;
+    const std::size_t row_bytes = bytes_of(type, set.codes.get(), d);
+    set.memory.resize(count * row_bytes + 1);
     for (int i = 0; i < count; ++i) {
         const int center = pick(rng), what = kind(rng);
         const float spread = what == 0 ? 0.0f : what == 1 ? 3.0f : what == 2 ? 1e-4f : 0.2f;
-        for (int c = 0; c < d; ++c) {
+        char* row = set.memory.data() + 1 + i * row_bytes;
+        for (int c = 0, bit = 0; c < d; bit += bits[c++]) {
             float value = scale * (centers[static_cast<std::size_t>(center) * d + c] + spread * normal(rng));
-            if (type == ElementType::kFloat16) value = from_float16(to_float16(value));
-            if (type == ElementType::kInt8) {
-                const float code = std::min(127.0f, std::max(-128.0f, std::nearbyint(value / set.steps[c])));
-                codes[static_cast<std::size_t>(i) * d + c] = static_cast<std::int8_t>(code);
-                value = code * set.steps[c];
+            if (stored == Stored::kFloat16) {
+                const std::uint16_t float16 = to_float16(value);
+                value = from_float16(float16);
+                std::memcpy(row + 2 * c, &float16, 2);
+            } else if (stored == Stored::kBytes) {
+                const float code = std::min(127.0f, std::max(-128.0f, std::nearbyint(value / steps[c])));
+                row[c] = static_cast<char>(static_cast<std::int8_t>(code));
+                value = code * steps[c];
+            } else if (packed) {
+                const int most = (1 << bits[c]) - 1;
+                const int u = std::min(most, std::max(0, static_cast<int>((value / steps[c] + most) / 2)));
+                for (int b = 0; b < bits[c]; ++b) row[(bit + b) / 8] |= static_cast<char>((u >> b & 1) << (bit + b) % 8);
+                value = static_cast<float>(2 * u - most) * steps[c];
+            } else {
+                std::memcpy(row + 4 * c, &value, 4);
             }
             set.values[static_cast<std::size_t>(i) * d + c] = value;
         }
     }
-    const std::size_t size = size_of(type);
-    set.memory.resize(set.values.size() * size + 1);
-    for (std::size_t i = 0; i < set.values.size(); ++i) {
-        const std::uint16_t float16 = to_float16(set.values[i]);
-        const void* number = &set.values[i];
-        if (type == ElementType::kFloat16) number = &float16;
-        if (type == ElementType::kInt8) number = &codes[i];
-        std::memcpy(set.memory.data() + 1 + i * size, number, size);
-    }
-    set.vectors = {set.memory.data() + 1, type, count, d, type == ElementType::kInt8 ? set.steps.data() : nullptr};
+    set.vectors = {set.memory.data() + 1, type, count, d, set.codes.get()};
     return set;
 }
 
@@ -220,13 +239,13 @@ void check_list_codes(const SimdLevel& level, const Vectors& x, const Vectors& q
 }
 
 // `longest`, times scale: the largest number of queries with digits; 0 for none.
-void check(const SimdLevel& level, int nq, int nb, int d, int components, ElementType type, float scale, int k, float longest) {
+void check(const SimdLevel& level, int nq, int nb, int d, int components, Stored type, float scale, int k, float longest) {
     std::normal_distribution<float> normal;
     std::vector<float> centers(static_cast<std::size_t>(4) * d), center(d);
     for (float& value : centers) value = 1 + normal(rng);
     for (float& value : center) value = scale;
     const TestVectors rows = make_vectors(nb, d, type, scale, centers);
-    const TestVectors queries = make_vectors(nq, d, ElementType::kFloat32, scale, centers);
+    const TestVectors queries = make_vectors(nq, d, Stored::kFloat32, scale, centers);
     const Vectors xq{queries.values.data(), ElementType::kFloat32, nq, d};
     const std::vector<float> basis = make_basis(components, d);
     const float unit = longest * scale / static_cast<float>(level.format.max_query_code);
@@ -258,7 +277,7 @@ void check(const SimdLevel& level, int nq, int nb, int d, int components, Elemen
             const float* q = queries.values.data() + static_cast<std::size_t>(i) * d;
             std::vector<std::pair<float, std::int64_t>> best;
             for (int row = 0; row < nb; ++row) {
-                const float found = sq_distance(q, rows.vectors.row(row), type, rows.vectors.scale, d);
+                const float found = sq_distance(q, rows.vectors.row(row), rows.vectors.type, rows.vectors.codes, d);
                 const double truth = exact_sq_distance(q, rows.values.data() + static_cast<std::size_t>(row) * d, d);
                 if (std::fabs(found - truth) > 1e-5 * truth + 1e-30) fail(level, "a direct distance is off", nq, nb, d);
                 if (found <= bound[i]) best.emplace_back(found, row);
@@ -277,16 +296,16 @@ void check(const SimdLevel& level, int nq, int nb, int d, int components, Elemen
 }
 
 // Clusters of any kind find the nearest of all rows; the gallery reads them from memory that ends where they do.
-void check_clusters(const SimdLevel& level, int nq, int nb, int d, ElementType type, int k, bool packed) {
+void check_clusters(const SimdLevel& level, int nq, int nb, int d, Stored type, int k, bool packed) {
     std::normal_distribution<float> normal;
     std::uniform_int_distribution<int> pick(0, nb / 8);
     std::vector<float> around(static_cast<std::size_t>(4) * d);
     for (float& value : around) value = 1 + normal(rng);
     const TestVectors rows = make_vectors(nb, d, type, 1, around);
-    const TestVectors queries = make_vectors(nq, d, ElementType::kFloat32, 1, around);
+    const TestVectors queries = make_vectors(nq, d, Stored::kFloat32, 1, around);
     const int count = nb / 8 + 1;
-    const TestVectors centers = make_vectors(count, d, ElementType::kFloat32, 1, around);
-    Gallery gallery{d, 1, 1, nb, {MapPart{type, d, 1, {}, {}, {}, rows.vectors.scale}}};
+    const TestVectors centers = make_vectors(count, d, Stored::kFloat32, 1, around);
+    Gallery gallery{d, 1, 1, nb, {MapPart{rows.vectors.type, d, 1, {}, {}, {}, rows.vectors.codes}}};
     std::vector<std::int32_t> cluster(nb);
     std::vector<float> distance(nb);
     for (int i = 0; i < nb; ++i) {
@@ -315,7 +334,7 @@ void check_clusters(const SimdLevel& level, int nq, int nb, int d, ElementType t
         for (int row = 0; row < nb; ++row)
             if (row != excluded[0])
                 best.emplace_back(sq_distance(queries.values.data() + static_cast<std::size_t>(i) * d, rows.vectors.row(row),
-                                              type, rows.vectors.scale, d),
+                                              rows.vectors.type, rows.vectors.codes, d),
                                   row);
         for (std::size_t j = static_cast<std::size_t>(i) * k; j < static_cast<std::size_t>(i + 1) * k; ++j) {
             if (I[j] >= 0) found.emplace_back(D[j], I[j]);
@@ -334,18 +353,22 @@ void check_clusters(const SimdLevel& level, int nq, int nb, int d, ElementType t
 }
 
 // Windows find the nearest of what they hold; the maps are read from memory that ends where they do.
-void check_windows(const SimdLevel& level, int height, int width, int d, ElementType type, int radius, int k) {
+void check_windows(const SimdLevel& level, int height, int width, int d, Stored type, int radius, int k) {
     const int locations = height * width, images = 3, tests = 2;
     std::normal_distribution<float> normal;
     std::vector<float> around(static_cast<std::size_t>(4) * d);
     for (float& value : around) value = 1 + normal(rng);
-    Gallery gallery{
-        d, width, locations, static_cast<std::int64_t>(images) * locations, {MapPart{type, d, width, {}, {}, {}, nullptr}}};
+    Gallery gallery{d,
+                    width,
+                    locations,
+                    static_cast<std::int64_t>(images) * locations,
+                    {MapPart{ElementType::kFloat32, d, width, {}, {}, {}, nullptr}}};
     std::vector<TestVectors> maps;
     for (int image = 0; image < images; ++image) maps.push_back(make_vectors(locations, d, type, 1, around));
     for (const TestVectors& map : maps) gallery.parts[0].maps.push_back(map.vectors.row(0));
-    gallery.parts[0].scale = maps.back().vectors.scale;  // all maps have the same
-    const TestVectors queries = make_vectors(tests * locations, d, ElementType::kFloat32, 1, around);
+    gallery.parts[0].type = maps.back().vectors.type;
+    gallery.parts[0].codes = maps.back().vectors.codes;  // all maps have the same
+    const TestVectors queries = make_vectors(tests * locations, d, Stored::kFloat32, 1, around);
     const Vectors xq{queries.values.data(), ElementType::kFloat32, tests * locations, d};
     // Steps so fine that some vectors have no codes, and so coarse that all of them are alike.
     const float steps[] = {0.001f, 0.02f, 3.0f};
@@ -371,9 +394,9 @@ void check_windows(const SimdLevel& level, int height, int width, int d, Element
                 for (int image = 0; image < images; ++image)
                     for (int l = 0; wanted[image * tests + test] && l < locations; ++l)
                         if (std::abs(l / width - at / width) <= radius && std::abs(l % width - at % width) <= radius)
-                            best.emplace_back(
-                                sq_distance(q, maps[order[image]].vectors.row(l), type, maps[image].vectors.scale, d),
-                                order[image] * locations + l);
+                            best.emplace_back(sq_distance(q, maps[order[image]].vectors.row(l), maps[image].vectors.type,
+                                                          maps[image].vectors.codes, d),
+                                              order[image] * locations + l);
                 std::sort(best.begin(), best.end());
                 best.resize(k, {std::numeric_limits<float>::infinity(), -1});
                 for (int j = 0; j < k; ++j) {
@@ -400,8 +423,8 @@ int main() {
             for (int nb : {1, 5, 8, 17, 50})
                 for (int nq : {1, 33})
                     for (int k : {1, 4})
-                        for (ElementType type : {ElementType::kFloat16, ElementType::kFloat32, ElementType::kInt8}) {
-                            const float scale = type == ElementType::kFloat32 && d % 2 ? 1e6f : 1.0f;
+                        for (Stored type : kAllStored) {
+                            const float scale = type == Stored::kFloat32 && d % 2 ? 1e6f : 1.0f;
                             check(level, nq, nb, d, 0, type, scale, std::min(k, nb), 0), ++checked;
                             // Of most queries; of few; with the coarsest steps.
                             const float longest = checked % 3 == 0 ? 4.0f : checked % 3 == 1 ? 1.0f : 400.0f;
@@ -414,16 +437,14 @@ int main() {
                 for (int nq : {1, 40})
                     for (int k : {1, 4})
                         for (bool packed : {false, true})
-                            for (ElementType type : {ElementType::kFloat16, ElementType::kFloat32, ElementType::kInt8})
-                                check_clusters(level, nq, nb, d, type, k, packed), ++checked;
+                            for (Stored type : kAllStored) check_clusters(level, nq, nb, d, type, k, packed), ++checked;
         for (int d : {1, 24, 40, 130})
             for (const auto& [height, width] : {std::pair{1, 1}, std::pair{5, 3}, std::pair{4, 9}})
                 for (int radius : {0, 1, 2, 20})
                     for (int k : {1, 4})
-                        for (ElementType type : {ElementType::kFloat16, ElementType::kFloat32, ElementType::kInt8})
-                            check_windows(level, height, width, d, type, radius, k), ++checked;
+                        for (Stored type : kAllStored) check_windows(level, height, width, d, type, radius, k), ++checked;
         for (int components : {0, 31})
-            check(level, 40, 300, 1800, components, ElementType::kFloat16, 1, 3, components ? 0 : 5), ++checked;
+            check(level, 40, 300, 1800, components, Stored::kFloat16, 1, 3, components ? 0 : 5), ++checked;
         std::printf("%s: %d cases checked\n", level.name, checked);
     }
     return failures != 0;

@@ -12,6 +12,7 @@ from spade_faiss import Bank, Detector, FeatureBatch
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.settings import ALL as EVERY
 from spade_faiss.core.settings import Method
+from spade_faiss.core.store import Store
 from spade_faiss.features.layout import Layout
 from spade_faiss.features.roi import cells_with_any
 from spade_faiss.index.build import build_index
@@ -26,7 +27,7 @@ from tests.support.vectors import brute
 # The second is resized where both are joined; odd sizes, so that nothing is aligned by chance.
 SHAPES = {"fine": (9, 11, 24), "coarse": (5, 6, 37)}
 INPUT, DIM, NORMALS = (40, 43), 16, 12
-STORES = {"int8": None, "pca13": 13}
+STORES = ("int8", "pca13-int8", "int4", "pca13-int3")
 
 
 def normals() -> Features:
@@ -41,8 +42,8 @@ def queries() -> FeatureBatch:
 def banks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bank, Bank]:
     """A bank of codes, and one that holds the vectors that these stand for as float32, both with everything built."""
     folder = tmp_path_factory.mktemp("codes")
-    coded = bank_of(folder / "coded", normals(), input_size=INPUT, shards=[5, 3], dtype="int8", numbers=STORES[request.param])
-    levels = tuple(replace(level, extracted=None) for level in coded.layout.levels)
+    coded = bank_of(folder / "coded", normals(), input_size=INPUT, shards=[5, 3], **vars(Store.parse(request.param)))
+    levels = tuple(replace(level, extracted=None, packed_bytes=None) for level in coded.layout.levels)
     plain = Bank.create(folder / "plain", Layout(levels=levels, embedding_dim=DIM, input_size=INPUT, dtype="float32"))
     for start, end in ((0, 5), (5, 8), (8, NORMALS)):
         plain.append(coded.read(np.arange(start, end)))
@@ -104,8 +105,15 @@ def test_exact_search_is_exact_for_what_is_stored(banks: tuple[Bank, Bank], fusi
 
 
 def test_a_picture_of_the_bank_is_at_distance_0(banks: tuple[Bank, Bank]) -> None:
-    """Of the first shard, which the codes were learned from, nothing is cut off."""
-    scores = Detector.open(banks[0], recipe=EXACT).score_features(batch_of(normals()[:3], names(NORMALS)[:3]))
+    """Of the first shard, which bytes were learned from, nothing is cut off; of packed codes, a few numbers are."""
+    asked = batch_of(normals()[:3], names(NORMALS)[:3])
+    if banks[0].layout.bits is not None:
+        asked = banks[0].prepared(asked)
+        stored = banks[0].read(np.arange(3))
+        same = [np.isclose(asked.levels[name], stored.levels[name]).mean() for name in asked.levels]
+        assert min(same) > 0.999
+        return
+    scores = Detector.open(banks[0], recipe=EXACT).score_features(asked)
     assert not scores.maps.any()
 
 
@@ -121,19 +129,20 @@ def test_codes_are_read_where_they_lie(banks: tuple[Bank, Bank]) -> None:
     for level in coded.layout.levels:
         blocks = open_blocks(coded, level)
         view = blocks.stored(1)
-        assert view.dtype == np.int8
+        assert view.dtype == coded.layout.stored_dtype
         assert not view.flags.owndata
         assert np.shares_memory(view, coded.level_map(level.name, 1))
 
 
+@pytest.mark.parametrize("store", ["pca13-int8", "int4"])
 @pytest.mark.parametrize("own", [False, True])
-def test_regions_of_interest_have_codes_of_what_is_inspected(tmp_path: Path, own: bool) -> None:
+def test_regions_of_interest_have_codes_of_what_is_inspected(tmp_path: Path, own: bool, store: str) -> None:
     """Each inspected location finds the nearest of the inspected vectors, in float64."""
     y, x = np.mgrid[: INPUT[0], : INPUT[1]]
     mask = (y - 18) ** 2 + (x - 22) ** 2 < 150
     region = {"own_rois": True} if own else {"roi": Roi.of(mask)}
     layout = replace(
-        Layout(levels=tuple(levels_of(normals())), embedding_dim=DIM, input_size=INPUT, dtype="int8", numbers=13), **region
+        Layout(levels=tuple(levels_of(normals())), embedding_dim=DIM, input_size=INPUT, **vars(Store.parse(store))), **region
     )
     bank = Bank.create(tmp_path / "bank", layout)
     valid = np.broadcast_to(mask, (NORMALS, *INPUT)).copy() if own else None

@@ -107,13 +107,27 @@ def test_bad_arguments_are_refused() -> None:
         gallery(2, 3, [(maps, None, (2, 3), axis, axis)])
     with pytest.raises(ValueError, match="ids must be those of vectors"):
         gallery(2, 3, [(maps, None, None)]).vectors(np.array([6]))
-    codes, scale = [np.zeros((6, 3), np.int8)], np.ones(3, np.float32)
-    np.testing.assert_array_equal(gallery(2, 3, [(codes, scale, None)]).vectors(np.array([5])), np.zeros((1, 3)))
+    stored_codes, codes, scale = import_native().StoredCodes, [np.zeros((6, 3), np.int8)], np.ones(3, np.float32)
+    np.testing.assert_array_equal(gallery(2, 3, [(codes, stored_codes(scale), None)]).vectors(np.array([5])), np.zeros((1, 3)))
+    packed, bits = [np.zeros((6, 2), np.uint8)], np.array([7, 3, 1], np.uint8)
+    found = gallery(2, 3, [(packed, stored_codes(scale, bits), None)]).vectors(np.array([5]))
+    np.testing.assert_array_equal(found, [[-127, -7, -1]])
     for stored, wrong, message in (
         (codes, None, "float16 or float32"),
-        (maps, scale, "int8, C-contiguous, where they have scales"),
-        (codes, scale[:2], "scale must be"),
-        (codes, scale.astype(np.float64), "scale must be"),
+        (maps, stored_codes(scale), r"maps must be \(n, 3\) int8, C-contiguous, as their codes say"),
+        (codes, stored_codes(scale[:2]), r"\(n, 2\) int8"),
+        (codes, stored_codes(scale, bits), r"\(n, 2\) uint8"),
+        ([np.zeros((6, 3), np.uint8)], stored_codes(scale, bits), r"\(n, 2\) uint8"),
     ):
         with pytest.raises(ValueError, match=message):
             gallery(2, 3, [(stored, wrong, None)])
+    for arguments, message in (
+        ((scale.astype(np.float64),), "scale must be"),
+        ((scale[:0],), "scale must be"),
+        ((scale, bits[:2]), "bits must be"),
+        ((scale, bits.astype(np.int64)), "bits must be"),
+        ((scale, np.array([7, 8, 1], np.uint8)), "bits must be from 1 to 7"),
+        ((scale, np.array([7, 0, 1], np.uint8)), "bits must be from 1 to 7"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stored_codes(*arguments)

@@ -1,7 +1,7 @@
 """Banks that somebody tampered with on purpose, and what every command does with them.
 
-`python -m tests.support.attacks FOLDER SEED FIRST STEP` tries every STEP-th attack from FIRST on, each in a process of its own,
-and prints a line of JSON for each: what was attacked, and what went wrong.
+`python -m tests.support.attacks FOLDER STORE SEED FIRST STEP` tries every STEP-th attack from FIRST on, on a bank that
+stores maps as STORE, each in a process of its own, and prints a line of JSON for each: what was attacked, and what went wrong.
 """
 
 from __future__ import annotations
@@ -53,14 +53,15 @@ IMAGES = 20
 Attack = Callable[[Path, Path], object]  # takes the bank, and a folder outside of it that must not change
 
 
-def make(folder: Path) -> Path:
+def make(folder: Path, store: str) -> Path:
     """Make a bank of twenty images with three indexes and a calibration, and two images to score and add; return it."""
     for number in range(IMAGES):
         save(noise(24, 24, number), folder / "good" / f"{number:02d}.png")
     save(noise(24, 24, 100), folder / "new" / "new.png")
     save(noise(24, 24, 101), folder / "more" / "more.png")
     network, path = tiny_backbone(name=NAME), folder / "bank"
-    extract(folder / "good", bank=path, preset="spade", extraction=Extraction(backbone=network), run=Run(progress=False))
+    extraction = Extraction(backbone=network, store=store)
+    extract(folder / "good", bank=path, preset="spade", extraction=extraction, run=Run(progress=False))
     bank = Bank.open(path)
     bank.remove(["03.png"])
     for name in RECIPES:
@@ -737,9 +738,9 @@ def try_attack(honest: Path, folder: Path, attack: Attack, most_bytes: int) -> d
     return {"wrong": wrong, "refused": refused, "used": used, "said": [command["said"][:600] for command in done]}
 
 
-def run(folder: Path, seed: int, first: int, step: int) -> Iterator[dict[str, Any]]:
+def run(folder: Path, store: str, seed: int, first: int, step: int) -> Iterator[dict[str, Any]]:
     """Try every so many of all attacks; the first result is that of the bank that nobody attacked."""
-    honest = make(folder / f"honest-{first}" / "made")
+    honest = make(folder / f"honest-{first}" / "made", store)
     at = folder / f"attack-{first}"
     usual = try_attack(honest, at, lambda *_: None, 0)
     yield {"attack": "none", **usual}
@@ -749,5 +750,5 @@ def run(folder: Path, seed: int, first: int, step: int) -> Iterator[dict[str, An
 
 
 if __name__ == "__main__":
-    for result in run(Path(sys.argv[1]), *map(int, sys.argv[2:5])):
+    for result in run(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6])):
         print(json.dumps(result), flush=True)

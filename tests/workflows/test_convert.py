@@ -117,8 +117,8 @@ def test_what_cannot_be_converted_is_refused(bank: Path, tmp_path: Path) -> None
         convert(bank, bank, store="int8")
     with pytest.raises(InputError, match="has store='int8', asked for 'pca3-int8'"):
         convert(bank, small, store="pca3-int8")
-    with pytest.raises(InputError, match="store='int4' is not one of float16"):
-        convert(bank, tmp_path / "more", store="int4")
+    with pytest.raises(InputError, match="store='int7' is not one of float16"):
+        convert(bank, tmp_path / "more", store="int7")
     other = Bank.open(small)
     other.remove([other.ids[0]])
     other.compact()

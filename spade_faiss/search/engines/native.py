@@ -13,6 +13,7 @@ from spade_faiss.search.block_jobs import BlockJob, Task, block_jobs, in_flight,
 from spade_faiss.search.blocks import Blocks, StoredArray
 from spade_faiss.search.native.basis import choose_basis, choose_center, choosing_bytes, longest_query
 from spade_faiss.search.native.extension import import_native, pack_bytes
+from spade_faiss.search.native.gallery import stored_codes
 from spade_faiss.search.protocol import Hits
 from spade_faiss.search.running_best import RunningBest
 from spade_faiss.search.workers import Workers
@@ -53,6 +54,7 @@ class NativeSearch:
         self._workers = workers
         self._simd_level = simd_level
         self._native = import_native()
+        self._codes = stored_codes(blocks.decoder)
         # Chosen at the first search, once for all threads: packs of different packings cannot be searched in each other.
         self._packing = Once(partial(_choose_packing, blocks, simd_level))
 
@@ -83,8 +85,8 @@ class NativeSearch:
             part = parts[number]
             bound = best.bound(image, part, row)
             listed = min(kappa, len(block.rows))
-            pack, scale = packs[image][number], self._blocks.scale
-            D, I, _, _ = self._native.search(pack, xq[image, part], block.pack, block.rows, bound, listed, scale=scale)
+            pack = packs[image][number]
+            D, I, _, _ = self._native.search(pack, xq[image, part], block.pack, block.rows, bound, listed, codes=self._codes)
             best.merge(image, part, row, self._blocks.located(row, I), D)
 
         def searches(job: BlockJob) -> list[Task[_Block]]:
@@ -103,7 +105,7 @@ class NativeSearch:
         rows = self._blocks.stored(row)
 
         def pack() -> RowPack:
-            made: RowPack = self._native.RowPack(self._packing(), rows, self._blocks.scale)
+            made: RowPack = self._native.RowPack(self._packing(), rows, self._codes)
             return made
 
         return _Block(rows, self._blocks.cached(self._simd_level, row, pack))

@@ -17,6 +17,8 @@ from torch import Tensor
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.once import once
 from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.features.bit_packing import packed_bytes, places
+from spade_faiss.features.codes import Decoder
 from spade_faiss.search.accelerator import Accelerator, Uploaded
 from spade_faiss.search.block_jobs import BlockJob, block_jobs
 from spade_faiss.search.blocks import Blocks
@@ -213,13 +215,13 @@ class TorchSearch:
         best[which] = new
 
     @once
-    def _scale(self) -> Tensor | None:
-        scale = self._blocks.scale
-        return None if scale is None else self._accelerator.upload(scale).wait()
+    def _decoder(self) -> _DeviceDecoder | None:
+        decoder = self._blocks.decoder
+        return None if decoder is None else _DeviceDecoder(decoder, self._accelerator)
 
     def _decoded(self, stored: Tensor) -> Tensor:
         """A part of a block as it is searched: numbers as they are stored, codes as the vectors that they stand for."""
-        return stored if self._scale is None else stored.float() * self._scale
+        return stored if self._decoder is None else self._decoder(stored)
 
     def _settled(self, step: _Step, nominations: Nominations, which: Tensor, before: _DeviceBest) -> _DeviceBest:
         """The best of what queries `which` of a step had before, and of what they find in it by direct distances."""
@@ -259,6 +261,33 @@ class TorchSearch:
             of_step = slice(first, first + step)
             parts.append(direct_sq_dist(xq[of_step], xb[rows[of_step].clamp(min=0)]))
         return torch.cat(parts).masked_fill(rows < 0, torch.inf)
+
+
+class _DeviceDecoder:
+    """What `Decoder` does, where the codes were sent to: the same numbers, to the bit.
+
+    Args:
+        decoder: what makes numbers of codes.
+        accelerator: where they are.
+    """
+
+    def __init__(self, decoder: Decoder, accelerator: Accelerator) -> None:
+        self._scale = accelerator.upload(decoder.scale).wait()
+        self._fields: tuple[Tensor, ...] | None = None
+        if (bits := decoder.bits) is not None:
+            byte, shift = places(bits)
+            after = np.minimum(byte + 1, packed_bytes(bits) - 1)
+            masks = (1 << bits.astype(np.int32)) - 1
+            self._fields = tuple(accelerator.upload(field).wait() for field in (byte, after, shift.astype(np.int32), masks))
+
+    def __call__(self, stored: Tensor) -> Tensor:
+        """The vectors (rows, N) float32 of stored codes, (rows, N) int8 or packed, (rows, bytes) uint8."""
+        if self._fields is None:
+            return stored.float() * self._scale
+        byte, after, shift, masks = self._fields
+        words = stored.index_select(1, byte).int() | (stored.index_select(1, after).int() << 8)
+        codes = 2 * ((words >> shift) & masks) - masks
+        return codes.float() * self._scale
 
 
 def direct_sq_dist(xq: Tensor, x: Tensor) -> Tensor:

@@ -6,12 +6,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from spade_faiss.features.batch import Level
+from spade_faiss.features.codes import Decoder
 from spade_faiss.features.resampling import taps
 from spade_faiss.search.blocks import Blocks, MapPart
 from spade_faiss.search.native.extension import import_native
 
 if TYPE_CHECKING:
-    from spade_faiss.search.native._native import Gallery
+    from spade_faiss.search.native._native import Gallery, StoredCodes
+
+
+def stored_codes(decoder: Decoder | None) -> StoredCodes | None:
+    """What the kernel makes numbers of codes with; None where numbers are stored as they are."""
+    if decoder is None:
+        return None
+    codes: StoredCodes = import_native().StoredCodes(decoder.scale, decoder.bits)
+    return codes
 
 
 def can_be_mapped(blocks: Blocks) -> bool:
@@ -34,7 +43,7 @@ def map_gallery(blocks: Blocks, rows: Sequence[int] | None = None) -> Gallery | 
     resized, rows = _how_resized(blocks), range(len(blocks)) if rows is None else rows
     if resized is None or not len(rows):
         return None
-    made = [([part.stored(row) for row in rows], part.scale, *how) for part, how in resized]
+    made = [([part.stored(row) for row in rows], stored_codes(part.decoder), *how) for part, how in resized]
     gallery: Gallery = import_native().Gallery(*_grid(blocks.level), made)
     return gallery
 

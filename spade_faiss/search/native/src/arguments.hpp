@@ -47,15 +47,18 @@ inline const float* floats_of(const py::array& array, const std::vector<py::ssiz
     return static_cast<const float*>(array.data());
 }
 
-// A view of an array (n, d) of float16 or float32, or of int8 codes with their scales (d,). The caller keeps both alive.
-inline Vectors stored_of(const py::array& array, const std::optional<py::array>& scale, const std::string& name) {
-    if (!scale) return vectors_of(array, name);
-    require(array.dtype().equal(py::dtype::of<std::int8_t>()) && array.ndim() == 2 && is_contiguous(array),
-            name + " must be (n, d) int8, C-contiguous, where they have scales");
-    require(array.shape(1) > 0 && array.shape(1) <= kMostChannels, name + " must have 1 to 65536 channels");
+// A view of an array (n, d) of float16 or float32, or of stored codes: (n, d) int8, or (n, bytes) uint8 where they are packed.
+// The caller keeps both alive.
+inline Vectors stored_of(const py::array& array, const StoredCodes* codes, const std::string& name) {
+    if (!codes) return vectors_of(array, name);
+    const bool packed = !codes->packed.empty();
+    const py::dtype type = packed ? py::dtype::of<std::uint8_t>() : py::dtype::of<std::int8_t>();
+    require(array.dtype().equal(type) && array.ndim() == 2 && is_contiguous(array) &&
+                array.shape(1) == static_cast<py::ssize_t>(codes->vector_bytes),
+            name + " must be (n, " + std::to_string(codes->vector_bytes) + ") " + (packed ? "uint8" : "int8") +
+                ", C-contiguous, as their codes say");
     require(array.shape(0) < (1 << 28), name + " must be fewer than 2^28");
-    const float* scales = floats_of(*scale, {array.shape(1)}, "scale must be (d,)");
-    return {array.data(), ElementType::kInt8, static_cast<int>(array.shape(0)), static_cast<int>(array.shape(1)), scales};
+    return {array.data(), ElementType::kCodes, static_cast<int>(array.shape(0)), codes->d, codes};
 }
 
 inline const SimdLevel& level_of(const std::string& name) {

@@ -45,11 +45,11 @@ SPADE_TARGET_AVX2 SPADE_INLINE void sq_distances(const float* q, const float* co
 }
 
 // The same squared distance of two vectors of d channels as they are stored; `a` is float32.
-SPADE_TARGET_AVX2 inline float sq_distance(const float* a, const void* b, ElementType type, const float* scale, int d) {
+SPADE_TARGET_AVX2 inline float sq_distance(const float* a, const void* b, ElementType type, const StoredCodes* codes, int d) {
     const int padded = round_up(d, kDistanceAlign);
     Buffer<float> q(padded), x(padded);
     decode(a, ElementType::kFloat32, nullptr, d, padded, q.data());
-    decode(b, type, scale, d, padded, x.data());
+    decode(b, type, codes, d, padded, x.data());
     const float* const rows[1] = {x.data()};
     float found;
     sq_distances<1>(q.data(), rows, padded, &found);

@@ -19,19 +19,53 @@ SPADE_TARGET_AVX2 SPADE_INLINE float sum_of_lanes(__m256 eight) {
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
-// Eight codes times their scales. A product is rounded once, so that all ways to decode give the same numbers.
-SPADE_TARGET_AVX2 SPADE_INLINE __m256 decode_codes(const char* codes, const float* scale) {
-    const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes));
-    return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)), _mm256_loadu_ps(scale));
+SPADE_TARGET_AVX2 SPADE_INLINE __m256i load_words(const std::uint64_t* four) {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(four));
 }
 
-// Writes a vector's d channels as float32, followed by zeros up to `padded`. `scale`: (d), of integers alone.
-SPADE_TARGET_AVX2 inline void decode(const void* vector, ElementType type, const float* scale, int d, int padded, float* out) {
+// Eight packed codes of a vector, as 32-bit integers.
+SPADE_TARGET_AVX2 SPADE_INLINE __m256i unpack(const char* vector, std::size_t vector_bytes, const PackedEight& eight) {
+    std::int64_t word = 0;
+    if (vector_bytes >= sizeof(word))
+        std::memcpy(&word, vector + eight.begin, sizeof(word));
+    else
+        std::memcpy(&word, vector, vector_bytes);
+    const __m256i words = _mm256_set1_epi64x(word);
+    const __m256i even = _mm256_and_si256(_mm256_srlv_epi64(words, load_words(eight.even_shift)), load_words(eight.even_mask));
+    const __m256i odd = _mm256_and_si256(_mm256_srlv_epi64(words, load_words(eight.odd_shift)), load_words(eight.odd_mask));
+    const __m256i stored = _mm256_or_si256(even, _mm256_slli_epi64(odd, 32));
+    return _mm256_sub_epi32(_mm256_slli_epi32(stored, 1), _mm256_load_si256(reinterpret_cast<const __m256i*>(eight.least)));
+}
+
+// The numbers of a vector's codes from channel c on, a multiple of eight; those beyond the last channel are 0. A product is
+// rounded once, so that all ways to decode give the same numbers.
+SPADE_TARGET_AVX2 SPADE_INLINE __m256 decode_codes(const char* vector, const StoredCodes& codes, int c) {
+    __m256i eight;
+    if (!codes.packed.empty()) {
+        eight = unpack(vector, codes.vector_bytes, codes.packed[c / 8]);
+    } else {
+        std::int64_t word = 0;
+        if (c + 8 <= codes.d)
+            std::memcpy(&word, vector + c, 8);
+        else
+            std::memcpy(&word, vector + c, codes.d - c);
+        eight = _mm256_cvtepi8_epi32(_mm_cvtsi64_si128(word));
+    }
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(eight), _mm256_loadu_ps(codes.scale.data() + c));
+}
+
+// Writes a vector's d channels as float32, followed by zeros up to `padded`. `codes`: of kCodes alone.
+SPADE_TARGET_AVX2 inline void decode(const void* vector, ElementType type, const StoredCodes* codes, int d, int padded,
+                                     float* out) {
     const char* in = static_cast<const char*>(vector);
-    if (type == ElementType::kInt8) {
+    if (codes != nullptr) {
+        alignas(32) float last[8];
         int i = 0;
-        for (; i + 8 <= d; i += 8) _mm256_storeu_ps(out + i, decode_codes(in + i, scale + i));
-        for (; i < d; ++i) out[i] = static_cast<float>(static_cast<signed char>(in[i])) * scale[i];
+        for (; i + 8 <= d; i += 8) _mm256_storeu_ps(out + i, decode_codes(in, *codes, i));
+        if (i < d) {
+            _mm256_store_ps(last, decode_codes(in, *codes, i));
+            std::copy(last, last + d - i, out + i);
+        }
     } else if (type == ElementType::kFloat16) {
         int i = 0;
         for (; i + 8 <= d; i += 8)

@@ -14,23 +14,23 @@
 namespace spade {
 namespace {
 
-// Up to eight stored numbers of a part's vector from channel c on, as float32.
+// Up to eight numbers of a part's stored vector from channel c on, a multiple of eight, as float32; zeros follow them.
 SPADE_TARGET_AVX2 SPADE_INLINE __m256 load_channels(const MapPart& part, const char* vector, int c) {
-    const char* from = vector + c * size_of(part.type);
+    if (part.type == ElementType::kCodes) return decode_codes(vector, *part.codes, c);
+    const char* from = vector + bytes_of(part.type, nullptr, c);
     if (c + 8 <= part.channels) {
         if (part.type == ElementType::kFloat16) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-        if (part.type == ElementType::kInt8) return decode_codes(from, part.scale + c);
         return _mm256_loadu_ps(reinterpret_cast<const float*>(from));
     }
     alignas(32) float rest[8] = {};
-    decode(from, part.type, part.scale ? part.scale + c : nullptr, part.channels - c, 8, rest);
+    decode(from, part.type, nullptr, part.channels - c, 8, rest);
     return _mm256_load_ps(rest);
 }
 
 // Writes the channels of one part. Eight are written at a time, so that up to seven zeros follow them.
 SPADE_TARGET_AVX2 void decode_part(const MapPart& part, int grid_width, std::int64_t image, int location, float* to) {
     const char* map = static_cast<const char*>(part.maps[image]);
-    const std::size_t vector_bytes = part.channels * size_of(part.type);
+    const std::size_t vector_bytes = part.vector_bytes();
     if (part.rows.empty()) {
         const char* vector = map + location * vector_bytes;
         for (int c = 0; c < part.channels; c += 8) _mm256_storeu_ps(to + c, load_channels(part, vector, c));
@@ -72,7 +72,7 @@ void Gallery::prefetch(std::int64_t id) const {
     const std::int64_t image = id / locations;
     const int location = static_cast<int>(id % locations);
     for (const MapPart& part : parts) {
-        const std::size_t bytes = part.channels * size_of(part.type);
+        const std::size_t bytes = part.vector_bytes();
         const char* map = static_cast<const char*>(part.maps[image]);
         const auto ask = [&](std::size_t place) {
             for (std::size_t at = 0; at < bytes; at += line) _mm_prefetch(map + place * bytes + at, _MM_HINT_T0);

@@ -16,10 +16,11 @@ struct MapPart {
         float first_weight, second_weight;
     };
     ElementType type;
-    int channels, width;              // of the stored map
-    std::vector<Taps> rows, columns;  // of the searched grid; empty where the stored map has that grid
-    std::vector<const void*> maps;    // of each image: (height * width, channels)
-    const float* scale = nullptr;     // (channels), of integers alone
+    int channels, width;                 // of the stored map
+    std::vector<Taps> rows, columns;     // of the searched grid; empty where the stored map has that grid
+    std::vector<const void*> maps;       // of each image: (height * width, channels)
+    const StoredCodes* codes = nullptr;  // of kCodes alone
+    std::size_t vector_bytes() const { return bytes_of(type, codes, channels); }
 };
 
 // The vector of image i at location l has the id i * locations + l. The caller keeps the maps alive.

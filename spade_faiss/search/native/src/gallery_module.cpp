@@ -24,7 +24,7 @@ std::vector<MapPart::Taps> taps_of(const py::array_t<std::int32_t>& positions, c
     return taps;
 }
 
-// `parts`: for each stored map, the arrays of all images, None or the scales of their codes, and None or its height, its width,
+// `parts`: for each stored map, the arrays of all images, None or their StoredCodes, and None or its height, its width,
 // and the taps of both axes.
 std::unique_ptr<OwnedGallery> make_gallery(int height, int width, const py::list& parts) {
     require(height > 0 && width > 0 && static_cast<std::int64_t>(height) * width < (1 << 28),
@@ -39,7 +39,7 @@ std::unique_ptr<OwnedGallery> make_gallery(int height, int width, const py::list
         const auto arrays = part[0].cast<py::list>();
         MapPart made;
         int stored = gallery.locations;
-        const auto scale = part[1].cast<std::optional<py::array>>();
+        const auto* codes = part[1].cast<const StoredCodes*>();  // nullptr for None
         if (!part[2].is_none()) {
             const auto [rows, columns] = part[2].cast<std::pair<int, int>>();
             require(rows > 0 && columns > 0, "a stored map must not be empty");
@@ -53,18 +53,18 @@ std::unique_ptr<OwnedGallery> make_gallery(int height, int width, const py::list
             made.width = width;
         }
         for (const py::handle& array : arrays) {
-            const Vectors vectors = stored_of(array.cast<py::array>(), scale, "maps");
+            const Vectors vectors = stored_of(array.cast<py::array>(), codes, "maps");
             if (made.maps.empty()) {
                 made.type = vectors.type;
-                made.scale = vectors.scale;
+                made.codes = codes;
                 made.channels = vectors.d;
             }
             require(vectors.count == stored && vectors.d == made.channels && vectors.type == made.type,
                     "maps must be of one shape and type");
             made.maps.push_back(vectors.data);
-            owned->arrays.append(array);
+            owned->kept.append(array);
         }
-        if (scale) owned->arrays.append(*scale);
+        owned->kept.append(part[1]);
         require(!made.maps.empty() && (images == 0 || made.maps.size() == images), "all parts must be of the same images");
         images = made.maps.size();
         gallery.d += made.channels;

@@ -7,10 +7,10 @@
 
 namespace spade {
 
-// A gallery, and the arrays that it points into.
+// A gallery, and what it points into.
 struct OwnedGallery {
     Gallery gallery;
-    pybind11::list arrays;
+    pybind11::list kept;
 };
 
 }  // namespace spade

@@ -45,7 +45,7 @@ public:
     SPADE_TARGET_AVX2 Picker(const Vectors& xb, const float* shadows, float slack)
         : padded_(round_up(xb.d, kDistanceAlign)), x_(xb.count * padded_), shadows_(shadows), slack_(slack) {
         for (int i = 0; i < xb.count; ++i)
-            decode(xb.row(i), xb.type, xb.scale, xb.d, static_cast<int>(padded_), x_.data() + i * padded_);
+            decode(xb.row(i), xb.type, xb.codes, xb.d, static_cast<int>(padded_), x_.data() + i * padded_);
     }
 
     SPADE_TARGET_AVX2 float sq_distance(int a, int b) const {

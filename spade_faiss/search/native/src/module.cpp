@@ -52,9 +52,8 @@ struct LevelPack {
 };
 
 template <typename Pack>
-std::unique_ptr<LevelPack<Pack>> make_pack(const LevelPacking& packing, const py::array& array,
-                                           const std::optional<py::array>& scale) {
-    const Vectors vectors = stored_of(array, scale, "vectors");
+std::unique_ptr<LevelPack<Pack>> make_pack(const LevelPacking& packing, const py::array& array, const StoredCodes* codes) {
+    const Vectors vectors = stored_of(array, codes, "vectors");
     require(vectors.d == packing.packing->d, "vectors must have the packing's channels");
     const py::gil_scoped_release released;
     return std::make_unique<LevelPack<Pack>>(packing, vectors);
@@ -65,9 +64,9 @@ void require_one_packing(const LevelPack<QueryPack>& queries, const LevelPack<Ro
 }
 
 py::tuple py_search(const LevelPack<QueryPack>& query_pack, const py::array& queries, const LevelPack<RowPack>& row_pack,
-                    const py::array& rows, const py::array& bound, int k, float margin, const std::optional<py::array>& scale) {
+                    const py::array& rows, const py::array& bound, int k, float margin, const StoredCodes* codes) {
     require_one_packing(query_pack, row_pack);
-    const Vectors xq = vectors_of(queries, "queries"), xb = stored_of(rows, scale, "rows");
+    const Vectors xq = vectors_of(queries, "queries"), xb = stored_of(rows, codes, "rows");
     require(xq.count == query_pack.pack.count && xb.count == row_pack.pack.count && xq.d == query_pack.pack.packing->d &&
                 xb.d == xq.d,
             "packs must be of these queries and rows");
@@ -102,10 +101,26 @@ int py_padded_length(const std::string& simd_level, int length, bool digits) {
     return round_up(length + (digits ? kLeastDigits : 0), level_of(simd_level).format.alignment);
 }
 
+// `scale`: (d,). `bits`: (d,) uint8, from 1 to 7; None for codes of a byte each.
+std::unique_ptr<StoredCodes> make_codes(const py::array& scale, const std::optional<py::array>& bits) {
+    require(scale.ndim() == 1 && scale.shape(0) > 0 && scale.shape(0) <= kMostChannels, "scale must be 1 to 65536 numbers");
+    const float* scales = floats_of(scale, {scale.shape(0)}, "scale must be (d,)");
+    const std::uint8_t* counts = nullptr;
+    if (bits) {
+        require(bits->dtype().equal(py::dtype::of<std::uint8_t>()) && bits->ndim() == 1 && bits->shape(0) == scale.shape(0) &&
+                    is_contiguous(*bits),
+                "bits must be (d,) uint8, C-contiguous");
+        counts = static_cast<const std::uint8_t*>(bits->data());
+        for (py::ssize_t i = 0; i < bits->shape(0); ++i)
+            require(1 <= counts[i] && counts[i] <= kMostCodeBits, "bits must be from 1 to 7");
+    }
+    return std::make_unique<StoredCodes>(static_cast<int>(scale.shape(0)), scales, counts);
+}
+
 template <typename Pack>
 void define_pack(py::module_& module, const char* name) {
     py::class_<LevelPack<Pack>>(module, name)
-        .def(py::init(&make_pack<Pack>), py::arg("packing"), py::arg("vectors"), py::arg("scale") = py::none())
+        .def(py::init(&make_pack<Pack>), py::arg("packing"), py::arg("vectors"), py::arg("codes") = py::none())
         .def_property_readonly("nbytes", [](const LevelPack<Pack>& self) { return self.pack.nbytes(); });
 }
 
@@ -122,10 +137,11 @@ PYBIND11_MODULE(_native, module) {
     py::class_<LevelPacking>(module, "Packing")
         .def(py::init(&make_packing), py::arg("simd_level"), py::arg("center"), py::arg("basis") = py::none(),
              py::arg("longest") = 0.0f);
+    py::class_<StoredCodes>(module, "StoredCodes").def(py::init(&make_codes), py::arg("scale"), py::arg("bits") = py::none());
     define_pack<RowPack>(module, "RowPack");
     define_pack<QueryPack>(module, "QueryPack");
     module.def("search", &py_search, py::arg("query_pack"), py::arg("queries"), py::arg("row_pack"), py::arg("rows"),
-               py::arg("bound"), py::arg("k"), py::arg("margin") = 1.0f, py::arg("scale") = py::none(),
+               py::arg("bound"), py::arg("k"), py::arg("margin") = 1.0f, py::arg("codes") = py::none(),
                "The k nearest rows of each query: squared distances, rows, and how many distances were computed.");
     define_gallery(module);
     define_clusters(module);

@@ -137,9 +137,9 @@ SPADE_TARGET_AVX2 void subtract(float* a, const float* b, int padded) {
 }
 
 // Prepares `total` vectors for encoding, the i-th at `address(i)`, a group at a time: `store(first, count, values)` takes
-// those from `first` on, padded with zeros to the packing's stride and to whole registers. `scale` is that of integers.
+// those from `first` on, padded with zeros to the packing's stride and to whole registers. `codes`: of kCodes alone.
 template <typename Address, typename Store>
-void prepare_all(const Packing& packing, int total, ElementType type, const float* scale, Address address, Store store) {
+void prepare_all(const Packing& packing, int total, ElementType type, const StoredCodes* codes, Address address, Store store) {
     static_assert(kGroup == 2 * kBatch);
     const ScopedDefaultFloatMode float_mode;
     const int stride = std::max(round_up(packing.d, kLanes), packing.code_stride);
@@ -150,7 +150,7 @@ void prepare_all(const Packing& packing, int total, ElementType type, const floa
         const int count = std::min(kGroup, total - first);
         for (int t = 0; t < count; ++t) {
             float* v = centered.data() + static_cast<std::size_t>(t) * stride;
-            decode(address(first + t), type, scale, packing.d, stride, v);
+            decode(address(first + t), type, codes, packing.d, stride, v);
             subtract(v, packing.center.data(), round_up(packing.d, 8));
         }
         const float* values[kGroup];
@@ -302,7 +302,7 @@ RowPack::RowPack(std::shared_ptr<const Packing> packing_, const Vectors& rows)
             std::memset(digits + packing->digits, 0, stride - packing->length() - packing->digits);
         }
     };
-    prepare_all(*packing, rows.count, rows.type, rows.scale, [&](int i) { return rows.row(i); }, store);
+    prepare_all(*packing, rows.count, rows.type, rows.codes, [&](int i) { return rows.row(i); }, store);
     // Padding is 0, with the largest digits.
     for (int i = count; i < groups * kGroup; ++i) {
         std::uint8_t* const out = codes.data() + static_cast<std::size_t>(i) * stride;

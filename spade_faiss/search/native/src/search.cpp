@@ -223,7 +223,7 @@ private:
         decoded_group_ = group;
         for (unsigned missing = which & ~is_decoded_; missing; missing &= missing - 1) {
             const int r = __builtin_ctz(missing);
-            decode(xb_.row(group * kGroup + r), xb_.type, xb_.scale, d_, padded_, decoded_row(r));
+            decode(xb_.row(group * kGroup + r), xb_.type, xb_.codes, d_, padded_, decoded_row(r));
         }
         is_decoded_ |= which;
     }

@@ -218,7 +218,7 @@ private:
     void decode_map_row(int image, int y) {
         const MapPart& part = gallery_.parts.front();
         // Numbers as they are stored.
-        if (gallery_.parts.size() == 1 && part.rows.empty() && part.type != ElementType::kInt8) {
+        if (gallery_.parts.size() == 1 && part.rows.empty() && part.type != ElementType::kCodes) {
             const Vectors map{part.maps[image], part.type, gallery_.locations, gallery_.d};
             for (int x = 0; x < width_; ++x) layout_.arrange(map.row(y * width_ + x), part.type, gallery_.d, vector(y, x));
             return;
