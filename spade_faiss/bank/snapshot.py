@@ -20,7 +20,7 @@ from spade_faiss.bank.shards import check_shard
 from spade_faiss.bank.state import BankState, Place
 from spade_faiss.core.copies import named
 from spade_faiss.core.errors import BankError, InputError
-from spade_faiss.core.hints import verify_command
+from spade_faiss.core.hints import add_command, verify_command
 from spade_faiss.core.presets import Usual, of_few
 from spade_faiss.core.products import product_folder
 from spade_faiss.core.schema import shorten
@@ -77,11 +77,25 @@ class Snapshot:
 
     @property
     def usual(self) -> Usual:
-        """How the bank is searched unless something else is asked for; as a whole, if it has no more images than that takes.
+        """How it is searched unless something else is asked for; with fewer neighbors, if it has few images."""
+        usual = self.manifest.usual
+        return replace(usual, method=self.fitted(usual.method))
 
-        One picture is left out where a bank's own images are scored, with all of its siblings.
-        """
-        return self.manifest.usual.within(len(self) - self.siblings.largest + 1)
+    def fitted(self, method: Method) -> Method:
+        """Return a method for this bank, which may have too few images for it, see `of_few`."""
+        return of_few(method, len(self), self.siblings.largest)
+
+    @property
+    def few_images_notice(self) -> str:
+        """That it has too few images for as many neighbors as it is usually compared with; empty if it has enough."""
+        asked, found = self.manifest.usual.method.k_image, self.usual.method.k_image
+        if found == asked or not len(self) or self.is_of_products:
+            return ""
+        nearest = "the nearest normal image alone" if found == 1 else f"the {found} nearest normal images"
+        return (
+            f"image scores are distances to {nearest}, where k_image={asked} is usual: the bank holds {self.size_text}; "
+            f"add more with: {add_command(self.path)}"
+        )
 
     @property
     def generation(self) -> int:
@@ -212,7 +226,7 @@ class Snapshot:
     def size_text(self) -> str:
         """How many normal images it holds, in words, and how many entries where there are more of them."""
         images, entries = len(self.pictures), len(self)
-        return f"{images} normal images" + (f" ({entries} entries)" if entries > images else "")
+        return f"{images} normal image{'' if images == 1 else 's'}" + (f" ({entries} entries)" if entries > images else "")
 
     @property
     def removed(self) -> dict[str, tuple[Place, ...]]:
@@ -455,16 +469,6 @@ class Part(Snapshot):
     def product(self) -> str:
         """The product."""
         return self.manifest.shards[0].product
-
-    @property
-    def usual(self) -> Usual:
-        """How the product is searched unless something else is asked for; with fewer neighbors, if it has few images."""
-        usual = self.manifest.usual
-        return replace(usual, method=self.fitted(usual.method))
-
-    def fitted(self, method: Method) -> Method:
-        """Return a method of the whole bank for this product, which may have too few images for it."""
-        return of_few(method, len(self) - self.siblings.largest + 1)
 
     def with_removed(self) -> Part:
         """See `Snapshot.with_removed`."""

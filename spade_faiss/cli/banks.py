@@ -179,6 +179,7 @@ def describe_added(done: Added) -> Output:
         "skipped": [{"id": item.id, "reason": item.reason} for item in done.skipped],
         "left_out": done.left_out.numbers(),
         "visible": vars(done.visible),
+        "few_images": bank.few_images_notice or None,
         "bytes": bank.bytes_on_disk,
         "time": {"total_s": done.total_s, "timing_s": done.timing_s},
     }
@@ -200,6 +201,7 @@ def describe_added(done: Added) -> Output:
         lines.append(f"  {done.no_network}")
     if done.removed:
         lines.append(f"  left out {len(done.removed)} that were removed from the bank before: {names(done.removed)}")
+    lines += [f"  {notice}"] if (notice := bank.few_images_notice) else []
     lines.append(format_times(done.timing_s, done.total_s, done.added))
     return numbers, lines
 
@@ -357,6 +359,8 @@ def _info_lines(found: BankInfo, calibrations: list[tuple[dict[str, object], str
     searched = ",".join(map(str, k_gallery)) if isinstance(k_gallery, tuple) else k_gallery
     at = f" at {', '.join(usual.method.levels)}" if usual.method.levels else ""
     yield f"  searched   {of_preset}recipe {usual.recipe}, k_gallery {searched}{at}; score {usual.method.score}"
+    if notice := bank.few_images_notice:
+        yield f"  few images {notice}"
     if (augment := manifest.augment) is not None:
         yield f"  views      {augment}: {augment.views} entries of each image"
     if (grouping := manifest.grouping) is not None:

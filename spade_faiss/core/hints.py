@@ -14,6 +14,11 @@ def fit_command(bank: str | Path) -> str:
     return _line("fit", "IMAGES", "--bank", bank)
 
 
+def add_command(bank: str | Path) -> str:
+    """Return the command that adds normal images to a bank."""
+    return _line("add", "IMAGES", "--bank", bank)
+
+
 def index_command(
     bank: str | Path, recipe: str = "", *, levels: Sequence[str] = (), update: bool = False, rebuild: bool = False
 ) -> str:

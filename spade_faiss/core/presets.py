@@ -60,22 +60,27 @@ class Usual:
     def __post_init__(self) -> None:
         _check(self.recipe, self.method)
 
-    def within(self, images: int) -> Usual:
-        """The same for a bank of so many images: where the method asks for at least as many, all are searched."""
-        return replace(self, method=within(self.method, images))
 
+def of_few(method: Method, entries: int, siblings: int = 1) -> Method:
+    """The method for a bank that may have too few images for it: where it asks for more than there are, it takes all.
 
-def within(method: Method, images: int) -> Method:
-    """The method for so many images: where it asks for at least as many, all are searched."""
+    As many are left where one of the bank's own images is compared with the others; a bank of one image has no others, and is
+    searched as a whole.
+
+    Args:
+        method: what is asked for.
+        entries: how many entries the bank has.
+        siblings: the most of them that are left out with one of them.
+    """
+    others = entries - siblings if entries > siblings else entries
     k_gallery = method.k_gallery
     several = k_gallery if isinstance(k_gallery, tuple) else (k_gallery,)
-    found = tuple(ALL if k == ALL or int(k) >= images else k for k in several)
-    return replace(method, k_gallery=found if isinstance(k_gallery, tuple) else found[0])
-
-
-def of_few(method: Method, images: int) -> Method:
-    """The method for so few images: where it asks for more of the nearest than each has others, those are all it takes."""
-    return replace(within(method, images), k_image=min(method.k_image, max(1, images - 1)))
+    found = tuple(ALL if k == ALL or int(k) > others else k for k in several)
+    return replace(
+        method,
+        k_image=min(method.k_image, max(1, others)),
+        k_gallery=found if isinstance(k_gallery, tuple) else found[0],
+    )
 
 
 def load_preset(preset: str | Path | Preset) -> Preset:

@@ -35,6 +35,7 @@ class Results:
         total_s: the wall-clock time up to the report.
         peak_memory_bytes: the most memory that the process has used since it started.
         products: of a bank of several products, what was found of each; empty for any other.
+        few_images: that the bank has too few images for the usual number of neighbors; empty if it has enough.
     """
 
     out: Path
@@ -51,10 +52,12 @@ class Results:
     total_s: float
     peak_memory_bytes: int
     products: tuple[ProductResult, ...] = ()
+    few_images: str = ""
 
     def notices(self) -> list[str]:
         """What was not inspected, or not as it should be: sentences without their period."""
-        return [*self.left_out.notices(), *self.visible.notices(), *self._in_bank_notices(), *self._product_notices()]
+        few = [self.few_images] if self.few_images else []
+        return [*self.left_out.notices(), *self.visible.notices(), *self._in_bank_notices(), *self._product_notices(), *few]
 
     def search_notice(self) -> str:
         """How much of the gallery was passed over: a sentence, empty where it is not counted."""
@@ -71,6 +74,7 @@ class Results:
             "left_out": self.left_out.numbers(),
             "visible": asdict(self.visible),
             "in_bank": [asdict(item) for item in self.in_bank],
+            "few_images": self.few_images or None,
         }
 
     def _product_notices(self) -> list[str]:

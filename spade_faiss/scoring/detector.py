@@ -15,6 +15,7 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Part, Snapshot, unknown_product
 from spade_faiss.core.device import check_fork, find_device
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.hints import add_command, calibrate_command
 from spade_faiss.core.memory import parse_bytes, plan_memory
 from spade_faiss.core.once import Once
 from spade_faiss.core.process import fork_safe
@@ -463,7 +464,13 @@ class Detector:
 
     def check_leave_one_out(self) -> None:
         """Raise InputError if an image of the bank cannot be scored against all the others, see `score_rows`."""
-        if self._neighbors > (others := len(self.bank) - self.bank.siblings.largest):
+        if not (others := len(self.bank) - self.bank.siblings.largest):
+            raise InputError(
+                f"{self.bank.path} holds {self.bank.size_text} and no others to compare one with; add images: "
+                f"{add_command(self.bank.path)}; or calibrate by images that are not in it: "
+                f"{calibrate_command(self.bank.path, '--holdout IMAGES', self.bank.product)}"
+            )
+        if self._neighbors > others:
             raise InputError(
                 f"each of the {self.bank.size_text} in {self.bank.path} has {others} others, "
                 f"k={self._neighbors} were asked for; lower k_image and k_gallery, or add images"
@@ -620,11 +627,16 @@ def _entries(bank: Snapshot) -> str:
 
 
 def _check_neighbors(bank: Snapshot, method: Method) -> None:
+    if not len(bank):
+        raise InputError(f"the bank {bank.path} is empty; add normal images: {add_command(bank.path)}")
     levels = searched_levels(bank.layout.levels, method.fusion, method.levels)
     sizes = gallery_sizes(method, len(levels), len(bank))
     for name, k in (("k_image", method.k_image), ("k_gallery", max(sizes))):
         if k > len(bank):
-            raise InputError(f"{name}={k} is larger than the number of {_entries(bank)} in {bank.path}; lower it or add images")
+            raise InputError(
+                f"{name}={k} is larger than the number of {_entries(bank)} in {bank.path}; lower it, leave it out to take as "
+                f"many as there are, or add images: {add_command(bank.path)}"
+            )
     for level, size in zip(levels, sizes, strict=True):
         if method.kappa > (most := size * level.locations):
             raise InputError(

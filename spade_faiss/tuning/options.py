@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from spade_faiss.core.presets import Preset, Usual, load_preset, within
+from spade_faiss.core.presets import Preset, Usual, load_preset, of_few
 from spade_faiss.core.settings import ALL, Extraction, Method
 from spade_faiss.features.layout import Layout
 
@@ -150,7 +150,7 @@ def map_options(levels: Sequence[str], method: Method) -> list[MapOption]:
 
 def within_few(option: MapOption, others: int) -> MapOption:
     """The option for pictures that have so many others: what asks for more neighbors searches them all."""
-    return replace(option, method=within(option.method, others + 1))
+    return replace(option, method=of_few(option.method, others + 1))
 
 
 def with_scores(maps: Sequence[MapOption]) -> list[Option]:

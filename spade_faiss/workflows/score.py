@@ -396,7 +396,14 @@ def _summarize(job: Job, scored: Scored, evaluated: Evaluated | None) -> Results
         total_s=job.timings.total_s,
         peak_memory_bytes=peak_memory_bytes(),
         products=_by_product(job.detector.bank, scored, decisions, evaluated),
+        few_images=_few_images_notice(job.detector),
     )
+
+
+def _few_images_notice(detector: Detector) -> str:
+    """That the bank has too few images for the usual number of neighbors, if fewer of them were taken for that."""
+    bank = detector.bank
+    return bank.few_images_notice if detector.method.k_image == bank.usual.method.k_image else ""
 
 
 def _by_product(

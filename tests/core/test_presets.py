@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spade_faiss.core.errors import InputError, NotFoundError
-from spade_faiss.core.presets import Preset, Usual, load_preset, preset_names
+from spade_faiss.core.presets import Preset, Usual, load_preset, of_few, preset_names
 from spade_faiss.core.settings import ALL, Extraction, Method, Preprocess
 from spade_faiss.search.recipe import recipe_names
 
@@ -71,8 +71,16 @@ def test_settings_that_are_not_at_their_defaults_win() -> None:
     [(150, 200, 150), (150, 150, ALL), (150, 20, ALL), (ALL, 20, ALL), (5, 3, ALL), (5, 6, 5), ((20, ALL), 20, (ALL, ALL))],
 )
 def test_a_small_bank_is_taken_as_a_whole(k_gallery: object, images: int, expected: object) -> None:
-    usual = Usual(method=Method(k_gallery=k_gallery))  # type: ignore[arg-type]
-    assert usual.within(images).method.k_gallery == expected
+    assert of_few(Method(k_gallery=k_gallery), images).k_gallery == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("entries", "siblings", "expected"),
+    [(0, 1, 1), (1, 1, 1), (2, 1, 1), (4, 1, 3), (5, 1, 4), (6, 1, 5), (9, 6, 3), (8, 8, 5)],
+)
+def test_images_of_a_small_bank_are_compared_with_all_others(entries: int, siblings: int, expected: int) -> None:
+    """As many as there are for each, where the entries of one image are left out to compare it with the others, if any."""
+    assert of_few(Method(k_image=5), entries, siblings).k_image == expected
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:

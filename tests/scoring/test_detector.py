@@ -76,7 +76,7 @@ def changed(features: Features, level: str, change: Callable[[Any], Any]) -> Fea
 
 
 def test_a_bank_can_be_queried_after_the_first_append(tmp_path: Path) -> None:
-    bank = bank_of(tmp_path / "b", normals()[:5], input_size=INPUT)
+    bank = bank_of(tmp_path / "b", normals()[:6], input_size=INPUT)
     assert not (tmp_path / "b" / "indexes").exists()
     before = Detector.open(tmp_path / "b")
     batch = batch_of(queries())
@@ -103,7 +103,7 @@ def test_a_bank_can_be_queried_after_the_first_append(tmp_path: Path) -> None:
 def test_an_empty_bank_has_no_neighbors(tmp_path: Path) -> None:
     bank_of(tmp_path / "b", normals()[:1], input_size=INPUT)
     Bank.create(tmp_path / "empty", Layout(levels=Bank.open(tmp_path / "b").layout.levels, embedding_dim=DIM, input_size=INPUT))
-    with pytest.raises(InputError, match="k_image=1 is larger than the number of normal images, 0 in"):
+    with pytest.raises(InputError, match="is empty; add normal images: spade-faiss add IMAGES --bank"):
         Detector.open(tmp_path / "empty", method=Method(k_image=1, k_gallery=1))
 
 

@@ -138,6 +138,10 @@ class TestModes:
     def test_a_bank_too_small(self, tmp_path: Path) -> None:
         small = bank_of(tmp_path / "small", product(1, 5, SHAPES, DIM), input_size=INPUT)
         with pytest.raises(InputError, match="each of the 5 normal images"):
+            calibrate(Detector.open(small.path, method=Method()))
+        assert len(calibrate(Detector.open(small.path))) == 5
+        small = bank_of(tmp_path / "one", product(1, 1, SHAPES, DIM), input_size=INPUT)
+        with pytest.raises(InputError, match="holds 1 normal image and no others to compare one with"):
             calibrate(Detector.open(small.path))
         assert calibrate(Detector.open(small.path), holdout=others(9)).mode == "split"
 
@@ -235,6 +239,6 @@ class TestState:
 
     def test_fit_says_why_it_did_not(self, dataset_folder: Path, backbone: Any, tmp_path: Path) -> None:
         images = sorted((dataset_folder / "train" / "good").iterdir())
-        done = fit(images[:5], bank=tmp_path / "few", preset="spade", extraction=Extraction(backbone=backbone))
+        done = fit(images[:1], bank=tmp_path / "few", preset="spade", extraction=Extraction(backbone=backbone))
         assert done.calibration is None
-        assert done.notice.startswith("not calibrated: each of the 5 normal images")
+        assert done.notice.startswith(f"not calibrated: {tmp_path / 'few'} holds 1 normal image and no others")

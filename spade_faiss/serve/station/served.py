@@ -8,6 +8,7 @@ from pathlib import Path
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.hints import add_command
 from spade_faiss.core.settings import Decision, Run
 from spade_faiss.decisions.calibration import LEAVE_ONE_OUT, Calibration, find_calibration
 from spade_faiss.decisions.rules import DecisionRules
@@ -83,7 +84,7 @@ class Served:
 def check_served(bank: Bank) -> None:
     """Raise InputError for a bank that pictures alone cannot be scored against."""
     if not len(bank):
-        raise InputError(f"the bank {bank.path} is empty; add normal images: spade-faiss add IMAGES --bank {bank.path}")
+        raise InputError(f"the bank {bank.path} is empty; add normal images: {add_command(bank.path)}")
     if bank.manifest.source is None:
         raise InputError(f"the bank {bank.path} holds the features of another extractor: pictures cannot be scored against it")
     if bank.layout.own_rois:
