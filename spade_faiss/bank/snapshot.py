@@ -21,7 +21,7 @@ from spade_faiss.bank.state import BankState, Place
 from spade_faiss.core.copies import named
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.hints import add_command, verify_command
-from spade_faiss.core.presets import Usual, of_few
+from spade_faiss.core.presets import BankSize, Usual, of_few
 from spade_faiss.core.products import product_folder
 from spade_faiss.core.schema import shorten
 from spade_faiss.core.settings import Method, Source
@@ -83,7 +83,12 @@ class Snapshot:
 
     def fitted(self, method: Method) -> Method:
         """Return a method for this bank, which may have too few images for it, see `of_few`."""
-        return of_few(method, len(self), self.siblings.largest)
+        return of_few(method, *self.size)
+
+    @property
+    def size(self) -> BankSize:
+        """What decides for how many neighbors it has too few images."""
+        return BankSize(len(self), self.siblings.largest)
 
     @property
     def few_images_notice(self) -> str:

@@ -90,6 +90,6 @@ def describe_calibration(bank: Snapshot, calibration: Calibration) -> tuple[dict
     n = len(calibration)
     how = f"{n} held-out images" if calibration.mode == "split" else f"{n} of {calibration.available} images, leave one out"
     numbers = {**calibration_facts(calibration), "current": not outdated, "notice": outdated or None}
-    options = calibration.scoring_config.options(bank.usual) or "usual settings"
+    options = calibration.options(bank) or "usual settings"
     text = f"calibration {options}: {how}, alpha={calibration.alpha:g}"
     return numbers, text + (f"; OUT OF DATE: {outdated}" if outdated else "")

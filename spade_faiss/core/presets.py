@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.named_files import packaged_names, read_named
@@ -59,6 +59,13 @@ class Usual:
 
     def __post_init__(self) -> None:
         _check(self.recipe, self.method)
+
+
+class BankSize(NamedTuple):
+    """How many entries a bank has, and how many of them are left out with one of them, at most: see `Snapshot.siblings`."""
+
+    entries: int
+    siblings: int = 1
 
 
 def of_few(method: Method, entries: int, siblings: int = 1) -> Method:

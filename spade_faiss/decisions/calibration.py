@@ -25,6 +25,7 @@ from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.hints import calibrate_command
 from spade_faiss.core.inside import check_inside, is_regular
 from spade_faiss.core.once import once
+from spade_faiss.core.presets import BankSize, of_few
 from spade_faiss.core.schema import check_choice, shorten
 from spade_faiss.core.settings import Method
 from spade_faiss.core.signed_json import read_signed, write_signed
@@ -149,6 +150,7 @@ class Calibration:
         pixels: the pixel scores of all their maps.
         generation, shards_sha256: the state of the bank; of a product of it, `shards_sha256` alone is.
         versions: the versions of the libraries that computed the scores.
+        entries, siblings: the size of the bank, see `BankSize`; no entries in a file of a version that did not record them.
         top_score, map_std, map_variation: the statistics of their maps, in the same order, see `image_scores.map_statistics`;
             empty in a file of a version that did not record them.
     """
@@ -168,6 +170,8 @@ class Calibration:
     top_score: tuple[float, ...] = ()
     map_std: tuple[float, ...] = ()
     map_variation: tuple[float, ...] = ()
+    entries: int = 0
+    siblings: int = 1
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, MODES)
@@ -183,7 +187,7 @@ class Calibration:
         scores = (*self.image_score, *self.map_score, *itertools.chain(*statistics))
         if not all(math.isfinite(score) for score in scores):
             raise InputError("a calibration score is not finite")
-        for name in ("available", "generation", "seed"):
+        for name in ("available", "generation", "seed", "entries", "siblings"):
             if (value := getattr(self, name)) is not None and not 0 <= value <= _MOST:
                 raise InputError(f"a calibration with {name}={shorten(value)} cannot be")
         if any(abs(score) > _LARGEST_SCORE for score in scores):
@@ -308,9 +312,44 @@ class Calibration:
             pixel_share=self.pixels.threshold(alpha, len(self)),
         )
 
-    def outdated(self, bank: Snapshot, tests: Sequence[str] = ()) -> str:
-        """Why the calibration does not hold for the bank as it is now, or for some tests; empty if it does."""
-        renew = f"renew it with: {calibrate_command(bank.path, self.scoring_config.options(bank.usual), bank.product)}"
+    @property
+    def bank_size(self) -> BankSize | None:
+        """The size that the bank had; None if it is not known."""
+        if self.entries:
+            return BankSize(self.entries, self.siblings)
+        return BankSize(self.available) if self.mode == LEAVE_ONE_OUT else None
+
+    def options(self, bank: Snapshot) -> str:
+        """The options of the command line that made it, without those that were usual for the bank when it had its size."""
+        size, usual = self.bank_size, bank.manifest.usual
+        was_usual = bank.usual if size is None else replace(usual, method=of_few(usual.method, *size))
+        return self.scoring_config.options(was_usual)
+
+    def asks_as(self, size: BankSize | None, config: ScoringConfig) -> bool:
+        """Whether a config of the bank in another size asks for the same, see `ScoringConfig.asks_as`; not if none is known."""
+        own = self.bank_size
+        return own is not None and size is not None and self.scoring_config.asks_as(own, config, size)
+
+    def outdated(self, bank: Snapshot, tests: Sequence[str] = (), config: ScoringConfig | None = None) -> str:
+        """Why the calibration does not hold for the bank as it is now, or for some tests; empty if it does.
+
+        Args:
+            bank: the bank, or the product of one, that it is of.
+            tests: which scores are to decide.
+            config: the scoring config that `find_calibration` found it for; its own unless given.
+        """
+        options = self.options(bank) if config is None else config.options(bank.usual)
+        renew = f"renew it with: {calibrate_command(bank.path, options, bank.product)}"
+        if config is not None and config != self.scoring_config:
+            of = f"product {bank.product} of {bank.path}" if bank.product else f"{bank.path}"
+            theirs, ours = (f"k_image={each.k_image}, k_gallery={each.k_gallery}" for each in (self.scoring_config, config))
+            size = self.bank_size
+            assert size is not None
+            images = "normal images" if bank.pictures.are_rows else "entries"
+            return (
+                f"the calibration of {of} is out of date: it was made for {size.entries} {images} with {theirs}, there are "
+                f"{len(bank)} now, which are searched with {ours}; {renew}"
+            )
         if bank.product and self.shards_sha256 != _hash_shards(bank):
             return f"the calibration of product {bank.product} of {bank.path} is out of date: its images have changed; {renew}"
         if not bank.product and (self.generation, self.shards_sha256) != (bank.generation, _hash_shards(bank)):
@@ -346,6 +385,7 @@ def state_of(bank: Snapshot) -> dict[str, Any]:
         "generation": bank.generation,
         "shards_sha256": _hash_shards(bank),
         "versions": {**packages, "python": platform.python_version()},
+        **bank.size._asdict(),
     }
 
 
@@ -360,12 +400,15 @@ def write_calibration(bank: Snapshot, calibration: Calibration) -> Path:
 def find_calibration(bank: Snapshot, config: ScoringConfig) -> Calibration | None:
     """Find the calibration of a scoring config, out of date or not; None if there is none.
 
+    Where the bank had another size, what is asked for may have been another scoring config: its calibration is out of date, and
+    is found as well, if there is no other.
+
     Raises:
         BankError: if it is damaged, or of another scoring config than its file name says.
     """
     path, remedy = _path(bank, config), calibrate_command(bank.path, config.options(bank.usual), bank.product)
     if not is_regular(path):
-        return None
+        return _of_another_size(bank, config)
     found = _read(path, remedy)
     if found.scoring_config != config:
         raise BankError(f"{path} is the calibration of another scoring config, {found.scoring_config}; run: {remedy}")
@@ -389,7 +432,7 @@ def flag_below_p(bank: Snapshot, recipe: Recipe, method: Method, p: float) -> Me
     if calibration is None:
         remedy = calibrate_command(bank.path, config.options(bank.usual), bank.product)
         raise BankError(f"flag_below_p needs a calibration, {bank.path} has none; make it with: {remedy}")
-    if outdated := calibration.outdated(bank):
+    if outdated := calibration.outdated(bank, config=config):
         raise BankError(outdated)
     return replace(method, localize="flagged", flag_above=threshold(calibration.scores["knn"], p))
 
@@ -400,8 +443,40 @@ def stored_calibrations(bank: Snapshot) -> list[Calibration]:
     Raises:
         BankError: if one is damaged.
     """
-    paths = sorted(check_inside(bank.path, *bank.place, CALIBRATIONS).glob("*.json"))
-    return [_read(path, calibrate_command(bank.path, product=bank.product)) for path in paths]
+    return [_read(path, calibrate_command(bank.path, product=bank.product)) for path in _paths(bank)]
+
+
+def current_calibrations(bank: Snapshot) -> list[Calibration]:
+    """Those calibrations beside a bank that none has replaced which was made since, when it had another size.
+
+    Raises:
+        BankError: if one is damaged.
+    """
+    found = stored_calibrations(bank)
+    return [
+        each
+        for each in found
+        if not any(
+            other.generation > each.generation and each.asks_as(other.bank_size, other.scoring_config) for other in found
+        )
+    ]
+
+
+def _of_another_size(bank: Snapshot, config: ScoringConfig) -> Calibration | None:
+    """The newest calibration of what was asked for, of when the bank had another size; None if there is none."""
+    newest = None
+    for path in _paths(bank):
+        try:
+            found = _read(path, "")
+        except BankError:  # what is wrong with those of other scoring configs, `verify` says
+            continue
+        if found.asks_as(bank.size, config) and (newest is None or newest.generation < found.generation):
+            newest = found
+    return newest
+
+
+def _paths(bank: Snapshot) -> list[Path]:
+    return sorted(check_inside(bank.path, *bank.place, CALIBRATIONS).glob("*.json"))
 
 
 def _path(bank: Snapshot, config: ScoringConfig) -> Path:

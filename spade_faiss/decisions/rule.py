@@ -65,7 +65,7 @@ class DecisionRule:
             notice = f"no p-values and no verdicts: {of} has no calibration for these settings; make one with: "
             notice += calibrate_command(bank.path, config.options(bank.usual), bank.product)
         else:
-            notice = calibration.outdated(bank, asked)
+            notice = calibration.outdated(bank, asked, config)
         if calibration is None or notice:
             if "structure" in asked:
                 raise BankError(f"the score structure compares maps with those of a calibration: {notice}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from spade_faiss.core.presets import Usual
+from spade_faiss.core.presets import BankSize, Usual, of_few
 from spade_faiss.core.settings import ALL, Method
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.search.protocol import ResolvedRecipe, resolve_recipe
@@ -68,6 +68,25 @@ class ScoringConfig:
         named = {name: value for name, value in asdict(self).items() if name not in _ADDED or value != getattr(Method, name)}
         return hash_json(named)[:_KEY_LENGTH]
 
+    def asks_as(self, size: BankSize, other: ScoringConfig, other_size: BankSize) -> bool:
+        """Whether another config is what was asked for by this one, of a bank that had another size.
+
+        A bank of few images is searched with fewer neighbors, see `of_few`: as it grows, what is asked for stays the same, and
+        what that amounts to does not.
+        """
+        if self == other or replace(self, k_image=other.k_image, k_gallery=other.k_gallery) != other:
+            return False
+        ours, theirs = (each if isinstance(each, tuple) else (each,) for each in (self.k_gallery, other.k_gallery))
+        if len(ours) != len(theirs):
+            return False
+        larger = tuple(map(_larger, ours, theirs))
+        k_gallery = larger if isinstance(self.k_gallery, tuple) else larger[0]
+        asked = Method(k_image=max(self.k_image, other.k_image), k_gallery=k_gallery)
+        return all(
+            (fitted.k_image, fitted.k_gallery) == (config.k_image, config.k_gallery)
+            for config, fitted in ((self, of_few(asked, *size)), (other, of_few(asked, *other_size)))
+        )
+
     def options(self, usual: Usual) -> str:
         """The options of the command line that ask for it, as a shell takes them, without those that are usual for the bank."""
         changed = [name for name in _OF_METHOD if getattr(self, name) != getattr(usual.method, name)]
@@ -78,6 +97,11 @@ class ScoringConfig:
         for name in changed:
             words += [f"--{name.replace('_', '-')}", _as_text(getattr(self, name))]
         return shlex.join(words)
+
+
+def _larger(ours: int | str, theirs: int | str) -> int | str:
+    """The number of images, where one of both may be all that there were."""
+    return theirs if ours == ALL else ours if theirs == ALL else max(int(ours), int(theirs))
 
 
 def _as_text(value: object) -> str:

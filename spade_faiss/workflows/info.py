@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Snapshot
-from spade_faiss.decisions.calibration import Calibration, stored_calibrations
+from spade_faiss.decisions.calibration import Calibration, current_calibrations
 from spade_faiss.index.built_index import read_built
 from spade_faiss.index.gallery_manifest import GalleryIndexManifest
 from spade_faiss.index.image_index import ImageIndexManifest
@@ -54,6 +54,6 @@ def _info(opened: Snapshot) -> BankInfo:
         bank=opened,
         images=tuple((item, staleness(opened, item.shards)) for item in read_built(ImageIndexManifest, opened)),
         galleries=tuple((item, staleness(opened, item.shards)) for item in read_built(GalleryIndexManifest, opened)),
-        calibrations=tuple(stored_calibrations(opened)),
+        calibrations=tuple(current_calibrations(opened)),
         products=tuple(_info(opened.part(name)) for name in (opened.products if opened.is_of_products else ())),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import pytest
 from spade_faiss import Bank, Detector, fit
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.presets import Usual
-from spade_faiss.core.settings import Extraction, Method, Run
+from spade_faiss.core.settings import Decision, Extraction, Method, Run
 from spade_faiss.decisions.calibration import (
+    current_calibrations,
     find_calibration,
     stored_calibrations,
+    write_calibration,
 )
 from spade_faiss.decisions.conformal import p_values
+from spade_faiss.decisions.rule import DecisionRule
 from spade_faiss.scoring.config import ScoringConfig
 from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Build, Query, Recipe, load_recipe
@@ -205,6 +209,69 @@ class TestState:
             assert f"generation {made.generation}, the bank is at {bank.generation}" in notice
             assert f"spade-faiss calibrate {bank.path}" in notice
         assert calibrate(Detector.open(bank.path)).outdated(bank) == ""
+
+    @pytest.mark.parametrize(
+        ("before", "after", "asked", "was", "became"),
+        [
+            (9, 10, {"k_gallery": 9}, ("5", "all"), ("5", "9")),
+            (3, 4, {}, ("2", "all"), ("3", "all")),
+            (4, 24, {"k_gallery": (3, 20)}, ("3", "(3, 'all')"), ("5", "(3, 20)")),
+            (10, 9, {"k_gallery": 9}, ("5", "9"), ("5", "all")),
+        ],
+    )
+    def test_a_bank_that_asks_for_more_as_it_grows_says_that_it_is_out_of_date(
+        self, tmp_path: Path, before: int, after: int, asked: dict[str, Any], was: tuple[str, str], became: tuple[str, str]
+    ) -> None:
+        """What is asked for stays the same, and so does the calibration of it, whatever it amounts to for so many images."""
+        features = product(1, max(before, after), SHAPES, DIM)
+        bank = bank_of(tmp_path / "bank", features[:before], input_size=INPUT)
+        bank.choose(Usual(method=Method(**asked)))
+        made = calibrate(Detector.open(bank.path))
+        assert (str(made.scoring_config.k_image), str(made.scoring_config.k_gallery)) == was
+        if after < before:
+            bank.remove(bank.ids[after:])
+        else:
+            bank.append(batch_of(features[before:], [f"more {row}" for row in range(after - before)]))
+        detector = Detector.open(bank.path)
+        config = detector.scoring_config
+        assert (str(config.k_image), str(config.k_gallery)) == became
+        assert find_calibration(bank, config) == made
+        rule, notice = DecisionRule.of(detector, Decision())
+        assert rule is None
+        assert f"is out of date: it was made for {before} normal images with k_image={was[0]}, k_gallery={was[1]}" in notice
+        assert f"there are {after} now, which are searched with k_image={became[0]}, k_gallery={became[1]}" in notice
+        assert notice.endswith(f"renew it with: spade-faiss calibrate {bank.path}")
+        assert made.outdated(bank).endswith(f"renew it with: spade-faiss calibrate {bank.path}")
+        # Of other settings there never was one.
+        other = Detector.open(bank.path, method=replace(detector.method, sigma=1.0))
+        assert "has no calibration for these settings" in DecisionRule.of(other, Decision())[1]
+        made_anew, _ = calibrate_if_needed(bank, Run())
+        assert made_anew == find_calibration(bank, config) != made
+        assert DecisionRule.of(detector, Decision())[0] is not None
+        assert (current_calibrations(bank), len(stored_calibrations(bank))) == ([made_anew], 2)
+
+    def test_one_that_did_not_record_the_size_of_its_bank(self, tmp_path: Path) -> None:
+        bank = bank_of(tmp_path / "bank", product(1, 9, SHAPES, DIM), input_size=INPUT)
+        bank.choose(Usual(method=Method(k_gallery=9)))
+        old = replace(calibrate(Detector.open(bank.path)), entries=0)
+        held = replace(old, mode="split", generation=old.generation - 1)
+        bank.append(others(1))
+        config = Detector.open(bank.path).scoring_config
+        for stored, found in ((held, None), (old, old)):  # the one does not tell how many images the bank had
+            write_calibration(bank, stored)
+            assert find_calibration(bank, config) == found
+        broken = bank.path / "calibration" / "0123456789abcdef.json"
+        broken.write_text("{")
+        assert find_calibration(bank, config) == old, "one of other settings is damaged"
+
+    def test_the_calibration_of_other_settings_is_no_older_one(self, bank: Bank) -> None:
+        """All images are asked for now, and five were before: that is no matter of the size of the bank."""
+        calibrate(Detector.open(bank.path, method=Method(k_gallery="all")))
+        bank.append(others(2))
+        assert find_calibration(bank, Detector.open(bank.path).scoring_config) is None
+        calibrate(Detector.open(bank.path, method=Method(k_image=4)))
+        bank.remove(bank.ids[:1])
+        assert find_calibration(bank, Detector.open(bank.path).scoring_config) is None
 
     def test_another_bank_of_the_same_generation(self, bank: Bank, tmp_path: Path) -> None:
         made = calibrate(Detector.open(bank.path))
