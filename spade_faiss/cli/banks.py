@@ -201,6 +201,12 @@ def describe_added(done: Added) -> Output:
         lines.append(f"  {done.no_network}")
     if done.removed:
         lines.append(f"  left out {len(done.removed)} that were removed from the bank before: {names(done.removed)}")
+    if bank.layout.own_rois:
+        lines.append(
+            f"  each picture has a region of interest of its own: all of its neighbors' regions are searched (recipe "
+            f"{bank.usual.recipe}), as parts may lie elsewhere in each; preset default compares the same places, and takes one "
+            f"mask for all"
+        )
     lines += [f"  {notice}"] if (notice := bank.few_images_notice) else []
     lines.append(format_times(done.timing_s, done.total_s, done.added))
     return numbers, lines

@@ -184,7 +184,7 @@ def check_own_rois(recipe: Recipe) -> None:
     if not resolve_recipe(recipe).method.own_rois:
         raise InputError(
             f"recipe {recipe.name!r} takes one region of interest for all images, and each has one of its own here; use "
-            "--recipe exact (for a new bank: --preset spade), or make a bank with one mask"
+            "--recipe exact (for a new bank: --preset spade), or make a bank with one mask: --roi MASK.png"
         )
 
 

@@ -180,7 +180,7 @@ def _check_usual(usual: Usual, layout: Layout) -> None:
         if method.fusion == "concat" or any("+" in name for name in method.levels):
             raise InputError(
                 "levels that are joined take one region of interest for all images, and each has one of its own here; use "
-                "--preset spade, or make a bank with one mask"
+                "--preset spade, or make a bank with one mask: --roi MASK.png"
             )
 
 

@@ -15,10 +15,12 @@ from sklearn.metrics import roc_auc_score
 from spade_faiss import Bank, Detector, evaluate
 from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError, NotFoundError
-from spade_faiss.core.settings import Run
+from spade_faiss.core.settings import Extraction, Run
+from spade_faiss.features.backbone import Backbone
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.workflows.calibrate import calibrate
 from spade_faiss.workflows.extract import add
+from spade_faiss.workflows.fit import fit
 from tests.support.pictures import HEIGHT, WIDTH, save_png, weave
 
 Bools = npt.NDArray[np.bool_]
@@ -66,6 +68,22 @@ def placed(name: str) -> Bools:
     rows = (2 * np.arange(64) + 1) * HEIGHT // 128
     columns = (2 * np.arange(64) + 1) * WIDTH // 128
     return region_of(name)[rows[:, None], columns]
+
+
+def test_a_new_bank_is_searched_by_what_can_and_says_so(
+    made: Path, masks: Path, dataset_folder: Path, backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The preset that is taken unasked compares the same places, and parts may lie elsewhere in each picture."""
+    good = dataset_folder / "train/good"
+    assert main(["fit", str(good), "--bank", str(made), "--roi", str(masks / "normals"), *SMALL, "--quiet"]) == 0
+    assert "all of its neighbors' regions are searched (recipe exact), as parts may lie elsewhere" in capsys.readouterr().out
+    done = fit(
+        sorted(good.iterdir())[:3],
+        bank=tmp_path / "bank",
+        extraction=Extraction(backbone=backbone, roi=masks / "normals"),
+        calibrate=False,
+    )
+    assert (done.bank.usual.preset, done.bank.usual.recipe) == ("spade", "exact")
 
 
 def test_a_bank_records_what_is_inspected_of_each_picture(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
