@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from obstore import exceptions
 from obstore.store import from_url
 
 from spade_faiss.core.errors import InputError, StorageError
+from spade_faiss.storage.failures import Failures, in_short
 from spade_faiss.storage.objects import NoConditions, Stored, Taken, ignore
 from spade_faiss.storage.url import Url
 
@@ -28,9 +28,11 @@ _TRY_FOR = timedelta(minutes=2)
 _ONE_REQUEST = 4 << 30
 _CHUNK_BYTES = 16 << 20
 _DELETED_AT_ONCE = 1000
-# How much is said about an error: what follows is the server's answer and the library's own state.
-_MOST_CHARACTERS = 300
-_REFUSED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+_FAILURES = Failures(
+    failed=(exceptions.BaseError, ValueError),
+    refused=(exceptions.PermissionDeniedError, exceptions.UnauthenticatedError),
+    check="; check the URL, AWS_ENDPOINT_URL and the network",
+)
 
 
 class CloudStore:
@@ -65,25 +67,25 @@ class CloudStore:
         try:
             return from_url(str(self.url), retry_config={"max_retries": _TRIES, "retry_timeout": _TRY_FOR}, **options)
         except (exceptions.BaseError, ValueError) as error:
-            raise InputError(f"{self.url} cannot be opened: {_short(error)}") from error
+            raise InputError(f"{self.url} cannot be opened: {in_short(error)}") from error
 
     def list(self) -> list[Stored]:
         """See `ObjectStore.list`."""
-        with self._named("listed"):
+        with _FAILURES.named(self.url, "listed"):
             found = [_stored(meta) for chunk in obstore.list(self._client, chunk_size=1000) for meta in chunk]
         return sorted(found, key=lambda stored: stored.name)
 
     def find(self, name: str) -> Stored | None:
         """See `ObjectStore.find`."""
         try:
-            with self._named("read", name):
+            with _FAILURES.named(self.url, "read", name):
                 return _stored(obstore.head(self._client, name))
         except FileNotFoundError:
             return None
 
     def read(self, name: str, most: int) -> tuple[bytes, str]:
         """See `ObjectStore.read`."""
-        with self._named("read", name):
+        with _FAILURES.named(self.url, "read", name):
             got = obstore.get(self._client, name)
             parts, left = [], most + 1
             for chunk in got.stream(min_chunk_size=1 << 20):
@@ -95,7 +97,7 @@ class CloudStore:
 
     def download(self, name: str, path: Path, advance: Callable[[int], object] = ignore) -> None:
         """See `ObjectStore.download`."""
-        with self._named("read", name):
+        with _FAILURES.named(self.url, "read", name):
             got = obstore.get(self._client, name)
             with path.open("wb") as file:
                 for chunk in got.stream(min_chunk_size=_CHUNK_BYTES):
@@ -118,7 +120,7 @@ class CloudStore:
         return self._put(name, content, {"e_tag": e_tag, **({"version": number} if number else {})})
 
     def _put(self, name: str, content: bytes | Path, mode: Any) -> str:
-        with self._named("written", name):
+        with _FAILURES.named(self.url, "written", name):
             try:
                 done = obstore.put(self._client, name, content, mode=mode, use_multipart=False)
             except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
@@ -126,42 +128,25 @@ class CloudStore:
             except FileNotFoundError as error:  # what was to be replaced is gone
                 raise Taken(name) from error
             except (exceptions.NotSupportedError, NotImplementedError) as error:
-                raise NoConditions(_short(error)) from error
+                raise NoConditions(in_short(error)) from error
             except exceptions.GenericError as error:
                 if "409 Conflict" in str(error):  # two writes at the same time, of which the other one is done
                     raise Taken(name) from error
                 if "501 Not Implemented" in str(error):
-                    raise NoConditions(_short(error)) from error
+                    raise NoConditions(in_short(error)) from error
                 raise
         return _version(done)
 
     def put(self, name: str, content: bytes | Path) -> None:
         """See `ObjectStore.put`."""
-        with self._named("written", name):
+        with _FAILURES.named(self.url, "written", name):
             obstore.put(self._client, name, content, chunk_size=_CHUNK_BYTES)
 
     def delete(self, names: Sequence[str]) -> None:
         """See `ObjectStore.delete`."""
         for start in range(0, len(names), _DELETED_AT_ONCE):
-            with self._named("deleted"):
+            with _FAILURES.named(self.url, "deleted"):
                 obstore.delete(self._client, list(names[start : start + _DELETED_AT_ONCE]))
-
-    @contextmanager
-    def _named(self, done: str, name: str = "") -> Iterator[None]:
-        """Errors that name the URL and say what to do."""
-        place = f"{self.url}/{name}" if name else str(self.url)
-        try:
-            yield
-        except FileNotFoundError:
-            raise
-        except _REFUSED as error:
-            raise StorageError(
-                f"{place} cannot be {done}: access is refused; check the credentials in the environment ({_short(error)})"
-            ) from error
-        except (exceptions.BaseError, ValueError) as error:
-            raise StorageError(
-                f"{place} cannot be {done}: {_short(error)}; check the URL, AWS_ENDPOINT_URL and the network"
-            ) from error
 
 
 def _credentials() -> dict[str, Any]:
@@ -191,8 +176,3 @@ def _version(meta: Mapping[str, Any]) -> str:
 
 def _stored(meta: Mapping[str, Any]) -> Stored:
     return Stored(meta["path"], meta["size"], meta["e_tag"] or "", meta["last_modified"].timestamp())
-
-
-def _short(error: Exception) -> str:
-    """What went wrong, on one line; without what the library says of its own state."""
-    return " ".join(str(error).split("Debug source:")[0].split())[:_MOST_CHARACTERS]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from spade_faiss.core.errors import InputError, StorageError
+from spade_faiss.core.errors import InputError
+from spade_faiss.storage.failures import Failures, in_short
 from spade_faiss.storage.objects import NoConditions, Stored, ignore
 from spade_faiss.storage.url import Url
 
-_MOST_CHARACTERS = 300
+_FAILURES = Failures(failed=(OSError, ValueError, RuntimeError))
 # How file systems call the version of a file, and the time when it was written.
 _VERSIONS = ("ETag", "etag", "checksum", "md5Hash", "version_id", "ino")
 _TIMES = ("LastModified", "mtime", "last_modified", "created", "updated")
@@ -32,7 +32,7 @@ class FileSystemStore:
         try:
             self._files, self._root = fsspec.core.url_to_fs(str(url), use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            raise InputError(f"{url} cannot be opened: {_short(error)}") from error
+            raise InputError(f"{url} cannot be opened: {in_short(error)}") from error
 
     def _path(self, name: str) -> str:
         return f"{str(self._root).rstrip('/')}/{name}"
@@ -41,7 +41,7 @@ class FileSystemStore:
         """See `ObjectStore.list`."""
         start = len(self._path(""))
         try:
-            with self._named("listed"):
+            with _FAILURES.named(self.url, "listed"):
                 self._files.invalidate_cache()
                 found = self._files.find(self._root, detail=True)
         except FileNotFoundError:
@@ -51,7 +51,7 @@ class FileSystemStore:
     def find(self, name: str) -> Stored | None:
         """See `ObjectStore.find`."""
         try:
-            with self._named("read", name):
+            with _FAILURES.named(self.url, "read", name):
                 self._files.invalidate_cache()
                 return _stored(name, self._files.info(self._path(name)))
         except FileNotFoundError:
@@ -59,13 +59,13 @@ class FileSystemStore:
 
     def read(self, name: str, most: int) -> tuple[bytes, str]:
         """See `ObjectStore.read`."""
-        with self._named("read", name), self._files.open(self._path(name), "rb") as file:
+        with _FAILURES.named(self.url, "read", name), self._files.open(self._path(name), "rb") as file:
             content: bytes = file.read(most + 1)
         return content, ""
 
     def download(self, name: str, path: Path, advance: Callable[[int], object] = ignore) -> None:
         """See `ObjectStore.download`."""
-        with self._named("read", name):
+        with _FAILURES.named(self.url, "read", name):
             self._files.get_file(self._path(name), str(path))
         advance(path.stat().st_size)
 
@@ -79,7 +79,7 @@ class FileSystemStore:
 
     def put(self, name: str, content: bytes | Path) -> None:
         """See `ObjectStore.put`."""
-        with self._named("written", name):
+        with _FAILURES.named(self.url, "written", name):
             self._files.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
             if isinstance(content, Path):
                 self._files.put_file(str(content), self._path(name))
@@ -90,21 +90,10 @@ class FileSystemStore:
         """See `ObjectStore.delete`."""
         for name in names:
             try:
-                with self._named("deleted", name):
+                with _FAILURES.named(self.url, "deleted", name):
                     self._files.rm_file(self._path(name))
             except FileNotFoundError:
                 continue
-
-    @contextmanager
-    def _named(self, done: str, name: str = "") -> Iterator[None]:
-        """Errors that name the URL."""
-        place = f"{self.url}/{name}" if name else str(self.url)
-        try:
-            yield
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError, RuntimeError) as error:
-            raise StorageError(f"{place} cannot be {done}: {_short(error)}") from error
 
 
 def _stored(name: str, info: Mapping[str, Any]) -> Stored:
@@ -117,7 +106,3 @@ def _stored(name: str, info: Mapping[str, Any]) -> Stored:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:_MOST_CHARACTERS]
