@@ -54,13 +54,14 @@ struct WindowShape {
     int bytes() const { return (spans() * (2 * reach_y + 1) + 7) / 8 * 8; }
     int top(int y) const { return y > reach_y ? y - reach_y : 0; }
     int bottom(int y, int height) const { return y + reach_y < height ? y + reach_y : height - 1; }
+    int left(int x) const { return x > reach_x ? x - reach_x : 0; }
+    int right(int x, int width) const { return x + reach_x < width ? x + reach_x : width - 1; }
     // The span number `span` of a window around column x; `inside` is 0 where the window ends before it.
     WindowSpan at(int x, int span, const WindowMap& map) const {
-        const int left = (x > reach_x ? x - reach_x : 0) + span * kCells;
-        const int right = x + reach_x < map.width ? x + reach_x : map.width - 1;
-        const int begin = left + kCells <= map.padded_width ? left : map.padded_width - kCells;
-        const int count = right - left + 1 < kCells ? right - left + 1 : kCells;
-        return {begin, count > 0 ? ((1u << count) - 1) << (left - begin) & 0xFFu : 0};
+        const int first = left(x) + span * kCells, last = right(x, map.width);
+        const int begin = first + kCells <= map.padded_width ? first : map.padded_width - kCells;
+        const int count = last - first + 1 < kCells ? last - first + 1 : kCells;
+        return {begin, count > 0 ? ((1u << count) - 1) << (first - begin) & 0xFFu : 0};
     }
 };
 

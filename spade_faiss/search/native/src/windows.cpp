@@ -94,11 +94,9 @@ public:
           margin_(margin),
           width_(coding.width),
           height_(coding.height),
-          reach_y_(std::min(radius, height_ - 1)),
-          reach_x_(std::min(radius, width_ - 1)),
-          window_{reach_y_, reach_x_},
+          window_{std::min(radius, height_ - 1), std::min(radius, width_ - 1)},
           window_bytes_(window_.bytes()),
-          kept_(std::min(height_, 2 * reach_y_ + 1)),
+          kept_(std::min(height_, 2 * window_.reach_y + 1)),
           layout_(gallery.d),
           plain_(layout_.length() + kChannels),
           xq_(layout_.length() * queries.images * queries.count()),
@@ -156,7 +154,7 @@ private:
                     within_.data());
             top_ = window_.top(y);
             const int rows = window_.bottom(y, height_) - top_ + 1;
-            compared_ += static_cast<std::int64_t>(count) * rows * std::min(width_, 2 * reach_x_ + 1);
+            compared_ += static_cast<std::int64_t>(count) * rows * std::min(width_, 2 * window_.reach_x + 1);
             passing_.clear();
             for (int i = 0; i < count; ++i)
                 list_passing(first + i, left + i, image, map, rows, within_.data() + i * window_bytes_);
@@ -201,8 +199,8 @@ private:
         if (std::none_of(wanted, wanted + queries_.images, [](std::uint8_t is_wanted) { return is_wanted; })) return;
         int decoded = 0;  // up to this row of the map
         for (int y = queries_.first / width_; y * width_ < queries_.last; ++y) {
-            top_ = std::max(0, y - reach_y_);
-            bottom_ = std::min(height_ - 1, y + reach_y_);
+            top_ = window_.top(y);
+            bottom_ = window_.bottom(y, height_);
             for (decoded = std::max(decoded, top_); decoded <= bottom_; ++decoded) decode_map_row(image, decoded);
             const int first = std::max(queries_.first, y * width_), last = std::min(queries_.last, (y + 1) * width_);
             for (int test = 0; test < queries_.images; ++test)
@@ -236,7 +234,7 @@ private:
         const std::size_t at = place(image, i);
         Nearest nearest{hits_.sq_dist + at, hits_.id + at, hits_.k, kInfinity};
         const float* const q = query(image, i);
-        const int left = std::max(0, x - reach_x_), right = std::min(width_ - 1, x + reach_x_);
+        const int left = window_.left(x), right = window_.right(x, width_);
         const float* vectors[kVectors];
         int locations[kVectors], count = 0;
         for (int v = top_; v <= bottom_; ++v)
@@ -321,7 +319,7 @@ private:
     const WindowQueries& queries_;
     const WindowHits& hits_;
     const float margin_;
-    const int width_, height_, reach_y_, reach_x_;
+    const int width_, height_;
     const WindowShape window_;
     const int window_bytes_;
     const int kept_;  // how many rows of a map are decoded at a time
