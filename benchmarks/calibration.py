@@ -7,7 +7,6 @@ bank, calibration and test images from the normal ones.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.arguments import parser_of
 from benchmarks.datasets import write_elpv
 from benchmarks.main_job import cli, machine, script
 from spade_faiss import Bank, Detector, FeatureBatch, Level
@@ -62,10 +62,7 @@ Ints = npt.NDArray[np.int64]
 
 def main() -> None:
     """Measure everything, or what --only names, and write calibration.json; other figures in it stay as they are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=FIGURES, default=FIGURES)
+    parser = parser_of(__doc__, FIGURES)
     parser.add_argument("--splits", type=int, default=SPLITS)
     parser.add_argument("--repetitions", type=int, default=REPETITIONS)
     parser.add_argument("--cost-bank", type=int, default=COST_BANK)

@@ -8,7 +8,6 @@ processors, so that CPU seconds are compared, not times. Every command runs in a
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.arguments import parser_of
 from benchmarks.datasets import write_elpv
 from benchmarks.features import INPUT_SIZE, SHAPES, Shape
 from benchmarks.main_job import machine
@@ -62,11 +62,7 @@ _SCANNED = 50_000
 
 def main() -> None:
     """Measure everything, or what --only names, and write cluster.json; other figures in it stay as they are."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=sorted(FIGURES), default=list(FIGURES))
-    arguments = parser.parse_args()
+    arguments = parser_of(__doc__, FIGURES).parse_args()
     target = arguments.out / "cluster.json"
     figures = json.loads(target.read_bytes()) if target.exists() else {}
     figures["machine"] = machine()

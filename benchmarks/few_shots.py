@@ -6,7 +6,6 @@ bank are drawn by fixed seeds, the same ones with and without views; fewer shots
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.arguments import parser_of
 from benchmarks.process import machine
 from benchmarks.sweep.sets import BACKBONE, RESIZE_MODES, PixelSet, Places, pixel_set
 from spade_faiss import Backbone, Detector, load_backbone, load_recipe
@@ -39,9 +39,7 @@ RUN = Run(memory="6GiB")
 
 def main() -> None:
     """Measure all sets, shots and seeds, or those that are named, and write them to few_shots.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="the folder of the real sets")
+    parser = parser_of(__doc__)
     parser.add_argument("--scratch", type=Path, help="where features of test images are kept for the next run")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     parser.add_argument("--shots", nargs="+", type=int, default=SHOTS)

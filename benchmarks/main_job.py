@@ -6,7 +6,6 @@ Run as `python -m benchmarks.main_job --data FOLDER --out benchmarks/results`, F
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import os
@@ -20,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import parser_of
+
 PACKAGES = ("spade-faiss", "faiss-cpu", "torch", "torchvision", "timm", "numpy", "scipy", "h5py")
 # The figures are of the method as its paper has it, unless they say otherwise.
 SPADE = ("--preset", "spade")
@@ -29,11 +30,7 @@ REPEATS = 5
 
 def main() -> None:
     """Measure everything, or what --only names, and write main_job.json; other figures in it stay as they are."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=sorted(FIGURES), default=list(FIGURES))
-    arguments = parser.parse_args()
+    arguments = parser_of(__doc__, FIGURES).parse_args()
     target = arguments.out / "main_job.json"
     figures = json.loads(target.read_bytes()) if target.exists() else {}
     figures["machine"] = machine()

@@ -6,7 +6,6 @@ into the network's input alike (letterbox), in the one bank and in the others, s
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.arguments import parser_of
 from benchmarks.calibration import EXPOSURES, number_of, write_exposures
 from benchmarks.process import machine
 from benchmarks.sweep.sets import BACKBONE
@@ -42,9 +42,7 @@ RUN = Run(memory="4GiB")
 
 def main() -> None:
     """Measure one bank of all sets, a bank for each, and pictures of a product that the bank does not have."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="the folder of the real sets")
+    parser = parser_of(__doc__)
     parser.add_argument("--scratch", type=Path, help="where banks are kept for the next run")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     parser.add_argument("--preset", default="default")

@@ -7,7 +7,6 @@ the same folder as --scratch, it goes on where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import shutil
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.arguments import parser_of
 from benchmarks.features import INPUT_SIZE, SHAPES, Product, load_queries, save_queries, write_bank
 from benchmarks.gallery import in_turn, ratio_of
 from benchmarks.process import drop_from_cache, machine, peak_bytes, resident_bytes, seconds, spread
@@ -62,13 +62,10 @@ _TOP = 0.01
 
 def main() -> None:
     """Measure sections, and write them to stores.json; the others stay as they are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="the folder of the real sets")
+    parser = parser_of(__doc__, SECTIONS, ["quality", "cost"])
     parser.add_argument(
         "--scratch", type=Path, help="where banks are written and kept for the next run; some 5 GB, `large` 9 GB"
     )
-    parser.add_argument("--only", nargs="+", choices=sorted(SECTIONS), default=["quality", "cost"])
     parser.add_argument("--sets", nargs="+", default=QUALITY_SETS, help="the sets of `quality`; rows of others stay")
     arguments = parser.parse_args()
     target = arguments.out / "stores.json"

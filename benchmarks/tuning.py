@@ -7,7 +7,6 @@ measured again. The search never sees a test folder: it gets the names of the fi
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.arguments import parser_of
 from benchmarks.datasets import write_elpv
 from benchmarks.process import machine
 from benchmarks.sweep.sets import BACKBONE, RESIZE_MODES
@@ -52,9 +52,7 @@ _BATCH = 32
 
 def main() -> None:
     """Measure the sets that are not measured yet, one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the folder of the sets")
-    parser.add_argument("--out", type=Path, required=True, help="where tuning.json is written")
+    parser = parser_of(__doc__)
     parser.add_argument("--scratch", type=Path, required=True, help="where features and results are kept")
     parser.add_argument("--sets", nargs="+", default=list(SETS), help="the names of the sets (default: %(default)s)")
     parser.add_argument("--tests", type=int, default=0, help="the most test images of a set, evenly spread (default: all)")

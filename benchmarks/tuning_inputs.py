@@ -8,7 +8,6 @@ options, and all are measured on the grid of the whole picture: a defect that an
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.arguments import parser_of
 from benchmarks.process import machine
 from benchmarks.sweep.sets import BACKBONE
 from spade_faiss.bank.bank import Bank
@@ -47,9 +47,7 @@ _BATCH = 32
 
 def main() -> None:
     """Measure the sets that are not measured yet, one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the folder of the sets")
-    parser.add_argument("--out", type=Path, required=True, help="where tuning_inputs.json is written")
+    parser = parser_of(__doc__)
     parser.add_argument("--scratch", type=Path, required=True, help="where features are kept")
     parser.add_argument("--sets", nargs="+", default=list(SETS), help="the names of the sets (default: %(default)s)")
     parser.add_argument("--tests", type=int, default=0, help="the most test images of a set, evenly spread (default: all)")

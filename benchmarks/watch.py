@@ -8,7 +8,6 @@ with the preset spade.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import parser_of
 from benchmarks.main_job import machine
 from spade_faiss.watch.latency import latency_ms
 
@@ -202,10 +202,7 @@ def alone(pictures: Sequence[Path], bank: Path, scratch: Path) -> dict[str, Any]
 
 def main() -> None:
     """Measure, and write watch.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments = parser_of(__doc__).parse_args()
     dataset = arguments.data / "mvtec_bottle"
     pictures = sorted((dataset / "test").rglob("*.png"))
     with tempfile.TemporaryDirectory() as folder:

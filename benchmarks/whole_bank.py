@@ -7,7 +7,6 @@ named (SPADE_FAISS_PATCHCORE_PYTHON).
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.arguments import parser_of
 from benchmarks.features import SHAPES, Product, Shape
 from benchmarks.gallery import Engine, in_turn, ratio_of
 from benchmarks.kernel import HOSTILE, ROWS, STEP, Checked
@@ -99,11 +99,8 @@ _TOP = 0.01
 
 def main() -> None:
     """Measure all sections, or those that --only names, and write them to whole_bank.json; the others stay as they are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="the folder of the real sets")
+    parser = parser_of(__doc__, SECTIONS, _default_sections())
     parser.add_argument("--scratch", type=Path, help="where banks are written and kept for the next run; some 4 GB")
-    parser.add_argument("--only", nargs="+", choices=sorted(SECTIONS), default=_default_sections())
     parser.add_argument("--searches", nargs="+", help="the searches of `quality`, by their names; rows of others stay")
     arguments = parser.parse_args()
     target = arguments.out / "whole_bank.json"

@@ -6,7 +6,6 @@ in turn, in one process, with the same number of threads.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from benchmarks.arguments import parser_of
 from benchmarks.deployment.places import by_engine, inputs_of
 from benchmarks.features import SHAPES, Product, Shape, write_bank
 from benchmarks.gallery import AMPLE, Engine, engine_of, in_turn, ratio_of
@@ -66,11 +66,8 @@ _SEED = 0
 
 def main() -> None:
     """Measure all sections, or those that --only names, and write them to windows.json; the others stay as they are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="the folder that holds mvtec_bottle")
+    parser = parser_of(__doc__, SECTIONS)
     parser.add_argument("--scratch", type=Path, help="where banks are written; some 2 GB")
-    parser.add_argument("--only", nargs="+", choices=sorted(SECTIONS), default=list(SECTIONS))
     arguments = parser.parse_args()
     target = arguments.out / "windows.json"
     figures = json.loads(target.read_bytes()) if target.exists() else {}
