@@ -25,7 +25,8 @@ from benchmarks.datasets import write_elpv
 from benchmarks.main_job import cli, machine, script
 from spade_faiss import Bank, Detector, FeatureBatch, Level
 from spade_faiss.bank.origin import Origin
-from spade_faiss.core.settings import Extraction, Method
+from spade_faiss.core.extraction import Extraction
+from spade_faiss.core.settings import Method
 from spade_faiss.decisions.calibration import Calibration
 from spade_faiss.decisions.conformal import alarms, rate_interval
 from spade_faiss.features.layout import Layout

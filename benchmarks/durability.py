@@ -30,7 +30,8 @@ from PIL import Image
 
 from spade_faiss import Backbone, Bank, Detector, FeatureBatch, Level, Network, Preprocess, update_indexes, verify
 from spade_faiss.core.errors import BankError, InputError, SpadeError
-from spade_faiss.core.settings import Extraction, Method
+from spade_faiss.core.extraction import Extraction
+from spade_faiss.core.settings import Method
 from spade_faiss.features.batch import concatenate
 from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import build_index

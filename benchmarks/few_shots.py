@@ -20,7 +20,9 @@ from benchmarks.arguments import parser_of
 from benchmarks.process import machine
 from benchmarks.sweep.sets import BACKBONE, RESIZE_MODES, PixelSet, Places, pixel_set
 from spade_faiss import Backbone, Detector, load_backbone, load_recipe
-from spade_faiss.core.settings import ALL, Extraction, Method, Preprocess, Run
+from spade_faiss.core.declaring import ALL
+from spade_faiss.core.extraction import Extraction, Preprocess
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.datasets import load_dataset
 from spade_faiss.scoring.metrics import detection_metrics, localization_metrics

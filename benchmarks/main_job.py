@@ -94,7 +94,7 @@ def extraction_overhead(dataset: Path, scratch: Path) -> dict[str, Any]:
         import numpy as np
         from spade_faiss.features.loading import load_backbone
         from spade_faiss.core.memory import BATCH_SIZE
-        from spade_faiss.core.settings import Extraction
+        from spade_faiss.core.extraction import Extraction
         from spade_faiss.workflows.fit import fit
         from spade_faiss.features.datasets import find_images
         from spade_faiss.features.pictures import load_image, to_input

@@ -21,7 +21,8 @@ from benchmarks.calibration import EXPOSURES, number_of, write_exposures
 from benchmarks.process import machine
 from benchmarks.sweep.sets import BACKBONE
 from spade_faiss import Backbone, Bank, Decision, Detector, ReportOptions, evaluate, fit, load_backbone, load_recipe
-from spade_faiss.core.settings import Extraction, Preprocess, Run
+from spade_faiss.core.extraction import Extraction, Preprocess
+from spade_faiss.core.settings import Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.datasets import ImageRecord, load_dataset

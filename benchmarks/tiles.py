@@ -21,7 +21,8 @@ from PIL import Image
 
 from benchmarks.process import machine, peak_bytes, resident_bytes, seconds, spread
 from spade_faiss import Detector, evaluate, fit
-from spade_faiss.core.settings import Extraction, Method, Preprocess, Run
+from spade_faiss.core.extraction import Extraction, Preprocess
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.datasets import find_images, survey
 from spade_faiss.features.tiles import TileGrid

@@ -25,8 +25,9 @@ from benchmarks.sweep.sets import BACKBONE, RESIZE_MODES
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.origin import Origin
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.core.presets import of_few
-from spade_faiss.core.settings import Preprocess, Run, Tuning
+from spade_faiss.core.settings import Run, Tuning
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray

@@ -23,8 +23,9 @@ from benchmarks.sweep.sets import BACKBONE
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.origin import Origin
 from spade_faiss.cli.options import add_settings, read_settings
+from spade_faiss.core.extraction import Extraction, Preprocess
 from spade_faiss.core.presets import of_few
-from spade_faiss.core.settings import Extraction, Preprocess, Run, Tuning
+from spade_faiss.core.settings import Run, Tuning
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.datasets import ImageRecord, load_dataset

@@ -31,8 +31,9 @@ from benchmarks.sweep.measures import exponent, share_as_near
 from benchmarks.sweep.points import PeerPoint
 from benchmarks.sweep.sets import COARSE_POOLED, NORMALIZED, POOLED, POOLED_NORMALIZED, PixelSet, Places, pixel_set
 from spade_faiss import Bank, Detector, FeatureBatch, Scores
+from spade_faiss.core.declaring import ALL
 from spade_faiss.core.presets import of_few
-from spade_faiss.core.settings import ALL, Method, Run
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import Level

@@ -23,7 +23,9 @@ from benchmarks.gallery import AMPLE, Engine, engine_of, in_turn, ratio_of
 from benchmarks.process import machine, seconds, spread
 from benchmarks.sweep.sets import Places
 from spade_faiss import Bank, Detector, FeatureBatch
-from spade_faiss.core.settings import ALL, Extraction, Method, Preprocess, Run
+from spade_faiss.core.declaring import ALL
+from spade_faiss.core.extraction import Extraction, Preprocess
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone

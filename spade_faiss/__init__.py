@@ -20,9 +20,10 @@ if TYPE_CHECKING:
         SpadeError,
         StorageError,
     )
+    from spade_faiss.core.extraction import Extraction, Preprocess, Source
     from spade_faiss.core.presets import Preset, load_preset
     from spade_faiss.core.roi import Roi
-    from spade_faiss.core.settings import Caching, Decision, Extraction, Method, Preprocess, ReportOptions, Run, Source, Tuning
+    from spade_faiss.core.settings import Caching, Decision, Method, ReportOptions, Run, Tuning
     from spade_faiss.decisions.calibration import Calibration
     from spade_faiss.diagnostics.doctor import doctor
     from spade_faiss.diagnostics.recommend import recommend
@@ -82,7 +83,7 @@ _HOMES = {
     "Decision": "core.settings",
     "DependencyError": "core.errors",
     "Detector": "scoring.detector",
-    "Extraction": "core.settings",
+    "Extraction": "core.extraction",
     "FeatureBatch": "features.batch",
     "InputError": "core.errors",
     "Layout": "features.layout",
@@ -90,7 +91,7 @@ _HOMES = {
     "Method": "core.settings",
     "Network": "features.network",
     "NotFoundError": "core.errors",
-    "Preprocess": "core.settings",
+    "Preprocess": "core.extraction",
     "Preset": "core.presets",
     "Recipe": "search.recipe",
     "ReportOptions": "core.settings",
@@ -98,7 +99,7 @@ _HOMES = {
     "Roi": "core.roi",
     "Run": "core.settings",
     "Scores": "scoring.scores",
-    "Source": "core.settings",
+    "Source": "core.extraction",
     "SpadeError": "core.errors",
     "StorageError": "core.errors",
     "Tuning": "core.settings",

@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.deployment.measure import Row, in_turn, ratio
 from benchmarks.deployment.places import Places
 from benchmarks.process import seconds, spread
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.features.decoding import decode
 from spade_faiss.features.pictures import to_picture
 from spade_faiss.features.pixels import FULL_DEPTH, to_rgb

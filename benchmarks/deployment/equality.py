@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.deployment.measure import Row
 from benchmarks.deployment.places import ENGINES, Places
 from spade_faiss import Bank, Decision, Detector, Method, Run, build_index, calibrate, load_recipe
-from spade_faiss.core.settings import ALL
+from spade_faiss.core.declaring import ALL
 from spade_faiss.core.types import FloatArray
 from spade_faiss.decisions.rule import DecisionRule
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from benchmarks.deployment.measure import Row, cost_of, in_turn, ratio, spreads
 from benchmarks.deployment.places import BACKBONE, EXPORTED, SETS, Places, by_engine, inputs_of
 from spade_faiss import Extraction, extract
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.core.memory import BATCH_SIZE
-from spade_faiss.core.settings import Preprocess
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.datasets import ImageRecord

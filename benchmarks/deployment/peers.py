@@ -28,7 +28,7 @@ from benchmarks.deployment.measure import (
 )
 from benchmarks.deployment.places import Places, no_row
 from benchmarks.process import spread
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.features.datasets import Dataset
 from spade_faiss.features.pictures import load_image, to_mask
 from spade_faiss.scoring.metrics import detection_metrics, localization_metrics

@@ -17,8 +17,9 @@ from benchmarks.datasets import write_elpv
 from benchmarks.features import INPUT_SIZE, SHAPES, Product, write_bank
 from spade_faiss import Bank, FeatureBatch
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import Extraction
 from spade_faiss.core.files import atomic_path
-from spade_faiss.core.settings import Extraction, Run
+from spade_faiss.core.settings import Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.batch import Level, concatenate
 from spade_faiss.features.datasets import load_dataset
@@ -141,7 +142,7 @@ def _real(name: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def _extract(folder: Path, name: str, places: Places, prepared: dict[str, Any]) -> None:
-    from spade_faiss.core.settings import Preprocess
+    from spade_faiss.core.extraction import Preprocess
     from spade_faiss.features.loading import load_backbone
     from spade_faiss.features.stream import FeatureStream
     from spade_faiss.workflows.extract import extract

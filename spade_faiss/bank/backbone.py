@@ -12,9 +12,10 @@ from spade_faiss.bank.network import check_features, open_network
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.device import Device, find_device
 from spade_faiss.core.errors import BankError, InputError, NotFoundError
+from spade_faiss.core.extraction import Source
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import shorten
-from spade_faiss.core.settings import Run, Source
+from spade_faiss.core.settings import Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.forward.choice import check_torch, choose_engine, usable_engines
 from spade_faiss.features.names import is_known

@@ -15,13 +15,13 @@ from spade_faiss.bank.shards import ShardEntry
 from spade_faiss.core.augmentation import Augmentation
 from spade_faiss.core.copies import copy_of
 from spade_faiss.core.errors import BankError, InputError, NotFoundError
+from spade_faiss.core.extraction import Source
 from spade_faiss.core.files import FileEntry, check_sha256
 from spade_faiss.core.grouping import Grouping
 from spade_faiss.core.hints import fit_command
 from spade_faiss.core.inside import is_regular
 from spade_faiss.core.presets import Usual
 from spade_faiss.core.schema import check_at_least, shorten
-from spade_faiss.core.settings import Source
 from spade_faiss.core.signed_json import read_signed, write_signed
 from spade_faiss.features.layout import Layout
 from spade_faiss.storage.copy import bank_folder

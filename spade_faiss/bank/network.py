@@ -13,10 +13,10 @@ import numpy as np
 
 from spade_faiss.core.copies import copy_of, fetched
 from spade_faiss.core.errors import BankError, InputError
+from spade_faiss.core.extraction import Source
 from spade_faiss.core.files import FileEntry, check_file, hash_file, write_bytes
 from spade_faiss.core.inside import check_inside, read_regular
 from spade_faiss.core.schema import is_finite
-from spade_faiss.core.settings import Source
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.forward.choice import open_forward

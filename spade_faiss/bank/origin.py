@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from spade_faiss.bank.network import CarriedNetwork
 from spade_faiss.core.augmentation import Augmentation
+from spade_faiss.core.extraction import Source
 from spade_faiss.core.grouping import Grouping
 from spade_faiss.core.presets import Usual
-from spade_faiss.core.settings import Source
 
 if TYPE_CHECKING:
     from spade_faiss.features.proof import ExportedNetwork

@@ -20,11 +20,12 @@ from spade_faiss.bank.shards import check_shard
 from spade_faiss.bank.state import BankState, Place
 from spade_faiss.core.copies import named
 from spade_faiss.core.errors import BankError, InputError
+from spade_faiss.core.extraction import Source
 from spade_faiss.core.hints import add_command, verify_command
 from spade_faiss.core.presets import BankSize, Usual, of_few
 from spade_faiss.core.products import product_folder
 from spade_faiss.core.schema import shorten
-from spade_faiss.core.settings import Method, Source
+from spade_faiss.core.settings import Method
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.codes import Codes, LevelCodes

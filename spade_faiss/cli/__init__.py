@@ -18,9 +18,9 @@ from spade_faiss.cli.options import Commands
 from spade_faiss.cli.streams import open_closed_streams, write_error, write_output
 from spade_faiss.cli.text import to_json
 from spade_faiss.core.copies import named
+from spade_faiss.core.declaring import changed
 from spade_faiss.core.errors import SpadeError
 from spade_faiss.core.memory import is_out_of_memory
-from spade_faiss.core.settings import changed
 from spade_faiss.core.text import printable
 from spade_faiss.diagnostics.limits import check_libraries_fit
 from spade_faiss.features.forward.choice import is_installed, usable_engines

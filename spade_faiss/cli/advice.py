@@ -8,7 +8,8 @@ from pathlib import Path
 
 from spade_faiss.cli.options import Commands, add_settings, read_settings
 from spade_faiss.cli.text import Output
-from spade_faiss.core.settings import ALL, Extraction
+from spade_faiss.core.declaring import ALL
+from spade_faiss.core.extraction import Extraction
 from spade_faiss.diagnostics.workload import Workload
 
 

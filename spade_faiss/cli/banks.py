@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from spade_faiss.cli.options import Commands, add_cluster, add_recipe, add_run, add_settings, read_run, read_settings
 from spade_faiss.cli.text import Output, describe_calibration, describe_products, format_settings, format_times, names
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import Extraction, Preprocess, Source
 from spade_faiss.core.hints import index_command
 from spade_faiss.core.memory import format_bytes
-from spade_faiss.core.settings import Extraction, Indexing, Preprocess, Run, Source
+from spade_faiss.core.settings import Indexing, Run
 
 if TYPE_CHECKING:
     from spade_faiss.bank.bank import Bank

@@ -1,4 +1,4 @@
-"""Declaring commands, and making their options from the dataclasses that declare settings (`core/settings.py`)."""
+"""Declaring commands, and making their options from the dataclasses that declare settings, see `core/settings.py`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from spade_faiss.cli.text import Finding, Output
+from spade_faiss.core.declaring import changed
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Caching, Method, Run, changed
+from spade_faiss.core.settings import Caching, Method, Run
 
 if TYPE_CHECKING:
     from spade_faiss.bank.snapshot import Snapshot
@@ -57,7 +58,7 @@ def add_settings(command: argparse._ActionsContainer, cls: type, *, only: tuple[
 
     Args:
         command: the parser, or a group of its options.
-        cls: the dataclass; fields that are not declared by `core.settings.setting` have no option.
+        cls: the dataclass; fields that are not declared by `core.declaring.setting` have no option.
         only: the names of the fields that get an option; all if it is empty.
         usual: where a value comes from that is not given, if not from the dataclass.
     """

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from spade_faiss.cli.options import Commands, add_run, add_settings, read_run, read_settings
 from spade_faiss.cli.text import Output
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Extraction, Tuning
+from spade_faiss.core.extraction import Extraction
+from spade_faiss.core.settings import Tuning
 
 if TYPE_CHECKING:
     from spade_faiss.tuning.record import Record, Tried

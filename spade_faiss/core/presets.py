@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
+from spade_faiss.core.declaring import ALL, changed
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import Extraction
 from spade_faiss.core.named_files import packaged_names, read_named
 from spade_faiss.core.schema import from_mapping, shorten
-from spade_faiss.core.settings import ALL, Extraction, Method, changed
+from spade_faiss.core.settings import Method
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spade_faiss.core.device import Device
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.diagnostics.checks import GREEN, RED, Check
 from spade_faiss.diagnostics.self_test import TOLERANCE, SelfTest
 

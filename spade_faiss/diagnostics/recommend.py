@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
+from spade_faiss.core.declaring import ALL
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import Extraction
 from spade_faiss.core.memory import format_bytes, parse_bytes
-from spade_faiss.core.settings import ALL, Extraction
 from spade_faiss.diagnostics.measurements import (
     ALIGNED,
     Row,

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
 
+from spade_faiss.core.declaring import ALL, int_or_all, setting
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import DEFAULT_BACKBONE
 from spade_faiss.core.memory import parse_bytes
 from spade_faiss.core.schema import check_at_least, check_choice, is_finite
-from spade_faiss.core.settings import ALL, DEFAULT_BACKBONE, int_or_all, setting
 
 DEVICES = ("cpu", "cuda")
 # The measured shapes of features that stand for those of a backbone.

@@ -11,12 +11,13 @@ import numpy as np
 
 from spade_faiss.core.device import CPU, find_device
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import PRECISIONS, Preprocess, Source
 from spade_faiss.core.memory import format_bytes, physical_bytes
 from spade_faiss.core.once import Once
 from spade_faiss.core.process import fork_safe
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import check_choice
-from spade_faiss.core.settings import PRECISIONS, Preprocess, Run, Source
+from spade_faiss.core.settings import Run
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import Level
 from spade_faiss.features.forward.protocol import Features, Forward

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import Source
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import check_at_least, shorten
-from spade_faiss.core.settings import Source
 from spade_faiss.core.types import IntArray
 from spade_faiss.features.roi import cells_of
 

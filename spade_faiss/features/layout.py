@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from spade_faiss.core.declaring import for_each
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import NORMALIZE, POOL_BORDERS
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import check_at_least, check_choice
-from spade_faiss.core.settings import NORMALIZE, POOL_BORDERS, for_each
 from spade_faiss.core.store import DTYPES, LEAST_BITS, LEAST_NUMBERS, MOST_BITS, MOST_NUMBERS, Store
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level, check_ids, check_strings

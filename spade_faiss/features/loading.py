@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from spade_faiss.core.declaring import check_blocks
 from spade_faiss.core.errors import DependencyError, InputError
+from spade_faiss.core.extraction import DEFAULT_BACKBONE, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from spade_faiss.core.process import fork_safe
-from spade_faiss.core.settings import DEFAULT_BACKBONE, IMAGENET_MEAN, IMAGENET_STD, Preprocess, Run, check_blocks
+from spade_faiss.core.settings import Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.names import EFFICIENTNET_LITE0, TIMM_PREFIX, TORCHVISION_NAMES, is_known
 from spade_faiss.features.network import Network, patch_size, refuse_blocks

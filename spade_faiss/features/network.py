@@ -9,8 +9,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from spade_faiss.core.declaring import check_blocks
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import check_blocks
 
 # SPADE searches the last maps at these strides.
 STRIDES = (4, 8, 16)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from spade_faiss.core.augmentation import Augmentation
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.decoding import MAX_PIXELS, decode, naming_file, read_header

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.core.schema import check_at_least
-from spade_faiss.core.settings import Preprocess
 from spade_faiss.features.decoding import MAX_PIXELS
 
 # What is hidden beyond this share is said.

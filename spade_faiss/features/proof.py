@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Source
+from spade_faiss.core.extraction import Source
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import Level

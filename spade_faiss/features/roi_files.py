@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from spade_faiss.core.errors import InputError, NotFoundError
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.core.roi import Roi
-from spade_faiss.core.settings import Preprocess
 from spade_faiss.features.decoding import MAX_PIXELS, decode, naming_file
 from spade_faiss.features.pages import split_page
 from spade_faiss.features.pixels import Decoded, to_rgb

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from spade_faiss.core.errors import InputError, NotFoundError
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.folders import name_some
 from spade_faiss.features.frames import Frame

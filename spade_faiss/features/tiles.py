@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.core.once import once
-from spade_faiss.core.settings import Preprocess
 
 # The columns that say where a tile lies: its top left corner in the image that it was cut out of, and the size of that.
 TILE_COLUMNS = ("left", "top", "width", "height")

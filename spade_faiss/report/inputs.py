@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.core.memory import MemoryPlan
-from spade_faiss.core.settings import Method, Preprocess
+from spade_faiss.core.settings import Method
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.tiles import Places
 from spade_faiss.report.pictures import Mask, Picture

@@ -6,8 +6,9 @@ import shlex
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from spade_faiss.core.declaring import ALL
 from spade_faiss.core.presets import BankSize, Usual, of_few
-from spade_faiss.core.settings import ALL, Method
+from spade_faiss.core.settings import Method
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.search.protocol import ResolvedRecipe, resolve_recipe
 from spade_faiss.search.recipe import Settings, load_recipe, recipe_names

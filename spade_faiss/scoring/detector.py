@@ -13,13 +13,14 @@ import numpy.typing as npt
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Part, Snapshot, unknown_product
+from spade_faiss.core.declaring import ALL, for_each
 from spade_faiss.core.device import check_fork, find_device
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.hints import add_command, calibrate_command
 from spade_faiss.core.memory import parse_bytes, plan_memory
 from spade_faiss.core.once import Once
 from spade_faiss.core.process import fork_safe
-from spade_faiss.core.settings import ALL, Method, Run, for_each
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import FeatureBatch, by_picture, check_ids

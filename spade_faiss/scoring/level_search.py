@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from spade_faiss.bank.snapshot import Snapshot
+from spade_faiss.core.declaring import ALL, for_each
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import ALL, Method, for_each
+from spade_faiss.core.settings import Method
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.roi import cells_with_any

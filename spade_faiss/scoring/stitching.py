@@ -9,7 +9,8 @@ from scipy import ndimage
 
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Method, Preprocess
+from spade_faiss.core.extraction import Preprocess
+from spade_faiss.core.settings import Method
 from spade_faiss.features.tiles import Places, Tile, TileGrid, grid_of
 from spade_faiss.scoring.image_scores import map_statistics
 from spade_faiss.scoring.scores import NearestArray, Scores

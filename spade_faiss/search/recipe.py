@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+from spade_faiss.core.declaring import check_indexed_levels
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.named_files import packaged_names, parse_value, read_named
 from spade_faiss.core.schema import check_choice, from_mapping
-from spade_faiss.core.settings import check_indexed_levels
 
 # The folder of the package's own.
 _FOLDER = "indexes"

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Preprocess, Run, Tuning
+from spade_faiss.core.extraction import Preprocess
+from spade_faiss.core.settings import Run, Tuning
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.datasets import ImageRecord

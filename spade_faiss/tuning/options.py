@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from spade_faiss.core.declaring import ALL
+from spade_faiss.core.extraction import Extraction
 from spade_faiss.core.presets import Preset, Usual, load_preset, of_few
-from spade_faiss.core.settings import ALL, Extraction, Method
+from spade_faiss.core.settings import Method
 from spade_faiss.features.layout import Layout
 
 # The neighbors of a window's gallery: more gained nothing where it was tried.

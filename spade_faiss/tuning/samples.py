@@ -15,7 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Preprocess, Run
+from spade_faiss.core.extraction import Preprocess
+from spade_faiss.core.settings import Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch, concatenate
 from spade_faiss.features.datasets import ImageRecord

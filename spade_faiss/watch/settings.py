@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spade_faiss.core.declaring import setting
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import check_at_least, is_finite
-from spade_faiss.core.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)

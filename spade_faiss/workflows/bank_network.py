@@ -14,8 +14,9 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.places import MANIFEST
 from spade_faiss.core.device import find_device
 from spade_faiss.core.errors import DependencyError, InputError
+from spade_faiss.core.extraction import Extraction, Preprocess
 from spade_faiss.core.memory import parse_bytes
-from spade_faiss.core.settings import Extraction, Preprocess, Run
+from spade_faiss.core.settings import Run
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.datasets import ImageRecord

@@ -13,11 +13,13 @@ from spade_faiss.bank.origin import Origin
 from spade_faiss.bank.places import MANIFEST
 from spade_faiss.bank.shards import SHARD_BYTES
 from spade_faiss.core.copies import named
+from spade_faiss.core.declaring import for_each
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import Extraction, Preprocess
 from spade_faiss.core.memory import BATCH_SIZE, parse_bytes
 from spade_faiss.core.presets import DEFAULT, PAPER, Preset, Usual, load_preset
 from spade_faiss.core.products import check_product
-from spade_faiss.core.settings import Extraction, Preprocess, Run, for_each
+from spade_faiss.core.settings import Run
 from spade_faiss.core.store import Store
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.backbone import Backbone

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spade_faiss.cluster.session import connected
+from spade_faiss.core.extraction import Extraction
 from spade_faiss.core.presets import Preset
-from spade_faiss.core.settings import Extraction, Run
+from spade_faiss.core.settings import Run
 from spade_faiss.decisions.calibration import Calibration
 from spade_faiss.features.datasets import Images
 from spade_faiss.index.build import Built, build_index

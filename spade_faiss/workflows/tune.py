@@ -11,8 +11,9 @@ from spade_faiss.bank.backbone import backbone_of
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.manifest import is_begun
 from spade_faiss.core.errors import InputError, SpadeError
+from spade_faiss.core.extraction import Extraction
 from spade_faiss.core.presets import DEFAULT, Usual, load_preset
-from spade_faiss.core.settings import Extraction, Run, Tuning
+from spade_faiss.core.settings import Run, Tuning
 from spade_faiss.core.signed_json import hash_json
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.datasets import ImageRecord, Images, load_dataset, survey

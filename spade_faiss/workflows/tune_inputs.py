@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spade_faiss.core.declaring import changed
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import RESIZE_MODES, Extraction, Preprocess
 from spade_faiss.core.memory import parse_bytes
-from spade_faiss.core.settings import RESIZE_MODES, Extraction, Preprocess, Run, Tuning, changed
+from spade_faiss.core.settings import Run, Tuning
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.depth import find_bit_depth

@@ -23,8 +23,8 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.origin import Origin
 from spade_faiss.core import arrays
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import Preprocess, Source
 from spade_faiss.core.files import TEMPORARY_PATTERN
-from spade_faiss.core.settings import Preprocess, Source
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.layout import Layout, prepare
 from tests.support.banks import COARSE, DIM, FINE, SOURCE, assert_holds, batch, files, make_bank

@@ -19,8 +19,10 @@ from spade_faiss.bank.backbone import backbone_of
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.origin import Origin
 from spade_faiss.bank.shards import write_shard
+from spade_faiss.core.declaring import ALL
 from spade_faiss.core.errors import BankError, InputError, NotFoundError, SpadeError
-from spade_faiss.core.settings import ALL, Method, Preprocess, Run, Source
+from spade_faiss.core.extraction import Preprocess, Source
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.decisions.calibration import stored_calibrations
 from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import build_index, update_indexes

@@ -16,8 +16,9 @@ import pytest
 
 from spade_faiss import Detector
 from spade_faiss.bank.bank import Bank
+from spade_faiss.core.declaring import ALL
 from spade_faiss.core.errors import AccessError, BankError
-from spade_faiss.core.settings import ALL, Method
+from spade_faiss.core.settings import Method
 from spade_faiss.index.build import build_index, update_indexes
 from spade_faiss.search.native.extension import usable_simd_level
 from spade_faiss.search.recipe import Build, Recipe

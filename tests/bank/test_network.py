@@ -16,7 +16,8 @@ from spade_faiss.bank import backbone as bank_backbone
 from spade_faiss.bank.backbone import backbone_of
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import BankError, InputError
-from spade_faiss.core.settings import Extraction, Run
+from spade_faiss.core.extraction import Extraction
+from spade_faiss.core.settings import Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.forward import choice
 from spade_faiss.features.network import Network
@@ -164,7 +165,7 @@ def test_torch_is_compared_with_the_probe_too(resnet_bank: Path, monkeypatch: py
 
 @pytest.fixture(scope="module")
 def resnet_bank(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from spade_faiss.core.settings import Preprocess
+    from spade_faiss.core.extraction import Preprocess
 
     path = tmp_path_factory.mktemp("lite0") / "bank"
     extract(
@@ -184,7 +185,7 @@ def test_a_name_is_run_by_the_fastest_engine(resnet_bank: Path) -> None:
 
 
 def test_the_same_command_goes_on_with_the_network_of_the_bank(resnet_bank: Path, good: Path) -> None:
-    from spade_faiss.core.settings import Preprocess
+    from spade_faiss.core.extraction import Preprocess
 
     before = Bank.open(resnet_bank).manifest
     extraction = Extraction(backbone="efficientnet_lite0", preprocess=Preprocess(resize=64, size=64))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import tiles
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from tests.support.pictures import save_png
 
 

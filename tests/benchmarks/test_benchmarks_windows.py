@@ -9,7 +9,7 @@ import pytest
 from benchmarks import windows
 from benchmarks.pages import windows as page
 from benchmarks.sweep.sets import Places
-from spade_faiss.core.settings import ALL
+from spade_faiss.core.declaring import ALL
 from tests.support.benchmark_shapes import TINY
 from tests.support.pictures import write_dataset
 

@@ -13,7 +13,9 @@ from spade_faiss import cli
 from spade_faiss.bank.bank import Bank
 from spade_faiss.cli import options
 from spade_faiss.cli.options import Commands, add_settings, read_settings
-from spade_faiss.core.settings import Decision, Extraction, Method, ReportOptions, Run, setting
+from spade_faiss.core.declaring import setting
+from spade_faiss.core.extraction import Extraction
+from spade_faiss.core.settings import Decision, Method, ReportOptions, Run
 from spade_faiss.scoring.detector import Detector
 
 

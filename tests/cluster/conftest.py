@@ -9,7 +9,7 @@ import pytest
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.cluster.session import connect
-from spade_faiss.core.settings import Extraction, Preprocess
+from spade_faiss.core.extraction import Extraction, Preprocess
 from spade_faiss.workflows.fit import fit
 from tests.support.pictures import write_dataset
 

@@ -15,7 +15,8 @@ import pytest
 from spade_faiss.bank.bank import Bank
 from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError, NotFoundError
-from spade_faiss.core.settings import Extraction, ReportOptions, Run
+from spade_faiss.core.extraction import Extraction
+from spade_faiss.core.settings import ReportOptions, Run
 from spade_faiss.decisions.calibration import Calibration
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.index.build import build_index

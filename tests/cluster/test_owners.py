@@ -15,8 +15,9 @@ from spade_faiss.cluster.owned_detector import OwnedDetector
 from spade_faiss.cluster.owner import OwnedBank
 from spade_faiss.cluster.owners import Owners, open_owners
 from spade_faiss.cluster.session import connect, import_ray
+from spade_faiss.core.declaring import ALL
 from spade_faiss.core.errors import BankError, ClusterError, InputError
-from spade_faiss.core.settings import ALL, Method, ReportOptions, Run
+from spade_faiss.core.settings import Method, ReportOptions, Run
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.index.build import build_index
 from spade_faiss.report.scorefile import ScoreFile

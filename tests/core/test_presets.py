@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from spade_faiss.core.declaring import ALL
 from spade_faiss.core.errors import InputError, NotFoundError
+from spade_faiss.core.extraction import Extraction, Preprocess
 from spade_faiss.core.presets import Preset, Usual, load_preset, of_few, preset_names
-from spade_faiss.core.settings import ALL, Extraction, Method, Preprocess
+from spade_faiss.core.settings import Method
 from spade_faiss.search.recipe import recipe_names
 
 LEVELS = ("fine", "mid", "coarse")

@@ -10,21 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spade_faiss.core.declaring import pixels
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import LARGEST_SIDE, PRECISIONS, RESIZE_MODES, Extraction, Preprocess, Source
 from spade_faiss.core.schema import from_mapping
-from spade_faiss.core.settings import (
-    DISTANCES,
-    FUSIONS,
-    LARGEST_SIDE,
-    LOCALIZE,
-    PRECISIONS,
-    RESIZE_MODES,
-    Extraction,
-    Method,
-    Preprocess,
-    Source,
-    pixels,
-)
+from spade_faiss.core.settings import DISTANCES, FUSIONS, LOCALIZE, Method
 
 
 @dataclass(frozen=True, kw_only=True)

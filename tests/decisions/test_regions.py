@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.decisions.regions import Region, find_regions
 from spade_faiss.decisions.run_lengths import decode
 from spade_faiss.features.pictures import to_mask

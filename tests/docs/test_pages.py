@@ -13,7 +13,7 @@ import spade_faiss
 from benchmarks.pages.fill import DOCS, GENERATED, README, RESULTS, ROOT, filled, names_in, pages
 from benchmarks.pages.measured import MEASURED, measured
 from spade_faiss.cli import main
-from spade_faiss.core.settings import DEFAULT_BACKBONE
+from spade_faiss.core.extraction import DEFAULT_BACKBONE
 from spade_faiss.search.recipe import recipe_names
 
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in pages()}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Preprocess, Source
+from spade_faiss.core.extraction import Preprocess, Source
 from spade_faiss.features.batch import FeatureBatch, Level, concatenate
 from spade_faiss.features.layout import Layout, prepare
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Extraction
+from spade_faiss.core.extraction import Extraction
 from spade_faiss.core.store import Store
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.code_losses import LevelLoss, measure_losses

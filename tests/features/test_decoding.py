@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.decoding import MAX_PIXELS, read_image
 from spade_faiss.features.pictures import load_image

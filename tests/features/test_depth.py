@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.features import depth as depth_module
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.decoding import read_image

@@ -12,7 +12,7 @@ from PIL import Image
 
 from spade_faiss import Backbone, Detector, Extraction, fit
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.features.backbone import Backbone as Network
 from spade_faiss.scoring.scores import Scores
 from tests.support.image_files import noise, save

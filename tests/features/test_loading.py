@@ -16,7 +16,7 @@ from torch import nn
 from torchvision import models
 
 from spade_faiss.core.errors import DependencyError, InputError
-from spade_faiss.core.settings import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from spade_faiss.core.extraction import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import Level
 from spade_faiss.features.loading import load_backbone

@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image, ImageDraw, ImageFilter
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.features.pictures import to_mask
 from spade_faiss.features.placement import place
 from tests.support.image_files import save

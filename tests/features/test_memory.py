@@ -18,8 +18,9 @@ from PIL import Image
 
 from spade_faiss import Backbone, Detector
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.core.memory import parse_bytes
-from spade_faiss.core.settings import Preprocess, Run
+from spade_faiss.core.settings import Run
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.memory import MemoryGate
 from spade_faiss.features.pictures import load_bytes

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import Level
 from spade_faiss.features.network import Network

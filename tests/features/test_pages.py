@@ -15,7 +15,7 @@ from PIL import Image
 
 from spade_faiss import Backbone, Detector, Extraction, fit, score_folder
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.features.datasets import ImageRecord, find_images, load_dataset
 from spade_faiss.features.decoding import read_image
 from spade_faiss.features.pages import hash_image, list_pages, split_page

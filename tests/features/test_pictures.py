@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from torchvision import transforms
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import RESIZE_MODES, Preprocess
+from spade_faiss.core.extraction import RESIZE_MODES, Preprocess
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.decoding import read_image
 from spade_faiss.features.pictures import load_image, to_input, to_mask, to_picture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import RESIZE_MODES, Preprocess
+from spade_faiss.core.extraction import RESIZE_MODES, Preprocess
 from spade_faiss.features.decoding import MAX_PIXELS
 from spade_faiss.features.pictures import to_picture
 from spade_faiss.features.placement import Placement, Visible, place

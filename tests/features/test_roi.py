@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from spade_faiss.core.errors import InputError, NotFoundError
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import from_mapping
-from spade_faiss.core.settings import Preprocess
 from spade_faiss.features.batch import Level
 from spade_faiss.features.layout import Layout
 from spade_faiss.features.roi import cells_of, mask_of, nearest_cells, on_grid, resized

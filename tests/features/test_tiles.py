@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.features import tiles
 from spade_faiss.features.decoding import MAX_PIXELS
 from spade_faiss.features.placement import Placement, place

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Preprocess, Source
+from spade_faiss.core.extraction import Preprocess, Source
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import Level

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Preprocess, Run
+from spade_faiss.core.extraction import Preprocess
+from spade_faiss.core.settings import Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.features import video, video_names
 from spade_faiss.features.datasets import ImageRecord, load_dataset, survey

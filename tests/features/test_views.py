@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from spade_faiss.core.augmentation import Augmentation
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.pictures import load_bytes, load_views
 from spade_faiss.features.views import View, view_id

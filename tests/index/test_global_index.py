@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from spade_faiss import Bank, Detector, Scores
+from spade_faiss.core.declaring import ALL
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import ALL, Method
+from spade_faiss.core.settings import Method
 from spade_faiss.core.types import Arrays, FloatArray, IntArray
 from spade_faiss.index import gallery_build
 from spade_faiss.index.build import build_index

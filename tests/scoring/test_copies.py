@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from spade_faiss import Bank, Detector
+from spade_faiss.core.declaring import ALL
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import ALL, Method
+from spade_faiss.core.settings import Method
 
 
 @pytest.mark.parametrize("k_gallery", [5, ALL])

@@ -11,8 +11,9 @@ import pytest
 
 from spade_faiss import Detector
 from spade_faiss.bank.bank import Bank
+from spade_faiss.core.declaring import ALL
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import ALL, Method, Run
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.features.batch import concatenate
 from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import build_index

@@ -12,8 +12,9 @@ import pytest
 from spade_faiss import Bank, Detector
 from spade_faiss.bank.origin import Origin
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import Preprocess, Source
 from spade_faiss.core.presets import Preset, Usual
-from spade_faiss.core.settings import Method, Preprocess, Source
+from spade_faiss.core.settings import Method
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.layout import Layout
 from spade_faiss.features.tiles import TileGrid, tile_id

@@ -15,8 +15,10 @@ from scipy.ndimage import gaussian_filter
 
 from spade_faiss import Bank, Detector, FeatureBatch, Level
 from spade_faiss.bank.origin import Origin
+from spade_faiss.core.declaring import ALL
 from spade_faiss.core.errors import BankError, InputError
-from spade_faiss.core.settings import ALL, Method, Preprocess, Source
+from spade_faiss.core.extraction import Preprocess, Source
+from spade_faiss.core.settings import Method
 from spade_faiss.features.batch import concatenate
 from spade_faiss.features.layout import Layout
 from spade_faiss.features.tiles import TileGrid, tile_id

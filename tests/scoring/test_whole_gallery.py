@@ -9,9 +9,10 @@ import numpy.typing as npt
 import pytest
 
 from spade_faiss import Bank, Detector, FeatureBatch, Layout, Level
+from spade_faiss.core.declaring import ALL
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.presets import Usual
-from spade_faiss.core.settings import ALL, Method, Run
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.features.layout import prepare
 from spade_faiss.features.resampling import upsample
 from spade_faiss.search.levels import searched_levels

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from spade_faiss import Bank, Detector
-from spade_faiss.core.settings import ALL, Method, Run
+from spade_faiss.core.declaring import ALL
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.features.batch import Level
 from spade_faiss.index.build import build_index
 from spade_faiss.search.blocks import ArraySource, Blocks

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from spade_faiss import Bank, Detector, FeatureBatch
+from spade_faiss.core.declaring import ALL as EVERY
 from spade_faiss.core.roi import Roi
-from spade_faiss.core.settings import ALL as EVERY
 from spade_faiss.core.settings import Method
 from spade_faiss.core.store import Store
 from spade_faiss.features.layout import Layout

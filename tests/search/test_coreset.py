@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spade_faiss import Bank, Detector
+from spade_faiss.core.declaring import ALL
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import ALL, Method
+from spade_faiss.core.settings import Method
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.index.build import build_index
 from spade_faiss.search import coreset

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from spade_faiss import Bank, Detector
+from spade_faiss.core.declaring import ALL as EVERY
 from spade_faiss.core.errors import BankError, InputError
-from spade_faiss.core.settings import ALL as EVERY
 from spade_faiss.core.settings import Method, Run
 from spade_faiss.index.build import build_index
 from spade_faiss.search.recipe import Recipe

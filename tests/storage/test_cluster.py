@@ -9,7 +9,8 @@ import pytest
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.cluster.session import connect
-from spade_faiss.core.settings import Extraction, Preprocess, Run
+from spade_faiss.core.extraction import Extraction, Preprocess
+from spade_faiss.core.settings import Run
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.report.scoreparts import ScoreParts
 from spade_faiss.scoring.detector import Detector

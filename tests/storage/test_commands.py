@@ -13,7 +13,7 @@ import pytest
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.cli import main
-from spade_faiss.core.settings import Extraction, Preprocess
+from spade_faiss.core.extraction import Extraction, Preprocess
 from spade_faiss.storage import copy
 from spade_faiss.workflows.fit import fit
 from tests.support.banks import batch, make_bank

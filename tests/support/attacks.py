@@ -29,8 +29,9 @@ import onnx
 import spade_faiss.features.loading
 from spade_faiss.bank.bank import Bank
 from spade_faiss.cli import main
+from spade_faiss.core.extraction import Extraction
 from spade_faiss.core.files import FileEntry, hash_file
-from spade_faiss.core.settings import Extraction, Method, Run
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.index.build import build_index
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.search.recipe import load_recipe

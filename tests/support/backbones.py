@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.network import Network
 

@@ -14,7 +14,7 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.origin import Origin
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core import arrays
-from spade_faiss.core.settings import Preprocess, Source
+from spade_faiss.core.extraction import Preprocess, Source
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.layout import Layout
 

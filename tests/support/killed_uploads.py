@@ -17,7 +17,8 @@ from typing import Any
 
 import spade_faiss.scoring.detector
 import spade_faiss.workflows.fit
-from spade_faiss.core.settings import Caching, Extraction
+from spade_faiss.core.extraction import Extraction
+from spade_faiss.core.settings import Caching
 from spade_faiss.storage.cache import use_cache
 from spade_faiss.storage.cloud import CloudStore
 from spade_faiss.workflows import extract

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.loading import load_backbone

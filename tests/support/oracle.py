@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from spade_faiss import Bank, FeatureBatch, Level
 from spade_faiss.bank.origin import Origin
-from spade_faiss.core.settings import Source
+from spade_faiss.core.extraction import Source
 from spade_faiss.features.layout import Layout
 
 Floats = npt.NDArray[np.float32]

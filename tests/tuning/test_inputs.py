@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Preprocess, Run, Tuning
+from spade_faiss.core.extraction import Preprocess
+from spade_faiss.core.settings import Run, Tuning
 from spade_faiss.features import placement
 from spade_faiss.features.datasets import ImageRecord, survey
 from spade_faiss.features.placement import place

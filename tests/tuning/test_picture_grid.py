@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spade_faiss.core.settings import Preprocess
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.features.placement import place
 from spade_faiss.tuning.picture_grid import SIDE, on_picture, visible_in
 

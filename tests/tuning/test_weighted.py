@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from spade_faiss import Detector
-from spade_faiss.core.settings import ALL, Method, Run
+from spade_faiss.core.declaring import ALL
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.datasets import survey
 from spade_faiss.features.layout import Layout

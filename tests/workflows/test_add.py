@@ -12,8 +12,9 @@ import pytest
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import InputError, NotFoundError
+from spade_faiss.core.extraction import Extraction
 from spade_faiss.core.files import hash_file
-from spade_faiss.core.settings import Extraction, Run
+from spade_faiss.core.settings import Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.datasets import Duplicate

@@ -12,8 +12,9 @@ import pytest
 
 from spade_faiss import Bank, Detector, fit
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import Extraction
 from spade_faiss.core.presets import Usual
-from spade_faiss.core.settings import Decision, Extraction, Method, Run
+from spade_faiss.core.settings import Decision, Method, Run
 from spade_faiss.decisions.calibration import (
     current_calibrations,
     find_calibration,

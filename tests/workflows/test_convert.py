@@ -15,9 +15,10 @@ from spade_faiss.bank import bank as bank_module
 from spade_faiss.bank.origin import Origin
 from spade_faiss.bank.shards import write_shard
 from spade_faiss.cli import main
+from spade_faiss.core.declaring import ALL
 from spade_faiss.core.grouping import Grouping
 from spade_faiss.core.presets import load_preset
-from spade_faiss.core.settings import ALL, Method, Run
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.decisions.calibration import stored_calibrations
 from spade_faiss.workflows import convert as convert_module
 from spade_faiss.workflows.verify import verify

@@ -16,7 +16,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from spade_faiss import Backbone, Detector, Preprocess, evaluate, fit
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Extraction, Method, ReportOptions
+from spade_faiss.core.extraction import Extraction
+from spade_faiss.core.settings import Method, ReportOptions
 from spade_faiss.features.datasets import load_dataset
 from spade_faiss.features.pictures import load_image, to_mask
 from spade_faiss.report.model import Report

@@ -22,9 +22,10 @@ from PIL import Image
 import spade_faiss.workflows.extract as extract
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import InputError, NotFoundError
+from spade_faiss.core.extraction import Extraction, Preprocess
 from spade_faiss.core.files import hash_file
 from spade_faiss.core.presets import load_preset
-from spade_faiss.core.settings import Extraction, Preprocess, Run
+from spade_faiss.core.settings import Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features import stream

@@ -15,7 +15,8 @@ import torch
 from spade_faiss import Bank, Detector, Preprocess, evaluate
 from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Extraction, Method
+from spade_faiss.core.extraction import Extraction
+from spade_faiss.core.settings import Method
 from spade_faiss.core.types import FloatArray
 from spade_faiss.decisions.regions import find_regions
 from spade_faiss.features.datasets import ImageRecord

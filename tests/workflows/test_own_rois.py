@@ -15,7 +15,8 @@ from sklearn.metrics import roc_auc_score
 from spade_faiss import Bank, Detector, evaluate
 from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError, NotFoundError
-from spade_faiss.core.settings import Extraction, Run
+from spade_faiss.core.extraction import Extraction
+from spade_faiss.core.settings import Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.workflows.calibrate import calibrate

@@ -12,9 +12,11 @@ import pytest
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.cli import main
+from spade_faiss.core.declaring import ALL
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.extraction import Extraction
 from spade_faiss.core.presets import Usual, load_preset
-from spade_faiss.core.settings import ALL, Extraction, Method
+from spade_faiss.core.settings import Method
 from spade_faiss.decisions.calibration import stored_calibrations
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch, Level

@@ -15,7 +15,8 @@ from PIL import Image
 
 from spade_faiss import Backbone, Detector, Preprocess, fit, load_backbone, score_folder
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Extraction, ReportOptions, Run
+from spade_faiss.core.extraction import Extraction
+from spade_faiss.core.settings import ReportOptions, Run
 from spade_faiss.core.text import is_hidden
 from spade_faiss.report.cells import read_text
 from spade_faiss.report.csvfile import write_csv

@@ -12,7 +12,8 @@ import pytest
 
 from spade_faiss import Bank, Detector, suspects
 from spade_faiss.core.errors import InputError, NotFoundError
-from spade_faiss.core.settings import Extraction, Method, ReportOptions
+from spade_faiss.core.extraction import Extraction
+from spade_faiss.core.settings import Method, ReportOptions
 from spade_faiss.index.build import build_index
 from spade_faiss.report.cells import read_text
 from spade_faiss.report.scorefile import ScoreFile

@@ -20,7 +20,8 @@ import spade_faiss.workflows.extract as extract_module
 from spade_faiss import Bank, Detector, Preprocess
 from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Extraction, Method, Run
+from spade_faiss.core.extraction import Extraction
+from spade_faiss.core.settings import Method, Run
 from spade_faiss.features.loading import load_backbone
 from spade_faiss.features.pictures import to_input
 from spade_faiss.features.tiles import TileGrid

@@ -14,8 +14,9 @@ import pytest
 from spade_faiss import Bank, Detector, Extraction, Tuning, fit, tune
 from spade_faiss.cli import main
 from spade_faiss.core.errors import AccessError, InputError
+from spade_faiss.core.extraction import Preprocess
 from spade_faiss.core.files import hash_file
-from spade_faiss.core.settings import Preprocess, Run
+from spade_faiss.core.settings import Run
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.tuning import inputs, search
 from spade_faiss.tuning.picture_stream import input_name

@@ -20,7 +20,7 @@ class Forward(Protocol):
 
     @property
     def engine(self) -> str:
-        """One of `core.settings.ENGINES`."""
+        """One of `core.extraction.ENGINES`."""
 
     def __call__(self, inputs: FloatArray) -> Features:
         """Run it on n images.
