@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spade_faiss.bank.as_plain import first_difference, named_layout
 from spade_faiss.bank.codes import CODES, CodesEntry, check_codes_file, codes_path, read_codes, write_codes
 from spade_faiss.bank.compaction import Compaction, join_shards, plan_compaction
 from spade_faiss.bank.locks import LOCK, READERS, WRITER, Lease, WriterLock
@@ -22,7 +23,7 @@ from spade_faiss.bank.network import NETWORK, write_network
 from spade_faiss.bank.origin import Origin
 from spade_faiss.bank.places import MANIFEST, PRODUCTS, SHARDS, STAGED, check_places, leftovers
 from spade_faiss.bank.shards import SHARD_BYTES, ShardEntry, StagedShard, check_shard, write_shard
-from spade_faiss.bank.snapshot import Snapshot, first_difference, named_layout
+from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.bank.state import BankState, Place
 from spade_faiss.core.copies import copy_of
 from spade_faiss.core.errors import BankError, InputError

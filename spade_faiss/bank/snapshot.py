@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from spade_faiss.bank.as_plain import first_difference, named_source
 from spade_faiss.bank.codes import check_codes_file
 from spade_faiss.bank.compaction import join_shards, plan_compaction
 from spade_faiss.bank.locks import Lease, readers
@@ -116,31 +117,6 @@ class Snapshot:
     def __len__(self) -> int:
         return len(self._state)
 
-    def facts(self) -> dict[str, Any]:
-        """Return what identifies the bank, and its size, for reports and `info`."""
-        source = self.manifest.source
-        return {
-            "path": self.name,
-            "generation": self.generation,
-            "images": len(self.pictures),
-            "entries": len(self),
-            "shards": len(self.manifest.shards),
-            "bytes": self.bytes_on_disk,
-            "bytes_per_image": round(self.bytes_on_disk / max(1, len(self.pictures))),
-            **named_layout(self.layout),
-            "store": str(self.layout.store),
-            "codes": None if self.manifest.codes is None else asdict(self.manifest.codes),
-            "source": None if source is None else _named_source(source),
-            "augment": None if self.manifest.augment is None else asdict(self.manifest.augment),
-            "group_by": None if self.manifest.grouping is None else str(self.manifest.grouping),
-            "groups": None if self.siblings is self.pictures else len(self.siblings),
-            "products_by": None if self.manifest.products is None else str(self.manifest.products),
-            "product": self.product or None,
-            "network": None if self.manifest.network is None else asdict(self.manifest.network),
-            "usual": asdict(self.usual),
-            "versions": self.manifest.versions,
-        }
-
     def check_source(self, source: Source | None) -> None:
         """Raise InputError if features from `source` cannot be compared with the bank's; the message has both values.
 
@@ -149,7 +125,7 @@ class Snapshot:
         ours = self.manifest.source
         if source is None or ours is None:
             return
-        difference = first_difference(_named_source(ours.comparable()), _named_source(source.comparable()))
+        difference = first_difference(named_source(ours.comparable()), named_source(source.comparable()))
         if difference is None:
             return
         name, value, theirs = difference
@@ -509,28 +485,3 @@ def _open_again(kind: type[Snapshot], place: str, manifest: Manifest) -> Snapsho
     if manifest.codes is not None:
         check_codes_file(path, manifest.codes)
     return kind(path, manifest, lease)
-
-
-def first_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the name of the first setting that differs, and both values; None if all are equal."""
-    for name, value in ours.items():
-        if isinstance(value, dict) and isinstance(theirs[name], dict):
-            if difference := first_difference(value, theirs[name]):
-                return f"{name}.{difference[0]}", *difference[1:]
-        elif value != theirs[name]:
-            return name, value, theirs[name]
-    return None
-
-
-def named_layout(layout: Layout) -> dict[str, Any]:
-    """Return a layout as plain values, its region of interest by what names it: how it is written down may be long."""
-    found = replace(layout, roi=None).named()
-    return found if layout.roi is None else {"roi": layout.roi.facts(), **found}
-
-
-def _named_source(source: Source) -> dict[str, Any]:
-    """Return a source as plain values, its region of interest by what names it."""
-    found = asdict(source)
-    if (roi := source.preprocess.roi) is not None:
-        found["preprocess"]["roi"] = roi.facts()
-    return found

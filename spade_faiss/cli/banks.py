@@ -279,9 +279,11 @@ def _info(arguments: argparse.Namespace) -> Output:
 
 
 def _info_numbers(found: BankInfo, calibrations: list[tuple[dict[str, object], str]]) -> dict[str, object]:
+    from spade_faiss.bank.facts import facts_of
+
     bank = found.bank
     return {
-        **bank.facts(),
+        **facts_of(bank),
         "removed": sorted(bank.removed),
         "history": [vars(event) for event in bank.manifest.history],
         "readers": bank.readers(),

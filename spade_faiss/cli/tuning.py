@@ -36,6 +36,7 @@ def register(commands: Commands) -> None:
 
 
 def _tune(arguments: argparse.Namespace) -> Output:
+    from spade_faiss.bank.facts import facts_of
     from spade_faiss.workflows.tune import tune, undo_tuning
 
     # `--roi` is a setting of a new bank here.
@@ -44,7 +45,7 @@ def _tune(arguments: argparse.Namespace) -> Output:
         if arguments.images:
             raise InputError("--undo takes no images; it goes back to how the bank was searched before")
         bank = undo_tuning(arguments.bank, run=run)
-        return {"bank": str(bank.path), "usual": bank.facts()["usual"]}, [f"{bank.path}: searched as before it was tuned"]
+        return {"bank": str(bank.path), "usual": facts_of(bank)["usual"]}, [f"{bank.path}: searched as before it was tuned"]
     if not arguments.images:
         raise InputError("no image was named; give a folder of normal images, or --undo")
     done = tune(

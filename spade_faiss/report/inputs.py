@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from spade_faiss.bank.facts import facts_of
 from spade_faiss.core.extraction import Preprocess
 from spade_faiss.core.memory import MemoryPlan
 from spade_faiss.core.settings import Method
@@ -56,7 +57,7 @@ class DetectorFacts:
             method=detector.method,
             recipe=detector.recipe,
             definition=detector.resolved.method.definition,
-            bank=detector.bank.facts(),
+            bank=facts_of(detector.bank),
             memory=detector.plan,
         )
 

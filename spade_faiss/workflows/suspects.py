@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from spade_faiss.bank.facts import facts_of
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import atomic_path
 from spade_faiss.core.progress import progress_bar
@@ -102,7 +103,7 @@ def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOpti
         _write_csv(folder.staged, found, detector)
         _write_scores(folder, detector, originals[order[: report.shown]].tolist(), timings)
         _write_page(folder, found, detector, report.shown, timings)
-        write_json(folder.staged / REPORT, {"run": folder.stamp(), "bank": detector.bank.facts(), "images": len(found.ids)})
+        write_json(folder.staged / REPORT, {"run": folder.stamp(), "bank": facts_of(detector.bank), "images": len(found.ids)})
     return found
 
 

@@ -16,6 +16,7 @@ import pytest
 from spade_faiss.bank import bank as bank_module
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.codes import CODES
+from spade_faiss.bank.facts import facts_of
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry, hash_file
 from spade_faiss.core.store import Store
@@ -64,7 +65,7 @@ def test_a_bank_of_codes_holds_what_its_codes_say(tmp_path: Path) -> None:
     entry = bank.manifest.codes
     assert entry is not None
     assert (entry.pictures, [loss.level for loss in entry.losses]) == (3, ["blocks.1", "blocks.2"])
-    assert (bank.facts()["store"], bank.facts()["codes"]["pictures"]) == ("pca4-int8", 3)
+    assert (facts_of(bank)["store"], facts_of(bank)["codes"]["pictures"]) == ("pca4-int8", 3)
 
 
 def test_an_empty_bank_of_codes_has_none_yet(tmp_path: Path) -> None:
@@ -252,7 +253,7 @@ def test_a_bank_of_packed_codes_holds_what_its_codes_say(tmp_path: Path, store: 
     bank.remove(["b"])
     bank.compact()
     opened = Bank.open(bank.path)
-    assert (opened.ids, str(opened.layout.store), opened.facts()["store"]) == (["a", "c", "d", "e", "f"], store, store)
+    assert (opened.ids, str(opened.layout.store), facts_of(opened)["store"]) == (["a", "c", "d", "e", "f"], store, store)
     assert opened.codes is not None
     encoded = opened.codes.encode(prepare(DE, opened.layout))
     for level in opened.layout.levels:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from spade_faiss import Bank, InputError
+from spade_faiss.bank.facts import facts_of
 from tests.support.banks import ABC, DE, batch, files, make_bank
 
 FIRST = batch("a", "b", "a//1", "c", pictures=["a", "b", "a", "c"], groups=["t", "t", "t", ""])
@@ -30,7 +31,7 @@ def test_rows_know_their_siblings(bank: Bank) -> None:
         assert state.group_of == {"a": "t", "b": "t", "d": "u", "e": "t"}
         assert state.read(np.array([3, 4])).groups == ["", "u"]
         assert len(state.pictures) == 5
-        assert state.facts()["groups"] == 3
+        assert facts_of(state)["groups"] == 3
 
 
 def test_without_groups_a_bank_is_what_it_was_to_the_byte(tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_without_groups_a_bank_is_what_it_was_to_the_byte(tmp_path: Path) -> Non
     assert b"image/group" not in shards[0]
     assert plain.siblings is plain.pictures
     assert plain.group_of == {}
-    assert plain.facts()["groups"] is None
+    assert facts_of(plain)["groups"] is None
 
 
 def test_a_shard_without_groups_may_stand_beside_one_with_them(bank: Bank) -> None:

@@ -15,6 +15,7 @@ import torch
 from spade_faiss.bank import backbone as bank_backbone
 from spade_faiss.bank.backbone import backbone_of
 from spade_faiss.bank.bank import Bank
+from spade_faiss.bank.facts import facts_of
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.extraction import Extraction
 from spade_faiss.core.settings import Run
@@ -67,7 +68,7 @@ def test_a_bank_carries_its_network_with_evidence(made: Path) -> None:
     assert set(manifest.network.differences) == set(ENGINES)
     assert all(0 <= apart < 1e-5 for apart in manifest.network.differences.values())
     assert 1e-5 <= manifest.network.limit < 1e-4
-    assert Bank.open(made).facts()["network"]["limit"] == manifest.network.limit
+    assert facts_of(Bank.open(made))["network"]["limit"] == manifest.network.limit
 
 
 @pytest.mark.parametrize("engine", ["auto", *ENGINES])
@@ -277,5 +278,5 @@ def test_banks_from_before_are_read(bank: Path, good: Path) -> None:
     opened = Bank.open(bank)
     assert opened.manifest.source is not None
     assert (opened.manifest.network, opened.manifest.source.engine) == (None, "torch")
-    assert "network" in json.loads(json.dumps(opened.facts()))
+    assert "network" in json.loads(json.dumps(facts_of(opened)))
     assert len(Detector.open(bank, backbone=tiny_backbone()).score(good).ids) == 8

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from spade_faiss import Bank, FeatureBatch, InputError
+from spade_faiss.bank.facts import facts_of
 from spade_faiss.features.batch import concatenate, originals
 from spade_faiss.features.layout import prepare
 from spade_faiss.workflows.verify import verify
@@ -39,9 +40,9 @@ def test_entries_know_their_picture(bank: Bank) -> None:
         assert (pictures.originals.tolist(), pictures.sizes.tolist()) == ([0, 1, 3, 6], [2, 3, 1, 1])
         assert [pictures.number(name) for name in ("d", "b//2", "x")] == [3, None, None]
         assert not pictures.are_rows
-        assert state.facts()["images"] == 4
-        assert state.facts()["entries"] == 7
-        assert state.facts()["bytes_per_image"] == round(state.bytes_on_disk / 4)
+        assert facts_of(state)["images"] == 4
+        assert facts_of(state)["entries"] == 7
+        assert facts_of(state)["bytes_per_image"] == round(state.bytes_on_disk / 4)
         assert state.size_text == "4 normal images (7 entries)"
         assert state.read(np.array([5, 0])).pictures == ["b", "a"]
     assert events(bank) == [(1, "add", 3), (2, "add", 2)]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from spade_faiss import Bank, Detector, Layout
+from spade_faiss.bank.facts import facts_of
 from spade_faiss.bank.manifest import read_manifest, write_manifest
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.roi import Roi
@@ -213,6 +214,6 @@ def test_a_bank_keeps_the_regions_of_its_images(tmp_path: Path) -> None:
     for row, own in enumerate(np.delete(of_normals(), 1, axis=0)):
         np.testing.assert_array_equal(bank.inspected(row), own)
     assert verify(bank.path, deep=True).problems == ()
-    assert bank.facts()["own_rois"] is True
+    assert facts_of(bank)["own_rois"] is True
     calibration = calibrate(Detector.open(bank.path, method=Method(k_image=3, k_gallery=3)))
     assert sum(calibration.pixels.counts) == np.delete(of_normals(), 1, axis=0).sum()

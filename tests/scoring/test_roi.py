@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from spade_faiss import Bank, Detector, Layout, Level, Scores
+from spade_faiss.bank.facts import facts_of
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.settings import Method, Run
@@ -282,7 +283,7 @@ def test_a_bank_keeps_its_region(made: Path, tmp_path: Path) -> None:
         for row, maps in enumerate(expected):
             np.testing.assert_array_equal(bank.level_map(name, row), maps[inspected(name)])
     assert verify(bank.path, deep=True).problems == ()
-    facts = bank.facts()
+    facts = facts_of(bank)
     assert facts["roi"] == Roi.of(region()).facts()
     assert facts["roi"]["share"] == pytest.approx(region().mean())
 
