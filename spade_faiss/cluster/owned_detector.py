@@ -63,7 +63,13 @@ class OwnedLevelSearch(LevelSearch):
             return (GalleryRequest(self.level.name, at, there, rows),)
 
         found: list[PartHits] = self.owners.ask("find", request_of)
-        return merge_hits(found, images, self.level.locations, self.method.kappa)
+        hits = merge_hits(found, images, self.level.locations, self.method.kappa)
+        if not self.own_rois and np.isinf(hits.sq_dist).any():  # no owner can tell: each has a part
+            raise InputError(
+                f"kappa={self.method.kappa} is larger than the smallest number of vectors that a location is compared with at "
+                f"level {self.level.name!r}; raise radius or k_gallery, or lower kappa"
+            )
+        return hits
 
     def working_bytes(self, images: int) -> int:
         """See `LevelSearch`: what travels, and what is merged."""

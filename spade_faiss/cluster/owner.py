@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
 
@@ -21,7 +21,7 @@ from spade_faiss.scoring.level_search import LevelSearch, open_level_searches
 from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.levels import vectors_of
-from spade_faiss.search.protocol import Hits, resolve_recipe
+from spade_faiss.search.protocol import Hits, PartialSearch, resolve_recipe
 from spade_faiss.search.recipe import Recipe
 from spade_faiss.search.workers import Workers
 
@@ -107,8 +107,16 @@ class _Part:
 
     @staticmethod
     def _search(search: LevelSearch, xq: FloatArray, rows: IntArray) -> Hits:
+        """Search some rows; where they have fewer vectors than are asked for, others have the rest."""
         assert search.search is not None
-        return search.search(xq, rows, search.method.kappa)
+        kappa = search.method.kappa
+        there = min(kappa, rows.shape[1] * search.level.locations)
+        find = search.search.partial if isinstance(search.search, PartialSearch) else search.search
+        found = find(xq, rows, there)
+        if there == kappa:
+            return found
+        missing = np.full((*found.row.shape, kappa - there), np.inf, np.float32)
+        return replace(found, sq_dist=np.concatenate([found.sq_dist, missing], axis=2))
 
 
 class ShardOwner:

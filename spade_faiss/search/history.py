@@ -84,9 +84,13 @@ class HistorySearch:
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
-        n, locations, _ = xq.shape
         if kappa > (most := neighbors.shape[1]):
             raise InputError(f"kappa={kappa} is larger than a location's history, {most} normal images; lower it")
+        return self.partial(xq, neighbors, kappa)
+
+    def partial(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
+        """See `PartialSearch`."""
+        n, locations, _ = xq.shape
         best = RunningBest(n, locations, kappa, locations)
         for image, x in enumerate(xq):
             probed, rows = self._probed(x), np.sort(neighbors[image]).tolist()

@@ -78,6 +78,10 @@ class LocationSearch:
             )
         return self._search(xq, neighbors, kappa)
 
+    def partial(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
+        """See `PartialSearch`."""
+        return self._search(xq, neighbors, kappa)
+
 
 class BlockWindowSearch:
     """The same as `WindowSearch`, block by block: FAISS says which vectors may be nearest, and NumPy evaluates those.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -80,6 +80,15 @@ class GallerySearch(Protocol):
             k_gallery: number of neighbors of each.
             kappa: number of vectors to find for each location.
         """
+        ...
+
+
+@runtime_checkable
+class PartialSearch(Protocol):
+    """A `GallerySearch` for which a location's vectors are fewer than those of the gallery, and may be fewer than `kappa`."""
+
+    def partial(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
+        """Search a part of the gallery, and refuse no `kappa`: distances are infinite where a location has fewer vectors."""
         ...
 
 

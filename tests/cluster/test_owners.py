@@ -132,6 +132,20 @@ def test_every_exact_recipe(cluster: str, folder: Path, queries: FeatureBatch, r
         same(alone.score_rows([0, 2, 7, 11]), together.score_rows([0, 2, 7, 11]))
 
 
+def test_owners_of_fewer_vectors_than_kappa(cluster: str, folder: Path, queries: FeatureBatch) -> None:
+    """Each owner has some of a place's vectors, fewer than kappa; together they have all, and no fewer count as all."""
+    same_place = load_recipe("location").with_query({"radius": "0"})
+    alone = Detector.open(folder, recipe=same_place, method=Method(k_image=3, k_gallery=3, kappa=2))
+    with owned(cluster, alone) as together:
+        same(alone.score_features(queries), together.score_features(queries))
+        same(alone.score_rows([0, 2, 7, 11]), together.score_rows([0, 2, 7, 11]))
+    too_many = Detector.open(folder, recipe=same_place, method=Method(k_image=3, k_gallery=3, kappa=4))
+    with pytest.raises(InputError, match="kappa=4 is larger than the smallest window"):
+        too_many.score_features(queries)
+    with owned(cluster, too_many) as together, pytest.raises(InputError, match="kappa=4 is larger than the smallest number"):
+        together.score_features(queries)
+
+
 @pytest.mark.slow
 def test_what_an_owner_raises_names_its_node(cluster: str, folder: Path, queries: FeatureBatch, tmp_path: Path) -> None:
     alone = Detector.open(folder, method=Method(k_image=3, k_gallery=5))
