@@ -243,7 +243,7 @@ def losses(data: Path, scratch: Path, count: int = LOST) -> Row:
     """Lose a worker, a node or the driver in the middle of each command; compare with what one process makes."""
     draw, found = random.Random(7), []
     alone = _Alone(scratch)
-    with small_cluster(2) as cluster:
+    with small_cluster(2, "benchmarks.small_pieces") as cluster:
         alone.prepare(cluster)
         for number in range(count):
             loss, command = LOSSES[number % len(LOSSES)], COMMANDS[number // len(LOSSES) % len(COMMANDS)]

@@ -23,9 +23,11 @@ class SmallCluster:
 
     Args:
         nodes: the number of nodes that compute.
+        program: the module that commands are of.
     """
 
-    def __init__(self, nodes: int) -> None:
+    def __init__(self, nodes: int, program: str = "spade_faiss") -> None:
+        self._program = program
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         from ray.cluster_utils import Cluster
 
@@ -43,7 +45,7 @@ class SmallCluster:
         """Start a command, which finds the cluster by `--cluster auto`."""
         with log.open("wb") as file:
             return subprocess.Popen(
-                [sys.executable, "-m", "spade_faiss", *words],
+                [sys.executable, "-m", self._program, *words],
                 stdout=file,
                 stderr=file,
                 env={**os.environ, "RAY_ADDRESS": self._cluster.address},
@@ -110,9 +112,9 @@ class SmallCluster:
 
 
 @contextmanager
-def small_cluster(nodes: int) -> Iterator[SmallCluster]:
-    """A cluster that is there inside a `with` block."""
-    cluster = SmallCluster(nodes)
+def small_cluster(nodes: int, program: str = "spade_faiss") -> Iterator[SmallCluster]:
+    """A cluster that is there inside a `with` block; arguments are those of `SmallCluster`."""
+    cluster = SmallCluster(nodes, program)
     try:
         yield cluster
     finally:

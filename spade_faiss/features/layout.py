@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from spade_faiss.core.declaring import for_each
 from spade_faiss.core.errors import InputError
@@ -269,6 +268,8 @@ def _prepare_maps(
             exists *= mask_of(level.roi)[:, :, np.newaxis]
         if not exists.all():
             values = values * exists
+        from scipy import ndimage  # takes longer to import than many images take to prepare, and few banks need it
+
         values = ndimage.uniform_filter(values, size, mode="constant")
         if layout.pool_border == "valid":
             # The mean is over the neighbors that exist: at the border the window is smaller, not padded.

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy import ndimage
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.features.pixels import Decoded, to_rgb
@@ -126,6 +125,8 @@ def _is_label_map(values: Values, dark: Bools) -> Any:
 
 def _darkest_class(values: Values, dark: Bools, top: int) -> int:
     """The gray of the darkest class that covers flat areas; 0 if there is none."""
+    from scipy import ndimage  # takes longer to import than many images take to read, and only masks need it
+
     spread = ndimage.maximum_filter(values, 3).astype(np.int64) - ndimage.minimum_filter(values, 3)
     flat = values[spread <= _FLAT * top].astype(np.int64) * 255 // top
     count = np.bincount(flat, minlength=256)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from spade_faiss.core.augmentation import Augmentation
 from spade_faiss.features.placement import Placement
@@ -89,6 +88,8 @@ def _resampled(
     whole: npt.NDArray[np.uint8], matrix: npt.NDArray[np.float64], shift: npt.NDArray[np.float64], size: tuple[int, int]
 ) -> npt.NDArray[np.uint8]:
     """(H, W, 3), bilinear; beyond the image, its border is repeated."""
+    from scipy import ndimage  # takes longer to import than many images take to read, and only augmented ones need it
+
     found = np.empty((*size, 3), np.uint8)
     for channel in range(3):
         values = ndimage.affine_transform(whole[..., channel], matrix, shift, size, output=np.float32, order=1, mode="nearest")

@@ -14,7 +14,7 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.places import leftovers
 from spade_faiss.bank.shards import StagedShard
 from spade_faiss.cluster.pieces import PieceRunner, Work
-from spade_faiss.cluster.plan import Piece, plan_pieces
+from spade_faiss.cluster.plan import Piece, least_images, plan_pieces
 from spade_faiss.cluster.session import connect
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.progress import progress_bar
@@ -143,6 +143,7 @@ def extract_pieces(bank: Bank, backbone: Backbone, work: Extracting, known: dict
             batch=max(1, work.batch_size // views) if not bank.is_tiled else 1,
             most=_TILED_PICTURES if bank.is_tiled else max(1, -(-work.shard_bytes // (views * bank.layout.image_bytes))),
             workers=session.workers(),
+            least=least_images(views * bank.layout.image_bytes) if not bank.is_tiled else 1,
         )
         runner = PieceRunner(session, Work(partial(_Worker, bank.name, job), _Worker.extract), work.run.device)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spade_faiss.cluster.pieces import PieceRunner, Work
-from spade_faiss.cluster.plan import plan_pieces
+from spade_faiss.cluster.plan import least_images, plan_pieces
 from spade_faiss.cluster.session import connect
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.progress import progress_bar
@@ -107,7 +107,13 @@ def score_on_cluster(detector: Detector, rows: Sequence[int], held_out: Survey |
     root = Path() if held_out is None else held_out.root
     found, skipped, count = NormalScores(), list[Skipped](), len(rows) + len(records)
     with connect(run.cluster) as session, opening(session, detector) as opened:
-        pieces = plan_pieces(count, batch=detector.images_at_a_time, most=_MOST_IMAGES, workers=session.workers())
+        pieces = plan_pieces(
+            count,
+            batch=detector.images_at_a_time,
+            most=_MOST_IMAGES,
+            workers=session.workers(),
+            least=least_images(detector.bank.layout.image_bytes) if not detector.bank.is_tiled else 1,
+        )
         runner = PieceRunner(session, Work(partial(_Worker, root, opened), _Worker.score), run.device)
         with progress_bar(count, "calibrate", run.progress) as bar:
             for piece, (scores, lost) in runner((piece, _Part(piece.of(rows), piece.of(records))) for piece in pieces):

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from spade_faiss.cluster.pieces import PieceRunner, Work
-from spade_faiss.cluster.plan import piece_size, pieces_of
+from spade_faiss.cluster.plan import least_images, piece_size, pieces_of
 from spade_faiss.cluster.session import connect
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.progress import progress_bar
@@ -163,7 +163,13 @@ def score_pieces(job: tuple[Detector, DecisionRules | None], found: Survey, fold
     parts: list[ScoredPart] = []
     skipped = Collected().skipped
     with connect(run.cluster) as session, opening(session, detector) as opened:
-        size = piece_size(len(records), batch=detector.images_at_a_time, most=_MOST_IMAGES, workers=session.workers())
+        size = piece_size(
+            len(records),
+            batch=detector.images_at_a_time,
+            most=_MOST_IMAGES,
+            workers=session.workers(),
+            least=least_images(detector.bank.layout.image_bytes) if not detector.bank.is_tiled else 1,
+        )
         new = PartsRecord(run=folder.run, size=size)
         place, record = begin_parts(folder.kept_parts, key_of(detector, rules, settings, found), new)
         pieces = pieces_of(len(records), record.size)

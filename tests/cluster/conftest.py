@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from spade_faiss.bank.bank import Bank
+from spade_faiss.cluster import plan
 from spade_faiss.cluster.session import connect
 from spade_faiss.core.extraction import Extraction, Preprocess
 from spade_faiss.workflows.fit import fit
@@ -23,6 +24,12 @@ def cluster() -> Iterator[str]:
     """What `--cluster` says."""
     with connect(CLUSTER):
         yield CLUSTER
+
+
+@pytest.fixture(autouse=True)
+def many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All workers get pieces of the few images that tests have."""
+    monkeypatch.setattr(plan, "_LEAST_BYTES", 0)
 
 
 @pytest.fixture(scope="package")

@@ -35,7 +35,7 @@ def test_what_is_lost_changes_nothing(tmp_path: Path) -> None:
     alone = extract(good, bank=tmp_path / "one.bank", extraction=SMALL, preset="spade").bank
     path, out = tmp_path / "many.bank", tmp_path / "many"
     out.mkdir()
-    with small_cluster(2) as cluster:
+    with small_cluster(2, "benchmarks.small_pieces") as cluster:
         words = ["extract", str(good), *SETTINGS, "--cluster", "auto", "--quiet", "--bank", str(path)]
         begun = (path / "features" / "000002.h5").exists
         outcomes = [run_with_loss(cluster, words, "driver", begun, draw)]

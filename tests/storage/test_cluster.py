@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from spade_faiss.bank.bank import Bank
+from spade_faiss.cluster import plan
 from spade_faiss.cluster.session import connect
 from spade_faiss.core.extraction import Extraction, Preprocess
 from spade_faiss.core.settings import Run
@@ -25,6 +26,7 @@ SMALL = Extraction(backbone="efficientnet_lite0", preprocess=Preprocess(resize=7
 def test_a_bank_at_a_url_is_made_and_searched_by_workers(
     bucket: str, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(plan, "_LEAST_BYTES", 0)
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "workers"))  # this process has another one
     good, test = dataset_folder / "train" / "good", dataset_folder / "test"
     url, local = f"{bucket}/weave.bank", tmp_path / "weave.bank"
