@@ -102,21 +102,18 @@ def _calibrate_products(detector: Detector, arguments: argparse.Namespace) -> Ou
 
 
 def _drift(arguments: argparse.Namespace) -> Output:
-    from pathlib import Path
-
     from spade_faiss.bank.bank import Bank
     from spade_faiss.report.drift_page import drift_numbers, product_drift_numbers, product_drift_verdict
-    from spade_faiss.workflows.drift import drift, drift_of_products, write_drift
+    from spade_faiss.workflows.drift import drift, drift_of_products, folder_of, write_drift
 
     results, asked = arguments.results, {"level": arguments.level, "defects": arguments.defects}
-    first = Path(arguments.results[0])
-    out = Path(arguments.out) if arguments.out else first if first.is_dir() else first.parent
+    out = arguments.out or folder_of(results[0])
     if arguments.product is None and Bank.open(arguments.bank).is_of_products:
         each = drift_of_products(results, bank=arguments.bank, **asked)
         write_drift(out, each, results=results, bank=arguments.bank)
         said = (f"  {name}: {item if isinstance(item, str) else item.verdict}" for name, item in each.items())
-        told = [product_drift_verdict(each), *said, f"look at {out / 'drift.html'}"]
-        return {"out": str(out), **product_drift_numbers(each)}, told
+        told = [product_drift_verdict(each), *said, f"look at {out}/drift.html"]
+        return {"out": out, **product_drift_numbers(each)}, told
     found = drift(results, bank=arguments.bank, product=arguments.product, **asked)
     write_drift(out, found, results=results, bank=arguments.bank)
     lines = [
@@ -126,6 +123,6 @@ def _drift(arguments: argparse.Namespace) -> Output:
             for name, test in found.tests.items()
         ),
         *([f"  {found.outdated}"] if found.outdated else []),
-        f"look at {out / 'drift.html'}",
+        f"look at {out}/drift.html",
     ]
-    return {"out": str(out), **drift_numbers(found)}, lines
+    return {"out": out, **drift_numbers(found)}, lines

@@ -78,6 +78,14 @@ def copy_of(path: Path) -> Copy | None:
     return None
 
 
+def url_of(path: Path) -> tuple[Path, str] | None:
+    """Return the copy that a path is in, and the URL that it is a copy of; None for a path in no copy."""
+    for folder, (url, _) in _COPIES.items():
+        if path.is_relative_to(folder):
+            return Path(folder), url
+    return None
+
+
 def named(text: str) -> str:
     """Return a text with the URLs of copies in place of their folders."""
     for folder, (url, _) in _COPIES.items():

@@ -24,7 +24,6 @@ from spade_faiss.features.records import ImageRecord as ImageRecord  # for whoev
 from spade_faiss.features.video_frames import LostFrames, VideoFrame, list_frames
 from spade_faiss.features.video_names import VIDEO_SUFFIXES, check_can_read, is_video
 from spade_faiss.storage.pictures import local_pictures
-from spade_faiss.storage.url import check_cluster
 
 # A folder, an image, or a list of both.
 Images = str | Path | Sequence[str | Path]
@@ -122,12 +121,10 @@ def survey(source: Images, run: Run = Run()) -> Survey:
 
     Raises:
         NotFoundError: for a path that does not exist.
-        InputError: if there is no image, if a listed file is not an image, or if an image is listed twice; for a URL where work
-            is done on a cluster.
+        InputError: if there is no image, if a listed file is not an image, or if an image is listed twice.
         DependencyError: for a listed video, if PyAV is not installed.
     """
     listed = [source] if isinstance(source, str | Path) else list(source)
-    check_cluster(run, listed)
     items = [local_pictures(item, is_read, progress=run.progress) for item in listed]
     folders = [item.resolve() for item in items if item.is_dir()]
     walk = Walk()

@@ -83,6 +83,10 @@ class Video:
         # In another process it decodes anew; what was decoded here stays here.
         return partial(Video, self.path, every=self.every, seeks=self._seeks), ()
 
+    def at(self, path: Path) -> Video:
+        """The same video in another file, such as a copy of this one."""
+        return Video(path, every=self.every, seeks=self._seeks)
+
     @property
     def numbers(self) -> range:
         """The numbers of the frames that are going to be read."""

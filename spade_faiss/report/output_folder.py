@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from spade_faiss.report.exchange import (
     names,
     workspaces,
 )
-from spade_faiss.report.output_url import folder_for
+from spade_faiss.report.output_url import KEPT_PARTS, folder_for
 from spade_faiss.storage.url import is_url, local_path, parse_url
 
 # The results that no folder has by chance.
@@ -48,6 +48,7 @@ class OutputFolder:
         staged: where the run writes them, under their names.
         kept_parts: where a run may keep parts that the next one goes on with if this one is lost, in a folder for each run; it
             need not exist, and goes when results are complete.
+        kept_url: where it may keep them if results are stored at a URL; empty if they are not.
         run: tells this run from all others; every file says it, or has its checksum in report.json.
         command: what makes the results.
     """
@@ -57,6 +58,7 @@ class OutputFolder:
     kept_parts: Path
     run: str
     command: str
+    kept_url: str = ""
 
     def stamp(self) -> dict[str, Any]:
         """The run, and the sha256 of each file that was written; scores.h5 has checksums of its own and names the run."""
@@ -82,8 +84,9 @@ def output_folder(out: str | Path, command: str, *, replaces: Collection[str] = 
             no room.
     """
     if is_url(out):
-        with folder_for(parse_url(str(out)), replaces) as here, output_folder(here, command, replaces=replaces) as folder:
-            yield folder
+        url = parse_url(str(out))
+        with folder_for(url, replaces) as here, output_folder(here, command, replaces=replaces) as folder:
+            yield replace(folder, kept_url=f"{url}/{KEPT_PARTS}")
         return
     out = local_path(out)
     check_folder(out)

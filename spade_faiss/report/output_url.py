@@ -12,7 +12,7 @@ from pathlib import Path
 from spade_faiss.core.copies import register
 from spade_faiss.core.errors import AccessError, InputError
 from spade_faiss.core.progress import progress_bar
-from spade_faiss.report.exchange import FOLDERS, REPORT, RESULTS
+from spade_faiss.report.exchange import FOLDERS, PARTS, REPORT, RESULTS
 from spade_faiss.storage.cache import open_cache
 from spade_faiss.storage.names import MANIFEST
 from spade_faiss.storage.objects import ObjectStore
@@ -22,6 +22,8 @@ from spade_faiss.storage.url import Url
 # What is stored last: whoever sees it sees all of the run.
 _LAST = (REPORT, "report.html")
 _RESULTS = "results"
+# Below the URL: what runs on a cluster that were lost have scored, see `workflows.stored_parts`.
+KEPT_PARTS = ".spade-parts"
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +104,8 @@ def _store_all(store: ObjectStore, folder: Path, replaces: Collection[str]) -> N
 
 
 def _is_result(name: str, replaces: Collection[str]) -> bool:
-    """Whether an object is one of the results that a run replaces; what others put there is not ours to delete."""
+    """Whether an object is a result that a run replaces, or a part of one; what others put there is not ours to delete."""
     top, _, below = name.partition("/")
+    if top == KEPT_PARTS:
+        return PARTS in replaces
     return top in replaces and (not below or name.endswith(FOLDERS.get(top, ())))

@@ -6,13 +6,14 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 from spade_faiss.core.copies import register
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.schema import shorten
-from spade_faiss.storage.cache import CachePlace, open_cache
+from spade_faiss.storage.cache import Cache, CachePlace, open_cache
 from spade_faiss.storage.objects import ObjectStore, Stored
 from spade_faiss.storage.stores import open_store
 from spade_faiss.storage.url import Url, is_url, local_path, parse_url
@@ -21,13 +22,20 @@ _WORKERS = 16
 _LONGEST_NAME = 255
 
 
-def local_pictures(place: str | Path, is_read: Callable[[str], bool], *, progress: bool = False) -> Path:
-    """Return the folder or the file of this machine that holds pictures; what is at a URL is fetched.
+def local_pictures(
+    place: str | Path,
+    is_read: Callable[[str], bool],
+    *,
+    progress: bool = False,
+    what: str = "a picture or a folder of pictures",
+) -> Path:
+    """Return the folder or the file of this machine that holds pictures, or other files to read; what is at a URL is fetched.
 
     Args:
         place: a path or a URL.
         is_read: tells by the name of a file whether it is read; of others, there is an empty file of that name.
         progress: show a bar on stderr if that is a terminal.
+        what: what is looked for, for messages.
 
     Raises:
         NotFoundError: if there is nothing at a URL.
@@ -48,7 +56,7 @@ def local_pictures(place: str | Path, is_read: Callable[[str], bool], *, progres
         store = open_store(Url(url.scheme, parent))
         found = store.find(name)
     if found is None:
-        raise NotFoundError(f"there is nothing at {url}; give a picture or a folder of pictures there")
+        raise NotFoundError(f"there is nothing at {url}; give {what} there")
     return _fetch_all(store, [found], is_read, progress, only=True) / name
 
 
@@ -81,8 +89,38 @@ def _fetch_all(
     return place.folder
 
 
-def _fetch(store: ObjectStore, place: CachePlace, stored: Stored) -> int:
-    """Have a copy of a picture in the cache as long as this process runs; return its size."""
+def fetch_pictures(url: str, names: Sequence[str], user: object) -> Path:
+    """Have some pictures below a URL in the cache, as long as `user` lives.
+
+    Returns:
+        The folder that has copies of them, under the same names.
+
+    Raises:
+        InputError: for one that is not there, or if the cache has no room.
+        StorageError: if the URL cannot be reached.
+    """
+    store, place = _opened(open_cache(), parse_url(url))
+    register(place.folder, url)
+
+    def fetch(name: str) -> None:
+        if (found := store.find(name)) is None:
+            raise _deleted(store, name)
+        _fetch(store, place, found, user)
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        for _ in pool.map(fetch, names):
+            pass
+    return place.folder
+
+
+@lru_cache(maxsize=8)
+def _opened(cache: Cache, url: Url) -> tuple[ObjectStore, CachePlace]:
+    """What lies at a URL, and the place of its copy, opened once for many calls."""
+    return open_store(url), cache.place(url)
+
+
+def _fetch(store: ObjectStore, place: CachePlace, stored: Stored, user: object | None = None) -> int:
+    """Have a copy of a picture in the cache as long as `user` lives, or this process if it is None; return its size."""
     key = hashlib.sha256(f"{stored.version}\n{stored.bytes}\n{stored.name}".encode()).hexdigest()
     path = place.folder / stored.name
     if not stored.version:  # nothing tells whether it has changed
@@ -92,17 +130,19 @@ def _fetch(store: ObjectStore, place: CachePlace, stored: Stored) -> int:
         try:
             store.download(stored.name, to)
         except FileNotFoundError as error:
-            raise InputError(
-                f"{store.url}/{stored.name} was deleted while pictures were fetched; run the command again"
-            ) from error
+            raise _deleted(store, stored.name) from error
 
     try:
-        place.hold(path, key, stored.bytes, fetch, None, is_checksum=False)
+        place.hold(path, key, stored.bytes, fetch, user, is_checksum=False)
     except OSError as error:
         if isinstance(error, NotADirectoryError | FileExistsError | IsADirectoryError):
             raise _no_file(stored.name, store.url) from error
         raise
     return stored.bytes
+
+
+def _deleted(store: ObjectStore, name: str) -> InputError:
+    return InputError(f"{store.url}/{name} was deleted while pictures were fetched; run the command again")
 
 
 def _touch(path: Path, url: Url) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import shorten
-from spade_faiss.core.settings import Run
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.DOTALL)
 # What `Path` makes of a URL.
@@ -80,18 +79,6 @@ def parse_url(text: str) -> Url:
     if not parts[0] or any(part in ("", ".", "..") for part in parts) or "?" in path or "#" in path or not path.isprintable():
         raise InputError(f"{shorten(text)} names no place; give a URL such as s3://bucket/parts.bank")
     return Url(scheme, path)
-
-
-def check_cluster(run: Run, *places: object) -> None:
-    """Raise InputError for pictures or results at URLs where work is done on a cluster: these, its workers share as folders."""
-    if run.cluster is None:
-        return
-    flat = [each for place in places for each in (place if isinstance(place, list | tuple) else [place])]
-    if urls := [str(place) for place in flat if is_url(place)]:
-        raise InputError(
-            f"{urls[0]} cannot be worked on with cluster={run.cluster!r}: pictures and results are in folders that "
-            "all nodes have; a bank may be at a URL. Or leave --cluster out"
-        )
 
 
 def check_no_url(name: str, place: object) -> None:

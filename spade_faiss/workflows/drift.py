@@ -25,7 +25,9 @@ from spade_faiss.report.output_folder import output_folder
 from spade_faiss.report.output_place import check_place
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.report.scoreparts import ScoreParts
-from spade_faiss.storage.url import check_no_url
+from spade_faiss.storage.pictures import local_pictures
+from spade_faiss.storage.stores import open_store
+from spade_faiss.storage.url import is_url, local_path, parse_url
 
 
 def drift(
@@ -39,8 +41,9 @@ def drift(
     """Compare the scores of recent images with those that the bank was calibrated with.
 
     Args:
-        results: folders that `score_folder` wrote, or their scores.h5, all of one scoring config and state of the bank.
-        bank: the bank's folder.
+        results: folders or URLs that `score_folder` wrote to, or their scores.h5, all of one scoring config and state of the
+            bank.
+        bank: the bank's folder, or a URL.
         level: the chance of a false alarm of the test.
         defects: the share of recent images, those with the highest scores, that may be defects without counting as drift.
         product: of a bank of several products, the one whose images are compared with its calibration.
@@ -59,7 +62,7 @@ def drift(
         )
     if product is not None:
         opened = opened.part(product)
-    parts = [_read(Path(item), opened.product) for item in results]
+    parts = [_read(_here(item), opened.product) for item in results]
     return _compare(opened, parts, level, defects)
 
 
@@ -79,7 +82,8 @@ def drift_of_products(
     opened = Bank.open(bank)
     if not opened.is_of_products:
         raise InputError(unknown_product(opened, None))
-    by_product = {name: [_read(Path(item), name) for item in results] for name in opened.products}
+    files = [_here(item) for item in results]
+    by_product = {name: [_read(file, name) for file in files] for name in opened.products}
     shown = {name: [part for part in parts if len(part.image)] for name, parts in by_product.items()}
     shown = {name: parts for name, parts in shown.items() if parts}
     if not shown:
@@ -99,8 +103,11 @@ def _check(results: Sequence[str | Path], level: float, defects: float) -> None:
         check_rate("defects", defects)
     if not results:
         raise InputError("drift needs results to compare; give folders that spade-faiss score wrote")
-    for folder in results:
-        check_no_url("results", folder)
+
+
+def _here(results: str | Path) -> Path:
+    """The folder or the file of this machine that holds results; of those at a URL, the scores are fetched."""
+    return local_pictures(results, lambda name: name == SCORES, what=f"results, or their {SCORES},")
 
 
 def _compare(bank: Snapshot, parts: Sequence[_Recent], level: float, defects: float) -> Drift:
@@ -116,7 +123,7 @@ def write_drift(
     """Write drift.json and drift.html into a folder: one of the results that were compared, or one of their own.
 
     Args:
-        out: the folder; it is made if there is none.
+        out: the folder, which is made if there is none, or a URL.
         found: what `drift` found, or `drift_of_products`.
         results: the results that were compared.
         bank: the bank's folder.
@@ -124,10 +131,8 @@ def write_drift(
     Raises:
         InputError: if `out` holds results that were not compared, or is no place for results, as for `score_folder`.
     """
-    folders = {_file_of(Path(item)).parent.resolve() for item in results}
-    check_no_url("out", out)
     check_place(out, bank=Bank.open(bank, check=False))
-    if any((Path(out) / name).exists() for name in (SCORES, PARTS)) and Path(out).resolve() not in folders:
+    if _holds_scores(out) and _real(out) not in {_real(folder_of(item)) for item in results}:
         raise InputError(f"out={out} holds results that were not compared; choose another folder")
     with output_folder(out, "drift", replaces=(DRIFT_PAGE, DRIFT_NUMBERS)) as folder:
         page = drift_page(found) if isinstance(found, Drift) else product_drift_page(found)
@@ -135,6 +140,27 @@ def write_drift(
         write_html(folder.staged / DRIFT_PAGE, replace(page, run=folder.run))
         compared = [str(item) for item in results]
         write_json(folder.staged / DRIFT_NUMBERS, {"run": folder.stamp(), "results": compared, **numbers})
+
+
+def folder_of(results: str | Path) -> str:
+    """The folder, or the URL, of results that may be named by their scores.h5."""
+    if is_url(results):
+        return str(parse_url(str(results))).removesuffix(f"/{SCORES}")
+    path = local_path(results)
+    return str(path if path.is_dir() else path.parent)
+
+
+def _holds_scores(out: str | Path) -> bool:
+    """Whether there are results of `score_folder`."""
+    if is_url(out):
+        tops = {stored.name.partition("/")[0] for stored in open_store(parse_url(str(out))).list()}
+        return not tops.isdisjoint((SCORES, PARTS))
+    return any((local_path(out) / name).exists() for name in (SCORES, PARTS))
+
+
+def _real(place: str | Path) -> str:
+    """What two names of a folder, or of a URL, have in common."""
+    return str(parse_url(str(place)) if is_url(place) else local_path(place).resolve())
 
 
 class _Recent(NamedTuple):

@@ -24,7 +24,6 @@ from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.evaluation import PixelTruth, measure
 from spade_faiss.storage.pictures import local_pictures
-from spade_faiss.storage.url import check_cluster
 from spade_faiss.tuning.record import read_record
 from spade_faiss.workflows.score import Evaluated, OutputPlan, Scored, open_job, scored_images, write_results
 
@@ -61,7 +60,6 @@ def evaluate(
             f"localize={bank.method.localize!r} leaves images without a map to measure; evaluate with localize='all'"
         )
     run = bank.run if isinstance(bank, Detector) else Run()
-    check_cluster(run, dataset, out)
     dataset = local_pictures(dataset, is_read, progress=run.progress)
     of_products = is_product_set(dataset)
     loaded = (load_product_set if of_products else load_dataset)(dataset, normal_kind=normal_kind, run=run)

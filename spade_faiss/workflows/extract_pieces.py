@@ -22,10 +22,11 @@ from spade_faiss.core.settings import Run
 from spade_faiss.core.timing import Timings
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch
-from spade_faiss.features.datasets import Duplicate, ImageRecord, Skipped, Survey, check_skipped
+from spade_faiss.features.datasets import Duplicate, Skipped, Survey, check_skipped
 from spade_faiss.features.names import is_known
 from spade_faiss.features.placement import Placement
 from spade_faiss.features.stream import FeatureStream
+from spade_faiss.workflows.pictures_on_workers import PieceOfPictures
 from spade_faiss.workflows.shard_buffer import Belonging, ShardBuffer
 
 # A picture that is cut into tiles has any number of entries: of such pictures, a piece has so many at most.
@@ -72,7 +73,7 @@ class Pass(NamedTuple):
 class _Part(NamedTuple):
     """What a worker is asked for: some images, where they belong, and the ids of known images by the sha256 of their files."""
 
-    records: Sequence[ImageRecord]
+    pictures: PieceOfPictures
     belongs: Belonging
     known: dict[str, str]
 
@@ -107,8 +108,11 @@ class _Worker:
         def stage(batch: FeatureBatch, product: str) -> None:
             shards.append(bank.stage(batch, product=product))
 
-        with ShardBuffer(stage, bank.layout, work.shard_bytes, timings) as buffer:
-            extracted = stream(work.found.root, part.records, "extract", bank.manifest.augment)
+        with (
+            part.pictures.here(work.found.root) as (root, records),
+            ShardBuffer(stage, bank.layout, work.shard_bytes, timings) as buffer,
+        ):
+            extracted = stream(root, records, "extract", bank.manifest.augment)
             placements = buffer.fill(extracted, part.belongs)
         return _Done(shards, Pass(placements, tuple(stream.skipped), tuple(stream.duplicates)))
 
@@ -149,7 +153,7 @@ def extract_pieces(bank: Bank, backbone: Backbone, work: Extracting, known: dict
 
         def part(piece: Piece, held: dict[str, str]) -> tuple[Piece, _Part]:
             some = piece.of(records)
-            return piece, _Part(some, work.belongs.part(record.id for record in some), held)
+            return piece, _Part(PieceOfPictures.of(some), work.belongs.part(record.id for record in some), held)
 
         placements, skipped, duplicates = list[Placement](), list[Skipped](), list[Duplicate]()
         with progress_bar(len(records), "extract", work.run.progress) as bar:

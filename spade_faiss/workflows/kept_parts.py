@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from spade_faiss.core.copies import named
 from spade_faiss.core.errors import SpadeError
 from spade_faiss.core.files import FileEntry, hash_file
 from spade_faiss.core.signed_json import hash_json, read_signed, write_signed
@@ -32,7 +33,7 @@ from spade_faiss.scoring.detector import Detector
 from spade_faiss.workflows.collected import Collected
 from spade_faiss.workflows.collected_file import read_collected, write_collected
 
-_COLLECTED = "collected.h5"
+COLLECTED = "collected.h5"
 _REMEDY = "remove it"
 
 _log = logging.getLogger(__name__)
@@ -147,19 +148,23 @@ def key_of(detector: Detector, rules: DecisionRules | None, settings: str, found
         }
         for product, rule in rule_of.items()
     }
-    named = {
+    known = {
         "settings": settings,
-        "bank": {**state_of(bank), "path": str(bank.path.resolve()), "removed": hash_json({"ids": sorted(bank.removed)})},
+        "bank": {
+            **state_of(bank),
+            "path": named(str(bank.path.resolve())),
+            "removed": hash_json({"ids": sorted(bank.removed)}),
+        },
         "indexes": indexes,
         "decided": decided,
         "engine": detector.backbone.engine,
         "device": run.device,
         "batch": detector.images_at_a_time,
         "roi": str(run.roi),
-        "root": str(found.root),
+        "root": named(str(found.root)),
         "images": hash_json({"ids": [record.id for record in found.records]}),
     }
-    return hash_json(named)[:32]
+    return hash_json(known)[:32]
 
 
 def write_part(
@@ -176,7 +181,7 @@ def write_part(
     """
     of_file = dict(zip([record.id for record in collected.records], collected.sha256, strict=True))
     digests = [_with_roi(of_file.get(record.id) or _digest(record), record, rois) for record in records]
-    entry = write_collected(folder / _COLLECTED, collected, records, digests)
+    entry = write_collected(folder / COLLECTED, collected, records, digests)
     record = PartRecord(run=run, scored=len(collected), collected=entry)
     write_signed(folder / PartRecord.FILE, PartRecord.FORMAT, 1, asdict(record))
     return ScoredPart(folder / SCORES if len(collected) else None, collected)
@@ -192,7 +197,7 @@ def read_part(folder: Path, run: str, records: Sequence[ImageRecord], rois: RoiF
         return None
     try:
         part = read_signed(folder / PartRecord.FILE, PartRecord, PartRecord.FORMAT, 1, _REMEDY)
-        collected, digests = read_collected(folder / _COLLECTED, part.collected, records)
+        collected, digests = read_collected(folder / COLLECTED, part.collected, records)
         file = folder / SCORES if part.scored else None
         if part.run != run or part.scored != len(collected):
             return None

@@ -16,10 +16,11 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.timing import Timings
 from spade_faiss.decisions.conformal import PixelCounts
-from spade_faiss.features.datasets import ImageRecord, Skipped, Survey, check_skipped
+from spade_faiss.features.datasets import Skipped, Survey, check_skipped
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.workflows.opened_on_workers import opening
+from spade_faiss.workflows.pictures_on_workers import PieceOfPictures
 
 # The most images of a piece: a worker that is lost has not lost much.
 _MOST_IMAGES = 500
@@ -65,7 +66,7 @@ class _Part(NamedTuple):
     """What a worker is asked for: rows of the bank, or images that are not in it."""
 
     rows: Sequence[int]
-    records: Sequence[ImageRecord]
+    pictures: PieceOfPictures
 
 
 class _Worker:
@@ -80,11 +81,12 @@ class _Worker:
         size = detector.images_at_a_time
         for start in range(0, len(part.rows), size):
             found.add(detector.score_rows(part.rows[start : start + size]), detector)
-        if not part.records:  # rows need neither the network nor masks
+        if not part.pictures.records:  # rows need neither the network nor masks
             return found, ()
         stream = detector.stream(Timings(), "calibrate", allow_none=True)
-        for _, scores in stream(self._root, part.records):
-            found.add(scores, detector)
+        with part.pictures.here(self._root) as images:
+            for _, scores in stream(*images):
+                found.add(scores, detector)
         return found, tuple(stream.skipped)
 
 
@@ -116,7 +118,9 @@ def score_on_cluster(detector: Detector, rows: Sequence[int], held_out: Survey |
         )
         runner = PieceRunner(session, Work(partial(_Worker, root, opened), _Worker.score), run.device)
         with progress_bar(count, "calibrate", run.progress) as bar:
-            for piece, (scores, lost) in runner((piece, _Part(piece.of(rows), piece.of(records))) for piece in pieces):
+            for piece, (scores, lost) in runner(
+                (piece, _Part(piece.of(rows), PieceOfPictures.of(piece.of(records)))) for piece in pieces
+            ):
                 found.extend(scores)
                 skipped += lost
                 for item in lost:

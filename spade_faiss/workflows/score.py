@@ -46,7 +46,6 @@ from spade_faiss.report.scoreparts import ScoreParts
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.evaluation import Metrics
 from spade_faiss.scoring.routing import Routes
-from spade_faiss.storage.url import check_cluster
 from spade_faiss.workflows.collected import Collected, collect
 from spade_faiss.workflows.kept_parts import ScoredPart
 from spade_faiss.workflows.score_pieces import ReadPictures, score_pieces
@@ -80,7 +79,6 @@ def score_folder(
         BankError: if a rate is asked for and there is no calibration, or one that is out of date.
     """
     run = bank.run if isinstance(bank, Detector) else Run()
-    check_cluster(run, out)
     found = survey(images, run)
     sources = [images] if isinstance(images, str | Path) else images
     plan = OutputPlan("score", out, [*sources, *found.entered])

@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from spade_faiss.cluster.pieces import PieceRunner, Work
-from spade_faiss.cluster.plan import least_images, piece_size, pieces_of
+from spade_faiss.cluster.plan import Piece, least_images, piece_size, pieces_of
 from spade_faiss.cluster.session import connect
-from spade_faiss.core.errors import InputError, NotFoundError
+from spade_faiss.core.errors import InputError
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.timing import Timings
 from spade_faiss.decisions.rules import DecisionRules
@@ -28,8 +28,10 @@ from spade_faiss.report.selection import Bools, Values
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.workflows.collected import Collected, collect
-from spade_faiss.workflows.kept_parts import PartsRecord, ScoredPart, begin_parts, key_of, read_part, whole_parts, write_part
+from spade_faiss.workflows.kept_parts import PartsRecord, ScoredPart, key_of, read_part, whole_parts, write_part
 from spade_faiss.workflows.opened_on_workers import opening
+from spade_faiss.workflows.pictures_on_workers import PieceOfPictures
+from spade_faiss.workflows.stored_parts import PartsPlace, begin_run
 
 # The most images of a part: its file can be handled, and a worker that is lost has not lost much.
 _MOST_IMAGES = 2000
@@ -43,13 +45,13 @@ class PartPlan:
 
     Args:
         root: the folder that the ids of images start from.
-        folder: where the folders of the parts are made.
+        place: where the parts are kept.
         settings: JSON text that says how images are scored.
         run: tells the run from all others.
     """
 
     root: Path
-    folder: Path
+    place: PartsPlace
     settings: str
     run: str
 
@@ -65,7 +67,7 @@ class _Part(NamedTuple):
     """What a worker is asked for: the name of the part's folder, and its images."""
 
     name: str
-    records: Sequence[ImageRecord]
+    pictures: PieceOfPictures
 
 
 class NoPictures:
@@ -119,13 +121,16 @@ class _Worker:
 
     def score(self, part: _Part) -> ScoredPart:
         """Score images into a scores.h5 of their own, unless they were scored before and are the same."""
-        plan, (detector, _) = self._plan, self._job
-        if not plan.folder.is_dir():
-            raise NotFoundError(
-                f"there is no folder {plan.folder} here; write results to storage that all nodes have at the same path"
-            )
-        folder, rois = plan.folder / part.name, detector.rois
-        if (kept := read_part(folder, plan.run, part.records, rois)) is not None:
+        own = {record.id: record for record in part.pictures.records}
+        with self._plan.place.part(part.name) as folder, part.pictures.here(self._plan.root) as images:
+            found = self._score(folder, images)
+        found.collected.records[:] = [own[record.id] for record in found.collected.records]
+        return found
+
+    def _score(self, folder: Path, images: tuple[Path, Sequence[ImageRecord]]) -> ScoredPart:
+        plan, (detector, _), records = self._plan, self._job, images[1]
+        rois = detector.rois
+        if (kept := read_part(folder, plan.run, records, rois)) is not None:
             return kept
         folder.mkdir(exist_ok=True)
         tile = detector.bank.layout.input_size if detector.bank.is_tiled else None
@@ -137,9 +142,8 @@ class _Worker:
                     writers.append(stack.enter_context(ScoreWriter(folder / SCORES, plan.settings, run=plan.run, tile=tile)))
                 writers[0].append(scores)
 
-            images = plan.root, part.records
             collected = collect(self._job, images, append, NoPictures(), Timings(), allow_none=True)
-        return write_part(folder, plan.run, collected, part.records, rois)
+        return write_part(folder, plan.run, collected, records, rois)
 
 
 def score_pieces(job: tuple[Detector, DecisionRules | None], found: Survey, folder: OutputFolder, settings: str) -> ScoredParts:
@@ -149,7 +153,7 @@ def score_pieces(job: tuple[Detector, DecisionRules | None], found: Survey, fold
 
     Args:
         job: what scores the images, and what decides about them; each worker opens it for itself.
-        found: the images, on storage that all nodes have at the same path; so must the bank be, and the folder of the results.
+        found: the images, on storage that all nodes have at the same path or at a URL; so must the bank be, and the results.
         folder: the folder of the results.
         settings: JSON text that says how images are scored.
 
@@ -171,19 +175,19 @@ def score_pieces(job: tuple[Detector, DecisionRules | None], found: Survey, fold
             least=least_images(detector.bank.layout.image_bytes) if not detector.bank.is_tiled else 1,
         )
         new = PartsRecord(run=folder.run, size=size)
-        place, record = begin_parts(folder.kept_parts, key_of(detector, rules, settings, found), new)
+        place, here, record = begin_run(folder, key_of(detector, rules, settings, found), new)
         pieces = pieces_of(len(records), record.size)
-        before = whole_parts(place)
-        plan = PartPlan(root=found.root, folder=place, settings=settings, run=record.run)
+        before = whole_parts(here)
+        plan = PartPlan(root=found.root, place=place, settings=settings, run=record.run)
         runner = PieceRunner(session, Work(partial(_Worker, plan, opened, rules), _Worker.score), run.device)
-        asked = ((piece, _Part(f"{piece.number:06d}", piece.of(records))) for piece in pieces)
+        asked = ((piece, _Part(_name(piece), PieceOfPictures.of(piece.of(records)))) for piece in pieces)
         with progress_bar(len(records), "score", run.progress) as bar:
             for piece, part in runner(asked):
                 for item in part.collected.skipped:
                     _log.warning("skipped %s", item.reason)
                 skipped += part.collected.skipped
                 check_skipped(skipped, run.max_skipped)
-                parts.append(part)
+                parts.append(place.taken(_name(piece), part))
                 bar.update(len(piece))
     if len(skipped) == len(records):
         raise InputError(f"none of the {len(records)} images could be read; the first: {skipped[0].reason}")
@@ -191,3 +195,8 @@ def score_pieces(job: tuple[Detector, DecisionRules | None], found: Survey, fold
     if kept := sum(len(part.collected) for part in parts if part.kept and part.file and part.file.parent.name in before):
         _log.warning("%d of %d images had been scored by a run that was lost; their scores were kept", kept, len(records))
     return ScoredParts(record.run, parts)
+
+
+def _name(piece: Piece) -> str:
+    """The name of the folder of a part."""
+    return f"{piece.number:06d}"

@@ -29,7 +29,7 @@ from spade_faiss.report.output_folder import output_folder
 from spade_faiss.report.output_place import check_place
 from spade_faiss.report.tuning_page import tuning_numbers, tuning_page
 from spade_faiss.search.recipe import load_recipe
-from spade_faiss.storage.url import check_no_url
+from spade_faiss.storage.copy import bank_folder
 from spade_faiss.tuning.inputs import FoundInput, Input, search_inputs
 from spade_faiss.tuning.options import Option, Stored, default_option, option_of
 from spade_faiss.tuning.record import Record, read_record, record_of, write_record
@@ -80,7 +80,7 @@ def tune(
 
     Args:
         images: normal pictures: a folder, an image, or a list of them; for a bank that is there, those of the bank.
-        bank: the bank's folder.
+        bank: the bank's folder, or a URL.
         extraction: for a new bank, the backbone and how its features are stored; what is given is not chosen.
         tuning: the seed, the limits, a labeled set to use in place of spoilt copies, and, for a new bank, which other networks
             and inputs are tried.
@@ -93,13 +93,12 @@ def tune(
         NotFoundError: if a path does not exist.
         BankError: if the bank is damaged, or another process is writing to it.
     """
-    for name, place in (("bank", bank), ("labels", tuning.labels)):
-        check_no_url(name, place)
     found = survey(images, run)
     check_normals(found.sources, [record.path for record in found.records])
-    work = Path(f"{Path(bank)}{_SUFFIX}")  # without a slash at the end: beside the bank, not in it
+    folder = bank_folder(bank)
+    work = Path(f"{folder}{_SUFFIX}")  # beside the bank, or beside the copy of one at a URL
     # One that an interrupted run has begun to make is made by the same choice.
-    opened = Bank.open(bank) if is_begun(Path(bank)) and not (work / _MAKING).exists() else None
+    opened = Bank.open(bank) if is_begun(folder) and not (work / _MAKING).exists() else None
     if out is not None and opened is not None:
         check_place(out, bank=opened, images=found.sources)
     check_inputs(tuning, extraction, is_new=opened is None, run=run)
@@ -112,7 +111,7 @@ def tune(
     try:
         check_enough(records, group_of)
         if opened is None:
-            choice = _choose_new(work, Path(bank), question, extraction, tuning, run)
+            choice = _choose_new(work, folder, question, extraction, tuning, run)
         else:
             choice = _choose_among_searches(work, opened, question, extraction, tuning, run)
     except TooFewPicturesError as error:

@@ -31,7 +31,9 @@ from spade_faiss.workflows.calibrate import calibrate
 from spade_faiss.workflows.drift import drift
 from spade_faiss.workflows.extract import Added, extract
 from spade_faiss.workflows.index_pieces import encode_by
+from spade_faiss.workflows.pictures_on_workers import PieceOfPictures
 from spade_faiss.workflows.score import score_folder
+from spade_faiss.workflows.stored_parts import SharedParts
 from tests.cluster.conftest import SMALL
 from tests.support.banks import assert_same
 
@@ -205,7 +207,7 @@ def test_a_module_of_this_process_is_refused(
 
 def test_storage_that_workers_do_not_have(cluster: str, whole_bank: Path, tmp_path: Path) -> None:
     worker = score_pieces._Worker.__new__(score_pieces._Worker)
-    worker._plan = score_pieces.PartPlan(root=tmp_path, folder=tmp_path / "missing", settings="{}", run="")
+    worker._plan = score_pieces.PartPlan(root=tmp_path, place=SharedParts(tmp_path / "missing"), settings="{}", run="")
     worker._job = (Detector.open(whole_bank), None)
     with pytest.raises(NotFoundError, match="storage that all nodes have at the same path"):
-        worker.score(score_pieces._Part("000000", ()))
+        worker.score(score_pieces._Part("000000", PieceOfPictures((), ())))
