@@ -54,6 +54,7 @@ _LATEST_S = 1.5
 PICTURES = (1000, 10_000)
 NORMALS, SHARDS, QUERIES, NEIGHBORS = 20_000, 40, 32, 5
 _SIDE = 64
+_CPU_S = ("cpu_s", "workers_cpu_s", "ray_cpu_s", "alone_cpu_s")
 # What a calibration says of the bank.
 _STATE = ("generation", "shards_sha256", "sha256", "versions")
 # Embeddings that are looked at, to measure how long that takes.
@@ -85,7 +86,7 @@ def equality(data: Path, scratch: Path) -> list[Row]:
         for place in range(len(NODES)):
             mine = [found[place] for found in rounds]
             same = {key: all(row[key] for row in mine) for key in mine[0] if key.startswith("same_")}
-            cpu = {key: statistics.median(row[key] for row in mine) for key in ("cpu_s", "alone_cpu_s")}
+            cpu = {key: statistics.median(row[key] for row in mine) for key in _CPU_S}
             load = statistics.median(row["load"] for row in mine)
             known = {key: mine[0][key] for key in ("set", "normals", "scored", "nodes")}
             rows.append({**known, **same, **cpu, "rounds": len(mine), "load": load})
@@ -102,7 +103,7 @@ def _round(name: str, folder: Path, scratch: Path) -> list[Row]:
     alone = _alone(commands("one", ()), scratch / "log")
     for nodes in NODES:
         with small_cluster(nodes) as cluster:
-            spent = sum(cluster.cpu_s(words, scratch / "log") for words in commands(f"{nodes}", ("--cluster", "auto")))
+            spent = [cluster.cpu_s(words, scratch / "log") for words in commands(f"{nodes}", ("--cluster", "auto"))]
         one, many = (scratch / f"{name}-{of}.bank" for of in ("one", nodes))
         rows.append(
             {
@@ -113,7 +114,9 @@ def _round(name: str, folder: Path, scratch: Path) -> list[Row]:
                 "same_bank": same_banks(one, many),
                 "same_calibration": _calibrations(one) == _calibrations(many),
                 "same_scores": same_scores(scratch / f"{name}-one", scratch / f"{name}-{nodes}"),
-                "cpu_s": spent,
+                "cpu_s": sum(map(sum, spent)),
+                "workers_cpu_s": sum(each.workers for each in spent),
+                "ray_cpu_s": sum(each.ray for each in spent),
                 "alone_cpu_s": alone,
                 "load": load,
             }

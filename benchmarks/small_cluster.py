@@ -11,11 +11,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LOSSES = ("worker", "node", "driver")
 _TICK_S = 0.02
 _SAMPLE_S = 0.2
+
+
+class Spent(NamedTuple):
+    """CPU seconds of a command on a cluster.
+
+    Attributes:
+        driver: of its own process.
+        workers: of the processes that worked for it, their start included.
+        ray: of Ray's other processes while it ran, those of nodes that had nothing to do included.
+    """
+
+    driver: float
+    workers: float
+    ray: float
 
 
 class SmallCluster:
@@ -69,8 +83,10 @@ class SmallCluster:
         finally:
             del os.environ["RAY_ADDRESS"]
 
-    def cpu_s(self, words: Sequence[str], log: Path) -> float:
+    def cpu_s(self, words: Sequence[str], log: Path) -> Spent:
         """Run a command to its end; returns the CPU seconds of its driver, of all workers, and of Ray in that time.
+
+        The start of the cluster is not counted: it is there before.
 
         Raises:
             RuntimeError: if it fails; with what it printed.
@@ -78,13 +94,17 @@ class SmallCluster:
         nodes = [*self._cluster.worker_nodes, self._cluster.head_node]
         own = {each.process.pid for node in nodes for found in node.all_processes.values() for each in found}
         before = {pid: _cpu_s(pid) for pid in own | {*_children(own)}}
-        driver, seen = self.start(words, log), dict(before)
+        driver, seen, workers = self.start(words, log), dict(before), set[int]()
         while driver.poll() is None:  # workers end with the driver, and nobody counts them then
-            seen |= {pid: _cpu_s(pid) or seen.get(pid, 0.0) for pid in own | {driver.pid, *_children(own)}}
+            children = {*_children(own)}
+            workers |= {pid for pid in children - before.keys() if _is_worker(_title(pid))}
+            seen |= {pid: _cpu_s(pid) or seen.get(pid, 0.0) for pid in own | {driver.pid} | children}
             time.sleep(_SAMPLE_S)
         if driver.returncode:
             raise RuntimeError(log.read_text())
-        return sum(seconds - before.get(pid, 0.0) for pid, seconds in seen.items())
+        spent = {pid: seconds - before.get(pid, 0.0) for pid, seconds in seen.items()}
+        total, own_s, of_workers = sum(spent.values()), spent[driver.pid], sum(spent[pid] for pid in workers)
+        return Spent(own_s, of_workers, total - own_s - of_workers)
 
     def workers(self) -> list[int]:
         """The processes that work on pieces now, or own shards."""
@@ -177,6 +197,11 @@ def _cpu_s(pid: int) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
     return 0.0
+
+
+def _is_worker(title: str) -> bool:
+    """Whether a process of Ray works for a command, or waits for that."""
+    return "default_worker.py" in title or (title.startswith("ray::") and "Agent" not in title)
 
 
 def _title(pid: int) -> str:

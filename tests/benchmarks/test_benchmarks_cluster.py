@@ -15,8 +15,11 @@ MACHINE = {"date": "2026-11-30", "cores": 2, "cpu": "some"}
 def test_what_differs_stands_out() -> None:
     row = {"set": "bottle", "normals": 209, "nodes": 2, "same_bank": True, "same_calibration": True, "same_scores": False}
     row |= {"scored": 83, "rounds": 3, "load": 0.25}
-    table = page.equal({"cluster": {"equality": [{**row, "cpu_s": 110.0, "alone_cpu_s": 100.0}]}})
-    assert "| bottle (209, 83) | 2 | same | same | **different** | 110 | 100 | 1.10 | 3 | 0.2 |" in table
+    row |= {"cpu_s": 110.0, "alone_cpu_s": 100.0}
+    # One of the time when it was not measured what of it is whose.
+    table = page.equal({"cluster": {"equality": [{**row, "workers_cpu_s": 60.0, "ray_cpu_s": 5.0}, row]}})
+    assert "| bottle (209, 83) | 2 | same | same | **different** | 110 | 60 | 5 | 100 | 1.10 | 3 | 0.2 |" in table
+    assert "| **different** | 110 | – | – | 100 |" in table
 
 
 def test_what_is_added_is_told_apart() -> None:
