@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,8 +146,14 @@ class CloudStore:
     def delete(self, names: Sequence[str]) -> None:
         """See `ObjectStore.delete`."""
         for start in range(0, len(names), _DELETED_AT_ONCE):
+            some = list(names[start : start + _DELETED_AT_ONCE])
             with _FAILURES.named(self.url, "deleted"):
-                obstore.delete(self._client, list(names[start : start + _DELETED_AT_ONCE]))
+                try:
+                    obstore.delete(self._client, some)
+                except FileNotFoundError:  # Google's storage and Azure's say so where S3 does not, and stop there
+                    for name in some:
+                        with suppress(FileNotFoundError):
+                            obstore.delete(self._client, name)
 
 
 def _credentials() -> dict[str, Any]:

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.settings import Caching, Preprocess
+from spade_faiss.core.extraction import Preprocess
+from spade_faiss.core.settings import Caching
 from spade_faiss.features.datasets import survey
 from spade_faiss.features.pictures import load_image
 from spade_faiss.features.video_frames import VideoFrame
