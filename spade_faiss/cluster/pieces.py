@@ -7,7 +7,7 @@ import secrets
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -60,7 +60,10 @@ class PieceRunner(Generic[State, Argument, Result]):
     def __call__(self, pieces: Iterable[tuple[Piece, Argument]]) -> Iterator[tuple[Piece, Result]]:
         """Yield the result of each piece, in the order of the pieces, while others are computed.
 
-        Pieces are taken as they are needed: what they are of is not all in memory at a time.
+        Pieces are taken as they are needed: what they are of is not all in memory at a time. After an error, those that were
+        begun end by themselves, or with the connection. Ray (2.60) does not survive to cancel a task that has just been sent to
+        its worker: the answer that comes all the same ends the whole process (ray-project/ray#54785, "Tried to complete task
+        that was not pending").
 
         Raises:
             SpadeError: what a piece raised; the message names the node and the piece.
@@ -68,23 +71,17 @@ class PieceRunner(Generic[State, Argument, Result]):
         """
         ray, waiting = import_ray(), iter(pieces)
         running: deque[tuple[Piece, Any]] = deque()
-        try:
-            while True:
-                ahead = _AHEAD * self._session.workers()
-                while len(running) < ahead and (following := next(waiting, None)) is not None:
-                    piece, argument = following
-                    running.append((piece, self._task.remote(self._key, self._work, str(piece), argument)))
-                if not running:
-                    return
-                piece, reference = running[0]
-                with _errors_named(str(piece)):
-                    found: Result = ray.get(reference)
-                running.popleft()
-                yield piece, found
-        finally:
-            for _, reference in running:
-                with suppress(ValueError, TypeError):  # one that has ended, or of a connection that is gone
-                    ray.cancel(reference)
+        while True:
+            ahead = _AHEAD * self._session.workers()
+            while len(running) < ahead and (following := next(waiting, None)) is not None:
+                piece, argument = following
+                running.append((piece, self._task.remote(self._key, self._work, str(piece), argument)))
+            if not running:
+                return
+            piece, reference = running.popleft()
+            with _errors_named(str(piece)):
+                found: Result = ray.get(reference)
+            yield piece, found
 
 
 def node_name() -> str:

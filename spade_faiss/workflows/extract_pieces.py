@@ -141,7 +141,7 @@ def extract_pieces(bank: Bank, backbone: Backbone, work: Extracting, known: dict
     job = replace(work, found=replace(work.found, records=[]), run=there, belongs=Belonging({}, {}))
     augment = bank.manifest.augment
     views = 1 if augment is None else augment.views
-    with connect(work.run.cluster) as session, _swept(bank):
+    with _swept(bank), connect(work.run.cluster) as session:  # when its workers have ended, if they end with this job
         pieces = plan_pieces(
             len(records),
             batch=max(1, work.batch_size // views) if not bank.is_tiled else 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +46,12 @@ class Worker:
     def refuse(self, asked: Asked) -> int:
         raise BankError("shard a.h5 is damaged")
 
+    def refuse_first(self, asked: Asked) -> int:
+        if asked.number == 0:
+            raise BankError("shard a.h5 is damaged")
+        time.sleep(0.5)  # the others are under way, or wait, when it is known
+        return _mark(asked.marks, f"begun-{asked.number}")
+
     def fail(self, asked: Asked) -> int:
         raise ZeroDivisionError("by nothing")
 
@@ -81,6 +88,17 @@ def test_a_piece_that_ends_every_worker_is_named(cluster: str, tmp_path: Path) -
     with pytest.raises(ClusterError, match=rf"piece 0 \(number 1 to 1\) was begun {RETRIES + 1} times"):
         run(cluster, "lose_always", tmp_path, 1)
     assert (tmp_path / "begun-0").stat().st_size == RETRIES + 1
+
+
+def test_after_an_error_nothing_is_cancelled(cluster: str, tmp_path: Path) -> None:
+    """Where Ray cancels a task that has just been sent to a worker, it may end the whole process: pieces end by themselves."""
+    with pytest.raises(BankError):
+        run(cluster, "refuse_first", tmp_path)
+    until = time.monotonic() + 60
+    while len(list(tmp_path.glob("begun-*"))) < 5 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert sorted(path.name for path in tmp_path.glob("begun-*")) == [f"begun-{number}" for number in range(1, 6)]
+    assert [result for _, result in run(cluster, "square", tmp_path)] == [number**2 for number in range(6)]
 
 
 def test_errors_say_on_which_node_and_in_which_piece(cluster: str, tmp_path: Path) -> None:

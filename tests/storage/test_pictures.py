@@ -10,7 +10,7 @@ import pytest
 
 from spade_faiss.core.copies import named
 from spade_faiss.core.errors import InputError, NotFoundError, StorageError
-from spade_faiss.core.settings import Caching, Run
+from spade_faiss.core.settings import Caching
 from spade_faiss.features.datasets import survey
 from spade_faiss.features.decoding import read_image
 from spade_faiss.storage import pictures as pictures_module
@@ -137,11 +137,6 @@ def test_urls_that_name_no_place(url: str) -> None:
 def test_a_url_that_was_made_a_path(bucket: str) -> None:
     with pytest.raises(InputError, match=r"was a URL before Path\(\) took a slash of it; give the URL as text"):
         survey(Path(f"{bucket}/new"))
-
-
-def test_a_cluster_takes_no_pictures_at_urls(bucket: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot be worked on with cluster='local:2': pictures and results are in folders"):
-        survey([tmp_path, f"{bucket}/new"], Run(cluster="local:2"))
 
 
 def test_a_file_url_is_a_folder(tmp_path: Path) -> None:
