@@ -153,8 +153,9 @@ class Shard:
         """Release the memory of some images' maps; they are read again at their next use."""
         self._mapped.release(f"level/{level}", positions)
 
-    def texts(self, field: str) -> list[str]:
-        """Return the `id`, `path`, `sha256`, `picture` or `group` of each entry; an empty list where the shard has none.
+    def texts(self, field: str, part: slice = slice(None)) -> list[str]:
+        """Return the `id`, `path`, `sha256`, `picture` or `group` of each entry, or of some; an empty list where the shard has
+        none.
 
         Raises:
             BankError: for text that is not UTF-8 or holds a NUL, and for an id or a picture that is empty.
@@ -162,7 +163,7 @@ class Shard:
         self._mapped.check_length()
         texts = self._mapped.arrays.get(f"image/{field}")
         try:
-            found = [] if texts is None else [text.decode() for text in texts.tolist()]
+            found = [] if texts is None else [text.decode() for text in texts[part].tolist()]
         except UnicodeDecodeError as error:
             raise BankError(f"shard {self._path} is damaged ({error}); restore it from a backup") from error
         if any("\0" in text or (not text and field in ("id", "picture")) for text in found):
@@ -175,8 +176,8 @@ class Shard:
 
     def image_path(self, position: int) -> Path | None:
         """Return the file that an image was read from; None if it did not come from a file."""
-        paths = self.texts("path")
-        return Path(self.root, paths[position]) if paths and paths[position] else None
+        paths = self.texts("path", slice(position, position + 1))
+        return Path(self.root, paths[0]) if paths and paths[0] else None
 
     @property
     def places(self) -> npt.NDArray[np.int32] | None:

@@ -232,6 +232,10 @@ class Snapshot:
         number, position = places[0]
         return state.shard(number).image_path(position)
 
+    def image_folders(self) -> set[Path]:
+        """Return the folders that hold the files which its pictures were read from."""
+        return self._state.image_folders()
+
     def with_removed(self) -> Snapshot:
         """Return the same state as if nothing had been removed. Indexes are built over it, so that images can be restored."""
         shards = tuple(replace(shard, removed=()) for shard in self.manifest.shards)

@@ -141,6 +141,18 @@ class BankState:
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
         return number, int(self.manifest.shards[number].live[row - int(self.starts[number])])
 
+    def image_folders(self) -> set[Path]:
+        """Return the folders that hold the files which pictures were read from."""
+        found: dict[tuple[str, str], Path] = {}  # by its text: there are as many paths as pictures
+        for number, entry in enumerate(self.manifest.shards):
+            shard = self.shard(number)
+            root = shard.root
+            for path in _live(shard.texts("path"), entry):
+                folder = root, path.rpartition("/")[0]
+                if path and folder not in found:
+                    found[folder] = Path(root, path).parent
+        return set(found.values())
+
     def rows_of_shard(self, number: int) -> npt.NDArray[np.int64]:
         """Return the row of each entry of a shard, (count,); -1 for removed ones."""
         shard = self.manifest.shards[number]

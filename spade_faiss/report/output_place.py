@@ -53,7 +53,5 @@ def _check_normal_images(out: Path, bank: Snapshot) -> None:
     above = {folder for folder in (place, *place.parents) if not home.is_relative_to(folder)}
     if not above:
         return
-    for name in bank.pictures.ids:
-        path = bank.image_path(name)
-        if path is not None and path.parent in above:
-            raise InputError(f"out={out} lies inside of {path.parent}, where normal images of the bank are; choose another")
+    if inside := sorted(above & bank.image_folders()):
+        raise InputError(f"out={out} lies inside of {inside[0]}, where normal images of the bank are; choose another")
