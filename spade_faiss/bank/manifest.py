@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from spade_faiss.bank.codes import CodesEntry
@@ -210,5 +209,7 @@ def _wrong_codes(manifest: Manifest) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that write a bank."""
+    from importlib.metadata import version  # takes as long to import as a picture takes to score, which asks for no versions
+
     packages = {name: version(name) for name in ("spade-faiss", "h5py", "numpy")}
     return {**packages, "python": platform.python_version()}

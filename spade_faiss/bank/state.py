@@ -148,7 +148,7 @@ class BankState:
             shard = self.shard(number)
             root = shard.root
             for path in _live(shard.texts("path"), entry):
-                folder = root, path.rpartition("/")[0]
+                folder = root, path[: path.rfind("/") + 1]
                 if path and folder not in found:
                     found[folder] = Path(root, path).parent
         return set(found.values())

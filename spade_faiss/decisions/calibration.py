@@ -12,7 +12,6 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -380,6 +379,8 @@ def calibration_facts(calibration: Calibration) -> dict[str, Any]:
 
 def state_of(bank: Snapshot) -> dict[str, Any]:
     """The fields of a calibration that name the state of its bank and the versions of the libraries."""
+    from importlib.metadata import version  # see `bank.manifest.versions`
+
     packages = {name: version(name) for name in ("spade-faiss", "numpy", "scipy")}
     return {
         "generation": bank.generation,

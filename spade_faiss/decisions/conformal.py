@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.ranks import Doubles as Doubles  # for whoever looks for them beside the rest
 from spade_faiss.core.ranks import Values as Values
 from spade_faiss.core.ranks import p_values as p_values
+from spade_faiss.decisions.beta import beta_quantile
 
 Bools = npt.NDArray[np.bool_]
 
@@ -177,15 +177,14 @@ def rate_bound(alpha: float, n: int, confidence: float = 0.9) -> float:
     Beta(k, n + 1 - k), k = alpha (n + 1) rounded down: Vovk, "Conditional validity of inductive conformal predictors", 2012.
     """
     k = allowed(alpha, n)
-    # The quantile of the beta distribution.
-    return float(special.betaincinv(k, n + 1 - k, confidence))
+    return beta_quantile(k, n + 1 - k, confidence)
 
 
 def rate_interval(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """The interval of a rate of which `count` of `total` were observed: Clopper & Pearson, 1934."""
     beyond = (1 - confidence) / 2
-    low = float(special.betaincinv(count, total - count + 1, beyond)) if count else 0.0
-    return low, float(special.betaincinv(count + 1, total - count, 1 - beyond)) if count < total else 1.0
+    low = beta_quantile(count, total - count + 1, beyond) if count else 0.0
+    return low, beta_quantile(count + 1, total - count, 1 - beyond) if count < total else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,13 @@ from spade_faiss.core.schema import check_at_least, check_choice
 from spade_faiss.core.store import DTYPES, LEAST_BITS, LEAST_NUMBERS, MOST_BITS, MOST_NUMBERS, Store
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level, check_ids, check_strings
+from spade_faiss.features.pooling import pooled
 from spade_faiss.features.roi import Bools, cells_with_any, mask_of, on_grid
 
 # No value of a feature may be larger: the squared distance of two vectors must stay within float32.
 LARGEST = 2e16
+# What is smaller is rounded to a finite float16.
+_BEYOND_FLOAT16 = 65520
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +263,6 @@ def _prepare_maps(
 ) -> npt.NDArray[Any]:
     values = _to_float32(f"level {level.name!r}", maps, (n, *level.shape))
     if pool > 1:
-        size = (1, pool, pool, 1)
         exists = np.ones((1, *level.shape[:2], 1), np.float32)
         if layout.own_rois and valid is not None:
             exists = cells_with_any(valid, level.height, level.width)[..., np.newaxis].astype(np.float32)
@@ -268,12 +270,10 @@ def _prepare_maps(
             exists *= mask_of(level.roi)[:, :, np.newaxis]
         if not exists.all():
             values = values * exists
-        from scipy import ndimage  # takes longer to import than many images take to prepare, and few banks need it
-
-        values = ndimage.uniform_filter(values, size, mode="constant")
+        values = pooled(values, pool)
         if layout.pool_border == "valid":
             # The mean is over the neighbors that exist: at the border the window is smaller, not padded.
-            weight = ndimage.uniform_filter(exists, size, mode="constant")
+            weight = pooled(exists, pool)
             values = np.divide(values, weight, out=values, where=exists > 0)
     if level.roi is not None:
         values = values.reshape(n, -1, level.shape[-1]).take(level.cells, axis=1)
@@ -284,12 +284,10 @@ def _prepare_maps(
         values = np.divide(values, norm, out=np.empty_like(values), casting="same_kind")
     if layout.dtype != "float16":
         return values
-    with np.errstate(over="ignore"):
-        stored = values.astype(np.float16)
-    if not np.isfinite(stored).all():
-        largest = float(np.abs(values).max())
+    largest = max(float(values.max(initial=0)), -float(values.min(initial=0)))
+    if largest >= _BEYOND_FLOAT16:
         raise InputError(f"level {level.name!r} holds {largest:.4g}, beyond float16; create the bank with dtype float32")
-    return stored
+    return values.astype(np.float16)
 
 
 def _to_float32(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> FloatArray:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
+from spade_faiss.core.process import usable_cores
 from spade_faiss.decisions.regions import Region
 from spade_faiss.report.inputs import ReportInputs
 from spade_faiss.report.model import Card, CardGroup, ImageRow, Match, NormalPicture
@@ -12,6 +15,17 @@ from spade_faiss.report.pictures import Box, cell_box, shrink, shrink_box, shrin
 from spade_faiss.report.selection import select_images
 
 _NORMALS_SHOWN = 5
+
+
+class _Normal(NamedTuple):
+    """A normal image that a card shows: its column in `neighbor_ids`, or -1 - its row; its id, the row of the entry that was
+    matched, if one was, and what matched.
+    """
+
+    column: int
+    name: str
+    row: int | None
+    matches: tuple[Match, ...]
 
 
 def card_groups(inputs: ReportInputs, rows: Sequence[ImageRow], shown: int) -> Iterator[CardGroup]:
@@ -22,12 +36,18 @@ def card_groups(inputs: ReportInputs, rows: Sequence[ImageRow], shown: int) -> I
         rows: the row of each image in the table of all images.
         shown: how many images to show.
     """
-    for selection in select_images(inputs.ranked, inputs.scores.localized, inputs.defective, shown):
-        cards = tuple(_card(inputs, i, rows[i]) for i in selection.images)
+    selections = select_images(inputs.ranked, inputs.scores.localized, inputs.defective, shown)
+    chosen = {i: list(_chosen(inputs, i)) for selection in selections for i in selection.images}
+    # Most of a report's time goes into decoding these: all cores do it.
+    with ThreadPoolExecutor(usable_cores(), "normals") as pool:
+        wanted = dict.fromkeys((normal.name, normal.row) for normals in chosen.values() for normal in normals)
+        list(pool.map(lambda of: inputs.normal_picture(*of), wanted))
+    for selection in selections:
+        cards = tuple(_card(inputs, i, rows[i], chosen[i]) for i in selection.images)
         yield CardGroup(title=selection.title, cards=cards, note=selection.note)
 
 
-def _card(inputs: ReportInputs, i: int, row: ImageRow) -> Card:
+def _card(inputs: ReportInputs, i: int, row: ImageRow, chosen: Sequence[_Normal]) -> Card:
     scores, decisions = inputs.scores, inputs.results.decisions
     picture, missing = inputs.picture(i)
     own_map = scores.map(i)
@@ -41,14 +61,14 @@ def _card(inputs: ReportInputs, i: int, row: ImageRow) -> Card:
         peak=(peak_y, peak_x),
         picture=None if picture is None else shrink(picture),
         mask=None if mask is None else shrink_mask(mask),
-        normals=tuple(_normals(inputs, i)),
+        normals=tuple(_shown(inputs, i, normal) for normal in chosen),
         missing=missing,
         regions=tuple(shrink_box(box, own_map.shape) for box in regions),
         shrunk=shrink_factor(own_map.shape),
     )
 
 
-def _normals(inputs: ReportInputs, i: int) -> Iterator[NormalPicture]:
+def _chosen(inputs: ReportInputs, i: int) -> Iterator[_Normal]:
     """The nearest normal images, nearest first, then other normal images that a level matched."""
     scores = inputs.scores
     # Neighbors are named by their column, the other images that a level matched by -1 - their row in the bank.
@@ -68,18 +88,22 @@ def _normals(inputs: ReportInputs, i: int) -> Iterator[NormalPicture]:
     known = [column for column, name in enumerate(names) if name]  # a product of few images has fewer neighbors than others
     nearest = (sorted(first.values()) if is_tiled else known)[:_NORMALS_SHOWN]
     for column in sorted({*nearest, *matches}, key=lambda at: (at < 0, at)):
-        is_neighbor = column >= 0
-        name = str(scores.neighbor_ids[i, column]) if is_neighbor else inputs.normal_ids[-1 - column]
-        picture, missing = inputs.normal_picture(name, rows.get(column))
-        yield NormalPicture(
-            id=name,
-            place=column + 1 if is_neighbor else None,
-            distance=float(scores.neighbor_dist[i, column]) if is_neighbor else math.nan,
-            picture=picture,
-            matches=tuple(matches.get(column, ())),
-            missing=missing,
-            group=inputs.normal_group.get(name, ""),
-        )
+        name = str(scores.neighbor_ids[i, column]) if column >= 0 else inputs.normal_ids[-1 - column]
+        yield _Normal(column, name, rows.get(column), tuple(matches.get(column, ())))
+
+
+def _shown(inputs: ReportInputs, i: int, normal: _Normal) -> NormalPicture:
+    picture, missing = inputs.normal_picture(normal.name, normal.row)
+    is_neighbor = normal.column >= 0
+    return NormalPicture(
+        id=normal.name,
+        place=normal.column + 1 if is_neighbor else None,
+        distance=float(inputs.scores.neighbor_dist[i, normal.column]) if is_neighbor else math.nan,
+        picture=picture,
+        matches=normal.matches,
+        missing=missing,
+        group=inputs.normal_group.get(normal.name, ""),
+    )
 
 
 def _matched(inputs: ReportInputs, level: str, cell: tuple[int, int], row: int) -> Box:

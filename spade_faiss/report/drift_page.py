@@ -15,7 +15,7 @@ def drift_page(found: Drift) -> Report:
     curves = {TESTED_SCORES[name]: p for name, p in found.p_values.items()}
     chart = Chart(
         title="P-values of recent images",
-        svg=charts.rate_chart(curves, 1.0, "p-values of recent images"),
+        svg=charts.rate_chart(curves, 1.0),
         note="Share of recent images with a p-value of at most alpha: on the diagonal if nothing has changed.",
     )
     table = Table(
@@ -67,7 +67,7 @@ def product_drift_page(found: Mapping[str, Drift | str]) -> Report:
     )
     curves = {f"{name} ({item.images})": item.p_values["image"] for name, item in tested.items()}
     note = "Share of recent images with a p-value of at most alpha: on the diagonal if nothing has changed."
-    svg = charts.rate_chart(curves, 1.0, "p-values of recent images") if curves else ""
+    svg = charts.rate_chart(curves, 1.0) if curves else ""
     return Report(
         title="Drift",
         subtitle=product_drift_verdict(found),

@@ -8,10 +8,11 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.resources import files
 from numbers import Integral
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
 from spade_faiss.core.errors import InputError
@@ -51,11 +52,16 @@ def write_html(path: str | os.PathLike[str], report: Report) -> None:
         InputError: if a picture or mask does not have its map's size, a match is of none of the report's levels, a chart is
             no SVG, or there are cards but no color range.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["shown"] = printable
-    source = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
-    page = environment.from_string(source).render(report=report, view=_View(report))
+    page = _template().render(report=report, view=_View(report))
     write_bytes(path, page.encode("utf-8"))
+
+
+@cache
+def _template() -> Template:
+    """The template, compiled once in a process. Not `optimized`: looking for constants takes longer than they do."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, optimized=False)
+    environment.filters["shown"] = printable
+    return environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
 
 
 class _View:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError, SpadeError
 from spade_faiss.core.inside import open_regular
+from spade_faiss.core.once import Once
 from spade_faiss.features.datasets import ImageRecord
 from spade_faiss.features.pages import file_of, part_digest
 from spade_faiss.features.pictures import Picture, load_views
@@ -33,51 +35,52 @@ class NormalPictures:
 
     def __init__(self, bank: Snapshot) -> None:
         self._bank = bank
-        self._read: dict[tuple[str, str], Shown] = {}
+        self._read: dict[tuple[str, str], Once[Shown]] = {}
 
     def __call__(self, name: str, row: int | None = None) -> Shown:
         """The picture of the normal image `name`, or what the entry in a row shows of it."""
         entry = name if row is None or self._bank.is_tiled else self._bank.ids[row]
-        if (name, entry) not in self._read:
-            self._read[name, entry] = self._load(name, entry)
-        return self._read[name, entry]
+        # Many threads may ask, and several of them for the same one.
+        return self._read.setdefault((name, entry), Once(partial(_load, self._bank, name, entry)))()
 
-    def _load(self, name: str, entry: str) -> Shown:
-        path, source = self._bank.image_path(name), self._bank.manifest.source
-        if path is None:
-            return Shown(None, "the bank does not know its file")
-        if source is None:
-            return Shown(None, "the features came from another extractor")
-        if (recorded := self._bank.sha256_of.get(name)) is None:
-            return Shown(None, f"the bank knows no checksum of {path}")
-        try:
-            found = part_digest(_hash_picture(file_of(path)), path)
-        except FileNotFoundError:
-            return Shown(None, f"{path} is gone")
-        except (SpadeError, OSError, ValueError) as error:
-            return Shown(None, str(error))
-        if found != recorded:
-            return Shown(None, f"{path} has changed since the bank took it")
-        augmentation = None if entry == name else self._bank.manifest.augment
-        try:
-            loaded, views = load_views(ImageRecord(name, path), source.preprocess, augmentation)
-        except InputError as error:
-            return Shown(None, str(error))
-        if loaded.sha256 != recorded:
-            return Shown(None, f"{path} has changed since the bank took it")
-        shown = {name: self._inspected(name, loaded.picture), **{view_id(name, view.name): view.picture for view in views}}
-        if entry not in shown:
-            return Shown(None, f"the bank does not say how {entry} was made of {path}")
-        return Shown(shrink(shown[entry]))
 
-    def _inspected(self, name: str, picture: Picture) -> Picture:
-        """What the backbone saw of a picture: where it has a region of interest of its own, nothing outside of that."""
-        source = self._bank.manifest.source
-        if source is None or not source.preprocess.own_rois:
-            return picture
-        color = np.rint(255 * np.array(source.preprocess.mean)).astype(np.uint8)
-        inspected = self._bank.inspected(self._bank.ids.index(name))
-        return np.where(inspected[..., np.newaxis], picture, color)
+def _load(bank: Snapshot, name: str, entry: str) -> Shown:
+    path, source = bank.image_path(name), bank.manifest.source
+    if path is None:
+        return Shown(None, "the bank does not know its file")
+    if source is None:
+        return Shown(None, "the features came from another extractor")
+    if (recorded := bank.sha256_of.get(name)) is None:
+        return Shown(None, f"the bank knows no checksum of {path}")
+    try:
+        found = part_digest(_hash_picture(file_of(path)), path)
+    except FileNotFoundError:
+        return Shown(None, f"{path} is gone")
+    except (SpadeError, OSError, ValueError) as error:
+        return Shown(None, str(error))
+    if found != recorded:
+        return Shown(None, f"{path} has changed since the bank took it")
+    augmentation = None if entry == name else bank.manifest.augment
+    try:
+        loaded, views = load_views(ImageRecord(name, path), source.preprocess, augmentation)
+    except InputError as error:
+        return Shown(None, str(error))
+    if loaded.sha256 != recorded:
+        return Shown(None, f"{path} has changed since the bank took it")
+    shown = {name: _inspected(bank, name, loaded.picture), **{view_id(name, view.name): view.picture for view in views}}
+    if entry not in shown:
+        return Shown(None, f"the bank does not say how {entry} was made of {path}")
+    return Shown(shrink(shown[entry]))
+
+
+def _inspected(bank: Snapshot, name: str, picture: Picture) -> Picture:
+    """What the backbone saw of a picture: where it has a region of interest of its own, nothing outside of that."""
+    source = bank.manifest.source
+    if source is None or not source.preprocess.own_rois:
+        return picture
+    color = np.rint(255 * np.array(source.preprocess.mean)).astype(np.uint8)
+    inspected = bank.inspected(bank.ids.index(name))
+    return np.where(inspected[..., np.newaxis], picture, color)
 
 
 def _hash_picture(path: Path) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from spade_faiss.core.types import FloatArray
-from spade_faiss.features.resampling import resample
+from spade_faiss.features.resampling import axis_taps, resample
+from spade_faiss.search.native.extension import import_native, is_built
 
 # Inspected locations count at a pixel if their weights sum up to more. In its own cell, a pixel's are never so small.
 _LEAST_WEIGHT = 1e-20
@@ -47,9 +48,19 @@ def _resampled(dist: FloatArray, size: tuple[int, int], sigma: float) -> FloatAr
     """(n, H, W): the distances of a level, upsampled and smoothed, those of inspected locations alone."""
     inspected = ~np.isnan(dist)
     if inspected.all():
-        return resample(dist, size, sigma)
+        return _smooth(dist, size, sigma)
     if (inspected == inspected[0]).all():  # as in all images of a bank with one region of interest
         inspected = inspected[:1]
-    weight = resample(inspected.astype(np.float32), size, sigma)
-    summed = resample(np.where(inspected, dist, np.float32(0)), size, sigma)
+    weight = _smooth(inspected.astype(np.float32), size, sigma)
+    summed = _smooth(np.where(inspected, dist, np.float32(0)), size, sigma)
     return np.divide(summed, weight, out=np.zeros_like(summed), where=weight > _LEAST_WEIGHT)
+
+
+def _smooth(maps: FloatArray, size: tuple[int, int], sigma: float) -> FloatArray:
+    """Do what `resample` does, to the last bit: by the compiled kernel, which is several times as fast, where it was built."""
+    if not is_built():
+        return resample(maps, size, sigma)
+    rows, columns = (axis_taps(length, target, sigma) for length, target in zip(maps.shape[1:], size, strict=True))
+    taps = rows.positions, rows.weights, columns.positions, columns.weights
+    found: FloatArray = import_native().resample(np.ascontiguousarray(maps), *taps)
+    return found

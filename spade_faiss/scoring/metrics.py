@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from spade_faiss.core.errors import InputError
 
@@ -211,6 +210,8 @@ def _detection(ranking: _Ranking) -> Detection:
 
 def _share_of_region(defective: Bools) -> tuple[Doubles, int]:
     """The share that each defective pixel, in C order, has in its region, and the number of regions."""
+    from scipy import ndimage  # takes longer to import than an image takes to score, and few runs need it
+
     images = defective[defective.any(axis=(1, 2))]
     labels, regions = ndimage.label(images, _NEIGHBORHOOD)
     region = labels[images] - 1

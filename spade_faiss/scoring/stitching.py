@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from scipy import ndimage
 
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError
@@ -117,6 +116,8 @@ class _Image:
     def scores(self, method: Method) -> Scores:
         """The scores of the image."""
         if method.sigma and method.localize != "none":
+            from scipy import ndimage  # takes longer to import than an image takes to score, and few banks need it
+
             # scipy's defaults, as in `fusion.score_maps`: reflect, truncated at 4 sigma.
             ndimage.gaussian_filter(self._map, method.sigma, output=self._map)
         maps = self._map[None]

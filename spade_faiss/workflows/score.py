@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,8 +47,9 @@ from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.evaluation import Metrics
 from spade_faiss.scoring.routing import Routes
 from spade_faiss.workflows.collected import Collected, collect
-from spade_faiss.workflows.kept_parts import ScoredPart
-from spade_faiss.workflows.score_pieces import ReadPictures, score_pieces
+
+if TYPE_CHECKING:
+    from spade_faiss.workflows.kept_parts import ScoredPart
 
 
 def score_folder(
@@ -198,6 +199,8 @@ def scored_images(job: Job, found: Survey, report: ReportOptions) -> Iterator[tu
         InputError: if more images than allowed are unreadable, or all of them.
     """
     if job.detector.run.cluster is not None:
+        from spade_faiss.workflows.score_pieces import ReadPictures, score_pieces  # what a cluster takes, one picture does not
+
         with job.timings("cluster"):
             run, parts = score_pieces((job.detector, job.rules), found, job.folder, _settings_text(job.detector))
         collected = Collected()

@@ -98,6 +98,18 @@ def test_images_without_files_have_no_path_and_no_checksum(tmp_path: Path) -> No
     assert bank.image_path("a") is None
     assert bank.image_path("b") == Path("/r/b.png")
     assert bank.sha256_of == {"b": "12"}
+    assert bank.image_folders() == {Path("/r")}
+
+
+def test_the_folders_of_the_pictures(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path / "b")
+    bank.append(batch("a", "b", "c", paths=["a.png", "x/b.png", "x/c.png"], sha256=["1", "2", "3"], root="/r"))
+    bank.append(batch("d", "e", paths=["../d.png", "/e.png"], sha256=["4", "5"], root="/r"))
+    expected = {bank.image_path(name): name for name in bank.ids}
+    assert bank.image_folders() == {path.parent for path in expected if path is not None}
+    assert bank.image_folders() == {Path("/r"), Path("/r/x"), Path("/r/.."), Path("/")}
+    bank.remove(["a", "e"])
+    assert bank.image_folders() == {Path("/r/x"), Path("/r/..")}
 
 
 def test_embeddings_come_in_any_order_and_by_shard(tmp_path: Path) -> None:

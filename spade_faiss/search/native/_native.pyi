@@ -93,6 +93,13 @@ def k_center(
     slack: float,
     threads: int = 1,
 ) -> tuple[npt.NDArray[np.int64], float]: ...
+def resample(
+    maps: npt.NDArray[np.float32],
+    row_positions: npt.NDArray[np.int32],
+    row_weights: npt.NDArray[np.float32],
+    column_positions: npt.NDArray[np.int32],
+    column_weights: npt.NDArray[np.float32],
+) -> npt.NDArray[np.float32]: ...
 
 class WindowCoding:
     def __init__(

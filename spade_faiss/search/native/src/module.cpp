@@ -147,6 +147,7 @@ PYBIND11_MODULE(_native, module) {
     define_clusters(module);
     define_k_center(module);
     define_lists(module);
+    define_resample(module);
     define_windows(module);
     module.def("filter", &py_filter, py::arg("query_pack"), py::arg("row_pack"),
                "Runs the filter alone, to measure its speed.");

@@ -16,6 +16,9 @@ void define_k_center(pybind11::module_& module);
 // Inverted lists of a gallery's vectors, and searches in them.
 void define_lists(pybind11::module_& module);
 
+// Maps that are resized and smoothed.
+void define_resample(pybind11::module_& module);
+
 // Searches in windows.
 void define_windows(pybind11::module_& module);
 
