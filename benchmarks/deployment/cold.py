@@ -8,31 +8,33 @@ import tarfile
 from collections.abc import Iterator
 from functools import partial
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 
 from benchmarks.deployment.measure import ROOT, ProcessCost, Row, folder_bytes, in_turn, run_alone, spreads
-from benchmarks.deployment.places import Places, no_row
+from benchmarks.deployment.places import PRESETS, Places, no_row
 
 _LARGE = 5 << 20
 
 
 def cold(places: Places) -> Iterator[Row]:
     """What `score ONE.png` costs in a process of its own, in an environment without torch and by torch in the full one."""
-    bank, test = places.bank("elpv"), places.dataset("elpv").test
+    banks, test = {preset: places.bank("elpv", preset) for preset in PRESETS}, places.dataset("elpv").test
     picture = next(record.path for record in test if record.defective)
     pythons = {"torch": sys.executable}
     if places.edge_python is not None:
         pythons = {"onnxruntime": places.edge_python, "openvino": places.edge_python, **pythons}
     out = places.scratch / "cold"
 
-    def run(engine: str, python: str) -> ProcessCost:
-        words = ("score", picture, "--bank", bank, "--out", out / engine, "--quiet", "--engine", engine)
-        return run_alone((python, "-m", "spade_faiss", *words))
+    def run(engine: str, preset: str) -> ProcessCost:
+        words = ("score", picture, "--bank", banks[preset], "--out", out / engine, "--quiet", "--engine", engine)
+        return run_alone((pythons[engine], "-m", "spade_faiss", *words))
 
-    found = in_turn({engine: partial(run, engine, python) for engine, python in pythons.items()}, places.repeats)
-    for engine, costs in found.items():
+    ways = list(product(pythons, PRESETS))
+    found = in_turn({" ".join(way): partial(run, *way) for way in ways}, places.repeats)
+    for (engine, preset), costs in zip(ways, found.values(), strict=True):
         environment = "full" if engine == "torch" else "edge"
-        yield {"engine": engine, "environment": environment, "normals": 490, **spreads(costs)}
+        yield {"engine": engine, "preset": preset, "environment": environment, "normals": 490, **spreads(costs)}
     if places.edge_python is None:
         yield no_row("the engines that need no torch", "no environment without torch was named: --edge-python")
 

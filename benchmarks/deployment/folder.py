@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.deployment.measure import Cost, Row, cost_of, in_turn, ratio, share_reached, spreads
-from benchmarks.deployment.places import EXPORTED, SETS, Places, inputs_of
+from benchmarks.deployment.places import EXPORTED, PRESETS, SETS, Places, inputs_of
 from benchmarks.process import spread
 from spade_faiss import Detector, Run, score_folder
 from spade_faiss.core.process import usable_cores
@@ -29,8 +30,8 @@ def folder(places: Places) -> Iterator[Row]:
     for name in SETS:
         test = places.dataset(name).test
         paths = [record.path for record in test]
-        for engine in EXPORTED:
-            detector = places.detector(name, engine)
+        for engine, preset in product(EXPORTED, PRESETS):
+            detector = places.detector(name, engine, preset)
             runs: dict[str, Callable[[], object]] = {
                 "whole": partial(_whole, paths, detector, places.scratch),
                 **_stages(test, paths, detector, places.scratch),
@@ -40,6 +41,7 @@ def folder(places: Places) -> Iterator[Row]:
             yield {
                 "set": name,
                 "engine": engine,
+                "preset": preset,
                 "images": len(test),
                 "whole": spreads(whole),
                 "ms": spread([1000 * cost.wall_s / len(test) for cost in whole]),

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.datasets import write_elpv
 from benchmarks.deployment.measure import REPEATS, Row
-from spade_faiss import Detector, Extraction, Method, Run, fit
+from spade_faiss import Detector, Extraction, Run, fit
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.datasets import Dataset, ImageRecord, load_dataset
@@ -20,6 +20,8 @@ BACKBONE = "efficientnet_lite0"
 SETS = ("mvtec_bottle", "elpv")
 EXPORTED = ("onnxruntime", "openvino")
 ENGINES = (*EXPORTED, "torch")
+# What users get, and the method as its paper has it.
+PRESETS = ("default", "spade")
 _PROVEN = 4
 
 
@@ -52,15 +54,15 @@ class Places:
             temporary.rename(folder)
         return load_dataset(folder)
 
-    def bank(self, name: str) -> Path:
-        """A calibrated bank of one of `SETS`, as `fit` makes it by the preset of the paper, with the network in it."""
-        path = self.scratch / f"{name}.bank"
-        fit(self.dataset(name).root / "train" / "good", bank=path, extraction=Extraction(backbone=BACKBONE), preset="spade")
+    def bank(self, name: str, preset: str = "spade") -> Path:
+        """A calibrated bank of one of `SETS`, as `fit` makes it by one of `PRESETS`, with the network in it."""
+        path = self.scratch / (f"{name}.bank" if preset == "spade" else f"{name}-{preset}.bank")
+        fit(self.dataset(name).root / "train" / "good", bank=path, extraction=Extraction(backbone=BACKBONE), preset=preset)
         return path
 
-    def detector(self, name: str, engine: str, method: Method | None = None) -> Detector:
-        """A detector whose network is open already."""
-        detector = Detector.open(self.bank(name), method=method or Method(), run=Run(engine=engine))
+    def detector(self, name: str, engine: str, preset: str) -> Detector:
+        """A detector that searches as its preset says, and whose network is open already."""
+        detector = Detector.open(self.bank(name, preset), run=Run(engine=engine))
         assert detector.backbone.engine == engine
         return detector
 

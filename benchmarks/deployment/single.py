@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.deployment.measure import Row, percentiles, ratio
-from benchmarks.deployment.places import EXPORTED, Places
+from benchmarks.deployment.places import EXPORTED, PRESETS, Places
 from benchmarks.process import seconds, spread
 from spade_faiss import Detector
 from spade_faiss.core.timing import Timings
@@ -22,13 +23,14 @@ _WARM_UP = 20
 
 
 def warm(places: Places) -> Iterator[Row]:
-    """Milliseconds of `Detector.score(one picture)` at K=5, of its forward pass and decoding alone, and of its stages."""
+    """Milliseconds of `Detector.score(one picture)`, of its forward pass and decoding alone, and of its stages."""
     paths = [record.path for record in places.dataset("mvtec_bottle").test]
-    for engine in EXPORTED:
-        detector = places.detector("mvtec_bottle", engine)
+    for engine, preset in product(EXPORTED, PRESETS):
+        detector = places.detector("mvtec_bottle", engine, preset)
         runs = [_in_turn(detector, paths) for _ in range(places.repeats)]
         yield {
             "engine": engine,
+            "preset": preset,
             "normals": len(detector.bank),
             "calls": CALLS,
             **{

@@ -26,7 +26,7 @@ def aims(figures: Figures) -> str:
                 f"{row['wall_s']['median']:.2f} s, {row['cpu_s']['median']:.2f} s, {row['peak_bytes']['median'] / _MB:.0f} MB"
             )
             aim = f"{COLD_S} s by the clock, {COLD_CPU_S} s of the processor, {COLD_BYTES / _MB:.0f} MB"
-            lines.append(("one picture, cold", row["engine"], f"at most {aim}", found, _cold_verdict(row)))
+            lines.append(("one picture, cold", _by(row), f"at most {aim}", found, _cold_verdict(row)))
     for row in _measured(figures, "environment"):
         if row["extras"] != "cpu":
             reached = _verdict({"size": row["bytes"] <= ENVIRONMENT_BYTES})
@@ -35,12 +35,12 @@ def aims(figures: Figures) -> str:
     for row in _measured(figures, "warm"):
         reached, found = _warm_verdict(row), f"{row['times_bare']['median']:.2f} times"
         aim = f"at most {WARM_TIMES} times decoding and forward pass"
-        lines.append(("one picture, warm", row["engine"], aim, found, reached))
+        lines.append(("one picture, warm", _by(row), aim, found, reached))
     for row in _measured(figures, "folder"):
         shares = [f"{row[of]['median']:.2f}" for of in ("of_slowest", "of_cores")]
         found = f"{shares[0]}; {shares[1]} of what the cores need for all stages"
         aim = f"{FOLDER_SHARE} of what the slowest stage alone allows"
-        lines.append((f"folder, {row['set']}", row["engine"], aim, found, _folder_verdict(row)))
+        lines.append((f"folder, {row['set']}", _by(row), aim, found, _folder_verdict(row)))
     for row in _measured(figures, "fitting"):
         found = f"{row['times_forward']['median']:.2f} times; {row['times_both']['median']:.2f} times forward and decode"
         aim = f"at most {FIT_TIMES} times bare forward passes"
@@ -98,7 +98,7 @@ def cold(figures: Figures) -> str:
     """Seconds, seconds of the processor, and memory of one picture in a new process."""
     lines = [
         (
-            row["engine"],
+            _by(row),
             row["environment"],
             _ranged(row["wall_s"], 2),
             _ranged(row["cpu_s"], 2),
@@ -108,7 +108,9 @@ def cold(figures: Figures) -> str:
         for row in _measured(figures, "cold")
     ]
     aim = f"at most {COLD_S} s by the clock, {COLD_CPU_S} s of the processor, {COLD_BYTES / _MB:.0f} MB"
-    return _section(figures, "cold", ("engine", "environment", "seconds", "CPU seconds", "peak MB", f"aim: {aim}"), lines)
+    return _section(
+        figures, "cold", ("engine, preset", "environment", "seconds", "CPU seconds", "peak MB", f"aim: {aim}"), lines
+    )
 
 
 def environment(figures: Figures) -> str:
@@ -131,7 +133,7 @@ def warm(figures: Figures) -> str:
     """Milliseconds of one picture after the other, beside its bare work."""
     lines = [
         (
-            row["engine"],
+            _by(row),
             *(f"{row['score'][part]['median']:.1f}" for part in ("p50", "p95")),
             *(f"{row[name]['p50']['median']:.1f}" for name in ("decode", "forward")),
             _ranged(row["times_bare"], 2),
@@ -141,7 +143,7 @@ def warm(figures: Figures) -> str:
         )
         for row in _measured(figures, "warm")
     ]
-    header = ("engine", "p50 ms", "p95 ms", "decode ms", "forward ms", "times both", "the same, p95", "stages, mean ms")
+    header = ("engine, preset", "p50 ms", "p95 ms", "decode ms", "forward ms", "times both", "the same, p95", "stages, mean ms")
     return _section(figures, "warm", (*header, f"aim: at most {WARM_TIMES}"), lines)
 
 
@@ -153,7 +155,7 @@ def folder(figures: Figures) -> str:
         lines.append(
             (
                 f"{row['set']} ({row['images']})",
-                row["engine"],
+                _by(row),
                 _ranged(row["ms"], 1),
                 *(f"{ms:.1f}" for ms in alone.values()),
                 row["slowest"],
@@ -163,7 +165,17 @@ def folder(figures: Figures) -> str:
                 _folder_verdict(row),
             )
         )
-    header = ("pictures", "engine", "whole, ms an image", "decode", "forward", "search", "write", "slowest", "share of it")
+    header = (
+        "pictures",
+        "engine, preset",
+        "whole, ms an image",
+        "decode",
+        "forward",
+        "search",
+        "write",
+        "slowest",
+        "share of it",
+    )
     rest = ("what the cores need, ms an image", "share of that", f"aim: {FOLDER_SHARE} of the slowest")
     return _section(figures, "folder", (*header, *rest), lines)
 
@@ -280,6 +292,11 @@ def _subject(row: Row) -> str:
 
 def _process(row: Row) -> tuple[str, str]:
     return _ranged(row["process"]["cpu_s"], 1), _ranged(row["process"]["peak_bytes"], 0, 1 / _MB)
+
+
+def _by(row: Row) -> str:
+    """The engine and the preset; `spade` was the only one once."""
+    return f"{row['engine']}, `{row.get('preset', 'spade')}`"
 
 
 def _ranged(found: Row, digits: int, scale: float = 1.0) -> str:

@@ -93,10 +93,11 @@ def test_a_page_says_what_is_missed_and_what_was_disturbed() -> None:
         "machine": MACHINE,
         "load_before": 0.1,
         "load_after": 1.2,
-        "rows": [row, {"subject": "torch", "not_measured": "a reason"}],
+        "rows": [row, {**row, "preset": "default"}, {"subject": "torch", "not_measured": "a reason"}],
     }
     text = page.cold({"deployment": {"cold": calm}})
-    assert "| onnxruntime | edge | 1.40 | 1.30 | 300 | missed: CPU |" in text
+    for preset in ("spade", "default"):  # once, there was but one
+        assert f"| onnxruntime, `{preset}` | edge | 1.40 | 1.30 | 300 | missed: CPU |" in text
     assert "Not measured: torch; a reason." in text
     assert "left alone" in text
     assert "others disturbed" in page.cold({"deployment": {"cold": {**calm, "load_before": 3.0}}})
