@@ -149,6 +149,10 @@ class Shard:
         """Ask the operating system to read an image's map from disk soon."""
         self._mapped.prefetch(f"level/{level}", position)
 
+    def release_embeddings(self) -> None:
+        """Release the memory of the embeddings; they are read again at their next use."""
+        self._mapped.release(_EMBEDDING, range(len(self._mapped.arrays[_EMBEDDING])))
+
     def release_maps(self, level: str, positions: Iterable[int]) -> None:
         """Release the memory of some images' maps; they are read again at their next use."""
         self._mapped.release(f"level/{level}", positions)

@@ -323,6 +323,10 @@ class Snapshot:
         embedding, entry = state.shard(index).embedding, state.manifest.shards[index]
         return embedding[entry.live] if entry.removed else embedding
 
+    def release_embeddings(self, index: int) -> None:
+        """Release the memory of a shard's embeddings, as far as they were read; they are read again at their next use."""
+        self._state.shard(index).release_embeddings()
+
     def embedding(self, rows: npt.NDArray[np.integer[Any]]) -> FloatArray:
         """Return the embeddings of rows, (n, d), copied; it raises what `embeddings_of_shard` raises."""
         state = self._state

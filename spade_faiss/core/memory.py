@@ -123,6 +123,7 @@ def plan_memory(
     *,
     decodes: bool = False,
     picture_bytes: int = 0,
+    index_bytes: int = 0,
 ) -> MemoryPlan:
     """Choose the largest batch that fits, up to `BATCH_SIZE` images, and give the rest of the budget to the cache.
 
@@ -132,16 +133,19 @@ def plan_memory(
         cacheable_bytes: the bytes of everything that could be cached.
         decodes: whether images are decoded meanwhile: then the cache takes at most half of the rest.
         picture_bytes: what images take that are cut into tiles, whose tiles are what is scored; it is left free.
+        index_bytes: what the embeddings take that are searched flat.
 
     Raises:
         InputError: if not even one image fits; the message names a budget that is large enough.
     """
-    if (least := picture_bytes + working_bytes(1)) > budget:
+    if (least := index_bytes + picture_bytes + working_bytes(1)) > budget:
+        how, much = "tile by tile" if picture_bytes else "image by image", index_bytes > least // 2
+        of_index = f", of which {format_bytes(index_bytes)} are embeddings that are searched flat" if much else ""
         raise InputError(
-            f"memory={format_bytes(budget)} is too small: scoring {'tile by tile' if picture_bytes else 'image by image'} "
-            f"takes {format_bytes(least)}; allow at least that, or lower k_gallery or kappa"
+            f"memory={format_bytes(budget)} is too small: scoring {how} takes {format_bytes(least)}{of_index}; allow at least "
+            f"that, or {'take a recipe with an image index, such as hnsw' if much else 'lower k_gallery or kappa'}"
         )
-    budget -= picture_bytes
+    budget -= index_bytes + picture_bytes
     batch = max(size for size in range(1, BATCH_SIZE + 1) if working_bytes(size) <= budget)
     rest = budget - working_bytes(batch)
     cache_bytes = min(rest // 2 if decodes else rest, cacheable_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -106,10 +106,12 @@ class ImageIndex:
         self._tail_rows: IntArray = np.concatenate([np.empty(0, np.int64), *(of[of >= 0] for of in rows)])
         # L2 distances do not depend on the origin, but their rounding errors do: they are smaller near the data.
         self._center = np.zeros(bank.layout.embedding_dim, np.float32)
-        for xb in self._tail_blocks():
-            if self._tail.ntotal == 0:
-                self._center = xb.mean(axis=0)
-            self._tail.add(xb - self._center)
+        for number in self._flat_shards:
+            if len(xb := bank.embeddings_of_shard(number)):
+                if self._tail.ntotal == 0:
+                    self._center = xb.mean(axis=0)
+                self._tail.add(xb - self._center)
+                bank.release_embeddings(number)  # or they would be in memory twice
         if query:
             _check_query(query, index.ntotal)
             try:
@@ -146,6 +148,11 @@ class ImageIndex:
     def indexed(self) -> int:
         """The number of the bank's images that the built index holds; the others are searched flat."""
         return len(self._bank) - len(self._tail_rows)
+
+    @property
+    def flat_bytes(self) -> int:
+        """The bytes of the embeddings that are searched flat."""
+        return len(self._tail_rows) * self._bank.layout.embedding_dim * np.dtype(np.float32).itemsize
 
     def search(self, xq: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
         """Search for the nearest normal images.
@@ -208,16 +215,12 @@ class ImageIndex:
     def _scan_tail(self, xq: FloatArray, k: int) -> IntArray:
         """Return the k nearest rows of each shard that is searched flat, by direct distances."""
         nearest, start = [], 0
-        for xb in self._tail_blocks():
-            nearest.append(self._tail_rows[start + scan(xq, xb, min(k, len(xb)))[1]])
-            start += len(xb)
-        return np.concatenate(nearest, axis=1)
-
-    def _tail_blocks(self) -> Iterator[FloatArray]:
-        """Yield the embeddings that are searched flat, shard by shard."""
         for number in self._flat_shards:
             if len(xb := self._bank.embeddings_of_shard(number)):
-                yield xb
+                nearest.append(self._tail_rows[start + scan(xq, xb, min(k, len(xb)))[1]])
+                start += len(xb)
+                self._bank.release_embeddings(number)
+        return np.concatenate(nearest, axis=1)
 
 
 def check_factory(recipe: Recipe, embedding_dim: int) -> None:

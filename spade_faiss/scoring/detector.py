@@ -132,6 +132,8 @@ class Detector:
             cacheable,
             decodes=decodes,
             picture_bytes=0 if bank.tile_places is None else most_tiled_bytes(largest_image(bank.tile_places)),
+            # Those of a cluster are with their owners, those of a product with the whole bank.
+            index_bytes=0 if is_beside or run.replicas is not None else self._images_once().flat_bytes,
         )
         if not is_beside:
             self._cache.capacity = self.plan.cache_bytes
