@@ -36,6 +36,7 @@ from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.bit_packing import MOST_NUMBER_BITS, Bits, pack, packed_bytes, unpack
 from spade_faiss.features.layout import LARGEST, Layout
+from spade_faiss.features.roi import Bools, cells_with_any
 
 LARGEST_CODE = 127
 SEED = 1234
@@ -167,14 +168,33 @@ def learn_codes(batch: FeatureBatch, layout: Layout) -> Codes:
         batch: what `prepare` returned for them.
         layout: the layout of the bank.
     """
-    return Codes({level.name: _learn(sample_vectors(batch.levels[level.name]), level) for level in layout.levels})
+    return Codes({level.name: _learn(_sample_of(batch, level), level) for level in layout.levels})
 
 
-def sample_vectors(maps: Maps, count: int = SAMPLE) -> FloatArray:
-    """Draw about `count` vectors of maps (n, ..., C), as many from each image: (m, C) float32."""
+def sample_vectors(maps: Maps, inside: Bools | None = None) -> FloatArray:
+    """Draw some `SAMPLE` vectors of maps (n, ..., C), as many from each image: (m, C) float32.
+
+    Args:
+        maps: the maps.
+        inside: (n, ...), where vectors are drawn; at least one of each image. None for everywhere.
+    """
     rng, vectors = np.random.default_rng(SEED), maps.reshape(len(maps), -1, maps.shape[-1])
-    each = min(vectors.shape[1], -(-count // len(vectors)))
-    return np.concatenate([one[np.sort(rng.permutation(len(one))[:each])] for one in vectors]).astype(np.float32, copy=False)
+    drawn = []
+    for place, one in enumerate(vectors):
+        of_image = np.arange(len(one)) if inside is None else np.flatnonzero(inside[place])
+        drawn.append(one[np.sort(rng.permutation(of_image)[: -(-SAMPLE // len(vectors))])])
+    return np.concatenate(drawn).astype(np.float32, copy=False)
+
+
+def _sample_of(batch: FeatureBatch, level: Level) -> FloatArray:
+    """A sample of a level's vectors, without those of the margins of a letterbox, which are all alike."""
+    maps = batch.levels[level.name]
+    inside = None
+    if batch.valid is not None and level.roi is None:
+        inside = cells_with_any(batch.valid, level.height, level.width)
+        shown = inside.any(axis=(1, 2))
+        maps, inside = (maps[shown], inside[shown]) if shown.any() else (maps, None)
+    return sample_vectors(maps, inside)
 
 
 def _learn(sample: FloatArray, level: Level) -> LevelCodes:

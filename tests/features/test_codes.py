@@ -206,6 +206,28 @@ def test_packed_codes_keep_what_their_bits_hold(bits: int, numbers: int | None) 
     assert all(error < {2: 0.25, 3: 0.1, 4: 0.02, 6: 0.001}[bits] for error in errors.values()), errors
 
 
+def test_margins_of_a_letterbox_are_not_learned_from() -> None:
+    """Their vectors are alike, and far from all others: they would take directions and bits that tell nothing."""
+    layout = replace(LAYOUT, bits=4, numbers=None)
+    plain = prepare(pictures(6), layout)
+    valid = np.zeros((6, 24, 20), np.bool_)
+    valid[:, :, 4:] = True  # of the fine level, the first column of cells is margin
+    maps = {name: of.copy() for name, of in plain.levels.items()}
+    for of in maps.values():
+        of[:, :, 0] = 1000
+    shown = replace(plain, levels={name: of[:, :, 1:] for name, of in maps.items()})
+    narrow = tuple(replace(level, width=level.width - 1) for level in layout.levels)
+    expected = learn_codes(shown, replace(layout, levels=narrow))
+    found = learn_codes(replace(plain, levels=maps, valid=valid), layout).levels["fine"]
+    for part, array in vars(expected.levels["fine"]).items():
+        np.testing.assert_array_equal(getattr(found, part), array)
+    # An image that shows nothing is left out; where none shows anything, all are learned from.
+    valid[0] = False
+    learn_codes(replace(plain, levels=maps, valid=valid), layout)
+    nothing = learn_codes(replace(plain, valid=np.zeros_like(valid)), layout)
+    np.testing.assert_array_equal(nothing.levels["fine"].center, learn_codes(plain, layout).levels["fine"].center)
+
+
 def test_a_full_basis_keeps_distances() -> None:
     layout = replace(LAYOUT, bits=4, numbers=None)
     batch = prepare(pictures(6), layout)
