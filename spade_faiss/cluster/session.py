@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from spade_faiss.core.errors import ClusterError, DependencyError, InputError
 _WORKER_CPUS = 4
 # Ray runs a task again, on whichever node has room, where its worker or its node is lost.
 RETRIES = 3
+# What Ray says where it has not started the process that serves a client, and how long until it is asked again.
+_NOT_SERVED, _PAUSE_S = "Initialization failure from server", 1.0
 
 
 def import_ray() -> ModuleType:
@@ -125,7 +128,7 @@ def _begin(ray: ModuleType, wanted: Address, address: str) -> int:
         ray.init(address="local", num_cpus=wanted.workers * cpus, include_dashboard=False, **quiet)
         return cpus
     try:
-        ray.init(address=wanted.ray, **quiet)
+        _init(ray, wanted.ray, quiet)
     except (ConnectionError, RuntimeError) as error:
         # Ray's client says the same of a cluster that refuses it.
         token = "; one that asks for a token takes RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, set for the command as well"
@@ -139,6 +142,18 @@ def _begin(ray: ModuleType, wanted: Address, address: str) -> int:
             "node of the cluster with --cluster auto"
         ) from error
     return 0
+
+
+def _init(ray: ModuleType, address: str, quiet: dict[str, Any]) -> None:
+    """Connect, and again where Ray has not managed to start the process that serves a client: on a busy node, the next may."""
+    for attempt in range(RETRIES + 1):
+        try:
+            ray.init(address=address, **quiet)
+            return
+        except ConnectionError as error:
+            if attempt == RETRIES or _NOT_SERVED not in str(error):
+                raise
+            time.sleep(_PAUSE_S)
 
 
 def _worker_cpus(ray: ModuleType, address: str) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from spade_faiss.cluster.session import Session, connect
+from spade_faiss.cluster import session
+from spade_faiss.cluster.session import RETRIES, Session, connect
 from spade_faiss.core.cluster_address import Address, parse_address
-from spade_faiss.core.errors import DependencyError, InputError
+from spade_faiss.core.errors import ClusterError, DependencyError, InputError
 from spade_faiss.core.settings import Run
 
 
@@ -60,3 +62,36 @@ def test_a_numbered_card_is_none_of_a_cluster() -> None:
 def test_a_wrong_cluster_is_no_setting() -> None:
     with pytest.raises(InputError, match="is no cluster"):
         Run(cluster="somewhere")
+
+
+@pytest.mark.parametrize(
+    ("said", "failures", "tries"),
+    [
+        ("Initialization failure from server: it is a zombie", 2, 3),
+        ("Initialization failure from server: it is a zombie", 99, RETRIES + 1),
+        ("ray client connection timeout", 99, 1),
+    ],
+)
+def test_a_client_that_ray_has_not_served_asks_again(
+    monkeypatch: pytest.MonkeyPatch, said: str, failures: int, tries: int
+) -> None:
+    """Ray starts a process for each client, and on a busy node it sometimes ends at once."""
+    asked = []
+
+    def init(**options: object) -> None:
+        asked.append(options["address"])
+        if len(asked) <= failures:
+            raise ConnectionError(said)
+
+    ray = SimpleNamespace(
+        init=init, is_initialized=lambda: False, shutdown=lambda: None, nodes=lambda: [{"Alive": True, "Resources": {"CPU": 2}}]
+    )
+    monkeypatch.setattr(session, "import_ray", lambda: ray)
+    monkeypatch.setattr(session, "_PAUSE_S", 0.0)
+    if failures < RETRIES + 1:
+        with connect("ray://head:10001") as found:
+            assert found.cpus == 2
+    else:
+        with pytest.raises(ClusterError, match=said), connect("ray://head:10001"):
+            pass
+    assert asked == ["ray://head:10001"] * tries
