@@ -53,6 +53,8 @@ _ORTHONORMAL = 1e-4
 # hundredth: then the bank's own pictures, which are cut off, too, would lie nearer to each other than new ones lie to them,
 # and a calibration by them would promise too few false alarms.
 _CUT_OFF = 1e-4
+# Steps of a few bits reach at least this share of the largest number: what varies less is rounding, and may be 0 throughout.
+_LEAST_REACH = 2.0**-20
 
 Maps = npt.NDArray[np.floating[Any]]
 Stored = npt.NDArray[Any]
@@ -115,13 +117,16 @@ class LevelCodes:
         """Round what is to be searched, (n, ..., C), to the multiples of the scales: (n, ..., N) float32."""
         found = np.empty((*maps.shape[:-1], len(self.scale)), np.float32)
         for place, one in enumerate(maps):
-            np.multiply(self._multiples(one).astype(np.float32), self.scale, out=found[place])
-        # What lies beyond is beyond all that a network computes; its squares would leave float32.
-        return np.clip(found, -LARGEST, LARGEST, out=found)
+            # In float64: so many times a small scale may be more than float32 holds.
+            values = self._multiples(one)
+            values *= self.scale
+            # What lies beyond is beyond all that a network computes; its squares would leave float32.
+            found[place] = np.clip(values, -LARGEST, LARGEST, out=values)
+        return found
 
     def cut_off(self, maps: Maps) -> float:
         """The share of the numbers of maps (n, ..., C) that are beyond what a code holds."""
-        largest = LARGEST_CODE if self.bits is None else (1 << self.bits.astype(np.int64)) - 1
+        largest = _largest_codes(self.bits)
         return float(np.mean([np.mean(np.abs(self._multiples(one)) > largest) for one in maps]))
 
     def numbers(self, vectors: Maps) -> npt.NDArray[np.float64]:
@@ -211,9 +216,9 @@ def _learn(sample: FloatArray, level: Level) -> LevelCodes:
     # Where nothing varies, any scale does.
     reach = np.maximum(reach, _LEAST_SCALE * reach.max()) if reach.max() > 0 else np.full_like(reach, LARGEST_CODE / _MARGIN)
     if level.packed_bytes is None:
-        return replace(unscaled, scale=_as_scale(_MARGIN * reach / LARGEST_CODE))
+        return replace(unscaled, scale=_as_scale(_MARGIN * reach / LARGEST_CODE, None))
     bits, scale = _share_bits(numbers, reach, 8 * level.packed_bytes)
-    return replace(unscaled, scale=_as_scale(scale), bits=bits)
+    return replace(unscaled, scale=_as_scale(scale, bits), bits=bits)
 
 
 def _basis_rows(level: Level) -> int:
@@ -223,8 +228,18 @@ def _basis_rows(level: Level) -> int:
     return 0 if level.packed_bytes is None else level.channels
 
 
-def _as_scale(scale: npt.NDArray[np.float64]) -> FloatArray:
-    return np.clip(scale, np.finfo(np.float32).tiny, LARGEST / LARGEST_CODE).astype(np.float32)
+def _as_scale(scale: npt.NDArray[np.float64], bits: Bits | None) -> FloatArray:
+    return np.clip(scale, np.finfo(np.float32).tiny, _largest_scales(bits)).astype(np.float32)
+
+
+def _largest_codes(bits: Bits | None) -> npt.NDArray[np.int64]:
+    """The largest code of each number (N,), or of all numbers, of a byte each."""
+    return np.array(LARGEST_CODE) if bits is None else (1 << bits.astype(np.int64)) - 1
+
+
+def _largest_scales(bits: Bits | None) -> FloatArray:
+    """The largest scale of each number (N,), or of all: no code stands for more than `LARGEST`."""
+    return (LARGEST / _largest_codes(bits)).astype(np.float32)
 
 
 def _odd(numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -254,6 +269,7 @@ def _share_bits(
     numbers = numbers / reach
     # A little more: the largest itself is not cut off.
     most = 1.001 * np.quantile(np.abs(numbers), 1 - _CUT_OFF, axis=0, method="higher")
+    most = np.maximum(most, _LEAST_REACH * reach.max() / reach)
     sq_error, step = np.full((MOST_NUMBER_BITS + 1, count), np.inf), np.empty((MOST_NUMBER_BITS + 1, count))
     for bits in range(1, MOST_NUMBER_BITS + 1):
         step[bits] = most / (1 << bits)
@@ -287,14 +303,14 @@ def check_codes(codes: LevelCodes, level: Level) -> None:
             raise InputError(f"{name} of level {level.name!r} is {None if array is None else array.shape}, expected {said}")
     if not np.isfinite(codes.center).all() or np.abs(codes.center).max() > LARGEST:
         raise InputError(f"the center of level {level.name!r} holds values that are not finite, or beyond {LARGEST:g}")
-    if not ((codes.scale > 0) & (codes.scale <= LARGEST / LARGEST_CODE)).all():  # false for NaN
-        raise InputError(f"the scales of level {level.name!r} must be above 0 and at most {LARGEST / LARGEST_CODE:g}")
     if codes.bits is not None and (
         codes.bits.min() < 1 or codes.bits.max() > MOST_NUMBER_BITS or packed_bytes(codes.bits) != level.packed_bytes
     ):
         raise InputError(
             f"the bits of level {level.name!r} must be 1 to {MOST_NUMBER_BITS} each, and {level.packed_bytes} bytes together"
         )
+    if not ((codes.scale > 0) & (codes.scale <= _largest_scales(codes.bits))).all():  # false for NaN
+        raise InputError(f"the scales of level {level.name!r} must be above 0, and no code may stand for more than {LARGEST:g}")
     if codes.basis is not None:
         basis = codes.basis.astype(np.float64)
         # Written so that NaN is refused, too.

@@ -248,6 +248,43 @@ def test_vectors_that_do_not_vary_have_codes() -> None:
             assert np.isfinite(codes.levels[level.name].query(batch.levels[level.name])).all()
 
 
+def test_numbers_that_do_not_vary_take_no_bits_from_others() -> None:
+    layout = replace(LAYOUT, numbers=None, bits=4)
+    batch = pictures(6)
+    for shared in ([], [0, 1, 2, 3]):
+        maps = np.zeros_like(batch.levels["fine"])
+        maps[..., shared] = batch.levels["fine"][..., shared]
+        part = replace(batch, levels={"fine": maps, "coarse": batch.levels["coarse"]})
+        of, level = learn_codes(prepare(part, layout), layout).levels["fine"], layout.levels[0]
+        check_codes(of, level)
+        assert of.bits is not None
+        # Steps are never so short that what lies elsewhere would be more of them than float32 holds.
+        assert of.scale.min() > 1e-10
+        varies = np.abs(of.numbers(maps)).max(axis=(0, 1, 2)) > 1e-3
+        assert varies.sum() == len(shared)
+        if shared:
+            assert of.bits[varies].min() > of.bits[~varies].max()
+        np.testing.assert_array_equal(of.decode(of.encode(maps)), of.query(maps))
+        far = replace(batch, levels={"fine": maps + 7, "coarse": batch.levels["coarse"]}).levels["fine"]
+        assert np.linalg.norm(of.query(far) - of.query(maps), axis=-1).max() == pytest.approx(7 * np.sqrt(12), rel=5e-2)
+
+
+@pytest.mark.parametrize("bits", [2, 6])
+@pytest.mark.parametrize("size", [1e-30, 1e14])
+def test_packed_codes_of_very_small_and_very_large_numbers(size: float, bits: int) -> None:
+    """They lose as much as those of usual numbers, of their size."""
+    layout, lost = replace(LAYOUT, numbers=None, bits=bits), []
+    for factor in (1.0, size):
+        batch = pictures(4)
+        sized = replace(batch, levels={name: (maps * factor).astype(np.float32) for name, maps in batch.levels.items()})
+        of = learn_codes(prepare(sized, layout), layout).levels["fine"]
+        check_codes(of, layout.levels[0])
+        maps = sized.levels["fine"]
+        assert of.cut_off(maps) <= 1e-3
+        lost.append(np.abs(of.decode(of.encode(maps)) - of.numbers(maps)).max() / factor)
+    assert lost[1] == pytest.approx(lost[0], rel=1e-3)
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e14])
 def test_codes_of_very_small_and_very_large_numbers(size: float) -> None:
     batch = pictures(4)
