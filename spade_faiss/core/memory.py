@@ -107,7 +107,7 @@ class MemoryPlan:
 
     Args:
         batch: the number of images that are scored together.
-        working_bytes: what scoring such a batch needs.
+        working_bytes: what scoring such a batch needs, the image index included.
         cache_bytes: what is left for decoded blocks.
     """
 
@@ -133,19 +133,19 @@ def plan_memory(
         cacheable_bytes: the bytes of everything that could be cached.
         decodes: whether images are decoded meanwhile: then the cache takes at most half of the rest.
         picture_bytes: what images take that are cut into tiles, whose tiles are what is scored; it is left free.
-        index_bytes: what the embeddings take that are searched flat.
+        index_bytes: what of the working bytes the image index takes, however many images are scored together.
 
     Raises:
         InputError: if not even one image fits; the message names a budget that is large enough.
     """
-    if (least := index_bytes + picture_bytes + working_bytes(1)) > budget:
+    if (least := picture_bytes + working_bytes(1)) > budget:
         how, much = "tile by tile" if picture_bytes else "image by image", index_bytes > least // 2
-        of_index = f", of which {format_bytes(index_bytes)} are embeddings that are searched flat" if much else ""
+        of_index = f", of which {format_bytes(index_bytes)} are the embeddings of the image index" if much else ""
         raise InputError(
             f"memory={format_bytes(budget)} is too small: scoring {how} takes {format_bytes(least)}{of_index}; allow at least "
-            f"that, or {'take a recipe with an image index, such as hnsw' if much else 'lower k_gallery or kappa'}"
+            f"that, or {'take a recipe whose image index is smaller, such as SQ8' if much else 'lower k_gallery or kappa'}"
         )
-    budget -= index_bytes + picture_bytes
+    budget -= picture_bytes
     batch = max(size for size in range(1, BATCH_SIZE + 1) if working_bytes(size) <= budget)
     rest = budget - working_bytes(batch)
     cache_bytes = min(rest // 2 if decodes else rest, cacheable_bytes)

@@ -19,7 +19,7 @@ from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.index.built_index import REBUILD_ASKED_FOR, UP_TO_DATE, BuiltIndex, IndexFolder, check_not_empty, outcome
 from spade_faiss.index.encoding import Encode, encode_here
 from spade_faiss.index.faiss_file import check_stored_factory, empty_index, read_index
-from spade_faiss.index.gpu import to_card
+from spade_faiss.index.gpu import CardIndex, to_card
 from spade_faiss.index.image_encode import ImageEncoding, add_parts, can_merge, image_jobs, write_index
 from spade_faiss.index.staleness import IndexedShard, too_many_tombstones, why_train_anew
 from spade_faiss.search.distances import direct_sq_dist, import_faiss, rounding_of, scan, sort_by_distance, sq_norms
@@ -81,13 +81,20 @@ class ImageIndex:
         shards: the shards whose images it holds, in the order of its entries.
         query: a FAISS parameter string.
         device: where it is searched.
+        built_bytes: the size of the index, as it was read.
 
     Raises:
         InputError: if FAISS does not take the parameter string for this index.
     """
 
     def __init__(
-        self, bank: Snapshot, index: Any, shards: Sequence[IndexedShard], query: str = "", device: Device = CPU
+        self,
+        bank: Snapshot,
+        index: Any,
+        shards: Sequence[IndexedShard],
+        query: str = "",
+        device: Device = CPU,
+        built_bytes: int = 0,
     ) -> None:
         faiss = import_faiss()
         self._bank = bank
@@ -119,6 +126,7 @@ class ImageIndex:
             except RuntimeError as error:
                 raise InputError(f"FAISS does not take the query parameters {query!r} for this index: {error}") from error
         self._index, self._tail = to_card(self._index, device), to_card(self._tail, device)
+        self._built_bytes = built_bytes
 
     @classmethod
     def open(cls, bank: Snapshot, recipe: Recipe, device: Device = CPU) -> ImageIndex:
@@ -142,7 +150,7 @@ class ImageIndex:
             else:
                 break
         folder.check_shards(manifest)
-        return cls(bank, index, manifest.shards, recipe.query.image, device)
+        return cls(bank, index, manifest.shards, recipe.query.image, device, manifest.file.bytes)
 
     @property
     def indexed(self) -> int:
@@ -150,9 +158,11 @@ class ImageIndex:
         return len(self._bank) - len(self._tail_rows)
 
     @property
-    def flat_bytes(self) -> int:
-        """The bytes of the embeddings that are searched flat."""
-        return len(self._tail_rows) * self._bank.layout.embedding_dim * np.dtype(np.float32).itemsize
+    def nbytes(self) -> int:
+        """The bytes that it takes of the host's memory: the built index, and the embeddings that are searched flat."""
+        flat = len(self._tail_rows) * self._bank.layout.embedding_dim * np.dtype(np.float32).itemsize
+        parts = ((self._index, self._built_bytes), (self._tail, flat))
+        return sum(size for index, size in parts if not isinstance(index, CardIndex))
 
     def search(self, xq: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
         """Search for the nearest normal images.

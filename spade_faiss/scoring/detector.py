@@ -100,16 +100,19 @@ class Detector:
         self.device = find_device(run.device)
         # Where owners of its shards search a bank, no other process opens all of its embeddings.
         self._images_once = Once(partial(ImageIndex.open, bank, recipe, self.device))
-        if run.replicas is None:
-            self._images_once()
+        self._index_bytes = 0 if run.replicas is not None else self._images_once().nbytes
+        if bank.is_of_products:
+            # Each product's own are searched flat, beside the index of all of them.
+            self._index_bytes += float32_bytes((len(bank), bank.layout.embedding_dim))
         self._same_place = None if method.tile_neighbors == Method.tile_neighbors else SamePlace(bank)
         is_beside = shared is not None
         shared = shared or Shared(
             Workers(device=self.device),
             BlockCache(),
             Once(partial(_load_backbone, bank, backbone, run, self.device.torch_name)),
+            self._index_bytes,
         )
-        self._workers, self._cache, self._backbone = shared
+        self._workers, self._cache, self._backbone, self._index_bytes = shared
         self._given_backbone = backbone
         self._products: ProductSearch[Detector] | None = None
         self._searches: dict[str, LevelSearch]
@@ -132,8 +135,7 @@ class Detector:
             cacheable,
             decodes=decodes,
             picture_bytes=0 if bank.tile_places is None else most_tiled_bytes(largest_image(bank.tile_places)),
-            # Those of a cluster are with their owners, those of a product with the whole bank.
-            index_bytes=0 if is_beside or run.replicas is not None else self._images_once().flat_bytes,
+            index_bytes=self._index_bytes,
         )
         if not is_beside:
             self._cache.capacity = self.plan.cache_bytes
@@ -586,9 +588,9 @@ class Detector:
         return np.full(image_score.shape, self.method.localize == "all")
 
     def _working_bytes(self, images: int) -> int:
-        """About how many bytes it takes to score so many images at a time."""
+        """About how many bytes it takes to score so many images at a time, the image index included."""
         searches = self._searches.values()
-        return working_bytes(
+        return self._index_bytes + working_bytes(
             images,
             self.bank.layout,
             [search.level for search in searches],
@@ -598,11 +600,12 @@ class Detector:
 
 
 class Shared(NamedTuple):
-    """What the detectors of a bank's products have in common: threads, the cache, and the network."""
+    """What the detectors of a bank's products have in common: threads, the cache, the network, and what their indexes take."""
 
     workers: Workers
     cache: BlockCache[FloatArray]
     backbone: Once[Backbone]
+    index_bytes: int
 
 
 def _most_neighbors(method: Method) -> int:

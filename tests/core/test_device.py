@@ -191,17 +191,15 @@ def test_too_little_is_refused_with_both_sizes_and_what_to_do() -> None:
     assert plan_memory(97 * MiB, affine(90 * MiB, 7 * MiB), 0).batch == 1
 
 
-def test_embeddings_that_are_searched_flat_are_part_of_the_budget() -> None:
-    assert plan_memory(100, affine(10, 3), 1000, index_bytes=50).cache_bytes == 100 - 50 - (10 + 13 * 3)
-    assert plan_memory(100, affine(10, 3), 1000, index_bytes=50).batch == 13
+def test_an_image_index_that_takes_most_is_named() -> None:
     with pytest.raises(InputError) as caught:
-        plan_memory(500 * MiB, affine(90 * MiB, 7 * MiB), 0, index_bytes=488 * MiB)
+        plan_memory(500 * MiB, affine(578 * MiB, 7 * MiB), 0, index_bytes=488 * MiB)
     assert str(caught.value) == (
-        "memory=500 MiB is too small: scoring image by image takes 585 MiB, of which 488 MiB are embeddings that are searched "
-        "flat; allow at least that, or take a recipe with an image index, such as hnsw"
+        "memory=500 MiB is too small: scoring image by image takes 585 MiB, of which 488 MiB are the embeddings of the image "
+        "index; allow at least that, or take a recipe whose image index is smaller, such as SQ8"
     )
     with pytest.raises(InputError, match=r"takes 98 MiB; allow at least that, or lower k_gallery or kappa"):
-        plan_memory(50 * MiB, affine(90 * MiB, 7 * MiB), 0, index_bytes=MiB)
+        plan_memory(50 * MiB, affine(91 * MiB, 7 * MiB), 0, index_bytes=MiB)
 
 
 sizes = st.integers(1, 1 << 42)

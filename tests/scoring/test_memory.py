@@ -22,6 +22,7 @@ from spade_faiss.core.memory import BATCH_SIZE, parse_bytes
 from spade_faiss.core.settings import Method, Run
 from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import build_index
+from spade_faiss.scoring.memory import working_bytes
 from spade_faiss.search.distances import _BLAS_BYTES
 from spade_faiss.search.engines.faiss import FaissSearch
 from spade_faiss.search.engines.native import NativeSearch
@@ -30,6 +31,7 @@ from spade_faiss.search.protocol import Hits
 from spade_faiss.search.recipe import load_recipe
 from tests.support.detectors import open_detector
 from tests.support.oracle import bank_of, batch_of, product
+from tests.support.product_banks import bank_of_products
 
 # What `exact` searches with on this machine.
 SEARCH = NativeSearch if usable_simd_level() else FaissSearch
@@ -80,6 +82,35 @@ def least_memory(opens: Callable[[int], object]) -> int:
         else:
             high = middle
     return high
+
+
+def test_the_image_index_is_part_of_the_budget(tmp_path: Path) -> None:
+    """The embeddings that are searched flat, a built index, and those of each product beside the index of all of them."""
+    embeddings = 4 * DIM * 12
+
+    def taken(bank: Bank, recipe: str, **options: Any) -> int:
+        build_index(bank, load_recipe(recipe))
+        detector = Detector.open(bank, recipe=recipe, method=Method(k_image=2, k_gallery=2), **options)
+        assert detector.plan.working_bytes + detector.plan.cache_bytes + detector.decode_bytes == parse_bytes("2GiB")
+        searches = detector._searches.values()
+        return detector.plan.working_bytes - working_bytes(
+            detector.plan.batch,
+            detector.bank.layout,
+            [search.level for search in searches],
+            max(search.working_bytes(detector.plan.batch) for search in searches),
+            forward=False,
+        )
+
+    bank = bank_of(tmp_path / "one", product(1, 12, SHAPES, DIM), input_size=INPUT, dtype="float16")
+    assert taken(bank, "exact") == embeddings
+    assert taken(bank, "hnsw") == next((tmp_path / "one").rglob("*.faiss")).stat().st_size > embeddings
+    several = bank_of_products(tmp_path / "several", {"cap": 7, "pen": 5})
+    each = 4 * several.layout.embedding_dim
+    assert taken(several, "exact") == 2 * 12 * each
+    assert taken(several, "exact", product="cap") == 7 * each
+    method = Method(k_image=2, k_gallery=2)
+    whole = Detector.open(several, recipe="exact", method=method)
+    assert [whole.of_product(name)._index_bytes for name in ("cap", "pen")] == 2 * [2 * 12 * each]
 
 
 def for_images(detector: Detector, images: int) -> int:
