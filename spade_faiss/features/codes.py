@@ -181,7 +181,7 @@ def sample_vectors(maps: Maps, inside: Bools | None = None) -> FloatArray:
 
     Args:
         maps: the maps.
-        inside: (n, ...), where vectors are drawn; at least one of each image. None for everywhere.
+        inside: (n, locations), where vectors are drawn; at least one of each image. None for everywhere.
     """
     rng, vectors = np.random.default_rng(SEED), maps.reshape(len(maps), -1, maps.shape[-1])
     drawn = []
@@ -195,9 +195,9 @@ def _sample_of(batch: FeatureBatch, level: Level) -> FloatArray:
     """A sample of a level's vectors, without those of the margins of a letterbox, which are all alike."""
     maps = batch.levels[level.name]
     inside = None
-    if batch.valid is not None and level.roi is None:
-        inside = cells_with_any(batch.valid, level.height, level.width)
-        shown = inside.any(axis=(1, 2))
+    if batch.valid is not None:
+        inside = cells_with_any(batch.valid, level.height, level.width).reshape(len(maps), -1)[:, level.cells]
+        shown = inside.any(axis=1)
         maps, inside = (maps[shown], inside[shown]) if shown.any() else (maps, None)
     return sample_vectors(maps, inside)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.extraction import Extraction
+from spade_faiss.core.roi import Roi
 from spade_faiss.core.store import Store
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.code_losses import LevelLoss, measure_losses
@@ -226,6 +227,24 @@ def test_margins_of_a_letterbox_are_not_learned_from() -> None:
     learn_codes(replace(plain, levels=maps, valid=valid), layout)
     nothing = learn_codes(replace(plain, valid=np.zeros_like(valid)), layout)
     np.testing.assert_array_equal(nothing.levels["fine"].center, learn_codes(plain, layout).levels["fine"].center)
+
+
+def test_margins_inside_of_a_region_of_interest_are_not_learned_from() -> None:
+    mask = np.ones((24, 20), np.bool_)
+    mask[20:] = False  # of the fine level, the last row of cells is not inspected
+    layout = replace(LAYOUT, bits=4, numbers=None, roi=Roi.of(mask))
+    valid = np.zeros((6, 24, 20), np.bool_)
+    valid[:, :, 4:] = True  # and the first column is margin
+    batch = pictures(6)
+    with_margins = {name: maps.copy() for name, maps in batch.levels.items()}
+    for maps in with_margins.values():
+        maps[:, :, 0] = 1000
+    found = learn_codes(prepare(replace(batch, levels=with_margins, valid=valid), layout), layout).levels["fine"]
+    level = Level("fine", 12, 4, 5, 4)
+    shown = replace(batch, levels={"fine": batch.levels["fine"][:, :5, 1:]})
+    expected = learn_codes(shown, Layout(levels=(level,), embedding_dim=4, input_size=(20, 16), dtype="int8", bits=4))
+    for part, array in vars(expected.levels["fine"]).items():
+        np.testing.assert_array_equal(getattr(found, part), array)
 
 
 def test_a_full_basis_keeps_distances() -> None:
