@@ -55,6 +55,8 @@ _ORTHONORMAL = 1e-4
 _CUT_OFF = 1e-4
 # Steps of a few bits reach at least this share of the largest number: what varies less is rounding, and may be 0 throughout.
 _LEAST_REACH = 2.0**-20
+# The numbers of vectors that are looked at together when bits are shared out: copies of a whole sample take much memory.
+_COLUMNS = 64
 
 Maps = npt.NDArray[np.floating[Any]]
 Stored = npt.NDArray[Any]
@@ -265,18 +267,20 @@ def _share_bits(
         (N,) the bits of each number, at least one, and (N,) its scale.
     """
     count = len(reach)
-    # Numbers between -1 and 1: their squares, and those of their errors, are in range.
-    numbers = numbers / reach
-    # A little more: the largest itself is not cut off.
-    most = 1.001 * np.quantile(np.abs(numbers), 1 - _CUT_OFF, axis=0, method="higher")
-    most = np.maximum(most, _LEAST_REACH * reach.max() / reach)
     sq_error, step = np.full((MOST_NUMBER_BITS + 1, count), np.inf), np.empty((MOST_NUMBER_BITS + 1, count))
-    for bits in range(1, MOST_NUMBER_BITS + 1):
-        step[bits] = most / (1 << bits)
-        rounded = _odd(numbers / step[bits])
-        rounded *= step[bits]
-        rounded -= numbers
-        sq_error[bits] = np.einsum("nk,nk->k", rounded, rounded)
+    for first in range(0, count, _COLUMNS):
+        of = slice(first, first + _COLUMNS)
+        # Numbers between -1 and 1: their squares, and those of their errors, are in range.
+        some = numbers[:, of] / reach[of]
+        # A little more: the largest itself is not cut off.
+        most = 1.001 * np.quantile(np.abs(some), 1 - _CUT_OFF, axis=0, method="higher")
+        most = np.maximum(most, _LEAST_REACH * reach.max() / reach[of])
+        for bits in range(1, MOST_NUMBER_BITS + 1):
+            step[bits, of] = most / (1 << bits)
+            rounded = _odd(some / step[bits, of])
+            rounded *= step[bits, of]
+            rounded -= some
+            sq_error[bits, of] = np.einsum("nk,nk->k", rounded, rounded)
     sq_error *= np.square(reach / reach.max())
     bits_of, columns = np.ones(count, np.intp), np.arange(count)
     saved = sq_error[1] - sq_error[2]
