@@ -33,14 +33,17 @@ def pack(numbers: npt.NDArray[Any], bits: Bits) -> Bytes:
     Returns:
         (..., `packed_bytes`).
     """
-    packed = np.zeros((*numbers.shape[:-1], packed_bytes(bits)), np.uint8)
+    # Number by number, each of all vectors: what is computed then lies side by side.
+    half = 1 << (bits[:, np.newaxis].astype(np.int64) - 1)
+    words = np.floor(numbers.reshape(-1, len(bits)).T / 2)
+    words = (np.clip(words, -half, half - 1, out=words) + half).astype(np.uint16)
+    packed = np.zeros((packed_bytes(bits), words.shape[1]), np.uint8)
     for k, (byte, shift) in enumerate(zip(*places(bits), strict=True)):
-        half = 1 << (int(bits[k]) - 1)
-        stored = np.clip(numbers[..., k] // 2, -half, half - 1).astype(np.int64) + half << shift
-        packed[..., byte] |= (stored & 0xFF).astype(np.uint8)
+        word = words[k] << np.uint16(shift)
+        packed[byte] |= word.astype(np.uint8)
         if shift + bits[k] > 8:
-            packed[..., byte + 1] |= (stored >> 8).astype(np.uint8)
-    return packed
+            packed[byte + 1] |= (word >> 8).astype(np.uint8)
+    return np.ascontiguousarray(packed.T).reshape(*numbers.shape[:-1], len(packed))
 
 
 def unpack(packed: Bytes, bits: Bits) -> npt.NDArray[np.int8]:
