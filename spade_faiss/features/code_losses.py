@@ -72,8 +72,7 @@ def _measure(name: str, codes: LevelCodes, maps: FloatArray) -> LevelLoss:
     nearest, found = np.sqrt(np.concatenate(true)), np.sqrt(np.concatenate(reached))
     variance = np.square(vectors - codes.center, dtype=np.float64).sum()
     spanned = codes.numbers(vectors)
-    whole = codes.basis is None or len(codes.basis) == len(codes.scale)
-    kept = 1.0 if whole else np.square(spanned[:, :-1]).sum() / variance if variance > 0 else 1.0
+    kept = np.square(spanned[:, :-1]).sum() / variance if codes.has_rest and variance > 0 else 1.0
     return LevelLoss(
         level=name,
         kept=min(1.0, float(kept)),

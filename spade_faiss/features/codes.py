@@ -99,6 +99,11 @@ class LevelCodes:
     bits: Bits | None = None
 
     @property
+    def has_rest(self) -> bool:
+        """Whether the last number is the length of what the basis leaves over."""
+        return self.basis is not None and len(self.basis) < len(self.scale)
+
+    @property
     def decode(self) -> Decoder:
         """What makes vectors of what is stored."""
         return Decoder(self.scale, self.bits)
@@ -141,7 +146,7 @@ class LevelCodes:
         if self.basis is None:
             return x
         parts = x @ self.basis.T.astype(np.float64)
-        if len(self.basis) == len(self.scale):
+        if not self.has_rest:
             return parts
         sq_rest = np.einsum("...c,...c->...", x, x) - np.einsum("...k,...k->...", parts, parts)
         return np.concatenate([parts, np.sqrt(np.maximum(sq_rest, 0))[..., np.newaxis]], axis=-1)

@@ -19,7 +19,6 @@ import pytest
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.files import FileEntry
-from spade_faiss.core.signed_json import hash_json
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.layout import Layout
@@ -30,6 +29,7 @@ from spade_faiss.index.image_index import ImageIndex, ImageIndexManifest, build_
 from spade_faiss.index.staleness import IndexedShard
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.recipe import Build, Query, Recipe
+from tests.support.gallery_indexes import edit_manifest
 
 DIM = 12
 LEVEL = Level("x", channels=1, stride=1, height=1, width=1)
@@ -89,16 +89,6 @@ def file_of(bank: Bank, recipe: Recipe) -> Path:
     """The one index file of a recipe."""
     (file,) = index_folder(bank, recipe).glob("*.faiss")
     return file
-
-
-def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> None:
-    """Edit a manifest; `sign`: give it the checksum of what it now says."""
-    content = json.loads(path.read_text())
-    change(content)
-    if sign:
-        content.pop("sha256", None)
-        content["sha256"] = hash_json(content)
-    path.write_text(json.dumps(content))
 
 
 @pytest.fixture(scope="module")
