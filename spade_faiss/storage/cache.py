@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +36,8 @@ _HOLDS = "holds"
 _LOCKS = 64
 # How often it is looked whether files in use have come free, where there are too many.
 _LOOK_S = 1.0
+# A temporary file that nothing was written to for so long was left by a process that was killed.
+_ABANDONED_S = 3600.0
 
 _log = logging.getLogger(__name__)
 
@@ -126,6 +129,7 @@ class Cache:
     def _evict(self, needed: int) -> int:
         """Return how many bytes files take after some were deleted."""
         with FileLock(self.folder / "evict.lock"):
+            self._delete_leftovers()
             total = self._evict_free(needed)
             if total + needed > self.most_bytes:
                 let_go()  # of what this process has mapped and does not use
@@ -156,17 +160,32 @@ class Cache:
     def _kept(self) -> list[_Kept]:
         found = []
         for record in (self.folder / _COPIES).glob(f"*/{_KEPT}/*"):
-            try:
-                name, identity, _ = record.read_text().split("\n")
-                path, used_ns = record.parent.parent / name, record.stat().st_mtime_ns
-                status = path.lstat()
-                if identity != _identity(status):
-                    raise FileNotFoundError(name)  # a newer version of it has its own record
-            except (OSError, ValueError):  # another process has just deleted it, or its bank was compacted
-                record.unlink(missing_ok=True)
+            if (kept := _read_record(record)) is not None:
+                found.append(kept)
                 continue
-            found.append(_Kept(record, path, record.name, status.st_size, used_ns))
+            with freed(record.parent.parent / _HOLDS, record.name) as is_free:  # else somebody is about to fetch it
+                if is_free and _read_record(record) is None:
+                    record.unlink(missing_ok=True)
         return found
+
+    def _delete_leftovers(self) -> None:
+        """Delete what processes that were killed had begun to write."""
+        before_s = time.time() - _ABANDONED_S
+        for path in (self.folder / _COPIES).rglob(TEMPORARY_PATTERN):
+            with suppress(FileNotFoundError):
+                if path.lstat().st_mtime < before_s:
+                    path.unlink()
+
+
+def _read_record(record: Path) -> _Kept | None:
+    """Return the file that a record is of; None if it is gone or another one by now, as after a bank was compacted."""
+    try:
+        name, identity, _ = record.read_text().split("\n")
+        path, used_ns = record.parent.parent / name, record.stat().st_mtime_ns
+        status = path.lstat()
+    except (OSError, ValueError):
+        return None
+    return _Kept(record, path, record.name, status.st_size, used_ns) if identity == _identity(status) else None
 
 
 class CachePlace:
@@ -220,7 +239,8 @@ class CachePlace:
                     if not self.is_kept(path, sha256):
                         self._fetch(path, sha256 if is_checksum else "", size, fetch)
                         self.keep(path, sha256)
-            os.utime(self._record(sha256))
+            with suppress(FileNotFoundError):  # another process cleared the copy
+                os.utime(self._record(sha256))
             self._cache.trim(at_once=False)
         except BaseException:
             self._holds.give_back(sha256, os.getpid())
@@ -263,23 +283,19 @@ class CachePlace:
         """Record that a file of the copy has a checksum and lies at the URL: it may be evicted when nobody uses it."""
         status, record = path.stat(), self._record(sha256)
         text = f"{path.relative_to(self._home).as_posix()}\n{_identity(status)}\n"
-        temporary = record.with_name(f"{record.name}.{secrets.token_hex(4)}")
+        # Not beside the record: whoever looks for room takes each file there for one.
+        temporary = self._home / TEMPORARY_PATTERN.replace("*", secrets.token_hex(8))
         temporary.write_text(text)
         temporary.replace(record)
 
     def is_kept(self, path: Path, sha256: str) -> bool:
         """Whether the file on disk is the one that was recorded under a checksum."""
-        try:
-            name, identity, _ = self._record(sha256).read_text().split("\n")
-            status = path.lstat()
-        except (OSError, ValueError):
-            return False
-        return identity == _identity(status) and name == path.relative_to(self._home).as_posix()
+        kept = _read_record(self._record(sha256))
+        return kept is not None and kept.path == path
 
     def kept_files(self) -> set[Path]:
         """Return all files of the copy that lie at the URL as well."""
-        names = [record.read_text().split("\n")[0] for record in (self._home / _KEPT).iterdir()]
-        return {self._home / name for name in names}
+        return {kept.path for record in (self._home / _KEPT).iterdir() if (kept := _read_record(record)) is not None}
 
     def clear(self, *, last: str) -> None:
         """Delete all files of the copy but its locks, `last` as the last: at the URL is another bank, or none any more."""
