@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 _SHOWN = 300
+_TELEMETRY = "openvino_telemetry"
 
 
 class OpenVinoForward:
@@ -73,10 +77,24 @@ class _Requests:
             self._free.append(request)
 
 
-def _compile(read: Callable[[], bytes], precision: str, input_size: tuple[int, int]) -> openvino.CompiledModel:
-    import openvino
+def load_openvino() -> ModuleType:
+    """Import OpenVINO without its telemetry, which reports to its makers each time that it is imported.
 
-    core = openvino.Core()
+    It would also write to the home of the user. Where it is missing, OpenVINO has a stand-in of its own. A program that has
+    imported it before keeps it.
+    """
+    is_hidden = _TELEMETRY not in sys.modules
+    if is_hidden:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # Python's mark of a module that is not there
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if is_hidden:
+            sys.modules.pop(_TELEMETRY, None)
+
+
+def _compile(read: Callable[[], bytes], precision: str, input_size: tuple[int, int]) -> openvino.CompiledModel:
+    core = load_openvino().Core()
     settings = {
         # Without, OpenVINO computes in bfloat16 wherever the processor can.
         "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -48,6 +51,19 @@ def test_features_are_those_of_torch(tiny: Backbone, graph: bytes, engine: str, 
         assert found.flags.c_contiguous
         np.testing.assert_allclose(found, expected[level], rtol=0, atol=2e-6 * np.abs(expected[level]).max())
     np.testing.assert_array_equal(x, before)
+
+
+def test_openvino_is_loaded_without_its_telemetry(tmp_path: Path) -> None:
+    code = """
+import sys
+from spade_faiss.features.forward.openvino import load_openvino
+assert load_openvino().__name__ == "openvino"
+assert not [name for name in sys.modules if name.startswith("openvino_telemetry")]
+import openvino_telemetry
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18"])
