@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -114,9 +113,10 @@ def _compile(read: Callable[[], bytes], precision: str, input_size: tuple[int, i
 def _check_memory(network: openvino.Model, limit: int, input_size: tuple[int, int]) -> None:
     """Raise InputError if all that a network computes of one image would take more than `limit` bytes; reshapes it."""
     network.reshape([1, 3, *input_size])
-    outputs = [output for operator in network.get_ops() for output in operator.outputs()]
-    if any(output.get_partial_shape().is_dynamic for output in outputs):
-        raise InputError("the network's sizes depend on what it is given; use another --engine")
-    needed = sum(math.prod(output.get_shape()) * output.get_element_type().size for output in outputs)
+    outputs = (output for operator in network.get_ops() for output in operator.outputs())
+    try:
+        needed = sum(output.get_tensor().size for output in outputs)
+    except RuntimeError as error:
+        raise InputError("the network's sizes depend on what it is given; use another --engine") from error
     if needed > limit:
         raise InputError(f"the network takes {format_bytes(needed)} for one image, at most {format_bytes(limit)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from spade_faiss.core.device import CPU, Device
 from spade_faiss.core.errors import DependencyError, InputError
@@ -132,21 +132,26 @@ def test_a_file_that_is_no_network_is_refused(engine: str) -> None:
 
 def outer_product(count: int) -> bytes:
     """A network of a few hundred kilobytes that asks for count * count floats."""
-    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, 24, 24])]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("embedding", *NAMES)]
     weights = [
         numpy_helper.from_array(np.ones((count, 1), np.float32), "a"),
         numpy_helper.from_array(np.ones((1, count), np.float32), "b"),
         numpy_helper.from_array(np.array([1, 1]), "two"),
     ]
-    nodes = [
+    return network(
+        weights,
         helper.make_node("ReduceSum", ["input"], ["sum"], keepdims=1),
         helper.make_node("Reshape", ["sum", "two"], ["flat"]),
         helper.make_node("Add", ["a", "flat"], ["column"]),
         helper.make_node("MatMul", ["column", "b"], ["large"]),
         helper.make_node("ReduceSum", ["large"], ["small"], keepdims=0),
-        *(helper.make_node("Add", ["input", "small"], [name]) for name in ("embedding", *NAMES)),
-    ]
+    )
+
+
+def network(weights: list[TensorProto], *nodes: NodeProto) -> bytes:
+    """A network whose outputs are the input plus `small`, a number that nodes make."""
+    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, 24, 24])]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("embedding", *NAMES)]
+    nodes += tuple(helper.make_node("Add", ["input", "small"], [name]) for name in ("embedding", *NAMES))
     graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
     data: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
     return data
@@ -162,6 +167,14 @@ def test_a_network_that_asks_for_too_much_memory_is_refused(engine: str) -> None
     with pytest.raises(InputError, match=r"cannot run the network|takes 13"):
         open_forward(engine, partial(given, outer_product(60_000)), NAMES, "float32", (24, 24))(inputs(1, 24))
     assert peak_bytes() - before < 512 << 20
+
+
+def test_openvino_refuses_a_network_of_sizes_that_depend_on_the_input() -> None:
+    places = helper.make_node("NonZero", ["input"], ["places"])
+    cast = helper.make_node("Cast", ["places"], ["numbers"], to=TensorProto.FLOAT)
+    graph = network([], places, cast, helper.make_node("ReduceSum", ["numbers"], ["small"], keepdims=0))
+    with pytest.raises(InputError, match="sizes depend on what it is given; use another --engine"):
+        open_forward("openvino", partial(given, graph), NAMES, "float32", (24, 24))
 
 
 def peak_bytes() -> int:
