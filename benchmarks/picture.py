@@ -33,7 +33,7 @@ def main() -> None:
         sys.exit(f"{demo / 'cells.bank'} was not made from images; run: make demo")
     columns = []
     with ScoreFile.open(demo / "results" / "scores.h5") as scores:
-        low, high = color_range(scores.maps(), ["defective" in name for name in scores.ids])
+        low, high = color_range(scores.map_score, scores.map, ["defective" in name for name in scores.ids])
         for cell in CELLS:
             name = f"test/defective/{cell}.png"
             image = read_image(demo / "cells" / name)

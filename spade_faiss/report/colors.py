@@ -19,7 +19,7 @@ def usual_colors(rule: DecisionRule | None, scores: FloatArray) -> tuple[float, 
         scores: (H, W), the map, which is finite.
     """
     if rule is None:
-        return color_range([scores])
+        return color_range(scores.max(keepdims=True).ravel(), lambda _: scores)
     calibration, threshold = rule.calibration, rule.thresholds.pixel
     enough = _USUAL_SHARE * (len(calibration) + 1) > 1
     low = calibration.pixels.threshold(_USUAL_SHARE, len(calibration)) if enough else threshold / 2

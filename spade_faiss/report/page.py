@@ -78,11 +78,11 @@ def _row(inputs: ReportInputs, i: int) -> ImageRow:
 
 def _colors(inputs: ReportInputs) -> tuple[float, float]:
     """The scores at which the colors of all heat maps start and end."""
-    localized = np.flatnonzero(inputs.scores.localized).tolist()
-    if not localized:
+    scores, localized = inputs.scores, np.flatnonzero(inputs.scores.localized)
+    if not len(localized):
         return 0.0, 1.0  # no map is shown
-    labels = None if (defective := inputs.defective) is None else defective.tolist()
-    return color_range(map(inputs.scores.map, localized), labels)
+    labels = None if inputs.defective is None else inputs.defective[localized].tolist()
+    return color_range(scores.map_score[localized], lambda i: scores.map(int(localized[i])), labels)
 
 
 def _notices(inputs: ReportInputs) -> Iterator[str]:

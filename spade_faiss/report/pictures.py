@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -27,19 +27,25 @@ Box = tuple[int, int, int, int]
 LARGEST_SHOWN = 1024
 OUTLINE: Color = (90, 230, 255)
 _HALO: Color = (0, 0, 0)
+# Maps that say what is usual; more would be read from disk for the same colors.
+_USUAL_MAPS = 64
 _ALPHA = 0.85  # the opacity of the highest score: the picture stays visible below it
 # Those of Okabe and Ito's colors, which all kinds of color vision tell apart, that stand out on photos.
 _LEVEL_COLORS: tuple[Color, ...] = ((86, 180, 233), (240, 228, 66), (204, 121, 167), (0, 158, 115), (230, 159, 0))
 
 
-def color_range(maps: Iterable[FloatArray], defective: Sequence[bool] | None = None) -> tuple[float, float]:
+def color_range(
+    maxima: FloatArray, map_of: Callable[[int], FloatArray], defective: Sequence[bool] | None = None
+) -> tuple[float, float]:
     """The scores at which colors start and end in all pictures of a report, so that they can be compared.
 
     With labels, colors start at the median maximum of the normal maps and end at the median maximum of the defective ones.
-    Without labels, they start at the median of the maps' 95 % quantiles and end at the 99 % quantile of all maxima.
+    Without labels, they start at the median of the maps' 95 % quantiles, of 64 maps if there are more, and end at the 99 %
+    quantile of all maxima.
 
     Args:
-        maps: n score maps (H, W), read once, one at a time.
+        maxima: (n,) the highest score of each map.
+        map_of: returns one of the maps (H, W), which may be read from a file.
         defective: n labels, or None.
 
     Returns:
@@ -48,17 +54,19 @@ def color_range(maps: Iterable[FloatArray], defective: Sequence[bool] | None = N
     Raises:
         InputError: if there are no maps, a score is not finite, or labels and maps differ in number.
     """
-    quantiles = np.array([np.quantile(scores, (0.95, 1.0)) for scores in maps])
-    if not len(quantiles) or not np.isfinite(quantiles).all():
-        raise InputError(f"a color range needs at least one map and finite scores, got {len(quantiles)} maps")
-    usual, maxima = quantiles.T
-    low, high = np.median(usual), np.quantile(maxima, 0.99)
-    if defective is not None:
-        if len(defective) != len(maxima):
-            raise InputError(f"{len(defective)} labels for {len(maxima)} maps")
-        labels = np.asarray(defective, dtype=bool)
-        low = np.median(maxima[~labels]) if not labels.all() else low
-        high = np.median(maxima[labels]) if labels.any() else high
+    if not len(maxima):
+        raise InputError("a color range needs at least one map")
+    labels = np.zeros(len(maxima), np.bool_) if defective is None else np.asarray(defective, np.bool_)
+    if len(labels) != len(maxima):
+        raise InputError(f"{len(labels)} labels for {len(maxima)} maps")
+    if defective is None or labels.all():
+        evenly = np.linspace(0, len(maxima) - 1, min(len(maxima), _USUAL_MAPS)).round().astype(np.intp)
+        low = np.median([np.quantile(map_of(i), 0.95) for i in evenly.tolist()])
+    else:
+        low = np.median(maxima[~labels])
+    high = np.median(maxima[labels]) if labels.any() else np.quantile(maxima, 0.99)
+    if not np.isfinite([low, high]).all():
+        raise InputError(f"a color range needs finite scores, got {low} to {high}")
     return float(low), float(high if high > low else max(maxima.max(), np.nextafter(low, np.inf)))
 
 

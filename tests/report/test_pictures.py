@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,22 +62,40 @@ class TestPictures:
             pictures.cell_box((3, 0), (3, 3), (10, 10))
 
     def test_color_range_by_hand(self) -> None:
-        def maps(*maxima: float) -> Iterator[np.ndarray]:
-            for top in maxima:
-                yield np.append(np.zeros(99, np.float32), np.float32(top)).reshape(10, 10)
+        def colors(*maxima: float, labels: list[bool] | None = None) -> tuple[float, float]:
+            """Those of maps of a hundred pixels, of which one scores."""
+            maps = [np.append(np.zeros(99, np.float32), np.float32(top)).reshape(10, 10) for top in maxima]
+            return pictures.color_range(np.array(maxima, np.float32), maps.__getitem__, labels)
 
         # Normal maxima 1, 2, 3 and defective ones 10, 20, 60: color from 2, full at 20.
-        labels = [False, False, False, True, True, True]
-        assert pictures.color_range(maps(1, 2, 3, 10, 20, 60), labels) == (2.0, 20.0)
-        low, high = pictures.color_range(maps(1, 2, 3, 4))
+        assert colors(1, 2, 3, 10, 20, 60, labels=[False, False, False, True, True, True]) == (2.0, 20.0)
+        low, high = colors(1, 2, 3, 4)
         assert low == 0.0
         assert 3.9 < high <= 4.0
-        low, high = pictures.color_range(maps(0, 0))  # nothing scores, yet the range rises
+        assert colors(1, 2, 3, 4, labels=[True] * 4) == (0.0, 2.5)
+        low, high = colors(0, 0)  # nothing scores, yet the range rises
         assert low == 0.0 < high
         with pytest.raises(InputError, match="at least one map"):
-            pictures.color_range(maps())
+            colors()
         with pytest.raises(InputError, match="1 labels for 2 maps"):
-            pictures.color_range(maps(1, 2), [True])
+            colors(1, 2, labels=[True])
+        with pytest.raises(InputError, match="finite"):
+            colors(1, np.nan)
+
+    def test_the_colors_of_many_maps_take_few_of_them(self) -> None:
+        asked = list[int]()
+
+        def map_of(i: int) -> np.ndarray:
+            asked.append(i)
+            return np.full((2, 2), i, np.float32)
+
+        low, high = pictures.color_range(np.arange(1001, dtype=np.float32), map_of)
+        assert (low, high) == (500.0, 990.0)
+        assert len(asked) == len(set(asked)) == 64
+        assert (min(asked), max(asked)) == (0, 1000)
+        asked.clear()
+        pictures.color_range(np.arange(1001, dtype=np.float32), map_of, [i > 500 for i in range(1001)])
+        assert not asked
 
     @pytest.mark.parametrize("size", [(1024, 1000), (1500, 2049), (3, 1025)])
     def test_what_is_shown_of_large_pictures(self, size: tuple[int, int]) -> None:
