@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +13,9 @@ import numpy.typing as npt
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.bank.snapshot import Part, Snapshot, unknown_product
-from spade_faiss.core.declaring import ALL, for_each
+from spade_faiss.core.declaring import for_each
 from spade_faiss.core.device import check_fork, find_device
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.hints import add_command, calibrate_command
 from spade_faiss.core.memory import parse_bytes, plan_memory
 from spade_faiss.core.once import Once
 from spade_faiss.core.process import fork_safe
@@ -31,11 +30,11 @@ from spade_faiss.index.image_index import ImageIndex
 from spade_faiss.scoring.config import ScoringConfig
 from spade_faiss.scoring.fusion import score_maps, to_distance
 from spade_faiss.scoring.image_scores import STATISTICS, map_statistics
-from spade_faiss.scoring.level_search import LevelSearch, gallery_sizes, open_level_searches
+from spade_faiss.scoring.level_search import LevelSearch, open_level_searches
 from spade_faiss.scoring.memory import DECODE_BYTES, float32_bytes, working_bytes
+from spade_faiss.scoring.neighbors import Neighbors, check_neighbors
 from spade_faiss.scoring.products import ProductSearch, check_routable
 from spade_faiss.scoring.routing import Routes
-from spade_faiss.scoring.same_place import SamePlace
 from spade_faiss.scoring.scores import Scores, join
 from spade_faiss.scoring.stitching import Stitcher, check_tiling
 from spade_faiss.search.cache import BlockCache
@@ -104,7 +103,7 @@ class Detector:
         if bank.is_of_products:
             # Each product's own are searched flat, beside the index of all of them.
             self._index_bytes += float32_bytes((len(bank), bank.layout.embedding_dim))
-        self._same_place = None if method.tile_neighbors == Method.tile_neighbors else SamePlace(bank)
+        self.neighbors = Neighbors(bank, method, self._nearest, whole_bank=self.resolved.method.whole_bank)
         is_beside = shared is not None
         shared = shared or Shared(
             Workers(device=self.device),
@@ -121,7 +120,7 @@ class Detector:
             if run.replicas is not None:
                 raise InputError(f"owners search one product: name one of {bank.path}, or leave replicas={run.replicas} out")
             open_part = partial(_open_part, recipe=recipe, method=method, run=run, backbone=backbone, shared=shared)
-            self._products = ProductSearch(bank, self._images_once(), open_part, _most_neighbors(method))
+            self._products = ProductSearch(bank, self._images_once(), open_part, self.neighbors.count)
             self._searches = self._products.largest._searches
         else:
             self._searches = self._open_searches()
@@ -174,7 +173,7 @@ class Detector:
             recipe = opened.usual.recipe if method is None else "exact"
         method = opened.usual.method if method is None else method
         method = opened.fitted(method) if isinstance(opened, Part) else method
-        _check_neighbors(opened, method)
+        check_neighbors(opened, method)
         detector = cls(opened, load_recipe(recipe), method, run, backbone)
         if backbone is not None or run.weights is not None:
             _ = detector.backbone  # what the caller passed is checked now, not at the first image
@@ -388,10 +387,7 @@ class Detector:
     def score_prepared(self, query: FeatureBatch, *, timings: Timings) -> Scores:
         """Score images, or tiles, of one product by features that `prepare` returned, at most `images_at_a_time`."""
         with timings("image search"):
-            if self._same_place is not None:
-                sq_dist, rows = self._same_place.search(query, self._neighbors)
-            else:
-                sq_dist, rows = self._nearest(query.embedding, self._neighbors)
+            sq_dist, rows = self.neighbors.search(query)
         return self._score(query, sq_dist, rows, timings)
 
     @fork_safe
@@ -413,9 +409,10 @@ class Detector:
         timings = timings or Timings()
         if self._products is not None:
             return self._products.score_rows(np.asarray(rows, np.int64), timings)
-        self.check_leave_one_out()
+        self.neighbors.check_leave_one_out()
         if not self.bank.is_tiled:
-            return join([self._score_own(own, timings) for own in self._batches_of_one_size(np.asarray(rows, np.int64))])
+            batches = self.neighbors.batches_of_one_size(np.asarray(rows, np.int64), self.plan.batch)
+            return join([self._score_own(own, timings) for own in batches])
         pictures, stitcher, size, found = self.bank.pictures, self._stitcher(), self.plan.batch, []
         places = self.bank.tile_places
         assert places is not None
@@ -441,14 +438,14 @@ class Detector:
                 no other entry for each of the neighbors asked for.
         """
         check_fork(self.device)
-        self.check_leave_one_out()
+        self.neighbors.check_leave_one_out()
         self.bank.check_source(batch.source)
         if self.bank.is_tiled or self.bank.pictures.largest > 1:
             raise InputError(f"images of the bank {self.bank.path} have several entries each; copies need one entry an image")
         if len(rows) != len(batch):
             raise InputError(f"{len(batch)} copies were given with {len(rows)} rows; give the row of each")
         timings, found, start = timings or Timings(), [], 0
-        for own in self._batches_of_one_size(np.asarray(rows, np.int64)):
+        for own in self.neighbors.batches_of_one_size(np.asarray(rows, np.int64), self.plan.batch):
             with timings("prepare"):
                 query = self.bank.prepared(batch[start : start + len(own)])
             found.append(self._score_own(own, timings, query))
@@ -461,31 +458,8 @@ class Detector:
             query = self.bank.read(own) if copies is None else copies
             query = replace(query, ids=query.picture_ids)
         with timings("image search"):
-            if self._same_place is not None:
-                sq_dist, others = self._same_place.search(query, self._neighbors, own)
-            else:
-                sq_dist, others = self._search_others(query.embedding, own)
+            sq_dist, others = self.neighbors.search(query, own)
         return self._score(query, sq_dist, others, timings, own)
-
-    def check_leave_one_out(self) -> None:
-        """Raise InputError if an image of the bank cannot be scored against all the others, see `score_rows`."""
-        if not (others := len(self.bank) - self.bank.siblings.largest):
-            raise InputError(
-                f"{self.bank.path} holds {self.bank.size_text} and no others to compare one with; add images: "
-                f"{add_command(self.bank.path)}; or calibrate by images that are not in it: "
-                f"{calibrate_command(self.bank.path, '--holdout IMAGES', self.bank.product)}"
-            )
-        if self._neighbors > others:
-            raise InputError(
-                f"each of the {self.bank.size_text} in {self.bank.path} has {others} others, "
-                f"k={self._neighbors} were asked for; lower k_image and k_gallery, or add images"
-            )
-
-    def _batches_of_one_size(self, rows: IntArray) -> Iterator[IntArray]:
-        """Split rows into batches of those that have as many siblings each, so that as many others are left."""
-        sizes = self.bank.siblings.sizes[self.bank.siblings.of(rows)]
-        for part in np.split(rows, np.flatnonzero(np.diff(sizes)) + 1):
-            yield from (part[start : start + self.plan.batch] for start in range(0, max(1, len(part)), self.plan.batch))
 
     def _open_searches(self) -> dict[str, LevelSearch]:
         """The search of each level, by its name."""
@@ -496,55 +470,19 @@ class Detector:
         return self._images_once().search(embedding, k)
 
     @property
-    def _neighbors(self) -> int:
-        """How many nearest normal images are looked up for each image."""
-        return _most_neighbors(self.method)
-
-    @property
     def _k_gallery(self) -> tuple[int | str, ...]:
         """The method's `k_gallery` for each of the searched levels."""
         return for_each("k_gallery", self.method.k_gallery, len(self._searches))
 
-    def _search_others(self, embedding: FloatArray, own: IntArray) -> tuple[FloatArray, IntArray]:
-        """The nearest entries of rows `own`, their siblings left out."""
-        k, siblings = self._neighbors, self.bank.siblings
-        # As many more as the largest group has entries: what an index finds must not depend on what is searched with it.
-        sq_dist, rows = self._nearest(embedding, k + siblings.largest)
-        others = siblings.of(rows) != siblings.of(own)[:, None]
-        # There may be more than k: the group may have fewer entries, and an approximate index may have missed some.
-        others &= np.cumsum(others, axis=1) <= k
-        return sq_dist[others].reshape(-1, k), rows[others].reshape(-1, k)
-
-    def _gallery(self, k_gallery: int | str, query: FeatureBatch, rows: IntArray, own: IntArray | None) -> IntArray:
-        """(n, K) the bank rows that n images are searched in; nearest first, as far as the nearest `rows` (n, k) are known.
-
-        `own` (n,) are the rows of the images themselves, if they are the bank's own: their siblings, of which all have as
-        many, are left out.
-        """
-        if k_gallery != ALL and not self.resolved.method.whole_bank:
-            return rows[:, : int(k_gallery)]
-        if self._same_place is not None:
-            return self._same_place.gallery(query, rows, own)
-        every, line = np.arange(len(self.bank)), []
-        if own is None and self.resolved.method.whole_bank:
-            # Written out, it would be as large as the bank for each image.
-            return np.broadcast_to(every, (len(rows), len(every)))
-        siblings = self.bank.siblings
-        left_out = [] if own is None else [siblings.rows(number) for number in siblings.of(own).tolist()]
-        for index, nearest in enumerate(rows):
-            known = nearest if own is None else np.append(nearest, left_out[index])
-            line.append(np.concatenate([nearest, np.delete(every, known)]))
-        return np.stack(line)
-
     def _score(
         self, query: FeatureBatch, sq_dist: FloatArray, rows: IntArray, timings: Timings, own: IntArray | None = None
     ) -> Scores:
-        """Score features whose nearest normal images `rows` are known; for `own`, see `_gallery`."""
+        """Score features whose nearest normal images `rows` are known; for `own`, see `Neighbors`."""
         neighbor_dist = to_distance(sq_dist, self.method.distance)
         image_score = neighbor_dist[:, : self.method.k_image].mean(axis=1)
         localized = np.flatnonzero(self._is_localized(image_score))
         with timings("pixel search"):
-            galleries = {k: self._gallery(k, query, rows, own) for k in dict.fromkeys(self._k_gallery)}
+            galleries = {k: self.neighbors.gallery(k, query, rows, own) for k in dict.fromkeys(self._k_gallery)}
             levels = {
                 name: search(query, rows, galleries[k], localized)
                 for (name, search), k in zip(self._searches.items(), self._k_gallery, strict=True)
@@ -608,12 +546,6 @@ class Shared(NamedTuple):
     index_bytes: int
 
 
-def _most_neighbors(method: Method) -> int:
-    """The most neighbors that a method looks up, however many images there are."""
-    several = method.k_gallery if isinstance(method.k_gallery, tuple) else (method.k_gallery,)
-    return max([method.k_image, *(int(k) for k in several if k != ALL)])
-
-
 def _open_part(
     part: Part, *, recipe: Recipe, method: Method, run: Run, backbone: str | Backbone | None, shared: Shared
 ) -> Detector:
@@ -624,27 +556,3 @@ def _load_backbone(bank: Snapshot, backbone: str | Backbone | None, run: Run, de
     from spade_faiss.bank.backbone import backbone_of  # imports torch, which scoring features does not need
 
     return backbone_of(bank, backbone, run, device)
-
-
-def _entries(bank: Snapshot) -> str:
-    """What k counts, and how many there are."""
-    pictures = bank.pictures
-    return f"normal images, {len(bank)}" if pictures.are_rows else f"entries, {len(bank)} of {len(pictures)} normal images"
-
-
-def _check_neighbors(bank: Snapshot, method: Method) -> None:
-    if not len(bank):
-        raise InputError(f"the bank {bank.path} is empty; add normal images: {add_command(bank.path)}")
-    levels = searched_levels(bank.layout.levels, method.fusion, method.levels)
-    sizes = gallery_sizes(method, len(levels), len(bank))
-    for name, k in (("k_image", method.k_image), ("k_gallery", max(sizes))):
-        if k > len(bank):
-            raise InputError(
-                f"{name}={k} is larger than the number of {_entries(bank)} in {bank.path}; lower it, leave it out to take as "
-                f"many as there are, or add images: {add_command(bank.path)}"
-            )
-    for level, size in zip(levels, sizes, strict=True):
-        if method.kappa > (most := size * level.locations):
-            raise InputError(
-                f"kappa={method.kappa} is larger than the gallery, {most} vectors at level {level.name!r}; lower it"
-            )

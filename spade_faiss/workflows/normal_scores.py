@@ -105,7 +105,7 @@ def score_on_cluster(detector: Detector, rows: Sequence[int], held_out: Survey |
     run, records = detector.run, [] if held_out is None else held_out.records
     assert run.cluster is not None
     if held_out is None:
-        detector.check_leave_one_out()
+        detector.neighbors.check_leave_one_out()
     root = Path() if held_out is None else held_out.root
     found, skipped, count = NormalScores(), list[Skipped](), len(rows) + len(records)
     with connect(run.cluster) as session, opening(session, detector) as opened:

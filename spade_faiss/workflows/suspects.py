@@ -81,7 +81,7 @@ def suspects(bank: str | Path | Detector, *, out: str | Path, report: ReportOpti
     detector = bank if isinstance(bank, Detector) else Detector.open(bank)
     detector = detector.with_method(replace(detector.method, score="knn"))
     if not detector.bank.is_of_products:
-        detector.check_leave_one_out()
+        detector.neighbors.check_leave_one_out()
     check_place(out, bank=detector.bank)
     with output_folder(out, "suspects") as folder:
         held, left_out = detector.bank, _too_few(detector)
@@ -112,7 +112,7 @@ def _too_few(detector: Detector) -> dict[str, str]:
     found = {}
     for name in detector.bank.products if detector.bank.is_of_products else ():
         try:
-            detector.of_product(name).check_leave_one_out()
+            detector.of_product(name).neighbors.check_leave_one_out()
         except InputError as error:
             found[name] = str(error)
     return found
