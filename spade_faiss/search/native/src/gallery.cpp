@@ -56,7 +56,7 @@ SPADE_TARGET_AVX2 void decode_part(const MapPart& part, int grid_width, std::int
 
 }  // namespace
 
-void Gallery::decode(std::int64_t id, int padded, float* to) const {
+SPADE_TARGET_AVX2 void Gallery::decode(std::int64_t id, int padded, float* to) const {
     const std::int64_t image = id / locations;
     const int location = static_cast<int>(id % locations);
     int c = 0;
@@ -64,7 +64,10 @@ void Gallery::decode(std::int64_t id, int padded, float* to) const {
         decode_part(part, width, image, location, to + c);
         c += part.channels;
     }
-    std::fill(to + d, to + padded, 0.0f);
+    // Whole registers, where there are such: what is written number by number cannot be read as one at once.
+    if (d % 8 == 0)
+        for (; c + 8 <= padded; c += 8) _mm256_storeu_ps(to + c, _mm256_setzero_ps());
+    std::fill(to + c, to + padded, 0.0f);
 }
 
 void Gallery::prefetch(std::int64_t id) const {

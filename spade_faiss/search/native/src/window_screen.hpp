@@ -55,13 +55,19 @@ SPADE_TARGET SPADE_INLINE void screen_rows(const WindowMap& map, int top, int be
         }
     }
 #pragma GCC unroll 4
-    for (int q = 0; q < Q; ++q)
+    for (int q = 0; q < Q; ++q) {
+        // Of most windows nothing passes; what is written is zeros before.
+        __m256i most = sums[q][0];
+        for (int r = 1; r < R; ++r) most = _mm256_max_epi32(most, sums[q][r]);
+        const __m256i any = _mm256_cmpgt_epi32(most, queries.threshold[q]);
+        if (_mm256_testz_si256(any, any)) continue;
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             const __m256 passes = _mm256_castsi256_ps(_mm256_cmpgt_epi32(sums[q][r], queries.threshold[q]));
             const unsigned bits = static_cast<unsigned>(_mm256_movemask_ps(passes)) >> queries.shift[q];
             queries.within[q][row + r] = static_cast<std::uint8_t>(bits & queries.inside[q]);
         }
+    }
 }
 
 // Q sums of each of R rows are what registers hold, beside the codes that they are made of.

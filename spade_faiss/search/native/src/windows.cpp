@@ -156,8 +156,11 @@ private:
             const int rows = window_.bottom(y, height_) - top_ + 1;
             compared_ += static_cast<std::int64_t>(count) * rows * std::min(width_, 2 * window_.reach_x + 1);
             passing_.clear();
-            for (int i = 0; i < count; ++i)
+            for (int i = 0; i < count; ++i) {
+                const std::size_t before = passing_.size();
                 list_passing(first + i, left + i, image, map, rows, within_.data() + i * window_bytes_);
+                if (passing_.size() > before) prefetch_query(xq(test, first + i - queries_.first));
+            }
             compare_passing(test, image);
         }
     }
@@ -183,7 +186,7 @@ private:
         int last = -1;
         for (const Pair& pair : passing_) {
             const int i = pair.location - queries_.first;
-            if (pair.location != last) std::copy(xq(test, i), xq(test, i) + gallery_.d, padded_query_.data());
+            if (pair.location != last) copy_query(xq(test, i));
             last = pair.location;
             gallery_.decode(static_cast<std::int64_t>(image) * gallery_.locations + pair.found, padded, padded_row_.data());
             const float* const x[1] = {padded_row_.data()};
@@ -192,6 +195,19 @@ private:
             const std::size_t at = place(test, i);
             Nearest{hits_.sq_dist + at, hits_.id + at, hits_.k, kInfinity}.offer(found, first_id_ + pair.found);
         }
+    }
+
+    void prefetch_query(const float* query) const {
+        constexpr int line = 64 / sizeof(float);
+        for (int c = 0; c < gallery_.d; c += line) _mm_prefetch(query + c, _MM_HINT_T0);
+    }
+
+    // Zeros follow what is copied, as it is always of one length.
+    SPADE_TARGET_AVX2 SPADE_INLINE void copy_query(const float* query) {
+        int c = 0;
+        for (; c + kChannels <= gallery_.d; c += kChannels)
+            _mm256_store_ps(padded_query_.data() + c, _mm256_loadu_ps(query + c));
+        for (; c < gallery_.d; ++c) padded_query_[c] = query[c];
     }
 
     // Compares the queries of the wanted test images with all vectors of their windows.
