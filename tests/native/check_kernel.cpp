@@ -352,8 +352,9 @@ void check_clusters(const SimdLevel& level, int nq, int nb, int d, Stored type, 
     }
 }
 
-// Windows find the nearest of what they hold; the maps are read from memory that ends where they do.
-void check_windows(const SimdLevel& level, int height, int width, int d, Stored type, int radius, int k) {
+// Windows find the nearest of what they hold; the maps are read from memory that ends where they do. `own`: whether images have
+// regions of interest of their own; then some windows reach further than the radius, and some queries are not asked.
+void check_windows(const SimdLevel& level, int height, int width, int d, Stored type, int radius, int k, bool own) {
     const int locations = height * width, images = 3, tests = 2;
     std::normal_distribution<float> normal;
     std::vector<float> around(static_cast<std::size_t>(4) * d);
@@ -373,16 +374,30 @@ void check_windows(const SimdLevel& level, int height, int width, int d, Stored 
     // Steps so fine that some vectors have no codes, and so coarse that all of them are alike.
     const float steps[] = {0.001f, 0.02f, 3.0f};
     const WindowCoding coding(d, around.data(), level.most_window_code, steps[(d + radius + k) % 3], height, width, {});
+    std::uniform_int_distribution<int> chance(0, 2), further(-2, 3);
+    std::vector<std::uint8_t> inside(static_cast<std::size_t>(images) * locations, 1);
+    std::vector<std::int32_t> reach(static_cast<std::size_t>(tests) * locations, radius);
+    if (own) {
+        for (int i = 0; i < 2 * locations; ++i) inside[i] = chance(rng) == 0;  // one of the images is whole
+        for (std::int32_t& far : reach) {
+            const int more = further(rng);
+            far = more == -2 ? -1 : radius + std::max(0, more);
+        }
+    }
     std::vector<WindowCodes> codes;
     std::vector<const WindowCodes*> of_images;
-    for (int image = 0; image < images; ++image) codes.emplace_back(coding, gallery, image);
+    for (int image = 0; image < images; ++image) {
+        const std::unique_ptr<bool[]> of_image(new bool[locations]);  // of memory that ends where the map does
+        for (int l = 0; l < locations; ++l) of_image[l] = inside[static_cast<std::size_t>(image) * locations + l];
+        codes.emplace_back(coding, gallery, image, own ? of_image.get() : nullptr);
+    }
     const std::int64_t order[images] = {2, 0, 1};
     for (std::int64_t image : order) of_images.push_back(&codes[image]);
     const std::uint8_t wanted[images * tests] = {1, 1, 1, 0, 0, 1};
     const int middle = (locations + 1) / 2;
     for (const auto& [first, last] : {std::pair{0, middle}, std::pair{middle, locations}}) {
         if (first == last) continue;
-        const WindowQueries asked{xq, tests, first, last};
+        const WindowQueries asked{xq, tests, first, last, own ? reach.data() : nullptr};
         const std::size_t size = static_cast<std::size_t>(tests) * asked.count() * k;
         std::vector<float> D(size, std::numeric_limits<float>::infinity());
         std::vector<std::int64_t> I(size, -1);
@@ -390,10 +405,12 @@ void check_windows(const SimdLevel& level, int height, int width, int d, Stored 
         for (int test = 0; test < tests; ++test)
             for (int at = first; at < last; ++at) {
                 const float* q = queries.values.data() + static_cast<std::size_t>(test * locations + at) * d;
+                const int far = reach[static_cast<std::size_t>(test) * locations + at];
                 std::vector<std::pair<float, std::int64_t>> best;
                 for (int image = 0; image < images; ++image)
                     for (int l = 0; wanted[image * tests + test] && l < locations; ++l)
-                        if (std::abs(l / width - at / width) <= radius && std::abs(l % width - at % width) <= radius)
+                        if (std::abs(l / width - at / width) <= far && std::abs(l % width - at % width) <= far &&
+                            inside[static_cast<std::size_t>(order[image]) * locations + l])
                             best.emplace_back(sq_distance(q, maps[order[image]].vectors.row(l), maps[image].vectors.type,
                                                           maps[image].vectors.codes, d),
                                               order[image] * locations + l);
@@ -442,7 +459,9 @@ int main() {
             for (const auto& [height, width] : {std::pair{1, 1}, std::pair{5, 3}, std::pair{4, 9}})
                 for (int radius : {0, 1, 2, 20})
                     for (int k : {1, 4})
-                        for (Stored type : kAllStored) check_windows(level, height, width, d, type, radius, k), ++checked;
+                        for (Stored type : kAllStored)
+                            for (bool own : {false, true})
+                                check_windows(level, height, width, d, type, radius, k, own), ++checked;
         for (int components : {0, 31})
             check(level, 40, 300, 1800, components, Stored::kFloat16, 1, 3, components ? 0 : 5), ++checked;
         std::printf("%s: %d cases checked\n", level.name, checked);

@@ -113,7 +113,9 @@ class WindowCoding:
     ) -> None: ...
 
 class WindowCodes:
-    def __init__(self, coding: WindowCoding, gallery: Gallery, image: int) -> None: ...
+    def __init__(
+        self, coding: WindowCoding, gallery: Gallery, image: int, inside: npt.NDArray[np.bool_] | None = None
+    ) -> None: ...
     @property
     def nbytes(self) -> int: ...
 
@@ -129,6 +131,7 @@ def search_windows(
     radius: int,
     sq_dist: npt.NDArray[np.float32],
     id: npt.NDArray[np.int64],
+    reach: npt.NDArray[np.int32] | None = None,
     margin: float = 1.0,
 ) -> None: ...
 def search(

@@ -22,8 +22,7 @@ constexpr double kHalfUnit = 0x1p-24;
 // Smaller squares may vanish.
 constexpr double kVanishingSquare = 0x1p-125;
 
-// What sums of padding are, which pass no threshold, and those of vectors without codes, which pass all.
-constexpr std::int32_t kNever = std::numeric_limits<std::int32_t>::min();
+// What sums of vectors without codes are, which pass all thresholds.
 constexpr std::int32_t kAlways = std::numeric_limits<std::int32_t>::max();
 
 }  // namespace
@@ -83,7 +82,7 @@ SPADE_TARGET_AVX2 bool WindowCoding::round(const float* vector, std::int8_t* cod
     return _mm256_movemask_ps(within) == 0xFF;
 }
 
-WindowCodes::WindowCodes(const WindowCoding& coding, const Gallery& gallery, int image)
+WindowCodes::WindowCodes(const WindowCoding& coding, const Gallery& gallery, int image, const bool* inside)
     : height(coding.height),
       width(coding.width),
       padded_width(std::max(width, kCells)),
@@ -96,6 +95,10 @@ WindowCodes::WindowCodes(const WindowCoding& coding, const Gallery& gallery, int
     std::vector<std::int8_t> code(static_cast<std::size_t>(quads) * kQuad);
     std::fill(initial.data(), initial.data() + static_cast<std::size_t>(height) * padded_width, kNever);
     for (int location = 0; location < gallery.locations; ++location) {
+        if (inside && !inside[location]) {
+            is_whole = false;
+            continue;
+        }
         gallery.decode(static_cast<std::int64_t>(image) * gallery.locations + location, padded, vector.data());
         const int cell = coding.cell_of(location), y = cell / width, x = cell % width;
         std::int32_t& begin = initial[static_cast<std::size_t>(y) * padded_width + x];

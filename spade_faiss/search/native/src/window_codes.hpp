@@ -15,6 +15,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "buffer.hpp"
@@ -25,6 +26,8 @@ namespace spade {
 
 // Codes of a quad lie side by side, and are multiplied together; cells are compared eight at a time.
 constexpr int kQuad = 4, kCells = 8;
+// What sums of cells without a vector are, which pass no threshold.
+constexpr std::int32_t kNever = std::numeric_limits<std::int32_t>::min();
 
 // What a screen reads of a map: rows of cells. A map that is narrower than eight cells is padded by cells that never pass.
 struct WindowMap {
@@ -100,12 +103,15 @@ struct WindowCoding {
 
 // A map of a gallery; cells outside of a region of interest never pass.
 struct WindowCodes {
-    WindowCodes(const WindowCoding& coding, const Gallery& gallery, int image);
+    // `inside`: (locations), which of them are in the image's own region of interest; null for all.
+    WindowCodes(const WindowCoding& coding, const Gallery& gallery, int image, const bool* inside = nullptr);
+    bool is_inside(int y, int x) const { return initial[static_cast<std::size_t>(y) * padded_width + x] != kNever; }
     WindowMap map() const { return {height, width, padded_width, quads, codes.data(), initial.data()}; }
     std::size_t nbytes() const { return codes.nbytes() + initial.nbytes(); }
 
     int height, width, padded_width, quads;
-    float residual = 0;  // the largest of all vectors that have codes
+    bool is_whole = true;  // whether all locations are in the image's own region of interest
+    float residual = 0;    // the largest of all vectors that have codes
     Buffer<std::int8_t> codes;
     Buffer<std::int32_t> initial;
 };

@@ -94,6 +94,7 @@ public:
           margin_(margin),
           width_(coding.width),
           height_(coding.height),
+          radius_(radius),
           window_{std::min(radius, height_ - 1), std::min(radius, width_ - 1)},
           window_bytes_(window_.bytes()),
           kept_(std::min(height_, 2 * window_.reach_y + 1)),
@@ -102,6 +103,7 @@ public:
           xq_(layout_.length() * queries.images * queries.count()),
           map_(layout_.length() * kept_ * width_),
           query_codes_(coding, queries.images * queries.count()),
+          wide_(queries.images),
           threshold_(width_),
           within_(static_cast<std::size_t>(width_) * window_bytes_),
           padded_query_(round_up(gallery.d, kDistanceAlign)),
@@ -110,23 +112,27 @@ public:
             for (int i = 0; i < queries.count(); ++i) {
                 layout_.arrange(xq(image, i), ElementType::kFloat32, gallery.d, query(image, i));
                 query_codes_.assign(image * queries.count() + i, xq(image, i));
+                if (reach(image, queries.first + i) > radius) wide_[image].push_back(queries.first + i);
             }
     }
 
     SPADE_TARGET_AVX2 void run(int image, const WindowCodes& codes, const std::uint8_t* wanted) {
         first_id_ = static_cast<std::int64_t>(image) * gallery_.locations;
+        own_ = codes.is_whole ? nullptr : &codes;
         const bool skips_codes = without_ > 0;
         without_ -= skips_codes;
         passed_ = compared_ = 0;
         std::vector<std::uint8_t> directly(wanted, wanted + queries_.images);
         for (int test = 0; test < queries_.images; ++test) {
             // A region of interest is searched by codes alone: without them, whole rows of a map are decoded.
-            if (!wanted[test] || (coding().cells.empty() && (skips_codes || !has_met_any(test)))) continue;
+            if (!wanted[test] || (coding().cells.empty() && (skips_codes || !has_met_others(test)))) continue;
             directly[test] = 0;
             search_by_codes(test, image, codes);
         }
         if (16 * passed_ > (16 - kLeastRuledOut) * compared_) without_ = kImagesWithout;
         compare_all(image, directly.data());
+        for (int test = 0; test < queries_.images; ++test)
+            if (wanted[test]) compare_wide(test, image);
     }
 
 private:
@@ -137,15 +143,46 @@ private:
     }
     std::size_t place(int image, int i) const { return (static_cast<std::size_t>(image) * queries_.count() + i) * hits_.k; }
 
-    // Whether a test image was searched in another image before; if not, codes could rule nothing out.
-    bool has_met_any(int test) const { return hits_.sq_dist[place(test, 0)] < kInfinity; }
+    // How many cells the window of a query reaches; below 0 where nothing is asked for.
+    int reach(int test, int location) const {
+        return queries_.reach ? queries_.reach[static_cast<std::size_t>(test) * gallery_.locations + location] : radius_;
+    }
+    // Whether the window of a query reaches as far as the radius.
+    bool is_usual(int test, int location) const { return 0 <= reach(test, location) && reach(test, location) <= radius_; }
+    // Whether the image that is searched has a vector at a cell.
+    bool has_vector(int y, int x) const { return !own_ || own_->is_inside(y, x); }
+
+    // Whether a test image was searched in another image before, and most of its queries met something there; if not, codes
+    // could rule nothing out.
+    bool has_met_others(int test) const {
+        if (!queries_.reach) return hits_.sq_dist[place(test, 0)] < kInfinity;
+        int asked = 0, met = 0;
+        for (int i = 0; i < queries_.count(); ++i)
+            if (is_usual(test, queries_.first + i)) {
+                ++asked;
+                met += hits_.sq_dist[place(test, i)] < kInfinity;
+            }
+        return 2 * met >= asked;
+    }
+
+    // The end of the line that begins at a query, see `WindowCoding`; what does not reach as far as the radius ends it.
+    int line_end(int test, int first) const {
+        const int last = coding().line_end(first, queries_.last);
+        int end = first + 1;
+        while (end < last && (!queries_.reach || is_usual(test, end))) ++end;
+        return end;
+    }
 
     // Compares the queries of a test image with the vectors of their windows that codes do not rule out.
     SPADE_TARGET_AVX2 void search_by_codes(int test, int image, const WindowCodes& codes) {
         const std::size_t length = static_cast<std::size_t>(codes.quads) * kQuad;
         const WindowMap map = codes.map();
         for (int first = queries_.first, last; first < queries_.last; first = last) {
-            last = coding().line_end(first, queries_.last);
+            if (!is_usual(test, first)) {
+                last = first + 1;
+                continue;
+            }
+            last = line_end(test, first);
             const int y = coding().cell_of(first) / width_, left = coding().cell_of(first) % width_;
             const int number = test * queries_.count() + first - queries_.first, count = last - first;
             query_codes_.thresholds(number, count, hits_.sq_dist + place(test, first - queries_.first) + hits_.k - 1, hits_.k,
@@ -215,12 +252,35 @@ private:
         if (std::none_of(wanted, wanted + queries_.images, [](std::uint8_t is_wanted) { return is_wanted; })) return;
         int decoded = 0;  // up to this row of the map
         for (int y = queries_.first / width_; y * width_ < queries_.last; ++y) {
+            const int first = std::max(queries_.first, y * width_), last = std::min(queries_.last, (y + 1) * width_);
+            if (!is_any_usual(wanted, first, last)) continue;
             top_ = window_.top(y);
             bottom_ = window_.bottom(y, height_);
             for (decoded = std::max(decoded, top_); decoded <= bottom_; ++decoded) decode_map_row(image, decoded);
-            const int first = std::max(queries_.first, y * width_), last = std::min(queries_.last, (y + 1) * width_);
             for (int test = 0; test < queries_.images; ++test)
-                for (int location = first; wanted[test] && location < last; ++location) search(test, location);
+                for (int location = first; wanted[test] && location < last; ++location)
+                    if (is_usual(test, location)) search(test, location);
+        }
+    }
+
+    // Whether the window of any of these queries of the wanted test images reaches as far as the radius.
+    bool is_any_usual(const std::uint8_t* wanted, int first, int last) const {
+        for (int test = 0; test < queries_.images; ++test)
+            for (int location = first; wanted[test] && location < last; ++location)
+                if (is_usual(test, location)) return true;
+        return false;
+    }
+
+    // Compares the queries of a test image whose windows reach further than the radius.
+    SPADE_TARGET_AVX2 void compare_wide(int test, int image) {
+        for (const int location : wide_[test]) {
+            const int y = location / width_, x = location % width_, far = reach(test, location);
+            const WindowShape window{std::min(far, height_ - 1), std::min(far, width_ - 1)};
+            passing_.clear();
+            for (int v = window.top(y); v <= window.bottom(y, height_); ++v)
+                for (int u = window.left(x); u <= window.right(x, width_); ++u)
+                    if (has_vector(v, u)) passing_.push_back({location, v * width_ + u});
+            compare_passing(test, image);
         }
     }
 
@@ -234,11 +294,13 @@ private:
         // Numbers as they are stored.
         if (gallery_.parts.size() == 1 && part.rows.empty() && part.type != ElementType::kCodes) {
             const Vectors map{part.maps[image], part.type, gallery_.locations, gallery_.d};
-            for (int x = 0; x < width_; ++x) layout_.arrange(map.row(y * width_ + x), part.type, gallery_.d, vector(y, x));
+            for (int x = 0; x < width_; ++x)
+                if (has_vector(y, x)) layout_.arrange(map.row(y * width_ + x), part.type, gallery_.d, vector(y, x));
             return;
         }
         const int padded = static_cast<int>(layout_.length());
         for (int x = 0; x < width_; ++x) {
+            if (!has_vector(y, x)) continue;
             gallery_.decode(static_cast<std::int64_t>(image) * gallery_.locations + y * width_ + x, padded, plain_.data());
             layout_.arrange(plain_.data(), ElementType::kFloat32, gallery_.d, vector(y, x));
         }
@@ -255,6 +317,7 @@ private:
         int locations[kVectors], count = 0;
         for (int v = top_; v <= bottom_; ++v)
             for (int u = left; u <= right; ++u) {
+                if (!has_vector(v, u)) continue;
                 vectors[count] = vector(v, u);
                 locations[count++] = v * width_ + u;
                 if (count == kVectors) {
@@ -335,7 +398,7 @@ private:
     const WindowQueries& queries_;
     const WindowHits& hits_;
     const float margin_;
-    const int width_, height_;
+    const int width_, height_, radius_;
     const WindowShape window_;
     const int window_bytes_;
     const int kept_;  // how many rows of a map are decoded at a time
@@ -344,6 +407,7 @@ private:
     Buffer<float> xq_;     // (images, queries, length)
     Buffer<float> map_;    // (kept, width, length): row y of the map is at y % kept
     WindowQueryCodes query_codes_;
+    std::vector<std::vector<int>> wide_;       // of each test image, the queries whose windows reach further than the radius
     Buffer<std::int32_t> threshold_;           // (width): of the queries of a row
     Buffer<std::uint8_t> within_;              // (width, bytes of a window)
     Buffer<float> padded_query_, padded_row_;  // vectors as `sq_distances` reads them
@@ -351,7 +415,8 @@ private:
     std::int64_t passed_ = 0, compared_ = 0;  // of the image that is searched: vectors that codes left, of how many
     int without_ = 0;                         // images to come that are compared without codes
     int top_ = 0, bottom_ = 0;
-    std::int64_t first_id_ = 0;  // of the image that is searched
+    std::int64_t first_id_ = 0;         // of the image that is searched
+    const WindowCodes* own_ = nullptr;  // its codes, if it has a region of interest of its own
 };
 
 }  // namespace

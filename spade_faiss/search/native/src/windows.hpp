@@ -17,6 +17,10 @@ namespace spade {
 struct WindowQueries {
     Vectors xq;  // (images * locations, d) float32: the vectors of the whole maps
     int images, first, last;
+    // (images, locations): how many cells the window of each query reaches, where that is more than the radius; below 0 for a
+    // query that nothing is asked for. Null where all windows reach as far as the radius. It is for maps whose cells all are
+    // locations, see `WindowCoding`.
+    const std::int32_t* reach = nullptr;
     int count() const { return last - first; }
 };
 
@@ -31,7 +35,7 @@ struct WindowHits {
 // Takes the vectors of all windows in some images of a gallery into `hits`.
 //
 //   images, count: the images that are searched.
-//   codes: for each of them, its codes, by this coding and level.
+//   codes: for each of them, its codes, by this coding and level; vectors of cells that they say are outside are not searched.
 //   wanted: (count, test images), whether a test image is searched in an image.
 //   radius: how many cells a window reaches up, down, left and right.
 //   margin: 1; less breaks the bound of the codes, for tests.

@@ -1,6 +1,7 @@
 // Python's search_windows: arguments are checked here, computing runs without the GIL.
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -14,6 +15,8 @@ namespace {
 
 using Rows = py::array_t<std::int64_t, py::array::c_style>;
 using Wanted = py::array_t<bool, py::array::c_style>;
+using Inside = std::optional<py::array_t<bool, py::array::c_style>>;
+using Reach = std::optional<py::array_t<std::int32_t, py::array::c_style>>;
 
 // The memory of an array that is written to, of this shape.
 template <typename T>
@@ -53,18 +56,21 @@ LevelCoding make_coding(const std::string& simd_level, const py::array& center, 
                                                    step, height, width, std::move(cells))};
 }
 
-std::unique_ptr<LevelCodes> make_codes(const LevelCoding& coding, const OwnedGallery& owned, int image) {
+std::unique_ptr<LevelCodes> make_codes(const LevelCoding& coding, const OwnedGallery& owned, int image, const Inside& inside) {
     const Gallery& gallery = owned.gallery;
     require(gallery.d == coding.coding->d && gallery.locations == coding.coding->locations(),
             "vectors must have the coding's channels and locations");
     require(0 <= image && image < gallery.count / gallery.locations, "there is no such image in the gallery");
+    require(!inside || (inside->ndim() == 1 && inside->shape(0) == gallery.locations), "inside must be (locations,)");
+    const bool* is_inside = inside ? inside->data() : nullptr;
     const py::gil_scoped_release released;
-    return std::unique_ptr<LevelCodes>(new LevelCodes{coding.coding, WindowCodes(*coding.coding, gallery, image)});
+    return std::unique_ptr<LevelCodes>(new LevelCodes{coding.coding, WindowCodes(*coding.coding, gallery, image, is_inside)});
 }
 
 void py_search_windows(const OwnedGallery& owned, const Rows& rows, const LevelCoding& coding,
                        const std::vector<const LevelCodes*>& codes, const Wanted& wanted, const py::array& queries,
-                       std::pair<int, int> range, int radius, py::array& sq_dist, py::array& id, float margin) {
+                       std::pair<int, int> range, int radius, py::array& sq_dist, py::array& id, const Reach& reach,
+                       float margin) {
     const Gallery& gallery = owned.gallery;
     const py::ssize_t count = rows.ndim() == 1 ? rows.shape(0) : 0;
     const Vectors xq = vectors_of(queries, "queries");
@@ -87,15 +93,19 @@ void py_search_windows(const OwnedGallery& owned, const Rows& rows, const LevelC
     require(0 <= range.first && range.first < range.second && range.second <= gallery.locations,
             "the range must be of locations, and not empty");
     require(radius >= 0, "radius must be 0 or more");
+    require(!reach || (reach->ndim() == 2 && reach->shape(0) == images && reach->shape(1) == gallery.locations),
+            "reach must be (test images, locations)");
+    require(!reach || coding.coding->cells.empty(), "reach is for codings without cells");
     require(sq_dist.ndim() == 3 && sq_dist.shape(2) >= 1, "sq_dist must be (images, queries, k)");
     const std::vector<py::ssize_t> shape{images, range.second - range.first, sq_dist.shape(2)};
     const WindowHits hits{static_cast<int>(sq_dist.shape(2)), written<float>(sq_dist, shape, "sq_dist"),
                           written<std::int64_t>(id, shape, "id")};
     const std::int64_t* row = rows.data();
+    const std::int32_t* reaches = reach ? reach->data() : nullptr;
     const auto* is_wanted = reinterpret_cast<const std::uint8_t*>(wanted.data());
     const py::gil_scoped_release released;
     search_windows(gallery, row, count, *coding.level, *coding.coding, of_images.data(), is_wanted,
-                   {xq, images, range.first, range.second}, radius, hits, margin);
+                   {xq, images, range.first, range.second, reaches}, radius, hits, margin);
 }
 
 }  // namespace
@@ -105,14 +115,14 @@ void define_windows(py::module_& module) {
         .def(py::init(&make_coding), py::arg("simd_level"), py::arg("center"), py::arg("step"), py::arg("height"),
              py::arg("width"), py::arg("cells") = std::vector<std::int32_t>());
     py::class_<LevelCodes>(module, "WindowCodes")
-        .def(py::init(&make_codes), py::arg("coding"), py::arg("gallery"), py::arg("image"))
+        .def(py::init(&make_codes), py::arg("coding"), py::arg("gallery"), py::arg("image"), py::arg("inside") = py::none())
         .def_property_readonly("nbytes", [](const LevelCodes& self) { return self.codes.nbytes(); });
     module.def(
         "most_window_code", [](const std::string& simd_level) { return level_of(simd_level).most_window_code; },
         py::arg("simd_level"), "The largest magnitude of a code of windows.");
     module.def("search_windows", &py_search_windows, py::arg("gallery"), py::arg("rows"), py::arg("coding"), py::arg("codes"),
                py::arg("wanted"), py::arg("queries"), py::arg("range"), py::arg("radius"), py::arg("sq_dist"), py::arg("id"),
-               py::arg("margin") = 1.0f,
+               py::arg("reach") = py::none(), py::arg("margin") = 1.0f,
                "Takes the vectors within windows around a range of locations into the nearest ones found before.");
 }
 
