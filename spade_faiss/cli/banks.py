@@ -147,7 +147,7 @@ def _preset(arguments: argparse.Namespace) -> Preset:
     """The preset that is asked for, or that of the bank, with the settings that were given in place of its own."""
     from spade_faiss.workflows.extract import choose_preset
 
-    preset = choose_preset(arguments.bank, arguments.preset, getattr(arguments, "roi", None))
+    preset = choose_preset(arguments.bank, arguments.preset)
     recipe = getattr(arguments, "recipe", None) or preset.recipe
     return replace(preset, recipe=recipe, extraction=read_settings(arguments, Extraction, preset.extraction))
 
@@ -202,12 +202,6 @@ def describe_added(done: Added) -> Output:
         lines.append(f"  {done.no_network}")
     if done.removed:
         lines.append(f"  left out {len(done.removed)} that were removed from the bank before: {names(done.removed)}")
-    if bank.layout.own_rois:
-        lines.append(
-            f"  each picture has a region of interest of its own: all of its neighbors' regions are searched (recipe "
-            f"{bank.usual.recipe}), as parts may lie elsewhere in each; preset default compares the same places, and takes one "
-            f"mask for all"
-        )
     lines += [f"  {notice}"] if (notice := bank.few_images_notice) else []
     lines.append(format_times(done.timing_s, done.total_s, done.added))
     return numbers, lines

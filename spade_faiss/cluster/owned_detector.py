@@ -10,7 +10,7 @@ import numpy as np
 
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.cluster.merging import PartHits, merge_hits, merge_neighbors
-from spade_faiss.cluster.owner import GalleryRequest, Shards
+from spade_faiss.cluster.owner import GalleryRequest, HeldRequest, Shards
 from spade_faiss.cluster.owners import Owners
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Method, Run
@@ -20,7 +20,7 @@ from spade_faiss.scoring.level_search import LevelSearch
 from spade_faiss.scoring.memory import float32_bytes
 from spade_faiss.search.blocks import StoredArray
 from spade_faiss.search.levels import parts_of
-from spade_faiss.search.protocol import Hits
+from spade_faiss.search.protocol import Bools, Hits, WindowedSearch
 from spade_faiss.search.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -44,8 +44,14 @@ class OwnedLevelSearch(LevelSearch):
     bank: Snapshot
     whole_bank: bool
 
-    def find(self, maps_of: Callable[[str], StoredArray], gallery: IntArray) -> Hits:
-        """See `LevelSearch`: the features of an image travel once to each owner that it visits, and minima come back."""
+    def find(self, maps_of: Callable[[str], StoredArray], gallery: IntArray, inspected: Bools | None) -> Hits:
+        """See `LevelSearch`: the features of an image travel once to each owner that it visits, and minima come back.
+
+        Where windows may have to be widened, owners count first what their images hold: none of them can tell alone.
+        """
+        reach = None
+        if inspected is not None and isinstance(self.search, WindowedSearch):
+            reach = self.search.reach(self._held(gallery), inspected, self.method.kappa)
         names = [part.name for part in parts_of(self.level, self.bank_levels)]
         maps = {name: np.ascontiguousarray(maps_of(name)) for name in names}
         images, every = len(gallery), self.whole_bank and gallery.shape[1] == len(self.bank)
@@ -53,14 +59,12 @@ class OwnedLevelSearch(LevelSearch):
 
         def request_of(shards: Shards) -> tuple[Any, ...] | None:
             if shard_of is None:
-                return (GalleryRequest(self.level.name, np.arange(images), maps, None),)
-            mine = np.isin(shard_of, shards)
-            at = np.flatnonzero(mine.any(axis=1))
+                return (GalleryRequest(self.level.name, np.arange(images), maps, None, reach),)
+            at, rows = self._rows_of(shards, shard_of, gallery)
             if not len(at):
                 return None
             there = maps if len(at) == images else {name: stored[at] for name, stored in maps.items()}
-            rows = [np.sort(gallery[i, mine[i]]) for i in at.tolist()]
-            return (GalleryRequest(self.level.name, at, there, rows),)
+            return (GalleryRequest(self.level.name, at, there, rows, None if reach is None else reach[at]),)
 
         found: list[PartHits] = self.owners.ask("find", request_of)
         hits = merge_hits(found, images, self.level.locations, self.method.kappa)
@@ -71,9 +75,30 @@ class OwnedLevelSearch(LevelSearch):
             )
         return hits
 
+    def _held(self, gallery: IntArray) -> IntArray:
+        """What `WindowedSearch.held` returns, summed up over the owners."""
+        shard_of = self.bank.shard_of(gallery)
+
+        def request_of(shards: Shards) -> tuple[Any, ...] | None:
+            at, rows = self._rows_of(shards, shard_of, gallery)
+            return (HeldRequest(self.level.name, at, rows),) if len(at) else None
+
+        held = np.zeros((len(gallery), self.level.locations), np.int64)
+        for at, counts in self.owners.ask("held", request_of):
+            held[at] += counts
+        return held
+
+    @staticmethod
+    def _rows_of(shards: Shards, shard_of: IntArray, gallery: IntArray) -> tuple[IntArray, list[IntArray]]:
+        """Which images have rows of some shards in their gallery, and which."""
+        mine = np.isin(shard_of, shards)
+        at = np.flatnonzero(mine.any(axis=1))
+        return at, [np.sort(gallery[i, mine[i]]) for i in at.tolist()]
+
     def working_bytes(self, images: int) -> int:
         """See `LevelSearch`: what travels, and what is merged."""
-        answers = 3 * images * self.level.locations * (4 * self.method.kappa + 2 * _PLACE_BYTES)
+        counted = 192 * self.own_rois  # how far windows reach, and what that is computed from
+        answers = images * self.level.locations * (3 * (4 * self.method.kappa + 2 * _PLACE_BYTES) + counted)
         return 2 * images * float32_bytes(self.level.shape) + answers
 
 

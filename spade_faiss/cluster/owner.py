@@ -21,7 +21,8 @@ from spade_faiss.scoring.level_search import LevelSearch, open_level_searches
 from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.levels import vectors_of
-from spade_faiss.search.protocol import Hits, PartialSearch, resolve_recipe
+from spade_faiss.search.protocol import Hits, PartialSearch, WindowedSearch, resolve_recipe
+from spade_faiss.search.reach import Reach
 from spade_faiss.search.recipe import Recipe
 from spade_faiss.search.workers import Workers
 
@@ -58,12 +59,28 @@ class GalleryRequest:
         images: (m,) which images of the batch they are.
         maps: the maps (m, ...) of each of the bank's levels that the searched level consists of, as the bank stores maps.
         gallery: the rows that each of them is searched in; None for all rows of the shards.
+        reach: (m, HW), how far windows reach, for a `WindowedSearch` where images have regions of interest of their own; else
+            None.
     """
 
     level: str
     images: IntArray
     maps: Arrays
     gallery: list[IntArray] | None
+    reach: Reach | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class HeldRequest:
+    """Galleries whose vectors are to be counted, see `WindowedSearch.held`.
+
+    Args:
+        level, images, gallery: see `GalleryRequest`.
+    """
+
+    level: str
+    images: IntArray
+    gallery: list[IntArray]
 
 
 class _Part:
@@ -81,6 +98,13 @@ class _Part:
         workers, recipe = Workers(threads=owned.threads), resolve_recipe(owned.recipe)
         self.searches = open_level_searches(self.bank, recipe, owned.method, workers, cache)
 
+    def held(self, request: HeldRequest) -> tuple[IntArray, IntArray]:
+        """Which images were asked for, and how many rows of the part that each asks for hold a vector at each location."""
+        search = self.searches[request.level].search
+        assert isinstance(search, WindowedSearch)
+        counts = [search.held(np.searchsorted(self.rows, rows)[np.newaxis])[0] for rows in request.gallery]
+        return request.images, np.stack(counts).astype(np.int32)
+
     def find(self, request: GalleryRequest) -> PartHits:
         """Search for images in those rows of the part that each of them asks for."""
         search, of_images = self.searches[request.level], request.gallery
@@ -92,7 +116,8 @@ class _Part:
         for count in np.unique(counts).tolist():  # a search takes as many rows for each image
             at = np.flatnonzero(counts == count)
             local = np.searchsorted(self.rows, np.stack([of_images[i] for i in at.tolist()]))
-            found.append((at, self._search(search, xq if len(at) == len(xq) else xq[at], local)))
+            reach = None if request.reach is None else request.reach[at]
+            found.append((at, self._search(search, xq if len(at) == len(xq) else xq[at], local, reach)))
         order = np.argsort(np.concatenate([at for at, _ in found]))
         hits = [hits for _, hits in found]
         row = np.concatenate([each.row for each in hits])[order]
@@ -106,13 +131,17 @@ class _Part:
         return PartHits(request.images, whole, counts * search.level.locations)
 
     @staticmethod
-    def _search(search: LevelSearch, xq: FloatArray, rows: IntArray) -> Hits:
+    def _search(search: LevelSearch, xq: FloatArray, rows: IntArray, reach: Reach | None) -> Hits:
         """Search some rows; where they have fewer vectors than are asked for, others have the rest."""
         assert search.search is not None
         kappa = search.method.kappa
         there = min(kappa, rows.shape[1] * search.level.locations)
-        find = search.search.partial if isinstance(search.search, PartialSearch) else search.search
-        found = find(xq, rows, there)
+        if reach is not None:
+            assert isinstance(search.search, WindowedSearch)
+            found = search.search.within(xq, rows, there, reach)
+        else:
+            find = search.search.partial if isinstance(search.search, PartialSearch) else search.search
+            found = find(xq, rows, there)
         if there == kappa:
             return found
         missing = np.full((*found.row.shape, kappa - there), np.inf, np.float32)
@@ -138,6 +167,10 @@ class ShardOwner:
         part = self._part(shards)
         D, rows = part.images.search(embedding, min(k, len(part.rows)))
         return D, part.rows[rows]
+
+    def held(self, shards: Shards, request: HeldRequest) -> tuple[IntArray, IntArray]:
+        """How many images of some shards hold a vector at each location."""
+        return self._part(shards).held(request)
 
     def find(self, shards: Shards, request: GalleryRequest) -> PartHits:
         """The nearest vectors in the maps of some shards."""

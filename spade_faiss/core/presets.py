@@ -17,8 +17,8 @@ from spade_faiss.core.settings import Method
 T = TypeVar("T")
 
 _FOLDER = "presets"
-# What a new bank is made and searched by unless something else is asked for, and the method as its paper has it.
-DEFAULT, PAPER = "default", "spade"
+# What a new bank is made and searched by unless something else is asked for.
+DEFAULT = "default"
 
 
 @dataclass(frozen=True, kw_only=True)

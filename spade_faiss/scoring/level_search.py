@@ -22,7 +22,7 @@ from spade_faiss.scoring.scores import NEAREST_DTYPE, NearestArray
 from spade_faiss.search.blocks import StoredArray
 from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.levels import open_blocks, searched_levels, vectors_of
-from spade_faiss.search.protocol import GallerySearch, Hits, ResolvedRecipe, check_own_rois
+from spade_faiss.search.protocol import Bools, GallerySearch, Hits, ResolvedRecipe, WindowedSearch, check_own_rois
 from spade_faiss.search.workers import Workers
 
 
@@ -80,8 +80,12 @@ class LevelSearch:
             return LevelScores(dist, nearest)
         gallery, neighbors = gallery[localized], neighbors[localized]
         every = len(localized) == len(query)  # the usual case, without a copy
-        hits = self.find(lambda name: query.levels[name] if every else query.levels[name][localized], gallery)
-        if self.own_rois and np.isinf(hits.sq_dist).any():
+        inspected = None
+        if self.own_rois:
+            assert query.valid is not None
+            inspected = cells_with_any(query.valid[localized], level.height, level.width).reshape(len(localized), -1)
+        hits = self.find(lambda name: query.levels[name] if every else query.levels[name][localized], gallery, inspected)
+        if inspected is not None and np.isinf(hits.sq_dist[inspected]).any():
             raise InputError(
                 f"kappa={self.method.kappa} is larger than what is inspected of an image's gallery at level {level.name!r}; "
                 "lower it, or raise k_gallery"
@@ -94,9 +98,9 @@ class LevelSearch:
         found["row"] = hits.row
         found["y"], found["x"] = np.divmod(level.cells[hits.location], level.width)
         nearest.reshape(len(query), -1)[at] = found
-        if self.own_rois:
-            assert query.valid is not None
-            outside = ~cells_with_any(query.valid, level.height, level.width)
+        if inspected is not None:
+            outside = np.ones(shape, np.bool_)
+            outside[localized] = ~inspected.reshape(-1, level.height, level.width)
             dist[outside] = np.nan
             nearest["neighbor"][outside] = nearest["row"][outside] = -1
         if hits.passed_over is None:
@@ -105,15 +109,21 @@ class LevelSearch:
         passed_over[localized] = hits.passed_over
         return LevelScores(dist, nearest, passed_over)
 
-    def find(self, maps_of: Callable[[str], StoredArray], gallery: IntArray) -> Hits:
+    def find(self, maps_of: Callable[[str], StoredArray], gallery: IntArray, inspected: Bools | None) -> Hits:
         """Find the nearest gallery vectors of m images.
 
         Args:
             maps_of: returns their maps of one of the bank's levels, as the bank stores maps.
             gallery: (m, k_gallery), the bank rows that each of them is searched in.
+            inspected: (m, HW), which of their locations are inspected, where images have regions of interest of their own: what
+                is found for others means nothing, and may be nothing.
         """
         assert self.search is not None
-        return self.search(vectors_of(self.level, self.bank_levels, maps_of), gallery, self.method.kappa)
+        xq, kappa = vectors_of(self.level, self.bank_levels, maps_of), self.method.kappa
+        if inspected is None or not isinstance(self.search, WindowedSearch):
+            return self.search(xq, gallery, kappa)
+        reach = self.search.reach(self.search.held(gallery), inspected, kappa)
+        return self.search.within(xq, gallery, kappa, reach)
 
     def working_bytes(self, images: int) -> int:
         """The most that a call for so many images holds at a time, beside its results and the cache of decoded blocks."""

@@ -16,6 +16,7 @@ from spade_faiss.features.codes import Decoder
 from spade_faiss.search.cache import BlockCache
 
 StoredArray = npt.NDArray[Any]
+Bools = npt.NDArray[np.bool_]
 
 T = TypeVar("T")
 
@@ -76,7 +77,10 @@ class BlockSource:
         raise NotImplementedError
 
     def parts(self) -> tuple[MapPart, ...] | None:
-        """The stored maps whose channels, side by side, are the blocks; None where blocks are made in another way."""
+        """The stored maps whose channels, side by side, are the blocks; None where blocks are made in another way.
+
+        Those of a source that is `partial` are whole: a block holds what lies at its `cells`.
+        """
         return None
 
     def check(self) -> None:
@@ -146,7 +150,7 @@ class Blocks:
 
     Where a bank has a region of interest, H*W stands for the number of inspected locations, here and in all searches: there
     are no other vectors. `level.cells` says where they are in the map. Where images have regions of their own, a block holds
-    those of its image, and `located` says where they are; only exact search takes such blocks.
+    those of its image, and `located` and `inspected` say where they are; few searches take such blocks.
 
     Args:
         level: the level's name and shape.
@@ -198,6 +202,17 @@ class Blocks:
     def located(self, row: int, numbers: IntArray) -> IntArray:
         """The locations of vectors that have some numbers in the block of a bank row; -1 stays what it is."""
         return np.where(numbers < 0, -1, self._source.cells(row)[numbers]) if self.partial else numbers
+
+    def inspected(self, row: int) -> Bools:
+        """(H*W,), at which locations the block of a bank row holds vectors, where blocks are `partial`; it is cached."""
+
+        def make() -> Bools:
+            found = np.zeros(self.level.locations, np.bool_)
+            found[self._source.cells(row)] = True
+            found.flags.writeable = False
+            return found
+
+        return self.cached("inspected", row, make)
 
     def check(self) -> None:
         """See `BlockSource.check`."""

@@ -191,8 +191,8 @@ class _PartialSource(_LevelSource):
         inspected = cells_with_any(self._bank.inspected(row)[np.newaxis], self._level.height, self._level.width)
         return np.flatnonzero(inspected)
 
-    def parts(self) -> None:
-        return None
+    def parts(self) -> tuple[MapPart, ...]:
+        return (MapPart(super().stored, decoder=self.decoder),)
 
 
 class _JoinedSource(BlockSource):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import check_at_least
@@ -18,9 +20,12 @@ from spade_faiss.search.engines.windows import WindowSearch
 from spade_faiss.search.native.extension import usable_simd_level
 from spade_faiss.search.native.gallery import can_be_mapped
 from spade_faiss.search.native.sums import STEP_BYTES, kernel_sq_dist
-from spade_faiss.search.protocol import Encoded, GallerySearch, Hits, NoSettings, SearchMethod
+from spade_faiss.search.protocol import Encoded, Hits, NoSettings, SearchMethod
+from spade_faiss.search.reach import Reach, reach_of
 from spade_faiss.search.running_best import RunningBest
 from spade_faiss.search.workers import Workers
+
+Bools = npt.NDArray[np.bool_]
 
 # The most distances that one call evaluates: with the places that they are for, they take a few megabytes.
 _CALL_DISTANCES = 1 << 18
@@ -30,7 +35,11 @@ _HALF_UNIT, _VANISHING = 2.0**-24, 2.0**-125
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """`radius` is how many cells of a level's own grid the nearest vector may lie up, down, left and right of the location."""
+    """`radius` is how many cells of a level's own grid the nearest vector may lie up, down, left and right of the location.
+
+    Where images have regions of interest of their own, a window holds what lies inside of them. One that holds fewer than
+    `kappa` vectors in all of the neighbors reaches as many cells further as it takes to hold so many.
+    """
 
     radius: int = 3
 
@@ -44,6 +53,8 @@ class LocationSearch:
     It is exact for a definition of its own: what is normal at a place. Where images of a product are not aligned to within the
     window, distances are larger than those of exact search; they are never smaller.
 
+    Where images have regions of interest of their own, windows may reach further, see `reach_of`.
+
     The kernel searches where it runs, and NumPy elsewhere; both find the same, to the bit.
 
     Args:
@@ -54,12 +65,14 @@ class LocationSearch:
 
     def __init__(self, blocks: Blocks, workers: Workers, radius: int) -> None:
         level = blocks.level
+        self._blocks = blocks
         self._level = level
+        self._radius = min(radius, max(level.height, level.width))
         self._least = min(radius + 1, level.height) * min(radius + 1, level.width)
         if level.roi is not None:
             self._least = int((window_of(level, radius) >= 0).sum(axis=1).min())
         simd_level = usable_simd_level(level.channels) if can_be_mapped(blocks) else None
-        self._search: GallerySearch = (
+        self._search: BlockWindowSearch | WindowSearch = (
             BlockWindowSearch(blocks, workers, radius)
             if simd_level is None
             else WindowSearch(blocks, workers, radius, simd_level)
@@ -67,10 +80,15 @@ class LocationSearch:
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""
-        return self._search.working_bytes(images, k_gallery, kappa)
+        # What is counted and summed up of each query, where images have regions of their own.
+        counted = 192 * images * self._level.locations if self._blocks.partial else 0
+        return counted + self._search.working_bytes(images, k_gallery, kappa)
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
+        if self._blocks.partial:
+            every = np.ones(xq.shape[:2], np.bool_)
+            return self.within(xq, neighbors, kappa, self.reach(self.held(neighbors), every, kappa))
         if kappa > (least := neighbors.shape[1] * self._least):
             raise InputError(
                 f"kappa={kappa} is larger than the smallest window, {least} vectors at level {self._level.name!r}; "
@@ -81,6 +99,37 @@ class LocationSearch:
     def partial(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `PartialSearch`."""
         return self._search(xq, neighbors, kappa)
+
+    def held(self, neighbors: IntArray) -> IntArray:
+        """See `WindowedSearch`."""
+        held = np.zeros((len(neighbors), self._level.locations), np.int64)
+        for job in block_jobs(neighbors):
+            held[job.images] += self._blocks.inspected(job.row)
+        return held
+
+    def reach(self, held: IntArray, inspected: Bools, kappa: int) -> Reach:
+        """See `WindowedSearch`."""
+        shape = (len(held), self._level.height, self._level.width)
+        return reach_of(held.reshape(shape), inspected.reshape(shape), self._radius, kappa).reshape(held.shape)
+
+    def within(self, xq: FloatArray, neighbors: IntArray, kappa: int, reach: Reach) -> Hits:
+        """See `WindowedSearch`."""
+        return self._search.within(xq, neighbors, kappa, reach)
+
+
+class _Asked(NamedTuple):
+    """Queries of a test image that are searched at a time, their locations, and how far their windows reach."""
+
+    queries: slice | IntArray
+    size: int
+    reach: int
+
+
+class _Block(NamedTuple):
+    """A block, and where it holds vectors of a part of the map: (H*W + 1,) numbers in the block, -1 for none and at the end."""
+
+    rows: FloatArray
+    numbers: IntArray | None
 
 
 class BlockWindowSearch:
@@ -95,6 +144,7 @@ class BlockWindowSearch:
     def __init__(self, blocks: Blocks, workers: Workers, radius: int) -> None:
         self._blocks = blocks
         self._workers = workers
+        self._radius = min(radius, max(blocks.level.height, blocks.level.width))
         self._window = window_of(blocks.level, radius)
 
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
@@ -102,29 +152,67 @@ class BlockWindowSearch:
         queries, cells = map(int, self._window.shape)
         blocks = in_flight(self._workers.threads) * self._blocks.block_bytes
         part = min(queries, 1 + _CALL_DISTANCES // cells)
-        each = 48 * part * cells + STEP_BYTES + RunningBest.merge_bytes(part, cells, kappa)
+        if self._blocks.partial:  # windows may be widened to the whole map
+            cells = self._cells(max(self._blocks.level.height, self._blocks.level.width))
+            part = 1 + _CALL_DISTANCES // cells
+        each = (96 if self._blocks.partial else 48) * part * cells + STEP_BYTES + RunningBest.merge_bytes(part, cells, kappa)
         return RunningBest.nbytes(images, queries, kappa) + blocks + self._workers.threads * each
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
+        return self.within(xq, neighbors, kappa, None)
+
+    def within(self, xq: FloatArray, neighbors: IntArray, kappa: int, reach: Reach | None) -> Hits:
+        """Search windows that reach so far, see `WindowedSearch`, or, without `reach`, as far as the radius."""
         n, queries, channels = xq.shape
-        cells = self._window.shape[1]
         best = RunningBest(n, queries, kappa, locations=queries)
-        parts = slices(queries, -(-queries * cells // _CALL_DISTANCES))
+        every = slices(queries, -(-self._window.size // _CALL_DISTANCES))
+        usual = [_Asked(part, part.stop - part.start, self._radius) for part in every]
+        asked = [usual] * n if reach is None else [self._asked(of_image) for of_image in reach]
 
-        def search(image: int, row: int, part: slice, xb: FloatArray) -> None:
-            places, bound = self._window[part], best.bound(image, part, row)
-            best.merge(image, part, row, places, _sq_dist_within(xq[image, part], xb, places, bound, kappa))
+        def search(image: int, row: int, part: _Asked, block: _Block) -> None:
+            at, window = part.queries, self._window_of(part)
+            places = window if block.numbers is None else block.numbers[window]
+            found = _sq_dist_within(xq[image, at], block.rows, places, best.bound(image, at, row), kappa)
+            best.merge(image, at, row, window if places is window else np.where(places < 0, -1, window), found)
 
-        def searches(job: BlockJob) -> list[Task[FloatArray]]:
+        def searches(job: BlockJob) -> list[Task[_Block]]:
             return [
-                Task(partial(search, image, job.row, part), (part.stop - part.start) * cells * channels)
+                Task(partial(search, image, job.row, part), part.size * self._cells(part.reach) * channels)
                 for image, _ in job.requests
-                for part in parts
+                for part in asked[image]
             ]
 
-        run_block_jobs(self._blocks, self._workers, block_jobs(neighbors), self._blocks, searches)
+        run_block_jobs(self._blocks, self._workers, block_jobs(neighbors), self._prepare, searches)
         return best.hits()
+
+    def _asked(self, reach: Reach) -> list[_Asked]:
+        """The queries of a test image (HW,), those whose windows reach as far together."""
+        asked = []
+        for far in np.unique(reach[reach >= 0]).tolist():
+            (at,) = np.nonzero(reach == far)
+            parts = slices(len(at), min(len(at), -(-len(at) * self._cells(far) // _CALL_DISTANCES)))
+            asked += [_Asked(at[part], part.stop - part.start, far) for part in parts]
+        return asked
+
+    def _window_of(self, part: _Asked) -> IntArray:
+        if part.reach == self._radius:
+            return self._window[part.queries]
+        assert not isinstance(part.queries, slice)
+        return window_of(self._blocks.level, part.reach, part.queries)
+
+    def _prepare(self, row: int) -> _Block:
+        if not self._blocks.partial:
+            return _Block(self._blocks(row), None)
+        inspected = self._blocks.inspected(row)
+        numbers = np.full(len(inspected) + 1, -1)
+        numbers[:-1][inspected] = np.arange(np.count_nonzero(inspected))
+        return _Block(self._blocks(row), numbers)
+
+    def _cells(self, reach: int) -> int:
+        """How many cells, of the map and beyond, `window_of` lists for a location."""
+        level = self._blocks.level
+        return (2 * min(reach, level.height - 1) + 1) * (2 * min(reach, level.width - 1) + 1)
 
 
 def _sq_dist_within(xq: FloatArray, xb: FloatArray, places: IntArray, bound: FloatArray, kappa: int) -> FloatArray:
@@ -153,15 +241,15 @@ def _sq_dist_within(xq: FloatArray, xb: FloatArray, places: IntArray, bound: Flo
     return sq_dist
 
 
-def window_of(level: Level, radius: int) -> IntArray:
-    """The window of each location.
+def window_of(level: Level, radius: int, locations: IntArray | None = None) -> IntArray:
+    """The window of each location, or of some of them.
 
     Returns:
         (locations, cells) int64, the numbers of the locations within `radius` of each; -1 where they would lie outside of the
         map, or of the region of interest.
     """
     reach_y, reach_x = min(radius, level.height - 1), min(radius, level.width - 1)
-    y, x = np.divmod(level.cells, level.width)
+    y, x = np.divmod(level.cells if locations is None else level.cells[locations], level.width)
     dy, dx = (step.ravel() for step in np.mgrid[-reach_y : reach_y + 1, -reach_x : reach_x + 1])
     ys, xs = y[:, None] + dy, x[:, None] + dx
     inside = (ys >= 0) & (ys < level.height) & (xs >= 0) & (xs < level.width)
@@ -180,4 +268,5 @@ METHOD = SearchMethod(
     build=NoSettings,
     query=Query,
     open=_open,
+    own_rois=True,
 )

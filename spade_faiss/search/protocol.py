@@ -13,17 +13,21 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import from_mapping
 from spade_faiss.core.types import Arrays, FloatArray, IntArray
 from spade_faiss.features.batch import Level
 from spade_faiss.search.blocks import Blocks
+from spade_faiss.search.reach import Reach
 from spade_faiss.search.recipe import Recipe
 from spade_faiss.search.workers import Workers
 
 # The metadata of a query setting that decides how results are computed, and not what they are.
 SAME_SCORES = {"same_scores": True}
+
+Bools = npt.NDArray[np.bool_]
 
 B = TypeVar("B")
 Q = TypeVar("Q")
@@ -89,6 +93,36 @@ class PartialSearch(Protocol):
 
     def partial(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """Search a part of the gallery, and refuse no `kappa`: distances are infinite where a location has fewer vectors."""
+        ...
+
+
+@runtime_checkable
+class WindowedSearch(Protocol):
+    """A `GallerySearch` that compares a location with a window around its place, where images have regions of their own.
+
+    How far a window must reach to hold `kappa` vectors depends on the regions of all images of the gallery: they are counted
+    first, by whoever has them. So a gallery may be searched in parts.
+    """
+
+    def held(self, neighbors: IntArray) -> IntArray:
+        """(n, HW), how many of the images (n, K) hold a vector at each location."""
+        ...
+
+    def reach(self, held: IntArray, inspected: Bools, kappa: int) -> Reach:
+        """How far the window of each location reaches, see `reach.reach_of`; nothing is read for that.
+
+        Args:
+            held: (n, HW), what `held` returned, for all images of the galleries.
+            inspected: (n, HW), which locations of the test images are searched for.
+            kappa: number of vectors to find for each location.
+
+        Returns:
+            (n, HW) int32, cells; -1 for what is not searched for.
+        """
+        ...
+
+    def within(self, xq: FloatArray, neighbors: IntArray, kappa: int, reach: Reach) -> Hits:
+        """Search windows that reach so far; distances are infinite where a location has fewer vectors than `kappa`."""
         ...
 
 
@@ -189,11 +223,11 @@ def check_arrays(found: Arrays, expected: Mapping[str, tuple[tuple[int, ...], st
 
 
 def check_own_rois(recipe: Recipe) -> None:
-    """Raise InputError for a recipe that cannot be exact where images have regions of interest of their own."""
+    """Raise InputError for a recipe that has no way to search where images have regions of interest of their own."""
     if not resolve_recipe(recipe).method.own_rois:
         raise InputError(
             f"recipe {recipe.name!r} takes one region of interest for all images, and each has one of its own here; use "
-            "--recipe exact (for a new bank: --preset spade), or make a bank with one mask: --roi MASK.png"
+            "--recipe location or exact (for a new bank: --preset default or spade), or one mask for all: --roi MASK.png"
         )
 
 

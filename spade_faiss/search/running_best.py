@@ -45,8 +45,8 @@ class RunningBest:
         """Bytes that one merge takes while it runs."""
         return queries * (40 * candidates + 80) if kappa == 1 else queries * ((candidates + kappa) * 64 + 80)
 
-    def bound(self, image: int, queries: slice, row: int) -> FloatArray:
-        """The squared distance of each query beyond which no vector of a bank row changes anything.
+    def bound(self, image: int, queries: slice | IntArray, row: int) -> FloatArray:
+        """The squared distance of each of m queries beyond which no vector of a bank row changes anything.
 
         Another thread may lower it meanwhile: a search that uses it then evaluates more than it has to, but misses nothing.
 

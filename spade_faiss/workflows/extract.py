@@ -17,7 +17,7 @@ from spade_faiss.core.declaring import for_each
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.extraction import Extraction, Preprocess
 from spade_faiss.core.memory import BATCH_SIZE, parse_bytes
-from spade_faiss.core.presets import DEFAULT, PAPER, Preset, Usual, load_preset
+from spade_faiss.core.presets import DEFAULT, Preset, Usual, load_preset
 from spade_faiss.core.products import check_product
 from spade_faiss.core.settings import Run
 from spade_faiss.core.store import Store
@@ -110,7 +110,7 @@ def extract(
     """
     check_backbone(extraction, run)
     folder = bank_folder(bank)
-    chosen = choose_preset(bank, preset, extraction.roi).with_extraction(extraction)
+    chosen = choose_preset(bank, preset).with_extraction(extraction)
     extraction = chosen.extraction
     found = _find_normals(images, run)
     backbone = load_named(extraction, run)
@@ -181,20 +181,17 @@ def _check_usual(usual: Usual, layout: Layout) -> None:
         check_own_rois(recipe)
         if method.fusion == "concat" or any("+" in name for name in method.levels):
             raise InputError(
-                "levels that are joined take one region of interest for all images, and each has one of its own here; use "
-                "--preset spade, or make a bank with one mask: --roi MASK.png"
+                "levels that are joined take one region of interest for all images, and each has one of its own here; search "
+                "each level by itself, or make a bank with one mask: --roi MASK.png"
             )
 
 
-def choose_preset(bank: str | Path, preset: str | Path | Preset | None, roi: str | Path | None = None) -> Preset:
+def choose_preset(bank: str | Path, preset: str | Path | Preset | None) -> Preset:
     """The preset that is asked for; else the settings of the bank, or, if there is none, `default`.
-
-    Where each image has a region of interest of its own, which `default` has no way to search, a new bank is made by `spade`.
 
     Args:
         bank: the bank's folder.
         preset: the preset that is asked for.
-        roi: the mask, or the folder of masks.
 
     Raises:
         NotFoundError: for a preset that there is not.
@@ -206,7 +203,7 @@ def choose_preset(bank: str | Path, preset: str | Path | Preset | None, roi: str
     folder = bank_folder(bank)
     made = read_manifest(folder) if (folder / MANIFEST).is_file() else None
     if made is None or made.generation == 0:  # nothing was ever stored, so its settings may still change
-        return load_preset(DEFAULT if roi is None or not Path(roi).is_dir() else PAPER)
+        return load_preset(DEFAULT)
     placed = {} if made.source is None else {name: getattr(made.source.preprocess, name) for name in _PLACED}
     stored = {name: getattr(made.layout, name) for name in ("normalize", "pool", "pool_border")}
     augment = None if made.augment is None else str(made.augment)

@@ -65,7 +65,7 @@ def fit(
         BankError: if the bank is damaged, or another process is writing to it.
         ClusterError: if the cluster that `run` names cannot be reached, or workers are lost again and again.
     """
-    start, preset = time.perf_counter(), choose_preset(bank, preset, extraction.roi)
+    start, preset = time.perf_counter(), choose_preset(bank, preset)
     recipe = load_recipe(preset.recipe)
     with connected(run.cluster):
         done = extract(images, bank=bank, extraction=extraction, preset=preset, run=run)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from spade_faiss.bank.bank import Bank
@@ -19,6 +21,7 @@ from spade_faiss.core.declaring import ALL
 from spade_faiss.core.errors import BankError, ClusterError, InputError
 from spade_faiss.core.settings import Method, ReportOptions, Run
 from spade_faiss.features.batch import FeatureBatch
+from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import build_index
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.report.scoreparts import ScoreParts
@@ -26,7 +29,7 @@ from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.workflows.score import score_folder
-from tests.support.oracle import Features, bank_of, batch_of, product
+from tests.support.oracle import Features, bank_of, batch_of, levels_of, product
 from tests.support.product_banks import bank_of_products, shots
 
 N, DIM, INPUT, SHARDS = 23, 6, (28, 36), [4, 3, 5, 2, 4, 3]
@@ -144,6 +147,30 @@ def test_owners_of_fewer_vectors_than_kappa(cluster: str, folder: Path, queries:
         too_many.score_features(queries)
     with owned(cluster, too_many) as together, pytest.raises(InputError, match="kappa=4 is larger than the smallest number"):
         together.score_features(queries)
+
+
+def test_owners_of_images_with_regions_of_their_own(
+    cluster: str, normals: Features, queries: FeatureBatch, tmp_path: Path
+) -> None:
+    """How far a window reaches depends on what all owners hold; none of them widens it because it holds too little itself."""
+    layout = Layout(levels=tuple(levels_of(normals)), embedding_dim=DIM, input_size=INPUT, dtype="float32", own_rois=True)
+    bank = Bank.create(tmp_path / "bank", layout)
+    (y, x), rng = np.mgrid[: INPUT[0], : INPUT[1]], np.random.default_rng(3)
+
+    def discs(count: int) -> npt.NDArray[np.bool_]:
+        return np.stack([(y - rng.uniform(0, 28)) ** 2 + (x - rng.uniform(0, 36)) ** 2 < 90 for _ in range(count)])
+
+    batch, starts = batch_of(normals, valid=discs(N)), np.cumsum([0, *SHARDS])
+    for start, count in zip(starts, SHARDS, strict=False):
+        bank.append(batch[start : start + count])
+    bank.remove([bank.ids[6], bank.ids[20]])
+    asked = replace(queries, valid=discs(len(queries)))
+    near = load_recipe("location").with_query({"radius": "0"})
+    for recipe, kappa in ((near, 1), (near, 2), (load_recipe("exact"), 2)):
+        alone = Detector.open(bank.path, recipe=recipe, method=Method(k_image=3, k_gallery=4, kappa=kappa))
+        with owned(cluster, alone) as together:
+            same(alone.score_features(asked), together.score_features(asked))
+            same(alone.score_rows([0, 2, 7, 11]), together.score_rows([0, 2, 7, 11]))
 
 
 @pytest.mark.slow

@@ -71,20 +71,20 @@ def placed(name: str) -> Bools:
     return region_of(name)[rows[:, None], columns]
 
 
-def test_a_new_bank_is_searched_by_what_can_and_says_so(
-    made: Path, masks: Path, dataset_folder: Path, backbone: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_new_bank_is_made_by_the_preset_of_all_new_banks(
+    made: Path, masks: Path, dataset_folder: Path, backbone: Backbone, tmp_path: Path
 ) -> None:
-    """The preset that is taken unasked compares the same places, and parts may lie elsewhere in each picture."""
-    good = dataset_folder / "train/good"
-    assert main(["fit", str(good), "--bank", str(made), "--roi", str(masks / "normals"), *SMALL, "--quiet"]) == 0
-    assert "all of its neighbors' regions are searched (recipe exact), as parts may lie elsewhere" in capsys.readouterr().out
-    done = fit(
-        sorted(good.iterdir())[:3],
-        bank=tmp_path / "bank",
-        extraction=Extraction(backbone=backbone, roi=masks / "normals"),
-        calibrate=False,
-    )
-    assert (done.bank.usual.preset, done.bank.usual.recipe) == ("spade", "exact")
+    """By the command and from Python, and by the method as its paper has it, if that is asked for."""
+    assert (Bank.open(made).usual.preset, Bank.open(made).usual.recipe) == ("default", "location")
+    for preset, recipe in ((None, "location"), ("spade", "exact")):
+        done = fit(
+            sorted((dataset_folder / "train/good").iterdir())[:3],
+            bank=tmp_path / recipe,
+            preset=preset,
+            extraction=Extraction(backbone=backbone, roi=masks / "normals"),
+            calibrate=False,
+        )
+        assert (done.bank.usual.preset, done.bank.usual.recipe) == (preset or "default", recipe)
 
 
 def test_a_bank_records_what_is_inspected_of_each_picture(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,3 +187,12 @@ def test_a_bank_grows_and_is_calibrated_with_masks(
         for region in item["regions"]:
             y, x = region["input"]["peak"]
             assert placed(item["id"])[y, x]
+
+
+def test_suspects_are_scored_without_themselves(made: Path, tmp_path: Path) -> None:
+    """By windows of the other pictures' regions, in which the picture itself would be at distance 0."""
+    assert main(["suspects", str(made), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    with ScoreFile.open(tmp_path / "out" / "scores.h5") as scores:
+        for name, found in zip(scores.ids, scores.maps(), strict=True):
+            assert (found[~placed(name)] == 0).all()
+            assert (found[placed(name)] > 0).all()

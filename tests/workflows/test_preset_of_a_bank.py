@@ -22,7 +22,7 @@ from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.layout import Layout
 from spade_faiss.scoring.detector import Detector
-from spade_faiss.workflows.extract import add, choose_preset
+from spade_faiss.workflows.extract import add
 from spade_faiss.workflows.fit import fit
 
 SMALL = ("--backbone", "efficientnet_lite0", "--resize", "72", "--size", "64")
@@ -120,15 +120,16 @@ def test_a_second_fit_needs_no_settings_of_the_first(dataset_folder: Path, tmp_p
     assert len(Bank.open(tmp_path / "b")) == 8
 
 
-def test_masks_by_picture_are_searched_as_the_paper_has_it(tmp_path: Path, backbone: Backbone, dataset_folder: Path) -> None:
+def test_what_cannot_search_masks_by_picture_is_refused_before_the_work(
+    tmp_path: Path, backbone: Backbone, dataset_folder: Path
+) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
-    assert choose_preset(tmp_path / "b", None, masks).name == "spade"
-    with pytest.raises(InputError, match="for a new bank: --preset spade"):
+    with pytest.raises(InputError, match=r"recipe 'history' takes one region of interest for all .*--preset default or"):
         fit(
             dataset_folder / "train/good",
             bank=tmp_path / "b",
-            preset="default",
+            preset=replace(load_preset("default"), recipe="history"),
             extraction=Extraction(backbone=backbone, roi=masks),
         )
     assert not (tmp_path / "b").exists()

@@ -19,6 +19,7 @@ from spade_faiss.search.native.basis import choose_center
 from spade_faiss.search.native.extension import import_native
 from spade_faiss.search.native.gallery import map_gallery
 from spade_faiss.search.protocol import Hits
+from spade_faiss.search.reach import Reach
 from spade_faiss.search.workers import Workers
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class WindowSearch:
         vector = -(-channels // _ALIGN) * _ALIGN * np.dtype(np.float32).itemsize
         queries = images * height * width
         code = -(-channels // _QUAD) * _QUAD
-        found = queries * (24 * kappa + 48 + code)
+        # Of each query also how far its window reaches, where images have regions of their own.
+        found = queries * (24 * kappa + 48 + code + 8 * self._blocks.partial)
         # A group is searched while the codes of the next one are made.
         codes = height * max(width, _CELLS) * (code + 4)
         mapped = 2 * min(self._group, images * k_gallery) * (self._blocks.block_bytes + codes)
@@ -91,6 +93,10 @@ class WindowSearch:
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:
         """See `GallerySearch`."""
+        return self.within(xq, neighbors, kappa, None)
+
+    def within(self, xq: FloatArray, neighbors: IntArray, kappa: int, reach: Reach | None) -> Hits:
+        """Search windows that reach so far, see `WindowedSearch`, or, without `reach`, as far as the radius."""
         self._blocks.check()  # the kernel keeps the addresses of all maps
         n, queries, channels = xq.shape
         flat = np.ascontiguousarray(xq).reshape(-1, channels)
@@ -112,6 +118,7 @@ class WindowSearch:
                 (part.start, part.stop),
                 self._radius,
                 *best[number],
+                reach,
             )
 
         running: list[Future[None]] = []
@@ -149,7 +156,8 @@ class WindowSearch:
         self._blocks.release(*rows.tolist())
 
     def _make(self, row: int) -> WindowCodes:
-        made: WindowCodes = import_native().WindowCodes(self._coding(), self._gallery(), row)
+        inside = self._blocks.inspected(row) if self._blocks.partial else None
+        made: WindowCodes = import_native().WindowCodes(self._coding(), self._gallery(), row, inside)
         return made
 
 
