@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.pages.text import Figures, markdown_table, measured_on, milliseconds_of
+from benchmarks.sweep.measures import exponent
 
 METRICS = ("map_auroc", "pixel_auroc", "aupro")
 # What losses of the tables are against, and what is taken unasked.
@@ -90,7 +91,13 @@ def large(figures: Figures) -> str:
         for row in grown
     ]
     header = ("pictures", "bank", "stored a second", "opened in", "score, cold", "score, warm", "memory")
-    text = markdown_table(header, lines)
+    powers = [("grows to the power", *_powers(grown))] if len(grown) > 1 else []
+    text = markdown_table(header, [*lines, *powers])
+    if powers:
+        text += (
+            "\n\nThe last row is the power of the number of pictures that each figure grows with: the slope of a line that is "
+            "fitted to their logarithms by least squares."
+        )
     for row in found["rows"]:
         if "add_s" in row:
             text += (
@@ -98,6 +105,20 @@ def large(figures: Figures) -> str:
                 f"{row['removed']} {row['remove_s']:.2f} s, bringing them back {row['restore_s']:.2f} s."
             )
     return f"{text}\n\n{measured_on(found)}"
+
+
+def _powers(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The power of the number of pictures that each figure of `large` grows with; a dash for one that was not measured."""
+    counts = [row["normals"] for row in rows]
+    for values in (
+        [row["bytes"] * row["normals"] for row in rows],
+        [row["build_per_s"]["median"] if row["build_per_s"] else 0 for row in rows],
+        [row["open_s"] for row in rows],
+        [row["cold_ms"]["median"] for row in rows],
+        [row["warm_ms"]["median"] for row in rows],
+        [row["grown_bytes"] for row in rows],
+    ):
+        yield f"{exponent(counts, values):.2f}" if min(values) > 0 else "–"
 
 
 def stores_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:

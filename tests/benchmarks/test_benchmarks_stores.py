@@ -100,3 +100,27 @@ def test_a_large_bank_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, 
     table = page.large({"stores": {"large": {"machine": MACHINE, "rows": rows}}})
     assert "| 30 | " in table
     assert "Adding 6 pictures to the 30 takes" in table
+
+
+def test_the_powers_that_the_figures_of_many_pictures_grow_with() -> None:
+    def row(count: int) -> dict[str, Any]:
+        spread = {name: {"median": 3 * count**power, "min": 0, "max": 9} for name, power in (("cold", 0.25), ("warm", 0.5))}
+        return {
+            "normals": count,
+            "bytes": 70_000,
+            "build_per_s": None if count == 10 else {"median": 1.0},
+            "open_s": 0.01 * count,
+            "cold_ms": spread["cold"],
+            "warm_ms": spread["warm"],
+            "memory": "1GiB",
+            "grown_bytes": 2**20 * count**0.75,
+        }
+
+    def table(*counts: int) -> list[str]:
+        rows = [*map(row, counts), {"normals": 1, "added": 1, "add_s": 1, "removed": 1, "remove_s": 1, "restore_s": 1}]
+        return page.large({"stores": {"large": {"machine": MACHINE, "rows": rows}}}).splitlines()
+
+    assert "| grows to the power | 1.00 | – | 1.00 | 0.25 | 0.50 | 0.75 |" in table(10, 100, 1000)
+    assert "| grows to the power | 1.00 | 0.00 | 1.00 | 0.25 | 0.50 | 0.75 |" in table(100, 300, 1000)
+    # One point has no slope.
+    assert not [line for line in table(10) if "power" in line]
