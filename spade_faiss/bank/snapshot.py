@@ -94,14 +94,29 @@ class Snapshot:
 
     @property
     def few_images_notice(self) -> str:
-        """That it has too few images for as many neighbors as it is usually compared with; empty if it has enough."""
+        """That it, or a product of it, has too few images for as many neighbors as is usual; empty if all have enough."""
         asked, found = self.manifest.usual.method.k_image, self.usual.method.k_image
-        if found == asked or not len(self) or self.is_of_products:
+        if self.is_of_products:
+            return self._few_of_products(asked)
+        if found == asked or not len(self):
             return ""
         nearest = "the nearest normal image alone" if found == 1 else f"the {found} nearest normal images"
+        holder = f"the product {shorten(self.product)}" if self.product else "the bank"
         return (
-            f"image scores are distances to {nearest}, where k_image={asked} is usual: the bank holds {self.size_text}; "
-            f"add more with: {add_command(self.path)}"
+            f"image scores are distances to {nearest}, where k_image={asked} is usual: {holder} holds {self.size_text}; "
+            f"add more with: {add_command(self.path, self.product)}"
+        )
+
+    def _few_of_products(self, asked: int) -> str:
+        """Which products have too few images for `asked` neighbors, and how many they are compared with."""
+        k_of = {name: self.part(name).usual.method.k_image for name in self.products}
+        few = [f"{shorten(name)} (k_image={k})" for name, k in k_of.items() if k < asked]
+        if not few:
+            return ""
+        listed = ", ".join(few[:_LISTED]) + (f" and {len(few) - _LISTED} more" if len(few) > _LISTED else "")
+        return (
+            f"image scores are distances to fewer normal images than k_image={asked}, which is usual, in products that hold "
+            f"too few: {listed}; add more with: {add_command(self.path, 'NAME')}"
         )
 
     @property

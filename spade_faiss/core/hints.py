@@ -14,9 +14,9 @@ def fit_command(bank: str | Path) -> str:
     return _line("fit", "IMAGES", "--bank", bank)
 
 
-def add_command(bank: str | Path) -> str:
-    """Return the command that adds normal images to a bank."""
-    return _line("add", "IMAGES", "--bank", bank)
+def add_command(bank: str | Path, product: str = "") -> str:
+    """Return the command that adds normal images to a bank, or to a product of it."""
+    return _line("add", "IMAGES", "--bank", bank, *(["--product", product] if product else []))
 
 
 def index_command(

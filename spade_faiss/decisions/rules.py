@@ -18,6 +18,7 @@ from spade_faiss.decisions.regions import Region
 from spade_faiss.decisions.rule import DecisionRule
 from spade_faiss.features.placement import Placement
 from spade_faiss.scoring.detector import Detector
+from spade_faiss.scoring.neighbors import method_of
 from spade_faiss.scoring.scores import Scores
 
 # The rates at which promised and observed alarms are compared, if there are enough calibration images for them.
@@ -60,7 +61,8 @@ class DecisionRules:
         for name, config in detector.product_configs.items():
             part = detector.bank.part(name)
             try:
-                found[name], notice = DecisionRule.for_config(part, config, part.fitted(detector.method), decision)
+                method = method_of(detector.bank, part, detector.method)
+                found[name], notice = DecisionRule.for_config(part, config, method, decision)
             except (InputError, BankError) as error:  # those of other products may be good
                 found[name], notice = None, str(error)
             if (rule := found[name]) is not None and decision.alpha is None and decision.fdr is None:

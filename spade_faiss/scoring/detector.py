@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.bank.bank import Bank
-from spade_faiss.bank.snapshot import Part, Snapshot, unknown_product
+from spade_faiss.bank.snapshot import Snapshot, unknown_product
 from spade_faiss.core.declaring import for_each
 from spade_faiss.core.device import check_fork, find_device
 from spade_faiss.core.errors import InputError
@@ -32,7 +32,7 @@ from spade_faiss.scoring.fusion import score_maps, to_distance
 from spade_faiss.scoring.image_scores import STATISTICS, map_statistics
 from spade_faiss.scoring.level_search import LevelSearch, open_level_searches
 from spade_faiss.scoring.memory import DECODE_BYTES, float32_bytes, working_bytes
-from spade_faiss.scoring.neighbors import Neighbors, check_neighbors
+from spade_faiss.scoring.neighbors import Neighbors, check_neighbors, method_of
 from spade_faiss.scoring.products import ProductSearch, check_routable
 from spade_faiss.scoring.routing import Routes
 from spade_faiss.scoring.scores import Scores, join
@@ -119,8 +119,12 @@ class Detector:
             check_routable(bank)
             if run.replicas is not None:
                 raise InputError(f"owners search one product: name one of {bank.path}, or leave replicas={run.replicas} out")
-            open_part = partial(_open_part, recipe=recipe, method=method, run=run, backbone=backbone, shared=shared)
-            self._products = ProductSearch(bank, self._images_once(), open_part, self.neighbors.count)
+            self._products = ProductSearch(
+                bank,
+                self._images_once(),
+                lambda part: Detector(part, recipe, method_of(bank, part, method), run, backbone, shared=shared),
+                self.neighbors.count,
+            )
             self._searches = self._products.largest._searches
         else:
             self._searches = self._open_searches()
@@ -172,7 +176,6 @@ class Detector:
         if recipe is None:
             recipe = opened.usual.recipe if method is None else "exact"
         method = opened.usual.method if method is None else method
-        method = opened.fitted(method) if isinstance(opened, Part) else method
         check_neighbors(opened, method)
         detector = cls(opened, load_recipe(recipe), method, run, backbone)
         if backbone is not None or run.weights is not None:
@@ -219,7 +222,7 @@ class Detector:
         if self._products is None:
             return {}
         resolved, bank = resolve_recipe(self.recipe.within_product), self.bank
-        return {name: ScoringConfig.of(resolved, bank.part(name).fitted(self.method)) for name in bank.products}
+        return {name: ScoringConfig.of(resolved, method_of(bank, bank.part(name), self.method)) for name in bank.products}
 
     @property
     def backbone(self) -> Backbone:
@@ -544,12 +547,6 @@ class Shared(NamedTuple):
     cache: BlockCache[FloatArray]
     backbone: Once[Backbone]
     index_bytes: int
-
-
-def _open_part(
-    part: Part, *, recipe: Recipe, method: Method, run: Run, backbone: str | Backbone | None, shared: Shared
-) -> Detector:
-    return Detector(part, recipe, part.fitted(method), run, backbone, shared=shared)
 
 
 def _load_backbone(bank: Snapshot, backbone: str | Backbone | None, run: Run, device: str) -> Backbone:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from spade_faiss.bank.snapshot import Snapshot
+from spade_faiss.bank.snapshot import Part, Snapshot
 from spade_faiss.core.declaring import ALL
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.hints import add_command, calibrate_command
+from spade_faiss.core.schema import shorten
 from spade_faiss.core.settings import Method
 from spade_faiss.core.types import FloatArray, IntArray
 from spade_faiss.features.batch import FeatureBatch
@@ -112,8 +114,22 @@ def most_neighbors(method: Method) -> int:
     return max([method.k_image, *(int(k) for k in several if k != ALL)])
 
 
+def method_of(bank: Snapshot, part: Part, method: Method) -> Method:
+    """The method that pictures of a product are scored with, in a bank of several that is searched with `method`.
+
+    Where the product has too few images for a number of neighbors that is usual for the bank, it takes all, see `of_few`; any
+    other number was asked for, and stays.
+    """
+    usual, fitted = bank.usual.method, part.fitted(method)
+    return replace(
+        method,
+        k_image=fitted.k_image if method.k_image == usual.k_image else method.k_image,
+        k_gallery=fitted.k_gallery if method.k_gallery == usual.k_gallery else method.k_gallery,
+    )
+
+
 def check_neighbors(bank: Snapshot, method: Method) -> None:
-    """Raise InputError if a bank has fewer images, or vectors, than a method asks for."""
+    """Raise InputError if a bank, or a product of it, has fewer images, or vectors, than a method asks for."""
     if not len(bank):
         raise InputError(f"the bank {bank.path} is empty; add normal images: {add_command(bank.path)}")
     levels = searched_levels(bank.layout.levels, method.fusion, method.levels)
@@ -122,16 +138,20 @@ def check_neighbors(bank: Snapshot, method: Method) -> None:
         if k > len(bank):
             raise InputError(
                 f"{name}={k} is larger than the number of {_entries(bank)} in {bank.path}; lower it, leave it out to take as "
-                f"many as there are, or add images: {add_command(bank.path)}"
+                f"many as there are, or add images: {add_command(bank.path, bank.product)}"
             )
     for level, size in zip(levels, sizes, strict=True):
         if method.kappa > (most := size * level.locations):
             raise InputError(
                 f"kappa={method.kappa} is larger than the gallery, {most} vectors at level {level.name!r}; lower it"
             )
+    for name in bank.products if bank.is_of_products else ():
+        part = bank.part(name)
+        check_neighbors(part, method_of(bank, part, method))
 
 
 def _entries(bank: Snapshot) -> str:
     """What k counts, and how many there are."""
     pictures = bank.pictures
-    return f"normal images, {len(bank)}" if pictures.are_rows else f"entries, {len(bank)} of {len(pictures)} normal images"
+    counted = f"normal images, {len(bank)}" if pictures.are_rows else f"entries, {len(bank)} of {len(pictures)} normal images"
+    return f"{counted} of product {shorten(bank.product)}" if bank.product else counted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +93,15 @@ def test_a_picture_of_none_of_the_products_is_told(bank: Bank) -> None:
 
 
 def test_a_product_of_few_pictures_is_named_as_well(tmp_path: Path) -> None:
-    """It has fewer pictures than neighbors vote, and fewer than the method asks for."""
+    """It has fewer pictures than neighbors vote, and fewer than are usually asked for."""
     bank = bank_of_products(tmp_path / "bank", {"cap": 30, "pen": 2})
     assert VOTERS > 2
-    found = Detector.open(bank, method=METHOD).score_features(concatenate([shots("pen", ["p"], 3), shots("cap", ["c"], 3)]))
+    found = Detector.open(bank).score_features(concatenate([shots("pen", ["p"], 3), shots("cap", ["c"], 3)]))
     assert found.routes is not None
     assert found.routes.product.tolist() == ["pen", "cap"]
     # One neighbor, so that each of the two can be scored against the other; the rest of the line is of `cap` alone.
     assert found.neighbor_ids[0, 0].startswith("pen/")
-    assert found.neighbor_ids[0, 1:].tolist() == [""] * 3
+    assert found.neighbor_ids[0, 1:].tolist() == [""] * 4
     assert np.isnan(found.neighbor_dist[0, 1:]).all()
     assert all(name.startswith("cap/") for name in found.neighbor_ids[1])
     assert np.isfinite(found.image_score).all()
@@ -168,3 +169,38 @@ def test_what_was_passed_over_is_known_of_products_that_counted_it(tmp_path: Pat
             assert np.isfinite(shares[order.index("cap")]) or usable_simd_level() is None
     one = join([detector.score_features(batch[:1]), detector.score_features(batch[1:])])
     assert one.passed_over.keys() == found.passed_over.keys()
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Bank:
+    """A product has fewer images than are usually asked for. Do not change it."""
+    return bank_of_products(tmp_path_factory.mktemp("uneven") / "bank", {"cap": 40, "pen": 3})
+
+
+def test_a_small_product_is_searched_with_all_of_its_images(uneven: Bank) -> None:
+    """By what is usual for the bank alone; one of its three is left for a calibration, and the bank says so."""
+    detector = Detector.open(uneven.path)
+    assert {name: config.k_image for name, config in detector.product_configs.items()} == {"cap": 5, "pen": 2}
+    found = detector.score_features(shots("pen", ["new"], seed=5))
+    expected = np.linalg.norm(shots("pen", ["new"], seed=5).embedding - uneven.part("pen").embedding(np.arange(3)), axis=1)
+    np.testing.assert_allclose(found.image_score, [np.sort(expected)[:2].mean()], rtol=1e-5)
+    notice = uneven.few_images_notice
+    assert "'pen' (k_image=2)" in notice
+    assert "the product 'pen' holds 3 normal images" in uneven.part("pen").few_images_notice
+    assert "cap" not in notice
+    assert f"spade-faiss add IMAGES --bank {uneven.path} --product NAME" in notice
+    assert not bank_of_products(uneven.path.parent / "enough", {"cap": 6, "pen": 7}).few_images_notice
+
+
+@pytest.mark.parametrize("name", ["k_image", "k_gallery"])
+def test_what_is_asked_for_is_not_lowered_for_a_small_product(uneven: Bank, name: str) -> None:
+    three = Method(k_image=3, k_gallery=3)
+    asked = replace(three, k_image=4) if name == "k_image" else replace(three, k_gallery=4)
+    said = f"{name}=4 is larger than the number of normal images, 3 of product 'pen' in .*add IMAGES --bank .* --product pen"
+    for product in (None, "pen"):
+        with pytest.raises(InputError, match=said):
+            Detector.open(uneven.path, method=asked, product=product)
+    # As many as there are can be asked for.
+    whole, alone = Detector.open(uneven.path, method=three), Detector.open(uneven.path, method=three, product="pen")
+    assert whole.product_configs["pen"] == whole.of_product("pen").scoring_config == alone.scoring_config
+    assert alone.scoring_config.k_image == 3
