@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from spade_faiss import Bank, Extraction, add, evaluate, fit
+from spade_faiss import Bank, Extraction, Preprocess, add, evaluate, fit
 from spade_faiss.core.errors import InputError
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.serve.history.records import Filter
@@ -171,6 +171,21 @@ def test_an_upload_is_by_itself_where_the_bank_has_groups(
     bank = Bank.open(path)
     assert len(bank.pictures) == 25
     assert len(bank.group_of) == 24
+
+
+def test_a_bank_of_few_images_says_so_until_it_has_enough(serve: Serve, dataset_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "few.bank"
+    normals = sorted((dataset_folder / "train" / "good").iterdir())[:5]
+    fit(normals, bank=path, extraction=Extraction(backbone="efficientnet_lite0", preprocess=Preprocess(resize=72, size=64)))
+    line = serve(bank=path)
+    said = "image scores are distances to the 4 nearest normal images, where k_image=5 is usual: the bank holds 5 normal images"
+    assert said in line.client.get("/v1/banks/weave").json()["message"]
+    assert said in line.client.get("/banks/weave").text
+    new = sorted((dataset_folder / "test" / "good").iterdir())[0]
+    assert settled(line, say(line, line.score(new), "normal"))["state"] == "in the bank"
+    wait(lambda: line.station.state == "ready")
+    assert line.client.get("/v1/banks/weave").json()["message"] == ""
+    assert said not in line.client.get("/v1/banks/weave/changes").json()[0]["cause"], "what is so all the time caused nothing"
 
 
 def test_normals_are_taken_without_an_alarm(serve: Serve, dataset_folder: Path) -> None:

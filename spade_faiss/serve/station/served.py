@@ -35,6 +35,11 @@ class Served:
     notice: str = ""
 
     @property
+    def message(self) -> str:
+        """Everything that is to be said of the bank: `notice`, and that it has few images."""
+        return "; ".join(filter(None, (self.notice, self.detector.bank.few_images_notice)))
+
+    @property
     def generation(self) -> int:
         """The bank's generation."""
         return self.detector.bank.generation

@@ -149,7 +149,7 @@ class Station:
             metrics=self.metrics,
         )
         self._served = served  # after the pipeline is there: a request may come at any moment
-        self.state, self.message = "ready", served.notice
+        self.state, self.message = "ready", served.message
         self._gauge()
 
     def submit(self, uploads: Sequence[Upload]) -> list[Job]:

@@ -149,7 +149,7 @@ class Upkeep:
             self._history.add_change(replace(self._change(done, before, done.cause()), error=str(error)))
             raise
         self._settle(done)
-        station.state, station.message = "ready", station.served.notice
+        station.state, station.message = "ready", station.served.message
 
     def _remove(self, taken_back: Sequence[Answer], done: _Round) -> None:
         """Take pictures out of the bank whose answers were taken back."""
@@ -248,7 +248,7 @@ class Upkeep:
             holdout=station.settings.holdout_of(station.name),
         )
         station.change_over(served)
-        station.state, station.message = "ready", served.notice
+        station.state, station.message = "ready", served.message
         gone, left = self._score_again(served)
         said = f"{cause}; {served.notice}" if served.notice else cause
         seconds = perf_counter() - start
