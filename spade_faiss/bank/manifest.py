@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from spade_faiss.bank.codes import CodesEntry
 from spade_faiss.bank.network import NETWORK, NetworkEntry
@@ -149,7 +151,7 @@ def read_manifest(folder: Path) -> Manifest:
         copy.refresh(whole=False)
     if not is_regular(path):
         raise NotFoundError(f"there is no bank at {folder} (no {MANIFEST}); make one with: {fit_command(folder)}")
-    manifest = read_signed(path, Manifest, FORMAT, SCHEMA, "restore it from a backup")
+    manifest = read_signed(path, Manifest, FORMAT, SCHEMA, "restore it from a backup", _wrong_levels)
     if wrong := _wrong_settings(manifest.layout) or _wrong_shards(manifest) or _wrong_codes(manifest):
         raise BankError(f"{path} is damaged: {wrong}; restore it from a backup")
     least = manifest.layout.image_bytes
@@ -159,6 +161,20 @@ def read_manifest(folder: Path) -> Manifest:
         if list(shard.removed) != sorted(set(shard.removed)) or not all(0 <= at < shard.count for at in shard.removed):
             raise BankError(f"{path} is damaged: {shard.file} has {shard.count} images, removed are {shorten(shard.removed)}")
     return manifest
+
+
+def _wrong_levels(manifest: Manifest, content: dict[str, Any]) -> str:
+    """Say where levels contradict the settings that a layout computes them from; empty if nowhere."""
+    layout = manifest.layout
+    written = json.loads(json.dumps(layout.written()["levels"]))  # as a file has it: tuples are lists
+    for level, found in zip(written, content["layout"]["levels"], strict=True):
+        for name in dict.fromkeys([*level, *found]):
+            if level.get(name) != found.get(name):
+                return (
+                    f"level {shorten(level['name'])} is said to have {name}={shorten(found.get(name))}; by the settings of the "
+                    f"bank, {layout.store}, it has {shorten(level.get(name))}"
+                )
+    return ""
 
 
 def _wrong_settings(layout: Layout) -> str:

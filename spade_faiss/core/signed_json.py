@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,7 +56,9 @@ def write_signed(
         write_bytes(path, data)
 
 
-def read_signed(path: Path, cls: type[T], format: str, schema: int, remedy: str) -> T:
+def read_signed(
+    path: Path, cls: type[T], format: str, schema: int, remedy: str, wrong: Callable[[T, dict[str, Any]], str] | None = None
+) -> T:
     """Read a signed JSON file into a dataclass.
 
     Args:
@@ -65,6 +67,7 @@ def read_signed(path: Path, cls: type[T], format: str, schema: int, remedy: str)
         format: the format that the file must name.
         schema: the schema that this version reads.
         remedy: what the user can do about a file that cannot be used; it ends the message.
+        wrong: says what is wrong with what was read, given what the file says in its own words; empty if nothing is.
 
     Raises:
         BankError: if the file is damaged, is too long, a link or no file, or is of another format or schema.
@@ -92,11 +95,14 @@ def read_signed(path: Path, cls: type[T], format: str, schema: int, remedy: str)
     if recorded != digest:
         raise BankError(f"{path} is damaged: its content has sha256 {digest}, it records {shorten(recorded)}; {remedy}")
     try:
-        return from_mapping(cls, content, str(path))
+        found = from_mapping(cls, content, str(path))
     except InputError as error:
         raise BankError(f"{cut(str(error), _MOST_CHARACTERS)}; {remedy}") from error
     except (OverflowError, RecursionError) as error:
         raise BankError(f"{path} is damaged: it holds a value out of range ({error}); {remedy}") from error
+    if wrong is not None and (said := wrong(found, content)):
+        raise BankError(f"{path} is damaged: {said}; {remedy}")
+    return found
 
 
 def hash_json(content: dict[str, Any]) -> str:

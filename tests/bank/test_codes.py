@@ -36,6 +36,13 @@ def coded(path: Path) -> Bank:
     return bank
 
 
+def plain(layout: dict[str, Any]) -> None:
+    """Make a layout of codes in a manifest one of float16."""
+    layout.update(dtype="float16", numbers=None)
+    for level in layout["levels"]:
+        level["channels"] = level.pop("extracted", level["channels"])
+
+
 def levels_of(bank: Bank, rows: list[int]) -> dict[str, np.ndarray[Any, Any]]:
     return dict(bank.read(np.array(rows)).levels)
 
@@ -245,6 +252,34 @@ def test_packed_codes_that_somebody_tampered_with_are_refused(tmp_path: Path) ->
             Bank.open(bank.path).read(np.array([0]))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda layout: layout["levels"][0].update(packed_bytes=3),
+            "packed_bytes=3; by the settings of the bank, pca4-int4, it has 2",
+        ),
+        (
+            lambda layout: layout["levels"][0].pop("packed_bytes"),
+            "packed_bytes=None; by the settings of the bank, pca4-int4, it has 2",
+        ),
+        (lambda layout: layout.update(bits=6), "packed_bytes=2; by the settings of the bank, pca4-int6, it has 3"),
+        (lambda layout: layout.pop("bits"), "packed_bytes=2; by the settings of the bank, pca4-int8, it has None"),
+        (lambda layout: layout["levels"][1].update(channels=3), "channels=3; by the settings of the bank, pca4-int4, it has 4"),
+        (lambda layout: layout["levels"][1].update(roi={"height": 3, "width": 3, "runs": "4 5"}), "roi={.*}; .* it has None"),
+    ],
+)
+def test_levels_that_contradict_the_store_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    """They are computed from it: what a manifest says beside that was written by somebody else."""
+    bank = make_bank(tmp_path / "bank", **vars(Store.parse("pca4-int4")))
+    bank.append(ABC)
+    sign(bank.path / "manifest.json", lambda content: change(content["layout"]))
+    with pytest.raises(BankError, match=rf"manifest\.json is damaged: level .* is said to have {message}; restore it from a"):
+        Bank.open(bank.path)
+
+
 @pytest.mark.parametrize("store", ["int4", "pca4-int3"])
 def test_a_bank_of_packed_codes_holds_what_its_codes_say(tmp_path: Path, store: str) -> None:
     bank = make_bank(tmp_path / "bank", **vars(Store.parse(store)))
@@ -270,10 +305,7 @@ def test_a_bank_of_packed_codes_holds_what_its_codes_say(tmp_path: Path, store: 
     ("change", "message"),
     [
         (lambda content: content.pop("codes"), "hold pca4-int8, and no codes are named"),
-        (
-            lambda content: content["layout"].update(dtype="float16", numbers=None),
-            "names codes, and its shards are said to hold",
-        ),
+        (lambda content: plain(content["layout"]), "names codes, and its shards are said to hold"),
         (lambda content: content["codes"].update(file="features"), "its codes are said to be in features"),
         (lambda content: content["codes"].update(sha256="../../x"), "is no checksum"),
         (lambda content: content["codes"].update(pictures=0), "pictures=0 must be an integer of at least 1"),
