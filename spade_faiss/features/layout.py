@@ -14,7 +14,7 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.extraction import NORMALIZE, POOL_BORDERS
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import check_at_least, check_choice
-from spade_faiss.core.store import DTYPES, LEAST_BITS, LEAST_NUMBERS, MOST_BITS, MOST_NUMBERS, Store
+from spade_faiss.core.store import DTYPES, LEAST_BITS, LEAST_NUMBERS, MOST_BITS, MOST_NUMBERS, MOST_TURNED, Store
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level, check_ids, check_strings
 from spade_faiss.features.pooling import pooled
@@ -179,6 +179,13 @@ class Layout:
                 raise InputError(f"bits={self.bits} is more than a packed number takes on average, {MOST_BITS}; lower it")
         levels = (_as_stored(level, numbers, self.bits) for level, numbers in zip(self.levels, several, strict=True))
         object.__setattr__(self, "levels", tuple(levels))
+        for level in self.levels:
+            if level.packed_bytes is not None and level.extracted is None and level.channels > MOST_TURNED:
+                raise InputError(
+                    f"level {level.name!r} has {level.channels} channels, and codes of a few bits turn at most {MOST_TURNED} "
+                    f"into all of their principal directions; leave directions out: --store pca{MOST_NUMBERS}-int{self.bits}, "
+                    f"or fewer"
+                )
 
     @property
     def _numbers(self) -> tuple[int, ...] | None:

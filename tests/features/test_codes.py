@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.extraction import Extraction
 from spade_faiss.core.roi import Roi
-from spade_faiss.core.store import Store
+from spade_faiss.core.store import MOST_TURNED, Store
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.code_losses import LevelLoss, measure_losses
 from spade_faiss.features.codes import LevelCodes, check_codes, learn_codes
@@ -103,6 +103,15 @@ def test_packed_codes_take_the_bytes_that_their_bits_fill() -> None:
     assert replace(packed, bits=None, dtype="float16").levels == (FINE, COARSE)
     both = replace(LAYOUT, bits=3)
     assert [(level.channels, level.extracted, level.packed_bytes) for level in both.levels] == [(6, 12, 3), (5, None, 2)]
+
+
+def test_levels_of_very_many_channels_are_not_turned_whole() -> None:
+    """The basis would take their square; where directions are left out, or nothing is turned, there may be more of them."""
+    wide = Layout(levels=(replace(FINE, channels=MOST_TURNED + 1),), embedding_dim=4, input_size=(24, 20), dtype="int8")
+    with pytest.raises(InputError, match=r"has 2049 channels, .* at most 2048 .*: --store pca1024-int4, or fewer"):
+        replace(wide, bits=4)
+    assert replace(wide, bits=4, numbers=1024).levels[0].packed_bytes == 512
+    assert replace(wide, bits=4, levels=(replace(FINE, channels=MOST_TURNED),)).levels[0].packed_bytes == MOST_TURNED // 2
 
 
 def test_numbers_without_codes_and_beyond_their_range_are_refused() -> None:
