@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spade_faiss.core.directions import principal_directions
+from spade_faiss.core.directions import OVERSAMPLED, principal_directions
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.types import FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level
@@ -181,6 +181,19 @@ def learn_codes(batch: FeatureBatch, layout: Layout) -> Codes:
         layout: the layout of the bank.
     """
     return Codes({level.name: _learn(_sample_of(batch, level), level) for level in layout.levels})
+
+
+def learning_bytes(layout: Layout, pictures: int) -> int:
+    """About how many bytes it takes to learn the codes of a bank from so many pictures, beside these: those of one level."""
+    found = []
+    for level in layout.levels:
+        vectors = pictures * min(-(-SAMPLE // pictures), level.locations)
+        # The sample, centered and scaled, and its numbers in float64; what bits would lose, of a few numbers at a time.
+        columns = 0 if level.packed_bytes is None else min(level.channels, _COLUMNS)
+        rows = _basis_rows(level)
+        of_basis = 48 * level.shape[-1] * (rows + OVERSAMPLED) if rows else 0
+        found.append(vectors * 24 * (level.shape[-1] + columns) + of_basis)
+    return max(found)
 
 
 def sample_vectors(maps: Maps, inside: Bools | None = None) -> FloatArray:

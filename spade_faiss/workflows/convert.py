@@ -15,18 +15,20 @@ from spade_faiss.bank.origin import Origin
 from spade_faiss.bank.shards import SHARD_BYTES
 from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.memory import format_bytes, parse_bytes
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.settings import Run
 from spade_faiss.core.store import Store
 from spade_faiss.decisions.calibration import Calibration
 from spade_faiss.features.batch import FeatureBatch
+from spade_faiss.features.codes import learning_bytes
 from spade_faiss.features.layout import Layout
 from spade_faiss.index.build import Built, build_index
 from spade_faiss.search.recipe import load_recipe
 from spade_faiss.storage.copy import bank_folder
 from spade_faiss.workflows.calibrate import calibrate_whole_if_needed
 
-# Codes are learned from so many pictures, as far as these take no more bytes.
+# Codes are learned from so many pictures, as far as these take no more bytes; from fewer where memory is short.
 _LEAST_LEARNED, _MOST_LEARNED, _LEARNED_BYTES = 16, 512, 128 << 20
 
 
@@ -125,9 +127,8 @@ def _fill(target: Bank, source: Snapshot, layout: Layout, run: Run) -> None:
             )
         if layout.store.is_coded and target.manifest.codes is None:
             # Of pictures from all over the bank: the first ones may be of one kind.
-            most = max(_LEAST_LEARNED, min(_MOST_LEARNED, _LEARNED_BYTES // source.layout.image_bytes))
-            rows = np.unique(np.linspace(0, len(ids) - 1, most).round().astype(np.int64))
-            target.learn_prepared(source.read(rows))
+            most = _learned_from(source, layout, parse_bytes(run.memory))
+            target.learn_prepared(source.read(np.linspace(0, len(ids) - 1, most).round().astype(np.int64)))
         with progress_bar(len(ids), "convert", run.progress, unit="image") as bar:
             done = 0
             for product, batch in ((product, batch) for product, part in parts for batch in part.stored_batches(SHARD_BYTES)):
@@ -136,6 +137,27 @@ def _fill(target: Bank, source: Snapshot, layout: Layout, run: Run) -> None:
                     target.append_prepared(_as_stored(left, layout), product=product)
                 done += len(batch)
                 bar.update(len(batch))
+
+
+def _learned_from(source: Snapshot, layout: Layout, memory: int) -> int:
+    """From how many pictures codes are learned: as many as fit into the memory.
+
+    Raises:
+        InputError: if too few do.
+    """
+
+    def taken(pictures: int) -> int:
+        return pictures * source.layout.image_bytes + learning_bytes(layout, pictures)
+
+    usual = min(len(source), max(_LEAST_LEARNED, min(_MOST_LEARNED, _LEARNED_BYTES // source.layout.image_bytes)))
+    least = min(usual, _LEAST_LEARNED)
+    found = next((pictures for pictures in range(usual, least - 1, -1) if taken(pictures) <= memory), None)
+    if found is None:
+        raise InputError(
+            f"memory={format_bytes(memory)} is too small: learning codes of {layout.store} takes {format_bytes(taken(least))}; "
+            f"allow at least that, or convert to pcaN-int4 or int8, which take less"
+        )
+    return found
 
 
 def _as_stored(batch: FeatureBatch, layout: Layout) -> FeatureBatch:

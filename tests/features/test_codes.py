@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from spade_faiss.core.roi import Roi
 from spade_faiss.core.store import MOST_TURNED, Store
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.code_losses import LevelLoss, measure_losses
-from spade_faiss.features.codes import LevelCodes, check_codes, learn_codes
+from spade_faiss.features.codes import LevelCodes, check_codes, learn_codes, learning_bytes
 from spade_faiss.features.layout import Layout, prepare
 from tests.support.oracle import sq_distances
 from tests.support.vectors import brute
@@ -103,6 +104,23 @@ def test_packed_codes_take_the_bytes_that_their_bits_fill() -> None:
     assert replace(packed, bits=None, dtype="float16").levels == (FINE, COARSE)
     both = replace(LAYOUT, bits=3)
     assert [(level.channels, level.extracted, level.packed_bytes) for level in both.levels] == [(6, 12, 3), (5, None, 2)]
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "store"),
+    [(64, 28, "int4"), (64, 28, "int8"), (64, 28, "pca16-int4"), (256, 14, "int4"), (384, 7, "int4")],
+)
+def test_learning_takes_as_much_memory_as_is_planned(channels: int, side: int, store: str) -> None:
+    level, n = Level("level", channels, 4, side, side), 20
+    layout = Layout(levels=(level,), embedding_dim=4, input_size=(4 * side, 4 * side), **vars(Store.parse(store)))
+    maps = np.random.default_rng(0).standard_normal((n, side, side, channels), np.float32)
+    batch = FeatureBatch([str(number) for number in range(n)], np.zeros((n, 4), np.float32), {"level": maps})
+    tracemalloc.start()
+    measure_losses(batch, learn_codes(batch, layout))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    planned = learning_bytes(layout, n)
+    assert 0.5 * planned < most < 1.02 * planned
 
 
 def test_levels_of_very_many_channels_are_not_turned_whole() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spade_faiss import Bank, Detector, Extraction, InputError, Layout, convert, extract, fit
+from spade_faiss import Bank, Detector, Extraction, FeatureBatch, InputError, Layout, Level, convert, extract, fit
 from spade_faiss.bank import bank as bank_module
 from spade_faiss.bank.origin import Origin
 from spade_faiss.bank.shards import write_shard
@@ -20,6 +20,7 @@ from spade_faiss.core.grouping import Grouping
 from spade_faiss.core.presets import load_preset
 from spade_faiss.core.settings import Method, Run
 from spade_faiss.decisions.calibration import stored_calibrations
+from spade_faiss.features.codes import learning_bytes
 from spade_faiss.workflows import convert as convert_module
 from spade_faiss.workflows.verify import verify
 from tests.support.backbones import tiny_backbone
@@ -208,3 +209,31 @@ def test_codes_are_not_learned_from_the_first_of_several_products(good: Path, tm
         with pytest.raises(InputError, match="store=float16, and then: spade-faiss convert"):
             fit(good, bank=tmp_path / "bank", extraction=extraction)
         Bank.open_or_create(tmp_path / "bank", Layout(levels=(FINE, COARSE), embedding_dim=DIM, input_size=INPUT))  # only begun
+
+
+def test_codes_are_learned_within_the_memory(tmp_path: Path) -> None:
+    """From fewer pictures where it is short; too few of them say nothing of the bank."""
+    level = Level("wide", channels=48, stride=4, height=16, width=16)
+    layout = Layout(levels=(level,), embedding_dim=DIM, input_size=(64, 64), dtype="float32")
+    source, rng = Bank.create(tmp_path / "source", layout), np.random.default_rng(0)
+    source.append(
+        FeatureBatch(
+            [f"{number:02d}" for number in range(60)],
+            rng.random((60, DIM), np.float32),
+            {"wide": rng.standard_normal((60, 16, 16, 48), np.float32)},
+        )
+    )
+    packed = replace(layout, dtype="int8", bits=4)
+
+    def taken(pictures: int) -> int:
+        return pictures * layout.image_bytes + learning_bytes(packed, pictures)
+
+    def learned(memory: int) -> int:
+        made = convert(source.path, tmp_path / str(memory), store="int4", calibrate=False, run=Run(memory=memory)).bank
+        assert made.manifest.codes is not None
+        return made.manifest.codes.pictures
+
+    assert [learned(memory) for memory in (2 << 30, taken(60), taken(60) - 1, taken(25), taken(16))] == [60, 60, 59, 25, 16]
+    with pytest.raises(InputError, match=r"is too small: learning codes of int4 takes .*; allow at least that, or convert to"):
+        learned(taken(16) - 1)
+    assert not Bank.open(tmp_path / str(taken(16) - 1)).manifest.shards
