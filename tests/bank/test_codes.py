@@ -23,7 +23,8 @@ from spade_faiss.core.store import Store
 from spade_faiss.features.layout import prepare
 from spade_faiss.workflows.verify import verify
 from tests.support.banks import ABC, COARSE, DE, F, PowerCutError, batch, fail, files, forget_mappings, make_bank
-from tests.support.damage import flip, sign
+from tests.support.damage import flip
+from tests.support.manifests import edit_manifest
 
 CODED: dict[str, Any] = {"dtype": "int8", "numbers": 4}
 
@@ -174,7 +175,7 @@ def replaced(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     file.unlink()
     write_arrays(file, arrays, attributes={"schema": 1})
     entry = vars(FileEntry.of(file, hash_file(file)))
-    sign(path / "manifest.json", lambda content: content["codes"].update(entry))
+    edit_manifest(path / "manifest.json", lambda content: content["codes"].update(entry))
 
 
 HOSTILE: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
@@ -275,7 +276,7 @@ def test_levels_that_contradict_the_store_are_refused(
     """They are computed from it: what a manifest says beside that was written by somebody else."""
     bank = make_bank(tmp_path / "bank", **vars(Store.parse("pca4-int4")))
     bank.append(ABC)
-    sign(bank.path / "manifest.json", lambda content: change(content["layout"]))
+    edit_manifest(bank.path / "manifest.json", lambda content: change(content["layout"]))
     with pytest.raises(BankError, match=rf"manifest\.json is damaged: level .* is said to have {message}; restore it from a"):
         Bank.open(bank.path)
 
@@ -321,7 +322,7 @@ def test_manifests_that_contradict_codes_are_refused(
     tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     bank = coded(tmp_path / "bank")
-    sign(bank.path / "manifest.json", change)
+    edit_manifest(bank.path / "manifest.json", change)
     with pytest.raises(BankError, match=message):
         Bank.open(bank.path).read(np.array([0]))
 
@@ -333,6 +334,6 @@ def test_a_shard_of_another_store_is_refused(tmp_path: Path) -> None:
     file.unlink()
     file.write_bytes((other.path / "features" / "000001.h5").read_bytes())
     entry = vars(FileEntry.of(file, hash_file(file)))
-    sign(bank.path / "manifest.json", lambda content: content["shards"][0].update(entry))
+    edit_manifest(bank.path / "manifest.json", lambda content: content["shards"][0].update(entry))
     with pytest.raises(BankError, match=r"level/blocks\.1 is .*float32.*, expected .*int8"):
         Bank.open(bank.path).read(np.array([0]))

@@ -31,8 +31,9 @@ from spade_faiss.search.recipe import Build, Recipe
 from spade_faiss.workflows.info import info
 from tests.support.attacks import ARRAYS, outside_of, record, watched
 from tests.support.banks import COARSE, FINE, INPUT, batch, forget_mappings, make_bank
-from tests.support.damage import HNSW, IVF, bank_with_indexes, encoded_file, sign, sign_shard, trained_file
+from tests.support.damage import HNSW, IVF, bank_with_indexes, encoded_file, sign_shard, trained_file
 from tests.support.image_files import noise, save
+from tests.support.manifests import edit_manifest
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +196,7 @@ def test_folders_with_the_names_of_leftovers_are_left_alone(path: Path) -> None:
 def test_a_checksum_is_no_path(path: Path, outside: Path, sha256: str) -> None:
     """The names of encoded files are made of those of shards."""
     before = watched(outside)
-    sign(path / "manifest.json", lambda content: content["shards"][0].update(sha256=sha256))
+    edit_manifest(path / "manifest.json", lambda content: content["shards"][0].update(sha256=sha256))
     with pytest.raises(BankError, match="is no checksum"):
         Bank.open(path)
     assert watched(outside) == before
@@ -203,7 +204,7 @@ def test_a_checksum_is_no_path(path: Path, outside: Path, sha256: str) -> None:
 
 @pytest.mark.parametrize("file", ["..", ".", "../x.h5", "a\\b.h5", "C:x.h5", "-x", "", "x" * 200, "\ud800", "a\0b"])
 def test_a_name_is_no_path(path: Path, file: str) -> None:
-    sign(path / "manifest.json", lambda content: content["shards"][0].update(file=file))
+    edit_manifest(path / "manifest.json", lambda content: content["shards"][0].update(file=file))
     with pytest.raises(BankError, match="cannot be the record of a file"):
         Bank.open(path)
 
@@ -232,7 +233,7 @@ def test_a_name_is_no_path(path: Path, file: str) -> None:
 def test_a_signed_manifest_that_no_bank_has_is_refused_in_one_short_line(
     path: Path, change: Callable[[dict[str, Any]], object], said: str
 ) -> None:
-    sign(path / "manifest.json", change)
+    edit_manifest(path / "manifest.json", change)
     for use in ("info", "verify", "score", "add"):
         with pytest.raises(BankError, match=said) as caught:
             USES[use](path)
@@ -246,13 +247,13 @@ def test_settings_of_a_bank_without_shards_are_bounded_too(path: Path) -> None:
         content["shards"] = []
         content["layout"].update(embedding_dim=1 << 40)
 
-    sign(path / "manifest.json", change)
+    edit_manifest(path / "manifest.json", change)
     with pytest.raises(BankError, match="embedding_dim=1099511627776 is more than 1048576"):
         Bank.open(path)
 
 
 def test_a_value_as_long_as_the_manifest_is_cut_off_in_messages(path: Path) -> None:
-    sign(path / "manifest.json", lambda content: content["shards"][0].update(removed=list(range(10**5))))
+    edit_manifest(path / "manifest.json", lambda content: content["shards"][0].update(removed=list(range(10**5))))
     with pytest.raises(BankError, match=r"removed are \(0, 1, 2,.*\.\.\. \(\d+ characters\)") as caught:
         Bank.open(path)
     assert len(str(caught.value)) < 1500
@@ -290,7 +291,7 @@ def test_a_manifest_of_lists_is_not_parsed(path: Path, part: bytes) -> None:
 
 
 def test_an_index_of_another_recipe_is_not_written_to(path: Path) -> None:
-    sign(path / "indexes" / "hnsw" / "index.json", lambda content: content.update(recipe="ivf"))
+    edit_manifest(path / "indexes" / "hnsw" / "index.json", lambda content: content.update(recipe="ivf"))
     with pytest.raises(BankError, match="it is of recipe 'ivf', its folder is not"):
         update_indexes(Bank.open(path))
 
@@ -308,7 +309,7 @@ def test_a_calibration_with_absurd_numbers_is_refused(path: Path) -> None:
         lambda content: content["image_score"].__setitem__(0, 1e300),
     ]
     for change in changes:
-        sign(file, change)
+        edit_manifest(file, change)
         with pytest.raises(BankError, match="a calibration"):
             stored_calibrations(Bank.open(path))
         file.write_text(text)
@@ -372,7 +373,7 @@ def test_embeddings_that_cannot_be_compared_are_refused(path: Path, value: float
     part = batch("x", "y")
     part.embedding[1, 0] = value
     entry = write_shard(path / "features" / "000009.h5", part)
-    sign(path / "manifest.json", lambda content: content["shards"].append({**vars(entry), "removed": []}))
+    edit_manifest(path / "manifest.json", lambda content: content["shards"].append({**vars(entry), "removed": []}))
     (problem,) = verify(path, deep=True).problems
     assert "000009.h5 holds embeddings that are not finite, or beyond 2e+16" in problem
     with pytest.raises(BankError, match="holds embeddings that are not finite, or beyond 2e\\+16"):
@@ -385,7 +386,7 @@ def test_maps_that_cannot_be_compared_are_found_by_a_deep_look(path: Path, value
     part = batch("x", "y")
     part.levels[COARSE.name][1, 0, 0, 0] = value
     entry = write_shard(path / "features" / "000009.h5", part)
-    sign(path / "manifest.json", lambda content: content["shards"].append({**vars(entry), "removed": []}))
+    edit_manifest(path / "manifest.json", lambda content: content["shards"].append({**vars(entry), "removed": []}))
     (problem,) = verify(path, deep=True).problems
     assert f"000009.h5 holds maps of level {COARSE.name!r} that are not finite, or beyond 2e+16" in problem
 
@@ -394,7 +395,7 @@ def test_maps_that_cannot_be_compared_are_found_by_a_deep_look(path: Path, value
 def test_an_id_that_occurs_twice_is_refused_wherever_ids_are_read(path: Path, ids: list[str]) -> None:
     """Fault "ids twice in a shard"."""
     entry = write_shard(path / "features" / "000009.h5", replace(batch("x", "y"), ids=ids))
-    sign(path / "manifest.json", lambda content: content["shards"].append({**vars(entry), "removed": []}))
+    edit_manifest(path / "manifest.json", lambda content: content["shards"].append({**vars(entry), "removed": []}))
     uses: list[Callable[[], object]] = [
         lambda: used_up(path),
         lambda: Bank.open(path).append(batch("new")),
@@ -501,7 +502,7 @@ def test_no_index_is_built_of_maps_that_cannot_be_compared(tmp_path: Path, recip
     for level in (FINE, COARSE):
         part.levels[level.name][1, 0, 0, 0] = value
     entry = write_shard(bank.path / "features" / "000009.h5", part)
-    sign(bank.path / "manifest.json", lambda content: content["shards"].append({**vars(entry), "removed": []}))
+    edit_manifest(bank.path / "manifest.json", lambda content: content["shards"].append({**vars(entry), "removed": []}))
     with pytest.raises(BankError, match=r"holds maps of level .* not finite, or beyond 2e\+16; find .* verify .* --deep"):
         build_index(Bank.open(bank.path), recipe)
 
@@ -509,7 +510,7 @@ def test_no_index_is_built_of_maps_that_cannot_be_compared(tmp_path: Path, recip
 @pytest.mark.parametrize("file", ["index", "gallery"])
 def test_an_index_that_miscounts_a_shard_is_right_after_what_the_message_says(path: Path, file: str) -> None:
     name = {"index": "hnsw", "gallery": "ivf"}[file]
-    sign(path / "indexes" / name / f"{file}.json", lambda content: content["shards"][0].update(count=4))
+    edit_manifest(path / "indexes" / name / f"{file}.json", lambda content: content["shards"][0].update(count=4))
     (problem,) = verify(path).problems
     assert f"--recipe {name} --rebuild" in problem
     update_indexes(Bank.open(path), rebuild=True)

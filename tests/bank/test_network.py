@@ -26,8 +26,8 @@ from spade_faiss.scoring.detector import Detector
 from spade_faiss.workflows.extract import add, extract
 from spade_faiss.workflows.verify import verify
 from tests.support.backbones import tiny_backbone
-from tests.support.damage import sign
 from tests.support.image_files import noise, save
+from tests.support.manifests import edit_manifest
 
 ENGINES = ("onnxruntime", "openvino")
 
@@ -232,7 +232,7 @@ def replaced(bank: Path, kind: str, data: bytes) -> None:
     path.write_bytes(data)
     entry = vars(FileEntry.of(path, hash_file(path)))
     name = {"onnx": "graph", "probe": "probe"}[kind]
-    sign(bank / "manifest.json", lambda content: content["network"].update({name: entry}))
+    edit_manifest(bank / "manifest.json", lambda content: content["network"].update({name: entry}))
 
 
 def test_the_network_of_a_stranger_runs_no_code(bank: Path, good: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_probe_of_another_size_is_refused(bank: Path, good: Path, size: int) -
     ids=["wide", "zero", "negative", "difference"],
 )
 def test_limits_that_no_bank_has_are_refused(bank: Path, change: dict[str, Any]) -> None:
-    sign(bank / "manifest.json", lambda content: content["network"].update(change))
+    edit_manifest(bank / "manifest.json", lambda content: content["network"].update(change))
     with pytest.raises(BankError, match="cannot be those of a network"):
         Bank.open(bank)
 
@@ -274,7 +274,7 @@ def test_banks_from_before_are_read(bank: Path, good: Path) -> None:
         del content["network"]
         del content["source"]["engine"]
 
-    sign(bank / "manifest.json", older)
+    edit_manifest(bank / "manifest.json", older)
     opened = Bank.open(bank)
     assert opened.manifest.source is not None
     assert (opened.manifest.network, opened.manifest.source.engine) == (None, "torch")

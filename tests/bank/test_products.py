@@ -12,7 +12,7 @@ import pytest
 from spade_faiss import Bank, BankError, InputError
 from spade_faiss.core.products import product_folder
 from tests.support.banks import ABC, make_bank
-from tests.support.damage import sign
+from tests.support.manifests import edit_manifest
 from tests.support.product_banks import bank_of_products, numbered, shots
 
 
@@ -120,6 +120,6 @@ def test_a_manifest_that_says_otherwise_is_damaged(bank: Bank, product: object) 
     def change(content: dict[str, object]) -> None:
         content["shards"][0]["product"] = product  # type: ignore[index]
 
-    sign(bank.path / "manifest.json", change)
+    edit_manifest(bank.path / "manifest.json", change)
     with pytest.raises(BankError):
         Bank.open(bank.path)

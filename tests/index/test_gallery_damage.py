@@ -33,7 +33,6 @@ from tests.support.gallery_indexes import (
     by_name,
     command,
     contents,
-    edit_manifest,
     encoded_level,
     folder_of,
     manifest_path,
@@ -43,6 +42,7 @@ from tests.support.gallery_indexes import (
     trained_name,
     watch,
 )
+from tests.support.manifests import edit_manifest
 from tests.support.oracle import bank_of, product
 
 # What cannot be opened

@@ -29,7 +29,7 @@ from spade_faiss.index.image_index import ImageIndex, ImageIndexManifest, build_
 from spade_faiss.index.staleness import IndexedShard
 from spade_faiss.search.distances import import_faiss
 from spade_faiss.search.recipe import Build, Query, Recipe
-from tests.support.gallery_indexes import edit_manifest
+from tests.support.manifests import edit_manifest
 
 DIM = 12
 LEVEL = Level("x", channels=1, stride=1, height=1, width=1)

@@ -38,8 +38,8 @@ from spade_faiss.search.recipe import load_recipe
 from spade_faiss.workflows.calibrate import calibrate
 from spade_faiss.workflows.extract import extract
 from tests.support.backbones import tiny_backbone
-from tests.support.damage import sign
 from tests.support.image_files import noise, save
+from tests.support.manifests import edit_manifest
 
 # The most that a command may take, in seconds, and in memory beside what it takes with a bank that nobody tampered with.
 LIMIT_S = 10
@@ -201,7 +201,7 @@ JSON = {
 
 def signed_as(name: str, change: Callable[[Any], object]) -> Attack:
     """Change a manifest, and sign it."""
-    return lambda bank, _: sign(bank / name, change)
+    return lambda bank, _: edit_manifest(bank / name, change)
 
 
 def emptied(**layout: Any) -> Attack:
@@ -274,7 +274,7 @@ def signed(name: str, place: tuple[Any, ...], value: Any) -> Attack:
             content = content[key]
         content[place[-1]] = value
 
-    return lambda bank, _: sign(bank / name, change)
+    return lambda bank, _: edit_manifest(bank / name, change)
 
 
 def record(bank: Path, file: Path) -> None:
@@ -291,7 +291,7 @@ def record(bank: Path, file: Path) -> None:
     for manifest in (bank / "manifest.json", *(bank / "indexes").glob("*/*.json")):
         if manifest.parent in file.parents:
             with contextlib.suppress(FileNotFoundError):
-                sign(manifest, change)
+                edit_manifest(manifest, change)
 
 
 def arrays_changed(name: str, change: Callable[[h5py.File], object]) -> Attack:
@@ -612,7 +612,10 @@ def attacks(bank: Path, seed: int) -> list[tuple[str, Attack]]:
     found += [(f"the manifest has {what}", attack) for what, attack in MANIFESTS.items()]
     found += [(f"{name}: {place} = {str(value)[:40]!r}", signed(name, place, value)) for name, place, value in SETTINGS]
     found.append(
-        ("a shard listed twice", lambda bank, _: sign(bank / "manifest.json", lambda m: m["shards"].append(m["shards"][0])))
+        (
+            "a shard listed twice",
+            lambda bank, _: edit_manifest(bank / "manifest.json", lambda m: m["shards"].append(m["shards"][0])),
+        )
     )
     files = sorted(str(path.relative_to(bank)) for path in bank.rglob("*.h5"))
     for name in files:

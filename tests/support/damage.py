@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
 from spade_faiss.bank.bank import Bank
 from spade_faiss.core.files import FileEntry, hash_file
-from spade_faiss.core.signed_json import hash_json
 from spade_faiss.index.build import build_index
 from spade_faiss.search.recipe import Build, Recipe
 from tests.support.banks import INPUT, batch, forget_mappings, make_bank
+from tests.support.manifests import edit_manifest
 
 HNSW = Recipe(name="hnsw", build=Build(image="HNSW4"))
 IVF = Recipe(name="ivf", build=Build(gallery="ivf", settings={"lists": 2}))
@@ -56,15 +54,6 @@ def flip(path: Path, place: int = -1) -> None:
     put(path, bytes(data))
 
 
-def sign(manifest: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a manifest and give it the checksum that it then must have."""
-    content = json.loads(manifest.read_text())
-    del content["sha256"]
-    change(content)
-    manifest.write_text(json.dumps({**content, "sha256": hash_json(content)}))
-    forget_mappings()
-
-
 def sign_shard(path: Path, change: Callable[[h5py.File], object], index: int = 0) -> None:
     """Change a shard and give the manifest its new checksum, size and time."""
     entry = Bank.open(path, check=False).manifest.shards[index]
@@ -76,7 +65,7 @@ def sign_shard(path: Path, change: Callable[[h5py.File], object], index: int = 0
     with h5py.File(file, "r+") as opened:
         change(opened)
     new = vars(FileEntry.of(file, hash_file(file)))
-    sign(path / "manifest.json", lambda content: content["shards"][index].update(new))
+    edit_manifest(path / "manifest.json", lambda content: content["shards"][index].update(new))
 
 
 def use(path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +11,6 @@ import numpy.typing as npt
 import pytest
 
 from spade_faiss import Bank, Detector, Scores
-from spade_faiss.core.signed_json import hash_json
 from spade_faiss.core.types import FloatArray
 from spade_faiss.index.built_index import index_folder
 from spade_faiss.index.opened_gallery import EncodedLevel, open_gallery
@@ -76,16 +73,6 @@ def file_names(bank: Bank, build: int = 0) -> list[str]:
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def edit_manifest(path: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> None:
-    """Edit a manifest; `sign`: give it the checksum of what it now says."""
-    content = json.loads(path.read_text())
-    change(content)
-    if sign:
-        content.pop("sha256", None)
-        content["sha256"] = hash_json(content)
-    path.write_text(json.dumps(content))
 
 
 def command(bank: Bank, recipe: Recipe) -> str:

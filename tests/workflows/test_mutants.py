@@ -32,10 +32,10 @@ from tests.support.damage import (
     first_shard,
     index_file,
     put,
-    sign,
     trained_file,
     use,
 )
+from tests.support.manifests import edit_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -283,7 +283,7 @@ def test_a_signed_manifest_may_say_anything_and_is_refused_in_words(path: Path) 
                     inner = inner[key]
                 inner[place[-1]] = value
 
-            sign(path / name, change)
+            edit_manifest(path / name, change)
             try:
                 use_all()
             except SpadeError:

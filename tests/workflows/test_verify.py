@@ -33,11 +33,11 @@ from tests.support.damage import (
     flip,
     index_file,
     put,
-    sign,
     sign_shard,
     trained_file,
     use,
 )
+from tests.support.manifests import edit_manifest
 
 
 def only_problem(path: Path, *, deep: bool = False) -> str:
@@ -106,7 +106,7 @@ def test_a_manifest_that_was_edited_is_named(path: Path, name: str) -> None:
         assert f"{file} is damaged" in problem
         assert "spade-faiss index" in problem
     file.write_text(text)
-    sign(file, lambda content: content["shards"][0].update(count=4))
+    edit_manifest(file, lambda content: content["shards"][0].update(count=4))
     assert "says that a shard has 4 images, it has 3" in only_problem(path)
 
 
@@ -166,7 +166,7 @@ def nan_in(values: Any) -> Any:
 def test_a_deep_look_finds_what_a_checksum_cannot(path: Path, part: FeatureBatch, said: str) -> None:
     """Written by something else than this package, or by one of its faults: the checksum is that of what was written."""
     entry = write_shard(path / "features" / "000009.h5", part)
-    sign(
+    edit_manifest(
         path / "manifest.json",
         lambda content: content["shards"].append({**vars(entry), "count": 2, "removed": []}),
     )
@@ -246,14 +246,14 @@ def test_masks_that_were_signed_again_must_fit(path: Path, change: Callable[[h5p
 
 @pytest.mark.parametrize("removed", [[-1], [3], [0, 0], [1, 0], [0, 1, 2, 3], [1 << 70]], ids=lambda removed: str(removed)[:12])
 def test_removed_positions_that_are_none_are_refused(path: Path, removed: list[int]) -> None:
-    sign(path / "manifest.json", lambda content: content["shards"][0].update(removed=removed))
+    edit_manifest(path / "manifest.json", lambda content: content["shards"][0].update(removed=removed))
     with pytest.raises(BankError, match=r"manifest\.json is damaged: 000001\.h5 has 3 images, removed are"):
         Bank.open(path)
 
 
 @pytest.mark.parametrize("count", [0, -1, 2, 4, 1 << 40])
 def test_a_count_that_is_not_the_shards_is_refused(path: Path, count: int) -> None:
-    sign(path / "manifest.json", lambda content: content["shards"][2].update(count=count))
+    edit_manifest(path / "manifest.json", lambda content: content["shards"][2].update(count=count))
     for look in (lambda: use(path), lambda: Bank.open(path).compact()):
         with pytest.raises(BankError):
             look()
@@ -265,7 +265,7 @@ def test_what_a_newer_version_wrote_asks_for_that_version(path: Path, name: str,
         content.update(schema=99, dreams=["of the future"])
         content.pop("shards")
 
-    sign(path / name, newer)
+    edit_manifest(path / name, newer)
     look: dict[str, Callable[[], object]] = {
         "manifest.json": lambda: Bank.open(path),
         "indexes/hnsw/index.json": lambda: Detector.open(path, recipe=HNSW, method=Method(k_image=2, k_gallery=2)),
@@ -280,7 +280,7 @@ def test_what_a_newer_version_wrote_asks_for_that_version(path: Path, name: str,
 @pytest.mark.parametrize("schema", [1, 0, -1, True, None, "2", 2.5, [2]])
 def test_an_index_of_an_older_or_no_version_is_built_again(path: Path, schema: object) -> None:
     for name in ("hnsw/index.json", "ivf/gallery.json"):
-        sign(path / "indexes" / name, lambda content: content.update(schema=schema))
+        edit_manifest(path / "indexes" / name, lambda content: content.update(schema=schema))
     for recipe in (HNSW, IVF):
         with pytest.raises(BankError, match=rf"has schema {re.escape(repr(schema))}, .*spade-faiss index .* --recipe"):
             Detector.open(path, recipe=recipe, method=Method(k_image=2, k_gallery=2))
