@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.sweep.measures import Bools, Doubles, intrinsic_dimension
+from benchmarks.sweep.measures import Doubles, intrinsic_dimension
 from benchmarks.sweep.sets import RESIZE_MODES, Places, embeddings_of
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.files import atomic_path
-from spade_faiss.core.types import FloatArray
+from spade_faiss.core.types import Bools, FloatArray
 from spade_faiss.search.distances import import_faiss
 
 GROWN = "-grown"

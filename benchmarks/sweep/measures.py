@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from spade_faiss.core.types import Bools
+
 Doubles = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 # Two distances are the same if they differ by no more than the rounding of float32 in sums of some thousand squares.
 ROUNDING = 1e-5

@@ -21,6 +21,7 @@ from spade_faiss.core.extraction import Extraction
 from spade_faiss.core.files import atomic_path
 from spade_faiss.core.settings import Run
 from spade_faiss.core.timing import Timings
+from spade_faiss.core.types import Bools
 from spade_faiss.features.batch import Level, concatenate
 from spade_faiss.features.datasets import load_dataset
 from spade_faiss.features.pictures import to_mask
@@ -51,8 +52,6 @@ PREPARED: dict[str, dict[str, Any]] = {
 GENERATED_NORMALS, GENERATED_TESTS = 200, 32
 _SIDE = 56
 _BATCH = 16
-
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

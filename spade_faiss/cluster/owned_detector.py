@@ -14,13 +14,13 @@ from spade_faiss.cluster.owner import GalleryRequest, HeldRequest, Shards
 from spade_faiss.cluster.owners import Owners
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Method, Run
-from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.core.types import Bools, FloatArray, IntArray
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.level_search import LevelSearch
 from spade_faiss.scoring.memory import float32_bytes
 from spade_faiss.search.blocks import StoredArray
 from spade_faiss.search.levels import parts_of
-from spade_faiss.search.protocol import Bools, Hits, WindowedSearch
+from spade_faiss.search.protocol import Hits, WindowedSearch
 from spade_faiss.search.recipe import Recipe
 
 if TYPE_CHECKING:

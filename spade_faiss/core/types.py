@@ -9,4 +9,5 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Arrays = dict[str, npt.NDArray[Any]]

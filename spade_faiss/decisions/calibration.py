@@ -28,9 +28,8 @@ from spade_faiss.core.presets import BankSize, of_few
 from spade_faiss.core.schema import check_choice, shorten
 from spade_faiss.core.settings import Method
 from spade_faiss.core.signed_json import read_signed, write_signed
-from spade_faiss.core.types import FloatArray
+from spade_faiss.core.types import Bools, FloatArray
 from spade_faiss.decisions.conformal import (
-    Bools,
     Doubles,
     PixelCounts,
     Values,

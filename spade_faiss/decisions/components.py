@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Bools = npt.NDArray[np.bool_]
+from spade_faiss.core.types import Bools
+
 Ints = npt.NDArray[np.int64]
 
 

@@ -20,9 +20,8 @@ from spade_faiss.core.errors import InputError
 from spade_faiss.core.ranks import Doubles as Doubles  # for whoever looks for them beside the rest
 from spade_faiss.core.ranks import Values as Values
 from spade_faiss.core.ranks import p_values as p_values
+from spade_faiss.core.types import Bools
 from spade_faiss.decisions.beta import beta_quantile
-
-Bools = npt.NDArray[np.bool_]
 
 # alpha * (n + 1) may be a whole number that floating point misses by a little.
 _ROUNDING = 1e-9

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.settings import Decision
-from spade_faiss.core.types import FloatArray
+from spade_faiss.core.types import Bools, FloatArray
 from spade_faiss.decisions.calibration import DEFAULT_ALPHA, Calibration, Verdicts, calibration_facts
-from spade_faiss.decisions.conformal import Bools, alarms, images_needed, rate_bound, rate_interval
+from spade_faiss.decisions.conformal import alarms, images_needed, rate_bound, rate_interval
 from spade_faiss.decisions.regions import Region
 from spade_faiss.decisions.rule import DecisionRule
 from spade_faiss.features.placement import Placement

@@ -32,11 +32,11 @@ import numpy.typing as npt
 
 from spade_faiss.core.directions import OVERSAMPLED, principal_directions
 from spade_faiss.core.errors import InputError
-from spade_faiss.core.types import FloatArray
+from spade_faiss.core.types import Bools, FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.bit_packing import MOST_NUMBER_BITS, Bits, pack, packed_bytes, unpack
 from spade_faiss.features.layout import LARGEST, Layout
-from spade_faiss.features.roi import Bools, cells_with_any
+from spade_faiss.features.roi import cells_with_any
 
 LARGEST_CODE = 127
 SEED = 1234

@@ -15,10 +15,10 @@ from spade_faiss.core.extraction import NORMALIZE, POOL_BORDERS
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import check_at_least, check_choice
 from spade_faiss.core.store import DTYPES, LEAST_BITS, LEAST_NUMBERS, MOST_BITS, MOST_NUMBERS, MOST_TURNED, Store
-from spade_faiss.core.types import FloatArray
+from spade_faiss.core.types import Bools, FloatArray
 from spade_faiss.features.batch import FeatureBatch, Level, check_ids, check_strings
 from spade_faiss.features.pooling import pooled
-from spade_faiss.features.roi import Bools, cells_with_any, mask_of, on_grid
+from spade_faiss.features.roi import cells_with_any, mask_of, on_grid
 
 # No value of a feature may be larger: the squared distance of two vectors must stay within float32.
 LARGEST = 2e16

@@ -22,10 +22,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.types import Bools
 from spade_faiss.features.pixels import Decoded, to_rgb
 
 Values = npt.NDArray[Any]
-Bools = npt.NDArray[np.bool_]
 
 # White, in masks of 8 bits, and in those of 10 to 16 that were written as 16.
 _TOPS = (255, 1023, 4095, 16383, 65535)

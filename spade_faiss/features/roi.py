@@ -5,13 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.roi import Roi
-from spade_faiss.core.types import IntArray
-
-Bools = npt.NDArray[np.bool_]
+from spade_faiss.core.types import Bools, IntArray
 
 # Those of the inputs and the levels of a few banks; regions of pictures may be as large as photos.
 _KEPT, _MOST_KEPT_CELLS = 32, 1 << 20

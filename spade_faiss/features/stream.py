@@ -21,7 +21,7 @@ from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.settings import Run
 from spade_faiss.core.timing import Timings
-from spade_faiss.core.types import FloatArray
+from spade_faiss.core.types import Bools, FloatArray
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.features.batch import FeatureBatch
 from spade_faiss.features.datasets import Duplicate, ImageRecord, Skipped, check_skipped
@@ -29,7 +29,7 @@ from spade_faiss.features.decoding import MAX_PIXELS, naming_file
 from spade_faiss.features.frames import Frame
 from spade_faiss.features.memory import MemoryGate
 from spade_faiss.features.pictures import LoadedImage, load_bytes, load_views, to_input
-from spade_faiss.features.roi import Bools, mask_of
+from spade_faiss.features.roi import mask_of
 from spade_faiss.features.roi_files import place_roi
 from spade_faiss.features.roi_folder import find_rois
 from spade_faiss.features.tiles import Places, TileGrid, cut_out, tile_id

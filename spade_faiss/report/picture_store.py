@@ -12,8 +12,9 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from spade_faiss.core.types import Bools
 from spade_faiss.report.pictures import Picture, shrink
-from spade_faiss.report.selection import Bools, Values, shortlist
+from spade_faiss.report.selection import Values, shortlist
 
 
 class PictureStore(Protocol):

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from spade_faiss.core.types import Bools
 from spade_faiss.decisions.rules import Decisions
 from spade_faiss.report.metric_labels import METRICS, SCORE_RANKINGS, metric_values, rankings
 from spade_faiss.report.model import Cell, Table
 from spade_faiss.scoring.evaluation import Metrics
 from spade_faiss.scoring.routing import NONE_LEVEL, Routes
-
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

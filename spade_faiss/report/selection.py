@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Bools = npt.NDArray[np.bool_]
+from spade_faiss.core.types import Bools
+
 Ints = npt.NDArray[np.int64]
 Values = npt.NDArray[np.floating]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spade_faiss.core.types import FloatArray
-from spade_faiss.scoring.metrics import Bools, Detection, Localization, detection_metrics, localization_metrics
+from spade_faiss.core.types import Bools, FloatArray
+from spade_faiss.scoring.metrics import Detection, Localization, detection_metrics, localization_metrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from spade_faiss.core.types import FloatArray
+from spade_faiss.core.types import Bools, FloatArray
 
-Bools = npt.NDArray[np.bool_]
 Doubles = npt.NDArray[np.float64]
 
 # The columns of `map_statistics`.

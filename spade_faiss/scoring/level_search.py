@@ -12,7 +12,7 @@ from spade_faiss.bank.snapshot import Snapshot
 from spade_faiss.core.declaring import ALL, for_each
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Method
-from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.core.types import Bools, FloatArray, IntArray
 from spade_faiss.features.batch import FeatureBatch, Level
 from spade_faiss.features.roi import cells_with_any
 from spade_faiss.index.opened_gallery import EncodedLevel, open_gallery
@@ -22,7 +22,7 @@ from spade_faiss.scoring.scores import NEAREST_DTYPE, NearestArray
 from spade_faiss.search.blocks import StoredArray
 from spade_faiss.search.cache import BlockCache
 from spade_faiss.search.levels import open_blocks, searched_levels, vectors_of
-from spade_faiss.search.protocol import Bools, GallerySearch, Hits, ResolvedRecipe, WindowedSearch, check_own_rois
+from spade_faiss.search.protocol import GallerySearch, Hits, ResolvedRecipe, WindowedSearch, check_own_rois
 from spade_faiss.search.workers import Workers
 
 

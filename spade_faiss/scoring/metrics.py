@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.types import Bools
 
-Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
 

@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.once import once
-from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.core.types import Bools, FloatArray, IntArray
 from spade_faiss.features.batch import Level
 from spade_faiss.features.codes import Decoder
 from spade_faiss.search.cache import BlockCache
 
 StoredArray = npt.NDArray[Any]
-Bools = npt.NDArray[np.bool_]
 
 T = TypeVar("T")
 

@@ -7,11 +7,10 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import check_at_least
-from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.core.types import Bools, FloatArray, IntArray
 from spade_faiss.features.batch import Level
 from spade_faiss.search.block_jobs import BlockJob, Task, block_jobs, in_flight, run_block_jobs, slices
 from spade_faiss.search.blocks import Blocks
@@ -24,8 +23,6 @@ from spade_faiss.search.protocol import Encoded, Hits, NoSettings, SearchMethod
 from spade_faiss.search.reach import Reach, reach_of
 from spade_faiss.search.running_best import RunningBest
 from spade_faiss.search.workers import Workers
-
-Bools = npt.NDArray[np.bool_]
 
 # The most distances that one call evaluates: with the places that they are for, they take a few megabytes.
 _CALL_DISTANCES = 1 << 18

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.schema import from_mapping
-from spade_faiss.core.types import Arrays, FloatArray, IntArray
+from spade_faiss.core.types import Arrays, Bools, FloatArray, IntArray
 from spade_faiss.features.batch import Level
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.reach import Reach
@@ -26,8 +25,6 @@ from spade_faiss.search.workers import Workers
 
 # The metadata of a query setting that decides how results are computed, and not what they are.
 SAME_SCORES = {"same_scores": True}
-
-Bools = npt.NDArray[np.bool_]
 
 B = TypeVar("B")
 Q = TypeVar("Q")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from spade_faiss.core.types import FloatArray
-from spade_faiss.tuning.statistics import Bools, Doubles, map_areas
+from spade_faiss.core.types import Bools, FloatArray
+from spade_faiss.tuning.statistics import Doubles, map_areas
 
 # Of the pixels that are not defective, every third in a row and in a column is enough to rank the others among.
 _STEP = 3

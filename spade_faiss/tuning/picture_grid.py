@@ -11,13 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.extraction import Preprocess
-from spade_faiss.core.types import FloatArray
+from spade_faiss.core.types import Bools, FloatArray
 from spade_faiss.features.placement import Placement, place
 
 # The rows and columns of the grid, about those of the smallest input that is in use.
 SIDE = 224
-
-Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.types import Bools
 
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 LEVEL = 0.95
 RESAMPLES = 1000

@@ -17,6 +17,7 @@ from spade_faiss.cluster.session import connect
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.progress import progress_bar
 from spade_faiss.core.timing import Timings
+from spade_faiss.core.types import Bools
 from spade_faiss.decisions.rules import DecisionRules
 from spade_faiss.features.datasets import ImageRecord, Survey, check_skipped
 from spade_faiss.features.pictures import load_image
@@ -24,7 +25,7 @@ from spade_faiss.report.exchange import SCORES
 from spade_faiss.report.output_folder import OutputFolder
 from spade_faiss.report.pictures import Picture
 from spade_faiss.report.scorefile import ScoreWriter
-from spade_faiss.report.selection import Bools, Values
+from spade_faiss.report.selection import Values
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.scores import Scores
 from spade_faiss.workflows.collected import Collected, collect

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import ndimage
 
+from spade_faiss.core.types import Bools
 from spade_faiss.decisions.components import components
-
-Bools = npt.NDArray[np.bool_]
 
 
 def check(mask: Bools) -> int:

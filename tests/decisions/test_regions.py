@@ -19,7 +19,6 @@ from spade_faiss.decisions.run_lengths import decode
 from spade_faiss.features.pictures import to_mask
 from spade_faiss.features.placement import Placement, place
 
-Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
 SAME = Placement(original=(12, 8), resized=(12, 8), offset=(0, 0), size=(12, 12))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.types import Bools
 from spade_faiss.decisions.run_lengths import decode, encode, from_text, to_text
-
-Bools = npt.NDArray[np.bool_]
 
 
 def test_by_hand() -> None:

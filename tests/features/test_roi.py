@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,13 +15,12 @@ from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.extraction import Preprocess
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.schema import from_mapping
+from spade_faiss.core.types import Bools
 from spade_faiss.features.batch import Level
 from spade_faiss.features.layout import Layout
 from spade_faiss.features.roi import cells_of, mask_of, nearest_cells, on_grid, resized
 from spade_faiss.features.roi_files import place_roi, read_roi
 from tests.support.image_files import save
-
-Bools = npt.NDArray[np.bool_]
 
 
 @st.composite

@@ -14,12 +14,11 @@ from spade_faiss import Bank, Detector, Scores
 from spade_faiss.core.declaring import ALL
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Method
-from spade_faiss.core.types import Arrays, FloatArray, IntArray
+from spade_faiss.core.types import Arrays, Bools, FloatArray, IntArray
 from spade_faiss.index import gallery_build
 from spade_faiss.index.build import build_index
 from spade_faiss.search import global_index
 from spade_faiss.search.engines import lists
-from spade_faiss.search.engines.lists import Bools
 from spade_faiss.search.protocol import resolve_recipe
 from spade_faiss.search.recipe import Recipe
 from spade_faiss.search.workers import Workers

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from spade_faiss import Detector
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Method
+from spade_faiss.core.types import Bools
 from spade_faiss.scoring import image_scores
 from spade_faiss.scoring.image_scores import STATISTICS, map_statistics
 from tests.support.oracle import bank_of, batch_of, product
 
 Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
 SHAPES = {"fine": (9, 11, 4), "coarse": (5, 6, 6)}
 
 

@@ -14,9 +14,9 @@ from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from spade_faiss.core.errors import InputError
+from spade_faiss.core.types import Bools
 from spade_faiss.scoring.metrics import CURVE_POINTS, Curve, Detection, detection_metrics, localization_metrics
 
-Bools = npt.NDArray[np.bool_]
 Scores = npt.NDArray[Any]
 
 fast = settings(max_examples=40, deadline=None)

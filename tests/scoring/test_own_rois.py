@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from spade_faiss import Bank, Detector, Layout
@@ -17,6 +16,7 @@ from spade_faiss.bank.manifest import read_manifest, write_manifest
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.settings import Method
+from spade_faiss.core.types import Bools
 from spade_faiss.index.build import build_index
 from spade_faiss.search import location
 from spade_faiss.search.recipe import Recipe
@@ -32,8 +32,6 @@ INPUT = (40, 43)
 DIM = 12
 COUNT, QUERIES = 8, 3
 TORCH = queried(replace(EXACT, name="exact-by-torch"), engine="torch")
-
-Bools = npt.NDArray[np.bool_]
 
 
 def regions(seed: int, count: int) -> Bools:

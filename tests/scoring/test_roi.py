@@ -17,6 +17,7 @@ from spade_faiss.bank.facts import facts_of
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.roi import Roi
 from spade_faiss.core.settings import Method, Run
+from spade_faiss.core.types import Bools
 from spade_faiss.features.roi import mask_of
 from spade_faiss.index.build import build_index
 from spade_faiss.scoring.image_scores import map_statistics
@@ -33,8 +34,6 @@ INPUT = (40, 43)
 DIM = 12
 COUNT, QUERIES = 9, 3
 TORCH = queried(replace(EXACT, name="exact-by-torch"), engine="torch")
-
-Bools = npt.NDArray[np.bool_]
 Doubles = npt.NDArray[np.float64]
 
 

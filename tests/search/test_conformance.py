@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from spade_faiss import testing
-from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.core.types import Bools, FloatArray, IntArray
 from spade_faiss.search import location
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import direct_sq_dist
@@ -23,8 +22,6 @@ from spade_faiss.search.recipe import Recipe, gallery_names
 from spade_faiss.search.workers import Workers
 from spade_faiss.testing import GallerySearchTests, SearchCase, open_method
 from tests.support.recipes import CLUSTERS, COMPACT, EXACT, FAISS, GLOBAL, HISTORY, IVF, LOCATION, built, queried
-
-Bools = npt.NDArray[np.bool_]
 
 
 class RecipeTests(GallerySearchTests):

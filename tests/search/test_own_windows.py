@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from spade_faiss.core.types import Bools
 from spade_faiss.features.batch import Level
 from spade_faiss.search.blocks import ArraySource, Blocks
 from spade_faiss.search.cache import BlockCache
@@ -23,7 +24,6 @@ from spade_faiss.search.workers import Workers
 from spade_faiss.testing import assert_same_hits
 from tests.support.hostile_vectors import KINDS, hostile
 
-Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Stored = npt.NDArray[np.floating[Any]]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Bools = npt.NDArray[np.bool_]
+from spade_faiss.core.types import Bools
 
 
 def inspected_cells(masks: Bools, height: int, width: int) -> Bools:

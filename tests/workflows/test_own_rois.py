@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -17,6 +16,7 @@ from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError, NotFoundError
 from spade_faiss.core.extraction import Extraction
 from spade_faiss.core.settings import Run
+from spade_faiss.core.types import Bools
 from spade_faiss.features.backbone import Backbone
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.workflows.calibrate import calibrate
@@ -24,7 +24,6 @@ from spade_faiss.workflows.extract import add
 from spade_faiss.workflows.fit import fit
 from tests.support.pictures import HEIGHT, WIDTH, save_png, weave
 
-Bools = npt.NDArray[np.bool_]
 SMALL = ("--backbone", "efficientnet_lite0", "--size", "64", "--resize-mode", "stretch", "--quiet")
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -19,12 +18,12 @@ from spade_faiss.bank.manifest import read_manifest, write_manifest
 from spade_faiss.cli import main
 from spade_faiss.core.errors import BankError, InputError
 from spade_faiss.core.settings import Method, ReportOptions, Run
+from spade_faiss.core.types import Bools
 from spade_faiss.features.roi import mask_of
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.workflows.extract import add, extract
 from tests.support.pictures import HEIGHT, WIDTH, save_png, weave
 
-Bools = npt.NDArray[np.bool_]
 SMALL = ("--backbone", "efficientnet_lite0", "--size", "64", "--resize-mode", "letterbox", "--preset", "spade", "--quiet")
 
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from spade_faiss.core.errors import BankError
-from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.core.types import Bools, FloatArray, IntArray
 from spade_faiss.search.blocks import Blocks
 from spade_faiss.search.distances import direct_sq_dist, product_knn, sort_by_distance
 from spade_faiss.search.inverted_lists import CODES, HALF, ID, SIZES, STEP, padded, quantize, starts_of
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 # its squared distance, at most. The kernel has the same numbers.
 _LEAST_PROBES, _FURTHER = 4, np.float32(1.5)
 _OFFSET = 128
-
-Bools = npt.NDArray[np.bool_]
 
 
 class ListEngine(Protocol):

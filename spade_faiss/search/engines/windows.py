@@ -9,10 +9,9 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from spade_faiss.core.once import Once
-from spade_faiss.core.types import FloatArray, IntArray
+from spade_faiss.core.types import Bools, FloatArray, IntArray
 from spade_faiss.search.block_jobs import slices
 from spade_faiss.search.blocks import SPREAD_BLOCKS, Blocks
 from spade_faiss.search.native.basis import choose_center
@@ -24,8 +23,6 @@ from spade_faiss.search.workers import Workers
 
 if TYPE_CHECKING:
     from spade_faiss.search.native._native import Gallery, WindowCodes, WindowCoding
-
-Bools = npt.NDArray[np.bool_]
 
 # Normal images are searched in groups of maps of this size: their pages stay in memory until the group is done.
 _GROUP_BYTES = 16 << 20
