@@ -14,10 +14,11 @@ from spade_faiss.cluster.owner import GalleryRequest, HeldRequest, Shards
 from spade_faiss.cluster.owners import Owners
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Method, Run
-from spade_faiss.core.types import Bools, FloatArray, IntArray
+from spade_faiss.core.types import Bools, IntArray
 from spade_faiss.scoring.detector import Detector
 from spade_faiss.scoring.level_search import LevelSearch
 from spade_faiss.scoring.memory import float32_bytes
+from spade_faiss.scoring.neighbors import ImageSearch
 from spade_faiss.search.blocks import StoredArray
 from spade_faiss.search.levels import parts_of
 from spade_faiss.search.protocol import Hits, WindowedSearch
@@ -145,6 +146,7 @@ class OwnedDetector(Detector):
             for name, search in here.items()
         }
 
-    def _nearest(self, embedding: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
+    def _open_image_search(self) -> ImageSearch:
         """See `Detector`."""
-        return merge_neighbors(self._owners.ask("nearest", lambda shards: (embedding, k)), k)
+        owners = self._owners
+        return lambda embedding, k: merge_neighbors(owners.ask("nearest", lambda shards: (embedding, k)), k)

@@ -32,7 +32,7 @@ from spade_faiss.scoring.fusion import score_maps, to_distance
 from spade_faiss.scoring.image_scores import STATISTICS, map_statistics
 from spade_faiss.scoring.level_search import LevelSearch, open_level_searches
 from spade_faiss.scoring.memory import DECODE_BYTES, float32_bytes, working_bytes
-from spade_faiss.scoring.neighbors import Neighbors, check_neighbors, method_of
+from spade_faiss.scoring.neighbors import ImageSearch, Neighbors, check_neighbors, method_of
 from spade_faiss.scoring.products import ProductSearch, check_routable
 from spade_faiss.scoring.routing import Routes
 from spade_faiss.scoring.scores import Scores, join
@@ -103,7 +103,7 @@ class Detector:
         if bank.is_of_products:
             # Each product's own are searched flat, beside the index of all of them.
             self._index_bytes += float32_bytes((len(bank), bank.layout.embedding_dim))
-        self.neighbors = Neighbors(bank, method, self._nearest, whole_bank=self.resolved.method.whole_bank)
+        self.neighbors = Neighbors(bank, method, self._open_image_search(), whole_bank=self.resolved.method.whole_bank)
         is_beside = shared is not None
         shared = shared or Shared(
             Workers(device=self.device),
@@ -468,9 +468,10 @@ class Detector:
         """The search of each level, by its name."""
         return open_level_searches(self.bank, self.resolved, self.method, self._workers, self._cache)
 
-    def _nearest(self, embedding: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
-        """The nearest normal images, see `ImageIndex.search`."""
-        return self._images_once().search(embedding, k)
+    def _open_image_search(self) -> ImageSearch:
+        """What finds the nearest normal images. It does not hold the detector, which is to go when nobody uses it any more."""
+        images_once = self._images_once
+        return lambda embedding, k: images_once().search(embedding, k)
 
     @property
     def _k_gallery(self) -> tuple[int | str, ...]:

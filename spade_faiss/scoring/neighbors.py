@@ -19,6 +19,9 @@ from spade_faiss.scoring.level_search import gallery_sizes
 from spade_faiss.scoring.same_place import SamePlace
 from spade_faiss.search.levels import searched_levels
 
+# Finds the rows of the k nearest of embeddings (n, D): squared L2 distances (n, k), ascending, and rows (n, k).
+ImageSearch = Callable[[FloatArray, int], tuple[FloatArray, IntArray]]
+
 
 class Neighbors:
     """Looks up the nearest normal images of images; of the bank's own, among all but their siblings.
@@ -26,7 +29,7 @@ class Neighbors:
     Args:
         bank: the bank.
         method: how many neighbors are looked up, and where those of tiles lie.
-        nearest: finds the rows of the k nearest embeddings, see `ImageIndex.search`.
+        nearest: searches all normal images.
         whole_bank: whether the gallery of each image is the whole bank.
     """
 
@@ -34,7 +37,7 @@ class Neighbors:
         self,
         bank: Snapshot,
         method: Method,
-        nearest: Callable[[FloatArray, int], tuple[FloatArray, IntArray]],
+        nearest: ImageSearch,
         *,
         whole_bank: bool,
     ) -> None:

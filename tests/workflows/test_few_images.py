@@ -14,6 +14,7 @@ from spade_faiss.bank.bank import Bank
 from spade_faiss.cli import main
 from spade_faiss.core.errors import InputError
 from spade_faiss.core.settings import Method
+from spade_faiss.index.image_index import ImageIndex
 from spade_faiss.report.scorefile import ScoreFile
 from spade_faiss.scoring.detector import Detector
 
@@ -61,7 +62,8 @@ def test_it_is_scored_with_as_many_neighbors_as_there_are(
     queries = rng.random((3, d), np.float32)
     base = Bank.open(bank).embedding(np.arange(count)).astype(np.float64)
     expected = np.sort(np.linalg.norm(queries[:, None].astype(np.float64) - base, axis=2), axis=1)[:, :k].mean(axis=1)
-    sq_dist, _ = Detector.open(bank)._nearest(queries, k)
+    detector = Detector.open(bank)
+    sq_dist, _ = ImageIndex.open(detector.bank, detector.recipe, detector.device).search(queries, k)
     np.testing.assert_allclose(np.sqrt(sq_dist).mean(axis=1), expected, rtol=1e-4)
     with ScoreFile.open(out / "scores.h5") as scores:
         np.testing.assert_allclose(scores.image_score, scores.neighbor_dist[:, :k].mean(axis=1), rtol=1e-6)
