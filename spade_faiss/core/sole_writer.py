@@ -40,6 +40,7 @@ class SoleWriter:
         self._name = name
         self._file = folder / LOCK
         self._descriptor = self._acquire()
+        self.holds = True  # until `end`
         who = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -94,6 +95,7 @@ class SoleWriter:
             except OSError as error:  # the next one has come, or something that is not ours is left
                 _log.debug("cannot remove %s: %s", self._folder, error)
         os.close(self._descriptor)
+        self.holds = False
 
 
 def _name_holder(descriptor: int) -> str:

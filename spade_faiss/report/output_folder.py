@@ -14,6 +14,7 @@ from typing import Any
 
 from spade_faiss.core.errors import InputError, SpadeError
 from spade_faiss.core.files import hash_file, is_full
+from spade_faiss.core.interrupts import uninterrupted
 from spade_faiss.core.sole_writer import SoleWriter
 from spade_faiss.report.exchange import (
     COVER,
@@ -156,10 +157,23 @@ def _no_room(out: Path, error: BaseException | None) -> InputError:
 
 @contextmanager
 def _writing(out: Path, place: Place) -> Iterator[None]:
-    writer = SoleWriter(place.workspace, f"results to {out}")
+    writer = None
     try:
+        with uninterrupted():
+            writer = SoleWriter(place.workspace, f"results to {out}")
         yield
     finally:
+        try:
+            _clear(place, out, writer)
+        except KeyboardInterrupt:  # it may have come before it could be held off
+            _clear(place, out, writer)
+            raise
+
+
+def _clear(place: Place, out: Path, writer: SoleWriter | None) -> None:
+    with uninterrupted():
+        if writer is None or not writer.holds:
+            return
         try:
             place.settle()
         except OSError as error:

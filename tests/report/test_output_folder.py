@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import linecache
 import os
 import signal
 import subprocess
@@ -10,12 +12,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
+from spade_faiss.core import interrupts, sole_writer
 from spade_faiss.core.errors import InputError
 from spade_faiss.report import exchange as module
-from spade_faiss.report.output_folder import OutputFolder, output_folder
+from spade_faiss.report.output_folder import OutputFolder, check_folder, output_folder
 from tests.support.scores import leftovers
 
 FIRST = {"scores.h5": "1", "regions.csv": "1", "report.json": "1", "overlays/a.png": "1", "overlays/spot/b.png": "1"}
@@ -385,3 +389,55 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Path, "mkdir", denied)
     with pytest.raises(InputError, match=r"cannot write results to .*out: Permission denied"):
         run(tmp_path / "out", FIRST)
+
+
+class Interruption:
+    """Sends SIGINT before one line of what holds a folder of results, counted over all of its modules."""
+
+    files = frozenset({module.__file__, interrupts.__file__, sole_writer.__file__, check_folder.__code__.co_filename})
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+        self.line = ""
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> Interruption | None:
+        if frame.f_code.co_filename not in self.files:
+            return None
+        # Python looks for signals where something is called or repeated: never at a `try`, before which all is done.
+        text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+        if event == "line" and text != "try:":
+            self._left -= 1
+            if self._left == 0:
+                self.line = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}: {text}"
+                signal.raise_signal(signal.SIGINT)
+        return self
+
+
+@pytest.mark.parametrize("has_results", [False, True])
+def test_an_interrupt_at_any_line_leaves_one_run_and_nothing_else(tmp_path: Path, has_results: bool) -> None:
+    """Fault: a signal in the midst of taking or giving back the lock left a folder beside the results."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    lines = set[str]()
+    try:
+        for number in itertools.count(1):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            if has_results:
+                run(folder / "out", FIRST)
+            interruption = Interruption(number)
+            sys.settrace(interruption)
+            try:
+                run(folder / "out", SECOND)
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+            assert [path.name for path in folder.iterdir() if path.name != "out"] == [], interruption.line
+            found = shown(folder / "out")
+            assert found == SECOND or found == (FIRST if has_results else {}), interruption.line
+            if not interruption.line:
+                break
+            lines.add(interruption.line)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(lines) > 80
