@@ -22,6 +22,7 @@ from spade_faiss.scoring.neighbors import ImageSearch
 from spade_faiss.search.blocks import StoredArray
 from spade_faiss.search.levels import parts_of
 from spade_faiss.search.protocol import Hits, WindowedSearch
+from spade_faiss.search.reach import BYTES_A_LOCATION
 from spade_faiss.search.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class OwnedLevelSearch(LevelSearch):
 
     def working_bytes(self, images: int) -> int:
         """See `LevelSearch`: what travels, and what is merged."""
-        counted = 192 * self.own_rois  # how far windows reach, and what that is computed from
+        counted = BYTES_A_LOCATION * self.own_rois
         answers = images * self.level.locations * (3 * (4 * self.method.kappa + 2 * _PLACE_BYTES) + counted)
         return 2 * images * float32_bytes(self.level.shape) + answers
 

@@ -20,7 +20,7 @@ from spade_faiss.search.native.extension import usable_simd_level
 from spade_faiss.search.native.gallery import can_be_mapped
 from spade_faiss.search.native.sums import STEP_BYTES, kernel_sq_dist
 from spade_faiss.search.protocol import Encoded, Hits, NoSettings, SearchMethod
-from spade_faiss.search.reach import Reach, reach_of
+from spade_faiss.search.reach import BYTES_A_LOCATION, Reach, reach_of
 from spade_faiss.search.running_best import RunningBest
 from spade_faiss.search.workers import Workers
 
@@ -78,7 +78,7 @@ class LocationSearch:
     def working_bytes(self, images: int, k_gallery: int, kappa: int) -> int:
         """See `GallerySearch`."""
         # What is counted and summed up of each query, where images have regions of their own.
-        counted = 192 * images * self._level.locations if self._blocks.partial else 0
+        counted = BYTES_A_LOCATION * images * self._level.locations if self._blocks.partial else 0
         return counted + self._search.working_bytes(images, k_gallery, kappa)
 
     def __call__(self, xq: FloatArray, neighbors: IntArray, kappa: int) -> Hits:

@@ -9,6 +9,9 @@ from spade_faiss.core.types import IntArray
 
 Reach = npt.NDArray[np.int32]
 
+# The most that counting and `reach_of` take at a time, for each location of each image.
+BYTES_A_LOCATION = 192
+
 
 def reach_of(held: IntArray, inspected: npt.NDArray[np.bool_], radius: int, kappa: int) -> Reach:
     """How many cells the window of each location reaches up, down, left and right.

@@ -129,7 +129,8 @@ class Cache:
     def _evict(self, needed: int) -> int:
         """Return how many bytes files take after some were deleted."""
         with FileLock(self.folder / "evict.lock"):
-            self._delete_leftovers()
+            if self._known is None:  # once: it walks through all that is here
+                self._delete_leftovers()
             total = self._evict_free(needed)
             if total + needed > self.most_bytes:
                 let_go()  # of what this process has mapped and does not use
